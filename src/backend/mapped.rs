@@ -1,0 +1,29 @@
+//! Files as memory.
+//!
+//! Mapping is `unsafe` in Rust, since whoever shortens the file while it is mapped makes its reader fail with a bus
+//! error; so it lives here, and the rest of the crate sees plain bytes.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use bytes::Bytes;
+
+/// The bytes of a regular file, mapped read-only and private; pages are read when first touched.
+pub fn map_file(path: &Path) -> io::Result<Bytes> {
+    let file = File::open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    if meta.len() == 0 {
+        return Ok(Bytes::new());
+    }
+    // SAFETY: the map is private and read-only, so nothing here writes to it. Another process that truncates the file
+    // ends this one by SIGBUS, and one that overwrites it in place changes the bytes: a worker maps only its own
+    // content-addressed copies, which are written once and renamed into place; the command line maps what its user
+    // names, as every prover does.
+    let map = unsafe { memmap2::Mmap::map(&file)? };
+    Ok(Bytes::from_owner(map))
+}

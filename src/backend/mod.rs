@@ -1,0 +1,157 @@
+//! Devices that compute the five commitments of a Groth16 proof. The only room with `unsafe`.
+//!
+//! A [`Backend`] is one device. It loads a proving key and computes, for a witness, five multi-scalar products:
+//! deterministic, so that any two backends compare exactly. Blinding and assembly are `groth16`'s.
+
+pub mod cpu;
+pub mod mapped;
+
+use std::sync::Arc;
+
+use crate::model::{G1, G2, ProvingKey, StopReason, StopToken, Witness};
+
+/// What kind of device a backend drives.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU by our own kernels.
+    Cuda,
+    /// A device by ICICLE's libraries.
+    Icicle,
+}
+
+impl DeviceKind {
+    /// As printed and used in labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+            Self::Icicle => "icicle",
+        }
+    }
+}
+
+/// A device as found at start.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct DeviceInfo {
+    /// Its kind.
+    pub kind: DeviceKind,
+    /// What it calls itself.
+    pub name: String,
+    /// Number among its kind.
+    pub ordinal: u32,
+    /// Threads a proof may use, for the CPU.
+    pub threads: usize,
+    /// Memory, bytes; 0 where unknown.
+    pub memory: u64,
+}
+
+impl DeviceInfo {
+    /// Short label, such as `cpu:0`.
+    pub fn label(&self) -> String {
+        format!("{}:{}", self.kind.as_str(), self.ordinal)
+    }
+}
+
+/// Memory a key needs on a device, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Footprint {
+    /// As long as the key is loaded.
+    pub resident: u64,
+    /// More for each proof in flight.
+    pub per_proof: u64,
+}
+
+/// The five products, before blinding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commitments {
+    /// Σ wᵢ·Aᵢ
+    pub a: G1,
+    /// Σ wᵢ·Bᵢ in G1
+    pub b1: G1,
+    /// Σ wᵢ·Bᵢ in G2
+    pub b2: G2,
+    /// Σ wᵢ·Cᵢ over private wires
+    pub c: G1,
+    /// Σ hᵢ·Hᵢ over the domain
+    pub h: G1,
+}
+
+/// What can go wrong on a device. Only `Shape` is the caller's fault; any other permits another device.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BackendError {
+    /// The device cannot be used.
+    #[error("{device} cannot be used: {why}")]
+    Unavailable {
+        /// Which device.
+        device: String,
+        /// Why.
+        why: String,
+    },
+    /// The device's memory does not suffice.
+    #[error("out of device memory: {needed} bytes needed, {free} free")]
+    OutOfMemory {
+        /// Bytes asked for.
+        needed: u64,
+        /// Bytes there are.
+        free: u64,
+    },
+    /// A call on the device failed.
+    #[error("{op} failed on the device with code {code}")]
+    Device {
+        /// Which call.
+        op: &'static str,
+        /// Its code.
+        code: i64,
+    },
+    /// Sizes do not fit together.
+    #[error("{what}: expected {expected}, got {got}")]
+    Shape {
+        /// What has the wrong size.
+        what: &'static str,
+        /// The size it should have.
+        expected: u64,
+        /// The size it has.
+        got: u64,
+    },
+    /// The work was asked to stop.
+    #[error("stopped: {0:?}")]
+    Stopped(StopReason),
+}
+
+/// Hears how far work is.
+pub trait Progress: Sync {
+    /// `fraction` of the present stage is done, 0 to 1.
+    fn report(&self, fraction: f32);
+}
+
+/// Nobody listens.
+pub struct Quiet;
+
+impl Progress for Quiet {
+    fn report(&self, _: f32) {}
+}
+
+/// One device.
+pub trait Backend: Send + Sync {
+    /// What it is.
+    fn device(&self) -> &DeviceInfo;
+    /// Memory a key would need.
+    fn footprint(&self, key: &ProvingKey) -> Footprint;
+    /// Makes a key ready for proofs.
+    fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError>;
+}
+
+/// A key on a device.
+pub trait LoadedKey: Send + Sync {
+    /// The key it was loaded from.
+    fn key(&self) -> &Arc<ProvingKey>;
+    /// The five products for a witness of `n_vars` values. Looks at `stop` between steps.
+    fn commit(&self, witness: &Witness, stop: &StopToken, on: &dyn Progress) -> Result<Commitments, BackendError>;
+    /// Several witnesses of one circuit; one by one unless the device knows better.
+    fn commit_batch(&self, witnesses: &[&Witness], stop: &StopToken) -> Vec<Result<Commitments, BackendError>> {
+        witnesses.iter().map(|w| self.commit(w, stop, &Quiet)).collect()
+    }
+}

@@ -1,0 +1,38 @@
+//! prover-worker: Groth16 proofs of circom circuits on BN254, from a queue.
+//!
+//! ```text
+//!  Job ──► Witness ──► Commitments ──► Proof ──► Artifact
+//! (queue)  (witness)    (backend)     (groth16,   (store,
+//!                                      verified)   artifacts)
+//! ```
+//!
+//! Everything the program does is one trip along this line. The command `prove` walks it once; a worker walks it
+//! for ever.
+//!
+//! | layer | module | what it may touch |
+//! |---|---|---|
+//! | 7 | [`cli`] | arguments, terminal |
+//! | 6 | [`http`] | requests |
+//! | 5 | [`worker`] | joins the rooms below; no SQL, no FFI |
+//! | 4 | [`registry`] | circuits, the loaded-key cache |
+//! | 3 | [`groth16`], [`store`], [`queue`], [`artifacts`], [`witness`] | randomness; SQL; Redis; objects; the sandbox |
+//! | 2 | [`backend`] | devices, FFI, SIMD: the only `unsafe` in the crate |
+//! | 1 | [`formats`], [`config`], [`telemetry`] | bytes; the environment; the subscriber |
+//! | 0 | [`model`] | plain nouns |
+//!
+//! Arrows point down only; `tests/layering.rs` fails on one that points up.
+
+pub mod artifacts;
+pub mod backend;
+pub mod cli;
+pub mod config;
+pub mod formats;
+pub mod groth16;
+pub mod http;
+pub mod model;
+pub mod queue;
+pub mod registry;
+pub mod store;
+pub mod telemetry;
+pub mod witness;
+pub mod worker;

@@ -1,0 +1,23 @@
+//! Plain nouns: what a job, a circuit, a key, a witness and a proof are. No I/O.
+
+mod circuit;
+mod curve;
+mod hash;
+mod job;
+mod key;
+mod proof;
+mod stop;
+mod witness;
+
+pub use circuit::{Circuit, CircuitName, InvalidName};
+pub use curve::{FQ_MODULUS_DEC, FR_MODULUS_DEC, Fq, Fq2, Fr, G1, G1Affine, G2, G2Affine};
+pub use hash::ContentHash;
+pub use job::{
+    Attempt, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Priority, Stage, StageTimes, Tries,
+    WorkerId,
+};
+pub use key::{CoefficientEntry, KeyHeader, KeySections, ProvingKey, g1_raw, g2_raw};
+pub(crate) use key::{ENTRY_BYTES, G1_BYTES, G2_BYTES, entry, fq_raw, limbs};
+pub use proof::{Proof, PublicInputs, VerificationKey};
+pub use stop::{StopReason, StopToken};
+pub use witness::Witness;

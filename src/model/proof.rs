@@ -1,0 +1,40 @@
+//! A proof, what it proves, and the key that verifies it.
+
+use super::{Fr, G1Affine, G2Affine};
+
+/// A Groth16 proof.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// π_A = α + Σ wᵢ·Aᵢ(τ) + r·δ, in G1.
+    pub a: G1Affine,
+    /// π_B = β + Σ wᵢ·Bᵢ(τ) + s·δ, in G2.
+    pub b: G2Affine,
+    /// π_C, in G1.
+    pub c: G1Affine,
+}
+
+/// The public values w\[1..=nPublic\]: outputs first, then public inputs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicInputs(pub Vec<Fr>);
+
+/// What a verifier needs. `ic` has one point more than there are public values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerificationKey {
+    /// \[α\]₁
+    pub alpha_g1: G1Affine,
+    /// \[β\]₂
+    pub beta_g2: G2Affine,
+    /// \[γ\]₂
+    pub gamma_g2: G2Affine,
+    /// \[δ\]₂
+    pub delta_g2: G2Affine,
+    /// Per public value, and first for the constant 1: \[(β·Aᵢ + α·Bᵢ + Cᵢ)(τ)/γ\]₁
+    pub ic: Vec<G1Affine>,
+}
+
+impl VerificationKey {
+    /// Number of public values.
+    pub fn n_public(&self) -> usize {
+        self.ic.len().saturating_sub(1)
+    }
+}

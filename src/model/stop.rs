@@ -1,0 +1,67 @@
+//! Asking running work to stop.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Instant;
+
+/// Why work is asked to stop.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StopReason {
+    /// Somebody cancelled the job.
+    Cancelled,
+    /// The time allowed for it is over.
+    TimedOut,
+    /// The worker is shutting down.
+    Draining,
+    /// The lease went to another worker.
+    LeaseLost,
+}
+
+/// A shared flag that long work looks at between its steps. Clones share the flag; the first reason given stays.
+#[derive(Clone, Debug, Default)]
+pub struct StopToken {
+    flag: Arc<AtomicU8>,
+    deadline: Option<Instant>,
+}
+
+impl StopToken {
+    /// A token that nobody has stopped.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The same flag with a deadline of its own: past it the token reads as [`StopReason::TimedOut`]. The nearer of
+    /// two deadlines holds.
+    pub fn with_deadline(&self, at: Instant) -> Self {
+        let deadline = Some(self.deadline.map_or(at, |d| d.min(at)));
+        Self { flag: self.flag.clone(), deadline }
+    }
+
+    /// The deadline, if there is one.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Asks the work to stop.
+    pub fn stop(&self, why: StopReason) {
+        let code = match why {
+            StopReason::Cancelled => 1,
+            StopReason::TimedOut => 2,
+            StopReason::Draining => 3,
+            StopReason::LeaseLost => 4,
+        };
+        let _ = self.flag.compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// Whether and why the work is to stop.
+    pub fn stopped(&self) -> Option<StopReason> {
+        match self.flag.load(Ordering::Acquire) {
+            0 if self.deadline.is_some_and(|d| Instant::now() >= d) => Some(StopReason::TimedOut),
+            0 => None,
+            1 => Some(StopReason::Cancelled),
+            2 => Some(StopReason::TimedOut),
+            3 => Some(StopReason::Draining),
+            _ => Some(StopReason::LeaseLost),
+        }
+    }
+}

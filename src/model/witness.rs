@@ -1,0 +1,48 @@
+//! The witness: a secret.
+
+use std::fmt;
+
+use ark_ff::BigInteger256;
+use zeroize::Zeroize;
+
+/// Values of all wires, w\[0\] = 1, then outputs, public inputs, private inputs and internal wires.
+///
+/// Each is four 64-bit limbs, little-endian, plain (not Montgomery), below r: whoever builds one has checked that.
+/// Overwritten with zeros when dropped; `Debug` shows the length only.
+pub struct Witness(Vec<BigInteger256>);
+
+impl Witness {
+    /// Wraps values that the caller has checked to be below r.
+    pub fn from_canonical(values: Vec<BigInteger256>) -> Self {
+        Self(values)
+    }
+
+    /// The values, one a wire.
+    pub fn values(&self) -> &[BigInteger256] {
+        &self.0
+    }
+
+    /// Number of wires.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is no wire at all.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        for v in &mut self.0 {
+            v.0.zeroize();
+        }
+    }
+}
+
+impl fmt::Debug for Witness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Witness({} wires, secret)", self.0.len())
+    }
+}

@@ -1,0 +1,197 @@
+//! The store: authority on circuits and jobs.
+//!
+//! Every change of a running job carries its [`Attempt`]; one that no longer holds changes nothing and answers
+//! [`Held::Lost`]. All times are the database's own clock. The queue is disposable: whatever it loses,
+//! [`Store::due`] finds again.
+
+mod sqlite;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+pub use sqlite::SqliteStore;
+
+use crate::model::{Attempt, Circuit, CircuitName, Job, JobError, JobId, JobResult, JobState, NewJob, Stage, WorkerId};
+
+/// What a submit came to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Submitted {
+    /// A new job.
+    Created(Job),
+    /// The same job had been submitted before (by id or by idempotency key, with the same body).
+    Existing(Job),
+}
+
+impl Submitted {
+    /// The job, new or not.
+    pub fn job(&self) -> &Job {
+        match self {
+            Self::Created(j) | Self::Existing(j) => j,
+        }
+    }
+}
+
+/// A job in hand: a lease on it and its input.
+pub struct Claim {
+    /// The job as claimed; `job.attempt` is the holder's fencing token.
+    pub job: Job,
+    /// Input JSON, or a .wtns file where the circuit has no witness program. A secret.
+    pub input: zeroize::Zeroizing<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Claim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Claim").field("job", &self.job.id).field("input", &"secret").finish()
+    }
+}
+
+/// Whether a guarded change took effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// The attempt holds. `cancel` says whether somebody asked to cancel the job.
+    Yes {
+        /// Somebody asked to cancel the job.
+        cancel: bool,
+    },
+    /// The attempt no longer holds; nothing changed.
+    Lost,
+}
+
+/// What is to become of a job whose attempt failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// Queued again, not before this much time has passed.
+    After(Duration),
+    /// Failed for good.
+    Never,
+}
+
+/// What a cancel came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cancelled {
+    /// It was queued and is cancelled now.
+    Now,
+    /// It is running; its worker will stop it.
+    Requested,
+    /// It had reached this final state before.
+    TooLate(JobState),
+    /// There is no such job.
+    Unknown,
+}
+
+/// Which jobs to list, newest first.
+#[derive(Debug, Clone, Copy)]
+pub struct JobFilter {
+    /// Only those in this state.
+    pub state: Option<JobState>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// Jobs by state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Waiting.
+    pub queued: u64,
+    /// Held by a worker.
+    pub running: u64,
+    /// With a proof.
+    pub done: u64,
+    /// Failed for good.
+    pub failed: u64,
+    /// Cancelled.
+    pub cancelled: u64,
+}
+
+/// What can go wrong in a store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No circuit by that name.
+    #[error("no circuit {0} is registered")]
+    UnknownCircuit(CircuitName),
+    /// The id or the idempotency key belongs to a job with another body.
+    #[error("{what} is taken by job {id}, which asks for something else")]
+    Conflict {
+        /// "idempotency key …" or "id …".
+        what: String,
+        /// The job that has it.
+        id: JobId,
+    },
+    /// A circuit that unfinished jobs need.
+    #[error("circuit {name} has {unfinished} unfinished jobs; cancel them first")]
+    InUse {
+        /// Which circuit.
+        name: CircuitName,
+        /// Jobs queued or running.
+        unfinished: u64,
+    },
+    /// The schema was written by a newer program.
+    #[error("the database's schema is newer than this program; use the newer version of prover-worker")]
+    NewerSchema,
+    /// The database failed.
+    #[error("database: {0}")]
+    Database(#[from] sqlx::Error),
+    /// A row does not read as what it should be.
+    #[error("database: column {column} holds what this program cannot read: {why}")]
+    Corrupt {
+        /// The column.
+        column: &'static str,
+        /// Why it cannot be read.
+        why: String,
+    },
+}
+
+/// Circuits and jobs, durable. The conformance suite in `tests/store` runs over every implementation.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Registers a circuit, or puts new content under its name; `created_at` is set by the store.
+    async fn put_circuit(&self, circuit: &Circuit) -> Result<Circuit, StoreError>;
+    /// A circuit by name.
+    async fn circuit(&self, name: &CircuitName) -> Result<Option<Circuit>, StoreError>;
+    /// All circuits, by name.
+    async fn circuits(&self) -> Result<Vec<Circuit>, StoreError>;
+    /// Forgets a circuit; false if there was none. Refused with [`StoreError::InUse`] while unfinished jobs need it.
+    async fn remove_circuit(&self, name: &CircuitName) -> Result<bool, StoreError>;
+
+    /// Writes a job and its input down in one transaction. Idempotent by id and by idempotency key.
+    async fn submit(&self, new: &NewJob, input: &[u8]) -> Result<Submitted, StoreError>;
+    /// A job.
+    async fn job(&self, id: JobId) -> Result<Option<Job>, StoreError>;
+    /// Jobs, newest first.
+    async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, StoreError>;
+    /// Takes a job: one that is queued and due, or running with a lapsed lease (which counts in `tries.lost`), or the
+    /// answer is `None`. The attempt grows by one, the lease lasts `lease` from now.
+    async fn claim(&self, id: JobId, worker: &WorkerId, lease: Duration) -> Result<Option<Claim>, StoreError>;
+    /// Renews the lease and notes how far the job is. A lease that lapsed but that nobody took is renewed.
+    async fn heartbeat(
+        &self,
+        id: JobId,
+        attempt: Attempt,
+        lease: Duration,
+        stage: Stage,
+        progress: f32,
+    ) -> Result<Held, StoreError>;
+    /// Result, state and the end of the input, in one transaction.
+    async fn finish(&self, id: JobId, attempt: Attempt, result: &JobResult) -> Result<Held, StoreError>;
+    /// An attempt failed: counts it in its class's budget and queues the job again or fails it for good (which also
+    /// ends its input).
+    async fn fail(&self, id: JobId, attempt: Attempt, error: &JobError, retry: Retry) -> Result<Held, StoreError>;
+    /// Hands a job back unharmed, due at once: not a failed attempt.
+    async fn release(&self, id: JobId, attempt: Attempt) -> Result<Held, StoreError>;
+    /// The holder ends a job whose cancellation was requested; ends its input too.
+    async fn confirm_cancel(&self, id: JobId, attempt: Attempt) -> Result<Held, StoreError>;
+    /// Cancels a job: at once when it is queued, by request when it runs. Ends the input of one cancelled at once.
+    async fn cancel(&self, id: JobId) -> Result<Cancelled, StoreError>;
+    /// Jobs a queue should know of: queued and due, or running with a lapsed lease; best first (priority, then age).
+    async fn due(&self, limit: u32) -> Result<Vec<(JobId, crate::model::Priority)>, StoreError>;
+    /// A number that changes when another connection wrote to the store, where that can be told cheaply; a reconciler
+    /// may skip its look while it stands still.
+    async fn change_marker(&self) -> Result<Option<i64>, StoreError>;
+    /// Jobs by state.
+    async fn counts(&self) -> Result<Counts, StoreError>;
+    /// Inputs still held, for tests and `doctor`: none belongs to a job in a final state.
+    async fn inputs_held(&self) -> Result<u64, StoreError>;
+    /// Whether the store answers.
+    async fn ping(&self) -> Result<(), StoreError>;
+}

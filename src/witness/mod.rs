@@ -1,0 +1,44 @@
+//! Witness generation, in a sandbox.
+
+mod inputs;
+mod wasm;
+
+pub use inputs::{InputError, Inputs};
+pub use wasm::{Limits, ModuleCache, WasmInfo, WasmWitness};
+
+use crate::model::{StopReason, StopToken, Witness};
+
+/// Why there is no witness. Messages name signals and counts, never values.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WitnessError {
+    /// The input is not what the circuit takes.
+    #[error("{0}")]
+    Input(#[from] InputError),
+    /// The module is not a witness program of a circom circuit on this curve.
+    #[error("not a circom witness program: {0}")]
+    Module(String),
+    /// The module could not be compiled within its bounds.
+    #[error("the witness program could not be compiled: {0}")]
+    Compile(String),
+    /// The circuit refuses the input: a constraint or an assert fails. Holds circom's own words and template trace.
+    #[error("the circuit refuses this input: {0}")]
+    Assert(String),
+    /// The program broke: a trap, or an answer that makes no sense.
+    #[error("the witness program broke: {0}")]
+    Trap(String),
+    /// More memory than allowed.
+    #[error("the witness program wants more than its {limit} bytes of memory")]
+    Memory {
+        /// Bytes allowed.
+        limit: u64,
+    },
+    /// It took too long or was told to stop.
+    #[error("the witness program was stopped ({0:?})")]
+    Stopped(StopReason),
+}
+
+/// Computes witnesses of one circuit.
+pub trait WitnessGenerator: Send + Sync {
+    /// The witness for these inputs, by a fresh instance. Ends soon after `stop` says so.
+    fn generate(&self, inputs: &Inputs, stop: &StopToken) -> Result<Witness, WitnessError>;
+}
