@@ -1,1 +1,7 @@
-fn main() {}
+//! Exit codes only: 0 success, 1 failed, 2 usage.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    prover_worker::cli::main()
+}

@@ -1,1 +1,108 @@
-//! x
+//! The command line: one file a subcommand.
+//!
+//! Results go to standard output (`--json`: one JSON document), everything else to standard error. Exit code 0 is
+//! success, 1 failed, 2 usage. An error is one sentence on standard error, beginning with `error: `.
+
+mod circuits;
+mod demo;
+mod devices;
+mod doctor;
+mod export;
+mod inspect;
+mod jobs;
+mod output;
+mod prove;
+mod serve;
+mod setup;
+mod verify;
+mod witness;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use output::{CliError, Output};
+
+/// Groth16 proofs of circom circuits on BN254: from files, or as a worker on a queue.
+#[derive(Parser)]
+#[command(name = "prover-worker", version, about, disable_help_subcommand = true)]
+struct Cli {
+    /// Print results as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a proof from files.
+    Prove(prove::Args),
+    /// Compute a witness.
+    Witness(witness::Args),
+    /// Verify a proof.
+    Verify(verify::Args),
+    /// Make a throw-away development key. Unsafe for production.
+    Setup(setup::Args),
+    /// Show what is in a zkey, wtns, r1cs, wasm, proof or key file.
+    Inspect(inspect::Args),
+    /// Write a verification key, or a proof as Solidity calldata.
+    #[command(subcommand)]
+    Export(export::Args),
+    /// Register and list circuits.
+    #[command(subcommand)]
+    Circuits(circuits::Args),
+    /// Submit a job.
+    Submit(jobs::SubmitArgs),
+    /// Show a job.
+    Status(jobs::StatusArgs),
+    /// List jobs.
+    Jobs(jobs::ListArgs),
+    /// Write a finished job's proof to files.
+    Proof(jobs::ProofArgs),
+    /// Cancel a job.
+    Cancel(jobs::CancelArgs),
+    /// Run the worker.
+    Serve(serve::Args),
+    /// Show the devices found and which one is used.
+    Devices(devices::Args),
+    /// Check the set-up and say what to mend.
+    Doctor(doctor::Args),
+    /// Register a bundled circuit and prove real inputs through the queue.
+    Demo(demo::Args),
+    /// Compile one witness program into the module cache (run by the program itself, as a bounded child).
+    #[command(name = "compile-witness", hide = true)]
+    CompileWitness(witness::CompileArgs),
+}
+
+/// Parses the arguments, runs the subcommand, reports its error.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let out = Output::new(cli.json);
+    let ran = match cli.command {
+        Command::Prove(a) => prove::run(a, &out),
+        Command::Witness(a) => witness::run(a, &out),
+        Command::Verify(a) => verify::run(a, &out),
+        Command::Setup(a) => setup::run(a, &out),
+        Command::Inspect(a) => inspect::run(a, &out),
+        Command::Export(a) => export::run(a, &out),
+        Command::Circuits(a) => circuits::run(a, &out),
+        Command::Submit(a) => jobs::submit(a, &out),
+        Command::Status(a) => jobs::status(a, &out),
+        Command::Jobs(a) => jobs::list(a, &out),
+        Command::Proof(a) => jobs::proof(a, &out),
+        Command::Cancel(a) => jobs::cancel(a, &out),
+        Command::Serve(a) => serve::run(a, &out),
+        Command::Devices(a) => devices::run(a, &out),
+        Command::Doctor(a) => doctor::run(a, &out),
+        Command::Demo(a) => demo::run(a, &out),
+        Command::CompileWitness(a) => witness::compile(a),
+    };
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            out.error(&e);
+            ExitCode::from(e.code())
+        }
+    }
+}

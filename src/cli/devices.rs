@@ -1,0 +1,9 @@
+//! x
+use super::{CliError, Output};
+/// x
+#[derive(clap::Args)]
+pub struct Args {}
+/// x
+pub fn run(_a: Args, _out: &Output) -> Result<(), CliError> {
+    todo!()
+}

@@ -1,0 +1,88 @@
+//! What the command line prints.
+
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+/// Why a subcommand ends without success.
+#[derive(Debug)]
+pub enum CliError {
+    /// It failed (exit code 1); the sentence says why.
+    Failed(String),
+    /// It failed (exit code 1) and has said so itself, as `verify` does with INVALID.
+    Said,
+    /// Its arguments do not fit together (exit code 2).
+    Usage(String),
+}
+
+impl CliError {
+    /// A failure with its sentence.
+    pub fn failed(why: impl Display) -> Self {
+        Self::Failed(why.to_string())
+    }
+
+    /// Exit code.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Failed(_) | Self::Said => 1,
+            Self::Usage(_) => 2,
+        }
+    }
+}
+
+/// Where results go: text for people or one JSON document.
+pub struct Output {
+    json: bool,
+}
+
+impl Output {
+    /// Text, or JSON.
+    pub fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// Whether JSON is asked for.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Prints a result: `value` as JSON, or the text. A closed pipe is no error: whoever reads has seen enough.
+    pub fn result(&self, value: &impl Serialize, text: impl FnOnce() -> String) {
+        let line = if self.json { serde_json::to_string(value).unwrap_or_else(|e| e.to_string()) } else { text() };
+        let _ = writeln!(std::io::stdout().lock(), "{}", line.trim_end_matches('\n'));
+    }
+
+    /// Prints a remark for people; silent with `--json`.
+    pub fn note(&self, line: impl Display) {
+        if !self.json {
+            eprintln!("{line}");
+        }
+    }
+
+    /// Prints an error as one line, whatever line breaks its sources carry.
+    pub fn error(&self, e: &CliError) {
+        let text = match e {
+            CliError::Failed(t) | CliError::Usage(t) => t,
+            CliError::Said => return,
+        };
+        let line = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" | ");
+        eprintln!("error: {line}");
+    }
+
+    /// A progress bar on standard error, hidden unless that is a terminal and text is asked for. Runs from 0 to 1000.
+    pub fn bar(&self, what: &'static str) -> ProgressBar {
+        let bar = ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::hidden());
+        if !self.json && std::io::stderr().is_terminal() {
+            bar.set_draw_target(ProgressDrawTarget::stderr());
+            bar.enable_steady_tick(Duration::from_millis(100));
+        }
+        if let Ok(style) = ProgressStyle::with_template("{msg:9} [{bar:40}] {percent:>3}% {elapsed}") {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_message(what);
+        bar
+    }
+}
