@@ -15,13 +15,12 @@ use crate::model::{
     Fq, Fr, G1, G1Affine, G2, G2Affine, KeyHeader, KeySections, ProvingKey, StopToken, VerificationKey, Witness,
 };
 
-const WIRES: usize = 23;
-const PUBLIC: usize = 2;
-const DOMAIN: usize = 16;
-
 /// Loads the small key on the device and compares each product.
 pub fn run(backend: &dyn Backend) -> Result<(), BackendError> {
-    let case = Case::new();
+    compare(backend, &Case::new(23, 2, 16))
+}
+
+fn compare(backend: &dyn Backend, case: &Case) -> Result<(), BackendError> {
     let expected = case.expected();
     let loaded = backend.load(Arc::new(case.key()))?;
     let witness = Witness::from_canonical(case.witness.iter().map(|w| w.into_bigint()).collect());
@@ -47,6 +46,8 @@ pub fn run(backend: &dyn Backend) -> Result<(), BackendError> {
 type Entry = (u32, u32, u32, Fr);
 
 struct Case {
+    public: usize,
+    domain: usize,
     witness: Vec<Fr>,
     a: Vec<Fr>,
     b: Vec<Fr>,
@@ -56,32 +57,32 @@ struct Case {
 }
 
 impl Case {
-    fn new() -> Self {
+    /// A key for `wires` wires (at least `public` + 1 of them) over a domain of `domain` points.
+    fn new(wires: usize, public: usize, domain: usize) -> Self {
         // Any fixed sequence serves: powers of a constant.
         let mut state = Fr::from(0x70726f766572u64);
         let mut next = || {
             state = state.square() + Fr::from(7u64);
             state
         };
-        let mut witness: Vec<Fr> = (0..WIRES).map(|_| next()).collect();
+        let mut witness: Vec<Fr> = (0..wires).map(|_| next()).collect();
         witness[0] = Fr::one();
-        witness[3] = Fr::zero();
-        witness[4] = Fr::one();
-        witness[5] = -Fr::one();
-        witness[6] = Fr::from(1u64 << 40);
-        witness[7] = -Fr::from(200u64);
+        let special = [Fr::zero(), Fr::one(), -Fr::one(), Fr::from(1u64 << 40), -Fr::from(200u64)];
+        for (slot, value) in witness.iter_mut().skip(3).step_by(2).zip(special) {
+            *slot = value;
+        }
         let mut dlogs = |n: usize, holes: usize| -> Vec<Fr> {
             (0..n).map(|i| if holes > 0 && i % holes == 1 { Fr::zero() } else { next() }).collect()
         };
-        let (a, b, c, h) = (dlogs(WIRES, 7), dlogs(WIRES, 3), dlogs(WIRES - PUBLIC - 1, 0), dlogs(DOMAIN, 0));
+        let (a, b, c, h) = (dlogs(wires, 7), dlogs(wires, 3), dlogs(wires - public - 1, 0), dlogs(domain, 0));
         let mut entries = Vec::new();
-        for row in (0..DOMAIN as u32).rev() {
+        for row in (0..domain as u32).rev() {
             for k in 0..=row % 4 {
-                entries.push((0, row, (5 * row + 3 * k) % WIRES as u32, next()));
-                entries.push((1, row, (3 * row + 7 * k) % WIRES as u32, next()));
+                entries.push((0, row, (5 * row + 3 * k) % wires as u32, next()));
+                entries.push((1, row, (3 * row + 7 * k) % wires as u32, next()));
             }
         }
-        Self { witness, a, b, c, h, entries }
+        Self { public, domain, witness, a, b, c, h, entries }
     }
 
     fn expected(&self) -> Commitments {
@@ -91,21 +92,21 @@ impl Case {
             a: G1::generator() * a,
             b1: G1::generator() * b,
             b2: G2::generator() * b,
-            c: G1::generator() * dot(&self.c, &self.witness[PUBLIC + 1..]),
+            c: G1::generator() * dot(&self.c, &self.witness[self.public + 1..]),
             h: G1::generator() * dot(&self.h, &self.quotient()),
         }
     }
 
     /// a·b − c at the odd points of the double domain, by Lagrange's formula.
     fn quotient(&self) -> Vec<Fr> {
-        let n = DOMAIN as u64;
+        let n = self.domain as u64;
         let omega2 = Fr::get_root_of_unity(2 * n).unwrap_or_default();
         let row = |matrix: u32, row: usize| -> Fr {
             let mine = self.entries.iter().filter(|e| e.0 == matrix && e.1 as usize == row);
             mine.map(|e| e.3 * self.witness[e.2 as usize]).sum()
         };
-        let a: Vec<Fr> = (0..DOMAIN).map(|i| row(0, i)).collect();
-        let b: Vec<Fr> = (0..DOMAIN).map(|i| row(1, i)).collect();
+        let a: Vec<Fr> = (0..self.domain).map(|i| row(0, i)).collect();
+        let b: Vec<Fr> = (0..self.domain).map(|i| row(1, i)).collect();
         let c: Vec<Fr> = a.iter().zip(&b).map(|(a, b)| *a * b).collect();
         // L_i(x) = (xⁿ − 1)·ωⁱ / (n·(x − ωⁱ)); on odd points xⁿ = −1.
         let at = |values: &[Fr], x: Fr| -> Fr {
@@ -116,7 +117,7 @@ impl Case {
             };
             scale * values.iter().enumerate().map(term).sum::<Fr>()
         };
-        (0..DOMAIN as u64)
+        (0..n)
             .map(|i| {
                 let x = omega2.pow([2 * i + 1]);
                 at(&a, x) * at(&b, x) - at(&c, x)
@@ -127,12 +128,13 @@ impl Case {
     fn key(&self) -> ProvingKey {
         let g1 = G1Affine::generator();
         let g2 = G2Affine::generator();
-        let vk = VerificationKey { alpha_g1: g1, beta_g2: g2, gamma_g2: g2, delta_g2: g2, ic: vec![g1; PUBLIC + 1] };
+        let vk =
+            VerificationKey { alpha_g1: g1, beta_g2: g2, gamma_g2: g2, delta_g2: g2, ic: vec![g1; self.public + 1] };
         ProvingKey {
             header: KeyHeader {
-                n_vars: WIRES as u32,
-                n_public: PUBLIC as u32,
-                domain_size: DOMAIN as u32,
+                n_vars: self.witness.len() as u32,
+                n_public: self.public as u32,
+                domain_size: self.domain as u32,
                 beta_g1: g1,
                 delta_g1: g1,
                 vk,
@@ -196,12 +198,54 @@ mod tests {
     use super::super::cpu::CpuBackend;
     use super::super::{DeviceInfo, Footprint, LoadedKey, Progress};
     use super::*;
+    use crate::model::StopReason;
 
     #[test]
     fn the_processor_passes_on_any_number_of_threads() {
         for threads in [1, 2, 3, 8] {
             run(&CpuBackend::new(threads).expect("a pool")).expect("the self-test passes");
         }
+    }
+
+    #[test]
+    fn products_are_right_at_awkward_sizes() {
+        let backend = CpuBackend::new(2).expect("a pool");
+        for (wires, public, domain) in
+            [(1, 0, 1), (2, 1, 1), (2, 0, 2), (3, 2, 4), (31, 1, 8), (33, 32, 32), (70, 5, 64)]
+        {
+            compare(&backend, &Case::new(wires, public, domain)).expect("right");
+        }
+    }
+
+    #[test]
+    fn a_witness_of_another_length_and_indices_out_of_range_are_shape_errors() {
+        let backend = CpuBackend::new(1).expect("a pool");
+        let case = Case::new(9, 1, 8);
+        let loaded = backend.load(Arc::new(case.key())).expect("loads");
+        let short = Witness::from_canonical(vec![BigInteger256::one(); 8]);
+        let error = loaded.commit(&short, &StopToken::new(), &Quiet).expect_err("too short");
+        assert_eq!(error, BackendError::Shape { what: "witness values", expected: 9, got: 8 });
+        for (at, value) in [(0, 2u32), (4, 8), (8, 9), (0, u32::MAX), (4, u32::MAX), (8, u32::MAX)] {
+            let mut key = case.key();
+            let mut entries = key.sections.coefficients.to_vec();
+            entries[at..at + 4].copy_from_slice(&value.to_le_bytes());
+            key.sections.coefficients = entries.into();
+            assert!(matches!(backend.load(Arc::new(key)), Err(BackendError::Shape { .. })));
+        }
+    }
+
+    #[test]
+    fn a_stopped_token_ends_the_work() {
+        let backend = CpuBackend::new(1).expect("a pool");
+        let case = Case::new(9, 1, 8);
+        let loaded = backend.load(Arc::new(case.key())).expect("loads");
+        let witness = Witness::from_canonical(case.witness.iter().map(|w| w.into_bigint()).collect());
+        let stop = StopToken::new();
+        stop.stop(StopReason::Cancelled);
+        let ended = loaded.commit(&witness, &stop, &Quiet);
+        assert_eq!(ended, Err(BackendError::Stopped(StopReason::Cancelled)));
+        let late = StopToken::new().with_deadline(std::time::Instant::now());
+        assert_eq!(loaded.commit(&witness, &late, &Quiet), Err(BackendError::Stopped(StopReason::TimedOut)));
     }
 
     /// A device that computes one product wrong.

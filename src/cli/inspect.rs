@@ -41,8 +41,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let sha256 = ContentHash::of(&bytes);
     bar.finish_and_clear();
     let Value::Object(details) = details else { return Err(CliError::failed("a report is an object")) };
-    let report =
-        Report { file: args.file.clone(), kind, bytes: bytes.len(), sha256, checked: args.check, details };
+    let report = Report { file: args.file.clone(), kind, bytes: bytes.len(), sha256, checked: args.check, details };
     out.result(&report, || {
         let mut lines = vec![format!("{}: {kind}, {} bytes", report.file.display(), report.bytes)];
         lines.push(format!("  sha256: {}", report.sha256));
@@ -109,7 +108,10 @@ fn look(path: &Path, bytes: &bytes::Bytes, check: bool) -> Result<(&'static str,
 fn json_document(path: &Path) -> Result<(&'static str, Value), CliError> {
     let text = files::text(path)?;
     let shape: Value = serde_json::from_str(&text).map_err(|_| {
-        about(path, "not a file of a known kind (zkey, wtns, r1cs, wasm, or the JSON of a proof, a key or public values)")
+        about(
+            path,
+            "not a file of a known kind (zkey, wtns, r1cs, wasm, or the JSON of a proof, a key or public values)",
+        )
     })?;
     if shape.get("pi_a").is_some() {
         files::parsed(path, snarkjs::proof_from_json(&text))?;

@@ -16,10 +16,8 @@ use crate::model::{StopToken, Witness};
 
 /// Arguments of `prove`.
 #[derive(clap::Args)]
-#[command(
-    override_usage = "prover-worker prove <ZKEY> <WITNESS.wtns> <PROOF.json> <PUBLIC.json>\n       \
-                      prover-worker prove --zkey Z (--wasm W --input I | --witness X.wtns) --proof P --public U"
-)]
+#[command(override_usage = "prover-worker prove <ZKEY> <WITNESS.wtns> <PROOF.json> <PUBLIC.json>\n       \
+                      prover-worker prove --zkey Z (--wasm W --input I | --witness X.wtns) --proof P --public U")]
 pub struct Args {
     /// Proving key, witness, and where the proof and the public values go, in rapidsnark's order.
     #[arg(value_names = ["ZKEY", "WITNESS", "PROOF", "PUBLIC"], num_args = 4,

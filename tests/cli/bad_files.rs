@@ -158,10 +158,13 @@ fn wtns_of_every_wrong_kind() {
     bad_wtns("", &changed(&|c| c.section(1)[4] ^= 1));
     bad_wtns("", &changed(&|c| put32(c.section(1), 36, u32::MAX)));
     bad_wtns("", &changed(&|c| put32(c.section(1), 0, 48)));
-    bad_wtns("", &changed(&|c| {
-        let d = c.section(2);
-        d.truncate(d.len() - 32);
-    }));
+    bad_wtns(
+        "",
+        &changed(&|c| {
+            let d = c.section(2);
+            d.truncate(d.len() - 32);
+        }),
+    );
     bad_wtns("", &changed(&|c| c.section(2)[0] = 2));
     bad_wtns("", &changed(&|c| c.section(2)[64..96].fill(0xff)));
     // One value changed: nobody but the verifier can tell.

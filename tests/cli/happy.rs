@@ -116,9 +116,8 @@ fn real_circuits_prove_and_verify_with_both_of_their_keys() {
         let zkey = at("circuit.zkey");
         run(dir.path(), &["inspect", "--check", s(&zkey)]).ok();
         run(dir.path(), &["prove", s(&zkey), s(&at("witness.wtns")), "p.json", "u.json"]).ok();
-        let json = |p: &std::path::Path| -> serde_json::Value {
-            serde_json::from_slice(&std::fs::read(p).unwrap()).unwrap()
-        };
+        let json =
+            |p: &std::path::Path| -> serde_json::Value { serde_json::from_slice(&std::fs::read(p).unwrap()).unwrap() };
         assert_eq!(json(&dir.path().join("u.json")), json(&at("public.json")));
         for key in ["verification_key.json", "vkey_shipped.json"].map(at).into_iter().filter(|p| p.is_file()) {
             let ran = run(dir.path(), &["verify", "--vkey", s(&key), "--public", "u.json", "--proof", "p.json"]).ok();

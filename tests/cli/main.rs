@@ -2,6 +2,6 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod bad_files;
-mod harness;
 mod happy;
+mod harness;
 mod usage;
