@@ -6,11 +6,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::files::{self, about};
-use super::{CliError, Output};
-use crate::config;
+use super::{CliError, Output, witness};
 use crate::formats::{r1cs, snarkjs, wtns, zkey};
 use crate::model::ContentHash;
-use crate::witness::WasmWitness;
 
 /// Arguments of `inspect`.
 #[derive(clap::Args)]
@@ -95,10 +93,8 @@ fn look(path: &Path, bytes: &bytes::Bytes, check: bool) -> Result<(&'static str,
             ))
         }
         Some(b"\0asm") => {
-            let program = WasmWitness::load(bytes, config::witness_limits(), &config::module_cache());
-            let program = program.map_err(|e| about(path, e))?;
-            let info = program.info();
-            Ok(("circom witness program", serde_json::to_value(info).map_err(CliError::failed)?))
+            let program = witness::load(bytes).map_err(|e| about(path, e))?;
+            Ok(("circom witness program", serde_json::to_value(program.info()).map_err(CliError::failed)?))
         }
         _ => json_document(path),
     }

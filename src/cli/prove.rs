@@ -9,7 +9,6 @@ use serde::Serialize;
 use super::files::{self, about};
 use super::{CliError, Output, witness};
 use crate::backend::{Progress, discover};
-use crate::config;
 use crate::formats::{snarkjs, wtns};
 use crate::groth16::{self, Verifier};
 use crate::model::{StopToken, Witness};
@@ -107,7 +106,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let witness_ms = ms(start.elapsed());
 
     bar.set_message("load");
-    let choice = config::backend_choice().map_err(CliError::Usage)?;
+    let choice = crate::backend::BackendChoice::Auto;
     let found = discover(choice, args.threads).map_err(CliError::failed)?;
     let device = found.devices.first().ok_or_else(|| CliError::failed("no device passed its self-test"))?;
     let start = Instant::now();

@@ -6,10 +6,9 @@ use serde::Serialize;
 
 use super::files::{self, about};
 use super::{CliError, Output};
-use crate::config;
 use crate::formats::wtns;
 use crate::model::{StopToken, Witness};
-use crate::witness::{Inputs, WasmWitness, WitnessGenerator, compile_into_cache};
+use crate::witness::{Inputs, Limits, ModuleCache, WasmWitness, WitnessError, WitnessGenerator, compile_into_cache};
 
 /// Arguments of `witness`.
 #[derive(clap::Args)]
@@ -49,9 +48,19 @@ pub fn compute(wasm: &Path, input: &Path) -> Result<Witness, CliError> {
         Inputs::parse(&json).map_err(|e| about(input, e))?
     };
     let program = files::map(wasm)?;
-    let limits = config::witness_limits();
-    let loaded = WasmWitness::load(&program, limits, &config::module_cache()).map_err(|e| about(wasm, e))?;
+    let loaded = load(&program).map_err(|e| about(wasm, e))?;
     loaded.generate(&inputs, &StopToken::new()).map_err(|e| about(input, e))
+}
+
+/// Loads a witness program within the configured bounds.
+pub fn load(program: &[u8]) -> Result<WasmWitness, WitnessError> {
+    let limits = Limits {
+        time: std::time::Duration::from_secs(600),
+        memory: 4 << 30,
+        compile_time: std::time::Duration::from_secs(300),
+        compile_memory: 4 << 30,
+    };
+    WasmWitness::load(program, limits, &ModuleCache { dir: None, compiler: None })
 }
 
 /// Arguments of the hidden `compile-witness`.

@@ -45,7 +45,7 @@ struct Waste {
 
 impl Waste {
     fn draw() -> Result<Self, SetupError> {
-        let mut nonzero = || loop {
+        let nonzero = || loop {
             match random_scalar() {
                 Ok(v) if v.is_zero() => {}
                 other => return other,
