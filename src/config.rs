@@ -69,17 +69,6 @@ pub const CATALOGUE: &[Variable] = &[
     var("PROVER_MAX_INPUT_BYTES", "64M", "largest input of a job; K, M and G as above"),
 ];
 
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people on a terminal, JSON elsewhere.
-    Auto,
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
 /// A variable that does not read as it should.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name}: expected {expected}, got {got}")]
@@ -116,8 +105,8 @@ pub struct Config {
     pub concurrency: Option<usize>,
     /// Log filter.
     pub log_level: String,
-    /// Look of log lines.
-    pub log_format: LogFormat,
+    /// Whether log lines are JSON; when unset, unless they go to a terminal.
+    pub log_json: Option<bool>,
     /// Where metrics and health are served.
     pub metrics_addr: Option<SocketAddr>,
     /// Where the API is served.
@@ -160,7 +149,7 @@ impl Config {
         let queue_name = r.parse("QUEUE_NAME", "1 to 64 characters of A-Z a-z 0-9 . _ -", queue_name)?;
         let concurrency = r.number("WORKER_CONCURRENCY", 1, 1024)?;
         let log_level = r.parse("LOG_LEVEL", "off, error, warn, info, debug, trace or a filter", log_filter)?;
-        let log_format = r.parse("LOG_FORMAT", "text or json", log_format)?;
+        let log_json = r.parse("LOG_FORMAT", "text or json", log_json)?;
         let metrics_port = r.parse("METRICS_PORT", "a port from 0 to 65535, or off", port)?.unwrap_or(Some(9101));
         let metrics_ip = r.parse("METRICS_ADDR", "an IP address, such as 0.0.0.0", |s| s.parse::<IpAddr>().ok())?;
         let api = r.parse("PROVER_API_ADDR", "an address and port, such as 127.0.0.1:9180, or off", api_addr)?;
@@ -193,7 +182,7 @@ impl Config {
             queue_name: queue_name.unwrap_or_else(|| "prove".to_owned()),
             concurrency,
             log_level: log_level.unwrap_or_else(|| "info".to_owned()),
-            log_format: log_format.unwrap_or(LogFormat::Auto),
+            log_json,
             metrics_addr: metrics_port.map(|p| SocketAddr::new(ip, p)),
             api_addr: api.unwrap_or(Some(SocketAddr::from(([127, 0, 0, 1], 9180)))),
             backend: backend.unwrap_or_else(|| "auto".to_owned()),
@@ -330,11 +319,10 @@ fn log_filter(s: &str) -> Option<String> {
     (parts_ok && EnvFilter::try_new(s).is_ok()).then(|| s.to_owned())
 }
 
-fn log_format(s: &str) -> Option<LogFormat> {
+fn log_json(s: &str) -> Option<bool> {
     match s {
-        "auto" => Some(LogFormat::Auto),
-        "text" => Some(LogFormat::Text),
-        "json" => Some(LogFormat::Json),
+        "text" => Some(false),
+        "json" => Some(true),
         _ => None,
     }
 }

@@ -11,7 +11,6 @@ use metrics::{Label, counter, describe_counter, describe_gauge, describe_histogr
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::LogFormat;
 use crate::model::{FailureClass, Stage};
 
 /// A metric's type.
@@ -77,14 +76,10 @@ catalogue! {
     BUILD_INFO "build_info" Gauge, ["version"], "1, with the program's version as a label.";
 }
 
-/// Sets tracing up; a second call does nothing, so that tests may call it as they like.
-pub fn init_logs(filter: &str, format: LogFormat) {
+/// Sets tracing up: JSON or text as told, otherwise text on a terminal only. A second call does nothing.
+pub fn init_logs(filter: &str, json: Option<bool>) {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let json = match format {
-        LogFormat::Json => true,
-        LogFormat::Text => false,
-        LogFormat::Auto => !std::io::stderr().is_terminal(),
-    };
+    let json = json.unwrap_or_else(|| !std::io::stderr().is_terminal());
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // An error means that a subscriber is there already.
     let _ = if json {
