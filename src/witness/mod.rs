@@ -1,6 +1,7 @@
 //! Witness generation, in a sandbox.
 
 mod inputs;
+mod json;
 mod wasm;
 
 pub use inputs::{InputError, Inputs};
