@@ -1,8 +1,8 @@
 //! The program against snarkjs, on real circuits: each reads and accepts what the other writes.
 //!
-//! The circuits lie beside the checkout in `../shared/cases` and are not part of it; snarkjs is put under
-//! `target/snarkjs` by `scripts/test.sh`, or named by `SNARKJS`. Where one is missing, the tests say so and pass; with
-//! `SNARKJS` set, a snarkjs that is not there is a failure.
+//! Some circuits are the project's own (`circuits`), others lie beside the checkout in `../shared/cases` and are not
+//! part of it. snarkjs is put under `target/snarkjs` by `scripts/test.sh`, or named by `SNARKJS`. Where snarkjs or a
+//! case is missing, the tests say so and pass; with `SNARKJS` set, a snarkjs that is not there is a failure.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +12,12 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-/// snarkjs and the folder of one case, or `None` and a line that says what is missing.
+/// The folder of the project's own circuits.
+const OWN: &str = "circuits";
+/// The folder of the cases that are not part of the project.
+const SHARED: &str = "../shared/cases";
+
+/// snarkjs, the folder of one circuit, and a folder to write to.
 struct Case {
     snarkjs: PathBuf,
     dir: PathBuf,
@@ -20,15 +25,16 @@ struct Case {
 }
 
 impl Case {
-    fn open(name: &str) -> Option<Self> {
+    /// `None` and a line that says what is missing, where something is.
+    fn open(dir: &str) -> Option<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let named = std::env::var_os("SNARKJS").map(PathBuf::from);
         let snarkjs = named.clone().unwrap_or_else(|| root.join("target/snarkjs/node_modules/.bin/snarkjs"));
-        let dir = root.join("../shared/cases").join(name);
+        let dir = root.join(dir);
         assert!(named.is_none() || snarkjs.exists(), "SNARKJS names {}, which is not there", snarkjs.display());
         for (what, path) in [("snarkjs", &snarkjs), ("the case", &dir)] {
             if !path.exists() {
-                eprintln!("SKIPPED {name}: {what} is not at {}", path.display());
+                eprintln!("SKIPPED: {what} is not at {}", path.display());
                 return None;
             }
         }
@@ -93,7 +99,7 @@ fn json(path: &Path) -> Value {
 
 /// Proves the case's witness, verifies with both programs and all keys at hand, and sees changed values refused.
 fn prove_and_verify(name: &str) {
-    let Some(case) = Case::open(name) else { return };
+    let Some(case) = Case::open(&format!("{SHARED}/{name}")) else { return };
     let (zkey, wtns, vkey) =
         (case.given("circuit.zkey"), case.given("witness.wtns"), case.given("verification_key.json"));
     let (proof, public) = (case.made("proof.json"), case.made("public.json"));
@@ -131,7 +137,7 @@ fn prove_and_verify(name: &str) {
 
 /// Computes the witness from the input and proves from it.
 fn witness_and_prove(name: &str) {
-    let Some(case) = Case::open(name) else { return };
+    let Some(case) = Case::open(&format!("{SHARED}/{name}")) else { return };
     let (zkey, wasm, input) = (case.given("circuit.zkey"), case.given("circuit.wasm"), case.given("input.json"));
     let (proof, public, wtns) = (case.made("proof.json"), case.made("public.json"), case.made("witness.wtns"));
 
@@ -152,6 +158,26 @@ fn witness_and_prove(name: &str) {
     ]));
     assert_eq!(json(&public), json(&case.given("public.json")), "public values");
     assert!(case.verify(&case.given("verification_key.json"), &public, &proof), "our proof from our witness");
+}
+
+/// A key by our set-up serves both programs, and both export the same verification key from it.
+fn development_key(dir: &str, r1cs: &str, wtns: &str) {
+    let Some(case) = Case::open(dir) else { return };
+    let (r1cs, wtns) = (case.given(r1cs), case.given(wtns));
+    let (zkey, vkey) = (case.made("dev.zkey"), case.made("dev.json"));
+    ok(&case.ours(&[&"setup", &r1cs, &zkey, &"--vkey", &vkey, &"--insecure-dev-only"]));
+
+    let (proof, public) = (case.made("proof.json"), case.made("public.json"));
+    ok(&case.ours(&[&"prove", &zkey, &wtns, &proof, &public]));
+    assert!(case.verify(&vkey, &public, &proof), "our proof with our key");
+
+    let (proof, public) = (case.made("snarkjs-proof.json"), case.made("snarkjs-public.json"));
+    ok(&case.snarkjs(&[&"groth16", &"prove", &zkey, &wtns, &proof, &public]));
+    assert!(case.verify(&vkey, &public, &proof), "snarkjs's proof with our key");
+
+    let exported = case.made("snarkjs-vkey.json");
+    ok(&case.snarkjs(&[&"zkey", &"export", &"verificationkey", &zkey, &exported]));
+    assert_eq!(json(&exported), json(&vkey), "verification key by snarkjs and by us");
 }
 
 macro_rules! cases {
@@ -177,21 +203,13 @@ cases! {
 }
 
 #[test]
-fn a_development_key_serves_both_programs() {
-    let Some(case) = Case::open("taceo_poseidon") else { return };
-    let (r1cs, wtns) = (case.given("circuit.r1cs"), case.given("witness.wtns"));
-    let (zkey, vkey) = (case.made("dev.zkey"), case.made("dev.json"));
-    ok(&case.ours(&[&"setup", &r1cs, &zkey, &"--vkey", &vkey, &"--insecure-dev-only"]));
+fn a_development_key_for_somebody_elses_circuit_serves_both_programs() {
+    development_key(&format!("{SHARED}/taceo_poseidon"), "circuit.r1cs", "witness.wtns");
+}
 
-    let (proof, public) = (case.made("proof.json"), case.made("public.json"));
-    ok(&case.ours(&[&"prove", &zkey, &wtns, &proof, &public]));
-    assert!(case.verify(&vkey, &public, &proof), "our proof with our key");
-
-    let (proof, public) = (case.made("snarkjs-proof.json"), case.made("snarkjs-public.json"));
-    ok(&case.snarkjs(&[&"groth16", &"prove", &zkey, &wtns, &proof, &public]));
-    assert!(case.verify(&vkey, &public, &proof), "snarkjs's proof with our key");
-
-    let exported = case.made("snarkjs-vkey.json");
-    ok(&case.snarkjs(&[&"zkey", &"export", &"verificationkey", &zkey, &exported]));
-    assert_eq!(json(&exported), json(&vkey), "verification key by snarkjs and by us");
+#[test]
+fn a_development_key_for_each_own_circuit_serves_both_programs() {
+    for name in ["multiplier", "range_check", "mimc_preimage", "bus_transfer", "multiplier_v1"] {
+        development_key(OWN, &format!("{name}.r1cs"), &format!("{name}.wtns"));
+    }
 }
