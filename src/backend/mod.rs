@@ -4,9 +4,13 @@
 //! deterministic, so that any two backends compare exactly. Blinding and assembly are `groth16`'s.
 
 pub mod cpu;
+mod discover;
 pub mod mapped;
+pub mod selftest;
 
 use std::sync::Arc;
+
+pub use discover::{BackendChoice, DeviceReport, Discovery, discover};
 
 use crate::model::{G1, G2, ProvingKey, StopReason, StopToken, Witness};
 

@@ -1,12 +1,50 @@
-//! x
+//! `export`: a verification key from a proving key, and Solidity calldata from a proof.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::files;
 use super::{CliError, Output};
-/// x
+use crate::formats::{calldata, snarkjs};
+
+/// Arguments of `export`.
 #[derive(clap::Subcommand)]
 pub enum Args {
-    /// x
-    X,
+    /// Write the verification key that a proving key holds.
+    Vkey {
+        /// Proving key.
+        zkey: PathBuf,
+        /// Where the verification key goes; standard output without it.
+        out: Option<PathBuf>,
+    },
+    /// Print a proof as the arguments of a Solidity verifier's verifyProof.
+    Calldata {
+        /// Proof as JSON.
+        #[arg(long, value_name = "FILE")]
+        proof: PathBuf,
+        /// Public values as JSON.
+        #[arg(long, value_name = "FILE")]
+        public: PathBuf,
+    },
 }
-/// x
-pub fn run(_a: Args, _out: &Output) -> Result<(), CliError> {
-    todo!()
+
+/// Exports.
+pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
+    match args {
+        Args::Vkey { zkey, out: None } => {
+            print!("{}", snarkjs::vkey_to_json(&files::proving_key(&zkey)?.header.vk));
+        }
+        Args::Vkey { zkey, out: Some(path) } => {
+            files::write_text(&path, &snarkjs::vkey_to_json(&files::proving_key(&zkey)?.header.vk))?;
+            out.result(&json!({ "vkey": path }), || format!("verification key: {}", path.display()));
+        }
+        Args::Calldata { proof, public } => {
+            let p = files::parsed(&proof, snarkjs::proof_from_json(&files::text(&proof)?))?;
+            let u = files::parsed(&public, snarkjs::public_from_json(&files::text(&public)?))?;
+            let data = calldata::solidity(&p, &u);
+            out.result(&json!({ "calldata": data }), || data.clone());
+        }
+    }
+    Ok(())
 }

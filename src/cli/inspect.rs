@@ -1,9 +1,125 @@
-//! x
-use super::{CliError, Output};
-/// x
+//! `inspect`: what is in a file, and with --check whether all of it is sound.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::files::{self, about};
+use super::{CliError, Output, witness};
+use crate::formats::{r1cs, snarkjs, wtns, zkey};
+use crate::model::ContentHash;
+
+/// Arguments of `inspect`.
 #[derive(clap::Args)]
-pub struct Args {}
-/// x
-pub fn run(_a: Args, _out: &Output) -> Result<(), CliError> {
-    todo!()
+pub struct Args {
+    /// A zkey, wtns, r1cs or wasm file, or the JSON of a proof, of public values or of a verification key.
+    file: PathBuf,
+    /// Look at every byte: points on their curves and in their groups, indices in range, numbers reduced.
+    #[arg(long)]
+    check: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    file: PathBuf,
+    kind: &'static str,
+    bytes: usize,
+    sha256: ContentHash,
+    checked: bool,
+    #[serde(flatten)]
+    details: serde_json::Map<String, Value>,
+}
+
+/// Prints what the file holds.
+pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
+    let bytes = files::map(&args.file)?;
+    let bar = out.bar("inspect");
+    let (kind, details) = look(&args.file, &bytes, args.check)?;
+    let sha256 = ContentHash::of(&bytes);
+    bar.finish_and_clear();
+    let Value::Object(details) = details else { return Err(CliError::failed("a report is an object")) };
+    let report = Report { file: args.file.clone(), kind, bytes: bytes.len(), sha256, checked: args.check, details };
+    out.result(&report, || {
+        let mut lines = vec![format!("{}: {kind}, {} bytes", report.file.display(), report.bytes)];
+        lines.push(format!("  sha256: {}", report.sha256));
+        for (name, value) in &report.details {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            lines.push(format!("  {}: {value}", name.replace('_', " ")));
+        }
+        if args.check {
+            lines.push("  check: every value is sound".into());
+        }
+        lines.join("\n")
+    });
+    Ok(())
+}
+
+fn look(path: &Path, bytes: &bytes::Bytes, check: bool) -> Result<(&'static str, Value), CliError> {
+    match bytes.get(..4) {
+        Some(b"zkey") => {
+            let key = files::parsed(path, zkey::parse(bytes.clone()))?;
+            if check {
+                files::parsed(path, zkey::check(&key))?;
+            }
+            let h = &key.header;
+            Ok((
+                "Groth16 proving key on BN254",
+                json!({
+                    "wires": h.n_vars,
+                    "public_values": h.n_public,
+                    "domain": h.domain_size,
+                    "matrix_entries": key.n_coefficients(),
+                }),
+            ))
+        }
+        // A witness is read whole in any case: every value is checked.
+        Some(b"wtns") => {
+            let w = files::parsed(path, wtns::parse(bytes))?;
+            Ok(("witness on BN254", json!({ "values": w.len() })))
+        }
+        Some(b"r1cs") => {
+            let c = files::parsed(path, r1cs::parse(bytes))?;
+            Ok((
+                "circuit (R1CS) on BN254",
+                json!({
+                    "constraints": c.constraints.len(),
+                    "wires": c.n_wires,
+                    "public_outputs": c.n_pub_out,
+                    "public_inputs": c.n_pub_in,
+                    "private_inputs": c.n_prv_in,
+                    "labels": c.n_labels,
+                }),
+            ))
+        }
+        Some(b"\0asm") => {
+            let program = witness::load(bytes).map_err(|e| about(path, e))?;
+            Ok(("circom witness program", serde_json::to_value(program.info()).map_err(CliError::failed)?))
+        }
+        _ => json_document(path),
+    }
+}
+
+/// Proof, verification key and public values tell themselves apart by their shape.
+fn json_document(path: &Path) -> Result<(&'static str, Value), CliError> {
+    let text = files::text(path)?;
+    let shape: Value = serde_json::from_str(&text).map_err(|_| {
+        about(
+            path,
+            "not a file of a known kind (zkey, wtns, r1cs, wasm, or the JSON of a proof, a key or public values)",
+        )
+    })?;
+    if shape.get("pi_a").is_some() {
+        files::parsed(path, snarkjs::proof_from_json(&text))?;
+        return Ok(("Groth16 proof on BN254", json!({})));
+    }
+    if shape.get("vk_alpha_1").is_some() {
+        let key = files::parsed(path, snarkjs::vkey_from_json(&text))?;
+        return Ok(("Groth16 verification key on BN254", json!({ "public_values": key.n_public() })));
+    }
+    if shape.is_array() {
+        let values = files::parsed(path, snarkjs::public_from_json(&text))?;
+        return Ok(("public values", json!({ "values": values.0.len() })));
+    }
+    Err(about(path, "JSON, but not of a proof, a verification key or public values"))
 }

@@ -8,6 +8,7 @@ mod demo;
 mod devices;
 mod doctor;
 mod export;
+mod files;
 mod inspect;
 mod jobs;
 mod output;

@@ -1,9 +1,164 @@
-//! x
-use super::{CliError, Output};
-/// x
+//! `prove`: from files to a verified proof.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::files::{self, about};
+use super::{CliError, Output, witness};
+use crate::backend::{Progress, discover};
+use crate::formats::{snarkjs, wtns};
+use crate::groth16::{self, Verifier};
+use crate::model::{StopToken, Witness};
+
+/// Arguments of `prove`.
 #[derive(clap::Args)]
-pub struct Args {}
-/// x
-pub fn run(_a: Args, _out: &Output) -> Result<(), CliError> {
-    todo!()
+#[command(override_usage = "prover-worker prove <ZKEY> <WITNESS.wtns> <PROOF.json> <PUBLIC.json>\n       \
+                      prover-worker prove --zkey Z (--wasm W --input I | --witness X.wtns) --proof P --public U")]
+pub struct Args {
+    /// Proving key, witness, and where the proof and the public values go, in rapidsnark's order.
+    #[arg(value_names = ["ZKEY", "WITNESS", "PROOF", "PUBLIC"], num_args = 4,
+          conflicts_with_all = ["zkey", "wasm", "input", "witness", "proof", "public"])]
+    files: Vec<PathBuf>,
+    /// Proving key.
+    #[arg(long, value_name = "FILE", required_unless_present = "files")]
+    zkey: Option<PathBuf>,
+    /// Witness program, with --input.
+    #[arg(long, value_name = "FILE", requires = "input")]
+    wasm: Option<PathBuf>,
+    /// Inputs as JSON, with --wasm.
+    #[arg(long, value_name = "FILE", requires = "wasm")]
+    input: Option<PathBuf>,
+    /// A witness that is there already.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["wasm", "input"], required_unless_present_any = ["files", "wasm"])]
+    witness: Option<PathBuf>,
+    /// Where the proof goes.
+    #[arg(long, value_name = "FILE", required_unless_present = "files")]
+    proof: Option<PathBuf>,
+    /// Where the public values go.
+    #[arg(long, value_name = "FILE", required_unless_present = "files")]
+    public: Option<PathBuf>,
+    /// Threads for the proof; all cores by default.
+    #[arg(long, value_name = "N", env = "PROVER_THREADS")]
+    threads: Option<usize>,
+}
+
+/// The same, resolved.
+struct Plan {
+    zkey: PathBuf,
+    witness: Source,
+    proof: PathBuf,
+    public: PathBuf,
+}
+
+enum Source {
+    File(PathBuf),
+    Program { wasm: PathBuf, input: PathBuf },
+}
+
+impl Args {
+    fn plan(&self) -> Result<Plan, CliError> {
+        if let [zkey, witness, proof, public] = self.files.as_slice() {
+            let [zkey, witness, proof, public] = [zkey, witness, proof, public].map(PathBuf::from);
+            return Ok(Plan { zkey, witness: Source::File(witness), proof, public });
+        }
+        let named = |p: &Option<PathBuf>, flag: &str| {
+            p.clone().ok_or_else(|| CliError::Usage(format!("prove needs {flag} (or four files; see --help)")))
+        };
+        let witness = match (&self.witness, &self.wasm, &self.input) {
+            (Some(w), None, None) => Source::File(w.clone()),
+            (None, Some(wasm), Some(input)) => Source::Program { wasm: wasm.clone(), input: input.clone() },
+            _ => return Err(CliError::Usage("prove needs --witness, or --wasm and --input".into())),
+        };
+        let (zkey, proof) = (named(&self.zkey, "--zkey")?, named(&self.proof, "--proof")?);
+        Ok(Plan { zkey, witness, proof, public: named(&self.public, "--public")? })
+    }
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    proof: &'a Path,
+    public: &'a Path,
+    device: String,
+    verified: bool,
+    /// Milliseconds.
+    key_ms: f64,
+    witness_ms: f64,
+    prove_ms: f64,
+    verify_ms: f64,
+}
+
+/// Proves, verifies, and only then writes the two files.
+pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
+    let plan = args.plan()?;
+    let bar = out.bar("witness");
+    let start = Instant::now();
+    let key = files::proving_key(&plan.zkey)?;
+    let parse_time = start.elapsed();
+
+    let start = Instant::now();
+    let witness = match &plan.witness {
+        Source::File(path) => read_witness(path)?,
+        Source::Program { wasm, input } => witness::compute(wasm, input)?,
+    };
+    let witness_ms = ms(start.elapsed());
+
+    bar.set_message("load");
+    let choice = crate::backend::BackendChoice::Auto;
+    let found = discover(choice, args.threads).map_err(CliError::failed)?;
+    let device = found.devices.first().ok_or_else(|| CliError::failed("no device passed its self-test"))?;
+    let start = Instant::now();
+    let loaded = device.load(Arc::new(key)).map_err(|e| about(&plan.zkey, e))?;
+    let key_ms = ms(parse_time + start.elapsed());
+
+    bar.set_message("prove");
+    let verifier = Verifier::new(&loaded.key().header.vk);
+    let proved = groth16::prove(loaded.as_ref(), &verifier, &witness, &StopToken::new(), &Bar(&bar))
+        .map_err(CliError::failed)?;
+    bar.finish_and_clear();
+
+    files::write_text(&plan.proof, &snarkjs::proof_to_json(&proved.proof))?;
+    files::write_text(&plan.public, &snarkjs::public_to_json(&proved.public))?;
+    let report = Report {
+        proof: &plan.proof,
+        public: &plan.public,
+        device: device.device().label(),
+        verified: true,
+        key_ms,
+        witness_ms,
+        prove_ms: ms(proved.commit_time),
+        verify_ms: ms(proved.verify_time),
+    };
+    out.result(&report, || {
+        format!(
+            "proof verified on {}: {} and {} (key {:.0} ms, witness {:.0} ms, proof {:.0} ms, verification {:.0} ms)",
+            report.device,
+            report.proof.display(),
+            report.public.display(),
+            report.key_ms,
+            report.witness_ms,
+            report.prove_ms,
+            report.verify_ms
+        )
+    });
+    Ok(())
+}
+
+/// Reads a .wtns file.
+pub fn read_witness(path: &Path) -> Result<Witness, CliError> {
+    files::parsed(path, wtns::parse(&files::map(path)?))
+}
+
+struct Bar<'a>(&'a indicatif::ProgressBar);
+
+impl Progress for Bar<'_> {
+    fn report(&self, fraction: f32) {
+        self.0.set_position((fraction * 1000.0) as u64);
+    }
+}
+
+fn ms(d: std::time::Duration) -> f64 {
+    d.as_secs_f64() * 1e3
 }

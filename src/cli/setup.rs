@@ -1,9 +1,80 @@
-//! x
+//! `setup`: a throw-away development key.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::files;
 use super::{CliError, Output};
-/// x
+use crate::formats::{r1cs, snarkjs, zkey};
+use crate::groth16::setup;
+
+/// Arguments of `setup`.
 #[derive(clap::Args)]
-pub struct Args {}
-/// x
-pub fn run(_a: Args, _out: &Output) -> Result<(), CliError> {
-    todo!()
+pub struct Args {
+    /// Circuit, as circom compiles it.
+    r1cs: PathBuf,
+    /// Where the proving key goes.
+    zkey: PathBuf,
+    /// Where the verification key goes.
+    #[arg(long, value_name = "FILE")]
+    vkey: Option<PathBuf>,
+    /// Says that you know this key is unsafe for production: whoever makes it can forge proofs.
+    #[arg(long)]
+    insecure_dev_only: bool,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    zkey: &'a Path,
+    vkey: Option<&'a Path>,
+    constraints: usize,
+    wires: u32,
+    public: u32,
+    domain: u32,
+    insecure: bool,
+}
+
+/// Makes the keys, with a warning nobody can miss.
+pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
+    if !args.insecure_dev_only {
+        return Err(CliError::Usage(
+            "setup makes keys whose maker can forge proofs; if that is what you want, say --insecure-dev-only".into(),
+        ));
+    }
+    let circuit = files::parsed(&args.r1cs, r1cs::parse(&files::map(&args.r1cs)?))?;
+    let bar = out.bar("setup");
+    let key = setup::generate(&circuit, &|share| bar.set_position((share * 950.0) as u64));
+    let key = key.map_err(|e| files::about(&args.r1cs, e))?;
+    bar.set_message("write");
+    files::write(&args.zkey, |to| zkey::write(&key, to))?;
+    files::readable(&args.zkey)?;
+    if let Some(path) = &args.vkey {
+        files::write_text(path, &snarkjs::vkey_to_json(&key.header.vk))?;
+    }
+    bar.finish_and_clear();
+    out.note(
+        "WARNING: this key is for development only. Its toxic waste was drawn by one process on this machine; \
+         anybody who kept it could forge proofs. Use a multi-party ceremony for production.",
+    );
+    let report = Report {
+        zkey: &args.zkey,
+        vkey: args.vkey.as_deref(),
+        constraints: circuit.constraints.len(),
+        wires: key.header.n_vars,
+        public: key.header.n_public,
+        domain: key.header.domain_size,
+        insecure: true,
+    };
+    out.result(&report, || {
+        format!(
+            "{} constraints, {} wires, {} public, domain {}: {} (INSECURE development key)",
+            report.constraints,
+            report.wires,
+            report.public,
+            report.domain,
+            report.zkey.display()
+        )
+    });
+    Ok(())
 }

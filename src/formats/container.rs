@@ -1,1 +1,248 @@
-//! x
+//! The section files of iden3: zkey, wtns and r1cs share one container.
+//!
+//! ```text
+//! magic (4 bytes) │ u32 version │ u32 number of sections │ { u32 id │ u64 length │ data } …
+//! ```
+//!
+//! Sections come in any order and ids that nobody asked for are skipped. The last section ends where the file ends:
+//! bytes after it belong to nothing, which no writer produces and which a wrong section count would leave, so they
+//! are an error.
+
+use std::ops::Range;
+
+use num_bigint::BigUint;
+
+use super::FormatError;
+
+/// Bytes before the first section.
+const PREAMBLE: usize = 12;
+/// Bytes before a section's data.
+const SECTION_HEADER: usize = 12;
+
+/// One kind of file.
+pub(super) struct Format {
+    /// First four bytes; also its name in messages.
+    pub magic: &'static str,
+    /// The version that is understood.
+    pub version: u32,
+    /// Ids and names of the sections that are read. Each may be there once.
+    pub sections: &'static [(u32, &'static str)],
+}
+
+/// Where the sections of a file are.
+pub(super) struct Sections<'a> {
+    file: &'a [u8],
+    format: &'static Format,
+    found: Vec<Option<Range<usize>>>,
+}
+
+impl<'a> Sections<'a> {
+    /// Finds the sections of `file`. Takes time and memory for the section headers only.
+    pub fn read(file: &'a [u8], format: &'static Format) -> Result<Self, FormatError> {
+        let mut at = Cursor { file, at: 0, end: file.len(), section: format.magic.to_owned() };
+        let magic = at.take(4, "magic")?;
+        if magic != format.magic.as_bytes() {
+            return Err(mismatch(
+                format!("{} file, magic", format.magic),
+                format!("{:?}", format.magic),
+                format!("\"{}\"", magic.escape_ascii()),
+            ));
+        }
+        let version = at.u32("version")?;
+        if version != format.version {
+            return Err(mismatch(format!("{} file, version", format.magic), format.version, version));
+        }
+        let count = at.u32("number of sections")?;
+        let needed = u64::from(count) * SECTION_HEADER as u64;
+        let available = (file.len() - PREAMBLE) as u64;
+        if needed > available {
+            return Err(FormatError::Truncated {
+                what: format!("headers of {count} sections"),
+                offset: PREAMBLE as u64,
+                needed,
+                available,
+            });
+        }
+        let mut found = vec![None; format.sections.len()];
+        for i in 0..count {
+            at.section = format!("section header {i} of {count}");
+            let id = at.u32("id")?;
+            let length = at.u64("length")?;
+            let known = format.sections.iter().position(|s| s.0 == id);
+            at.section = match known {
+                Some(k) => section_name(format.sections[k]),
+                None => format!("section {id}"),
+            };
+            let start = at.at;
+            at.skip(length, "data")?;
+            if let Some(k) = known {
+                if found[k].is_some() {
+                    let (id, name) = format.sections[k];
+                    return Err(FormatError::DuplicateSection { id, name });
+                }
+                found[k] = Some(start..at.at);
+            }
+        }
+        if at.at != file.len() {
+            return Err(mismatch(
+                format!("{} file, end of the last section", format.magic),
+                format!("the end of the file, {} bytes", file.len()),
+                format!("{} bytes, {} more follow", at.at, file.len() - at.at),
+            ));
+        }
+        Ok(Self { file, format, found })
+    }
+
+    /// A section that must be there.
+    pub fn section(&self, id: u32) -> Result<Cursor<'a>, FormatError> {
+        self.optional(id).ok_or(FormatError::MissingSection { id, name: self.name(id) })
+    }
+
+    /// A section that may be there.
+    pub fn optional(&self, id: u32) -> Option<Cursor<'a>> {
+        let k = self.format.sections.iter().position(|s| s.0 == id)?;
+        let range = self.found[k].clone()?;
+        let section = section_name(self.format.sections[k]);
+        Some(Cursor { file: self.file, at: range.start, end: range.end, section })
+    }
+
+    fn name(&self, id: u32) -> &'static str {
+        self.format.sections.iter().find(|s| s.0 == id).map_or("unknown", |s| s.1)
+    }
+}
+
+/// How messages call a section.
+pub(super) fn section_name((id, name): (u32, &str)) -> String {
+    format!("section {id} ({name})")
+}
+
+/// Reads one section from its front.
+pub(super) struct Cursor<'a> {
+    file: &'a [u8],
+    at: usize,
+    end: usize,
+    section: String,
+}
+
+impl<'a> Cursor<'a> {
+    /// The section's name, with a place in it, for messages.
+    pub fn place(&self, what: &str) -> String {
+        format!("{}, {what}", self.section)
+    }
+
+    /// Bytes not read yet.
+    pub fn remaining(&self) -> usize {
+        self.end - self.at
+    }
+
+    /// Where the bytes not read yet are in the file.
+    pub fn rest(&self) -> Range<usize> {
+        self.at..self.end
+    }
+
+    /// The next `n` bytes.
+    pub fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8], FormatError> {
+        let start = self.at;
+        self.skip(n as u64, what)?;
+        Ok(&self.file[start..self.at])
+    }
+
+    /// The next four bytes as a number.
+    pub fn u32(&mut self, what: &str) -> Result<u32, FormatError> {
+        let mut word = [0; 4];
+        word.copy_from_slice(self.take(4, what)?);
+        Ok(u32::from_le_bytes(word))
+    }
+
+    /// The next eight bytes as a number.
+    pub fn u64(&mut self, what: &str) -> Result<u64, FormatError> {
+        let mut word = [0; 8];
+        word.copy_from_slice(self.take(8, what)?);
+        Ok(u64::from_le_bytes(word))
+    }
+
+    /// Steps over `n` bytes, a claim of the file.
+    fn skip(&mut self, n: u64, what: &str) -> Result<(), FormatError> {
+        let available = self.remaining() as u64;
+        if n > available {
+            return Err(FormatError::Truncated { what: self.place(what), offset: self.at as u64, needed: n, available });
+        }
+        self.at += n as usize;
+        Ok(())
+    }
+
+    /// A u32 byte length and a prime of that many bytes, which must be `expected`, a prime of 32 bytes given in
+    /// decimal.
+    pub fn prime(&mut self, what: &str, expected: &str) -> Result<(), FormatError> {
+        let n8 = self.u32(&format!("bytes of {what}"))?;
+        // A longer number than any field's is not worth naming.
+        if n8 == 0 || n8 > 128 {
+            return Err(mismatch(self.place(&format!("bytes of {what}")), 32, n8));
+        }
+        let got = BigUint::from_bytes_le(self.take(n8 as usize, what)?).to_string();
+        if got != expected {
+            let named = |p: &str| curve_name(p).map_or(p.to_owned(), |name| format!("{p} ({name})"));
+            return Err(mismatch(self.place(what), named(expected), named(&got)));
+        }
+        if n8 != 32 {
+            return Err(mismatch(self.place(&format!("bytes of {what}")), 32, n8));
+        }
+        Ok(())
+    }
+
+    /// Refuses bytes left over.
+    pub fn finish(&self) -> Result<(), FormatError> {
+        if self.at == self.end {
+            return Ok(());
+        }
+        let left = self.remaining();
+        Err(mismatch(format!("{}, length", self.section), "no byte after its last field", format!("{left} more")))
+    }
+}
+
+/// The field a prime belongs to, among those that circom and snarkjs know.
+fn curve_name(prime: &str) -> Option<&'static str> {
+    Some(match prime {
+        crate::model::FQ_MODULUS_DEC => "the base field of BN254",
+        crate::model::FR_MODULUS_DEC => "the scalar field of BN254",
+        "4002409555221667393417789825735904156556882819939007885332058136124031650490837864442687629129015664037894272559787" => {
+            "the base field of BLS12-381"
+        }
+        "52435875175126190479447740508185965837690552500527637822603658699938581184513" => {
+            "the scalar field of BLS12-381"
+        }
+        "258664426012969094010652733694893533536393512754914660539884262666720468348340822774968888139573360124440321458177" => {
+            "the base field of BLS12-377"
+        }
+        "8444461749428370424248824938781546531375899335154063827935233455917409239041" => {
+            "the scalar field of BLS12-377"
+        }
+        "28948022309329048855892746252171976963363056481941560715954676764349967630337" => "the base field of Pallas",
+        "28948022309329048855892746252171976963363056481941647379679742748393362948097" => "the base field of Vesta",
+        "115792089210356248762697446949407573530086143415290314195533631308867097853951" => {
+            "the base field of secp256r1"
+        }
+        "18446744069414584321" => "Goldilocks",
+        _ => return None,
+    })
+}
+
+/// Shorthand for the commonest error.
+pub(super) fn mismatch(what: impl Into<String>, expected: impl ToString, got: impl ToString) -> FormatError {
+    FormatError::Mismatch { what: what.into(), expected: expected.to_string(), got: got.to_string() }
+}
+
+/// Writes a file's preamble.
+pub(super) fn write_preamble(format: &Format, sections: u32, out: &mut dyn std::io::Write) -> std::io::Result<()> {
+    out.write_all(format.magic.as_bytes())?;
+    out.write_all(&format.version.to_le_bytes())?;
+    out.write_all(&sections.to_le_bytes())
+}
+
+/// Writes a section from the parts of its data.
+pub(super) fn write_section(id: u32, parts: &[&[u8]], out: &mut dyn std::io::Write) -> std::io::Result<()> {
+    let length: u64 = parts.iter().map(|p| p.len() as u64).sum();
+    out.write_all(&id.to_le_bytes())?;
+    out.write_all(&length.to_le_bytes())?;
+    parts.iter().try_for_each(|p| out.write_all(p))
+}

@@ -17,7 +17,7 @@ pub use job::{
     WorkerId,
 };
 pub use key::{CoefficientEntry, KeyHeader, KeySections, ProvingKey, g1_raw, g2_raw};
-pub(crate) use key::{ENTRY_BYTES, G1_BYTES, G2_BYTES, entry, fq_raw, limbs};
+pub(crate) use key::{ENTRY_BYTES, G1_BYTES, G2_BYTES, entry, limbs};
 pub use proof::{Proof, PublicInputs, VerificationKey};
 pub use stop::{StopReason, StopToken};
 pub use witness::Witness;

@@ -3,18 +3,18 @@
 use std::fmt;
 
 use ark_ff::BigInteger256;
-use zeroize::Zeroize;
+use zeroize::Zeroizing;
 
 /// Values of all wires, w\[0\] = 1, then outputs, public inputs, private inputs and internal wires.
 ///
 /// Each is four 64-bit limbs, little-endian, plain (not Montgomery), below r: whoever builds one has checked that.
 /// Overwritten with zeros when dropped; `Debug` shows the length only.
-pub struct Witness(Vec<BigInteger256>);
+pub struct Witness(Zeroizing<Vec<BigInteger256>>);
 
 impl Witness {
     /// Wraps values that the caller has checked to be below r.
     pub fn from_canonical(values: Vec<BigInteger256>) -> Self {
-        Self(values)
+        Self(Zeroizing::new(values))
     }
 
     /// The values, one a wire.
@@ -30,14 +30,6 @@ impl Witness {
     /// Whether there is no wire at all.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
-    }
-}
-
-impl Drop for Witness {
-    fn drop(&mut self) {
-        for v in &mut self.0 {
-            v.0.zeroize();
-        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! [`Held::Lost`]. All times are the database's own clock. The queue is disposable: whatever it loses,
 //! [`Store::due`] finds again.
 
+mod rows;
 mod sqlite;
 
 use std::time::Duration;
@@ -129,6 +130,14 @@ pub enum StoreError {
     /// The schema was written by a newer program.
     #[error("the database's schema is newer than this program; use the newer version of prover-worker")]
     NewerSchema,
+    /// The store cannot be opened.
+    #[error("cannot open the store {what}: {why}")]
+    Open {
+        /// Its path or URL.
+        what: String,
+        /// Why not.
+        why: String,
+    },
     /// The database failed.
     #[error("database: {0}")]
     Database(#[from] sqlx::Error),

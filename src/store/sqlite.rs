@@ -1,4 +1,731 @@
-//! x
-use super::*;
-/// x
-pub struct SqliteStore {}
+//! The store over one SQLite file, which any number of processes on this machine may use at once.
+//!
+//! **Writes.** Each process has one writing connection, so that its own writers queue in order and only processes
+//! contend for the file's lock. Every change is one statement, or one transaction that takes the lock at its start
+//! (`BEGIN IMMEDIATE`), so a lock that is held elsewhere is waited for and never met half-way. Single statements are
+//! always read to their end: SQLite commits when a statement ends, not when it returns its row, and only then is an
+//! answer given.
+//!
+//! **Durability.** Write-ahead log, `synchronous=FULL`: an answered change has been synced and survives loss of power.
+//! `NORMAL` would sync at checkpoints only and could forget a finished job whose caller has been told.
+//!
+//! **Secrets.** Inputs lie in the file in the clear until their job ends; the file is created with mode 0600.
+//! `secure_delete` then overwrites them with zeros, but the log keeps older copies of the pages until it is
+//! truncated. [`Store::change_marker`] and [`Store::due`], which a worker calls all the time, do that (at most every
+//! ten seconds, and only when a job has ended); so does closing the last connection. What remains: up to
+//! those ten seconds, longer while another process reads without pause, and whatever the file system or the disk
+//! keeps of overwritten blocks. Encrypt the disk, or the inputs before they come here, where that matters.
+//!
+//! **Where.** The file must be on a local disk: the log's index is shared memory, which network file systems do not
+//! have.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use sqlx::query::Query;
+use sqlx::sqlite::{
+    SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+    SqliteRow, SqliteSynchronous,
+};
+use sqlx::{ConnectOptions, Connection, Row, Sqlite};
+use tokio::sync::Mutex;
+use zeroize::Zeroizing;
+
+use super::rows::{self, Columns, corrupt};
+use super::{Cancelled, Claim, Counts, Held, JobFilter, Retry, Store, StoreError, Submitted};
+use crate::model::{
+    Attempt, Circuit, CircuitName, Job, JobError, JobId, JobResult, JobState, NewJob, Priority, Stage, WorkerId,
+};
+
+/// Schema versions in order: the first makes version 1 of version 0, and so on. Never edit one that was released.
+const MIGRATIONS: [&str; 1] = [include_str!("../../migrations/sqlite/0001_jobs.sql")];
+
+/// Marks a file as ours ("PrvW"), so that another program's database is not taken for an empty one.
+const APPLICATION_ID: i64 = 0x5072_7657;
+
+/// How long SQLite waits for another process's lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a change that still met a lock is tried.
+const BUSY_TRIES: u32 = 4;
+/// How long a checkpoint waits for readers; short, since writers wait behind it.
+const CHECKPOINT_TIMEOUT: Duration = Duration::from_millis(50);
+/// How often at most the log is truncated.
+const TIDY_EVERY: Duration = Duration::from_secs(10);
+/// Connections for reading.
+const READERS: u32 = 4;
+
+// The statements. `now!()` is the same throughout one statement.
+
+macro_rules! now {
+    () => {
+        "CAST(round(unixepoch('subsec') * 1000) AS INTEGER)"
+    };
+}
+macro_rules! job_columns {
+    () => {
+        "id, circuit, zkey, wasm, idempotency_key, priority, state, stage, progress, attempt, tries_transient, \
+         tries_device, tries_lost, worker, error_class, error_message, result, cancel_requested, created_at, run_at, \
+         started_at, finished_at, lease_expires_at"
+    };
+}
+macro_rules! circuit_columns {
+    () => {
+        "name, zkey, wasm, n_vars, n_public, domain_size, created_at"
+    };
+}
+/// The fence: the job is running, and by this attempt.
+macro_rules! held {
+    () => {
+        "WHERE id = ?1 AND attempt = ?2 AND state = 'running'"
+    };
+}
+
+const PUT_CIRCUIT: &str = concat!(
+    "INSERT INTO circuits (",
+    circuit_columns!(),
+    ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ",
+    now!(),
+    ") ON CONFLICT (name) DO UPDATE SET zkey = excluded.zkey, wasm = excluded.wasm, n_vars = excluded.n_vars, ",
+    "n_public = excluded.n_public, domain_size = excluded.domain_size, created_at = ",
+    "iif(zkey = excluded.zkey AND wasm IS excluded.wasm, created_at, excluded.created_at) RETURNING ",
+    circuit_columns!()
+);
+const CIRCUIT: &str = concat!("SELECT ", circuit_columns!(), " FROM circuits WHERE name = ?1");
+const CIRCUITS: &str = concat!("SELECT ", circuit_columns!(), " FROM circuits ORDER BY name");
+const UNFINISHED: &str = "SELECT count(*) AS n FROM jobs WHERE circuit = ?1 AND state IN ('queued', 'running')";
+const REMOVE_CIRCUIT: &str = "DELETE FROM circuits WHERE name = ?1";
+
+/// The job that has this id or else this key.
+const SAME_JOB: &str = concat!(
+    "SELECT body, ",
+    job_columns!(),
+    " FROM jobs WHERE id = ?1 OR idempotency_key = ?2 ORDER BY (id = ?1) DESC LIMIT 1"
+);
+const INSERT_JOB: &str = concat!(
+    "INSERT INTO jobs (id, circuit, zkey, wasm, body, idempotency_key, priority, created_at, run_at) ",
+    "SELECT ?1, name, zkey, wasm, ?3, ?4, ?5, ",
+    now!(),
+    ", ",
+    now!(),
+    " FROM circuits WHERE name = ?2 RETURNING seq, ",
+    job_columns!()
+);
+const INSERT_INPUT: &str = "INSERT INTO job_inputs (job, input) VALUES (?1, ?2)";
+
+const JOB: &str = concat!("SELECT ", job_columns!(), " FROM jobs WHERE id = ?1");
+const JOB_STATE: &str = "SELECT state FROM jobs WHERE id = ?1";
+const JOBS: &str = concat!("SELECT ", job_columns!(), " FROM jobs ORDER BY seq DESC LIMIT ?1");
+const JOBS_IN: &str = concat!("SELECT ", job_columns!(), " FROM jobs WHERE state = ?2 ORDER BY seq DESC LIMIT ?1");
+
+const CLAIM: &str = concat!(
+    "UPDATE jobs SET tries_lost = tries_lost + (state = 'running'), state = 'running', attempt = attempt + 1, ",
+    "worker = ?2, stage = 'load', progress = 0, started_at = coalesce(started_at, ",
+    now!(),
+    "), lease_expires_at = ",
+    now!(),
+    " + ?3 WHERE id = ?1 AND ((state = 'queued' AND run_at <= ",
+    now!(),
+    ") OR (state = 'running' AND lease_expires_at <= ",
+    now!(),
+    " AND NOT cancel_requested)) RETURNING (SELECT input FROM job_inputs WHERE job = jobs.seq) AS input, ",
+    job_columns!()
+);
+/// A lapsed job that somebody wanted cancelled: nobody is left to confirm it, and it must not run again.
+const CANCEL_LAPSED: &str = concat!(
+    "UPDATE jobs SET state = 'cancelled', finished_at = ",
+    now!(),
+    ", stage = NULL, lease_expires_at = NULL WHERE id = ?1 AND state = 'running' AND cancel_requested ",
+    "AND lease_expires_at <= ",
+    now!(),
+    " RETURNING id"
+);
+const HEARTBEAT: &str = concat!(
+    "UPDATE jobs SET lease_expires_at = ",
+    now!(),
+    " + ?3, stage = ?4, progress = ?5 ",
+    held!(),
+    " RETURNING cancel_requested"
+);
+const FINISH: &str = concat!(
+    "UPDATE jobs SET state = 'done', result = ?3, error_class = NULL, error_message = NULL, stage = NULL, ",
+    "progress = 1, lease_expires_at = NULL, finished_at = ",
+    now!(),
+    " ",
+    held!(),
+    " RETURNING cancel_requested"
+);
+/// Queued again after a failure, unless somebody wants it cancelled. ?8 is the delay.
+const FAIL_RETRY: &str = concat!(
+    "UPDATE jobs SET tries_transient = tries_transient + ?3, tries_device = tries_device + ?4, ",
+    "tries_lost = tries_lost + ?5, error_class = ?6, error_message = ?7, ",
+    "state = iif(cancel_requested, 'cancelled', 'queued'), finished_at = iif(cancel_requested, ",
+    now!(),
+    ", NULL), run_at = iif(cancel_requested, run_at, ",
+    now!(),
+    " + ?8), progress = iif(cancel_requested, progress, 0), stage = NULL, lease_expires_at = NULL ",
+    held!(),
+    " RETURNING cancel_requested"
+);
+const FAIL_FOR_GOOD: &str = concat!(
+    "UPDATE jobs SET tries_transient = tries_transient + ?3, tries_device = tries_device + ?4, ",
+    "tries_lost = tries_lost + ?5, error_class = ?6, error_message = ?7, state = 'failed', finished_at = ",
+    now!(),
+    ", stage = NULL, lease_expires_at = NULL ",
+    held!(),
+    " RETURNING cancel_requested"
+);
+const RELEASE: &str = concat!(
+    "UPDATE jobs SET state = iif(cancel_requested, 'cancelled', 'queued'), finished_at = iif(cancel_requested, ",
+    now!(),
+    ", NULL), run_at = iif(cancel_requested, run_at, ",
+    now!(),
+    "), progress = iif(cancel_requested, progress, 0), stage = NULL, lease_expires_at = NULL ",
+    held!(),
+    " RETURNING cancel_requested"
+);
+const CONFIRM_CANCEL: &str = concat!(
+    "UPDATE jobs SET state = 'cancelled', finished_at = ",
+    now!(),
+    ", stage = NULL, lease_expires_at = NULL ",
+    held!(),
+    " AND cancel_requested RETURNING cancel_requested"
+);
+const HOLDS: &str = concat!("SELECT cancel_requested FROM jobs ", held!());
+const CANCEL: &str = concat!(
+    "UPDATE jobs SET cancel_requested = (state = 'running'), finished_at = iif(state = 'queued', ",
+    now!(),
+    ", NULL), state = iif(state = 'queued', 'cancelled', state) ",
+    "WHERE id = ?1 AND state IN ('queued', 'running') RETURNING state"
+);
+
+const DUE: &str = concat!(
+    "SELECT id, priority FROM (SELECT * FROM (SELECT id, priority, seq FROM jobs WHERE state = 'queued' AND run_at <= ",
+    now!(),
+    " ORDER BY priority DESC, seq LIMIT ?1) UNION ALL SELECT id, priority, seq FROM jobs ",
+    "WHERE state = 'running' AND lease_expires_at <= ",
+    now!(),
+    ") ORDER BY priority DESC, seq LIMIT ?1"
+);
+const COUNTS: &str = "SELECT state, count(*) AS n FROM jobs GROUP BY state";
+const INPUTS_HELD: &str = "SELECT count(*) AS n FROM job_inputs";
+
+type Statement = Query<'static, Sqlite, SqliteArguments>;
+
+impl Columns for SqliteRow {
+    fn int(&self, column: &'static str) -> Result<Option<i64>, StoreError> {
+        self.try_get(column).map_err(|e| corrupt(column, e))
+    }
+
+    fn real(&self, column: &'static str) -> Result<Option<f64>, StoreError> {
+        self.try_get(column).map_err(|e| corrupt(column, e))
+    }
+
+    fn text(&self, column: &'static str) -> Result<Option<String>, StoreError> {
+        self.try_get(column).map_err(|e| corrupt(column, e))
+    }
+
+    fn bytes(&self, column: &'static str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.try_get(column).map_err(|e| corrupt(column, e))
+    }
+
+    fn flag(&self, column: &'static str) -> Result<Option<bool>, StoreError> {
+        Ok(self.int(column)?.map(|n| n != 0))
+    }
+}
+
+/// Circuits and jobs in one SQLite file.
+pub struct SqliteStore {
+    path: PathBuf,
+    /// One connection: this process's writers queue here.
+    writer: SqlitePool,
+    reader: SqlitePool,
+    watch: Mutex<Watch>,
+    /// A job ended since the log was last truncated.
+    ended: AtomicBool,
+}
+
+/// The connection that only looks and tidies up. Writes of all others, this process's too, change what it sees.
+struct Watch {
+    options: SqliteConnectOptions,
+    connection: Option<SqliteConnection>,
+    /// Grows with every new connection, since their counts do not compare.
+    epoch: i64,
+    tidied: Instant,
+}
+
+impl std::fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqliteStore").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl SqliteStore {
+    /// Opens the store in the file at `path` and brings its schema up to date. A file that is not there is created
+    /// with mode 0600, and so are folders above it with mode 0700. Several processes may do so at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] where the file cannot be created or is another program's database,
+    /// [`StoreError::NewerSchema`], [`StoreError::Database`].
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        create_private(path).map_err(|e| cannot_open(path, e))?;
+        Self::connect(path).await
+    }
+
+    /// Opens the store that a URL names: `sqlite://relative/path`, `sqlite:///absolute/path`, with `?mode=rwc`
+    /// (the default) or `?mode=rw`, which does not create the file.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`], and [`StoreError::Open`] for a URL that names no file.
+    pub async fn open_url(url: &str) -> Result<Self, StoreError> {
+        let refuse = |why: &str| StoreError::Open { what: url.to_owned(), why: why.to_owned() };
+        let (base, mode) = url.split_once('?').unwrap_or((url, "mode=rwc"));
+        let Some(name) = base.strip_prefix("sqlite://").or_else(|| base.strip_prefix("sqlite:")) else {
+            return Err(refuse("expected sqlite:// and a path"));
+        };
+        if name.is_empty() || name == ":memory:" {
+            return Err(refuse("expected the path of a file after sqlite://"));
+        }
+        let options = SqliteConnectOptions::from_str(base).map_err(|e| refuse(&e.to_string()))?;
+        let path = options.get_filename();
+        match mode {
+            "mode=rwc" => Self::open(path).await,
+            "mode=rw" if path.exists() => Self::connect(path).await,
+            "mode=rw" => Err(refuse("there is no such file, and mode=rw does not create one")),
+            _ => Err(refuse("expected no parameter but mode=rwc or mode=rw")),
+        }
+    }
+
+    async fn connect(path: &Path) -> Result<Self, StoreError> {
+        let base = SqliteConnectOptions::new()
+            .filename(path)
+            .foreign_keys(true)
+            .synchronous(SqliteSynchronous::Full)
+            // Where a sync alone leaves data in the disk's cache (macOS); nothing elsewhere.
+            .pragma("fullfsync", "ON")
+            .pragma("secure_delete", "ON")
+            .pragma("temp_store", "MEMORY")
+            .busy_timeout(BUSY_TIMEOUT)
+            .disable_statement_logging();
+
+        // Turning the log on needs the file for itself and does not wait for a lock; it is permanent once done.
+        let first = base.clone().journal_mode(SqliteJournalMode::Wal);
+        let connection = retry_busy(|| async { Ok(first.connect().await?) }).await.map_err(|e| match e {
+            StoreError::Database(e) => cannot_open(path, e),
+            e => e,
+        })?;
+        migrate(connection, path).await?;
+
+        let pool = || {
+            SqlitePoolOptions::new().test_before_acquire(false).idle_timeout(None).max_lifetime(None).after_release(
+                // A connection whose transaction could not be rolled back would refuse every further one.
+                |connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }),
+            )
+        };
+        let watch = Watch {
+            options: base.clone().busy_timeout(CHECKPOINT_TIMEOUT),
+            connection: None,
+            epoch: 0,
+            tidied: Instant::now(),
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            writer: pool().max_connections(1).connect_lazy_with(base.clone()),
+            reader: pool().max_connections(READERS).connect_lazy_with(base.pragma("query_only", "ON")),
+            watch: Mutex::new(watch),
+            // Somebody may have died before truncating the log.
+            ended: AtomicBool::new(true),
+        })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Closes the connections. The last process to do so leaves no log behind.
+    pub async fn close(&self) {
+        self.reader.close().await;
+        let watching = self.watch.lock().await.connection.take();
+        if let Some(c) = watching {
+            let _ = c.close().await;
+        }
+        self.writer.close().await;
+    }
+
+    /// Moves the log into the file and truncates it, so that no input of an ended job remains in it. Answers whether
+    /// that went through; it does not while another process reads.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn tidy(&self) -> Result<bool, StoreError> {
+        let mut watch = self.watch.lock().await;
+        self.truncate_log(&mut watch).await
+    }
+
+    async fn tidy_now_and_then(&self, watch: &mut Watch) -> Result<(), StoreError> {
+        if self.ended.load(Ordering::Acquire) && watch.tidied.elapsed() >= TIDY_EVERY {
+            self.truncate_log(watch).await?;
+        }
+        Ok(())
+    }
+
+    async fn truncate_log(&self, watch: &mut Watch) -> Result<bool, StoreError> {
+        watch.tidied = Instant::now();
+        self.ended.store(false, Ordering::Release);
+        let row = watch.row("PRAGMA wal_checkpoint(TRUNCATE)").await;
+        let through = row.and_then(|r| Ok(r.int("busy")? == Some(0)));
+        if !matches!(through, Ok(true)) {
+            self.ended.store(true, Ordering::Release);
+        }
+        match through {
+            Err(StoreError::Database(e)) if is_busy(&e) => Ok(false),
+            other => other,
+        }
+    }
+
+    /// Runs a statement that changes at most one row and returns it, to its end.
+    async fn change(&self, make: impl Fn() -> Statement + Send + Sync) -> Result<Option<SqliteRow>, StoreError> {
+        retry_busy(|| async { Ok(make().fetch_all(&self.writer).await?.into_iter().next()) }).await
+    }
+
+    /// A change guarded by the attempt.
+    async fn guarded(&self, make: impl Fn() -> Statement + Send + Sync) -> Result<Held, StoreError> {
+        held(self.change(make).await?)
+    }
+
+    /// A guarded change that may end the job.
+    async fn ending(&self, make: impl Fn() -> Statement + Send + Sync) -> Result<Held, StoreError> {
+        let held = self.guarded(make).await?;
+        if held != Held::Lost {
+            self.ended.store(true, Ordering::Release);
+        }
+        Ok(held)
+    }
+
+    async fn rows(&self, statement: Statement) -> Result<Vec<SqliteRow>, StoreError> {
+        Ok(statement.fetch_all(&self.reader).await?)
+    }
+
+    async fn count(&self, sql: &'static str) -> Result<u64, StoreError> {
+        let row = sqlx::query(sql).fetch_one(&self.reader).await?;
+        rows::number(&row, "n")
+    }
+
+    async fn submit_once(&self, new: &NewJob, input: &[u8]) -> Result<Submitted, StoreError> {
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        let same =
+            sqlx::query(SAME_JOB).bind(id(new.id)).bind(new.idempotency_key.clone()).fetch_optional(&mut *tx).await?;
+        if let Some(row) = same {
+            let job = rows::job(&row)?;
+            if rows::content_hash(&row, "body")? == new.body {
+                return Ok(Submitted::Existing(job));
+            }
+            let what = match &new.idempotency_key {
+                Some(key) if job.id != new.id => format!("idempotency key {key:?}"),
+                _ => format!("id {}", new.id),
+            };
+            return Err(StoreError::Conflict { what, id: job.id });
+        }
+        let inserted = sqlx::query(INSERT_JOB)
+            .bind(id(new.id))
+            .bind(new.circuit.as_str())
+            .bind(new.body.0.to_vec())
+            .bind(new.idempotency_key.clone())
+            .bind(i64::from(new.priority.0))
+            .fetch_optional(&mut *tx)
+            .await?;
+        let Some(row) = inserted else {
+            return Err(StoreError::UnknownCircuit(new.circuit.clone()));
+        };
+        let job = rows::job(&row)?;
+        let seq: i64 = rows::number(&row, "seq")?;
+        // Not kept prepared: a prepared statement holds on to the values bound last.
+        sqlx::query(INSERT_INPUT).bind(seq).bind(input).persistent(false).execute(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(Submitted::Created(job))
+    }
+
+    async fn remove_circuit_once(&self, name: &CircuitName) -> Result<bool, StoreError> {
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        let row = sqlx::query(UNFINISHED).bind(name.as_str()).fetch_one(&mut *tx).await?;
+        let unfinished: u64 = rows::number(&row, "n")?;
+        let removed = sqlx::query(REMOVE_CIRCUIT).bind(name.as_str()).execute(&mut *tx).await?.rows_affected() > 0;
+        if removed && unfinished > 0 {
+            tx.rollback().await?;
+            return Err(StoreError::InUse { name: name.clone(), unfinished });
+        }
+        tx.commit().await?;
+        Ok(removed)
+    }
+}
+
+impl Watch {
+    /// The one row of a statement; a connection that failed is opened anew next time.
+    async fn row(&mut self, sql: &'static str) -> Result<SqliteRow, StoreError> {
+        let mut connection = match self.connection.take() {
+            Some(c) => c,
+            None => {
+                self.epoch += 1;
+                self.options.connect().await?
+            }
+        };
+        let row = sqlx::query(sql).fetch_one(&mut connection).await?;
+        self.connection = Some(connection);
+        Ok(row)
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn put_circuit(&self, circuit: &Circuit) -> Result<Circuit, StoreError> {
+        let row = self
+            .change(|| {
+                sqlx::query(PUT_CIRCUIT)
+                    .bind(circuit.name.as_str().to_owned())
+                    .bind(circuit.zkey.0.to_vec())
+                    .bind(circuit.wasm.map(|h| h.0.to_vec()))
+                    .bind(i64::from(circuit.n_vars))
+                    .bind(i64::from(circuit.n_public))
+                    .bind(i64::from(circuit.domain_size))
+            })
+            .await?;
+        rows::circuit(&row.ok_or(sqlx::Error::RowNotFound)?)
+    }
+
+    async fn circuit(&self, name: &CircuitName) -> Result<Option<Circuit>, StoreError> {
+        let row = sqlx::query(CIRCUIT).bind(name.as_str()).fetch_optional(&self.reader).await?;
+        row.as_ref().map(rows::circuit).transpose()
+    }
+
+    async fn circuits(&self) -> Result<Vec<Circuit>, StoreError> {
+        self.rows(sqlx::query(CIRCUITS)).await?.iter().map(rows::circuit).collect()
+    }
+
+    async fn remove_circuit(&self, name: &CircuitName) -> Result<bool, StoreError> {
+        retry_busy(|| self.remove_circuit_once(name)).await
+    }
+
+    async fn submit(&self, new: &NewJob, input: &[u8]) -> Result<Submitted, StoreError> {
+        retry_busy(|| self.submit_once(new, input)).await
+    }
+
+    async fn job(&self, job: JobId) -> Result<Option<Job>, StoreError> {
+        let row = sqlx::query(JOB).bind(id(job)).fetch_optional(&self.reader).await?;
+        row.as_ref().map(rows::job).transpose()
+    }
+
+    async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, StoreError> {
+        let limit = i64::from(filter.limit);
+        let statement = match filter.state {
+            None => sqlx::query(JOBS).bind(limit),
+            Some(state) => sqlx::query(JOBS_IN).bind(limit).bind(state.as_str()),
+        };
+        self.rows(statement).await?.iter().map(rows::job).collect()
+    }
+
+    async fn claim(&self, job: JobId, worker: &WorkerId, lease: Duration) -> Result<Option<Claim>, StoreError> {
+        let claimed =
+            self.change(|| sqlx::query(CLAIM).bind(id(job)).bind(worker.0.clone()).bind(rows::millis(lease))).await?;
+        let Some(row) = claimed else {
+            if self.change(|| sqlx::query(CANCEL_LAPSED).bind(id(job))).await?.is_some() {
+                self.ended.store(true, Ordering::Release);
+            }
+            return Ok(None);
+        };
+        let input = row.bytes("input")?.ok_or_else(|| corrupt("input", "an unfinished job has no input"))?;
+        Ok(Some(Claim { job: rows::job(&row)?, input: Zeroizing::new(input) }))
+    }
+
+    async fn heartbeat(
+        &self,
+        job: JobId,
+        attempt: Attempt,
+        lease: Duration,
+        stage: Stage,
+        progress: f32,
+    ) -> Result<Held, StoreError> {
+        self.guarded(|| {
+            fenced(HEARTBEAT, job, attempt)
+                .bind(rows::millis(lease))
+                .bind(stage.as_str())
+                .bind(rows::fraction(progress))
+        })
+        .await
+    }
+
+    async fn finish(&self, job: JobId, attempt: Attempt, result: &JobResult) -> Result<Held, StoreError> {
+        let json = serde_json::to_string(result).map_err(|e| corrupt("result", e))?;
+        self.ending(|| fenced(FINISH, job, attempt).bind(json.clone())).await
+    }
+
+    async fn fail(&self, job: JobId, attempt: Attempt, error: &JobError, retry: Retry) -> Result<Held, StoreError> {
+        let charge = rows::charges(error.class);
+        let statement = |sql| {
+            fenced(sql, job, attempt)
+                .bind(i64::from(charge.transient))
+                .bind(i64::from(charge.device))
+                .bind(i64::from(charge.lost))
+                .bind(error.class.as_str())
+                .bind(error.message.clone())
+        };
+        match retry {
+            Retry::Never => self.ending(|| statement(FAIL_FOR_GOOD)).await,
+            Retry::After(delay) => self.ending(|| statement(FAIL_RETRY).bind(rows::millis(delay))).await,
+        }
+    }
+
+    async fn release(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
+        self.ending(|| fenced(RELEASE, job, attempt)).await
+    }
+
+    async fn confirm_cancel(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
+        match self.ending(|| fenced(CONFIRM_CANCEL, job, attempt)).await? {
+            Held::Lost => held(fenced(HOLDS, job, attempt).fetch_optional(&self.writer).await?),
+            yes => Ok(yes),
+        }
+    }
+
+    async fn cancel(&self, job: JobId) -> Result<Cancelled, StoreError> {
+        if let Some(row) = self.change(|| sqlx::query(CANCEL).bind(id(job))).await? {
+            return Ok(if rows::state(&row)? == JobState::Running {
+                Cancelled::Requested
+            } else {
+                self.ended.store(true, Ordering::Release);
+                Cancelled::Now
+            });
+        }
+        // It had ended, or was not there: one that is there now and has not ended was submitted only since.
+        let row = sqlx::query(JOB_STATE).bind(id(job)).fetch_optional(&self.writer).await?;
+        Ok(match row.as_ref().map(rows::state).transpose()? {
+            Some(state) if state.is_final() => Cancelled::TooLate(state),
+            _ => Cancelled::Unknown,
+        })
+    }
+
+    async fn due(&self, limit: u32) -> Result<Vec<(JobId, Priority)>, StoreError> {
+        self.tidy_now_and_then(&mut *self.watch.lock().await).await?;
+        let rows = self.rows(sqlx::query(DUE).bind(i64::from(limit))).await?;
+        rows.iter().map(|r| Ok((rows::job_id(r)?, rows::priority(r)?))).collect()
+    }
+
+    async fn change_marker(&self) -> Result<Option<i64>, StoreError> {
+        let mut watch = self.watch.lock().await;
+        self.tidy_now_and_then(&mut watch).await?;
+        let version: i64 = rows::number(&watch.row("PRAGMA data_version").await?, "data_version")?;
+        Ok(Some((watch.epoch << 32) + version))
+    }
+
+    async fn counts(&self) -> Result<Counts, StoreError> {
+        rows::counts(&self.rows(sqlx::query(COUNTS)).await?)
+    }
+
+    async fn inputs_held(&self) -> Result<u64, StoreError> {
+        self.count(INPUTS_HELD).await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("PRAGMA schema_version").fetch_one(&self.reader).await?;
+        Ok(())
+    }
+}
+
+fn id(job: JobId) -> Vec<u8> {
+    job.0.as_bytes().to_vec()
+}
+
+/// A statement whose first two parameters are the job and the attempt.
+fn fenced(sql: &'static str, job: JobId, attempt: Attempt) -> Statement {
+    sqlx::query(sql).bind(id(job)).bind(i64::from(attempt.0))
+}
+
+fn held(row: Option<SqliteRow>) -> Result<Held, StoreError> {
+    match row {
+        None => Ok(Held::Lost),
+        Some(r) => Ok(Held::Yes { cancel: r.flag("cancel_requested")?.unwrap_or_default() }),
+    }
+}
+
+/// Whether SQLite refused because another connection has the lock (`SQLITE_BUSY`, `SQLITE_LOCKED`, of any kind).
+fn is_busy(e: &sqlx::Error) -> bool {
+    let code = e.as_database_error().and_then(|e| e.code()).and_then(|c| c.parse::<i32>().ok());
+    code.is_some_and(|c| matches!(c & 0xff, 5 | 6))
+}
+
+/// Tries again, a bounded number of times, what met a lock; nothing has changed then.
+async fn retry_busy<T, F, R>(attempt: F) -> Result<T, StoreError>
+where
+    F: Fn() -> R,
+    R: Future<Output = Result<T, StoreError>>,
+{
+    let mut tries = 1;
+    loop {
+        match attempt().await {
+            Err(StoreError::Database(e)) if is_busy(&e) && tries < BUSY_TRIES => {
+                tokio::time::sleep(Duration::from_millis(20) * tries).await;
+                tries += 1;
+            }
+            done => return done,
+        }
+    }
+}
+
+fn cannot_open(path: &Path, why: impl ToString) -> StoreError {
+    StoreError::Open { what: path.display().to_string(), why: why.to_string() }
+}
+
+/// Creates the file, for its owner only, and the folders above it, unless they are there.
+fn create_private(path: &Path) -> std::io::Result<()> {
+    let mut folder = std::fs::DirBuilder::new();
+    folder.recursive(true);
+    let mut file = std::fs::OpenOptions::new();
+    file.write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+        folder.mode(0o700);
+        file.mode(0o600);
+    }
+    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        folder.create(parent)?;
+    }
+    file.open(path)?;
+    Ok(())
+}
+
+/// Brings the schema up to date: all or nothing, under the lock, whoever comes first.
+async fn migrate(mut connection: SqliteConnection, path: &Path) -> Result<(), StoreError> {
+    let latest = MIGRATIONS.len();
+    if schema_version(&mut connection, path).await? < latest {
+        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+        let version = schema_version(&mut tx, path).await?;
+        for migration in MIGRATIONS.iter().skip(version) {
+            sqlx::raw_sql(*migration).execute(&mut *tx).await?;
+        }
+        let mark = format!("PRAGMA user_version = {latest}; PRAGMA application_id = {APPLICATION_ID};");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(mark)).execute(&mut *tx).await?;
+        tx.commit().await?;
+    }
+    connection.close().await?;
+    Ok(())
+}
+
+/// The version of the schema in the file: 0 for an empty one.
+async fn schema_version(connection: &mut SqliteConnection, path: &Path) -> Result<usize, StoreError> {
+    const WHOSE: &str = "SELECT (SELECT user_version FROM pragma_user_version) AS version, \
+                         (SELECT application_id FROM pragma_application_id) AS owner, \
+                         (SELECT count(*) FROM sqlite_schema) AS tables";
+    let row = sqlx::query(WHOSE).fetch_one(connection).await?;
+    let owner = row.int("owner")?;
+    let empty = row.int("tables")? == Some(0);
+    if !(owner == Some(APPLICATION_ID) || (empty && owner == Some(0))) {
+        return Err(cannot_open(path, "it is a database of another program"));
+    }
+    let version: i64 = rows::number(&row, "version")?;
+    match usize::try_from(version) {
+        Ok(v) if v <= MIGRATIONS.len() => Ok(v),
+        _ => Err(StoreError::NewerSchema),
+    }
+}

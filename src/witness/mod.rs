@@ -4,7 +4,7 @@ mod inputs;
 mod wasm;
 
 pub use inputs::{InputError, Inputs};
-pub use wasm::{Limits, ModuleCache, WasmInfo, WasmWitness};
+pub use wasm::{Limits, ModuleCache, WasmInfo, WasmWitness, compile_into_cache};
 
 use crate::model::{StopReason, StopToken, Witness};
 

@@ -1,1 +1,132 @@
-//! x
+//! The processor, on arkworks.
+//!
+//! Each backend has a pool of threads of its own, so that two proofs side by side keep to their slots.
+
+mod msm;
+mod quotient;
+
+use std::sync::Arc;
+
+use rayon::ThreadPool;
+
+use super::{Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress};
+use crate::model::{ProvingKey, StopToken, Witness};
+use msm::{Query, decode_g1, decode_g2};
+use quotient::Constraints;
+
+/// The processor as a device.
+pub struct CpuBackend {
+    info: DeviceInfo,
+    pool: Arc<ThreadPool>,
+}
+
+impl CpuBackend {
+    /// A backend whose proofs use `threads` threads each (at least one).
+    pub fn new(threads: usize) -> Result<Self, BackendError> {
+        let threads = threads.max(1);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("prove-{i}"))
+            .build()
+            .map_err(|e| BackendError::Unavailable { device: "cpu:0".into(), why: e.to_string() })?;
+        let info = DeviceInfo {
+            kind: DeviceKind::Cpu,
+            name: format!("{} ({threads} threads a proof)", std::env::consts::ARCH),
+            ordinal: 0,
+            threads,
+            memory: 0,
+        };
+        Ok(Self { info, pool: Arc::new(pool) })
+    }
+}
+
+impl Backend for CpuBackend {
+    fn device(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn footprint(&self, key: &ProvingKey) -> Footprint {
+        // Points are copied out of the file, matrix entries are not. A proof holds three vectors over the domain, the
+        // witness twice, and one multi-scalar product's digits (8 bytes for each of about 20 windows).
+        let points = (key.size() - key.sections.coefficients.len()) as u64;
+        let domain = u64::from(key.header.domain_size);
+        Footprint { resident: points, per_proof: 96 * domain + 224 * u64::from(key.header.n_vars).max(domain) }
+    }
+
+    fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
+        let s = &key.sections;
+        let private = key.header.n_public as usize + 1;
+        let (constraints, queries) = self.pool.install(|| {
+            rayon::join(
+                || Constraints::index(&key),
+                || {
+                    let ((a, b1), (b2, (c, h))) = rayon::join(
+                        || (Query::new(&s.a, 0, decode_g1), Query::new(&s.b1, 0, decode_g1)),
+                        || {
+                            let c = Query::new(&s.c, private, decode_g1);
+                            (Query::new(&s.b2, 0, decode_g2), (c, Query::new(&s.h, 0, decode_g1)))
+                        },
+                    );
+                    (a, b1, b2, c, h)
+                },
+            )
+        });
+        let constraints = constraints?;
+        let (a, b1, b2, c, h) = queries;
+        Ok(Arc::new(CpuKey { key: key.clone(), pool: self.pool.clone(), constraints, a, b1, b2, c, h }))
+    }
+}
+
+/// A key in memory: points decoded, those at infinity dropped.
+struct CpuKey {
+    key: Arc<ProvingKey>,
+    pool: Arc<ThreadPool>,
+    constraints: Constraints,
+    a: Query<ark_bn254::g1::Config>,
+    b1: Query<ark_bn254::g1::Config>,
+    b2: Query<ark_bn254::g2::Config>,
+    c: Query<ark_bn254::g1::Config>,
+    h: Query<ark_bn254::g1::Config>,
+}
+
+impl LoadedKey for CpuKey {
+    fn key(&self) -> &Arc<ProvingKey> {
+        &self.key
+    }
+
+    fn commit(&self, witness: &Witness, stop: &StopToken, on: &dyn Progress) -> Result<Commitments, BackendError> {
+        let expected = self.key.header.n_vars as usize;
+        if witness.len() != expected {
+            return Err(BackendError::Shape {
+                what: "witness values",
+                expected: expected as u64,
+                got: witness.len() as u64,
+            });
+        }
+        // Shares of the time on a dense circuit, for the progress bar.
+        let step = |fraction: f32| match stop.stopped() {
+            Some(why) => Err(BackendError::Stopped(why)),
+            None => {
+                on.report(fraction);
+                Ok(())
+            }
+        };
+        self.pool.install(|| {
+            let w = witness.values();
+            step(0.0)?;
+            let b2 = self.b2.msm(w);
+            step(0.45)?;
+            let a = self.a.msm(w);
+            step(0.55)?;
+            let b1 = self.b1.msm(w);
+            step(0.65)?;
+            let c = self.c.msm(w);
+            step(0.75)?;
+            let h = self.constraints.quotient(&self.key, w);
+            step(0.85)?;
+            let h = self.h.msm(h.scalars());
+            step(1.0)?;
+            Ok(Commitments { a, b1, b2, c, h })
+        })
+    }
+}

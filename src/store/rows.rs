@@ -1,0 +1,170 @@
+//! From rows to the model. Independent of the database: a store's row type says how a column is read, and the rest
+//! is shared.
+
+use std::str::FromStr;
+
+use uuid::Uuid;
+
+use super::{Counts, StoreError};
+use crate::model::{
+    Attempt, Circuit, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, Priority, Stage, Tries,
+    WorkerId,
+};
+
+/// A row whose columns can be read by name as one of five kinds, each possibly null.
+pub(super) trait Columns {
+    /// A whole number (SQLite `INTEGER`, Postgres `bigint`).
+    fn int(&self, column: &'static str) -> Result<Option<i64>, StoreError>;
+    /// A fraction.
+    fn real(&self, column: &'static str) -> Result<Option<f64>, StoreError>;
+    /// Text.
+    fn text(&self, column: &'static str) -> Result<Option<String>, StoreError>;
+    /// Bytes.
+    fn bytes(&self, column: &'static str) -> Result<Option<Vec<u8>>, StoreError>;
+    /// Yes or no.
+    fn flag(&self, column: &'static str) -> Result<Option<bool>, StoreError>;
+}
+
+/// A column that does not read as it should.
+pub(super) fn corrupt(column: &'static str, why: impl ToString) -> StoreError {
+    StoreError::Corrupt { column, why: why.to_string() }
+}
+
+fn some<T>(column: &'static str, value: Option<T>) -> Result<T, StoreError> {
+    value.ok_or_else(|| corrupt(column, "expected a value, got null"))
+}
+
+/// A whole number that fits `T`.
+pub(super) fn number<T: TryFrom<i64>>(row: &impl Columns, column: &'static str) -> Result<T, StoreError> {
+    let n = some(column, row.int(column)?)?;
+    T::try_from(n).map_err(|_| corrupt(column, format!("{n} is out of range")))
+}
+
+fn parsed<T: FromStr>(column: &'static str, text: &str) -> Result<T, StoreError>
+where
+    T::Err: ToString,
+{
+    text.parse().map_err(|e: T::Err| corrupt(column, e))
+}
+
+fn hash(column: &'static str, bytes: Vec<u8>) -> Result<ContentHash, StoreError> {
+    let got = bytes.len();
+    let array = bytes.try_into().map_err(|_| corrupt(column, format!("expected 32 bytes of a SHA-256, got {got}")))?;
+    Ok(ContentHash(array))
+}
+
+/// A content hash.
+pub(super) fn content_hash(row: &impl Columns, column: &'static str) -> Result<ContentHash, StoreError> {
+    hash(column, some(column, row.bytes(column)?)?)
+}
+
+fn maybe_content_hash(row: &impl Columns, column: &'static str) -> Result<Option<ContentHash>, StoreError> {
+    row.bytes(column)?.map(|b| hash(column, b)).transpose()
+}
+
+/// A job's id, from `id`.
+pub(super) fn job_id(row: &impl Columns) -> Result<JobId, StoreError> {
+    let bytes = some("id", row.bytes("id")?)?;
+    Ok(JobId(Uuid::from_slice(&bytes).map_err(|e| corrupt("id", e))?))
+}
+
+/// A job's priority, from `priority`.
+pub(super) fn priority(row: &impl Columns) -> Result<Priority, StoreError> {
+    number(row, "priority").map(Priority)
+}
+
+/// A job's state, from `state`.
+pub(super) fn state(row: &impl Columns) -> Result<JobState, StoreError> {
+    parsed("state", &some("state", row.text("state")?)?)
+}
+
+/// A circuit.
+pub(super) fn circuit(row: &impl Columns) -> Result<Circuit, StoreError> {
+    Ok(Circuit {
+        name: parsed("name", &some("name", row.text("name")?)?)?,
+        zkey: content_hash(row, "zkey")?,
+        wasm: maybe_content_hash(row, "wasm")?,
+        n_vars: number(row, "n_vars")?,
+        n_public: number(row, "n_public")?,
+        domain_size: number(row, "domain_size")?,
+        created_at: number(row, "created_at")?,
+    })
+}
+
+/// A job.
+pub(super) fn job(row: &impl Columns) -> Result<Job, StoreError> {
+    let error = match (row.text("error_class")?, row.text("error_message")?) {
+        (Some(class), Some(message)) => {
+            Some(JobError { class: parsed::<FailureClass>("error_class", &class)?, message })
+        }
+        _ => None,
+    };
+    let result: Option<JobResult> = row
+        .text("result")?
+        .map(|json| serde_json::from_str(&json))
+        .transpose()
+        .map_err(|e| corrupt("result", format!("not the JSON of a result: {e}")))?;
+    Ok(Job {
+        id: job_id(row)?,
+        circuit: parsed("circuit", &some("circuit", row.text("circuit")?)?)?,
+        zkey: content_hash(row, "zkey")?,
+        wasm: maybe_content_hash(row, "wasm")?,
+        state: state(row)?,
+        stage: row.text("stage")?.map(|s| parsed::<Stage>("stage", &s)).transpose()?,
+        progress: some("progress", row.real("progress")?)? as f32,
+        attempt: Attempt(number(row, "attempt")?),
+        tries: Tries {
+            transient: number(row, "tries_transient")?,
+            device: number(row, "tries_device")?,
+            lost: number(row, "tries_lost")?,
+        },
+        priority: priority(row)?,
+        idempotency_key: row.text("idempotency_key")?,
+        worker: row.text("worker")?.map(WorkerId),
+        error,
+        result,
+        cancel_requested: some("cancel_requested", row.flag("cancel_requested")?)?,
+        created_at: number(row, "created_at")?,
+        run_at: number(row, "run_at")?,
+        started_at: row.int("started_at")?,
+        finished_at: row.int("finished_at")?,
+        lease_expires_at: row.int("lease_expires_at")?,
+    })
+}
+
+/// Counts, from rows of `state` and `n`.
+pub(super) fn counts<R: Columns>(rows: &[R]) -> Result<Counts, StoreError> {
+    let mut counts = Counts::default();
+    for row in rows {
+        let n = number(row, "n")?;
+        match state(row)? {
+            JobState::Queued => counts.queued = n,
+            JobState::Running => counts.running = n,
+            JobState::Done => counts.done = n,
+            JobState::Failed => counts.failed = n,
+            JobState::Cancelled => counts.cancelled = n,
+        }
+    }
+    Ok(counts)
+}
+
+/// What a failure adds to each retry budget.
+pub(super) fn charges(class: FailureClass) -> Tries {
+    match class {
+        FailureClass::BadInput => Tries::default(),
+        FailureClass::Transient | FailureClass::Timeout => Tries { transient: 1, ..Tries::default() },
+        FailureClass::Device | FailureClass::InvalidProof => Tries { device: 1, ..Tries::default() },
+        FailureClass::LostWorker => Tries { lost: 1, ..Tries::default() },
+    }
+}
+
+/// Milliseconds of a duration, at most about a hundred years so that sums with the time of day stay in range.
+pub(super) fn millis(d: std::time::Duration) -> i64 {
+    const CENTURY: u128 = 100 * 366 * 86_400_000;
+    d.as_millis().min(CENTURY) as i64
+}
+
+/// A progress between 0 and 1; what is not a number counts as 0.
+pub(super) fn fraction(progress: f32) -> f64 {
+    if progress.is_nan() { 0.0 } else { f64::from(progress.clamp(0.0, 1.0)) }
+}

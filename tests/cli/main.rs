@@ -1,0 +1,7 @@
+//! The command line, run as a user runs it: the real program on real files.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod bad_files;
+mod happy;
+mod harness;
+mod usage;
