@@ -34,7 +34,11 @@ pub fn parse(file: &[u8]) -> Result<Witness, FormatError> {
     let bytes = values.take(values.remaining(), "values")?;
     let expected = u64::from(count) * 32;
     if bytes.len() as u64 != expected {
-        return Err(mismatch(place, format!("{expected} bytes ({count} values of 32)"), format!("{} bytes", bytes.len())));
+        return Err(mismatch(
+            place,
+            format!("{expected} bytes ({count} values of 32)"),
+            format!("{} bytes", bytes.len()),
+        ));
     }
 
     // A witness from here on, so that an error wipes it.

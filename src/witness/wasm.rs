@@ -45,4 +45,6 @@ impl WitnessGenerator for WasmWitness {
 }
 
 /// x
-pub fn compile_into_cache(_w: &std::path::Path, _c: &std::path::Path, _m: u64) -> Result<(), WitnessError> { todo!() }
+pub fn compile_into_cache(_w: &std::path::Path, _c: &std::path::Path, _m: u64) -> Result<(), WitnessError> {
+    todo!()
+}
