@@ -34,9 +34,9 @@ pub enum RegistryError {
     #[error("the wasm computes {wasm} values, the zkey is for {zkey}: they belong to different circuits")]
     Mismatch {
         /// Wires by the witness program.
-        wasm: u64,
+        wasm: u32,
         /// Wires by the key.
-        zkey: u64,
+        zkey: u32,
     },
     /// The device did not take the key.
     #[error(transparent)]
@@ -317,8 +317,8 @@ async fn fetch(artifacts: &Artifacts, kind: Kind, hash: ContentHash) -> Result<B
 }
 
 fn check_sizes(wasm: &WasmWitness, key: &ProvingKey) -> Result<(), RegistryError> {
-    let (_, _) = (wasm.info(), key);
-    Ok(())
+    let (wasm, zkey) = (wasm.info().witness_size, key.header.n_vars);
+    if wasm == zkey { Ok(()) } else { Err(RegistryError::Mismatch { wasm, zkey }) }
 }
 
 async fn blocking<T: Send + 'static>(

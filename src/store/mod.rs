@@ -3,6 +3,10 @@
 //! Every change of a running job carries its [`Attempt`]; one that no longer holds changes nothing and answers
 //! [`Held::Lost`]. All times are the database's own clock. The queue is disposable: whatever it loses,
 //! [`Store::due`] finds again.
+//!
+//! Somebody who wants a running job cancelled leaves a request. Its holder learns of it from the answer to any guarded
+//! change and confirms. A job so marked never runs again: a retry, a hand-back or a claim after its lease lapsed turn
+//! it into a cancelled one. A proof that is finished all the same is kept, since the work is done.
 
 mod rows;
 mod sqlite;
@@ -154,7 +158,8 @@ pub enum StoreError {
 /// Circuits and jobs, durable. The conformance suite in `tests/store` runs over every implementation.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Registers a circuit, or puts new content under its name; `created_at` is set by the store.
+    /// Registers a circuit, or puts new content under its name; `created_at` is set by the store. The same content
+    /// again changes nothing.
     async fn put_circuit(&self, circuit: &Circuit) -> Result<Circuit, StoreError>;
     /// A circuit by name.
     async fn circuit(&self, name: &CircuitName) -> Result<Option<Circuit>, StoreError>;
@@ -163,16 +168,22 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets a circuit; false if there was none. Refused with [`StoreError::InUse`] while unfinished jobs need it.
     async fn remove_circuit(&self, name: &CircuitName) -> Result<bool, StoreError>;
 
-    /// Writes a job and its input down in one transaction. Idempotent by id and by idempotency key.
+    /// Writes a job and its input down in one transaction. Idempotent by id, then by idempotency key: a repeat with
+    /// the same body gives the job as it is now, even when its circuit has gone since.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] for a repeat with another body, [`StoreError::UnknownCircuit`].
     async fn submit(&self, new: &NewJob, input: &[u8]) -> Result<Submitted, StoreError>;
     /// A job.
     async fn job(&self, id: JobId) -> Result<Option<Job>, StoreError>;
     /// Jobs, newest first.
     async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, StoreError>;
     /// Takes a job: one that is queued and due, or running with a lapsed lease (which counts in `tries.lost`), or the
-    /// answer is `None`. The attempt grows by one, the lease lasts `lease` from now.
+    /// answer is `None`. The attempt grows by one, the lease lasts `lease` from now. A lapsed job whose cancellation
+    /// was requested is cancelled instead, with the answer `None`.
     async fn claim(&self, id: JobId, worker: &WorkerId, lease: Duration) -> Result<Option<Claim>, StoreError>;
-    /// Renews the lease and notes how far the job is. A lease that lapsed but that nobody took is renewed.
+    /// Renews the lease and notes how far the job is (`progress` from 0 to 1; anything else is brought into that
+    /// range). A lease that lapsed but that nobody took is renewed.
     async fn heartbeat(
         &self,
         id: JobId,
@@ -181,18 +192,23 @@ pub trait Store: Send + Sync + 'static {
         stage: Stage,
         progress: f32,
     ) -> Result<Held, StoreError>;
-    /// Result, state and the end of the input, in one transaction.
+    /// Result, state and the end of the input, in one transaction. Wins over a request to cancel; clears the error of
+    /// earlier attempts.
     async fn finish(&self, id: JobId, attempt: Attempt, result: &JobResult) -> Result<Held, StoreError>;
     /// An attempt failed: counts it in its class's budget and queues the job again or fails it for good (which also
-    /// ends its input).
+    /// ends its input). A retry of a job whose cancellation was requested cancels it instead.
     async fn fail(&self, id: JobId, attempt: Attempt, error: &JobError, retry: Retry) -> Result<Held, StoreError>;
-    /// Hands a job back unharmed, due at once: not a failed attempt.
+    /// Hands a job back unharmed, due at once: not a failed attempt. The next claim has a new token all the same. A job
+    /// whose cancellation was requested is cancelled instead.
     async fn release(&self, id: JobId, attempt: Attempt) -> Result<Held, StoreError>;
-    /// The holder ends a job whose cancellation was requested; ends its input too.
+    /// The holder ends a job whose cancellation was requested; ends its input too. Where nobody asked, nothing changes
+    /// and the answer is `Yes { cancel: false }`.
     async fn confirm_cancel(&self, id: JobId, attempt: Attempt) -> Result<Held, StoreError>;
     /// Cancels a job: at once when it is queued, by request when it runs. Ends the input of one cancelled at once.
     async fn cancel(&self, id: JobId) -> Result<Cancelled, StoreError>;
-    /// Jobs a queue should know of: queued and due, or running with a lapsed lease; best first (priority, then age).
+    /// Jobs a queue should know of: queued and due, or running with a lapsed lease (those to be cancelled too, for the
+    /// next claim to do it); best first (priority, then age). A reconciler calls this regularly; a store may use the
+    /// occasion to tidy up.
     async fn due(&self, limit: u32) -> Result<Vec<(JobId, crate::model::Priority)>, StoreError>;
     /// A number that changes when another connection wrote to the store, where that can be told cheaply; a reconciler
     /// may skip its look while it stands still.

@@ -95,7 +95,8 @@ const PUT_CIRCUIT: &str = concat!(
 );
 const CIRCUIT: &str = concat!("SELECT ", circuit_columns!(), " FROM circuits WHERE name = ?1");
 const CIRCUITS: &str = concat!("SELECT ", circuit_columns!(), " FROM circuits ORDER BY name");
-const UNFINISHED: &str = "SELECT count(*) AS n FROM jobs WHERE circuit = ?1 AND state IN ('queued', 'running')";
+const UNFINISHED: &str =
+    "SELECT count(*) AS n FROM jobs INDEXED BY jobs_unfinished WHERE circuit = ?1 AND state IN ('queued', 'running')";
 const REMOVE_CIRCUIT: &str = "DELETE FROM circuits WHERE name = ?1";
 
 /// The job that has this id or else this key.
@@ -202,9 +203,10 @@ const CANCEL: &str = concat!(
 );
 
 const DUE: &str = concat!(
-    "SELECT id, priority FROM (SELECT * FROM (SELECT id, priority, seq FROM jobs WHERE state = 'queued' AND run_at <= ",
+    "SELECT id, priority FROM (SELECT * FROM (SELECT id, priority, seq FROM jobs INDEXED BY jobs_queued ",
+    "WHERE state = 'queued' AND run_at <= ",
     now!(),
-    " ORDER BY priority DESC, seq LIMIT ?1) UNION ALL SELECT id, priority, seq FROM jobs ",
+    " ORDER BY priority DESC, seq LIMIT ?1) UNION ALL SELECT id, priority, seq FROM jobs INDEXED BY jobs_running ",
     "WHERE state = 'running' AND lease_expires_at <= ",
     now!(),
     ") ORDER BY priority DESC, seq LIMIT ?1"
@@ -727,5 +729,34 @@ async fn schema_version(connection: &mut SqliteConnection, path: &Path) -> Resul
     match usize::try_from(version) {
         Ok(v) if v <= MIGRATIONS.len() => Ok(v),
         _ => Err(StoreError::NewerSchema),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Left to itself SQLite takes the index on the state for most of these, and sorts.
+    #[tokio::test]
+    async fn looks_go_by_their_indexes() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&folder.path().join("jobs.db")).await.unwrap();
+        for (sql, expected) in [
+            (DUE, &["SCAN jobs USING COVERING INDEX jobs_queued", "SEARCH jobs USING INDEX jobs_running"][..]),
+            (UNFINISHED, &["SEARCH jobs USING INDEX jobs_unfinished"]),
+            (JOBS_IN, &["SEARCH jobs USING INDEX jobs_by_state"]),
+            (COUNTS, &["SCAN jobs USING COVERING INDEX jobs_by_state"]),
+            (SAME_JOB, &["INDEX sqlite_autoindex_jobs_1 (id=?)", "INDEX sqlite_autoindex_jobs_2 (idempotency_key=?)"]),
+            (CLAIM, &["SEARCH jobs USING INDEX sqlite_autoindex_jobs_1 (id=?)"]),
+            (FINISH, &["SEARCH jobs USING INDEX sqlite_autoindex_jobs_1 (id=?)"]),
+        ] {
+            let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
+            let rows = sqlx::query(explain).fetch_all(&store.reader).await.unwrap();
+            let plan: Vec<String> = rows.iter().map(|r| r.text("detail").unwrap().unwrap()).collect();
+            for e in expected {
+                assert!(plan.iter().any(|p| p.contains(e)), "expected {e} in {plan:?} of {sql}");
+            }
+        }
     }
 }

@@ -1,10 +1,18 @@
 //! Witness generation, in a sandbox.
 
+mod circom1;
+mod circom2;
+mod compile;
 mod inputs;
+mod json;
+mod outline;
+mod run;
+mod sandbox;
 mod wasm;
 
+pub use compile::compile_into_cache;
 pub use inputs::{InputError, Inputs};
-pub use wasm::{Limits, ModuleCache, WasmInfo, WasmWitness, compile_into_cache};
+pub use wasm::{Abi, Limits, ModuleCache, WasmInfo, WasmWitness};
 
 use crate::model::{StopReason, StopToken, Witness};
 

@@ -2,6 +2,7 @@
 //!
 //! Each backend has a pool of threads of its own, so that two proofs side by side keep to their slots.
 
+mod digits;
 mod msm;
 mod quotient;
 
@@ -11,7 +12,8 @@ use rayon::ThreadPool;
 
 use super::{Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress};
 use crate::model::{ProvingKey, StopToken, Witness};
-use msm::{Query, decode_g1, decode_g2};
+use digits::Digits;
+use msm::Query;
 use quotient::Constraints;
 
 /// The processor as a device.
@@ -46,11 +48,11 @@ impl Backend for CpuBackend {
     }
 
     fn footprint(&self, key: &ProvingKey) -> Footprint {
-        // Points are copied out of the file, matrix entries are not. A proof holds three vectors over the domain, the
-        // witness twice, and one multi-scalar product's digits (8 bytes for each of about 20 windows).
+        // Points are copied out of the file, matrix entries are not. A proof holds three vectors over the domain, then
+        // the digits of one set of scalars (2 bytes for each of at most 85 windows, 17 to 20 on circuits of any size).
         let points = (key.size() - key.sections.coefficients.len()) as u64;
         let domain = u64::from(key.header.domain_size);
-        Footprint { resident: points, per_proof: 96 * domain + 224 * u64::from(key.header.n_vars).max(domain) }
+        Footprint { resident: points, per_proof: 128 * domain + 64 * u64::from(key.header.n_vars).max(domain) }
     }
 
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
@@ -61,10 +63,10 @@ impl Backend for CpuBackend {
                 || Constraints::index(&key),
                 || {
                     let ((a, b1), (b2, (c, h))) = rayon::join(
-                        || (Query::new(&s.a, 0, decode_g1), Query::new(&s.b1, 0, decode_g1)),
+                        || (Query::new(&s.a, 0), Query::new(&s.b1, 0)),
                         || {
-                            let c = Query::new(&s.c, private, decode_g1);
-                            (Query::new(&s.b2, 0, decode_g2), (c, Query::new(&s.h, 0, decode_g1)))
+                            let c = Query::new(&s.c, private);
+                            (Query::new(&s.b2, 0), (c, Query::new(&s.h, 0)))
                         },
                     );
                     (a, b1, b2, c, h)
@@ -114,17 +116,19 @@ impl LoadedKey for CpuKey {
         self.pool.install(|| {
             let w = witness.values();
             step(0.0)?;
-            let b2 = self.b2.msm(w);
+            let digits = Digits::new(w);
+            let b2 = self.b2.msm(&digits, stop);
+            step(0.3)?;
+            let a = self.a.msm(&digits, stop);
             step(0.45)?;
-            let a = self.a.msm(w);
+            let b1 = self.b1.msm(&digits, stop);
             step(0.55)?;
-            let b1 = self.b1.msm(w);
-            step(0.65)?;
-            let c = self.c.msm(w);
-            step(0.75)?;
+            let c = self.c.msm(&digits, stop);
+            drop(digits);
+            step(0.7)?;
             let h = self.constraints.quotient(&self.key, w);
             step(0.85)?;
-            let h = self.h.msm(h.scalars());
+            let h = self.h.msm(&Digits::new(h.scalars()), stop);
             step(1.0)?;
             Ok(Commitments { a, b1, b2, c, h })
         })

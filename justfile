@@ -1,0 +1,37 @@
+# `just` lists the recipes. Each is a plain command that works without just, too.
+
+_default:
+    @just --list
+
+# Every check, as CI runs it.
+test:
+    ./scripts/test.sh
+
+# The tests alone; arguments go to nextest.
+t *args:
+    cargo nextest run {{args}}
+
+# Format, then the lints.
+lint:
+    cargo fmt --all
+    cargo clippy --all-targets --all-features -- -D warnings
+
+# The crate's documentation, private items and all.
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+
+# Licences, advisories, doubled crates, sources.
+deny:
+    cargo deny check
+
+# Register the bundled circuit and prove real inputs through the queue.
+demo:
+    cargo run --release -- demo
+
+# Container image for machines without a GPU.
+image tag="prover-worker:cpu":
+    docker build -f Dockerfile.cpu -t {{tag}} .
+
+# Container image with the CUDA runtime.
+image-cuda tag="prover-worker:cuda":
+    docker build -f Dockerfile.cuda -t {{tag}} .

@@ -1,0 +1,173 @@
+//! The interface of circom 1's witness programs.
+//!
+//! The memory is the host's. Its first word holds the address of the first free byte, from which the host takes room
+//! for a number. A number is 40 bytes: a 32-bit short value, 32 bits of type, then 32 bytes: bit 31 of the type says
+//! that the long form holds, bit 30 that it is in Montgomery form.
+
+use ark_ff::{BigInteger256, PrimeField};
+use zeroize::Zeroize;
+
+use super::circom2::hash;
+use super::run::{Exception, Failure, Interface, Run, check_field, element, element_bytes};
+use super::wasm::Abi;
+use super::{InputError, Inputs, WitnessError};
+use crate::model::{Fr, Witness};
+
+pub(super) const INTERFACE: Interface = Interface {
+    name: "circom 1",
+    functions: &[
+        ("getFrLen", 0, 1, true),
+        ("getPRawPrime", 0, 1, true),
+        ("getNVars", 0, 1, true),
+        ("init", 1, 0, true),
+        ("getSignalOffset32", 4, 0, true),
+        ("setSignal", 4, 0, true),
+        ("getPWitness", 1, 1, true),
+        ("getWitnessBuffer", 0, 1, false),
+    ],
+};
+
+// circom 1's error codes.
+const HASH_NOT_FOUND: i32 = 3;
+const NOT_ASSIGNED: i32 = 5;
+const ASSIGNED_TWICE: i32 = 6;
+const CONSTRAINT: i32 = 7;
+const ASSERT: i32 = 9;
+
+/// Bytes of a number.
+const NUMBER: u32 = 40;
+const LONG: u32 = 1 << 31;
+const MONTGOMERY: u32 = 1 << 30;
+
+/// An error out of the circuit itself. circom passes its own words for it along.
+fn circuit_error(Exception { code }: Exception, trace: &str) -> WitnessError {
+    match code {
+        CONSTRAINT | ASSERT => WitnessError::Assert(trace.to_owned()),
+        _ => WitnessError::Trap(format!("{trace} (circom 1's error {code})")),
+    }
+}
+
+/// Version and size of the witness; checks the field.
+pub(super) fn describe(run: &mut Run) -> Result<(Abi, Option<u32>, u32), WitnessError> {
+    let bytes = run.number("getFrLen")?;
+    let words = (bytes / 4).saturating_sub(2);
+    let prime = if words == 8 {
+        let at = run.number("getPRawPrime")?;
+        Some(run.bytes(at)?)
+    } else {
+        None
+    };
+    check_field(words, prime)?;
+    let size = run.number("getNVars")?;
+    run.check_size(size)?;
+    Ok((Abi::Circom1, None, size))
+}
+
+/// Sets the inputs and reads the witness.
+pub(super) fn generate(run: &mut Run, inputs: &Inputs, size: u32) -> Result<Witness, WitnessError> {
+    // The flag turns the checks of constraints on.
+    let init = run.function::<i32, ()>("init")?;
+    run.try_call(&init, 1).map_err(outside_input)?;
+    let offset_of = run.function::<(i32, i32, i32, i32), ()>("getSignalOffset32")?;
+    let set = run.function::<(i32, i32, i32, i32), ()>("setSignal")?;
+    let word = allocate(run, 8)?;
+    let number = allocate(run, NUMBER)?;
+
+    for (name, values) in inputs.signals() {
+        let (high, low) = hash(name);
+        let signal = || name.to_owned();
+        run.try_call(&offset_of, (word as i32, 0, high, low)).map_err(|f| match f {
+            Failure::Exception(Exception { code: HASH_NOT_FOUND }, _) => {
+                InputError::Unknown { signal: signal() }.into()
+            }
+            f => outside_input(f),
+        })?;
+        let offset = i32::from_le_bytes(run.bytes(word)?);
+        for (i, value) in values.iter().enumerate() {
+            put(run, number, value)?;
+            let at = (0, 0, offset.wrapping_add(i as i32), number as i32);
+            run.try_call(&set, at).map_err(|f| match f {
+                Failure::Exception(Exception { code: ASSIGNED_TWICE }, _) => {
+                    InputError::Misplaced { signal: signal(), index: i }.into()
+                }
+                f => outside_input(f),
+            })?;
+        }
+    }
+
+    let unset = |f| match f {
+        Failure::Exception(Exception { code: NOT_ASSIGNED }, _) => InputError::Unset { set: inputs.len() }.into(),
+        f => outside_input(f),
+    };
+    if let Some(buffer) = run.optional::<(), i32>("getWitnessBuffer") {
+        let start = run.try_call(&buffer, ()).map_err(unset)? as u32;
+        return run.witness(size, |run, i| {
+            let at = u64::from(start) + u64::from(i) * 32;
+            Ok(element(run.bytes(u32::try_from(at).unwrap_or(u32::MAX))?))
+        });
+    }
+    let get = run.function::<i32, i32>("getPWitness")?;
+    run.witness(size, |run, i| {
+        let at = run.try_call(&get, i as i32).map_err(unset)? as u32;
+        read_number(run, at)
+    })
+}
+
+fn outside_input(f: Failure) -> WitnessError {
+    match f {
+        Failure::Exception(e, trace) => circuit_error(e, &trace),
+        Failure::Other(e) => e,
+    }
+}
+
+/// Takes room from the program's free memory.
+fn allocate(run: &mut Run, bytes: u32) -> Result<u32, WitnessError> {
+    let at = u32::from_le_bytes(run.bytes(0)?);
+    run.write(at, &vec![0; bytes as usize])?;
+    run.write(0, &at.saturating_add(bytes).to_le_bytes())?;
+    Ok(at)
+}
+
+/// Writes a number, in the form that the program itself would give it: short where it fits.
+fn put(run: &mut Run, at: u32, value: &BigInteger256) -> Result<(), WitnessError> {
+    let mut bytes = [0; NUMBER as usize];
+    let negative = -Fr::new(*value);
+    match (short(value), short(&negative.into_bigint())) {
+        (Some(v), _) if v < 1 << 31 => bytes[..4].copy_from_slice(&v.to_le_bytes()),
+        (_, Some(v)) if v <= 1 << 31 => bytes[..4].copy_from_slice(&v.wrapping_neg().to_le_bytes()),
+        _ => {
+            bytes[4..8].copy_from_slice(&LONG.to_le_bytes());
+            bytes[8..].copy_from_slice(&element_bytes(value));
+        }
+    }
+    let done = run.write(at, &bytes);
+    bytes.zeroize();
+    done
+}
+
+fn short(value: &BigInteger256) -> Option<u32> {
+    match value.0 {
+        [v, 0, 0, 0] => u32::try_from(v).ok(),
+        _ => None,
+    }
+}
+
+/// Reads a number in any of its forms.
+fn read_number(run: &Run, at: u32) -> Result<BigInteger256, WitnessError> {
+    let bytes: [u8; NUMBER as usize] = run.bytes(at)?;
+    let (words, _) = bytes.as_chunks::<4>();
+    let kind = u32::from_le_bytes(words[1]);
+    if kind & LONG == 0 {
+        return Ok(Fr::from(i32::from_le_bytes(words[0])).into_bigint());
+    }
+    let mut long = [0; 32];
+    long.copy_from_slice(&bytes[8..]);
+    let value = element(long);
+    if kind & MONTGOMERY == 0 {
+        return Ok(value);
+    }
+    if value >= Fr::MODULUS {
+        return Err(WitnessError::Trap("a number in Montgomery form is not below r".into()));
+    }
+    Ok(Fr::new_unchecked(value).into_bigint())
+}

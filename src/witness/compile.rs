@@ -1,0 +1,258 @@
+//! Compiling modules within bounds, and keeping them.
+//!
+//! The compiler is the one part of the sandbox that an untrusted module can make slow or hungry without running at
+//! all. A thread cannot be ended and its memory cannot be capped, so the compile runs in a child process where there
+//! is a folder to hand its result over: the child fills wasmtime's own cache, and the parent loads from there. A marker
+//! file says that a module has compiled within its bounds here; with one, the parent asks the cache alone, and
+//! compiles again by itself (at a known cost) if the cached file is gone or damaged.
+
+use std::fs::{DirBuilder, File, Metadata};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit};
+use sha2::{Digest, Sha256};
+use wasmtime::Module;
+
+use super::outline::{Outline, clip};
+use super::sandbox::Sandbox;
+use super::wasm::{Limits, ModuleCache};
+use super::{WitnessError, outline};
+
+/// Longest function compiled in this process, bytes. The longest that are known (tables of Poseidon's constants, made
+/// by assigning each element) have 0.3 MB.
+const MAX_FUNCTION: u64 = 8 << 20;
+/// Bytes of a child's complaint that are read.
+const MAX_STDERR: u64 = 16 << 10;
+/// How often a child is looked at.
+const POLL: Duration = Duration::from_millis(5);
+/// Threads of a child's compiler. Each reserves address space, which is limited too.
+const MAX_THREADS: usize = 8;
+/// Address space that a child may take beyond its memory: its program, its stacks, its allocator's reserves.
+const ADDRESS_SLACK: u64 = 4 << 30;
+
+/// The compiled module: from the cache, from a child, or compiled here.
+pub(super) fn module(
+    sandbox: &Sandbox,
+    wasm: &[u8],
+    outline: &Outline,
+    limits: &Limits,
+    cache: &ModuleCache,
+) -> Result<Module, WitnessError> {
+    let deadline = Instant::now() + limits.compile_time;
+    match (&sandbox.cache, &cache.compiler) {
+        (Some(kept), Some(compiler)) => {
+            let marker = kept.directory().join(format!("{}.compiled", fingerprint(sandbox, wasm)));
+            if !marker.exists() {
+                validate(sandbox, wasm)?;
+                compile_by_child(compiler, kept.directory(), wasm, limits, deadline)?;
+                // Without the marker the next load only compiles again.
+                let _ = File::create(marker);
+            }
+        }
+        _ if outline.longest_function > MAX_FUNCTION => {
+            return Err(WitnessError::Compile(format!(
+                "expected functions of at most {MAX_FUNCTION} bytes, got one of {}",
+                outline.longest_function
+            )));
+        }
+        _ => {}
+    }
+    compile_here(sandbox, wasm, limits, deadline)
+}
+
+/// Names a module together with everything that its compiled form depends on.
+fn fingerprint(sandbox: &Sandbox, wasm: &[u8]) -> String {
+    let mut settings = DefaultHasher::new();
+    sandbox.engine.precompile_compatibility_hash().hash(&mut settings);
+    let mut hash = Sha256::new();
+    hash.update(settings.finish().to_le_bytes());
+    hash.update(wasm);
+    hex::encode(hash.finalize())
+}
+
+fn validate(sandbox: &Sandbox, wasm: &[u8]) -> Result<(), WitnessError> {
+    Module::validate(&sandbox.engine, wasm)
+        .map_err(|e| WitnessError::Module(format!("the module is not valid: {}", clip(&e.to_string()))))
+}
+
+/// Compiles on a thread, which is left to itself when the time is over.
+fn compile_here(sandbox: &Sandbox, wasm: &[u8], limits: &Limits, deadline: Instant) -> Result<Module, WitnessError> {
+    let (engine, bytes) = (sandbox.engine.clone(), wasm.to_vec());
+    let (done, result) = mpsc::channel();
+    thread::Builder::new()
+        .name("witness-compile".into())
+        .spawn(move || {
+            // Nobody listens any more when the time is over.
+            let _ = done.send(Module::new(&engine, &bytes));
+        })
+        .map_err(|e| WitnessError::Compile(format!("no thread to compile on: {e}")))?;
+    match result.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        Ok(Ok(module)) => Ok(module),
+        Ok(Err(e)) => {
+            validate(sandbox, wasm)?;
+            Err(WitnessError::Compile(clip(&e.to_string())))
+        }
+        Err(RecvTimeoutError::Timeout) => Err(too_slow(limits)),
+        Err(RecvTimeoutError::Disconnected) => Err(WitnessError::Compile("the compiler broke".into())),
+    }
+}
+
+fn too_slow(limits: &Limits) -> WitnessError {
+    WitnessError::Compile(format!("it took longer than {:?}", limits.compile_time))
+}
+
+/// Ends the child, whichever way its guard is left.
+struct Guarded(Child);
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn compile_by_child(
+    compiler: &Path,
+    dir: &Path,
+    wasm: &[u8],
+    limits: &Limits,
+    deadline: Instant,
+) -> Result<(), WitnessError> {
+    let handing = |e: std::io::Error| WitnessError::Compile(format!("the module could not be written for it: {e}"));
+    let mut file = tempfile::Builder::new().prefix(".compiling-").tempfile_in(dir).map_err(handing)?;
+    file.write_all(wasm).and_then(|()| file.flush()).map_err(handing)?;
+
+    let spawned = Command::new(compiler)
+        .arg("compile-witness")
+        .arg("--wasm")
+        .arg(file.path())
+        .arg("--cache")
+        .arg(dir)
+        .arg("--memory")
+        .arg(limits.compile_memory.to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = Guarded(spawned.map_err(|e| {
+        WitnessError::Compile(format!("its compiler {} could not be started: {e}", compiler.display()))
+    })?);
+
+    // A thread, so that a child which fills the pipe cannot hold up the deadline. It ends when the pipe does.
+    let pipe = child.0.stderr.take();
+    let (send, complaint) = mpsc::channel();
+    let reader = thread::Builder::new().name("witness-stderr".into()).spawn(move || {
+        let Some(mut pipe) = pipe else { return };
+        let mut text = Vec::new();
+        let _ = pipe.by_ref().take(MAX_STDERR).read_to_end(&mut text);
+        let _ = send.send(String::from_utf8_lossy(&text).into_owned());
+        let _ = std::io::copy(&mut pipe, &mut std::io::sink());
+    });
+    reader.map_err(|e| WitnessError::Compile(format!("no thread to listen to its compiler: {e}")))?;
+
+    let status = loop {
+        match child.0.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if Instant::now() >= deadline => return Err(too_slow(limits)),
+            Ok(None) => thread::sleep(POLL),
+            Err(e) => return Err(WitnessError::Compile(format!("its compiler was lost: {e}"))),
+        }
+    };
+    if status.success() {
+        return Ok(());
+    }
+    // A grandchild may hold the pipe open: do not wait for it.
+    let text = complaint.recv_timeout(Duration::from_millis(200)).unwrap_or_default();
+    Err(WitnessError::Compile(explain(status, &text, limits.compile_memory)))
+}
+
+/// One sentence for how a child failed.
+fn explain(status: ExitStatus, stderr: &str, memory: u64) -> String {
+    // The words of Rust's allocator as it gives up, and of a thread that gets no stack.
+    if stderr.contains("memory allocation of") || stderr.contains("Cannot allocate memory") {
+        return format!("it takes more than {memory} bytes of memory");
+    }
+    let lines = || stderr.lines().map(str::trim).filter(|l| !l.is_empty());
+    let said = lines().find_map(|l| l.strip_prefix("error: ")).or(lines().next_back()).map(clip);
+    match (said, status.signal()) {
+        (Some(said), None) => said,
+        (Some(said), Some(signal)) => format!("its compiler was ended by signal {signal}: {said}"),
+        (None, Some(signal)) => format!("its compiler was ended by signal {signal}"),
+        (None, None) => format!("its compiler failed with {status}"),
+    }
+}
+
+/// Compiles a module into a cache folder, under a memory limit that it sets for the whole process: for a child that
+/// does nothing else (`compile-witness --wasm FILE --cache DIR --memory BYTES`). It ends with the thread that
+/// started it.
+///
+/// Errors: `Module` for no witness program, `Compile` for what the compiler, the folder or the limits refuse. A
+/// process that meets the memory limit aborts.
+pub fn compile_into_cache(wasm: &Path, cache_dir: &Path, memory_limit: u64) -> Result<(), WitnessError> {
+    let refused = |e: rustix::io::Errno| WitnessError::Compile(format!("the memory limit could not be set: {e}"));
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
+    lower(Resource::Core, 0).map_err(refused)?;
+    lower(Resource::Data, memory_limit).map_err(refused)?;
+    lower(Resource::As, memory_limit.saturating_add(ADDRESS_SLACK)).map_err(refused)?;
+
+    let bytes = read_module(wasm)
+        .map_err(|e| WitnessError::Compile(format!("the module {} could not be read: {e}", wasm.display())))?;
+    Outline::read(&bytes)?;
+    let sandbox = Sandbox::get(Some(cache_dir))?;
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|e| WitnessError::Compile(format!("no threads to compile on: {e}")))?;
+    match pool.install(|| Module::new(&sandbox.engine, &bytes)) {
+        Ok(_) => Ok(()),
+        Err(e) => {
+            validate(&sandbox, &bytes)?;
+            Err(WitnessError::Compile(clip(&e.to_string())))
+        }
+    }
+}
+
+/// One byte more than allowed at most, so that a file which grows meanwhile is refused, not read.
+fn read_module(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(outline::MAX_MODULE as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Lowers a limit of this process, never raises it.
+fn lower(resource: Resource, to: u64) -> rustix::io::Result<()> {
+    let now = getrlimit(resource);
+    let min = |limit: Option<u64>| Some(limit.map_or(to, |l| l.min(to)));
+    setrlimit(resource, Rlimit { current: min(now.current), maximum: min(now.maximum) })
+}
+
+/// A cache folder, made if it is not there: with its links resolved, owned by this user, and no other can write to it.
+pub(super) fn private_folder(dir: &Path) -> Result<PathBuf, WitnessError> {
+    let refuse = |why: String| WitnessError::Compile(format!("the cache folder {}: {why}", dir.display()));
+    match DirBuilder::new().recursive(true).mode(0o700).create(dir) {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(refuse(e.to_string())),
+        _ => {}
+    }
+    let real = dir.canonicalize().map_err(|e| refuse(e.to_string()))?;
+    let found: Metadata = real.metadata().map_err(|e| refuse(e.to_string()))?;
+    let (mode, user) = (found.mode() & 0o7777, rustix::process::geteuid().as_raw());
+    if !found.is_dir() {
+        return Err(refuse("it is no folder".into()));
+    }
+    if found.uid() != user {
+        return Err(refuse(format!("expected user {user} to own it, got user {}", found.uid())));
+    }
+    if mode & 0o022 != 0 {
+        return Err(refuse(format!("expected that nobody else can write to it (mode 0700), got mode {mode:04o}")));
+    }
+    Ok(real)
+}

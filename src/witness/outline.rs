@@ -1,0 +1,112 @@
+//! A first look at a module, before it costs a compile.
+
+use wasmparser::{Parser, Payload, TypeRef};
+
+use super::WitnessError;
+
+/// Longest module, bytes.
+pub(super) const MAX_MODULE: usize = 256 << 20;
+/// The functions a witness program may import, all from `runtime`: of circom 2, of older circom 2, and of circom 1.
+const IMPORTS: [&str; 11] = [
+    "exceptionHandler",
+    "printErrorMessage",
+    "writeBufferMessage",
+    "showSharedRWMemory",
+    "printDebug",
+    "error",
+    "log",
+    "logGetSignal",
+    "logSetSignal",
+    "logStartComponent",
+    "logFinishComponent",
+];
+
+/// What a module looks like from outside.
+pub(super) struct Outline {
+    circom1: bool,
+    /// Bytes of its longest function.
+    pub longest_function: u64,
+}
+
+impl Outline {
+    /// Walks over a module's sections; checks its frame, its imports and that it exports what circom's programs do.
+    pub(super) fn read(wasm: &[u8]) -> Result<Self, WitnessError> {
+        let refuse = |why: String| Err(WitnessError::Module(why));
+        if wasm.len() > MAX_MODULE {
+            return refuse(format!("expected at most {MAX_MODULE} bytes, got {}", wasm.len()));
+        }
+        match wasm {
+            [b'\0', b'a', b's', b'm', 1, 0, 0, 0, ..] => {}
+            [b'\0', b'a', b's', b'm', version @ ..] => {
+                return refuse(format!("it is WebAssembly, but not a module of version 1: {}", begin(version)));
+            }
+            _ => return refuse(format!("expected a WebAssembly module, got {}", guess(wasm))),
+        }
+        let (mut circom1, mut circom2, mut longest_function) = (false, false, 0);
+        for part in Parser::new(0).parse_all(wasm) {
+            let damaged = |e: wasmparser::BinaryReaderError| {
+                WitnessError::Module(format!("the module is damaged at byte {}: {}", e.offset(), e.message()))
+            };
+            match part.map_err(damaged)? {
+                Payload::ImportSection(section) => {
+                    for import in section.into_imports() {
+                        let import = import.map_err(damaged)?;
+                        let known = match import.ty {
+                            TypeRef::Func(_) => import.module == "runtime" && IMPORTS.contains(&import.name),
+                            TypeRef::Memory(_) => import.module == "env" && import.name == "memory",
+                            _ => false,
+                        };
+                        if !known {
+                            let (module, name) = (clip(import.module), clip(import.name));
+                            return refuse(format!("it imports {module}.{name}, which circom's programs do not"));
+                        }
+                    }
+                }
+                Payload::ExportSection(section) => {
+                    for export in section {
+                        let name = export.map_err(damaged)?.name;
+                        circom1 |= name == "getFrLen";
+                        circom2 |= name == "getVersion";
+                    }
+                }
+                Payload::CodeSectionEntry(body) => {
+                    let range = body.range();
+                    longest_function = longest_function.max((range.end - range.start) as u64);
+                }
+                _ => {}
+            }
+        }
+        if !circom1 && !circom2 {
+            return refuse(
+                "it exports neither getVersion, as circom 2's programs do, nor getFrLen, as circom 1's".into(),
+            );
+        }
+        Ok(Self { circom1: !circom2, longest_function })
+    }
+
+    /// Whether it is a circom 1 program.
+    pub(super) fn circom1(&self) -> bool {
+        self.circom1
+    }
+}
+
+/// A text from outside, fit to print.
+pub(super) fn clip(text: &str) -> String {
+    text.chars().take(80).flat_map(char::escape_debug).collect()
+}
+
+fn begin(bytes: &[u8]) -> String {
+    format!("its next bytes are {}", hex::encode(&bytes[..bytes.len().min(4)]))
+}
+
+/// What a file that is no module seems to be.
+fn guess(bytes: &[u8]) -> String {
+    match bytes {
+        [] => "an empty file".into(),
+        [b'z', b'k', b'e', b'y', ..] => "a zkey file".into(),
+        [b'w', b't', b'n', b's', ..] => "a witness file".into(),
+        [b'r', b'1', b'c', b's', ..] => "an r1cs file".into(),
+        [b'{' | b'[', ..] => "what seems to be JSON".into(),
+        _ => format!("a file that begins with {}", hex::encode(&bytes[..bytes.len().min(8)])),
+    }
+}

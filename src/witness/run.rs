@@ -1,0 +1,454 @@
+//! One instance of a witness program: its limits, its calls into the host, its failures.
+
+use ark_ff::{BigInteger256, PrimeField};
+use num_bigint::BigUint;
+use wasmtime::{
+    Caller, Engine, Error, Extern, ExternType, Instance, Linker, Memory, MemoryType, Module, ResourceLimiter, Result,
+    Store, Trap, TypedFunc, UpdateDeadline, ValType, WasmParams, WasmResults,
+};
+
+use super::WitnessError;
+use super::outline::clip;
+use super::sandbox::Sandbox;
+use crate::model::{FR_MODULUS_DEC, Fr, StopReason, StopToken, Witness};
+
+/// Most elements of all tables; circom's programs have one an entry for each template.
+const MAX_TABLE: usize = 1 << 20;
+/// Longest message read from a program; circom's have at most 256 characters.
+const MAX_MESSAGE: usize = 1024;
+/// Longest trace of messages kept.
+const MAX_TRACE: usize = 8 * 1024;
+/// Bytes of a page of linear memory.
+const PAGE: u64 = 1 << 16;
+/// Pages that circom 1's programs get where the limit allows: snarkjs gives as many. They are address space only
+/// until they are touched.
+const CIRCOM1_PAGES: u64 = 32767;
+
+/// What a program's calls into the host need.
+pub(super) struct Host {
+    meter: Meter,
+    /// circom's error messages so far.
+    trace: String,
+    memory: Option<Memory>,
+    message_char: Option<TypedFunc<(), i32>>,
+}
+
+/// Counts memory and tables.
+struct Meter {
+    limit: u64,
+    memory: u64,
+    table: usize,
+    exceeded: bool,
+}
+
+impl ResourceLimiter for Meter {
+    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
+        let total = self.memory.saturating_sub(current as u64).saturating_add(desired as u64);
+        if total > self.limit {
+            // A trap, rather than a −1 that a program may try again for ever.
+            self.exceeded = true;
+            return Err(Error::msg("memory limit"));
+        }
+        self.memory = total;
+        Ok(true)
+    }
+
+    fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
+        let total = self.table.saturating_sub(current).saturating_add(desired);
+        if total > MAX_TABLE {
+            return Err(Error::msg(format!("it wants a table of {total} elements, more than {MAX_TABLE}")));
+        }
+        self.table = total;
+        Ok(true)
+    }
+
+    fn instances(&self) -> usize {
+        1
+    }
+
+    fn tables(&self) -> usize {
+        4
+    }
+
+    fn memories(&self) -> usize {
+        1
+    }
+}
+
+/// An exception that the program raised by circom's own call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Exception {
+    /// circom's code.
+    pub code: i32,
+}
+
+impl std::fmt::Display for Exception {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "exception {}", self.code)
+    }
+}
+
+impl std::error::Error for Exception {}
+
+/// The program was told to stop.
+#[derive(Debug)]
+struct Interrupted(StopReason);
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// How a call fails.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// By circom's own exception, whose meaning depends on what was called; with the messages before it.
+    Exception(Exception, String),
+    /// Otherwise.
+    Other(WitnessError),
+}
+
+/// Everything that circom's programs import as functions. None of them reaches the host.
+pub(super) fn imports(engine: &Engine) -> Result<Linker<Host>> {
+    let mut l = Linker::new(engine);
+    l.func_wrap("runtime", "exceptionHandler", |code: i32| -> Result<()> { Err(Error::new(Exception { code })) })?;
+    l.func_wrap("runtime", "printErrorMessage", |mut caller: Caller<'_, Host>| -> Result<()> {
+        let message = message(&mut caller)?;
+        let trace = &mut caller.data_mut().trace;
+        if trace.len() + message.len() < MAX_TRACE {
+            trace.push_str(if trace.is_empty() { "" } else { "; " });
+            trace.push_str(&message);
+        }
+        Ok(())
+    })?;
+    // What a circuit logs may be secret: it is dropped, unread.
+    l.func_wrap("runtime", "writeBufferMessage", || {})?;
+    l.func_wrap("runtime", "showSharedRWMemory", || {})?;
+    l.func_wrap("runtime", "printDebug", |_: i32| {})?;
+    l.func_wrap("runtime", "log", |_: i32| {})?;
+    l.func_wrap("runtime", "logGetSignal", |_: i32, _: i32| {})?;
+    l.func_wrap("runtime", "logSetSignal", |_: i32, _: i32| {})?;
+    l.func_wrap("runtime", "logStartComponent", |_: i32| {})?;
+    l.func_wrap("runtime", "logFinishComponent", |_: i32| {})?;
+    l.func_wrap(
+        "runtime",
+        "error",
+        |mut caller: Caller<'_, Host>, code: i32, text: i32, _: i32, _: i32, c: i32, d: i32| -> Result<()> {
+            // circom 1 passes the two sides of a failed constraint as well; they are secret. `text`, and the place
+            // that follows it, are not.
+            let place = match code {
+                7 => Some(d),
+                9 => Some(c),
+                _ => None,
+            };
+            let mut trace = text_at(&caller, text);
+            if let Some(place) = place {
+                trace.push_str(": ");
+                trace.push_str(&text_at(&caller, place));
+            }
+            caller.data_mut().trace = trace;
+            Err(Error::new(Exception { code }))
+        },
+    )?;
+    Ok(l)
+}
+
+/// Reads the message that the program has ready, by its `getMessageChar`.
+fn message(caller: &mut Caller<'_, Host>) -> Result<String> {
+    let next = match caller.data().message_char.clone() {
+        Some(f) => f,
+        None => {
+            let export = caller.get_export("getMessageChar").and_then(Extern::into_func);
+            let f = export.ok_or(Error::msg("it prints a message but exports no getMessageChar"))?;
+            let f = f.typed::<(), i32>(&caller)?;
+            caller.data_mut().message_char = Some(f.clone());
+            f
+        }
+    };
+    let mut text = Vec::new();
+    while text.len() < MAX_MESSAGE {
+        match next.call(&mut *caller, ())? {
+            0 => break,
+            c => text.push(c as u8),
+        }
+    }
+    Ok(printable(&text))
+}
+
+/// A zero-terminated text in a circom 1 program's memory.
+fn text_at(caller: &Caller<'_, Host>, at: i32) -> String {
+    let Some(memory) = caller.data().memory else { return String::new() };
+    let bytes = memory.data(caller).get(at as u32 as usize..).unwrap_or_default();
+    let bytes = &bytes[..bytes.len().min(MAX_MESSAGE)];
+    printable(bytes.split(|b| *b == 0).next().unwrap_or_default())
+}
+
+fn printable(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// A running instance.
+pub(super) struct Run {
+    store: Store<Host>,
+    instance: Instance,
+    stop: StopToken,
+    limit: u64,
+}
+
+impl Run {
+    /// Instantiates the module; a start function runs within the limits already.
+    pub(super) fn start(
+        sandbox: &Sandbox,
+        module: &Module,
+        limit: u64,
+        stop: StopToken,
+    ) -> std::result::Result<Self, WitnessError> {
+        let meter = Meter { limit, memory: 0, table: 0, exceeded: false };
+        let host = Host { meter, trace: String::new(), memory: None, message_char: None };
+        let mut store = Store::new(&sandbox.engine, host);
+        store.limiter(|h| &mut h.meter);
+        store.set_epoch_deadline(1);
+        let token = stop.clone();
+        store.epoch_deadline_callback(move |_| match token.stopped() {
+            Some(why) => Err(Error::new(Interrupted(why))),
+            None => Ok(UpdateDeadline::Continue(1)),
+        });
+        match Self::instantiate(sandbox, module, &mut store, limit) {
+            Ok(instance) => Ok(Self { store, instance, stop, limit }),
+            Err(e) => Err(match failure(&store, limit, e) {
+                Failure::Exception(e, trace) => WitnessError::Trap(format!("{e} at its start: {trace}")),
+                Failure::Other(e) => e,
+            }),
+        }
+    }
+
+    fn instantiate(sandbox: &Sandbox, module: &Module, store: &mut Store<Host>, limit: u64) -> Result<Instance> {
+        let mut externs = Vec::new();
+        for import in module.imports() {
+            externs.push(match import.ty() {
+                ExternType::Memory(ty) => {
+                    let allowed = (limit / PAGE).min(CIRCOM1_PAGES).min(ty.maximum().unwrap_or(u64::MAX));
+                    let pages = u32::try_from(allowed.max(ty.minimum()))?;
+                    let memory = Memory::new(&mut *store, MemoryType::new(pages, ty.maximum().map(|m| m as u32)))?;
+                    store.data_mut().memory = Some(memory);
+                    Extern::Memory(memory)
+                }
+                _ => sandbox.linker.get(&mut *store, import.module(), import.name())?,
+            });
+        }
+        let instance = Instance::new(&mut *store, module, &externs)?;
+        if store.data().memory.is_none() {
+            store.data_mut().memory = instance.get_memory(&mut *store, "memory");
+        }
+        Ok(instance)
+    }
+
+    /// The exported function `name`, of a type that [`Interface::check`] has seen.
+    pub(super) fn function<P: WasmParams, R: WasmResults>(
+        &mut self,
+        name: &str,
+    ) -> std::result::Result<TypedFunc<P, R>, WitnessError> {
+        self.instance
+            .get_typed_func(&mut self.store, name)
+            .map_err(|_| WitnessError::Module(format!("it exports no {name}, or with other parameters than circom's")))
+    }
+
+    /// The same where programs of some versions have it not.
+    pub(super) fn optional<P: WasmParams, R: WasmResults>(&mut self, name: &str) -> Option<TypedFunc<P, R>> {
+        self.instance.get_typed_func(&mut self.store, name).ok()
+    }
+
+    /// Calls a function whose exceptions mean something to the caller.
+    pub(super) fn try_call<P: WasmParams, R: WasmResults>(
+        &mut self,
+        f: &TypedFunc<P, R>,
+        params: P,
+    ) -> std::result::Result<R, Failure> {
+        f.call(&mut self.store, params).map_err(|e| failure(&self.store, self.limit, e))
+    }
+
+    /// Calls a function that has no business to raise an exception.
+    pub(super) fn call<P: WasmParams, R: WasmResults>(
+        &mut self,
+        f: &TypedFunc<P, R>,
+        params: P,
+    ) -> std::result::Result<R, WitnessError> {
+        self.try_call(f, params).map_err(|f| match f {
+            Failure::Exception(e, trace) => WitnessError::Trap(format!("{e} out of place: {trace}")),
+            Failure::Other(e) => e,
+        })
+    }
+
+    /// Calls the exported function `name` without parameters for a number.
+    pub(super) fn number(&mut self, name: &str) -> std::result::Result<u32, WitnessError> {
+        let f = self.function::<(), i32>(name)?;
+        Ok(self.call(&f, ())? as u32)
+    }
+
+    /// The program's memory, if it has one that it shows.
+    pub(super) fn memory(&self) -> &[u8] {
+        self.store.data().memory.map_or(&[], |m| m.data(&self.store))
+    }
+
+    /// `N` bytes of the program's memory.
+    pub(super) fn bytes<const N: usize>(&self, at: u32) -> std::result::Result<[u8; N], WitnessError> {
+        let there = self.memory().get(at as usize..).and_then(|m| m.first_chunk::<N>());
+        there.copied().ok_or_else(|| outside(at))
+    }
+
+    /// Writes into the program's memory.
+    pub(super) fn write(&mut self, at: u32, bytes: &[u8]) -> std::result::Result<(), WitnessError> {
+        let memory = self.store.data().memory;
+        let data = memory.map_or(&mut [][..], |m| m.data_mut(&mut self.store));
+        let place = data.get_mut(at as usize..).and_then(|d| d.get_mut(..bytes.len()));
+        place.ok_or_else(|| outside(at))?.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Sees to it that a witness of `n` values fits into the limit.
+    pub(super) fn check_size(&self, n: u32) -> std::result::Result<(), WitnessError> {
+        if n == 0 {
+            return Err(WitnessError::Module("its witness has no value, not even the constant 1".into()));
+        }
+        if u64::from(n) * 32 > self.limit {
+            return Err(WitnessError::Memory { limit: self.limit });
+        }
+        Ok(())
+    }
+
+    /// Reads `n` values by `value`, each checked to be below r, the first to be 1.
+    pub(super) fn witness(
+        &mut self,
+        n: u32,
+        mut value: impl FnMut(&mut Self, u32) -> std::result::Result<BigInteger256, WitnessError>,
+    ) -> std::result::Result<Witness, WitnessError> {
+        self.check_size(n)?;
+        let mut values = Vec::with_capacity(n as usize);
+        for i in 0..n {
+            let wrong = match value(self, i) {
+                Ok(v) if v >= Fr::MODULUS => WitnessError::Trap(format!("witness value {i} is not below r")),
+                Ok(v) if i == 0 && v != BigInteger256::from(1u64) => {
+                    WitnessError::Trap("witness value 0 is not 1".into())
+                }
+                Ok(v) => {
+                    values.push(v);
+                    continue;
+                }
+                Err(e) => e,
+            };
+            // Overwrites what was read so far.
+            drop(Witness::from_canonical(values));
+            return Err(wrong);
+        }
+        let witness = Witness::from_canonical(values);
+        match self.stop.stopped() {
+            Some(why) => Err(WitnessError::Stopped(why)),
+            None => Ok(witness),
+        }
+    }
+}
+
+fn outside(at: u32) -> WitnessError {
+    WitnessError::Trap(format!("it points to address {at}, outside its memory"))
+}
+
+/// Sorts an error of wasmtime's.
+fn failure(store: &Store<Host>, limit: u64, e: Error) -> Failure {
+    if store.data().meter.exceeded {
+        return Failure::Other(WitnessError::Memory { limit });
+    }
+    if let Some(Interrupted(why)) = e.downcast_ref() {
+        return Failure::Other(WitnessError::Stopped(*why));
+    }
+    if let Some(exception) = e.downcast_ref::<Exception>() {
+        return Failure::Exception(*exception, store.data().trace.clone());
+    }
+    Failure::Other(WitnessError::Trap(match e.downcast_ref::<Trap>() {
+        Some(trap) => trap.to_string(),
+        None => clip(&e.to_string()),
+    }))
+}
+
+/// The field element in 32 little-endian bytes.
+pub(super) fn element(bytes: [u8; 32]) -> BigInteger256 {
+    let (words, _) = bytes.as_chunks::<8>();
+    BigInteger256::new(std::array::from_fn(|i| u64::from_le_bytes(words[i])))
+}
+
+/// The 32 little-endian bytes of a field element.
+pub(super) fn element_bytes(v: &BigInteger256) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    for (place, limb) in bytes.chunks_exact_mut(8).zip(v.0) {
+        place.copy_from_slice(&limb.to_le_bytes());
+    }
+    bytes
+}
+
+/// Sees to it that a program computes in BN254's scalar field; names another one where it is known.
+pub(super) fn check_field(words: u32, prime: Option<[u8; 32]>) -> std::result::Result<(), WitnessError> {
+    let expected = format!("expected BN254's scalar field, r = {FR_MODULUS_DEC}");
+    let Some(prime) = prime.filter(|_| words == 8) else {
+        let field = match words {
+            2 => " (as of Goldilocks)",
+            12 => " (as of BLS12-377's or BLS12-381's base field)",
+            _ => "",
+        };
+        return Err(WitnessError::Module(format!("{expected}, got a field of {words} 32-bit words{field}")));
+    };
+    let prime = BigUint::from_bytes_le(&prime).to_string();
+    let known = match prime.as_str() {
+        FR_MODULUS_DEC => return Ok(()),
+        "52435875175126190479447740508185965837690552500527637822603658699938581184513" => "BLS12-381's, r = ",
+        "21888242871839275222246405745257275088696311157297823662689037894645226208583" => {
+            "Grumpkin's (BN254's base field), r = "
+        }
+        "28948022309329048855892746252171976963363056481941560715954676764349967630337" => "Pallas's, r = ",
+        "28948022309329048855892746252171976963363056481941647379679742748393362948097" => "Vesta's, r = ",
+        "115792089210356248762697446949407573530086143415290314195533631308867097853951" => "secp256r1's base field, ",
+        "18446744069414584321" => "Goldilocks, ",
+        _ => "",
+    };
+    Err(WitnessError::Module(format!("{expected}, got {known}{prime}")))
+}
+
+/// Functions an interface is made of.
+pub(super) struct Interface {
+    /// Whose it is.
+    pub name: &'static str,
+    /// Name, number of 32-bit parameters, of 32-bit results, and whether it must be there.
+    pub functions: &'static [(&'static str, usize, usize, bool)],
+}
+
+impl Interface {
+    /// Sees to it that the module exports what it must, with the right types.
+    pub(super) fn check(&self, module: &Module) -> std::result::Result<(), WitnessError> {
+        for (name, params, results, required) in self.functions {
+            let what = match module.get_export(name) {
+                None if !required => continue,
+                None => "nothing",
+                Some(ExternType::Func(f)) => {
+                    let words =
+                        |mut types: Box<dyn Iterator<Item = ValType> + '_>| types.all(|t| matches!(t, ValType::I32));
+                    let fits = f.params().len() == *params
+                        && f.results().len() == *results
+                        && words(Box::new(f.params()))
+                        && words(Box::new(f.results()));
+                    if fits {
+                        continue;
+                    }
+                    "a function of another type"
+                }
+                Some(_) => "no function",
+            };
+            return Err(WitnessError::Module(format!(
+                "expected export {name}, a function of {params} to {results} 32-bit numbers ({}), got {what}",
+                self.name
+            )));
+        }
+        Ok(())
+    }
+}

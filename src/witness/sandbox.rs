@@ -1,0 +1,112 @@
+//! The engine that compiles and runs witness programs, one for each cache folder, and its clock.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use wasmtime::{Cache, CacheConfig, Config, Engine, Linker, OptLevel, Strategy};
+
+use super::WitnessError;
+use super::run::{Host, imports};
+
+/// How often running programs look whether they are to stop.
+const TICK: Duration = Duration::from_millis(5);
+/// Deepest stack of a program, bytes; well below the 2 MiB of a thread.
+const STACK: usize = 512 << 10;
+/// Bytes of compiled code kept in a cache folder before the oldest are removed.
+const CACHE_BYTES: u64 = 4 << 30;
+
+/// An engine with its imports and its clock.
+pub(super) struct Sandbox {
+    pub engine: Engine,
+    pub linker: Linker<Host>,
+    pub cache: Option<Cache>,
+    clock: Arc<Clock>,
+}
+
+impl Sandbox {
+    /// The process's engine for a cache folder, made at the first call; the folder is checked at each.
+    pub(super) fn get(cache: Option<&Path>) -> Result<Arc<Self>, WitnessError> {
+        static ALL: Mutex<BTreeMap<Option<PathBuf>, Arc<Sandbox>>> = Mutex::new(BTreeMap::new());
+        let dir = cache.map(super::compile::private_folder).transpose()?;
+        let mut all = lock(&ALL);
+        if let Some(there) = all.get(&dir) {
+            return Ok(there.clone());
+        }
+        let new = Arc::new(Self::new(dir.as_deref()).map_err(|e| WitnessError::Compile(e.to_string()))?);
+        all.insert(dir, new.clone());
+        Ok(new)
+    }
+
+    fn new(dir: Option<&Path>) -> wasmtime::Result<Self> {
+        let cache = match dir {
+            None => None,
+            Some(dir) => {
+                let mut config = CacheConfig::new();
+                config.with_directory(dir).with_files_total_size_soft_limit(CACHE_BYTES);
+                Some(Cache::new(config)?)
+            }
+        };
+        let engine = Engine::new(&config(cache.clone()))?;
+        let linker = imports(&engine)?;
+        let clock = Arc::new(Clock::default());
+        let (ticking, ticked) = (clock.clone(), engine.clone());
+        // One thread an engine, asleep unless something runs; it lives as long as the process.
+        std::thread::Builder::new().name("witness-clock".into()).spawn(move || ticking.run(&ticked))?;
+        Ok(Self { engine, linker, cache, clock })
+    }
+
+    /// Keeps the clock ticking until the guard is dropped.
+    pub(super) fn tick(&self) -> Ticking<'_> {
+        *lock(&self.clock.running) += 1;
+        self.clock.woken.notify_one();
+        Ticking(&self.clock)
+    }
+}
+
+/// How modules are compiled, in this process and in the child that compiles for it.
+fn config(cache: Option<Cache>) -> Config {
+    let mut c = Config::new();
+    c.strategy(Strategy::Cranelift).cranelift_opt_level(OptLevel::Speed).cache(cache);
+    c.epoch_interruption(true).max_wasm_stack(STACK).wasm_backtrace_max_frames(None);
+    // circom emits WebAssembly of 2019; what came later is only more to attack.
+    c.wasm_memory64(false).wasm_multi_memory(false).wasm_tail_call(false).wasm_relaxed_simd(false);
+    c.wasm_extended_const(false).wasm_wide_arithmetic(false).wasm_custom_page_sizes(false);
+    c
+}
+
+/// Counts running programs, and ticks while there are any.
+#[derive(Default)]
+struct Clock {
+    running: Mutex<usize>,
+    woken: Condvar,
+}
+
+impl Clock {
+    fn run(&self, engine: &Engine) {
+        loop {
+            let mut running = lock(&self.running);
+            while *running == 0 {
+                running = self.woken.wait(running).unwrap_or_else(PoisonError::into_inner);
+            }
+            drop(running);
+            std::thread::sleep(TICK);
+            engine.increment_epoch();
+        }
+    }
+}
+
+/// Holds the clock awake.
+pub(super) struct Ticking<'a>(&'a Clock);
+
+impl Drop for Ticking<'_> {
+    fn drop(&mut self) {
+        *lock(&self.0.running) -= 1;
+    }
+}
+
+/// The data under a lock; what these locks hold is whole at any time, even if a thread died with one.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,103 @@
+//! The documentation against the code: tables that are made from the code's catalogues, commands that exist, links that
+//! lead somewhere.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use prover_worker::{config, telemetry};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(root().join(name)).unwrap()
+}
+
+/// The Markdown files of the project.
+fn pages() -> Vec<PathBuf> {
+    let folders = [".", "docs", "circuits", "kernels"].map(|d| root().join(d));
+    let entries = folders.iter().filter_map(|d| fs::read_dir(d).ok()).flatten();
+    let mut pages: Vec<_> =
+        entries.map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "md")).collect();
+    pages.sort();
+    pages
+}
+
+/// docs/reference.md as the code would have it. `UPDATE_DOCS=1` writes it.
+#[test]
+fn the_reference_is_made_from_the_code() {
+    let want = format!(
+        "# Reference\n\nMade from the code by `UPDATE_DOCS=1 cargo test --test docs`.\n\n## Environment\n\nAn empty \
+         variable counts as unset. A value that does not read as it should is an error at start.\n\n{}\n## Metrics\n\n\
+         On `/metrics`, in Prometheus' text format.\n\n{}",
+        config::markdown_table(),
+        telemetry::markdown_table()
+    );
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(root().join("docs/reference.md"), &want).unwrap();
+    }
+    assert!(read("docs/reference.md") == want, "docs/reference.md is stale: UPDATE_DOCS=1 cargo test --test docs");
+}
+
+#[test]
+fn the_readme_names_every_variable_and_metric_as_the_code_does() {
+    let readme = read("README.md");
+    for name in rows(&readme, "variable") {
+        assert!(config::CATALOGUE.iter().any(|v| v.name == name), "README names {name}, which nothing reads");
+    }
+    for name in rows(&readme, "metric") {
+        assert!(telemetry::METRICS.iter().any(|m| m.name == name), "README names {name}, which is no metric");
+    }
+}
+
+/// First cells, without their ticks, of the table whose first column is headed `head`.
+fn rows(text: &str, head: &str) -> Vec<String> {
+    let mut lines = text.lines().skip_while(|l| !l.starts_with(&format!("| {head} |")));
+    assert!(lines.next().is_some(), "no table of {head}s");
+    let rows = lines.skip(1).take_while(|l| l.starts_with('|'));
+    let names: Vec<_> = rows.map(|l| l.split('|').nth(1).unwrap().trim().trim_matches('`').to_owned()).collect();
+    assert!(!names.is_empty(), "an empty table of {head}s");
+    names
+}
+
+#[test]
+fn every_command_in_the_readme_exists() {
+    let readme = read("README.md");
+    let mut tried = 0;
+    for line in readme.lines().map(str::trim) {
+        let Some(rest) = line.strip_prefix("prover-worker ") else { continue };
+        let words: Vec<&str> = rest.split_whitespace().take_while(|w| w.bytes().all(|b| b.is_ascii_lowercase())).collect();
+        let command = match words.as_slice() {
+            [group @ ("circuits" | "export"), sub, ..] => vec![*group, *sub],
+            [command, ..] => vec![*command],
+            [] => continue,
+        };
+        let help = Command::new(env!("CARGO_BIN_EXE_prover-worker")).args(&command).arg("--help").output().unwrap();
+        let text = String::from_utf8_lossy(&help.stdout).into_owned();
+        assert!(help.status.success() && text.contains(&command.join(" ")), "{line}: {command:?} is no command");
+        for flag in rest.split_whitespace().filter(|w| w.starts_with("--")) {
+            assert!(text.contains(flag), "{line}: {command:?} has no {flag}");
+        }
+        tried += 1;
+    }
+    assert!(tried >= 10, "expected the README to show the commands, found {tried}");
+}
+
+#[test]
+fn links_between_pages_lead_somewhere() {
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        for (n, _) in text.match_indices("](") {
+            let target = text[n + 2..].split(')').next().unwrap();
+            let path = target.split('#').next().unwrap();
+            if target.contains("://") || path.is_empty() {
+                continue;
+            }
+            assert!(page.parent().unwrap().join(path).exists(), "{}: {target} leads nowhere", page.display());
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Circuits, jobs and shorthands.
+
+use std::time::Duration;
+
+use prover_worker::model::{
+    Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, NewJob, Priority,
+    StageTimes, WorkerId,
+};
+use prover_worker::store::{Claim, Held, Store};
+
+/// A lease that outlasts every test.
+pub const LONG: Duration = Duration::from_secs(3600);
+/// A lease that has lapsed as soon as it is given, and a delay that is over at once.
+pub const NONE: Duration = Duration::ZERO;
+/// The input of [`submitted`] jobs.
+pub const INPUT: &[u8] = br#"{"a": "3", "b": "11"}"#;
+
+pub const HELD: Held = Held::Yes { cancel: false };
+pub const HELD_AND_CANCELLED: Held = Held::Yes { cancel: true };
+
+pub fn name(s: &str) -> CircuitName {
+    s.parse().unwrap()
+}
+
+pub fn worker(n: usize) -> WorkerId {
+    WorkerId(format!("worker-{n}"))
+}
+
+/// A circuit whose content is made of `content`.
+pub fn circuit(s: &str, content: u8) -> Circuit {
+    Circuit {
+        name: name(s),
+        zkey: ContentHash([content; 32]),
+        wasm: (content % 2 == 1).then_some(ContentHash([content.wrapping_add(100); 32])),
+        n_vars: 1000 + u32::from(content),
+        n_public: 3,
+        domain_size: u32::MAX,
+        created_at: 0,
+    }
+}
+
+pub fn new_job(circuit: &str) -> NewJob {
+    NewJob {
+        id: JobId::new(),
+        circuit: name(circuit),
+        idempotency_key: None,
+        body: ContentHash::of(INPUT),
+        priority: Priority(0),
+    }
+}
+
+pub fn result() -> JobResult {
+    JobResult {
+        proof_json: "{\"pi_a\":[\"1\",\"2\",\"1\"]}".into(),
+        public_json: "[\"33\"]".into(),
+        device: "cpu \"0\" – ünïcode".into(),
+        times: StageTimes { load_ms: 0.125, witness_ms: 1.0, prove_ms: 12345.678, verify_ms: 1e-3 },
+    }
+}
+
+pub fn error(class: FailureClass) -> JobError {
+    JobError { class, message: format!("made up: {}", class.as_str()) }
+}
+
+/// Registers circuit `c`, submits a job of it.
+pub async fn submitted(store: &impl Store) -> JobId {
+    store.put_circuit(&circuit("c", 1)).await.unwrap();
+    let new = new_job("c");
+    store.submit(&new, INPUT).await.unwrap();
+    new.id
+}
+
+/// Submits a job and claims it for `lease`.
+pub async fn claimed(store: &impl Store, lease: Duration) -> (JobId, Attempt) {
+    let id = submitted(store).await;
+    let claim = claim(store, id, lease).await.expect("a queued job can be claimed");
+    (id, claim.job.attempt)
+}
+
+/// Claims a job for worker 1.
+pub async fn claim(store: &impl Store, id: JobId, lease: Duration) -> Option<Claim> {
+    store.claim(id, &worker(1), lease).await.unwrap()
+}
+
+pub async fn job(store: &impl Store, id: JobId) -> Job {
+    store.job(id).await.unwrap().expect("the job is there")
+}
+
+pub async fn due_ids(store: &impl Store) -> Vec<JobId> {
+    store.due(1000).await.unwrap().into_iter().map(|(id, _)| id).collect()
+}

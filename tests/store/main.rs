@@ -1,0 +1,9 @@
+//! What every store must do, run over each implementation, and what only one of them can do.
+#![allow(clippy::unwrap_used)]
+
+mod conformance;
+mod fixtures;
+mod model_based;
+mod sqlite;
+
+conformance::suite!(sqlite_conforms, crate::sqlite::SqliteFile::new());

@@ -1,0 +1,340 @@
+//! SQLite only: the file, its schema, several processes, death by the knife, what remains of secrets.
+
+use std::collections::HashSet;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use prover_worker::model::JobId;
+use prover_worker::store::{SqliteStore, Store, StoreError};
+use sqlx::{Connection, SqliteConnection};
+
+use crate::conformance::Place;
+use crate::fixtures::*;
+
+/// A file of its own, gone with the test.
+pub struct SqliteFile(tempfile::TempDir);
+
+impl SqliteFile {
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("jobs.db")
+    }
+}
+
+impl Place for SqliteFile {
+    type Store = SqliteStore;
+
+    async fn open(&self) -> SqliteStore {
+        SqliteStore::open(&self.path()).await.unwrap()
+    }
+}
+
+async fn raw(path: &Path) -> SqliteConnection {
+    SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap()
+}
+
+async fn execute(path: &Path, sql: &'static str) {
+    let mut c = raw(path).await;
+    sqlx::raw_sql(sql).execute(&mut c).await.unwrap();
+    c.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_file_and_its_folders_are_made_for_the_owner_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a/b/jobs.db");
+    let store = SqliteStore::open(&path).await.unwrap();
+    submitted(&store).await;
+    let mode = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&path), 0o600);
+    assert_eq!(mode(&path.with_extension("db-wal")), 0o600);
+    assert_eq!(mode(path.parent().unwrap()), 0o700);
+}
+
+#[tokio::test]
+async fn urls_name_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |tail: &str| format!("sqlite://{}/{tail}", folder.path().display());
+
+    match SqliteStore::open_url(&at("jobs.db?mode=rw")).await {
+        Err(StoreError::Open { what, why }) => assert!(what.ends_with("mode=rw") && why.contains("no such file")),
+        other => panic!("expected Open, got {other:?}"),
+    }
+    let id = submitted(&SqliteStore::open_url(&at("jobs.db")).await.unwrap()).await;
+    for tail in ["jobs.db", "jobs.db?mode=rw", "jobs.db?mode=rwc", "%6Aobs.db"] {
+        let store = SqliteStore::open_url(&at(tail)).await.unwrap();
+        assert!(store.job(id).await.unwrap().is_some(), "{tail}");
+        assert_eq!(store.path(), folder.path().join("jobs.db"));
+    }
+    let refused = ["sqlite://", "sqlite::memory:", "sqlite://:memory:", "postgres://h/db", "jobs.db"];
+    for url in refused.map(str::to_owned).into_iter().chain([at("jobs.db?mode=memory"), at("jobs.db?cache=shared")]) {
+        assert!(matches!(SqliteStore::open_url(&url).await, Err(StoreError::Open { .. })), "{url}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_opened_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let blocked = folder.path().join("file/jobs.db");
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let text = folder.path().join("text.db");
+    std::fs::write(&text, "this is not a database, and long enough to be told from an empty one".repeat(20)).unwrap();
+    for path in [blocked, folder.path().to_owned(), text] {
+        match SqliteStore::open(&path).await {
+            Err(StoreError::Open { what, .. }) => assert_eq!(what, path.display().to_string()),
+            other => panic!("expected Open, got {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn another_programs_database_is_refused_and_left_alone() {
+    let place = SqliteFile::new();
+    let mut c = SqliteConnection::connect(&format!("sqlite://{}?mode=rwc", place.path().display())).await.unwrap();
+    sqlx::raw_sql("CREATE TABLE notes (t TEXT)").execute(&mut c).await.unwrap();
+    c.close().await.unwrap();
+    match SqliteStore::open(&place.path()).await {
+        Err(StoreError::Open { why, .. }) => assert!(why.contains("another program")),
+        other => panic!("expected Open, got {other:?}"),
+    }
+    let mut c = raw(&place.path()).await;
+    let tables: Vec<String> = sqlx::query_scalar("SELECT name FROM sqlite_schema").fetch_all(&mut c).await.unwrap();
+    assert_eq!(tables, ["notes"]);
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused_and_left_alone() {
+    let place = SqliteFile::new();
+    let id = submitted(&place.open().await).await;
+    execute(&place.path(), "PRAGMA user_version = 2").await;
+    assert!(matches!(SqliteStore::open(&place.path()).await, Err(StoreError::NewerSchema)));
+    execute(&place.path(), "PRAGMA user_version = 1").await;
+    assert!(place.open().await.job(id).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_migration_that_was_cut_short_is_done_again() {
+    // What a crash before the commit leaves: an empty file, in write-ahead mode or not.
+    let place = SqliteFile::new();
+    std::fs::write(place.path(), "").unwrap();
+    submitted(&place.open().await).await;
+
+    let place = SqliteFile::new();
+    std::fs::write(place.path(), "").unwrap();
+    execute(&place.path(), "PRAGMA journal_mode = WAL").await;
+    submitted(&place.open().await).await;
+}
+
+#[tokio::test]
+async fn a_row_that_does_not_read_is_reported_by_its_column() {
+    let place = SqliteFile::new();
+    let store = place.open().await;
+    let id = submitted(&store).await;
+    for (sql, column) in [
+        ("UPDATE jobs SET priority = 40000", "priority"),
+        ("UPDATE jobs SET priority = 0, attempt = -1", "attempt"),
+        ("UPDATE jobs SET attempt = 0, stage = 'lunch'", "stage"),
+        ("UPDATE jobs SET stage = NULL, circuit = 'no name'", "circuit"),
+        ("UPDATE jobs SET circuit = 'c', error_class = 'x', error_message = 'y'", "error_class"),
+        (
+            "UPDATE jobs SET error_class = NULL, error_message = NULL, state = 'done', finished_at = 1, result = '{'",
+            "result",
+        ),
+    ] {
+        execute(&place.path(), sql).await;
+        match store.job(id).await {
+            Err(StoreError::Corrupt { column: c, .. }) => assert_eq!(c, column),
+            other => panic!("expected Corrupt for {column}, got {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_schema_itself_forbids_states_that_make_no_sense() {
+    let place = SqliteFile::new();
+    let store = place.open().await;
+    submitted(&store).await;
+    let mut c = raw(&place.path()).await;
+    for sql in [
+        "UPDATE jobs SET state = 'running'",
+        "UPDATE jobs SET state = 'done', finished_at = 1",
+        "UPDATE jobs SET state = 'failed'",
+        "UPDATE jobs SET state = 'paused'",
+        "UPDATE jobs SET lease_expires_at = 1",
+        "INSERT INTO job_inputs VALUES (77, x'00')",
+    ] {
+        assert!(sqlx::raw_sql(sql).execute(&mut c).await.is_err(), "{sql}");
+    }
+}
+
+/// Whether any of the store's files holds `needle`.
+fn on_disk(place: &SqliteFile, needle: &[u8]) -> bool {
+    let files = std::fs::read_dir(place.0.path()).unwrap();
+    files.map(|f| std::fs::read(f.unwrap().path()).unwrap()).any(|b| b.windows(needle.len()).any(|w| w == needle))
+}
+
+#[tokio::test]
+async fn an_input_leaves_the_disk_with_its_job() {
+    const SECRET: &[u8] = b"a secret that nobody may find";
+    // One input within a page, one over many.
+    for repeat in [1, 2000] {
+        let place = SqliteFile::new();
+        let store = place.open().await;
+        store.put_circuit(&circuit("c", 1)).await.unwrap();
+        let new = new_job("c");
+        store.submit(&new, &SECRET.repeat(repeat)).await.unwrap();
+        let attempt = claim(&store, new.id, LONG).await.unwrap().job.attempt;
+        assert!(store.tidy().await.unwrap());
+        assert!(on_disk(&place, SECRET), "it is there as long as the job needs it");
+        store.finish(new.id, attempt, &result()).await.unwrap();
+        assert!(store.tidy().await.unwrap());
+        assert!(!on_disk(&place, SECRET));
+    }
+}
+
+#[tokio::test]
+async fn closing_leaves_no_log_behind() {
+    let place = SqliteFile::new();
+    let (a, b) = (place.open().await, place.open().await);
+    submitted(&a).await;
+    a.change_marker().await.unwrap();
+    b.change_marker().await.unwrap();
+    b.counts().await.unwrap();
+    a.close().await;
+    assert!(place.path().with_extension("db-wal").exists(), "the other still uses it");
+    b.close().await;
+    assert!(!place.path().with_extension("db-wal").exists());
+    assert_eq!(place.open().await.counts().await.unwrap().queued, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropped_calls_leave_the_store_whole() {
+    let place = SqliteFile::new();
+    let store = std::sync::Arc::new(place.open().await);
+    store.put_circuit(&circuit("c", 1)).await.unwrap();
+    for n in 0..200_u64 {
+        let submitting = tokio::spawn({
+            let store = store.clone();
+            async move { store.submit(&new_job("c"), INPUT).await }
+        });
+        tokio::time::sleep(std::time::Duration::from_micros(n * 7 % 600)).await;
+        submitting.abort();
+        let _ = submitting.await;
+    }
+    let before = store.counts().await.unwrap().queued;
+    assert_eq!(store.inputs_held().await.unwrap(), before, "each job has its input");
+    submitted(&*store).await;
+    assert_eq!(store.counts().await.unwrap().queued, before + 1);
+}
+
+// Other processes: this test binary again, told by the environment what to do.
+
+const FILE: &str = "STORE_TEST_FILE";
+
+/// Not a test by itself. In a process started by [`spawn`] it submits, claims and finishes jobs and says so, a line
+/// after each answer, until it is killed or has done `STORE_TEST_JOBS`.
+#[tokio::test]
+async fn child() {
+    let Some(path) = std::env::var_os(FILE) else { return };
+    let jobs: usize = std::env::var("STORE_TEST_JOBS").unwrap().parse().unwrap();
+    let store = SqliteStore::open(Path::new(&path)).await.unwrap();
+    store.put_circuit(&circuit("c", 1)).await.unwrap();
+    for n in 0..jobs {
+        let new = new_job("c");
+        store.submit(&new, &INPUT.repeat(1 + n % 7 * 100)).await.unwrap();
+        println!("submitted {}", new.id);
+        for (id, _) in store.due(3).await.unwrap() {
+            // Another process may have been first.
+            if let Some(claim) = claim(&store, id, LONG).await {
+                println!("claimed {id}");
+                assert_eq!(store.finish(id, claim.job.attempt, &result()).await.unwrap(), HELD);
+                println!("finished {id}");
+            }
+        }
+    }
+    println!("end");
+}
+
+fn spawn(place: &SqliteFile, jobs: usize) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "sqlite::child", "--nocapture", "--test-threads=1"])
+        .env(FILE, place.path())
+        .env("STORE_TEST_JOBS", jobs.to_string())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// The ids of lines "`what` id".
+fn told(lines: &[String], what: &str) -> Vec<JobId> {
+    // The harness prints the test's name and our first line on one line.
+    lines.iter().filter_map(|l| l.split_once(&format!("{what} "))?.1.trim().parse().ok()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_processes_share_one_file_from_its_first_moment() {
+    const JOBS: usize = 25;
+    let place = SqliteFile::new();
+    let children: Vec<Child> = (0..3).map(|_| spawn(&place, JOBS)).collect();
+    let mut finished = Vec::new();
+    for child in children {
+        let out = tokio::task::spawn_blocking(|| child.wait_with_output().unwrap()).await.unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+        let lines: Vec<String> = String::from_utf8(out.stdout).unwrap().lines().map(str::to_owned).collect();
+        assert!(lines.iter().any(|l| l.ends_with("end")));
+        finished.extend(told(&lines, "finished"));
+    }
+    let store = place.open().await;
+    let counts = store.counts().await.unwrap();
+    assert_eq!(counts.queued + counts.running + counts.done, 3 * JOBS as u64);
+    assert_eq!(counts.running, 0);
+    assert_eq!(finished.len() as u64, counts.done);
+    assert_eq!(finished.into_iter().collect::<HashSet<_>>().len() as u64, counts.done, "each was done once");
+    assert_eq!(store.inputs_held().await.unwrap(), counts.queued);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_answered_survives_the_death_of_the_process() {
+    let place = SqliteFile::new();
+    let mut lines = Vec::new();
+    for round in 0..8 {
+        let mut child = spawn(&place, usize::MAX);
+        // The first rounds die while the file is being made or its schema written.
+        let read = tokio::task::spawn_blocking(move || {
+            let out = BufReader::new(child.stdout.take().unwrap());
+            let mut lines: Vec<String> = Vec::new();
+            let mut rest = out.lines();
+            while lines.len() < round * 11 {
+                lines.push(rest.next().unwrap().unwrap());
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+            lines.extend(rest.map_while(Result::ok));
+            lines
+        });
+        lines.extend(read.await.unwrap());
+        let store = place.open().await;
+        for id in told(&lines, "submitted") {
+            assert!(store.job(id).await.unwrap().is_some(), "an answered submit is there");
+        }
+        for id in told(&lines, "finished") {
+            assert_eq!(job(&store, id).await.result, Some(result()), "an answered finish is there");
+        }
+        let counts = store.counts().await.unwrap();
+        assert_eq!(store.inputs_held().await.unwrap(), counts.queued + counts.running);
+        // A dead worker's jobs are with nobody; their leases are long, so they are handed back here.
+        for stuck in store.jobs(prover_worker::store::JobFilter { state: None, limit: 1000 }).await.unwrap() {
+            store.release(stuck.id, stuck.attempt).await.unwrap();
+        }
+    }
+    assert!(told(&lines, "finished").len() > 10, "the children got somewhere");
+    let mut c = raw(&place.path()).await;
+    let verdict: String = sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut c).await.unwrap();
+    assert_eq!(verdict, "ok");
+}
