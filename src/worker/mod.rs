@@ -29,7 +29,7 @@ pub use canary::Canary;
 pub use faults::{Faults, Point};
 pub use readiness::{Readiness, Status};
 pub use service::{JobService, ServiceError, SubmitRequest};
-pub use workspace::{OpenError, Workspace};
+pub use workspace::{OpenError, Workspace, module_cache};
 
 use crate::artifacts::Artifacts;
 use crate::backend::Backend;
@@ -45,7 +45,7 @@ use lease::Keeper;
 /// How long a slot waits in the queue before it looks up.
 const POP_WAIT: Duration = Duration::from_secs(1);
 /// How long stopped jobs have to notice. They look between steps of a proof.
-const STOP_WAIT: Duration = Duration::from_secs(20);
+const STOP_WAIT: Duration = Duration::from_secs(10);
 /// Finished jobs whose proof files are looked for at start.
 const HEAL_LAST: u32 = 200;
 
@@ -154,12 +154,14 @@ impl Worker {
 
         let (draining, _) = watch::channel(false);
         let mut others = JoinSet::new();
-        others.spawn(reconcile::run(ctx.store.clone(), ctx.queue.clone(), lease));
+        let (store, queue) = (ctx.store.clone(), ctx.queue.clone());
+        others.spawn(unbroken("reconciler", move || reconcile::run(store.clone(), queue.clone(), lease)));
         others.spawn(heal(ctx.clone()));
         others.spawn(warm(ctx.clone()));
         let mut slots = JoinSet::new();
         for device in ctx.fleet.slots().to_vec() {
-            slots.spawn(slot(ctx.clone(), device, draining.subscribe()));
+            let (ctx, draining) = (ctx.clone(), draining.clone());
+            slots.spawn(unbroken("slot", move || slot(ctx.clone(), device, draining.subscribe())));
         }
         tracing::info!(worker = %ctx.id.0, slots = ctx.fleet.slots().len(), "worker started");
         Ok(Self { ctx, slots, others, draining })
@@ -221,6 +223,23 @@ async fn fit(devices: Vec<Arc<dyn Backend>>, canary: &Arc<Canary>) -> Result<Vec
         if fit.is_empty() { Err(StartError::NoDevice(why.join("; "))) } else { Ok(fit) }
     })
     .await?
+}
+
+/// Runs a task to its end, and again should it panic: one bug must not leave a worker that looks alive and does nothing.
+async fn unbroken<F>(what: &'static str, start: impl Fn() -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    loop {
+        // In a set of its own, so that it ends with this task.
+        let mut task = JoinSet::new();
+        task.spawn(start());
+        match task.join_next().await {
+            Some(Err(e)) if e.is_panic() => tracing::error!(what, "a task panicked; starting it again"),
+            _ => return,
+        }
+        tokio::time::sleep(POP_WAIT).await;
+    }
 }
 
 /// A slot: one job at a time, and no claim before there is room for it.
