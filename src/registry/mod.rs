@@ -5,8 +5,9 @@
 
 mod cache;
 
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -95,6 +96,7 @@ pub type Listener = Arc<dyn Fn(&'static str, f32) + Send + Sync>;
 
 /// A device by what it calls itself, and content.
 type OnDevice = (String, ContentHash);
+type KeyCache = Cache<OnDevice, dyn LoadedKey>;
 
 /// The circuits of a store.
 #[derive(Clone)]
@@ -104,7 +106,8 @@ pub struct Registry {
     modules: ModuleCache,
     limits: RegistryLimits,
     open: Cache<CircuitContent, ReadyCircuit>,
-    loaded: Arc<std::sync::Mutex<std::collections::HashMap<String, Cache<OnDevice, dyn LoadedKey>>>>,
+    /// By device.
+    loaded: Arc<Mutex<HashMap<String, KeyCache>>>,
 }
 
 impl Registry {
@@ -233,7 +236,7 @@ impl Registry {
 
     async fn load_into(
         &self,
-        cache: &Cache<OnDevice, dyn LoadedKey>,
+        cache: &KeyCache,
         at: OnDevice,
         device: &Arc<dyn Backend>,
         circuit: &ReadyCircuit,
@@ -251,9 +254,9 @@ impl Registry {
         self.device_cache(device).bytes()
     }
 
-    fn device_cache(&self, device: &dyn Backend) -> Cache<OnDevice, dyn LoadedKey> {
+    fn device_cache(&self, device: &dyn Backend) -> KeyCache {
         let info = device.device();
-        let mut caches = self.loaded.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut caches = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let limit = self.limits.key_cache_bytes.unwrap_or_else(|| match info.memory {
             0 => host_memory() / 2,
             // The rest is for proofs.

@@ -46,10 +46,13 @@ pub(super) async fn run(ctx: &Context, own: usize, claim: Claim) {
         counter!(telemetry::JOBS_RECLAIMED).increment(1);
     }
     tracing::info!(job = %job.id, circuit = %job.circuit, attempt = job.attempt.0, "job claimed");
+    let device = ctx.fleet.choose(own, &job);
     let outcome = match poisoned(&job) {
         Some(error) => Err(Ended::Failed(error)),
-        None => work(ctx, own, &job, input, &lease, &stop).await,
+        None => work(ctx, device, &job, input, &lease, &stop).await,
     };
+    let by_device = matches!(&outcome, Err(Ended::Failed(e)) if e.class == FailureClass::Device);
+    ctx.fleet.remember(job.id, by_device.then_some(device));
     conclude(ctx, &job, outcome, &stop, started).await;
 }
 
@@ -68,14 +71,13 @@ fn poisoned(job: &Job) -> Option<JobError> {
 
 async fn work(
     ctx: &Context,
-    own: usize,
+    device: &Arc<Device>,
     job: &Job,
     input: Zeroizing<Vec<u8>>,
     lease: &Hold,
     stop: &StopToken,
 ) -> Result<JobResult, Ended> {
     ctx.options.faults.pass(Point::AfterClaim, stop).await;
-    let device = ctx.fleet.choose(own, job);
     let mut times = StageTimes::default();
 
     let load = async {

@@ -1,7 +1,8 @@
 //! The devices of a worker: how many jobs each takes, which one a job gets, and which ones sit out.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
@@ -9,7 +10,7 @@ use tokio::sync::Semaphore;
 
 use super::canary::Canary;
 use crate::backend::{Backend, DeviceInfo, DeviceKind};
-use crate::model::{FailureClass, Job};
+use crate::model::{FailureClass, Job, JobId};
 use crate::telemetry;
 
 /// Failures in a row after which a device must sing before it gets another job.
@@ -17,6 +18,8 @@ const SUSPICIOUS: u32 = 3;
 /// How long a device that failed its canary sits out, doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// Jobs whose failing device is remembered.
+const MOST_REMEMBERED: usize = 10_000;
 
 /// A device at work.
 pub(super) struct Device {
@@ -75,7 +78,7 @@ impl Device {
     }
 
     /// Whether it gets jobs. After failures in a row it must sing first; one that cannot sits out for a while.
-    pub(super) async fn is_fit(self: &Arc<Self>, canary: &Arc<Canary>) -> bool {
+    async fn is_fit(self: &Arc<Self>, canary: &Arc<Canary>) -> bool {
         let quarantined = self.quarantined.load(Ordering::Relaxed);
         if !quarantined && self.failures.load(Ordering::Relaxed) < SUSPICIOUS {
             return true;
@@ -117,6 +120,8 @@ pub(super) struct Fleet {
     devices: Vec<Arc<Device>>,
     /// Device by number, one entry a slot.
     slots: Vec<usize>,
+    /// Device by number on which a job failed last.
+    failed_on: Mutex<HashMap<JobId, usize>>,
 }
 
 /// How many jobs and how many proofs at once a device is good for on a machine with so many cores.
@@ -150,7 +155,7 @@ impl Fleet {
         let total = jobs.unwrap_or_else(|| workers.iter().map(|i| devices[*i].slots).sum());
         let slots =
             if workers.is_empty() { Vec::new() } else { (0..total).map(|s| workers[s % workers.len()]).collect() };
-        Self { devices, slots }
+        Self { devices, slots, failed_on: Mutex::default() }
     }
 
     /// Device by number, one entry a slot.
@@ -162,18 +167,51 @@ impl Fleet {
         &self.devices
     }
 
-    /// The device for a job claimed by a slot of device `own`: that one at first, after a failure there another, and
-    /// then, or after a proof that did not verify, the processor, whose arithmetic settles whether witness or device
-    /// is at fault.
+    /// The device that a slot of device `own` works with: that one, or the processor while it sits out, or none.
+    pub(super) async fn fit(&self, own: usize, canary: &Arc<Canary>) -> Option<usize> {
+        if self.devices[own].is_fit(canary).await {
+            return Some(own);
+        }
+        let cpu = self.devices.iter().position(|d| d.is_cpu()).filter(|cpu| *cpu != own)?;
+        self.devices[cpu].is_fit(canary).await.then_some(cpu)
+    }
+
+    /// The device for a job claimed by a slot that works with device `own`: that one, unless the job failed there. Then
+    /// another, and in the end, or after a proof that did not verify, the processor: its arithmetic settles whether
+    /// witness or device is at fault.
     pub(super) fn choose(&self, own: usize, job: &Job) -> &Arc<Device> {
         let cpu = self.devices.iter().position(|d| d.is_cpu()).unwrap_or(own);
         let doubtful = job.error.as_ref().is_some_and(|e| e.class == FailureClass::InvalidProof);
         let at = match job.tries.device {
             0 => own,
-            1 if !doubtful => (own + 1) % self.devices.len(),
+            1 if !doubtful && self.failed_on().get(&job.id) == Some(&own) => self.other_than(own).unwrap_or(cpu),
+            1 if !doubtful => own,
             _ => cpu,
         };
         &self.devices[at]
+    }
+
+    /// The next device that does not sit out.
+    fn other_than(&self, own: usize) -> Option<usize> {
+        let n = self.devices.len();
+        (1..n).map(|i| (own + i) % n).find(|i| !self.devices[*i].quarantined.load(Ordering::Relaxed))
+    }
+
+    fn failed_on(&self) -> MutexGuard<'_, HashMap<JobId, usize>> {
+        self.failed_on.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers where a job failed, or forgets it. Only this process needs to know: to any other, its own devices are
+    /// others already.
+    pub(super) fn remember(&self, job: JobId, failed_on: Option<&Arc<Device>>) {
+        let mut known = self.failed_on();
+        let at = failed_on.and_then(|d| self.devices.iter().position(|o| Arc::ptr_eq(o, d)));
+        match at {
+            None => drop(known.remove(&job)),
+            // Jobs that other workers ended are never forgotten one by one.
+            Some(_) if known.len() > MOST_REMEMBERED => known.clear(),
+            Some(at) => drop(known.insert(job, at)),
+        }
     }
 }
 

@@ -248,10 +248,10 @@ async fn slot(ctx: Arc<Context>, device: usize, mut draining: watch::Receiver<bo
         if *draining.borrow() {
             return;
         }
-        if !ctx.fleet.devices()[device].is_fit(&ctx.canary).await {
+        let Some(device) = ctx.fleet.fit(device, &ctx.canary).await else {
             wait(&mut draining, POP_WAIT).await;
             continue;
-        }
+        };
         let popped = tokio::select! {
             biased;
             _ = draining.changed() => return,

@@ -8,6 +8,7 @@
 mod cancel;
 mod crash;
 mod crowd;
+mod devices;
 mod drain;
 mod harness;
 mod lease;

@@ -1,0 +1,275 @@
+//! Devices that fail: with an error, with wrong results, by hanging, by panicking. The worker runs in this process, on
+//! the processor and a pretended GPU.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use ark_ff::BigInteger256;
+use prover_worker::artifacts::Artifacts;
+use prover_worker::backend::cpu::CpuBackend;
+use prover_worker::backend::{
+    Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress,
+};
+use prover_worker::config::Config;
+use prover_worker::formats::{r1cs, snarkjs, wtns, zkey};
+use prover_worker::groth16::{Verifier, setup};
+use prover_worker::model::{FailureClass, G1, Job, JobId, JobState, Priority, ProvingKey, StopToken, Witness};
+use prover_worker::queue::MemoryQueue;
+use prover_worker::registry::{Registry, RegistryLimits};
+use prover_worker::store::{SqliteStore, Store};
+use prover_worker::witness::ModuleCache;
+use prover_worker::worker::{JobService, Options, Rooms, SubmitRequest, Worker};
+use zeroize::Zeroizing;
+
+use crate::harness::HANG;
+
+/// What the pretended GPU does with a proof.
+#[derive(Clone, Copy, PartialEq, Debug)]
+#[repr(u8)]
+enum Manner {
+    Sound,
+    WrongProof,
+    Error,
+    OutOfMemory,
+    Panic,
+    Hang,
+}
+
+#[derive(Clone)]
+struct Gpu {
+    cpu: Arc<CpuBackend>,
+    info: DeviceInfo,
+    manner: Arc<AtomicU8>,
+}
+
+struct GpuKey {
+    key: Arc<dyn LoadedKey>,
+    manner: Arc<AtomicU8>,
+}
+
+impl Gpu {
+    fn new() -> Self {
+        let info =
+            DeviceInfo { kind: DeviceKind::Cuda, name: "pretended".into(), ordinal: 0, threads: 1, memory: 1 << 30 };
+        Self { cpu: Arc::new(CpuBackend::new(1).unwrap()), info, manner: Arc::new(AtomicU8::new(0)) }
+    }
+
+    fn behave(&self, manner: Manner) {
+        self.manner.store(manner as u8, Ordering::SeqCst);
+    }
+}
+
+impl Backend for Gpu {
+    fn device(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn footprint(&self, key: &ProvingKey) -> Footprint {
+        self.cpu.footprint(key)
+    }
+
+    fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
+        Ok(Arc::new(GpuKey { key: self.cpu.load(key)?, manner: self.manner.clone() }))
+    }
+}
+
+impl LoadedKey for GpuKey {
+    fn key(&self) -> &Arc<ProvingKey> {
+        self.key.key()
+    }
+
+    fn commit(&self, w: &Witness, stop: &StopToken, on: &dyn Progress) -> Result<Commitments, BackendError> {
+        let is = |m: Manner| self.manner.load(Ordering::SeqCst) == m as u8;
+        if is(Manner::Error) {
+            return Err(BackendError::Device { op: "launch", code: 719 });
+        }
+        if is(Manner::OutOfMemory) {
+            return Err(BackendError::OutOfMemory { needed: 2, free: 1 });
+        }
+        assert!(!is(Manner::Panic), "a pretended bug");
+        while is(Manner::Hang) {
+            if let Some(why) = stop.stopped() {
+                return Err(BackendError::Stopped(why));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mut c = self.key.commit(w, stop, on)?;
+        if is(Manner::WrongProof) {
+            c.h += c.a + G1::default();
+        }
+        Ok(c)
+    }
+}
+
+struct Site {
+    _dir: tempfile::TempDir,
+    service: JobService,
+    worker: Worker,
+    gpu: Gpu,
+    verifier: Verifier,
+    store: Arc<dyn Store>,
+}
+
+fn circuit_file(name: &str) -> Vec<u8> {
+    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits").join(name)).unwrap()
+}
+
+impl Site {
+    /// A worker with a pretended GPU that is sound at first, as its canary sees.
+    async fn open(options: impl FnOnce(&mut Options)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let database = dir.path().join("jobs.db");
+        let open = async || Arc::new(SqliteStore::open(&database).await.unwrap());
+        let (store, heartbeat): (Arc<dyn Store>, Arc<dyn Store>) = (open().await, open().await);
+        let artifacts = Artifacts::local(dir.path()).unwrap();
+        let limits = RegistryLimits::with_witness_time(Duration::from_secs(60));
+        let modules = ModuleCache { dir: None, compiler: None };
+        let registry = Registry::new(store.clone(), artifacts.clone(), modules, limits);
+        let key = setup::generate(&r1cs::parse(&circuit_file("multiplier.r1cs")).unwrap(), &|_| {}).unwrap();
+        let (file, mut bytes) = (dir.path().join("key.zkey"), Vec::new());
+        zkey::write(&key, &mut bytes).unwrap();
+        fs::write(&file, bytes).unwrap();
+        registry.add("multiplier".parse().unwrap(), &file, None, Arc::new(|_, _| {})).await.unwrap();
+
+        let queue = Arc::new(MemoryQueue::new());
+        let service = JobService::new(store.clone(), Some(queue.clone()), artifacts.clone(), 1 << 20);
+        let config = Config::from_lookup(|n| (n == "PROVER_DATA_DIR").then(|| "unused".to_owned())).unwrap();
+        let mut chosen = Options::from(&config);
+        options(&mut chosen);
+        let gpu = Gpu::new();
+        let devices: Vec<Arc<dyn Backend>> = vec![Arc::new(gpu.clone()), gpu.cpu.clone()];
+        let rooms = Rooms { store: store.clone(), heartbeat, queue, artifacts, registry };
+        let worker = Worker::start(rooms, devices, chosen).await.unwrap();
+        Self { _dir: dir, service, worker, gpu, verifier: Verifier::new(&key.header.vk), store }
+    }
+
+    async fn submit(&self, input: Vec<u8>) -> JobId {
+        let circuit = "multiplier".parse().unwrap();
+        let input = Zeroizing::new(input);
+        let request = SubmitRequest { circuit, input, idempotency_key: None, priority: Priority(0) };
+        self.service.submit(request).await.unwrap().job().id
+    }
+
+    async fn end(&self, id: JobId) -> Job {
+        let begun = Instant::now();
+        loop {
+            let job = self.service.job(id).await.unwrap();
+            if job.state.is_final() {
+                return job;
+            }
+            assert!(begun.elapsed() < HANG, "{job:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn assert_done_on(&self, job: &Job, device: &str) {
+        assert_eq!(job.state, JobState::Done, "{job:?}");
+        let result = job.result.as_ref().unwrap();
+        assert_eq!(result.device, device);
+        let proof = snarkjs::proof_from_json(&result.proof_json).unwrap();
+        assert!(self.verifier.verify(&proof, &snarkjs::public_from_json(&result.public_json).unwrap()));
+    }
+}
+
+fn good() -> Vec<u8> {
+    circuit_file("multiplier.wtns")
+}
+
+/// A witness of the right shape for which c ≠ a·b.
+fn unsatisfying() -> Vec<u8> {
+    let sound = wtns::parse(&good()).unwrap();
+    let mut values: Vec<BigInteger256> = sound.values().to_vec();
+    values[1] = BigInteger256::from(34u64);
+    let mut out = Vec::new();
+    wtns::write(&Witness::from_canonical(values), &mut out).unwrap();
+    out
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sound_gpu_has_the_jobs() {
+    let site = Site::open(|_| {}).await;
+    let job = site.end(site.submit(good()).await).await;
+    site.assert_done_on(&job, "cuda:0");
+    assert_eq!(job.attempt.0, 1);
+    site.worker.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_a_gpu_does_wrong_the_processor_does_right() {
+    for manner in [Manner::WrongProof, Manner::Error, Manner::OutOfMemory, Manner::Panic] {
+        let site = Site::open(|_| {}).await;
+        site.gpu.behave(manner);
+        let job = site.end(site.submit(good()).await).await;
+        site.assert_done_on(&job, "cpu:0");
+        assert_eq!((job.attempt.0, job.tries.device, job.tries.transient), (2, 1, 0), "{manner:?}: {job:?}");
+        site.worker.drain().await;
+    }
+}
+
+/// A bad witness looks like a bad device until the processor has tried: then it is the input's fault.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_witness_that_does_not_satisfy_is_bad_input_once_the_processor_says_so() {
+    let site = Site::open(|_| {}).await;
+    let job = site.end(site.submit(unsatisfying()).await).await;
+    assert_eq!(job.state, JobState::Failed);
+    assert_eq!(job.error.as_ref().unwrap().class, FailureClass::BadInput, "{job:?}");
+    assert_eq!((job.attempt.0, job.result.is_none()), (2, true));
+    assert_eq!(site.store.inputs_held().await.unwrap(), 0);
+    site.worker.drain().await;
+}
+
+/// A GPU that goes bad for good sits out after a few jobs, and the processor takes its place: no job waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gpu_that_goes_bad_sits_out() {
+    let site = Site::open(|o| o.concurrency = Some(1)).await;
+    site.gpu.behave(Manner::Error);
+    let mut first_tries = 0;
+    for _ in 0..8 {
+        let job = site.end(site.submit(good()).await).await;
+        site.assert_done_on(&job, "cpu:0");
+        first_tries += job.tries.device;
+    }
+    assert_eq!(first_tries, 3, "after three failures it is asked no more");
+    site.worker.drain().await;
+}
+
+/// A proof that hangs is stopped at its time-out, tried once more, and then given up; the slot is free again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hanging_proof_times_out() {
+    let site = Site::open(|o| {
+        o.prove_timeout = Duration::from_secs(1);
+        o.concurrency = Some(1);
+    })
+    .await;
+    site.gpu.behave(Manner::Hang);
+    let job = site.end(site.submit(good()).await).await;
+    assert_eq!(job.state, JobState::Failed);
+    assert_eq!(job.error.as_ref().unwrap().class, FailureClass::Timeout, "{job:?}");
+    assert_eq!((job.attempt.0, job.tries.transient), (2, 2));
+    site.gpu.behave(Manner::Sound);
+    let job = site.end(site.submit(good()).await).await;
+    site.assert_done_on(&job, "cuda:0");
+    site.worker.drain().await;
+}
+
+/// A running proof that is cancelled stops, and the slot is free again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_stops_a_running_proof() {
+    let site = Site::open(|o| o.concurrency = Some(1)).await;
+    site.gpu.behave(Manner::Hang);
+    let id = site.submit(good()).await;
+    let begun = Instant::now();
+    while site.service.job(id).await.unwrap().state != JobState::Running {
+        assert!(begun.elapsed() < HANG);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    site.service.cancel(id).await.unwrap();
+    assert_eq!(site.end(id).await.state, JobState::Cancelled);
+    site.gpu.behave(Manner::Sound);
+    let job = site.end(site.submit(good()).await).await;
+    site.assert_done_on(&job, "cuda:0");
+    site.worker.drain().await;
+}

@@ -1,0 +1,283 @@
+//! The HTTP API and the endpoints for machines, by real listeners.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod client;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use client::{Answer, request};
+use prover_worker::artifacts::Artifacts;
+use prover_worker::backend::Backend;
+use prover_worker::backend::cpu::CpuBackend;
+use prover_worker::config::Config;
+use prover_worker::formats::{r1cs, snarkjs, zkey};
+use prover_worker::groth16::{Verifier, setup};
+use prover_worker::http::{self, App};
+use prover_worker::model::CircuitName;
+use prover_worker::queue::{MemoryQueue, Queue};
+use prover_worker::registry::{Registry, RegistryLimits};
+use prover_worker::store::{SqliteStore, Store};
+use prover_worker::telemetry::Metrics;
+use prover_worker::witness::ModuleCache;
+use prover_worker::worker::{JobService, Options, Readiness, Rooms, Status, Worker};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+const MAX_INPUT: usize = 4096;
+
+/// An API over a fresh store with the circuit `multiplier` (c = a·b), once with its program and once without.
+struct Site {
+    _dir: tempfile::TempDir,
+    rooms: Option<Rooms>,
+    readiness: Readiness,
+    verifier: Verifier,
+    api: SocketAddr,
+    ops: SocketAddr,
+    _stop: watch::Sender<bool>,
+}
+
+fn circuit_file(name: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits").join(name)
+}
+
+impl Site {
+    async fn open() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let database = dir.path().join("jobs.db");
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&database).await.unwrap());
+        let heartbeat: Arc<dyn Store> = Arc::new(SqliteStore::open(&database).await.unwrap());
+        let artifacts = Artifacts::memory();
+        let modules = ModuleCache { dir: None, compiler: None };
+        let limits = RegistryLimits::with_witness_time(Duration::from_secs(60));
+        let registry = Registry::new(store.clone(), artifacts.clone(), modules, limits);
+
+        let circuit = r1cs::parse(&std::fs::read(circuit_file("multiplier.r1cs")).unwrap()).unwrap();
+        let key = setup::generate(&circuit, &|_| {}).unwrap();
+        let (file, mut bytes) = (dir.path().join("key.zkey"), Vec::new());
+        zkey::write(&key, &mut bytes).unwrap();
+        std::fs::write(&file, bytes).unwrap();
+        let wasm = circuit_file("multiplier.wasm");
+        for (name, wasm) in [("multiplier", Some(wasm.as_path())), ("bare", None)] {
+            let name: CircuitName = name.parse().unwrap();
+            registry.add(name, &file, wasm, Arc::new(|_, _| {})).await.unwrap();
+        }
+
+        let queue: Arc<dyn Queue> = Arc::new(MemoryQueue::new());
+        let jobs = JobService::new(store.clone(), Some(queue.clone()), artifacts.clone(), MAX_INPUT);
+        let readiness = Readiness::starting("testing devices");
+        let app = App { jobs, metrics: Metrics::install(), readiness: readiness.clone() };
+        let (stop, stopped) = watch::channel(false);
+        let mut addresses = Vec::new();
+        for router in [http::api_router(app.clone(), true), http::ops_router(app)] {
+            let listener = http::listen("127.0.0.1:0".parse().unwrap(), "TEST").await.unwrap();
+            addresses.push(listener.local_addr().unwrap());
+            tokio::spawn(http::serve(listener, router, stopped.clone()));
+        }
+        let rooms = Some(Rooms { store, heartbeat, queue, artifacts, registry });
+        let verifier = Verifier::new(&key.header.vk);
+        Self { _dir: dir, rooms, readiness, verifier, api: addresses[0], ops: addresses[1], _stop: stop }
+    }
+
+    async fn work(&mut self) -> Worker {
+        let config = Config::from_lookup(|n| (n == "PROVER_DATA_DIR").then(|| "unused".to_owned())).unwrap();
+        let devices: Vec<Arc<dyn Backend>> = vec![Arc::new(CpuBackend::new(2).unwrap())];
+        Worker::start(self.rooms.take().unwrap(), devices, Options::from(&config)).await.unwrap()
+    }
+
+    async fn api(&self, method: &str, path: &str, body: &Value) -> Answer {
+        let json = body.to_string();
+        let headers: &[(&str, &str)] = if body.is_null() { &[] } else { &[("content-type", "application/json")] };
+        request(self.api, method, path, headers, if body.is_null() { b"" } else { json.as_bytes() }).await
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.api("GET", path, &Value::Null).await
+    }
+
+    async fn submit(&self, a: u64, b: u64) -> String {
+        let answer = self.api("POST", "/v1/jobs", &json!({"circuit": "multiplier", "input": {"a": a, "b": b}})).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        answer.json()["id"].as_str().unwrap().to_owned()
+    }
+
+    async fn wait_done(&self, id: &str) -> Value {
+        let begun = Instant::now();
+        loop {
+            let job = self.get(&format!("/v1/jobs/{id}")).await.json();
+            if job["state"] == "done" {
+                return job;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(120), "{job}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn assert_proof(&self, id: &str, product: u64) {
+        let answer = self.get(&format!("/v1/jobs/{id}/proof")).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let body = answer.json();
+        let proof = snarkjs::proof_from_json(&body["proof"].to_string()).unwrap();
+        let public = snarkjs::public_from_json(&body["public"].to_string()).unwrap();
+        assert_eq!(public.0, [product.into()]);
+        assert!(self.verifier.verify(&proof, &public));
+    }
+}
+
+/// A problem of this status whose sentence holds these words.
+fn assert_problem(answer: &Answer, status: u16, words: &str) {
+    assert_eq!(answer.status, status, "{answer:?}");
+    assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{answer:?}");
+    let problem = answer.json();
+    assert_eq!(problem["status"], status);
+    assert!(problem["detail"].as_str().unwrap().contains(words), "{problem} lacks {words:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_goes_all_the_way() {
+    let mut site = Site::open().await;
+    let id = site.submit(6, 7).await;
+    assert_problem(&site.get(&format!("/v1/jobs/{id}/proof")).await, 409, "queued");
+    let worker = site.work().await;
+    let job = site.wait_done(&id).await;
+    assert_eq!(job["attempt"], 1);
+    assert_eq!(job["result"]["device"], "cpu:0");
+    site.assert_proof(&id, 42).await;
+    assert_problem(&site.api("DELETE", &format!("/v1/jobs/{id}"), &Value::Null).await, 409, "done already");
+    worker.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_circuit_without_a_program_takes_a_witness() {
+    let mut site = Site::open().await;
+    let witness = std::fs::read(circuit_file("multiplier.wtns")).unwrap();
+    let bytes = [("content-type", "application/octet-stream"), ("idempotency-key", "w")];
+    let path = "/v1/jobs?circuit=bare&priority=3";
+    let answer = request(site.api, "POST", path, &bytes, &witness).await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+    assert_eq!(answer.json()["priority"], 3);
+    let again = request(site.api, "POST", path, &bytes, &witness).await;
+    assert_eq!((again.status, &again.json()["id"]), (200, &answer.json()["id"]));
+    let id = answer.json()["id"].as_str().unwrap().to_owned();
+    let worker = site.work().await;
+    site.wait_done(&id).await;
+    site.assert_proof(&id, 33).await;
+    worker.drain().await;
+
+    let short = request(site.api, "POST", path, &bytes[..1], &witness[..witness.len() - 1]).await;
+    assert_problem(&short, 422, ".wtns");
+    let wrong = site.api("POST", "/v1/jobs", &json!({"circuit": "bare", "input": {"a": 1}})).await;
+    assert_problem(&wrong, 422, "no wasm");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn submits_are_idempotent_by_key() {
+    let site = Site::open().await;
+    let body = |b: u64| json!({"circuit": "multiplier", "input": {"a": 1, "b": b}, "idempotency_key": "k"});
+    let first = site.api("POST", "/v1/jobs", &body(1)).await;
+    assert_eq!(first.status, 201);
+    let id = first.json()["id"].as_str().unwrap().to_owned();
+    assert_eq!(first.header("location"), Some(format!("/v1/jobs/{id}").as_str()));
+    let again = site.api("POST", "/v1/jobs", &body(1)).await;
+    assert_eq!((again.status, &again.json()["id"]), (200, &first.json()["id"]));
+    assert_problem(&site.api("POST", "/v1/jobs", &body(2)).await, 409, "idempotency key");
+    let by_header = [("content-type", "application/json"), ("Idempotency-Key", "k")];
+    let plain = json!({"circuit": "multiplier", "input": {"a": 1, "b": 2}}).to_string();
+    assert_problem(&request(site.api, "POST", "/v1/jobs", &by_header, plain.as_bytes()).await, 409, "idempotency key");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_right_is_refused_with_a_reason() {
+    let site = Site::open().await;
+    let site = &site;
+    let post = |body: Value| async move { site.api("POST", "/v1/jobs", &body).await };
+    let input = json!({"a": 1, "b": 2});
+    assert_problem(&post(json!({"circuit": "none", "input": input})).await, 404, "no circuit none");
+    assert_problem(&post(json!({"circuit": "../etc", "input": input})).await, 422, "circuit's name");
+    assert_problem(&post(json!({"circuit": "multiplier"})).await, 422, "input");
+    assert_problem(&post(json!({"circuit": "multiplier", "input": [1]})).await, 422, "");
+    assert_problem(
+        &post(json!({"circuit": "multiplier", "input": input, "colour": 1})).await,
+        422,
+        "must be an object",
+    );
+    let large = json!({"circuit": "multiplier", "input": {"a": "1".repeat(MAX_INPUT)}});
+    assert_problem(&post(large).await, 413, "4096");
+    let huge = vec![b' '; 1 << 20];
+    let json_type = [("content-type", "application/json")];
+    assert_problem(&request(site.api, "POST", "/v1/jobs", &json_type, &huge).await, 413, "4096");
+    assert_problem(&request(site.api, "POST", "/v1/jobs", &json_type, b"{").await, 422, "not JSON");
+    assert_problem(
+        &request(site.api, "POST", "/v1/jobs", &[("content-type", "text/plain")], b"{}").await,
+        415,
+        "application/json",
+    );
+    assert_problem(&site.get("/v1/jobs/7").await, 404, "UUID");
+    assert_problem(&site.get("/v1/jobs/0199b0c4-7e11-7a3c-9c8e-0f4f5a3f1f22").await, 404, "no job");
+    assert_problem(&site.get("/v1/jobs?state=odd").await, 422, "queued");
+    assert_problem(&site.get("/v1/jobs?limit=0").await, 422, "limit");
+    assert_problem(&site.get("/nowhere").await, 404, "/v1/jobs");
+    assert_problem(&site.api("PUT", "/v1/jobs", &Value::Null).await, 405, "method");
+    assert_eq!(site.get("/v1/jobs").await.json(), json!([]), "nothing was written");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_and_circuits_are_listed_and_queued_jobs_cancelled() {
+    let site = Site::open().await;
+    let (first, second) = (site.submit(1, 1).await, site.submit(1, 2).await);
+    let names: Vec<_> =
+        site.get("/v1/circuits").await.json().as_array().unwrap().iter().map(|c| c["name"].clone()).collect();
+    assert_eq!(names, ["bare", "multiplier"]);
+    let cancelled = site.api("DELETE", &format!("/v1/jobs/{first}"), &Value::Null).await;
+    assert_eq!((cancelled.status, &cancelled.json()["state"]), (200, &json!("cancelled")));
+    let ids = |v: Value| v.as_array().unwrap().iter().map(|j| j["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!(ids(site.get("/v1/jobs").await.json()), [second.clone(), first.clone()], "newest first");
+    assert_eq!(ids(site.get("/v1/jobs?state=queued").await.json()), *std::slice::from_ref(&second));
+    assert_eq!(ids(site.get("/v1/jobs?limit=1").await.json()), [second]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_host_is_refused_on_loopback() {
+    let site = Site::open().await;
+    let evil = request(site.api, "GET", "/v1/jobs", &[("host", "evil.example")], b"").await;
+    assert_problem(&evil, 403, "this machine only");
+    assert_eq!(request(site.api, "GET", "/v1/jobs", &[("host", "localhost:1")], b"").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_follows_the_worker_and_metrics_are_served() {
+    let mut site = Site::open().await;
+    let get = |path: &'static str| request(site.ops, "GET", path, &[], b"");
+    assert_eq!(get("/healthz").await.status, 200);
+    assert_problem(&get("/readyz").await, 503, "testing devices");
+    site.readiness.set(Status::Ready);
+    assert_eq!(get("/readyz").await.status, 200);
+    let text = get("/metrics").await;
+    assert!(text.header("content-type").unwrap().starts_with("text/plain"), "{text:?}");
+    for name in ["jobs_processed_total", "job_duration_seconds", "job_failures_total", "queue_depth"] {
+        assert!(text.text().contains(&format!("# TYPE {name} ")), "{name} is not there:\n{}", text.text());
+    }
+    site.readiness.set(Status::Draining);
+    assert_problem(&get("/readyz").await, 503, "draining");
+    site.readiness.set(Status::Ready);
+    assert_problem(&get("/readyz").await, 503, "draining");
+
+    let before = counter(&get("/metrics").await.text(), "jobs_processed_total");
+    let worker = site.work().await;
+    let id = site.submit(2, 2).await;
+    site.wait_done(&id).await;
+    worker.drain().await;
+    let get = |path: &'static str| request(site.ops, "GET", path, &[], b"");
+    let text = get("/metrics").await.text();
+    assert!(counter(&text, "jobs_processed_total") > before, "{text}");
+    assert!(counter(&text, "device_proofs_total{device=\"cpu:0\"}") >= 1, "{text}");
+    assert!(!text.contains("job_stage_duration_seconds_count{stage=\"prove\"} 0"), "{text}");
+}
+
+/// A counter's value. Tests in one process share the recorder, so others may count too.
+fn counter(text: &str, series: &str) -> u64 {
+    let line = text.lines().find_map(|l| l.strip_prefix(series)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {series} in\n{text}")).trim().parse().unwrap()
+}
