@@ -70,7 +70,8 @@ fn every_command_in_the_readme_exists() {
     let mut tried = 0;
     for line in readme.lines().map(str::trim) {
         let Some(rest) = line.strip_prefix("prover-worker ") else { continue };
-        let words: Vec<&str> = rest.split_whitespace().take_while(|w| w.bytes().all(|b| b.is_ascii_lowercase())).collect();
+        let words: Vec<&str> =
+            rest.split_whitespace().take_while(|w| w.bytes().all(|b| b.is_ascii_lowercase())).collect();
         let command = match words.as_slice() {
             [group @ ("circuits" | "export"), sub, ..] => vec![*group, *sub],
             [command, ..] => vec![*command],
