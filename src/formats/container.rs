@@ -165,7 +165,12 @@ impl<'a> Cursor<'a> {
     fn skip(&mut self, n: u64, what: &str) -> Result<(), FormatError> {
         let available = self.remaining() as u64;
         if n > available {
-            return Err(FormatError::Truncated { what: self.place(what), offset: self.at as u64, needed: n, available });
+            return Err(FormatError::Truncated {
+                what: self.place(what),
+                offset: self.at as u64,
+                needed: n,
+                available,
+            });
         }
         self.at += n as usize;
         Ok(())

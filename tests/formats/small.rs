@@ -92,14 +92,7 @@ pub fn r1cs_header(counts: [u32; 4], n_labels: u64, n_constraints: u32) -> Vec<u
 
 /// w2 · w3 = w1 and (2·w2 + 1·w0) · w0 = 7·w0
 pub fn r1cs_file() -> Vec<u8> {
-    let rows = [
-        row(&[(2, 1)]),
-        row(&[(3, 1)]),
-        row(&[(1, 1)]),
-        row(&[(2, 2), (0, 1)]),
-        row(&[(0, 1)]),
-        row(&[(0, 7)]),
-    ];
+    let rows = [row(&[(2, 1)]), row(&[(3, 1)]), row(&[(1, 1)]), row(&[(2, 2), (0, 1)]), row(&[(0, 1)]), row(&[(0, 7)])];
     let map: Vec<u8> = (0..4u64).flat_map(u64::to_le_bytes).collect();
     // As circom does: constraints first.
     join(b"r1cs", 1, &[(2, rows.concat()), (1, r1cs_header([4, 1, 0, 2], 4, 2)), (3, map)])
