@@ -592,6 +592,7 @@ fn push_g2(out: &mut Vec<u8>, p: &G2Affine) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use ark_ec::CurveConfig;
 
