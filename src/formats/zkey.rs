@@ -18,10 +18,12 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ark_bn254::g2::Config as TwistConfig;
 use ark_bn254::{Bn254, FrConfig};
 use ark_ec::pairing::Pairing;
+use ark_ec::short_weierstrass::Bucket;
 use ark_ec::{AffineRepr, CurveGroup};
-use ark_ff::{AdditiveGroup, BigInteger256, Field, MontConfig, PrimeField};
+use ark_ff::{BigInteger256, Field, MontConfig, PrimeField};
 use bytes::Bytes;
 use num_bigint::BigUint;
 use rayon::prelude::*;
@@ -406,7 +408,7 @@ fn check_header_points(h: &KeyHeader) -> Result<(), FormatError> {
 const POINTS_PER_TASK: usize = 1 << 13;
 
 /// Points of G2 that one task looks at: enough that the buckets of [`all_in_g2`] pay.
-const TWIST_POINTS_PER_TASK: usize = 1 << 16;
+const TWIST_POINTS_PER_TASK: usize = 1 << 18;
 
 fn check_points_g1(section: (u32, &str), bytes: &[u8], done: &(dyn Fn(usize) + Sync)) -> Result<(), FormatError> {
     first_fault(section, bytes, G1_BYTES, POINTS_PER_TASK, done, |points| {
@@ -447,7 +449,7 @@ fn first_fault(
 }
 
 /// Rounds of [`all_in_g2`].
-const ROUNDS: usize = 10;
+const ROUNDS: usize = 8;
 /// Bits of a coefficient in each round: the cofactor of G2 has no divisor between 1 and 2^13.
 const ROUND_BITS: usize = 13;
 /// Below this many points each is tested by itself.
@@ -458,9 +460,10 @@ const BATCH_FROM: usize = 1 << 12;
 /// One random combination would not do: the index of G2 in the twist's group is divisible by 10069, so a point
 /// outside can hide with probability 1/10069 however long the coefficients are. But with coefficients below 2^13,
 /// less than the least prime factor of the index, a point outside G2 spoils the sum for all values of its own
-/// coefficient but one at most, whatever the others are. It so passes a round with probability 2^−13 at most, ten
-/// rounds with 2^−130. Coefficients come from a hash of the points (`bytes`, which they were decoded from), so the
-/// points cannot be chosen after them and the answer is always the same.
+/// coefficient but one at most, whatever the others are. It so passes a round with probability 2^−13 at most, eight
+/// rounds with 2^−104. Coefficients come from a hash of the points (`bytes`, which they were decoded from), so the
+/// answer is always the same, and who wants to choose points that fit their coefficients has to hash about 2^104
+/// sections: more work than to break the curve, about 2^100.
 ///
 /// A round costs one addition a point, by buckets; a test of a single point costs about 190.
 fn all_in_g2(points: &[G2Affine], bytes: &[u8]) -> bool {
@@ -476,17 +479,18 @@ fn all_in_g2(points: &[G2Affine], bytes: &[u8]) -> bool {
         })
         .collect();
     (0..ROUNDS).into_par_iter().all(|round| {
-        let mut buckets = vec![G2::ZERO; 1 << ROUND_BITS];
+        let mut buckets = vec![Bucket::<TwistConfig>::ZERO; 1 << ROUND_BITS];
         for (p, k) in points.iter().zip(&coefficients) {
             buckets[usize::from(k[round])] += p;
         }
         // Σ k·bucket[k] as a sum of running sums; bucket 0 does not count.
-        let (mut running, mut sum) = (G2::ZERO, G2::ZERO);
+        let (mut running, mut sum) = (Bucket::ZERO, Bucket::ZERO);
         for bucket in buckets.iter().skip(1).rev() {
             running += bucket;
-            sum += running;
+            sum += &running;
         }
-        sum.into_affine().is_in_correct_subgroup_assuming_on_curve()
+        // By way of Jacobian coordinates: in ark-ec 0.6 the direct way to affine ones gives another point.
+        G2::from(sum).into_affine().is_in_correct_subgroup_assuming_on_curve()
     })
 }
 
@@ -588,8 +592,8 @@ fn push_g2(out: &mut Vec<u8>, p: &G2Affine) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
-    use ark_bn254::g2::Config as TwistConfig;
     use ark_ec::CurveConfig;
 
     use super::*;
