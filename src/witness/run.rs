@@ -30,6 +30,9 @@ pub(super) struct Host {
     /// circom's error messages so far.
     trace: String,
     memory: Option<Memory>,
+    /// Whether circom 1's main component began, and ended.
+    began: bool,
+    ended: bool,
     message_char: Option<TypedFunc<(), i32>>,
 }
 
@@ -131,8 +134,12 @@ pub(super) fn imports(engine: &Engine) -> Result<Linker<Host>> {
     l.func_wrap("runtime", "log", |_: i32| {})?;
     l.func_wrap("runtime", "logGetSignal", |_: i32, _: i32| {})?;
     l.func_wrap("runtime", "logSetSignal", |_: i32, _: i32| {})?;
-    l.func_wrap("runtime", "logStartComponent", |_: i32| {})?;
-    l.func_wrap("runtime", "logFinishComponent", |_: i32| {})?;
+    l.func_wrap("runtime", "logStartComponent", |mut c: Caller<'_, Host>, component: i32| {
+        c.data_mut().began |= component == 0;
+    })?;
+    l.func_wrap("runtime", "logFinishComponent", |mut c: Caller<'_, Host>, component: i32| {
+        c.data_mut().ended |= component == 0;
+    })?;
     l.func_wrap(
         "runtime",
         "error",
@@ -208,7 +215,7 @@ impl Run {
         stop: StopToken,
     ) -> std::result::Result<Self, WitnessError> {
         let meter = Meter { limit, memory: 0, table: 0, exceeded: false };
-        let host = Host { meter, trace: String::new(), memory: None, message_char: None };
+        let host = Host { meter, trace: String::new(), memory: None, began: false, ended: false, message_char: None };
         let mut store = Store::new(&sandbox.engine, host);
         store.limiter(|h| &mut h.meter);
         store.set_epoch_deadline(1);
@@ -287,6 +294,11 @@ impl Run {
     pub(super) fn number(&mut self, name: &str) -> std::result::Result<u32, WitnessError> {
         let f = self.function::<(), i32>(name)?;
         Ok(self.call(&f, ())? as u32)
+    }
+
+    /// Whether circom 1's main component began, and whether it ended.
+    pub(super) fn progress(&self) -> (bool, bool) {
+        (self.store.data().began, self.store.data().ended)
     }
 
     /// The program's memory, if it has one that it shows.
@@ -419,13 +431,20 @@ pub(super) fn check_field(words: u32, prime: Option<[u8; 32]>) -> std::result::R
 pub(super) struct Interface {
     /// Whose it is.
     pub name: &'static str,
-    /// Name, number of 32-bit parameters, of 32-bit results, and whether it must be there.
+    /// Exports: name, number of 32-bit parameters, of 32-bit results, and whether it must be there.
     pub functions: &'static [(&'static str, usize, usize, bool)],
+    /// Imports that must be there.
+    pub imports: &'static [&'static str],
 }
 
 impl Interface {
-    /// Sees to it that the module exports what it must, with the right types.
+    /// Sees to it that the module imports and exports what it must, with the right types.
     pub(super) fn check(&self, module: &Module) -> std::result::Result<(), WitnessError> {
+        for name in self.imports {
+            if !module.imports().any(|i| i.name() == *name) {
+                return Err(WitnessError::Module(format!("expected import runtime.{name} ({}), got nothing", self.name)));
+            }
+        }
         for (name, params, results, required) in self.functions {
             let what = match module.get_export(name) {
                 None if !required => continue,
