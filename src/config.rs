@@ -1,1 +1,458 @@
-//! x
+//! The environment, read once.
+//!
+//! This is the only reader of environment variables in the crate. [`CATALOGUE`] is the one list of them: it is what
+//! `doctor` prints and what the documentation's table is made from.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use tracing_subscriber::EnvFilter;
+
+/// A variable as documented.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+pub struct Variable {
+    /// Its name.
+    pub name: &'static str,
+    /// What holds when it is unset, in words.
+    pub default: &'static str,
+    /// What it does and what it may be.
+    pub meaning: &'static str,
+}
+
+const fn var(name: &'static str, default: &'static str, meaning: &'static str) -> Variable {
+    Variable { name, default, meaning }
+}
+
+/// Every variable the program reads.
+pub const CATALOGUE: &[Variable] = &[
+    var("DATABASE_URL", "prover-worker.db in the data folder", "where jobs are kept: sqlite://PATH"),
+    var("REDIS_URL", "in-process queue", "reserved for a shared queue; this version has none and says so"),
+    var("QUEUE_NAME", "prove", "name of the job queue: 1 to 64 characters of A-Z a-z 0-9 . _ -"),
+    var("WORKER_CONCURRENCY", "sized per device", "most jobs in hand at once, over all devices: 1 to 1024"),
+    var(
+        "LOG_LEVEL",
+        "info",
+        "off, error, warn, info, debug or trace, or a filter such as info,prover_worker::worker=debug",
+    ),
+    var("LOG_FORMAT", "text on a terminal, else json", "text or json"),
+    var("METRICS_PORT", "9101", "port of /metrics, /healthz and /readyz; 0 takes a free one, off closes it"),
+    var("METRICS_ADDR", "0.0.0.0", "address that port is opened on: nothing secret is served there"),
+    var(
+        "PROVER_API_ADDR",
+        "127.0.0.1:9180",
+        "address and port of the HTTP API, or off. It asks for no password, so it stays on loopback unless told otherwise",
+    ),
+    var(
+        "PROVER_DATA_DIR",
+        "prover-worker in the user's data folder",
+        "keys, witness programs, proofs and the embedded database",
+    ),
+    var("PROVER_BACKEND", "auto", "auto, cuda, icicle or cpu"),
+    var("PROVER_THREADS", "one per core", "threads a proof on the CPU may use: 1 to 1024"),
+    var("PROVER_LEASE_SECS", "30", "a worker that is silent for so long has lost its job: 1 to 3600"),
+    var("PROVER_WITNESS_TIMEOUT_SECS", "300", "longest witness generation: 1 to 86400"),
+    var("PROVER_PROVE_TIMEOUT_SECS", "1800", "longest proof, once its turn on the device has come: 1 to 86400"),
+    var("PROVER_JOB_TIMEOUT_SECS", "3600", "longest attempt at a job, all stages: 1 to 604800"),
+    var(
+        "PROVER_GRACE_SECS",
+        "30",
+        "time that running jobs have to finish after SIGTERM before they are handed back: 0 to 86400",
+    ),
+    var(
+        "PROVER_KEY_CACHE_BYTES",
+        "half of the memory there is",
+        "keys kept open, on each device and in the host; K, M, G and T mean 1024, 1024², …",
+    ),
+    var("PROVER_MAX_INPUT_BYTES", "64M", "largest input of a job; K, M and G as above"),
+];
+
+/// A variable that does not read as it should.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name}: expected {expected}, got {got}")]
+pub struct ConfigError {
+    /// The variable.
+    pub name: &'static str,
+    /// What it may be.
+    pub expected: String,
+    /// What it is, with passwords masked.
+    pub got: String,
+}
+
+/// A setting as it holds.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Setting {
+    /// The variable.
+    pub name: &'static str,
+    /// Its value, with passwords masked; the default in words when it is unset.
+    pub value: String,
+    /// Whether the environment sets it.
+    pub set: bool,
+}
+
+/// The configuration: typed and checked.
+#[derive(Clone)]
+pub struct Config {
+    /// File of the embedded database.
+    pub database: PathBuf,
+    /// Folder of keys, witness programs, proofs and the embedded database.
+    pub data_dir: PathBuf,
+    /// Name of the job queue.
+    pub queue_name: String,
+    /// Most jobs in hand at once; sized per device when unset.
+    pub concurrency: Option<usize>,
+    /// Log filter.
+    pub log_level: String,
+    /// Whether log lines are JSON; when unset, unless they go to a terminal.
+    pub log_json: Option<bool>,
+    /// Where metrics and health are served.
+    pub metrics_addr: Option<SocketAddr>,
+    /// Where the API is served.
+    pub api_addr: Option<SocketAddr>,
+    /// `auto`, `cuda`, `icicle` or `cpu`.
+    pub backend: String,
+    /// Threads of a CPU proof.
+    pub threads: Option<usize>,
+    /// How long a lease lasts without a heartbeat.
+    pub lease: Duration,
+    /// Longest witness generation.
+    pub witness_timeout: Duration,
+    /// Longest proof.
+    pub prove_timeout: Duration,
+    /// Longest attempt.
+    pub job_timeout: Duration,
+    /// Time to finish after a signal.
+    pub grace: Duration,
+    /// Bytes of keys kept open, each for the host and for a device; half of the memory when unset.
+    pub key_cache_bytes: Option<u64>,
+    /// Largest input, bytes.
+    pub max_input_bytes: usize,
+    settings: Vec<Setting>,
+}
+
+impl Config {
+    /// The configuration the process was started with.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_lookup(|name| std::env::var_os(name).map(|v| v.to_string_lossy().into_owned()))
+    }
+
+    /// The configuration by any source of variables. An empty variable counts as unset.
+    pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let mut r = Reader { lookup: &lookup, settings: Vec::with_capacity(CATALOGUE.len()) };
+        let database_url = r.text("DATABASE_URL");
+        if r.text("REDIS_URL").is_some() {
+            let expected = "no value: this version has no Redis queue yet, and a worker finds its jobs in the database";
+            return Err(r.wrong("REDIS_URL", expected));
+        }
+        let queue_name = r.parse("QUEUE_NAME", "1 to 64 characters of A-Z a-z 0-9 . _ -", queue_name)?;
+        let concurrency = r.number("WORKER_CONCURRENCY", 1, 1024)?;
+        let log_level = r.parse("LOG_LEVEL", "off, error, warn, info, debug, trace or a filter", log_filter)?;
+        let log_json = r.parse("LOG_FORMAT", "text or json", log_json)?;
+        let metrics_port = r.parse("METRICS_PORT", "a port from 0 to 65535, or off", port)?.unwrap_or(Some(9101));
+        let metrics_ip = r.parse("METRICS_ADDR", "an IP address, such as 0.0.0.0", |s| s.parse::<IpAddr>().ok())?;
+        let api = r.parse("PROVER_API_ADDR", "an address and port, such as 127.0.0.1:9180, or off", api_addr)?;
+        let data_dir = match r.text("PROVER_DATA_DIR") {
+            Some(dir) => PathBuf::from(dir),
+            None => default_data_dir().ok_or_else(|| r.wrong("PROVER_DATA_DIR", "a folder, since no home is known"))?,
+        };
+        let backend = r.parse("PROVER_BACKEND", "auto, cuda, icicle or cpu", backend)?;
+        let threads = r.number("PROVER_THREADS", 1, 1024)?;
+        let mut secs = |name, default, low, high| -> Result<Duration, ConfigError> {
+            Ok(Duration::from_secs(r.number(name, low, high)?.unwrap_or(default)))
+        };
+        let lease = secs("PROVER_LEASE_SECS", 30, 1, 3600)?;
+        let witness_timeout = secs("PROVER_WITNESS_TIMEOUT_SECS", 300, 1, 86_400)?;
+        let prove_timeout = secs("PROVER_PROVE_TIMEOUT_SECS", 1800, 1, 86_400)?;
+        let job_timeout = secs("PROVER_JOB_TIMEOUT_SECS", 3600, 1, 604_800)?;
+        let grace = secs("PROVER_GRACE_SECS", 30, 0, 86_400)?;
+        let key_cache_bytes = r.parse("PROVER_KEY_CACHE_BYTES", "bytes, such as 8G", byte_count)?;
+        let max_input = r.parse("PROVER_MAX_INPUT_BYTES", "1 byte to 1G, such as 64M", |s| {
+            byte_count(s).filter(|n| (1..=1 << 30).contains(n)).and_then(|n| usize::try_from(n).ok())
+        })?;
+        let database = match database_url {
+            None => data_dir.join("prover-worker.db"),
+            Some(url) => sqlite_path(&url).map_err(|expected| r.wrong("DATABASE_URL", expected))?,
+        };
+        let ip = metrics_ip.unwrap_or(IpAddr::from([0, 0, 0, 0]));
+        Ok(Self {
+            database,
+            data_dir,
+            queue_name: queue_name.unwrap_or_else(|| "prove".to_owned()),
+            concurrency,
+            log_level: log_level.unwrap_or_else(|| "info".to_owned()),
+            log_json,
+            metrics_addr: metrics_port.map(|p| SocketAddr::new(ip, p)),
+            api_addr: api.unwrap_or(Some(SocketAddr::from(([127, 0, 0, 1], 9180)))),
+            backend: backend.unwrap_or_else(|| "auto".to_owned()),
+            threads,
+            lease,
+            witness_timeout,
+            prove_timeout,
+            job_timeout,
+            grace,
+            key_cache_bytes,
+            max_input_bytes: max_input.unwrap_or(64 << 20),
+            settings: r.settings,
+        })
+    }
+
+    /// The same with everything kept in another folder, the database too.
+    pub fn in_dir(mut self, dir: &Path) -> Self {
+        self.database = dir.join("prover-worker.db");
+        self.data_dir = dir.to_path_buf();
+        self
+    }
+
+    /// Every variable and what holds, in the catalogue's order, passwords masked.
+    pub fn settings(&self) -> Vec<Setting> {
+        let of = |v: &Variable| self.settings.iter().find(|s| s.name == v.name).cloned();
+        CATALOGUE.iter().filter_map(of).collect()
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.settings.iter().map(|s| (s.name, &s.value))).finish()
+    }
+}
+
+/// The catalogue as a Markdown table, for the documentation.
+pub fn markdown_table() -> String {
+    let mut out = String::from("| variable | meaning | default |\n|---|---|---|\n");
+    for v in CATALOGUE {
+        out += &format!("| `{}` | {} | {} |\n", v.name, v.meaning, v.default);
+    }
+    out
+}
+
+/// A URL or other text with the password of each `user:password@` replaced.
+pub fn mask(value: &str) -> String {
+    let Some((scheme, rest)) = value.split_once("://") else { return value.to_owned() };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, tail) = rest.split_at(end);
+    // The last @ ends the user part: a password may hold one itself.
+    let Some((user, host)) = authority.rsplit_once('@') else { return value.to_owned() };
+    let user = user.split_once(':').map_or(user, |(name, _)| name);
+    format!("{scheme}://{user}:***@{host}{tail}")
+}
+
+/// Reads variables and notes what holds.
+struct Reader<'a> {
+    lookup: &'a dyn Fn(&str) -> Option<String>,
+    settings: Vec<Setting>,
+}
+
+impl Reader<'_> {
+    fn text(&mut self, name: &'static str) -> Option<String> {
+        let value = (self.lookup)(name).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
+        let default = CATALOGUE.iter().find(|v| v.name == name).map_or("", |v| v.default);
+        let shown = value.as_deref().map_or_else(|| default.to_owned(), mask);
+        self.settings.push(Setting { name, value: shown, set: value.is_some() });
+        value
+    }
+
+    fn parse<T>(
+        &mut self,
+        name: &'static str,
+        expected: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<Option<T>, ConfigError> {
+        match self.text(name) {
+            None => Ok(None),
+            Some(text) => parse(&text).map(Some).ok_or_else(|| self.wrong(name, expected)),
+        }
+    }
+
+    fn number<T>(&mut self, name: &'static str, low: T, high: T) -> Result<Option<T>, ConfigError>
+    where
+        T: FromStr + PartialOrd + fmt::Display,
+    {
+        let expected = format!("a whole number from {low} to {high}");
+        self.parse(name, &expected, |s| s.parse::<T>().ok().filter(|n| *n >= low && *n <= high))
+    }
+
+    fn wrong(&self, name: &'static str, expected: impl Into<String>) -> ConfigError {
+        let shown = self.settings.iter().rev().find(|s| s.name == name);
+        let got = match shown {
+            Some(s) if s.set => format!("{:?}", s.value.chars().take(120).collect::<String>()),
+            _ => "nothing".to_owned(),
+        };
+        ConfigError { name, expected: expected.into(), got }
+    }
+}
+
+fn default_data_dir() -> Option<PathBuf> {
+    directories::BaseDirs::new().map(|d| d.data_dir().join("prover-worker"))
+}
+
+/// The file of a `sqlite://PATH` (also `sqlite:PATH`), or what would have been right.
+fn sqlite_path(url: &str) -> Result<PathBuf, &'static str> {
+    let lower = url.to_ascii_lowercase();
+    if lower.starts_with("postgres://") || lower.starts_with("postgresql://") {
+        return Err("sqlite://PATH: this version has no Postgres store yet");
+    }
+    let rest = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"));
+    let path = rest.map(|r| r.split_once('?').map_or(r, |(path, _)| path)).unwrap_or_default();
+    match path {
+        "" => Err("sqlite://PATH"),
+        ":memory:" => Err("sqlite://PATH of a file: jobs must outlive the process"),
+        path => Ok(PathBuf::from(path)),
+    }
+}
+
+fn queue_name(s: &str) -> Option<String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (s.len() <= 64 && s.chars().all(plain)).then(|| s.to_owned())
+}
+
+/// A filter in tracing's syntax. A bare word must be a level: the syntax takes any other for the name of a module,
+/// and a misspelt level would then silence nothing and say nothing.
+fn log_filter(s: &str) -> Option<String> {
+    let level = |w: &str| matches!(w, "off" | "error" | "warn" | "info" | "debug" | "trace");
+    let lower = s.to_ascii_lowercase();
+    if level(&lower) {
+        return Some(lower);
+    }
+    let parts_ok = s.split(',').all(|p| p.contains('=') || level(&p.trim().to_ascii_lowercase()));
+    (parts_ok && EnvFilter::try_new(s).is_ok()).then(|| s.to_owned())
+}
+
+fn log_json(s: &str) -> Option<bool> {
+    match s {
+        "text" => Some(false),
+        "json" => Some(true),
+        _ => None,
+    }
+}
+
+fn port(s: &str) -> Option<Option<u16>> {
+    if s == "off" { Some(None) } else { s.parse().ok().map(Some) }
+}
+
+fn api_addr(s: &str) -> Option<Option<SocketAddr>> {
+    if s == "off" { Some(None) } else { s.parse().ok().map(Some) }
+}
+
+fn backend(s: &str) -> Option<String> {
+    matches!(s, "auto" | "cuda" | "icicle" | "cpu").then(|| s.to_owned())
+}
+
+/// `4096`, `512M`, `8G`: powers of 1024.
+fn byte_count(s: &str) -> Option<u64> {
+    let digits = s.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match s[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 1,
+        "K" | "KB" | "KIB" => 1 << 10,
+        "M" | "MB" | "MIB" => 1 << 20,
+        "G" | "GB" | "GIB" => 1 << 30,
+        "T" | "TB" | "TIB" => 1u64 << 40,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::collections::HashMap;
+
+    fn with(vars: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let mut map: HashMap<&str, &str> = vars.iter().copied().collect();
+        map.entry("PROVER_DATA_DIR").or_insert("/data");
+        Config::from_lookup(|n| map.get(n).map(|v| (*v).to_owned()))
+    }
+
+    fn error(name: &str, value: &str) -> String {
+        with(&[(name, value)]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn defaults_are_the_documented_ones() {
+        let c = with(&[]).unwrap();
+        assert_eq!(c.database, PathBuf::from("/data/prover-worker.db"));
+        assert_eq!(c.queue_name, "prove");
+        assert_eq!(c.concurrency, None);
+        assert_eq!(c.log_level, "info");
+        assert_eq!(c.metrics_addr, Some("0.0.0.0:9101".parse().unwrap()));
+        assert_eq!(c.lease, Duration::from_secs(30));
+        assert_eq!(c.max_input_bytes, 64 << 20);
+        let api = c.api_addr.unwrap();
+        assert!(api.ip().is_loopback(), "an API without a password stays on loopback, got {api}");
+    }
+
+    #[test]
+    fn every_catalogued_variable_is_read_and_no_other() {
+        let seen = std::cell::RefCell::new(Vec::new());
+        let c = Config::from_lookup(|n| {
+            seen.borrow_mut().push(n.to_owned());
+            (n == "PROVER_DATA_DIR").then(|| "/data".to_owned())
+        })
+        .unwrap();
+        let mut seen = seen.into_inner();
+        let mut listed: Vec<String> = CATALOGUE.iter().map(|v| v.name.to_owned()).collect();
+        seen.sort();
+        listed.sort();
+        assert_eq!(seen, listed);
+        assert_eq!(c.settings().len(), CATALOGUE.len());
+        assert!(CATALOGUE.iter().all(|v| markdown_table().contains(v.name)));
+    }
+
+    #[test]
+    fn a_wrong_value_names_variable_expected_and_got() {
+        assert_eq!(
+            error("WORKER_CONCURRENCY", "many"),
+            r#"WORKER_CONCURRENCY: expected a whole number from 1 to 1024, got "many""#
+        );
+        assert_eq!(error("PROVER_BACKEND", "gpu"), r#"PROVER_BACKEND: expected auto, cuda, icicle or cpu, got "gpu""#);
+        assert!(error("WORKER_CONCURRENCY", "0").contains("1 to 1024"));
+        assert!(error("METRICS_PORT", "70000").contains("65535"));
+        assert!(error("LOG_LEVEL", "inof").contains("debug"));
+        assert!(error("PROVER_MAX_INPUT_BYTES", "2G").contains("1G"));
+        assert!(error("DATABASE_URL", "mysql://x").contains("sqlite://PATH"));
+        assert!(error("DATABASE_URL", "sqlite::memory:").contains("file"));
+    }
+
+    #[test]
+    fn what_this_version_lacks_is_one_sentence_without_the_password() {
+        for (name, url) in
+            [("DATABASE_URL", "postgres://me:hunter2@db/jobs"), ("REDIS_URL", "rediss://me:hunter2@r:6379")]
+        {
+            let e = error(name, url);
+            assert!(e.contains("this version has no") && !e.contains("hunter2") && !e.contains('\n'), "{e}");
+        }
+    }
+
+    #[test]
+    fn passwords_are_masked() {
+        assert_eq!(mask("postgres://me:se@cret@host:5432/db?x=1"), "postgres://me:***@host:5432/db?x=1");
+        assert_eq!(mask("redis://:secret@host"), "redis://:***@host");
+        assert_eq!(mask("sqlite:///var/x.db"), "sqlite:///var/x.db");
+        let c = with(&[("DATABASE_URL", "sqlite:///var/x.db")]).unwrap();
+        assert_eq!(c.database, PathBuf::from("/var/x.db"));
+        assert!(c.settings().iter().any(|s| s.set && s.value == "sqlite:///var/x.db"));
+    }
+
+    #[test]
+    fn values_are_read() {
+        let c = with(&[
+            ("METRICS_PORT", "off"),
+            ("PROVER_API_ADDR", "off"),
+            ("LOG_LEVEL", "WARN"),
+            ("PROVER_KEY_CACHE_BYTES", "2G"),
+            ("PROVER_GRACE_SECS", "0"),
+            ("QUEUE_NAME", " "),
+        ])
+        .unwrap();
+        assert_eq!((c.metrics_addr, c.api_addr), (None, None));
+        assert_eq!(c.log_level, "warn");
+        assert_eq!(c.key_cache_bytes, Some(2 << 30));
+        assert_eq!(c.grace, Duration::ZERO);
+        assert_eq!(c.queue_name, "prove", "a blank variable counts as unset");
+        assert!(with(&[("LOG_LEVEL", "info,prover_worker=debug")]).is_ok());
+        assert_eq!(byte_count("64M"), Some(64 << 20));
+        assert_eq!(byte_count("99999999999999T"), None);
+    }
+}

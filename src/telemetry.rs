@@ -1,1 +1,245 @@
-//! x
+//! Logs and metrics.
+//!
+//! Logs go to standard error. Metrics are a catalogue first ([`METRICS`]: name, type, labels, help): descriptions,
+//! buckets, the documentation's table and the series that are there from the start all come from it.
+
+use std::io::IsTerminal;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use metrics::{Label, counter, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+
+use crate::model::{FailureClass, Stage};
+
+/// A metric's type.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum MetricKind {
+    /// Only grows.
+    Counter,
+    /// A present value.
+    Gauge,
+    /// A distribution, with these upper bounds.
+    Histogram(&'static [f64]),
+}
+
+/// A metric as documented.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// Name.
+    pub name: &'static str,
+    /// Type.
+    pub kind: MetricKind,
+    /// Label names.
+    pub labels: &'static [&'static str],
+    /// What it counts, in one sentence.
+    pub help: &'static str,
+}
+
+/// Seconds, from a small circuit's proof to a very large one's.
+const SECONDS: &[f64] =
+    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0, 900.0, 3600.0];
+
+macro_rules! catalogue {
+    ($($konst:ident $name:literal $kind:expr, [$($label:literal),*], $help:literal;)*) => {
+        $(#[doc = $help] pub const $konst: &str = $name;)*
+        /// Every metric of the program.
+        pub const METRICS: &[Metric] = &[$(Metric { name: $name, kind: $kind, labels: &[$($label),*], help: $help }),*];
+    };
+}
+
+use MetricKind::{Counter, Gauge, Histogram};
+
+catalogue! {
+    JOBS_PROCESSED "jobs_processed_total" Counter, [], "Jobs this worker brought to an end, with a proof or failed for good.";
+    JOB_DURATION "job_duration_seconds" Histogram(SECONDS), [], "Time from claim to the end of a job, for jobs that ended with a proof or failed for good.";
+    JOB_FAILURES "job_failures_total" Counter, ["class"], "Jobs that failed for good, by class of the last error.";
+    QUEUE_DEPTH "queue_depth" Gauge, [], "Jobs waiting in the store, those that wait for a retry included.";
+    JOBS_RUNNING "jobs_running" Gauge, [], "Jobs held by any worker on this store.";
+    JOB_WAIT "job_wait_seconds" Histogram(SECONDS), [], "Time from the moment a job was due to its claim.";
+    JOB_STAGE_DURATION "job_stage_duration_seconds" Histogram(SECONDS), ["stage"], "Time a job spent in a stage.";
+    JOB_RETRIES "job_retries_total" Counter, ["class"], "Attempts that failed and were queued again, by class of error.";
+    JOBS_CANCELLED "jobs_cancelled_total" Counter, [], "Running jobs this worker ended because somebody cancelled them.";
+    JOBS_RELEASED "jobs_released_total" Counter, [], "Jobs handed back unharmed at shutdown.";
+    JOBS_RECLAIMED "jobs_reclaimed_total" Counter, [], "Jobs claimed from a worker whose lease had lapsed.";
+    LEASES_LOST "leases_lost_total" Counter, [], "Leases this worker lost: its result or error was not written.";
+    HEARTBEAT_ERRORS "heartbeat_errors_total" Counter, [], "Heartbeats the store did not take because it failed.";
+    DEVICE_PROOFS "device_proofs_total" Counter, ["device"], "Verified proofs made on a device.";
+    DEVICE_BUSY "device_busy_seconds_total" Counter, ["device"], "Whole seconds a device spent on proofs, failed ones included.";
+    DEVICE_FAILURES "device_failures_total" Counter, ["device", "class"], "Proofs that failed on a device, by class of error.";
+    DEVICE_QUARANTINED "device_quarantined" Gauge, ["device"], "1 while a device gets no jobs because it failed its canary proof.";
+    WORKER_SLOTS "worker_slots" Gauge, [], "Jobs this worker can have in hand at once.";
+    WORKER_SLOTS_BUSY "worker_slots_busy" Gauge, [], "Jobs this worker has in hand.";
+    KEYS_LOADED "keys_loaded_bytes" Gauge, ["device"], "Bytes of proving keys loaded on a device.";
+    KEY_LOADS "key_loads_total" Counter, ["device"], "Proving keys loaded on a device.";
+    BUILD_INFO "build_info" Gauge, ["version"], "1, with the program's version as a label.";
+}
+
+/// Sets tracing up: JSON or text as told, otherwise text on a terminal only. A second call does nothing.
+pub fn init_logs(filter: &str, json: Option<bool>) {
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let json = json.unwrap_or_else(|| !std::io::stderr().is_terminal());
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // An error means that a subscriber is there already.
+    let _ = if json {
+        logs.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
+    } else {
+        logs.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init()
+    };
+}
+
+/// The process's metrics.
+#[derive(Clone)]
+pub struct Metrics {
+    handle: PrometheusHandle,
+}
+
+impl Metrics {
+    /// Installs the recorder, once for the process, with every metric described and every counter whose labels are
+    /// known at 0: a counter that appears only with its first event hides that event from `rate()`.
+    pub fn install() -> Self {
+        static INSTALLED: OnceLock<Metrics> = OnceLock::new();
+        INSTALLED.get_or_init(Self::install_once).clone()
+    }
+
+    fn install_once() -> Self {
+        let mut builder = PrometheusBuilder::new();
+        for m in METRICS {
+            if let Histogram(buckets) = m.kind {
+                builder = match builder.set_buckets_for_metric(Matcher::Full(m.name.to_owned()), buckets) {
+                    Ok(b) => b,
+                    // Only an empty list of buckets is refused, and a test sees that there is none.
+                    Err(_) => PrometheusBuilder::new(),
+                };
+            }
+        }
+        let recorder = builder.build_recorder();
+        let handle = recorder.handle();
+        // An error means that another recorder is installed; then this one stays empty.
+        let _ = metrics::set_global_recorder(recorder);
+        describe();
+        start_at_zero();
+        gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        Self { handle }
+    }
+
+    /// All metrics in Prometheus' text format.
+    pub fn render(&self) -> String {
+        self.handle.render()
+    }
+
+    /// Folds recorded samples into their buckets for ever. Without it they pile up until somebody scrapes.
+    pub async fn upkeep(self) {
+        let mut tick = tokio::time::interval(Duration::from_secs(5));
+        loop {
+            tick.tick().await;
+            self.handle.run_upkeep();
+        }
+    }
+}
+
+/// Starts a device's series at 0.
+pub fn start_device(device: &str) {
+    let label = || vec![Label::new("device", device.to_owned())];
+    counter!(DEVICE_PROOFS, label()).increment(0);
+    counter!(DEVICE_BUSY, label()).increment(0);
+    counter!(KEY_LOADS, label()).increment(0);
+    gauge!(DEVICE_QUARANTINED, label()).set(0.0);
+    gauge!(KEYS_LOADED, label()).set(0.0);
+    for class in FailureClass::ALL {
+        counter!(DEVICE_FAILURES, "device" => device.to_owned(), "class" => class.as_str()).increment(0);
+    }
+}
+
+fn describe() {
+    for m in METRICS {
+        match m.kind {
+            Counter => describe_counter!(m.name, m.help),
+            Gauge => describe_gauge!(m.name, m.help),
+            Histogram(_) => describe_histogram!(m.name, m.help),
+        }
+    }
+}
+
+fn start_at_zero() {
+    for m in METRICS {
+        match (m.kind, m.labels) {
+            (Counter, []) => counter!(m.name).increment(0),
+            (Counter, ["class"]) => {
+                for class in FailureClass::ALL {
+                    counter!(m.name, "class" => class.as_str()).increment(0);
+                }
+            }
+            (Gauge, []) => gauge!(m.name).set(0.0),
+            // A histogram appears when it is registered; it needs no sample.
+            (Histogram(_), []) => drop(metrics::histogram!(m.name)),
+            (Histogram(_), ["stage"]) => {
+                for stage in Stage::ALL {
+                    drop(metrics::histogram!(m.name, "stage" => stage.as_str()));
+                }
+            }
+            // Devices start when they are known.
+            _ => {}
+        }
+    }
+}
+
+/// The catalogue as a Markdown table, for the documentation.
+pub fn markdown_table() -> String {
+    let mut out = String::from("| metric | type | labels | meaning |\n|---|---|---|---|\n");
+    for m in METRICS {
+        let kind = match m.kind {
+            Counter => "counter",
+            Gauge => "gauge",
+            Histogram(_) => "histogram",
+        };
+        out += &format!("| `{}` | {kind} | {} | {} |\n", m.name, m.labels.join(", "), m.help);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_series_known_at_start_is_rendered_at_zero_with_its_help() {
+        let metrics = Metrics::install();
+        start_device("cpu:0");
+        let text = metrics.render();
+        for m in METRICS {
+            if !matches!(m.kind, Histogram(_)) {
+                assert!(text.contains(&format!("# HELP {} {}", m.name, m.help)), "no help for {}:\n{text}", m.name);
+            }
+        }
+        assert!(text.contains("\njobs_processed_total 0"), "{text}");
+        assert!(text.contains("job_failures_total{class=\"bad_input\"} 0"), "{text}");
+        assert!(text.contains("device_failures_total{device=\"cpu:0\",class=\"device\"} 0"), "{text}");
+        assert!(text.contains("\nqueue_depth 0"), "{text}");
+    }
+
+    #[test]
+    fn histograms_have_buckets() {
+        let metrics = Metrics::install();
+        metrics::histogram!(JOB_DURATION).record(0.3);
+        let text = metrics.render();
+        assert!(text.contains("job_duration_seconds_bucket{le=\"0.5\"} 1"), "{text}");
+        assert!(text.contains("job_duration_seconds_count 1"), "{text}");
+    }
+
+    #[test]
+    fn names_are_unique_and_counters_end_in_total() {
+        let mut names: Vec<_> = METRICS.iter().map(|m| m.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), METRICS.len());
+        for m in METRICS {
+            assert_eq!(m.kind == Counter, m.name.ends_with("_total"), "{}", m.name);
+            if let Histogram(b) = m.kind {
+                assert!(!b.is_empty() && b.is_sorted(), "{}", m.name);
+            }
+            assert!(markdown_table().contains(m.name));
+        }
+    }
+}

@@ -1,12 +1,118 @@
-//! x
+//! `circuits`: register, list, show, forget.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::session::{circuit_name, table, time, with_workspace};
 use super::{CliError, Output};
-/// x
+use crate::model::{Circuit, CircuitName};
+use crate::worker::Workspace;
+
+/// Subcommands of `circuits`.
 #[derive(clap::Subcommand)]
 pub enum Args {
-    /// x
-    X,
+    /// Register a circuit: its key is checked byte by byte and copied into the data folder.
+    Add {
+        /// Its name.
+        #[arg(value_parser = circuit_name)]
+        name: CircuitName,
+        /// Proving key.
+        #[arg(long, value_name = "FILE")]
+        zkey: PathBuf,
+        /// Witness program; without one, jobs bring a .wtns file.
+        #[arg(long, value_name = "FILE")]
+        wasm: Option<PathBuf>,
+    },
+    /// List the registered circuits.
+    List,
+    /// Show one.
+    Show {
+        /// Its name.
+        #[arg(value_parser = circuit_name)]
+        name: CircuitName,
+    },
+    /// Forget one, unless unfinished jobs need it.
+    Rm {
+        /// Its name.
+        #[arg(value_parser = circuit_name)]
+        name: CircuitName,
+    },
 }
-/// x
-pub fn run(_a: Args, _out: &Output) -> Result<(), CliError> {
-    todo!()
+
+/// Runs one of them.
+pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
+    with_workspace(|w| async move {
+        match args {
+            Args::Add { name, zkey, wasm } => add(&w, name, zkey, wasm, out).await,
+            Args::List => list(&w, out).await,
+            Args::Show { name } => {
+                let circuit =
+                    w.store().circuit(&name).await.map_err(CliError::failed)?.ok_or_else(|| unknown(&name))?;
+                out.result(&circuit, || describe(&circuit));
+                Ok(())
+            }
+            Args::Rm { name } => {
+                if !w.registry().remove(&name).await.map_err(CliError::failed)? {
+                    return Err(unknown(&name));
+                }
+                out.result(&serde_json::json!({ "removed": name }), || format!("circuit {name} is forgotten"));
+                Ok(())
+            }
+        }
+    })
+}
+
+fn unknown(name: &CircuitName) -> CliError {
+    CliError::failed(format!("no circuit {name} is registered"))
+}
+
+async fn add(
+    w: &Workspace,
+    name: CircuitName,
+    zkey: PathBuf,
+    wasm: Option<PathBuf>,
+    out: &Output,
+) -> Result<(), CliError> {
+    let bar = out.bar("copy");
+    let shown = bar.clone();
+    let listener = Arc::new(move |what: &'static str, done: f32| {
+        shown.set_message(what);
+        shown.set_position((done * 1000.0) as u64);
+    });
+    let added = w.registry().add(name, &zkey, wasm.as_deref(), listener).await;
+    bar.finish_and_clear();
+    let circuit = added.map_err(CliError::failed)?;
+    out.result(&circuit, || format!("registered\n{}", describe(&circuit)));
+    Ok(())
+}
+
+async fn list(w: &Workspace, out: &Output) -> Result<(), CliError> {
+    let circuits = w.store().circuits().await.map_err(CliError::failed)?;
+    out.result(&circuits, || {
+        if circuits.is_empty() {
+            return "no circuit is registered; see `prover-worker circuits add --help`".to_owned();
+        }
+        let row = |c: &Circuit| {
+            let input = if c.wasm.is_some() { "inputs" } else { "witness" };
+            let numbers = [c.n_vars, c.n_public, c.domain_size].map(|n| n.to_string());
+            [c.name.to_string()].into_iter().chain(numbers).chain([input.to_owned(), time(c.created_at)]).collect()
+        };
+        let rows: Vec<Vec<String>> = circuits.iter().map(row).collect();
+        table(&["name", "wires", "public", "domain", "jobs bring", "registered"], &rows)
+    });
+    Ok(())
+}
+
+fn describe(c: &Circuit) -> String {
+    let wasm = c.wasm.map_or_else(|| "none: jobs bring a .wtns file".to_owned(), |h| h.to_string());
+    format!(
+        "name        {}\nwires       {}\npublic      {}\ndomain      {}\nzkey        {}\nwasm        {wasm}\n\
+         registered  {}",
+        c.name,
+        c.n_vars,
+        c.n_public,
+        c.domain_size,
+        c.zkey,
+        time(c.created_at)
+    )
 }

@@ -1,9 +1,35 @@
-//! x
+//! `devices`: what there is to prove with, and what is used.
+
+use serde::Serialize;
+
+use super::session;
 use super::{CliError, Output};
-/// x
+use crate::backend::DeviceReport;
+
+/// Arguments of `devices`.
 #[derive(clap::Args)]
 pub struct Args {}
-/// x
-pub fn run(_a: Args, _out: &Output) -> Result<(), CliError> {
-    todo!()
+
+#[derive(Serialize)]
+struct Report<'a> {
+    summary: &'a str,
+    devices: &'a [DeviceReport],
+}
+
+/// Finds and tests devices, and shows them.
+pub fn run(_: Args, out: &Output) -> Result<(), CliError> {
+    let found = session::devices(&session::config()?)?;
+    let report = Report { summary: &found.summary, devices: &found.report };
+    out.result(&report, || {
+        let row = |r: &DeviceReport| {
+            let (label, name) = r
+                .device
+                .as_ref()
+                .map_or_else(|| (r.kind.as_str().to_owned(), "-".to_owned()), |d| (d.label(), d.name.clone()));
+            vec![label, name, if r.used { "yes" } else { "no" }.to_owned(), r.status.clone()]
+        };
+        let rows: Vec<_> = found.report.iter().map(row).collect();
+        format!("{}\n{}", session::table(&["device", "name", "used", "status"], &rows), found.summary)
+    });
+    Ok(())
 }

@@ -1,9 +1,220 @@
-//! x
+//! `doctor`: whether the set-up is sound, and what to mend.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::session;
 use super::{CliError, Output};
-/// x
+use crate::config::{CATALOGUE, Config, Setting};
+use crate::model::StopToken;
+use crate::registry::{CircuitContent, RegistryLimits};
+use crate::witness::{Inputs, WasmWitness, WitnessGenerator};
+use crate::worker::{Canary, Workspace, module_cache};
+
+/// Free space below which keys and proofs may soon not fit, bytes.
+const LITTLE_SPACE: u64 = 1 << 30;
+/// A bundled witness program, to see that compiling works.
+const WASM: &[u8] = include_bytes!("../../circuits/multiplier.wasm");
+
+/// Arguments of `doctor`.
 #[derive(clap::Args)]
 pub struct Args {}
-/// x
-pub fn run(_a: Args, _out: &Output) -> Result<(), CliError> {
-    todo!()
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Ok,
+    Warning,
+    Failed,
+}
+
+#[derive(Serialize)]
+struct Check {
+    what: &'static str,
+    verdict: Verdict,
+    found: String,
+}
+
+#[derive(Serialize)]
+struct Report {
+    checks: Vec<Check>,
+    settings: Vec<Setting>,
+}
+
+impl Report {
+    fn note(&mut self, what: &'static str, verdict: Verdict, found: impl ToString) {
+        self.checks.push(Check { what, verdict, found: found.to_string() });
+    }
+
+    fn result(&mut self, what: &'static str, result: Result<String, String>) {
+        match result {
+            Ok(found) => self.note(what, Verdict::Ok, found),
+            Err(found) => self.note(what, Verdict::Failed, found),
+        }
+    }
+}
+
+/// Looks at everything; exit code 1 if anything must be mended.
+pub fn run(_: Args, out: &Output) -> Result<(), CliError> {
+    let config = session::config()?;
+    let mut report = Report { checks: Vec::new(), settings: config.settings() };
+    settings(&mut report);
+    report.result("data folder", data_folder(&config.data_dir));
+    space(&config.data_dir, &mut report);
+    session::runtime()?.block_on(rooms(&config, &mut report));
+    report.result("witness sandbox", sandbox(&config));
+    devices(&config, &mut report);
+    ports(&config, &mut report);
+    let failed = report.checks.iter().any(|c| c.verdict == Verdict::Failed);
+    out.result(&report, || describe(&report));
+    if failed { Err(CliError::Said) } else { Ok(()) }
+}
+
+/// A misspelt variable changes nothing and says nothing, so it is looked for.
+fn settings(report: &mut Report) {
+    let ours = |n: &str| n.starts_with("PROVER_") && !n.contains("_SERVICE_") && !n.contains("_PORT");
+    let mut unknown: Vec<String> = std::env::vars_os().map(|(n, _)| n.to_string_lossy().into_owned()).collect();
+    unknown.retain(|n| ours(n) && CATALOGUE.iter().all(|v| v.name != n));
+    if unknown.is_empty() {
+        report.note("settings", Verdict::Ok, "every variable reads as it should");
+    } else {
+        unknown.sort();
+        report.note(
+            "settings",
+            Verdict::Warning,
+            format!("unknown variables, which do nothing: {}", unknown.join(", ")),
+        );
+    }
+}
+
+fn data_folder(dir: &Path) -> Result<String, String> {
+    use std::os::unix::fs::PermissionsExt;
+    let mend = |e: &dyn std::fmt::Display| format!("{}: {e}; set PROVER_DATA_DIR to a folder you own", dir.display());
+    crate::artifacts::private_dir(dir).map_err(|e| mend(&e))?;
+    tempfile::tempfile_in(dir).map_err(|e| mend(&e))?;
+    let mode = std::fs::metadata(dir).map_err(|e| mend(&e))?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(format!("{} is open to others (mode {mode:03o}); chmod 700 it", dir.display()));
+    }
+    Ok(format!("{} can be written to", dir.display()))
+}
+
+fn space(dir: &Path, report: &mut Report) {
+    match rustix::fs::statvfs(dir) {
+        Ok(fs) => {
+            let free = fs.f_bavail.saturating_mul(fs.f_frsize);
+            let verdict = if free < LITTLE_SPACE { Verdict::Warning } else { Verdict::Ok };
+            report.note("disk space", verdict, format!("{:.1} GiB free", free as f64 / (1u64 << 30) as f64));
+        }
+        Err(e) => report.note("disk space", Verdict::Warning, format!("cannot be told: {e}")),
+    }
+}
+
+/// Store, artifacts and every registered circuit.
+async fn rooms(config: &Config, report: &mut Report) {
+    let workspace = match Workspace::open(config.clone()).await {
+        Ok(w) => w,
+        Err(e) => return report.note("store", Verdict::Failed, e),
+    };
+    let counts = match workspace.store().counts().await {
+        Ok(c) => c,
+        Err(e) => return report.note("store", Verdict::Failed, e),
+    };
+    let found = format!(
+        "{}: {} queued, {} running, {} done, {} failed, {} cancelled",
+        config.database.display(),
+        counts.queued,
+        counts.running,
+        counts.done,
+        counts.failed,
+        counts.cancelled
+    );
+    report.note("store", Verdict::Ok, found);
+    match workspace.store().inputs_held().await {
+        Ok(held) if held > counts.queued + counts.running => {
+            report.note("inputs", Verdict::Warning, format!("{held} are held, more than there are unfinished jobs"));
+        }
+        Ok(held) => report.note("inputs", Verdict::Ok, format!("{held} held, none of a job that ended")),
+        Err(e) => report.note("inputs", Verdict::Failed, e),
+    }
+    let circuits = match workspace.store().circuits().await {
+        Ok(c) => c,
+        Err(e) => return report.note("circuits", Verdict::Failed, e),
+    };
+    let mut broken = Vec::new();
+    for c in &circuits {
+        if let Err(e) = workspace.registry().open(CircuitContent { zkey: c.zkey, wasm: c.wasm }).await {
+            broken.push(format!("{}: {e}; register it again", c.name));
+        }
+    }
+    if broken.is_empty() {
+        report.note("circuits", Verdict::Ok, format!("{} registered, each opens", circuits.len()));
+    } else {
+        report.note("circuits", Verdict::Failed, broken.join("; "));
+    }
+}
+
+/// Compiles and runs a small witness program, as a job would.
+fn sandbox(config: &Config) -> Result<String, String> {
+    let limits = RegistryLimits::with_witness_time(config.witness_timeout).witness;
+    let program = WasmWitness::load(WASM, limits, &module_cache(config)).map_err(|e| e.to_string())?;
+    let inputs = Inputs::parse(br#"{"a": 3, "b": 11}"#).map_err(|e| e.to_string())?;
+    let witness = program.generate(&inputs, &StopToken::new()).map_err(|e| e.to_string())?;
+    Ok(format!("compiles and computes ({} values)", witness.len()))
+}
+
+fn devices(config: &Config, report: &mut Report) {
+    let found = match session::devices(config) {
+        Ok(found) => found,
+        Err(CliError::Failed(e) | CliError::Usage(e)) => return report.note("devices", Verdict::Failed, e),
+        Err(CliError::Said) => return report.note("devices", Verdict::Failed, "cannot be found"),
+    };
+    report.note("devices", Verdict::Ok, &found.summary);
+    let canary = match Canary::new() {
+        Ok(c) => c,
+        Err(e) => return report.note("canary", Verdict::Failed, e),
+    };
+    for device in &found.devices {
+        let label = device.device().label();
+        let sung = canary.sing(device.as_ref());
+        report.result(
+            "canary",
+            sung.map(|()| format!("{label} proves and verifies")).map_err(|e| format!("{label}: {e}")),
+        );
+    }
+}
+
+fn ports(config: &Config, report: &mut Report) {
+    let doors = [("METRICS_PORT", config.metrics_addr), ("PROVER_API_ADDR", config.api_addr)];
+    for (variable, addr) in doors {
+        let Some(addr) = addr else { continue };
+        match TcpListener::bind::<SocketAddr>(addr) {
+            Ok(_) => report.note("port", Verdict::Ok, format!("{addr} is free")),
+            Err(e) => {
+                let why = format!("{addr}: {e}; a worker may be running already, or set {variable}");
+                report.note("port", Verdict::Warning, why);
+            }
+        }
+    }
+}
+
+fn describe(report: &Report) -> String {
+    let row = |c: &Check| {
+        let verdict = match c.verdict {
+            Verdict::Ok => "ok",
+            Verdict::Warning => "warning",
+            Verdict::Failed => "FAILED",
+        };
+        vec![c.what.to_owned(), verdict.to_owned(), c.found.clone()]
+    };
+    let rows: Vec<_> = report.checks.iter().map(row).collect();
+    let set = |s: &Setting| vec![s.name.to_owned(), if s.set { "set" } else { "default" }.to_owned(), s.value.clone()];
+    let settings: Vec<_> = report.settings.iter().map(set).collect();
+    format!(
+        "{}\n\n{}",
+        session::table(&["check", "verdict", "found"], &rows),
+        session::table(&["variable", "from", "value"], &settings)
+    )
 }

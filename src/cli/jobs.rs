@@ -1,37 +1,254 @@
-//! x
+//! `submit`, `status`, `jobs`, `proof`, `cancel`: jobs, straight on the store. No server is needed.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use super::files::{self, about};
+use super::session::{circuit_name, job_id, table, time, with_workspace};
 use super::{CliError, Output};
-/// x
+use crate::model::{CircuitName, Job, JobId, JobState, Priority};
+use crate::store::{Cancelled, JobFilter};
+use crate::worker::{JobService, SubmitRequest};
+
+/// How often a waiting command looks.
+const LOOK: Duration = Duration::from_millis(100);
+/// After so long in the queue, a waiting command wonders whether there is a worker.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Arguments of `submit`.
 #[derive(clap::Args)]
-pub struct SubmitArgs {}
-/// x
-pub fn submit(_a: SubmitArgs, _out: &Output) -> Result<(), CliError> {
-    todo!()
+pub struct SubmitArgs {
+    /// Circuit by name.
+    #[arg(value_parser = circuit_name)]
+    circuit: CircuitName,
+    /// Inputs as JSON, or a .wtns file where the circuit has no witness program; - reads standard input.
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// Wait until the job ends; exit code 1 unless it ends with a proof.
+    #[arg(long)]
+    wait: bool,
+    /// Your own name for the job: the same key with the same circuit and input gives the same job again.
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+    /// Higher goes first.
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    priority: i16,
 }
-/// x
-#[derive(clap::Args)]
-pub struct StatusArgs {}
-/// x
-pub fn status(_a: StatusArgs, _out: &Output) -> Result<(), CliError> {
-    todo!()
+
+/// Submits a job.
+pub fn submit(args: SubmitArgs, out: &Output) -> Result<(), CliError> {
+    with_workspace(|w| async move {
+        let service = w.service();
+        let input = read_input(&args.input, service.max_input())?;
+        let SubmitArgs { circuit, idempotency_key, priority, .. } = args;
+        let request = SubmitRequest { circuit, input, idempotency_key, priority: Priority(priority) };
+        let submitted = service.submit(request).await.map_err(CliError::failed)?;
+        let job = submitted.job().clone();
+        if !args.wait {
+            out.result(&job, || job.id.to_string());
+            return Ok(());
+        }
+        out.note(format!("job {}", job.id));
+        let job = wait(&service, job.id, out).await?;
+        out.result(&job, || describe(&job, &service));
+        if job.state == JobState::Done { Ok(()) } else { Err(ended_badly(&job)) }
+    })
 }
-/// x
-#[derive(clap::Args)]
-pub struct ListArgs {}
-/// x
-pub fn list(_a: ListArgs, _out: &Output) -> Result<(), CliError> {
-    todo!()
+
+fn ended_badly(job: &Job) -> CliError {
+    let why = job.error.as_ref().map(|e| format!(": {}", e.message)).unwrap_or_default();
+    CliError::failed(format!("job {} is {}{why}", job.id, job.state))
 }
-/// x
-#[derive(clap::Args)]
-pub struct ProofArgs {}
-/// x
-pub fn proof(_a: ProofArgs, _out: &Output) -> Result<(), CliError> {
-    todo!()
+
+fn read_input(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, CliError> {
+    let io = |e: std::io::Error| about(path, e);
+    let mut source: Box<dyn Read> = if path == Path::new("-") {
+        Box::new(std::io::stdin().lock())
+    } else {
+        Box::new(std::fs::File::open(path).map_err(io)?)
+    };
+    let mut input = Zeroizing::new(Vec::new());
+    // One byte more than allowed tells a file that is too large from one that just fits.
+    source.by_ref().take(limit as u64 + 1).read_to_end(&mut input).map_err(io)?;
+    if input.len() > limit {
+        return Err(about(path, format!("the input has more than {limit} bytes (PROVER_MAX_INPUT_BYTES)")));
+    }
+    Ok(input)
 }
-/// x
+
+/// Waits for a job's end, with its progress on a terminal.
+async fn wait(service: &JobService, id: JobId, out: &Output) -> Result<Job, CliError> {
+    let bar = out.bar("queued");
+    let begun = Instant::now();
+    let mut wondered = false;
+    loop {
+        let job = service.job(id).await.map_err(CliError::failed)?;
+        if job.state.is_final() {
+            bar.finish_and_clear();
+            return Ok(job);
+        }
+        bar.set_message(job.stage.map_or("queued", |s| s.as_str()));
+        bar.set_position((job.progress * 1000.0) as u64);
+        if !wondered && job.state == JobState::Queued && job.attempt.0 == 0 && begun.elapsed() > PATIENCE {
+            wondered = true;
+            bar.suspend(|| out.note("still queued; is a worker running? `prover-worker serve` starts one"));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Arguments of `status`.
 #[derive(clap::Args)]
-pub struct CancelArgs {}
-/// x
-pub fn cancel(_a: CancelArgs, _out: &Output) -> Result<(), CliError> {
-    todo!()
+pub struct StatusArgs {
+    /// The job.
+    #[arg(value_parser = job_id)]
+    id: JobId,
+    /// Wait until it ends.
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Shows a job.
+pub fn status(args: StatusArgs, out: &Output) -> Result<(), CliError> {
+    with_workspace(|w| async move {
+        let service = w.service();
+        let job = if args.watch {
+            wait(&service, args.id, out).await?
+        } else {
+            service.job(args.id).await.map_err(CliError::failed)?
+        };
+        out.result(&job, || describe(&job, &service));
+        Ok(())
+    })
+}
+
+/// Arguments of `jobs`.
+#[derive(clap::Args)]
+pub struct ListArgs {
+    /// Only jobs in this state: queued, running, done, failed or cancelled.
+    #[arg(long)]
+    state: Option<JobState>,
+    /// At most so many, newest first.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    limit: u32,
+}
+
+/// Lists jobs.
+pub fn list(args: ListArgs, out: &Output) -> Result<(), CliError> {
+    with_workspace(|w| async move {
+        let filter = JobFilter { state: args.state, limit: args.limit };
+        let jobs = w.service().jobs(filter).await.map_err(CliError::failed)?;
+        out.result(&jobs, || {
+            if jobs.is_empty() {
+                return "no jobs".to_owned();
+            }
+            let rows: Vec<Vec<String>> = jobs.iter().map(row).collect();
+            table(&["id", "circuit", "state", "attempt", "submitted", ""], &rows)
+        });
+        Ok(())
+    })
+}
+
+fn row(job: &Job) -> Vec<String> {
+    let remark = match (job.state, &job.error, job.stage) {
+        (JobState::Running, _, Some(stage)) => format!("{} {:.0} %", stage.as_str(), job.progress * 100.0),
+        (_, Some(e), _) => e.message.chars().take(80).collect(),
+        _ => String::new(),
+    };
+    let (id, attempt) = (job.id.to_string(), job.attempt.0.to_string());
+    vec![id, job.circuit.to_string(), job.state.to_string(), attempt, time(job.created_at), remark]
+}
+
+/// Arguments of `proof`.
+#[derive(clap::Args)]
+pub struct ProofArgs {
+    /// The job.
+    #[arg(value_parser = job_id)]
+    id: JobId,
+    /// Folder that gets proof.json and public.json.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Written {
+    id: JobId,
+    proof: PathBuf,
+    public: PathBuf,
+}
+
+/// Writes a finished job's proof to files.
+pub fn proof(args: ProofArgs, out: &Output) -> Result<(), CliError> {
+    with_workspace(|w| async move {
+        let result = w.service().result(args.id).await.map_err(CliError::failed)?;
+        std::fs::create_dir_all(&args.out).map_err(|e| about(&args.out, e))?;
+        let written = Written { id: args.id, proof: args.out.join("proof.json"), public: args.out.join("public.json") };
+        files::write_text(&written.proof, &result.proof_json)?;
+        files::write_text(&written.public, &result.public_json)?;
+        out.result(&written, || format!("{}\n{}", written.proof.display(), written.public.display()));
+        Ok(())
+    })
+}
+
+/// Arguments of `cancel`.
+#[derive(clap::Args)]
+pub struct CancelArgs {
+    /// The job.
+    #[arg(value_parser = job_id)]
+    id: JobId,
+}
+
+/// Cancels a job.
+pub fn cancel(args: CancelArgs, out: &Output) -> Result<(), CliError> {
+    with_workspace(|w| async move {
+        let service = w.service();
+        let said = match service.cancel(args.id).await.map_err(CliError::failed)? {
+            Cancelled::Now => "is cancelled",
+            Cancelled::Requested => "is running; its worker will stop it",
+            Cancelled::TooLate(state) => {
+                return Err(CliError::failed(format!("job {} is {state} already", args.id)));
+            }
+            Cancelled::Unknown => return Err(CliError::failed(format!("there is no job {}", args.id))),
+        };
+        let job = service.job(args.id).await.map_err(CliError::failed)?;
+        out.result(&job, || format!("job {} {said}", args.id));
+        Ok(())
+    })
+}
+
+/// A job for people.
+fn describe(job: &Job, service: &JobService) -> String {
+    let mut lines = vec![
+        format!("job        {}", job.id),
+        format!("circuit    {}", job.circuit),
+        format!("state      {}{}", job.state, if job.cancel_requested { ", cancel requested" } else { "" }),
+        format!("submitted  {}", time(job.created_at)),
+        format!("attempt    {}", job.attempt.0),
+    ];
+    if let (JobState::Running, Some(stage)) = (job.state, job.stage) {
+        lines.push(format!("stage      {}, {:.0} %", stage.as_str(), job.progress * 100.0));
+    }
+    if let (JobState::Queued, Some(_)) = (job.state, &job.error) {
+        lines.push(format!("next try   {}", time(job.run_at)));
+    }
+    if let Some(error) = &job.error {
+        lines.push(format!("error      {} ({})", error.message, error.class.as_str()));
+    }
+    if let Some(result) = &job.result {
+        let t = &result.times;
+        let took = format!(
+            "load {:.0} ms, witness {:.0} ms, proof {:.0} ms, verification {:.0} ms",
+            t.load_ms, t.witness_ms, t.prove_ms, t.verify_ms
+        );
+        lines.push(format!("device     {}", result.device));
+        lines.push(format!("times      {took}"));
+        if let Some(dir) = service.proof_dir(job.id) {
+            lines.push(format!("proof      {}", dir.display()));
+        }
+    }
+    lines.join("\n")
 }

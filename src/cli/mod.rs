@@ -14,6 +14,7 @@ mod jobs;
 mod output;
 mod prove;
 mod serve;
+mod session;
 mod setup;
 mod verify;
 mod witness;

@@ -1,9 +1,132 @@
-//! x
+//! `serve`: the worker, until a signal.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::session;
 use super::{CliError, Output};
-/// x
+use crate::backend::Backend;
+use crate::config::Config;
+use crate::http::{self, App};
+use crate::telemetry::{self, Metrics};
+use crate::worker::{Faults, Options, Readiness, Status, Worker, Workspace};
+
+/// How long open HTTP requests have to finish at the end.
+const HTTP_WAIT: Duration = Duration::from_secs(3);
+
+/// Arguments of `serve`.
 #[derive(clap::Args)]
-pub struct Args {}
-/// x
-pub fn run(_a: Args, _out: &Output) -> Result<(), CliError> {
-    todo!()
+pub struct Args {
+    /// End or hold the worker at a named point (for tests).
+    #[arg(long, hide = true, value_name = "POINT:ACT")]
+    fault_at: Option<Faults>,
+}
+
+/// Runs the worker. The first signal drains it; the second ends it at once.
+pub fn run(args: Args, _: &Output) -> Result<(), CliError> {
+    let config = session::config()?;
+    telemetry::init_logs(&config.log_level, config.log_json);
+    let metrics = Metrics::install();
+    let runtime = session::runtime()?;
+    let done = runtime.block_on(serve(config, args.fault_at.unwrap_or_default(), metrics));
+    // A proof that did not stop in time is not waited for: its lease has been handed back.
+    runtime.shutdown_background();
+    done
+}
+
+async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), CliError> {
+    let mut signals = Signals::new()?;
+    let workspace = Workspace::open(config).await.map_err(CliError::failed)?;
+    let readiness = Readiness::starting("testing devices");
+    let app = App { jobs: workspace.service(), metrics: metrics.clone(), readiness: readiness.clone() };
+    let (stop_http, stopped) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    open_doors(workspace.config(), &app, &stopped, &mut tasks).await?;
+    tasks.spawn(metrics.upkeep());
+
+    let worker = tokio::select! {
+        started = start(&workspace, faults) => started?,
+        () = signals.next() => return Ok(()),
+    };
+    readiness.set(Status::Ready);
+    signals.next().await;
+
+    readiness.set(Status::Draining);
+    let left = tokio::select! {
+        left = worker.drain() => left,
+        () = signals.next() => {
+            tracing::warn!("second signal: ending at once; leases will lapse");
+            return Err(CliError::failed("ended by a second signal before running jobs were handed back"));
+        }
+    };
+    stop_http.send_replace(true);
+    let _ = tokio::time::timeout(HTTP_WAIT, async { while tasks.join_next().await.is_some() {} }).await;
+    tracing::info!(handed_back = left, "end");
+    Ok(())
+}
+
+async fn start(workspace: &Workspace, faults: Faults) -> Result<Worker, CliError> {
+    let config = workspace.config().clone();
+    let found = tokio::task::spawn_blocking(move || session::devices(&config));
+    let found = found.await.map_err(CliError::failed)??;
+    tracing::info!("{}", found.summary);
+    let devices: Vec<Arc<dyn Backend>> = found.devices;
+    let options = Options { faults, ..Options::from(workspace.config()) };
+    let rooms = workspace.rooms().await.map_err(CliError::failed)?;
+    Worker::start(rooms, devices, options).await.map_err(CliError::failed)
+}
+
+/// Opens the listeners the configuration names.
+async fn open_doors(
+    config: &Config,
+    app: &App,
+    stopped: &watch::Receiver<bool>,
+    tasks: &mut JoinSet<()>,
+) -> Result<(), CliError> {
+    let mut doors = Vec::new();
+    if let Some(addr) = config.metrics_addr {
+        doors.push(("metrics", addr, "METRICS_PORT", http::ops_router(app.clone())));
+    }
+    if let Some(addr) = config.api_addr {
+        if !addr.ip().is_loopback() {
+            tracing::warn!(%addr, "the API asks for no password and is open to other machines");
+        }
+        doors.push(("api", addr, "PROVER_API_ADDR", http::api_router(app.clone(), addr.ip().is_loopback())));
+    }
+    for (what, addr, variable, router) in doors {
+        let listener = http::listen(addr, variable).await.map_err(CliError::failed)?;
+        let addr = listener.local_addr().map_err(CliError::failed)?;
+        tracing::info!(what, %addr, "listening");
+        let stopped = stopped.clone();
+        tasks.spawn(async move {
+            if let Err(error) = http::serve(listener, router, stopped).await {
+                tracing::error!(what, %error, "the listener failed");
+            }
+        });
+    }
+    Ok(())
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, CliError> {
+        let open = |kind| signal(kind).map_err(|e| CliError::failed(format!("signals cannot be heard: {e}")));
+        Ok(Self { terminate: open(SignalKind::terminate())?, interrupt: open(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

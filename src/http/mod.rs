@@ -1,1 +1,80 @@
-//! x
+//! HTTP: metrics and health for machines, and the job API.
+//!
+//! Two listeners. The one for metrics (`METRICS_PORT`) serves nothing secret. The API (`PROVER_API_ADDR`) asks for no
+//! password, so by default it is on loopback, and it refuses requests that a web page could make a browser send there:
+//! a `Host` that is not an address of this machine, and a body that is not declared as JSON or bytes.
+
+mod api;
+mod body;
+mod ops;
+mod problem;
+
+use std::net::SocketAddr;
+
+use axum::Router;
+use axum::http::StatusCode;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::telemetry::Metrics;
+use crate::worker::{JobService, Readiness};
+use problem::Problem;
+
+/// What requests are answered from.
+#[derive(Clone)]
+pub struct App {
+    /// Jobs.
+    pub jobs: JobService,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Whether the worker is ready.
+    pub readiness: Readiness,
+}
+
+/// `/metrics`, `/healthz` and `/readyz`.
+pub fn ops_router(app: App) -> Router {
+    ops::routes().fallback(unknown).method_not_allowed_fallback(wrong_method).with_state(app)
+}
+
+/// The job API, with health beside it. `loopback` says that only this machine is to be served.
+pub fn api_router(app: App, loopback: bool) -> Router {
+    api::routes(&app, loopback)
+        .merge(ops::health())
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(app)
+}
+
+async fn unknown() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "there is nothing here; the API begins at /v1/jobs and /v1/circuits")
+}
+
+async fn wrong_method() -> Problem {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this address does not take that method")
+}
+
+/// A listener that could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {addr} ({variable}): {why}")]
+pub struct ListenError {
+    /// The address.
+    pub addr: SocketAddr,
+    /// The variable that names it.
+    pub variable: &'static str,
+    /// Why not.
+    pub why: std::io::Error,
+}
+
+/// Opens a listener. Port 0 takes a free one.
+pub async fn listen(addr: SocketAddr, variable: &'static str) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(addr).await.map_err(|why| ListenError { addr, variable, why })
+}
+
+/// Serves until `stop` turns true; open requests are finished first.
+pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Receiver<bool>) -> std::io::Result<()> {
+    let stopped = async move {
+        // An error means that whoever could say stop is gone.
+        let _ = stop.wait_for(|s| *s).await;
+    };
+    axum::serve(listener, router).with_graceful_shutdown(stopped).await
+}

@@ -1,0 +1,193 @@
+//! The job API.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `POST /v1/jobs` | 201 a new job, 200 the same one again, 404 no such circuit, 409 idempotency key taken, 413 too large, 415 wrong type, 422 cannot be right |
+//! | `GET /v1/jobs` | the newest jobs; `?state=` and `?limit=` |
+//! | `GET /v1/jobs/{id}` | 200 the job, 404 |
+//! | `GET /v1/jobs/{id}/proof` | 200 proof and public values, 409 not done, 404 |
+//! | `DELETE /v1/jobs/{id}` | 200 cancelled, 202 its worker will stop it, 409 it had ended, 404 |
+//! | `GET /v1/circuits` | registered circuits |
+//!
+//! A submit is `application/json` (`{"circuit", "input", "idempotency_key"?, "priority"?}`), or, for circuits without a
+//! witness program, a .wtns file as `application/octet-stream` with `?circuit=NAME&priority=N`; the header
+//! `Idempotency-Key` serves both.
+
+use std::net::IpAddr;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use bytes::Bytes;
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use super::problem::Problem;
+use super::{App, body};
+use crate::model::{Circuit, CircuitName, Job, JobId, JobState, Priority};
+use crate::store::{Cancelled, JobFilter, Submitted};
+use crate::worker::SubmitRequest;
+
+/// Bytes of a JSON submit beside its input.
+const ENVELOPE: usize = 64 << 10;
+/// Jobs in a list at most.
+const MOST: u32 = 1000;
+
+pub(super) fn routes(app: &App, loopback: bool) -> Router<App> {
+    let routes = Router::new()
+        .route("/v1/jobs", get(list).post(submit))
+        .route("/v1/jobs/{id}", get(show).delete(cancel))
+        .route("/v1/jobs/{id}/proof", get(proof))
+        .route("/v1/circuits", get(circuits))
+        .layer(DefaultBodyLimit::max(app.jobs.max_input().saturating_add(ENVELOPE)));
+    if loopback { routes.layer(middleware::from_fn(local_only)) } else { routes }
+}
+
+/// Refuses a `Host` that does not name this machine: a page whose own name was made to point here.
+async fn local_only(request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).map(|h| h.to_str().unwrap_or("?"));
+    if host.is_none_or(names_this_machine) {
+        return next.run(request).await;
+    }
+    Problem::new(StatusCode::FORBIDDEN, "this API is for this machine only; call it as localhost or by its address")
+        .into_response()
+}
+
+fn names_this_machine(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Result<Response, Problem> {
+    let body = serde_json::to_string(value).map_err(|e| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, e))?;
+    Ok((status, [(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+async fn submit(
+    State(app): State<App>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+) -> Result<Response, Problem> {
+    let limit = app.jobs.max_input();
+    let bytes = body.map_err(|e| match e.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the input may have at most {limit} bytes"))
+        }
+        status => Problem::new(status, "the body could not be read"),
+    })?;
+    let invalid = |why: String| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why);
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    let parts = match kind {
+        "application/json" => body::parse(&bytes).map_err(invalid)?,
+        "application/octet-stream" => {
+            let circuit = query(&uri, "circuit").ok_or_else(|| invalid("expected ?circuit=NAME".to_owned()))?;
+            let priority = match query(&uri, "priority") {
+                None => 0,
+                Some(p) => p.parse().map_err(|_| invalid("priority: expected -32768 to 32767".to_owned()))?,
+            };
+            let circuit = circuit.to_owned();
+            body::Parts { circuit, input: Zeroizing::new(bytes.to_vec()), idempotency_key: None, priority }
+        }
+        _ => {
+            let why = "expected Content-Type application/json, or application/octet-stream for a .wtns file";
+            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
+        }
+    };
+    let header_key = match headers.get("idempotency-key") {
+        None => None,
+        Some(v) => Some(v.to_str().map_err(|_| invalid("Idempotency-Key: expected plain text".to_owned()))?.to_owned()),
+    };
+    let idempotency_key = match (parts.idempotency_key, header_key) {
+        (Some(a), Some(b)) if a != b => {
+            return Err(invalid("the header Idempotency-Key and \"idempotency_key\" differ".to_owned()));
+        }
+        (a, b) => a.or(b),
+    };
+    let circuit: CircuitName = parts.circuit.parse().map_err(|e| invalid(format!("{e}")))?;
+    let request = SubmitRequest { circuit, input: parts.input, idempotency_key, priority: Priority(parts.priority) };
+    match app.jobs.submit(request).await? {
+        Submitted::Created(job) => {
+            let mut answer = json(StatusCode::CREATED, &job)?;
+            if let Ok(at) = format!("/v1/jobs/{}", job.id).parse() {
+                answer.headers_mut().insert(header::LOCATION, at);
+            }
+            Ok(answer)
+        }
+        Submitted::Existing(job) => json(StatusCode::OK, &job),
+    }
+}
+
+async fn list(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
+    let invalid = |why: String| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why);
+    let state = query(&uri, "state").map(str::parse::<JobState>).transpose().map_err(invalid)?;
+    let limit = match query(&uri, "limit").map(str::parse::<u32>) {
+        None => 100,
+        Some(Ok(n)) if (1..=MOST).contains(&n) => n,
+        Some(_) => return Err(invalid(format!("limit: expected 1 to {MOST}"))),
+    };
+    let jobs: Vec<Job> = app.jobs.jobs(JobFilter { state, limit }).await?;
+    json(StatusCode::OK, &jobs)
+}
+
+async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Response, Problem> {
+    json(StatusCode::OK, &app.jobs.job(job_id(&id)?).await?)
+}
+
+async fn proof(State(app): State<App>, Path(id): Path<String>) -> Result<Response, Problem> {
+    let id = job_id(&id)?;
+    let result = app.jobs.result(id).await?;
+    // Both are JSON already, in snarkjs's own order of members.
+    let body = format!("{{\"id\":\"{id}\",\"proof\":{},\"public\":{}}}", result.proof_json, result.public_json);
+    Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+async fn cancel(State(app): State<App>, Path(id): Path<String>) -> Result<Response, Problem> {
+    let id = job_id(&id)?;
+    let status = match app.jobs.cancel(id).await? {
+        Cancelled::Now => StatusCode::OK,
+        Cancelled::Requested => StatusCode::ACCEPTED,
+        Cancelled::TooLate(state) => {
+            return Err(Problem::new(StatusCode::CONFLICT, format!("job {id} is {state} already")));
+        }
+        Cancelled::Unknown => return Err(Problem::new(StatusCode::NOT_FOUND, format!("there is no job {id}"))),
+    };
+    json(status, &app.jobs.job(id).await?)
+}
+
+async fn circuits(State(app): State<App>) -> Result<Response, Problem> {
+    let circuits: Vec<Circuit> = app.jobs.circuits().await?;
+    json(StatusCode::OK, &circuits)
+}
+
+/// An id that is none names no job.
+fn job_id(text: &str) -> Result<JobId, Problem> {
+    text.parse().map_err(|e| Problem::new(StatusCode::NOT_FOUND, e))
+}
+
+/// A parameter of the query. The values used here are words and numbers, which nothing needs to encode.
+fn query<'a>(uri: &'a Uri, name: &str) -> Option<&'a str> {
+    uri.query()?.split('&').find_map(|p| p.strip_prefix(name)?.strip_prefix('='))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_of_this_machine_are_told_from_others() {
+        for host in ["localhost", "localhost:9180", "127.0.0.1:1", "127.9.9.9", "[::1]:80", "[::1]"] {
+            assert!(names_this_machine(host), "{host}");
+        }
+        for host in ["example.org", "127.0.0.1.example.org", "localhost.example.org:80", "10.0.0.1", "?", ""] {
+            assert!(!names_this_machine(host), "{host}");
+        }
+    }
+}

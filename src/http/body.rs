@@ -1,0 +1,170 @@
+//! The body of a submit.
+
+use std::ops::Range;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use zeroize::Zeroizing;
+
+/// A submit as JSON. The input is not decoded here: it goes on as the very bytes that came, so that no digit of a
+/// number is lost and no copy of a secret is made that nobody wipes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Submit {
+    circuit: String,
+    #[allow(dead_code)]
+    input: IgnoredAny,
+    idempotency_key: Option<String>,
+    priority: Option<i16>,
+}
+
+/// The parts of a submit.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) circuit: String,
+    pub(super) input: Zeroizing<Vec<u8>>,
+    pub(super) idempotency_key: Option<String>,
+    pub(super) priority: i16,
+}
+
+/// Takes a JSON body apart.
+pub(super) fn parse(body: &[u8]) -> Result<Parts, String> {
+    let submit: Submit = serde_json::from_slice(body).map_err(|e| explain(&e))?;
+    let span = member(body, "input").ok_or("the body has no member \"input\"")?;
+    Ok(Parts {
+        circuit: submit.circuit,
+        input: Zeroizing::new(body[span].to_vec()),
+        idempotency_key: submit.idempotency_key,
+        priority: submit.priority.unwrap_or(0),
+    })
+}
+
+/// Where and what kind of error, without the text around it: serde's messages may quote values.
+fn explain(e: &serde_json::Error) -> String {
+    let place = format!("line {} column {}", e.line(), e.column());
+    if e.is_data() {
+        format!(
+            "the body must be an object with \"circuit\" (text), \"input\" (any JSON) and, if wanted, \
+             \"idempotency_key\" (text) and \"priority\" (-32768 to 32767); it is not at {place}"
+        )
+    } else {
+        format!("the body is not JSON: {place}")
+    }
+}
+
+/// Where the value of a top-level member lies in a JSON document that is known to be sound.
+fn member(json: &[u8], name: &str) -> Option<Range<usize>> {
+    let mut at = skip_space(json, 0);
+    if json.get(at) != Some(&b'{') {
+        return None;
+    }
+    at += 1;
+    loop {
+        at = skip_space(json, at);
+        if json.get(at) == Some(&b'}') {
+            return None;
+        }
+        let key_end = skip_value(json, at)?;
+        // An escaped spelling of a name is read as serde reads it.
+        let key: String = serde_json::from_slice(json.get(at..key_end)?).ok()?;
+        at = skip_space(json, key_end) + 1;
+        at = skip_space(json, at);
+        let end = skip_value(json, at)?;
+        if key == name {
+            return Some(at..end);
+        }
+        at = skip_space(json, end);
+        if json.get(at) == Some(&b',') {
+            at += 1;
+        }
+    }
+}
+
+fn skip_space(json: &[u8], mut at: usize) -> usize {
+    while matches!(json.get(at), Some(b' ' | b'\t' | b'\r' | b'\n')) {
+        at += 1;
+    }
+    at
+}
+
+/// The end of the value that begins at `at`.
+fn skip_value(json: &[u8], mut at: usize) -> Option<usize> {
+    let mut depth = 0usize;
+    loop {
+        match json.get(at)? {
+            b'"' => {
+                at += 1;
+                while json.get(at)? != &b'"' {
+                    at += if json[at] == b'\\' { 2 } else { 1 };
+                }
+                at += 1;
+            }
+            b'{' | b'[' => {
+                depth += 1;
+                at += 1;
+                continue;
+            }
+            b'}' | b']' => {
+                depth = depth.checked_sub(1)?;
+                at += 1;
+            }
+            b',' | b':' | b' ' | b'\t' | b'\r' | b'\n' => {
+                at += 1;
+                continue;
+            }
+            _ => {
+                while !matches!(json.get(at), None | Some(b',' | b'}' | b']' | b' ' | b'\t' | b'\r' | b'\n')) {
+                    at += 1;
+                }
+            }
+        }
+        if depth == 0 {
+            return Some(at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_input_goes_on_byte_for_byte() {
+        for input in [
+            r#"{"a": 123456789012345678901234567890, "b": [1, [2, "}\"]"], {}]}"#,
+            r#"{ }"#,
+            r#""text \\ with \" quotes""#,
+            "-12.5e3",
+            "null",
+            "[]",
+        ] {
+            for (before, after) in
+                [("", ""), (r#""priority": -3, "#, ""), ("", r#" , "idempotency_key":"k\"}, \"input\": 1""#)]
+            {
+                let body = format!(" {{ {before}\"circuit\" :\"c\", \"inpu\\u0074\" : {input} {after} }} ");
+                let parts = parse(body.as_bytes()).unwrap();
+                assert_eq!(std::str::from_utf8(&parts.input).unwrap(), input, "{body}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_submit_is_refused_without_quoting_values() {
+        for body in [
+            "",
+            "[]",
+            "{",
+            r#"{"circuit":"c"}"#,
+            r#"{"input":{}}"#,
+            r#"{"circuit":7777,"input":{}}"#,
+            "nope",
+            r#"{"circuit":"c","input":{},"input":{}}"#,
+            r#"{"circuit":"c","input":{},"priority":777777}"#,
+            r#"{"circuit":"c","input":{},"priorty":1}"#,
+        ] {
+            let e = parse(body.as_bytes()).unwrap_err();
+            assert!(!e.contains("7777"), "{e}");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Metrics and health.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+
+use super::App;
+use super::problem::Problem;
+use crate::worker::Status;
+
+/// How long the store has to answer.
+const PING: Duration = Duration::from_secs(2);
+
+pub(super) fn routes() -> Router<App> {
+    health().route("/metrics", get(metrics))
+}
+
+pub(super) fn health() -> Router<App> {
+    Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz))
+}
+
+async fn metrics(State(app): State<App>) -> Response {
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], app.metrics.render()).into_response()
+}
+
+/// The process answers.
+async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// The worker takes jobs and its store answers.
+async fn readyz(State(app): State<App>) -> Result<&'static str, Problem> {
+    let not = |why: &str| Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, why));
+    match app.readiness.get() {
+        Status::Starting(at) => return not(&format!("starting: {at}")),
+        Status::Draining => return not("draining: takes no more jobs"),
+        Status::Ready => {}
+    }
+    match tokio::time::timeout(PING, app.jobs.ping()).await {
+        Ok(Ok(())) => Ok("ready\n"),
+        Ok(Err(_)) => not("the store fails; see the server's log"),
+        Err(_) => not("the store does not answer"),
+    }
+}

@@ -1,0 +1,51 @@
+//! Errors as `application/problem+json` (RFC 9457).
+
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::worker::ServiceError;
+
+/// A refusal: a status and one sentence.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Problem {
+    /// The status says what kind of problem it is; there is no page on it.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    title: &'static str,
+    status: u16,
+    detail: String,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, detail: impl ToString) -> Self {
+        let title = status.canonical_reason().unwrap_or("Error");
+        Self { kind: "about:blank", title, status: status.as_u16(), detail: detail.to_string() }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_string(&self).unwrap_or_default();
+        (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+    }
+}
+
+impl From<ServiceError> for Problem {
+    fn from(e: ServiceError) -> Self {
+        let status = match &e {
+            ServiceError::UnknownJob(_) | ServiceError::UnknownCircuit(_) => StatusCode::NOT_FOUND,
+            ServiceError::Conflict(_) | ServiceError::NoProof { .. } => StatusCode::CONFLICT,
+            ServiceError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            ServiceError::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            ServiceError::Store(_) | ServiceError::Artifact(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            // Paths and queries are for the log, not for the client.
+            tracing::error!(error = %e, "request failed");
+            return Self::new(status, "the store does not answer as it should; see the server's log");
+        }
+        Self::new(status, e)
+    }
+}

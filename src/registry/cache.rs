@@ -1,0 +1,226 @@
+//! A cache bounded by bytes that loads each thing once.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::OnceCell;
+
+/// Values by key, each loaded once however many ask at the same time, forgotten least recently used first when their
+/// bytes exceed the limit. A value that somebody still holds is forgotten last, since forgetting it frees nothing.
+pub(super) struct Cache<K, V: ?Sized> {
+    inner: Arc<Mutex<Inner<K, V>>>,
+}
+
+struct Inner<K, V: ?Sized> {
+    limit: u64,
+    clock: u64,
+    entries: HashMap<K, Entry<V>>,
+}
+
+struct Entry<V: ?Sized> {
+    cell: Arc<OnceCell<Arc<V>>>,
+    /// 0 until loaded.
+    bytes: u64,
+    used: u64,
+}
+
+impl<K, V: ?Sized> Clone for Cache<K, V> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone() }
+    }
+}
+
+impl<K, V> Cache<K, V>
+where
+    K: Eq + Hash + Clone + Send + 'static,
+    V: Send + Sync + ?Sized + 'static,
+{
+    pub(super) fn new(limit: u64) -> Self {
+        Self { inner: Arc::new(Mutex::new(Inner { limit, clock: 0, entries: HashMap::new() })) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner<K, V>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The value, loaded by `load` if need be, which also says how many bytes it takes.
+    ///
+    /// Loading goes on to its end when the caller stops waiting, so that the next one finds it done. A failed load is
+    /// not remembered.
+    pub(super) async fn get_or_load<E, F>(&self, key: K, load: F) -> Result<Arc<V>, E>
+    where
+        E: From<tokio::task::JoinError> + Send + 'static,
+        F: Future<Output = Result<(Arc<V>, u64), E>> + Send + 'static,
+    {
+        let cell = self.lock().cell(&key);
+        if let Some(value) = cell.get() {
+            return Ok(value.clone());
+        }
+        let cache = self.clone();
+        tokio::spawn(async move {
+            let mut bytes = None;
+            let value = cell
+                .get_or_try_init(|| async {
+                    let (value, size) = load.await?;
+                    bytes = Some(size);
+                    Ok::<_, E>(value)
+                })
+                .await
+                .cloned();
+            match (&value, bytes) {
+                (Ok(_), Some(bytes)) => cache.lock().loaded(&key, &cell, bytes),
+                (Ok(_), None) => {}
+                (Err(_), _) => cache.lock().forget_failed(&key, &cell),
+            }
+            value
+        })
+        .await?
+    }
+
+    /// Bytes of all that is loaded.
+    pub(super) fn bytes(&self) -> u64 {
+        self.lock().bytes()
+    }
+
+    /// Forgets whatever nobody holds; answers whether there was any.
+    pub(super) fn forget_idle(&self) -> bool {
+        let mut inner = self.lock();
+        let before = inner.entries.len();
+        inner.entries.retain(|_, e| !e.is_idle());
+        inner.entries.len() < before
+    }
+}
+
+impl<V: ?Sized> Entry<V> {
+    /// Loaded, and held by nobody but the cache.
+    fn is_idle(&self) -> bool {
+        self.cell.get().is_some_and(|v| Arc::strong_count(v) == 1)
+    }
+}
+
+impl<K: Eq + Hash + Clone, V: ?Sized> Inner<K, V> {
+    fn cell(&mut self, key: &K) -> Arc<OnceCell<Arc<V>>> {
+        self.clock += 1;
+        let used = self.clock;
+        let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry { cell: Arc::default(), bytes: 0, used });
+        entry.used = used;
+        entry.cell.clone()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.entries.values().map(|e| e.bytes).sum()
+    }
+
+    fn loaded(&mut self, key: &K, cell: &Arc<OnceCell<Arc<V>>>, bytes: u64) {
+        if let Some(entry) = self.entries.get_mut(key)
+            && Arc::ptr_eq(&entry.cell, cell)
+        {
+            entry.bytes = bytes;
+        }
+        while self.bytes() > self.limit {
+            let oldest = self
+                .entries
+                .iter()
+                .filter(|(k, e)| *k != key && e.cell.initialized())
+                .min_by_key(|(_, e)| (!e.is_idle(), e.used))
+                .map(|(k, _)| k.clone());
+            // One value larger than the limit stays alone: it is needed now.
+            let Some(oldest) = oldest else { return };
+            self.entries.remove(&oldest);
+        }
+    }
+
+    fn forget_failed(&mut self, key: &K, cell: &Arc<OnceCell<Arc<V>>>) {
+        // Whoever else waits for this cell holds it and tries in turn.
+        if self.entries.get(key).is_some_and(|e| Arc::ptr_eq(&e.cell, cell) && !cell.initialized()) {
+            self.entries.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[derive(Debug)]
+    struct Failed;
+    impl From<tokio::task::JoinError> for Failed {
+        fn from(_: tokio::task::JoinError) -> Self {
+            Self
+        }
+    }
+
+    async fn get(cache: &Cache<u32, u32>, key: u32, bytes: u64) -> Arc<u32> {
+        cache.get_or_load(key, async move { Ok::<_, Failed>((Arc::new(key), bytes)) }).await.unwrap()
+    }
+
+    fn keys(cache: &Cache<u32, u32>) -> Vec<u32> {
+        let mut keys: Vec<_> = cache.lock().entries.keys().copied().collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    #[tokio::test]
+    async fn many_who_ask_at_once_load_once() {
+        let cache = Cache::<u32, u32>::new(100);
+        let loads = Arc::new(AtomicU32::new(0));
+        let asks = (0..20).map(|_| {
+            let (cache, loads) = (cache.clone(), loads.clone());
+            async move {
+                let load = async move {
+                    tokio::task::yield_now().await;
+                    loads.fetch_add(1, Ordering::SeqCst);
+                    Ok::<_, Failed>((Arc::new(7), 10))
+                };
+                *cache.get_or_load(1, load).await.unwrap()
+            }
+        });
+        assert_eq!(futures::future::join_all(asks).await, vec![7; 20]);
+        assert_eq!(loads.load(Ordering::SeqCst), 1);
+        assert_eq!(cache.bytes(), 10);
+    }
+
+    #[tokio::test]
+    async fn the_least_recently_used_goes_first_and_one_in_use_last() {
+        let cache = Cache::<u32, u32>::new(30);
+        let held = get(&cache, 1, 10).await;
+        get(&cache, 2, 10).await;
+        get(&cache, 3, 10).await;
+        get(&cache, 2, 10).await;
+        get(&cache, 4, 10).await;
+        assert_eq!(keys(&cache), [1, 2, 4], "3 was idle and the least recently used; 1 is held");
+        drop(held);
+        get(&cache, 5, 10).await;
+        assert_eq!(keys(&cache), [2, 4, 5]);
+        get(&cache, 6, 1000).await;
+        assert_eq!(keys(&cache), [6], "a value beyond the limit is kept, alone");
+        assert!(cache.forget_idle());
+        assert_eq!(cache.bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_not_remembered() {
+        let cache = Cache::<u32, u32>::new(30);
+        assert!(cache.get_or_load(1, async { Err::<(Arc<u32>, u64), _>(Failed) }).await.is_err());
+        assert_eq!(keys(&cache), [] as [u32; 0]);
+        assert_eq!(*get(&cache, 1, 1).await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_caller_who_leaves_does_not_stop_the_load() {
+        let cache = Cache::<u32, u32>::new(30);
+        let (go, gone) = tokio::sync::oneshot::channel::<()>();
+        let load = async move {
+            let _ = gone.await;
+            Ok::<_, Failed>((Arc::new(9), 1))
+        };
+        let waiting = cache.get_or_load(1, load);
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(10), waiting).await.is_err());
+        go.send(()).unwrap();
+        let again = cache.get_or_load(1, async { Err::<(Arc<u32>, u64), _>(Failed) }).await.unwrap();
+        assert_eq!(*again, 9);
+    }
+}

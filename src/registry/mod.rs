@@ -1,0 +1,343 @@
+//! Circuits by content: registration, opening, and the keys kept loaded on each device.
+//!
+//! A circuit is registered once, with a look at every byte of its key. From then on jobs name content, not files: what
+//! a job was submitted for is what is proved, whatever is registered under the name since.
+
+mod cache;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::artifacts::{ArtifactError, Artifacts, Content, Kind, verify};
+use crate::backend::mapped::map_file;
+use crate::backend::{Backend, BackendError, LoadedKey};
+use crate::formats::{FormatError, zkey};
+use crate::groth16::Verifier;
+use crate::model::{Circuit, CircuitName, ContentHash, JobState, ProvingKey};
+use crate::store::{JobFilter, Store, StoreError};
+use crate::witness::{Limits, ModuleCache, WasmWitness, WitnessError};
+use cache::Cache;
+
+/// What can go wrong with a circuit.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The key is not a sound Groth16 key on BN254.
+    #[error("the zkey: {0}")]
+    Key(#[from] FormatError),
+    /// The witness program cannot be used.
+    #[error("the wasm: {0}")]
+    Witness(#[from] WitnessError),
+    /// Key and witness program belong to different circuits.
+    #[error("the wasm computes {wasm} values, the zkey is for {zkey}: they belong to different circuits")]
+    Mismatch {
+        /// Wires by the witness program.
+        wasm: u32,
+        /// Wires by the key.
+        zkey: u32,
+    },
+    /// The device did not take the key.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// An artifact could not be read or written.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A loading task ended before its time.
+    #[error("loading a circuit was cut short: {0}")]
+    Cut(#[from] tokio::task::JoinError),
+}
+
+/// What a circuit is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CircuitContent {
+    /// Its key.
+    pub zkey: ContentHash,
+    /// Its witness program, if it has one.
+    pub wasm: Option<ContentHash>,
+}
+
+/// An open circuit.
+pub struct ReadyCircuit {
+    /// What it is made of.
+    pub content: CircuitContent,
+    /// The key, mapped.
+    pub key: Arc<ProvingKey>,
+    /// The verification key, prepared.
+    pub verifier: Verifier,
+    /// The witness program; without one, jobs bring a witness.
+    pub witness: Option<WasmWitness>,
+}
+
+/// How the registry keeps to its means.
+#[derive(Debug, Clone)]
+pub struct RegistryLimits {
+    /// Bounds on witness programs.
+    pub witness: Limits,
+    /// Bytes of keys kept open in the host, and of those loaded on each device; by the memory there is when unset.
+    pub key_cache_bytes: Option<u64>,
+}
+
+impl RegistryLimits {
+    /// The usual ones, with this bound on the time of a witness generation.
+    pub fn with_witness_time(time: Duration) -> Self {
+        let witness = Limits { time, memory: 4 << 30, compile_time: Duration::from_secs(300), compile_memory: 4 << 30 };
+        Self { witness, key_cache_bytes: None }
+    }
+}
+
+/// Hears what a registration is at: a word and how far, 0 to 1.
+pub type Listener = Arc<dyn Fn(&'static str, f32) + Send + Sync>;
+
+/// A device by what it calls itself, and content.
+type OnDevice = (String, ContentHash);
+
+/// The circuits of a store.
+#[derive(Clone)]
+pub struct Registry {
+    store: Arc<dyn Store>,
+    artifacts: Artifacts,
+    modules: ModuleCache,
+    limits: RegistryLimits,
+    open: Cache<CircuitContent, ReadyCircuit>,
+    loaded: Arc<std::sync::Mutex<std::collections::HashMap<String, Cache<OnDevice, dyn LoadedKey>>>>,
+}
+
+impl Registry {
+    /// A registry over a store and its artifacts.
+    pub fn new(store: Arc<dyn Store>, artifacts: Artifacts, modules: ModuleCache, limits: RegistryLimits) -> Self {
+        let host = limits.key_cache_bytes.unwrap_or_else(|| host_memory() / 2);
+        Self { store, artifacts, modules, limits, open: Cache::new(host), loaded: Arc::default() }
+    }
+
+    /// Registers a circuit: copies its files in, checks every byte of the key, compiles the witness program, and
+    /// writes it down. Other content under the same name replaces it for jobs submitted later.
+    pub async fn add(
+        &self,
+        name: CircuitName,
+        zkey: &Path,
+        wasm: Option<&Path>,
+        on: Listener,
+    ) -> Result<Circuit, RegistryError> {
+        on("copy", 0.0);
+        let before = self.held_by_circuits().await?;
+        let (zkey_hash, _) = self.artifacts.import(Kind::Zkey, zkey).await?;
+        let wasm_hash = match wasm {
+            Some(file) => Some(self.artifacts.import(Kind::Wasm, file).await?.0),
+            None => None,
+        };
+        let content = CircuitContent { zkey: zkey_hash, wasm: wasm_hash };
+        let circuit = match self.examine(name, content, on).await {
+            Ok(circuit) => circuit,
+            Err(e) => {
+                // What failed its check is not kept, unless a circuit has it already.
+                self.discard(content, &before).await;
+                return Err(e);
+            }
+        };
+        let stored = self.store.put_circuit(&circuit).await?;
+        // A removal of the same content by another process may have crossed; then the files go in again.
+        if !self.artifacts.contains(Kind::Zkey, zkey_hash).await? {
+            self.artifacts.import(Kind::Zkey, zkey).await?;
+        }
+        if let (Some(hash), Some(file)) = (wasm_hash, wasm)
+            && !self.artifacts.contains(Kind::Wasm, hash).await?
+        {
+            self.artifacts.import(Kind::Wasm, file).await?;
+        }
+        Ok(stored)
+    }
+
+    async fn examine(
+        &self,
+        name: CircuitName,
+        content: CircuitContent,
+        on: Listener,
+    ) -> Result<Circuit, RegistryError> {
+        let bytes = fetch(&self.artifacts, Kind::Zkey, content.zkey).await?;
+        let heard = on.clone();
+        let key = blocking(move || {
+            let key = zkey::parse(bytes)?;
+            zkey::check_reporting(&key, &|done| heard("check", done))?;
+            Ok(key)
+        })
+        .await?;
+        if let Some(hash) = content.wasm {
+            on("compile", 0.0);
+            let wasm = self.load_wasm(hash).await?;
+            check_sizes(&wasm, &key)?;
+        }
+        let header = &key.header;
+        Ok(Circuit {
+            name,
+            zkey: content.zkey,
+            wasm: content.wasm,
+            n_vars: header.n_vars,
+            n_public: header.n_public,
+            domain_size: header.domain_size,
+            created_at: 0,
+        })
+    }
+
+    /// Forgets a circuit and removes what no other circuit has. Refused while unfinished jobs need it.
+    pub async fn remove(&self, name: &CircuitName) -> Result<bool, RegistryError> {
+        let Some(circuit) = self.store.circuit(name).await? else { return Ok(false) };
+        let removed = self.store.remove_circuit(name).await?;
+        if removed {
+            let kept = self.held_by_circuits().await?;
+            self.discard(CircuitContent { zkey: circuit.zkey, wasm: circuit.wasm }, &kept).await;
+        }
+        Ok(removed)
+    }
+
+    /// An open circuit by content.
+    pub async fn open(&self, content: CircuitContent) -> Result<Arc<ReadyCircuit>, RegistryError> {
+        let me = self.clone();
+        let load = async move {
+            let bytes = fetch(&me.artifacts, Kind::Zkey, content.zkey).await?;
+            let size = bytes.len() as u64;
+            let key = blocking(move || {
+                let key = zkey::parse(bytes)?;
+                let verifier = Verifier::new(&key.header.vk);
+                Ok((Arc::new(key), verifier))
+            });
+            let (key, verifier) = key.await?;
+            let witness = match content.wasm {
+                Some(hash) => Some(me.load_wasm(hash).await?),
+                None => None,
+            };
+            Ok((Arc::new(ReadyCircuit { content, key, verifier, witness }), size))
+        };
+        self.open.get_or_load(content, load).await
+    }
+
+    /// A circuit's key on a device. When its memory does not suffice, keys that no proof uses make room.
+    pub async fn load(
+        &self,
+        device: &Arc<dyn Backend>,
+        circuit: &ReadyCircuit,
+    ) -> Result<Arc<dyn LoadedKey>, RegistryError> {
+        let cache = self.device_cache(device.as_ref());
+        let at = (device.device().label(), circuit.content.zkey);
+        match self.load_into(&cache, at.clone(), device, circuit).await {
+            Err(RegistryError::Backend(BackendError::OutOfMemory { .. })) if cache.forget_idle() => {
+                self.load_into(&cache, at, device, circuit).await
+            }
+            done => done,
+        }
+    }
+
+    async fn load_into(
+        &self,
+        cache: &Cache<OnDevice, dyn LoadedKey>,
+        at: OnDevice,
+        device: &Arc<dyn Backend>,
+        circuit: &ReadyCircuit,
+    ) -> Result<Arc<dyn LoadedKey>, RegistryError> {
+        let (device, key) = (device.clone(), circuit.key.clone());
+        let load = blocking(move || {
+            let bytes = device.footprint(&key).resident;
+            Ok((device.load(key)?, bytes))
+        });
+        cache.get_or_load(at, load).await
+    }
+
+    /// Bytes of the keys loaded on a device.
+    pub fn loaded_bytes(&self, device: &dyn Backend) -> u64 {
+        self.device_cache(device).bytes()
+    }
+
+    fn device_cache(&self, device: &dyn Backend) -> Cache<OnDevice, dyn LoadedKey> {
+        let info = device.device();
+        let mut caches = self.loaded.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let limit = self.limits.key_cache_bytes.unwrap_or_else(|| match info.memory {
+            0 => host_memory() / 2,
+            // The rest is for proofs.
+            memory => memory / 2,
+        });
+        caches.entry(info.label()).or_insert_with(|| Cache::new(limit)).clone()
+    }
+
+    async fn load_wasm(&self, hash: ContentHash) -> Result<WasmWitness, RegistryError> {
+        let bytes = fetch(&self.artifacts, Kind::Wasm, hash).await?;
+        let (limits, modules) = (self.limits.witness, self.modules.clone());
+        blocking(move || Ok(WasmWitness::load(&bytes, limits, &modules)?)).await
+    }
+
+    /// Content that circuits or unfinished jobs need.
+    async fn held_by_circuits(&self) -> Result<Vec<ContentHash>, RegistryError> {
+        let mut held = Vec::new();
+        for circuit in self.store.circuits().await? {
+            held.push(circuit.zkey);
+            held.extend(circuit.wasm);
+        }
+        for state in [JobState::Queued, JobState::Running] {
+            for job in self.store.jobs(JobFilter { state: Some(state), limit: u32::MAX }).await? {
+                held.push(job.zkey);
+                held.extend(job.wasm);
+            }
+        }
+        held.sort_unstable();
+        held.dedup();
+        Ok(held)
+    }
+
+    /// Removes content that is not among `kept`. A failure leaves a file that nobody needs, no more.
+    async fn discard(&self, content: CircuitContent, kept: &[ContentHash]) {
+        let parts = [(Kind::Zkey, Some(content.zkey)), (Kind::Wasm, content.wasm)];
+        for (kind, hash) in parts {
+            if let Some(hash) = hash
+                && kept.binary_search(&hash).is_err()
+                && let Err(e) = self.artifacts.remove(kind, hash).await
+            {
+                tracing::warn!(%hash, error = %e, "could not remove an artifact that no circuit needs");
+            }
+        }
+    }
+}
+
+/// An artifact's bytes, mapped where it is a file, verified by hash either way.
+async fn fetch(artifacts: &Artifacts, kind: Kind, hash: ContentHash) -> Result<Bytes, RegistryError> {
+    match artifacts.content(kind, hash).await? {
+        Content::Bytes(bytes) => Ok(bytes),
+        Content::File(path) => {
+            blocking(move || {
+                let what = path.display().to_string();
+                let bytes = map_file(&path).map_err(|why| ArtifactError::Io { what, why })?;
+                verify(kind, hash, &bytes)?;
+                Ok(bytes)
+            })
+            .await
+        }
+    }
+}
+
+fn check_sizes(wasm: &WasmWitness, key: &ProvingKey) -> Result<(), RegistryError> {
+    let (wasm, zkey) = (wasm.info().witness_size, key.header.n_vars);
+    if wasm == zkey { Ok(()) } else { Err(RegistryError::Mismatch { wasm, zkey }) }
+}
+
+async fn blocking<T: Send + 'static>(
+    f: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
+) -> Result<T, RegistryError> {
+    tokio::task::spawn_blocking(f).await?
+}
+
+/// Memory this process may use, bytes: the machine's or its control group's, whichever is less.
+fn host_memory() -> u64 {
+    let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+    });
+    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|t| t.trim().parse().ok());
+    match (machine, group) {
+        (Some(a), Some(b)) => std::cmp::min(a, b),
+        (Some(a), None) | (None, Some(a)) => a,
+        // No such files: not Linux. A modest machine.
+        (None, None) => 8 << 30,
+    }
+}

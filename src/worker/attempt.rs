@@ -1,0 +1,331 @@
+//! One attempt at a job, from claim to its end in the store.
+//!
+//! ```text
+//! claim ─► load ─► witness ─► prove and verify ─► commit ─► copy of the proof
+//!            │        │            │                │
+//!            └────────┴────────────┴── fail, release, confirm the cancel, or nothing where the lease was lost
+//! ```
+//!
+//! The copies of a proof for people are written after the commit, by whoever committed: the fencing token lets one
+//! attempt alone get there, so a stale worker cannot write over another's proof. What a crash between the two leaves
+//! out, the next start or the first who asks for the proof puts back.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use metrics::{counter, gauge, histogram};
+use tokio::sync::SemaphorePermit;
+use zeroize::Zeroizing;
+
+use super::Context;
+use super::failure::Ended;
+use super::faults::Point;
+use super::fleet::Device;
+use super::lease::Hold;
+use super::retry::{self, LOST_WORKERS};
+use crate::backend::{DeviceKind, LoadedKey};
+use crate::formats::{snarkjs, wtns};
+use crate::groth16::{self, Proved};
+use crate::model::{FailureClass, Job, JobError, JobResult, Stage, StageTimes, StopReason, StopToken, Witness};
+use crate::registry::{CircuitContent, ReadyCircuit};
+use crate::store::{Claim, Held, Retry, StoreError};
+use crate::telemetry;
+use crate::witness::{Inputs, WitnessGenerator};
+
+/// How often waiting looks at the stop token.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Works on a claimed job and writes down how it ended.
+pub(super) async fn run(ctx: &Context, own: usize, claim: Claim) {
+    let started = Instant::now();
+    let Claim { job, input } = claim;
+    let stop = StopToken::new().with_deadline(started + ctx.options.job_timeout);
+    let lease = ctx.keeper.hold(job.id, job.attempt, stop.clone());
+    if job.tries.lost > 0 {
+        counter!(telemetry::JOBS_RECLAIMED).increment(1);
+    }
+    tracing::info!(job = %job.id, circuit = %job.circuit, attempt = job.attempt.0, "job claimed");
+    let outcome = match poisoned(&job) {
+        Some(error) => Err(Ended::Failed(error)),
+        None => work(ctx, own, &job, input, &lease, &stop).await,
+    };
+    conclude(ctx, &job, outcome, &stop, started).await;
+}
+
+/// A job that took down too many workers gets no further one.
+fn poisoned(job: &Job) -> Option<JobError> {
+    (job.tries.lost >= LOST_WORKERS).then(|| {
+        let last = job.error.as_ref().map(|e| format!("; its last error was: {}", e.message)).unwrap_or_default();
+        let message = format!(
+            "{} workers died or fell silent with this job in hand, so it is put aside after {} attempts{last}",
+            job.tries.lost,
+            job.attempt.0.saturating_sub(1)
+        );
+        JobError { class: FailureClass::LostWorker, message }
+    })
+}
+
+async fn work(
+    ctx: &Context,
+    own: usize,
+    job: &Job,
+    input: Zeroizing<Vec<u8>>,
+    lease: &Hold,
+    stop: &StopToken,
+) -> Result<JobResult, Ended> {
+    ctx.options.faults.pass(Point::AfterClaim, stop).await;
+    let device = ctx.fleet.choose(own, job);
+    let mut times = StageTimes::default();
+
+    let load = async {
+        let content = CircuitContent { zkey: job.zkey, wasm: job.wasm };
+        let circuit = unless_stopped(stop, ctx.registry.open(content)).await??;
+        let loaded = match unless_stopped(stop, ctx.registry.load(&device.backend, &circuit)).await? {
+            Ok(loaded) => loaded,
+            Err(e) => {
+                let ended = Ended::from(e);
+                if let Ended::Failed(error) = &ended {
+                    device.failed(error.class, Duration::ZERO);
+                }
+                return Err(ended);
+            }
+        };
+        gauge!(telemetry::KEYS_LOADED, "device" => device.label.clone())
+            .set(ctx.registry.loaded_bytes(device.backend.as_ref()) as f64);
+        Ok((circuit, loaded))
+    };
+    let (circuit, loaded) = timed(lease, Stage::Load, &mut times.load_ms, load).await?;
+
+    let allowed = ctx.options.witness_timeout;
+    let witness = generate(circuit.clone(), input, stop.with_deadline(Instant::now() + allowed));
+    let witness = timed(lease, Stage::Witness, &mut times.witness_ms, witness).await;
+    let witness = witness.map_err(|e| within(e, stop, "the witness", allowed))?;
+    ctx.options.faults.pass(Point::AfterWitness, stop).await;
+
+    let prove = prove(ctx, device, circuit, loaded, witness, lease, stop);
+    let mut stage_ms = 0.0;
+    let proved = timed(lease, Stage::Prove, &mut stage_ms, prove).await?;
+    times.prove_ms = proved.commit_time.as_secs_f64() * 1e3;
+    times.verify_ms = proved.verify_time.as_secs_f64() * 1e3;
+    histogram!(telemetry::JOB_STAGE_DURATION, "stage" => Stage::Verify.as_str())
+        .record(proved.verify_time.as_secs_f64());
+    ctx.options.faults.pass(Point::AfterProve, stop).await;
+    Ok(JobResult {
+        proof_json: snarkjs::proof_to_json(&proved.proof),
+        public_json: snarkjs::public_to_json(&proved.public),
+        device: device.label.clone(),
+        times,
+    })
+}
+
+/// The witness: by the circuit's program, or the one the job brought.
+async fn generate(circuit: Arc<ReadyCircuit>, input: Zeroizing<Vec<u8>>, stop: StopToken) -> Result<Witness, Ended> {
+    offload(move || match &circuit.witness {
+        None => wtns::parse(&input).map_err(|e| Ended::failed(FailureClass::BadInput, e)),
+        Some(program) => {
+            let inputs = Inputs::parse(&input).map_err(|e| Ended::failed(FailureClass::BadInput, e))?;
+            drop(input);
+            Ok(program.generate(&inputs, &stop)?)
+        }
+    })
+    .await
+}
+
+/// Waits for a place on the device, proves, and notes how the device did.
+async fn prove(
+    ctx: &Context,
+    device: &Arc<Device>,
+    circuit: Arc<ReadyCircuit>,
+    loaded: Arc<dyn LoadedKey>,
+    witness: Witness,
+    lease: &Hold,
+    stop: &StopToken,
+) -> Result<Proved, Ended> {
+    let place = place_on(device, stop).await?;
+    let allowed = ctx.options.prove_timeout;
+    let bounded = stop.with_deadline(Instant::now() + allowed);
+    let listener = Arc::clone(lease);
+    let begun = Instant::now();
+    let proved =
+        offload(move || Ok(groth16::prove(loaded.as_ref(), &circuit.verifier, &witness, &bounded, listener.as_ref())?));
+    let proved = proved.await;
+    drop(place);
+    let busy = begun.elapsed();
+    let ended = match proved {
+        Ok(proved) => {
+            device.succeeded(busy);
+            return Ok(proved);
+        }
+        Err(ended) => within(ended, stop, "the proof", allowed),
+    };
+    Err(match ended {
+        Ended::Failed(mut error) => {
+            let on_cpu = device.backend.device().kind == DeviceKind::Cpu;
+            if error.class == FailureClass::InvalidProof && on_cpu {
+                // The reference arithmetic computed it: the witness does not satisfy the circuit.
+                error.class = FailureClass::BadInput;
+            }
+            device.failed(error.class, busy);
+            Ended::Failed(error)
+        }
+        stopped => stopped,
+    })
+}
+
+async fn place_on<'a>(device: &'a Device, stop: &StopToken) -> Result<SemaphorePermit<'a>, Ended> {
+    let place = unless_stopped(stop, device.gate.acquire()).await?;
+    place.map_err(|_| Ended::Stopped(StopReason::Draining))
+}
+
+/// A time-out is the stage's own, unless the job's as a whole is over.
+fn within(ended: Ended, job: &StopToken, what: &str, allowed: Duration) -> Ended {
+    if job.stopped().is_some() { ended } else { ended.in_time(what, allowed) }
+}
+
+/// Enters a stage and notes how long it takes.
+async fn timed<T>(
+    lease: &Hold,
+    stage: Stage,
+    ms: &mut f64,
+    work: impl Future<Output = Result<T, Ended>>,
+) -> Result<T, Ended> {
+    lease.enter(stage);
+    let begun = Instant::now();
+    let done = work.await;
+    let took = begun.elapsed().as_secs_f64();
+    *ms = took * 1e3;
+    histogram!(telemetry::JOB_STAGE_DURATION, "stage" => stage.as_str()).record(took);
+    done
+}
+
+/// Runs CPU-bound work on a thread of its own, so that the runtime stays free. A panic there is this program's bug, and
+/// is charged to the budget of devices: another device or the processor may do without it.
+async fn offload<T: Send + 'static>(work: impl FnOnce() -> Result<T, Ended> + Send + 'static) -> Result<T, Ended> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(e) if e.is_panic() => Err(Ended::failed(FailureClass::Device, "the worker's code panicked; see its log")),
+        Err(_) => Err(Ended::Stopped(StopReason::Draining)),
+    }
+}
+
+/// Waits for `work`, or for the token to say stop.
+async fn unless_stopped<T>(stop: &StopToken, work: impl Future<Output = T>) -> Result<T, Ended> {
+    let stopped = async {
+        loop {
+            if let Some(why) = stop.stopped() {
+                return why;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        why = stopped => Err(Ended::Stopped(why)),
+        done = work => Ok(done),
+    }
+}
+
+/// Writes down how the attempt ended.
+async fn conclude(ctx: &Context, job: &Job, outcome: Result<JobResult, Ended>, stop: &StopToken, started: Instant) {
+    let (id, attempt) = (job.id, job.attempt);
+    match outcome {
+        Ok(result) => {
+            let begun = Instant::now();
+            ctx.options.faults.pass(Point::BeforeCommit, stop).await;
+            let held = persist(ctx, stop, || ctx.store.finish(id, attempt, &result)).await;
+            if !was_held(job, held) {
+                return;
+            }
+            ctx.options.faults.pass(Point::AfterCommit, stop).await;
+            if let Err(error) = ctx.artifacts.put_proof(id, &result.proof_json, &result.public_json).await {
+                tracing::warn!(job = %id, %error, "the proof is in the store, but its files could not be written");
+            }
+            histogram!(telemetry::JOB_STAGE_DURATION, "stage" => Stage::Store.as_str())
+                .record(begun.elapsed().as_secs_f64());
+            processed(started);
+            tracing::info!(job = %id, device = %result.device, ms = ms(started), "job done");
+        }
+        Err(Ended::Stopped(StopReason::LeaseLost)) => drop(was_held(job, Some(Held::Lost))),
+        Err(Ended::Stopped(StopReason::Cancelled)) => {
+            if was_held(job, persist(ctx, stop, || ctx.store.confirm_cancel(id, attempt)).await) {
+                counter!(telemetry::JOBS_CANCELLED).increment(1);
+                tracing::info!(job = %id, "job cancelled");
+            }
+        }
+        Err(Ended::Stopped(StopReason::Draining)) => {
+            if was_held(job, persist(ctx, stop, || ctx.store.release(id, attempt)).await) {
+                counter!(telemetry::JOBS_RELEASED).increment(1);
+                tracing::info!(job = %id, "job handed back");
+            }
+        }
+        Err(Ended::Stopped(StopReason::TimedOut)) => {
+            let allowed = ctx.options.job_timeout.as_secs();
+            let message = format!("the attempt took longer than {allowed} s");
+            failed(ctx, job, JobError { class: FailureClass::Timeout, message }, stop, started).await;
+        }
+        Err(Ended::Failed(error)) => failed(ctx, job, error, stop, started).await,
+    }
+}
+
+async fn failed(ctx: &Context, job: &Job, error: JobError, stop: &StopToken, started: Instant) {
+    let retry = retry::decide(error.class, job.tries, retry::jitter());
+    let held = persist(ctx, stop, || ctx.store.fail(job.id, job.attempt, &error, retry)).await;
+    if !was_held(job, held) {
+        return;
+    }
+    let class = error.class.as_str();
+    match retry {
+        Retry::After(wait) => {
+            counter!(telemetry::JOB_RETRIES, "class" => class).increment(1);
+            let ms = wait.as_millis() as u64;
+            tracing::warn!(job = %job.id, class, error = %error.message, retry_in_ms = ms, "attempt failed");
+        }
+        Retry::Never => {
+            counter!(telemetry::JOB_FAILURES, "class" => class).increment(1);
+            processed(started);
+            tracing::warn!(job = %job.id, class, error = %error.message, "job failed");
+        }
+    }
+}
+
+fn processed(started: Instant) {
+    counter!(telemetry::JOBS_PROCESSED).increment(1);
+    histogram!(telemetry::JOB_DURATION).record(started.elapsed().as_secs_f64());
+}
+
+fn was_held(job: &Job, held: Option<Held>) -> bool {
+    match held {
+        Some(Held::Yes { .. }) => return true,
+        Some(Held::Lost) => {
+            counter!(telemetry::LEASES_LOST).increment(1);
+            tracing::warn!(job = %job.id, attempt = job.attempt.0, "lease lost: another worker has the job, or it ended");
+        }
+        None => tracing::error!(job = %job.id, "the end of the attempt could not be written; its lease will lapse"),
+    }
+    false
+}
+
+/// Writes to the store, again and again while the lease may still hold: a proof is too dear to lose to a short outage.
+async fn persist<F>(ctx: &Context, stop: &StopToken, write: impl Fn() -> F) -> Option<Held>
+where
+    F: Future<Output = Result<Held, StoreError>>,
+{
+    let begun = Instant::now();
+    let mut pause = Duration::from_millis(50);
+    loop {
+        match write().await {
+            Ok(held) => return Some(held),
+            Err(error) => tracing::warn!(%error, "the store failed; trying again"),
+        }
+        if stop.stopped() == Some(StopReason::LeaseLost) || begun.elapsed() > ctx.options.lease * 2 {
+            return None;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+fn ms(since: Instant) -> u64 {
+    since.elapsed().as_millis() as u64
+}

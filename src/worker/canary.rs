@@ -1,0 +1,64 @@
+//! The canary: a tiny circuit of the program's own, proved and verified on a device before it gets jobs.
+
+use std::sync::Arc;
+
+use ark_ff::{Field, One, PrimeField};
+
+use crate::backend::{Backend, Quiet};
+use crate::formats::r1cs::{Constraints, R1cs};
+use crate::groth16::{Verifier, prove, setup};
+use crate::model::{Fr, ProvingKey, StopToken, Witness};
+
+/// A key that is made when the worker starts, and forgotten with it: nobody trusts its proofs.
+pub struct Canary {
+    key: Arc<ProvingKey>,
+    verifier: Verifier,
+}
+
+/// Wires: 1, out = x⁸, x, x², x⁴.
+const WIRES: u32 = 5;
+
+impl Canary {
+    /// Makes the circuit and its key.
+    pub fn new() -> Result<Self, setup::SetupError> {
+        let one = Fr::one().into_bigint();
+        let square = |of: u32, is: u32| [vec![(of, one)], vec![(of, one)], vec![(is, one)]];
+        let mut constraints = Constraints { offsets: vec![0], terms: Vec::new() };
+        for row in [square(2, 3), square(3, 4), square(4, 1)].into_iter().flatten() {
+            constraints.terms.extend(row);
+            constraints.offsets.push(constraints.terms.len() as u64);
+        }
+        let circuit =
+            R1cs { n_wires: WIRES, n_pub_out: 1, n_pub_in: 0, n_prv_in: 1, n_labels: u64::from(WIRES), constraints };
+        let key = setup::generate(&circuit, &|_| {})?;
+        Ok(Self { verifier: Verifier::new(&key.header.vk), key: Arc::new(key) })
+    }
+
+    /// Proves on the device and verifies; the error says why it gets no jobs.
+    pub fn sing(&self, device: &dyn Backend) -> Result<(), String> {
+        let loaded = device.load(self.key.clone()).map_err(|e| e.to_string())?;
+        let x = Fr::from(0x63_616e_6172_79u64);
+        let (x2, x4) = (x.square(), x.square().square());
+        let values = [Fr::ONE, x4.square(), x, x2, x4].map(|v| v.into_bigint());
+        let witness = Witness::from_canonical(values.to_vec());
+        let proved = prove(loaded.as_ref(), &self.verifier, &witness, &StopToken::new(), &Quiet);
+        let proved = proved.map_err(|e| e.to_string())?;
+        if self.verifier.verify(&proved.proof, &proved.public) {
+            Ok(())
+        } else {
+            Err("the canary's proof does not verify".to_owned())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::backend::cpu::CpuBackend;
+
+    #[test]
+    fn the_processor_sings() {
+        Canary::new().unwrap().sing(&CpuBackend::new(2).unwrap()).unwrap();
+    }
+}

@@ -1,0 +1,90 @@
+//! How an attempt ends without a proof.
+
+use std::time::Duration;
+
+use crate::artifacts::ArtifactError;
+use crate::backend::BackendError;
+use crate::groth16::ProveError;
+use crate::model::{FailureClass, JobError, StopReason};
+use crate::registry::RegistryError;
+use crate::witness::WitnessError;
+
+/// How an attempt ends without a proof.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// It failed.
+    Failed(JobError),
+    /// It was stopped.
+    Stopped(StopReason),
+}
+
+impl Ended {
+    pub(super) fn failed(class: FailureClass, why: impl ToString) -> Self {
+        Self::Failed(JobError { class, message: why.to_string() })
+    }
+
+    /// A time-out that has its own bound, as a failure of that name.
+    pub(super) fn in_time(self, what: &str, allowed: Duration) -> Self {
+        match self {
+            Self::Stopped(StopReason::TimedOut) => {
+                Self::failed(FailureClass::Timeout, format!("{what} took longer than {} s", allowed.as_secs()))
+            }
+            other => other,
+        }
+    }
+}
+
+impl From<WitnessError> for Ended {
+    fn from(e: WitnessError) -> Self {
+        match e {
+            WitnessError::Stopped(why) => Self::Stopped(why),
+            // Compiling is bounded in time and memory, and another moment or machine may have more of both.
+            WitnessError::Compile(_) => Self::failed(FailureClass::Transient, e),
+            WitnessError::Input(_)
+            | WitnessError::Module(_)
+            | WitnessError::Assert(_)
+            | WitnessError::Trap(_)
+            | WitnessError::Memory { .. } => Self::failed(FailureClass::BadInput, e),
+        }
+    }
+}
+
+impl From<BackendError> for Ended {
+    fn from(e: BackendError) -> Self {
+        match e {
+            BackendError::Stopped(why) => Self::Stopped(why),
+            BackendError::Shape { .. } => Self::failed(FailureClass::BadInput, e),
+            BackendError::Unavailable { .. } | BackendError::OutOfMemory { .. } | BackendError::Device { .. } => {
+                Self::failed(FailureClass::Device, e)
+            }
+        }
+    }
+}
+
+impl From<ProveError> for Ended {
+    fn from(e: ProveError) -> Self {
+        match e {
+            ProveError::Backend(e) => e.into(),
+            ProveError::WitnessLength { .. } | ProveError::WitnessOne => Self::failed(FailureClass::BadInput, e),
+            ProveError::Invalid { .. } => Self::failed(FailureClass::InvalidProof, e),
+            ProveError::Randomness(_) => Self::failed(FailureClass::Transient, e),
+        }
+    }
+}
+
+impl From<RegistryError> for Ended {
+    fn from(e: RegistryError) -> Self {
+        match e {
+            RegistryError::Backend(e) => e.into(),
+            RegistryError::Witness(e) => e.into(),
+            RegistryError::Key(_) | RegistryError::Mismatch { .. } => Self::failed(FailureClass::BadInput, e),
+            // A file that is gone or damaged can be put back by registering the circuit again.
+            RegistryError::Artifact(ArtifactError::Missing { .. } | ArtifactError::Damaged { .. }) => {
+                Self::failed(FailureClass::Transient, format!("{e}; register the circuit again"))
+            }
+            RegistryError::Artifact(_) | RegistryError::Store(_) | RegistryError::Cut(_) => {
+                Self::failed(FailureClass::Transient, e)
+            }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Named points at which a test can end or hold a worker. Inert unless the hidden `serve --fault-at` names one.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::model::StopToken;
+
+/// Where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    /// A job is claimed; nothing else has happened.
+    AfterClaim,
+    /// Its witness is there.
+    AfterWitness,
+    /// Its proof is there and verified.
+    AfterProve,
+    /// The result is about to be written.
+    BeforeCommit,
+    /// The result is written; the proof's files are not, and the queue has not heard.
+    AfterCommit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Act {
+    /// The process dies at once, as by power loss.
+    Abort,
+    /// The job waits until it is told to stop.
+    Sleep,
+    /// The whole process stands still until it gets SIGCONT, heartbeats too.
+    Freeze,
+}
+
+/// Which fault is armed, if any.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Faults(Option<(Point, Act)>);
+
+impl FromStr for Faults {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let expected = || {
+            let points = "after_claim, after_witness, after_prove, before_commit or after_commit";
+            format!("expected POINT:ACT, POINT one of {points}, ACT abort, sleep or freeze, got {s:?}")
+        };
+        let (point, act) = s.split_once(':').ok_or_else(expected)?;
+        let point = match point {
+            "after_claim" => Point::AfterClaim,
+            "after_witness" => Point::AfterWitness,
+            "after_prove" => Point::AfterProve,
+            "before_commit" => Point::BeforeCommit,
+            "after_commit" => Point::AfterCommit,
+            _ => return Err(expected()),
+        };
+        let act = match act {
+            "abort" => Act::Abort,
+            "sleep" => Act::Sleep,
+            "freeze" => Act::Freeze,
+            _ => return Err(expected()),
+        };
+        Ok(Self(Some((point, act))))
+    }
+}
+
+impl Faults {
+    /// Passes the point, unless a fault is armed there. Says so first, for the test that waits.
+    pub(super) async fn pass(&self, at: Point, stop: &StopToken) {
+        let Some((_, act)) = self.0.filter(|(point, _)| *point == at) else { return };
+        tracing::warn!(point = ?at, ?act, "fault point reached");
+        match act {
+            Act::Abort => signal(rustix::process::Signal::KILL),
+            Act::Freeze => signal(rustix::process::Signal::STOP),
+            Act::Sleep => {
+                while stop.stopped().is_none() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+    }
+}
+
+fn signal(signal: rustix::process::Signal) {
+    if rustix::process::kill_process(rustix::process::getpid(), signal).is_err() {
+        std::process::abort();
+    }
+}

@@ -1,0 +1,181 @@
+//! Heartbeats, from a thread of their own with a runtime of its own and a store connection of its own: however busy
+//! the rest of the process is, a living worker is never taken for a dead one.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+
+use crate::backend::Progress;
+use crate::model::{Attempt, JobId, Stage, StopReason, StopToken};
+use crate::store::{Held, Store};
+use crate::telemetry;
+
+/// A job in hand, as the heartbeat sees it.
+pub(super) struct Lease {
+    job: JobId,
+    attempt: Attempt,
+    stop: StopToken,
+    stage: AtomicU8,
+    /// Bits of an f32.
+    progress: AtomicU32,
+    renewed: Mutex<Instant>,
+}
+
+impl Lease {
+    /// Notes what the job is at.
+    pub(super) fn enter(&self, stage: Stage) {
+        let at = Stage::ALL.iter().position(|s| *s == stage).unwrap_or(0);
+        self.stage.store(at as u8, Ordering::Relaxed);
+        self.report(0.0);
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::ALL.get(usize::from(self.stage.load(Ordering::Relaxed))).copied().unwrap_or(Stage::Load)
+    }
+
+    fn renewed(&self) -> MutexGuard<'_, Instant> {
+        self.renewed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Progress for Lease {
+    fn report(&self, fraction: f32) {
+        self.progress.store(fraction.to_bits(), Ordering::Relaxed);
+    }
+}
+
+/// Leases in hand. Dropping it ends the thread.
+pub(super) struct Keeper {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    leases: Mutex<HashMap<u64, Arc<Lease>>>,
+    next: AtomicU64,
+    closing: AtomicBool,
+    lease: Duration,
+}
+
+/// Keeps a lease alive until dropped.
+pub(super) struct Hold {
+    shared: Arc<Shared>,
+    number: u64,
+    lease: Arc<Lease>,
+}
+
+impl std::ops::Deref for Hold {
+    type Target = Arc<Lease>;
+
+    fn deref(&self) -> &Arc<Lease> {
+        &self.lease
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.shared.lock().remove(&self.number);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Lease>>> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn all(&self) -> Vec<Arc<Lease>> {
+        self.lock().values().cloned().collect()
+    }
+}
+
+impl Keeper {
+    /// Starts the thread. `store` is best one that nothing else uses.
+    pub(super) fn start(store: Arc<dyn Store>, lease: Duration) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            leases: Mutex::default(),
+            next: AtomicU64::new(0),
+            closing: AtomicBool::new(false),
+            lease,
+        });
+        let keeper = Self { shared: shared.clone() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new()
+            .name("heartbeat".to_owned())
+            .spawn(move || runtime.block_on(beat_for_ever(&shared, store.as_ref())))?;
+        Ok(keeper)
+    }
+
+    /// Keeps this lease, just claimed, alive.
+    pub(super) fn hold(&self, job: JobId, attempt: Attempt, stop: StopToken) -> Hold {
+        let lease = Arc::new(Lease {
+            job,
+            attempt,
+            stop,
+            stage: AtomicU8::new(0),
+            progress: AtomicU32::new(0),
+            renewed: Mutex::new(Instant::now()),
+        });
+        let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        self.shared.lock().insert(number, lease.clone());
+        Hold { shared: self.shared.clone(), number, lease }
+    }
+
+    /// Asks every job in hand to stop.
+    pub(super) fn stop_all(&self, why: StopReason) {
+        for lease in self.shared.all() {
+            lease.stop.stop(why);
+        }
+    }
+
+    /// Jobs in hand.
+    pub(super) fn held(&self) -> Vec<(JobId, Attempt)> {
+        self.shared.all().iter().map(|l| (l.job, l.attempt)).collect()
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.shared.closing.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Often enough that three beats may fail, and that a cancel is heard within about a second.
+fn period(lease: Duration) -> Duration {
+    (lease / 4).min(Duration::from_secs(1))
+}
+
+async fn beat_for_ever(shared: &Shared, store: &dyn Store) {
+    let mut tick = tokio::time::interval(period(shared.lease));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while !shared.closing.load(Ordering::Relaxed) {
+        tick.tick().await;
+        join_all(shared.all().iter().map(|lease| beat(lease, store, shared.lease))).await;
+    }
+}
+
+async fn beat(lease: &Lease, store: &dyn Store, length: Duration) {
+    let sent = Instant::now();
+    let progress = f32::from_bits(lease.progress.load(Ordering::Relaxed));
+    let answer = store.heartbeat(lease.job, lease.attempt, length, lease.stage(), progress);
+    match tokio::time::timeout(length / 2, answer).await {
+        Ok(Ok(Held::Yes { cancel })) => {
+            *lease.renewed() = sent;
+            if cancel {
+                lease.stop.stop(StopReason::Cancelled);
+            }
+        }
+        Ok(Ok(Held::Lost)) => lease.stop.stop(StopReason::LeaseLost),
+        failed => {
+            metrics::counter!(telemetry::HEARTBEAT_ERRORS).increment(1);
+            if let Ok(Err(error)) = failed {
+                tracing::warn!(job = %lease.job, %error, "heartbeat failed");
+            }
+            // By now others may have it. Going on would only burn the device.
+            if lease.renewed().elapsed() > length {
+                lease.stop.stop(StopReason::LeaseLost);
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Whether and when a failed job is tried again.
+
+use std::time::Duration;
+
+use crate::model::{FailureClass, Tries};
+use crate::store::Retry;
+
+/// Attempts a job has at transient faults.
+pub const TRANSIENT_ATTEMPTS: u32 = 5;
+/// Attempts a job has at running into a time-out. Few: what was too slow once tends to be too slow again.
+pub const TIMEOUT_ATTEMPTS: u32 = 2;
+/// Attempts a job has at failing devices: the device, another one, the processor.
+pub const DEVICE_ATTEMPTS: u32 = 3;
+/// Workers a job may take down. At the next claim it is put aside as poison.
+pub const LOST_WORKERS: u32 = 3;
+
+/// Longest wait before a retry.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// What becomes of a job whose attempt failed so, after `tries` (this failure not counted).
+///
+/// `jitter` from 0 to 1 spreads the retries of jobs that failed together: the wait is between half and one and a half
+/// times an exponential back-off. Time-outs share the count of transient faults.
+pub fn decide(class: FailureClass, tries: Tries, jitter: f64) -> Retry {
+    let (failed, allowed, first) = match class {
+        FailureClass::BadInput | FailureClass::LostWorker => return Retry::Never,
+        FailureClass::Transient => (tries.transient, TRANSIENT_ATTEMPTS, Duration::from_millis(500)),
+        FailureClass::Timeout => (tries.transient, TIMEOUT_ATTEMPTS, Duration::from_secs(1)),
+        FailureClass::Device | FailureClass::InvalidProof => {
+            (tries.device, DEVICE_ATTEMPTS, Duration::from_millis(100))
+        }
+    };
+    if failed + 1 >= allowed { Retry::Never } else { Retry::After(back_off(first, failed, jitter)) }
+}
+
+/// `first`, doubled with each failure, give or take a half.
+fn back_off(first: Duration, failed: u32, jitter: f64) -> Duration {
+    let doubled = first.saturating_mul(1 << failed.min(16)).min(LONGEST);
+    doubled.mul_f64(0.5 + jitter.clamp(0.0, 1.0))
+}
+
+/// A number from 0 to 1 for [`decide`]. Not random enough for anything else.
+pub(super) fn jitter() -> f64 {
+    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
+    f64::from(nanos % 10_000) / 10_000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Attempts until a job that always fails so is given up.
+    fn attempts(class: FailureClass) -> u32 {
+        let mut tries = Tries::default();
+        for attempt in 1..100 {
+            if decide(class, tries, 0.5) == Retry::Never {
+                return attempt;
+            }
+            match class {
+                FailureClass::Transient | FailureClass::Timeout => tries.transient += 1,
+                _ => tries.device += 1,
+            }
+        }
+        panic!("retried for ever");
+    }
+
+    #[test]
+    fn every_class_ends() {
+        assert_eq!(attempts(FailureClass::BadInput), 1);
+        assert_eq!(attempts(FailureClass::LostWorker), 1);
+        assert_eq!(attempts(FailureClass::Transient), 5);
+        assert_eq!(attempts(FailureClass::Timeout), 2);
+        assert_eq!(attempts(FailureClass::Device), 3);
+        assert_eq!(attempts(FailureClass::InvalidProof), 3);
+    }
+
+    #[test]
+    fn budgets_are_separate() {
+        let tries = Tries { transient: 4, device: 0, lost: 2 };
+        assert!(matches!(decide(FailureClass::Device, tries, 0.5), Retry::After(_)));
+        let tries = Tries { transient: 0, device: 2, lost: 2 };
+        assert!(matches!(decide(FailureClass::Transient, tries, 0.5), Retry::After(_)));
+    }
+
+    #[test]
+    fn waits_double_are_spread_and_bounded() {
+        let wait = |transient, jitter| match decide(
+            FailureClass::Transient,
+            Tries { transient, ..Tries::default() },
+            jitter,
+        ) {
+            Retry::After(d) => d.as_millis(),
+            Retry::Never => panic!("given up"),
+        };
+        assert_eq!([wait(0, 0.5), wait(1, 0.5), wait(2, 0.5), wait(3, 0.5)], [500, 1000, 2000, 4000]);
+        assert_eq!((wait(1, 0.0), wait(1, 1.0)), (500, 1500));
+        assert!(back_off(Duration::from_secs(1), 4_000_000, 1.0) <= LONGEST * 3 / 2);
+        assert!((0.0..=1.0).contains(&jitter()));
+    }
+}
