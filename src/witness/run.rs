@@ -442,7 +442,10 @@ impl Interface {
     pub(super) fn check(&self, module: &Module) -> std::result::Result<(), WitnessError> {
         for name in self.imports {
             if !module.imports().any(|i| i.name() == *name) {
-                return Err(WitnessError::Module(format!("expected import runtime.{name} ({}), got nothing", self.name)));
+                return Err(WitnessError::Module(format!(
+                    "expected import runtime.{name} ({}), got nothing",
+                    self.name
+                )));
             }
         }
         for (name, params, results, required) in self.functions {

@@ -218,9 +218,15 @@ fn deep_recursion_is_a_trap() {
 #[test]
 fn traps_are_told() {
     is_trap(&Program::new().with("init", "(param i32) unreachable").error(), "unreachable");
-    is_trap(&Program::new().with("getWitness", "(param i32) (drop (i32.load (i32.const -8)))").error(), "out of bounds");
+    is_trap(
+        &Program::new().with("getWitness", "(param i32) (drop (i32.load (i32.const -8)))").error(),
+        "out of bounds",
+    );
     is_trap(&Program::new().more("(func $t unreachable) (start $t)").error(), "unreachable");
-    is_trap(&Program::new().more("(table 1 funcref)").with("init", "(param i32) (call_indirect (i32.const 0))").error(), "uninit");
+    is_trap(
+        &Program::new().more("(table 1 funcref)").with("init", "(param i32) (call_indirect (i32.const 0))").error(),
+        "uninit",
+    );
 }
 
 #[test]
@@ -288,8 +294,11 @@ fn messages_are_capped() {
     // What it prints cannot write to a terminal.
     let bell = Program::new()
         .more("(global $n (mut i32) (i32.const 0))")
-        .with("getMessageChar", "(result i32) (global.set $n (i32.add (global.get $n) (i32.const 1)))
-            (if (result i32) (i32.lt_u (global.get $n) (i32.const 3)) (then i32.const 27) (else i32.const 0))")
+        .with(
+            "getMessageChar",
+            "(result i32) (global.set $n (i32.add (global.get $n) (i32.const 1)))
+            (if (result i32) (i32.lt_u (global.get $n) (i32.const 3)) (then i32.const 27) (else i32.const 0))",
+        )
         .with("setInputSignal", "(param i32 i32 i32) (call $message) (call $exception (i32.const 4))");
     assert!(!bell.error().to_string().contains('\u{1b}'));
 }
@@ -311,7 +320,10 @@ fn exports_are_checked() {
 
 #[test]
 fn the_version_and_the_field_are_checked() {
-    is_module(&Program::new().with("getVersion", "(result i32) i32.const 3").error(), "expected circom version 2, got 3");
+    is_module(
+        &Program::new().with("getVersion", "(result i32) i32.const 3").error(),
+        "expected circom version 2, got 3",
+    );
     is_module(&Program::new().with("getFieldNumLen32", "(result i32) i32.const 12").error(), "12 32-bit words");
     is_module(&Program::new().with("getFieldNumLen32", "(result i32) i32.const -1").error(), "32-bit words");
     let mut other = Program::new();
