@@ -80,7 +80,9 @@ pub(super) fn generate(run: &mut Run, inputs: &Inputs, size: u32) -> Result<Witn
         let (high, low) = hash(name);
         let signal = || name.to_owned();
         run.try_call(&offset_of, (word as i32, 0, high, low)).map_err(|f| match f {
-            Failure::Exception(Exception { code: HASH_NOT_FOUND }, _) => InputError::Unknown { signal: signal() }.into(),
+            Failure::Exception(Exception { code: HASH_NOT_FOUND }, _) => {
+                InputError::Unknown { signal: signal() }.into()
+            }
             f => outside_input(f),
         })?;
         let offset = i32::from_le_bytes(run.bytes(word)?);

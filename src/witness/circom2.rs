@@ -101,9 +101,9 @@ impl Window {
         let mut bytes = element_bytes(value);
         let done = match self.start {
             Some(at) => run.write(at, &bytes),
-            None => (0..).zip(bytes.as_chunks::<4>().0).try_for_each(|(i, word)| {
-                run.call(&self.write, (i, i32::from_le_bytes(*word)))
-            }),
+            None => (0..)
+                .zip(bytes.as_chunks::<4>().0)
+                .try_for_each(|(i, word)| run.call(&self.write, (i, i32::from_le_bytes(*word)))),
         };
         bytes.zeroize();
         done

@@ -10,8 +10,8 @@ mod run;
 mod sandbox;
 mod wasm;
 
-pub use inputs::{InputError, Inputs};
 pub use compile::compile_into_cache;
+pub use inputs::{InputError, Inputs};
 pub use wasm::{Abi, Limits, ModuleCache, WasmInfo, WasmWitness};
 
 use crate::model::{StopReason, StopToken, Witness};

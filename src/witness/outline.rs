@@ -77,7 +77,9 @@ impl Outline {
             }
         }
         if !circom1 && !circom2 {
-            return refuse("it exports neither getVersion, as circom 2's programs do, nor getFrLen, as circom 1's".into());
+            return refuse(
+                "it exports neither getVersion, as circom 2's programs do, nor getFrLen, as circom 1's".into(),
+            );
         }
         Ok(Self { circom1: !circom2, longest_function })
     }

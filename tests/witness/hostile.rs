@@ -218,17 +218,23 @@ fn deep_recursion_is_a_trap() {
 #[test]
 fn traps_are_told() {
     is_trap(&Program::new().with("init", "(param i32) unreachable").error(), "unreachable");
-    is_trap(&Program::new().with("getWitness", "(param i32) (drop (i32.load (i32.const -8)))").error(), "out of bounds");
+    is_trap(
+        &Program::new().with("getWitness", "(param i32) (drop (i32.load (i32.const -8)))").error(),
+        "out of bounds",
+    );
     is_trap(&Program::new().more("(func $t unreachable) (start $t)").error(), "unreachable");
-    is_trap(&Program::new().more("(table 1 funcref)").with("init", "(param i32) (call_indirect (i32.const 0))").error(), "uninit");
+    is_trap(
+        &Program::new().more("(table 1 funcref)").with("init", "(param i32) (call_indirect (i32.const 0))").error(),
+        "uninit",
+    );
 }
 
 #[test]
 fn tables_are_capped() {
-    is_trap(&Program::new().more("(table 10000000 funcref)").error(), "table of 10000000 elements");
-    is_trap(&Program::new().more("(table 1 funcref)".repeat(5).as_str()).error(), "");
+    is_module(&Program::new().more("(table 10000000 funcref)").error(), "table of 10000000 elements");
+    is_trap(&Program::new().more("(table 1 funcref)".repeat(5).as_str()).error(), "table count too high");
     let grow = "(param i32) (loop (drop (table.grow (ref.null func) (i32.const 100000))) (br 0))";
-    is_trap(&Program::new().more("(table 1 funcref)").with("init", grow).error(), "table of");
+    is_module(&Program::new().more("(table 1 funcref)").with("init", grow).error(), "it wants a table of");
 }
 
 #[test]
@@ -288,8 +294,11 @@ fn messages_are_capped() {
     // What it prints cannot write to a terminal.
     let bell = Program::new()
         .more("(global $n (mut i32) (i32.const 0))")
-        .with("getMessageChar", "(result i32) (global.set $n (i32.add (global.get $n) (i32.const 1)))
-            (if (result i32) (i32.lt_u (global.get $n) (i32.const 3)) (then i32.const 27) (else i32.const 0))")
+        .with(
+            "getMessageChar",
+            "(result i32) (global.set $n (i32.add (global.get $n) (i32.const 1)))
+            (if (result i32) (i32.lt_u (global.get $n) (i32.const 3)) (then i32.const 27) (else i32.const 0))",
+        )
         .with("setInputSignal", "(param i32 i32 i32) (call $message) (call $exception (i32.const 4))");
     assert!(!bell.error().to_string().contains('\u{1b}'));
 }
@@ -311,7 +320,10 @@ fn exports_are_checked() {
 
 #[test]
 fn the_version_and_the_field_are_checked() {
-    is_module(&Program::new().with("getVersion", "(result i32) i32.const 3").error(), "expected circom version 2, got 3");
+    is_module(
+        &Program::new().with("getVersion", "(result i32) i32.const 3").error(),
+        "expected circom version 2, got 3",
+    );
     is_module(&Program::new().with("getFieldNumLen32", "(result i32) i32.const 12").error(), "12 32-bit words");
     is_module(&Program::new().with("getFieldNumLen32", "(result i32) i32.const -1").error(), "32-bit words");
     let mut other = Program::new();
@@ -334,7 +346,8 @@ fn imports_are_checked() {
         is_module(&Program::new().import(text).error(), says);
     }
     // A known name with another type cannot be linked.
-    is_trap(&Program::new().import(r#"(import "runtime" "showSharedRWMemory" (func (param i64)))"#).error(), "");
+    let bent = Program::new().import(r#"(import "runtime" "showSharedRWMemory" (func (param i64)))"#);
+    is_module(&bent.error(), "it imports runtime.showSharedRWMemory with other parameters");
     // A program that could not tell of a failed assert.
     let deaf = wat::parse_str("(module (func (export \"getVersion\") (result i32) i32.const 2))").unwrap();
     is_module(&WasmWitness::load(&deaf, SMALL, &NO_CACHE).unwrap_err(), "runtime.exceptionHandler");
@@ -342,9 +355,10 @@ fn imports_are_checked() {
 
 #[test]
 fn features_that_circom_does_not_use_are_refused() {
-    is_module(&Program::new().memory("(memory (export \"memory\") i64 1)").load().unwrap_err(), "");
-    is_module(&Program::new().memory("(memory (export \"memory\") 1 2 shared)").load().unwrap_err(), "");
-    is_module(&Program::new().more("(memory 1)").load().unwrap_err(), "");
+    let invalid = "the module is not valid";
+    is_module(&Program::new().memory("(memory (export \"memory\") i64 1)").load().unwrap_err(), invalid);
+    is_module(&Program::new().memory("(memory (export \"memory\") 1 2 shared)").load().unwrap_err(), invalid);
+    is_module(&Program::new().more("(memory 1)").load().unwrap_err(), invalid);
 }
 
 #[test]
