@@ -188,7 +188,10 @@ fn explain(status: ExitStatus, stderr: &str, memory: u64) -> String {
         return format!("it takes more than {memory} bytes of memory");
     }
     let lines = || stderr.lines().map(str::trim).filter(|l| !l.is_empty());
-    let said = lines().find_map(|l| l.strip_prefix("error: ")).or(lines().next_back()).map(clip);
+    let said = lines().find_map(|l| l.strip_prefix("error: ")).or(lines().next_back());
+    // The child's sentence begins as the one does that this one goes into.
+    let prefix = WitnessError::Compile(String::new()).to_string();
+    let said = said.map(|l| clip(l.strip_prefix(&prefix).unwrap_or(l)));
     match (said, status.signal()) {
         (Some(said), None) => said,
         (Some(said), Some(signal)) => format!("its compiler was ended by signal {signal}: {said}"),

@@ -3,18 +3,24 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use tempfile::TempDir;
 
 use super::*;
 
-/// A private folder, and the compilers that run in tests.
+/// A private folder, and the compilers that run in tests. One at a time: a script that is still open for writing, if
+/// only in another test's newborn child, cannot be run.
 struct Kitchen {
     folder: TempDir,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Kitchen {
     fn new() -> Self {
-        Self { folder: TempDir::new().unwrap() }
+        static ALONE: Mutex<()> = Mutex::new(());
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        Self { folder: TempDir::new().unwrap(), _alone }
     }
 
     fn dir(&self) -> PathBuf {
@@ -187,6 +193,8 @@ fn a_child_is_ended_at_its_deadline() {
 fn a_child_that_fails_is_told_in_one_sentence() {
     assert_eq!(failed("exit 3", AMPLE), "its compiler failed with exit status: 3");
     assert_eq!(failed("echo warning; echo 'error: no luck' >&2; exit 1", AMPLE), "no luck");
+    let own = WitnessError::Compile("no luck".into());
+    assert_eq!(failed(&format!("echo 'error: {own}' >&2; exit 1"), AMPLE), "no luck");
     assert_eq!(failed("echo one >&2; echo two >&2; exit 1", AMPLE), "two");
     assert_eq!(failed("kill -9 $$", AMPLE), "its compiler was ended by signal 9");
     let long = failed("head -c 100000 /dev/zero | tr '\\0' x >&2; exit 1", AMPLE);
