@@ -36,6 +36,10 @@ pub(super) struct Host {
     message_char: Option<TypedFunc<(), i32>>,
 }
 
+/// Memory that a program may grow to, bytes, however much it may declare. circom declares what its program needs and
+/// never grows it, so one that grows is no witness program as circom writes it.
+const GROWN: u64 = 256 << 20;
+
 /// Counts memory and tables.
 struct Meter {
     limit: u64,
@@ -47,9 +51,11 @@ struct Meter {
 impl ResourceLimiter for Meter {
     fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
         let total = self.memory.saturating_sub(current as u64).saturating_add(desired as u64);
-        if total > self.limit {
+        let limit = if current == 0 { self.limit } else { self.limit.min(self.memory.max(GROWN)) };
+        if total > limit {
             // A trap, rather than a −1 that a program may try again for ever.
             self.exceeded = true;
+            self.limit = limit;
             return Err(Error::msg("memory limit"));
         }
         self.memory = total;
@@ -59,7 +65,7 @@ impl ResourceLimiter for Meter {
     fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
         let total = self.table.saturating_sub(current).saturating_add(desired);
         if total > MAX_TABLE {
-            return Err(Error::msg(format!("it wants a table of {total} elements, more than {MAX_TABLE}")));
+            return Err(Error::new(Refused(format!("it wants a table of {total} elements, more than {MAX_TABLE}"))));
         }
         self.table = total;
         Ok(true)
@@ -104,6 +110,18 @@ impl std::fmt::Display for Interrupted {
 }
 
 impl std::error::Error for Interrupted {}
+
+/// The module is not fit to be instantiated.
+#[derive(Debug)]
+struct Refused(String);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
 
 /// How a call fails.
 #[derive(Debug)]
@@ -202,7 +220,6 @@ fn printable(bytes: &[u8]) -> String {
 pub(super) struct Run {
     store: Store<Host>,
     instance: Instance,
-    stop: StopToken,
     limit: u64,
 }
 
@@ -219,13 +236,12 @@ impl Run {
         let mut store = Store::new(&sandbox.engine, host);
         store.limiter(|h| &mut h.meter);
         store.set_epoch_deadline(1);
-        let token = stop.clone();
-        store.epoch_deadline_callback(move |_| match token.stopped() {
+        store.epoch_deadline_callback(move |_| match stop.stopped() {
             Some(why) => Err(Error::new(Interrupted(why))),
             None => Ok(UpdateDeadline::Continue(1)),
         });
         match Self::instantiate(sandbox, module, &mut store, limit) {
-            Ok(instance) => Ok(Self { store, instance, stop, limit }),
+            Ok(instance) => Ok(Self { store, instance, limit }),
             Err(e) => Err(match failure(&store, limit, e) {
                 Failure::Exception(e, trace) => WitnessError::Trap(format!("{e} at its start: {trace}")),
                 Failure::Other(e) => e,
@@ -244,7 +260,20 @@ impl Run {
                     store.data_mut().memory = Some(memory);
                     Extern::Memory(memory)
                 }
-                _ => sandbox.linker.get(&mut *store, import.module(), import.name())?,
+                wanted => {
+                    let (module, name) = (import.module(), import.name());
+                    let ours = sandbox.linker.get(&mut *store, module, name)?;
+                    let same = match (&wanted, ours.ty(&*store)) {
+                        (ExternType::Func(a), ExternType::Func(b)) => b.matches(a),
+                        _ => false,
+                    };
+                    if !same {
+                        return Err(Error::new(Refused(format!(
+                            "it imports {module}.{name} with other parameters than circom's"
+                        ))));
+                    }
+                    ours
+                }
             });
         }
         let instance = Instance::new(&mut *store, module, &externs)?;
@@ -356,11 +385,7 @@ impl Run {
             drop(Witness::from_canonical(values));
             return Err(wrong);
         }
-        let witness = Witness::from_canonical(values);
-        match self.stop.stopped() {
-            Some(why) => Err(WitnessError::Stopped(why)),
-            None => Ok(witness),
-        }
+        Ok(Witness::from_canonical(values))
     }
 }
 
@@ -375,6 +400,9 @@ fn failure(store: &Store<Host>, limit: u64, e: Error) -> Failure {
     }
     if let Some(Interrupted(why)) = e.downcast_ref() {
         return Failure::Other(WitnessError::Stopped(*why));
+    }
+    if let Some(Refused(why)) = e.downcast_ref() {
+        return Failure::Other(WitnessError::Module(why.clone()));
     }
     if let Some(exception) = e.downcast_ref::<Exception>() {
         return Failure::Exception(*exception, store.data().trace.clone());

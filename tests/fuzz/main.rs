@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod files;
+mod inputs;
 mod json;
 mod mutate;
 
