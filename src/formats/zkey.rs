@@ -23,7 +23,7 @@ use ark_bn254::{Bn254, FrConfig};
 use ark_ec::pairing::Pairing;
 use ark_ec::short_weierstrass::Bucket;
 use ark_ec::{AffineRepr, CurveGroup};
-use ark_ff::{BigInteger256, Field, MontConfig, PrimeField};
+use ark_ff::{BigInteger256, Field, MontConfig, PrimeField, Zero};
 use bytes::Bytes;
 use num_bigint::BigUint;
 use rayon::prelude::*;
@@ -397,7 +397,9 @@ fn check_header_points(h: &KeyHeader) -> Result<(), FormatError> {
     check_points_g1(IC, &encode_g1(&h.vk.ic), &|_| {})?;
 
     for (name, in_g1, in_g2) in [("beta", h.beta_g1, h.vk.beta_g2), ("delta", h.delta_g1, h.vk.delta_g2)] {
-        if Bn254::pairing(in_g1, G2Affine::generator()) != Bn254::pairing(G1Affine::generator(), in_g2) {
+        // e(x·G₁, G₂) · e(−G₁, y·G₂) is 1 only if x = y.
+        let g1 = [in_g1, -G1Affine::generator()];
+        if !Bn254::multi_pairing(g1, [G2Affine::generator(), in_g2]).is_zero() {
             return Err(mismatch(header_place(name), "the same number in G1 and in G2", "two numbers"));
         }
     }
@@ -407,45 +409,36 @@ fn check_header_points(h: &KeyHeader) -> Result<(), FormatError> {
 /// Points that one task looks at.
 const POINTS_PER_TASK: usize = 1 << 13;
 
-/// Points of G2 that one task looks at: enough that the buckets of [`all_in_g2`] pay.
-const TWIST_POINTS_PER_TASK: usize = 1 << 18;
+/// Points of G2 in a batch: enough that the buckets of [`all_in_g2`] pay, and 32 MiB.
+const POINTS_PER_BATCH: usize = 1 << 18;
 
 fn check_points_g1(section: (u32, &str), bytes: &[u8], done: &(dyn Fn(usize) + Sync)) -> Result<(), FormatError> {
-    first_fault(section, bytes, G1_BYTES, POINTS_PER_TASK, done, |points| {
-        points.chunks_exact(G1_BYTES).enumerate().find_map(|(i, p)| decode_g1(p).err().map(|fault| (i, fault)))
-    })
-}
-
-fn check_points_g2(section: (u32, &str), bytes: &[u8], done: &(dyn Fn(usize) + Sync)) -> Result<(), FormatError> {
-    let done = |bytes| done(4 * bytes);
-    first_fault(section, bytes, G2_BYTES, TWIST_POINTS_PER_TASK, &done, |bytes| {
-        let decoded: Vec<_> = bytes.par_chunks_exact(G2_BYTES).map(decode_twist).collect();
-        let points: Vec<_> = decoded.iter().map_while(|p| p.as_ref().ok().copied()).collect();
-        let outside = || points.par_iter().position_first(|p| !p.is_in_correct_subgroup_assuming_on_curve());
-        if !all_in_g2(&points, bytes)
-            && let Some(i) = outside()
-        {
-            return Some((i, Fault::Subgroup));
-        }
-        decoded.into_iter().enumerate().find_map(|(i, p)| p.err().map(|fault| (i, fault)))
-    })
-}
-
-/// Runs `find` over the points of a section, `per_task` at a time, in parallel; it gives the first fault of its part.
-fn first_fault(
-    section: (u32, &str),
-    bytes: &[u8],
-    size: usize,
-    per_task: usize,
-    done: &(dyn Fn(usize) + Sync),
-    find: impl Fn(&[u8]) -> Option<(usize, Fault)> + Sync,
-) -> Result<(), FormatError> {
-    let fault = bytes.par_chunks(size * per_task).enumerate().find_map_first(|(task, part)| {
-        let fault = find(part);
+    let fault = bytes.par_chunks(G1_BYTES * POINTS_PER_TASK).enumerate().find_map_first(|(task, part)| {
+        let mut points = part.chunks_exact(G1_BYTES).enumerate();
+        let fault = points.find_map(|(i, p)| decode_g1(p).err().map(|fault| (i, fault)));
         done(part.len());
-        fault.map(|(i, fault)| fault.at(section, task * per_task + i))
+        fault.map(|(i, fault)| fault.at(section, task * POINTS_PER_TASK + i))
     });
     fault.map_or(Ok(()), Err)
+}
+
+/// Batch after batch, each in parallel.
+fn check_points_g2(section: (u32, &str), bytes: &[u8], done: &(dyn Fn(usize) + Sync)) -> Result<(), FormatError> {
+    for (batch, part) in bytes.chunks(G2_BYTES * POINTS_PER_BATCH).enumerate() {
+        let off_curve = part.par_chunks_exact(G2_BYTES).position_first(|p| decode_twist(p).is_err());
+        let on_curve = &part[..off_curve.map_or(part.len(), |i| i * G2_BYTES)];
+        let points: Vec<_> = on_curve.par_chunks_exact(G2_BYTES).map(g2_raw).collect();
+        let outside = match all_in_g2(&points, on_curve) {
+            true => None,
+            false => points.par_iter().position_first(|p| !p.is_in_correct_subgroup_assuming_on_curve()),
+        };
+        if let Some(i) = outside.or(off_curve) {
+            let fault = decode_g2(&part[i * G2_BYTES..(i + 1) * G2_BYTES]).map(drop);
+            return fault.map_err(|fault| fault.at(section, batch * POINTS_PER_BATCH + i));
+        }
+        done(4 * part.len());
+    }
+    Ok(())
 }
 
 /// Rounds of [`all_in_g2`].

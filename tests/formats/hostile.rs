@@ -396,3 +396,15 @@ fn a_constraint_with_more_terms_than_wires_is_read_as_it_is() {
     assert_eq!(system.constraints.row(0, 0).len(), 100);
     assert_eq!(system.constraints.row(0, 0)[99], (3, BigInteger256::from(99u8)));
 }
+
+/// As many empty sections as bytes can name: skipped, not collected.
+#[test]
+fn very_many_sections_are_skipped_at_once() {
+    let mut file = small::wtns_file();
+    let n = 2_000_000u32;
+    file[8..12].copy_from_slice(&(n + 2).to_le_bytes());
+    for _ in 0..n {
+        file.extend([99, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    }
+    assert_eq!(wtns::parse(&file).unwrap().len(), 4);
+}

@@ -93,14 +93,22 @@ fn zkey_files() {
     }
     fuzz("zkey", damaged(originals), |file| {
         let Ok(key) = zkey::parse(Bytes::from(file)) else { return Ok(()) };
-        let sound = zkey::check(&key);
+        let _ = zkey::check(&key);
         let mut written = Vec::new();
         zkey::write(&key, &mut written).unwrap();
         let again = zkey::parse(Bytes::from(written)).map_err(|e| TestCaseError::fail(e.to_string()))?;
         prop_assert_eq!(&again.header.vk, &key.header.vk);
-        prop_assert_eq!(&again.sections.coefficients, &key.sections.coefficients);
-        prop_assert_eq!(&again.sections.h, &key.sections.h);
-        prop_assert_eq!(zkey::check(&again), sound);
+        let (a, b) = (&again.sections, &key.sections);
+        for (a, b) in [
+            (&a.coefficients, &b.coefficients),
+            (&a.a, &b.a),
+            (&a.b1, &b.b1),
+            (&a.b2, &b.b2),
+            (&a.c, &b.c),
+            (&a.h, &b.h),
+        ] {
+            prop_assert_eq!(a, b);
+        }
         let json = snarkjs::vkey_to_json(&key.header.vk);
         prop_assert_eq!(snarkjs::vkey_from_json(&json), Ok(again.header.vk));
         Ok(())
