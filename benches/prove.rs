@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ark_bn254::Bn254;
-use ark_ff::{BigInteger256, FftField, Field, PrimeField};
+use ark_ff::{BigInteger256, Field, PrimeField};
 use ark_groth16::Groth16;
 use ark_groth16::r1cs_to_qap::{LibsnarkReduction, R1CSToQAP};
 use ark_poly::EvaluationDomain;
@@ -87,10 +87,10 @@ impl Ark {
         let g1 = |b: &[u8]| b.chunks_exact(64).map(g1_raw).collect::<Vec<_>>();
         let inputs = h.n_public as usize + 1;
         let mut matrices = vec![vec![Vec::new(); h.domain_size as usize]; 2];
-        let inverse_r = Fr::from_bigint(BigInteger256::one()).map(|_| montgomery_r().inverse()).flatten();
+        let inverse_r = montgomery_r().inverse().expect("R is not zero");
         for e in key.coefficients() {
             // Stored as v·R²: as Montgomery limbs that is v·R.
-            let value = Fr::new_unchecked(e.value) * inverse_r.expect("R is not zero");
+            let value = Fr::new_unchecked(e.value) * inverse_r;
             matrices[e.matrix as usize][e.row as usize].push((value, e.signal as usize));
         }
         let constraints = h.domain_size as usize - inputs;

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::files::{self, about};
-use super::{CliError, Output, witness};
+use super::{CliError, Output, session, witness};
 use crate::formats::{r1cs, snarkjs, wtns, zkey};
 use crate::model::ContentHash;
 
@@ -93,7 +93,7 @@ fn look(path: &Path, bytes: &bytes::Bytes, check: bool) -> Result<(&'static str,
             ))
         }
         Some(b"\0asm") => {
-            let program = witness::load(bytes).map_err(|e| about(path, e))?;
+            let program = witness::load(bytes, &session::config()?).map_err(|e| about(path, e))?;
             Ok(("circom witness program", serde_json::to_value(program.info()).map_err(CliError::failed)?))
         }
         _ => json_document(path),

@@ -7,8 +7,8 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::files::{self, about};
-use super::{CliError, Output, witness};
-use crate::backend::{Progress, discover};
+use super::{CliError, Output, session, witness};
+use crate::backend::Progress;
 use crate::formats::{snarkjs, wtns};
 use crate::groth16::{self, Verifier};
 use crate::model::{StopToken, Witness};
@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", required_unless_present = "files")]
     public: Option<PathBuf>,
     /// Threads for the proof; all cores by default.
-    #[arg(long, value_name = "N", env = "PROVER_THREADS")]
+    #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
     threads: Option<usize>,
 }
 
@@ -93,6 +93,8 @@ struct Report<'a> {
 /// Proves, verifies, and only then writes the two files.
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let plan = args.plan()?;
+    let mut config = session::config()?;
+    config.threads = args.threads.or(config.threads);
     let bar = out.bar("witness");
     let start = Instant::now();
     let key = files::proving_key(&plan.zkey)?;
@@ -101,13 +103,12 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let start = Instant::now();
     let witness = match &plan.witness {
         Source::File(path) => read_witness(path)?,
-        Source::Program { wasm, input } => witness::compute(wasm, input)?,
+        Source::Program { wasm, input } => witness::compute(wasm, input, &config)?,
     };
     let witness_ms = ms(start.elapsed());
 
     bar.set_message("load");
-    let choice = crate::backend::BackendChoice::Auto;
-    let found = discover(choice, args.threads).map_err(CliError::failed)?;
+    let found = session::devices(&config)?;
     let device = found.devices.first().ok_or_else(|| CliError::failed("no device passed its self-test"))?;
     let start = Instant::now();
     let loaded = device.load(Arc::new(key)).map_err(|e| about(&plan.zkey, e))?;

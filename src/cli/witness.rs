@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::files::{self, about};
-use super::{CliError, Output};
+use super::{CliError, Output, session};
+use crate::config::Config;
 use crate::formats::wtns;
 use crate::model::{StopToken, Witness};
-use crate::witness::{Inputs, Limits, ModuleCache, WasmWitness, WitnessError, WitnessGenerator, compile_into_cache};
+use crate::registry::RegistryLimits;
+use crate::witness::{Inputs, WasmWitness, WitnessError, WitnessGenerator, compile_into_cache};
+use crate::worker::module_cache;
 
 /// Arguments of `witness`.
 #[derive(clap::Args)]
@@ -33,7 +36,7 @@ struct Report<'a> {
 /// Computes a witness and writes it, byte for byte as snarkjs would.
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let bar = out.bar("witness");
-    let witness = compute(&args.wasm, &args.input)?;
+    let witness = compute(&args.wasm, &args.input, &session::config()?)?;
     bar.finish_and_clear();
     files::write(&args.out, |to| wtns::write(&witness, to))?;
     let report = Report { witness: &args.out, values: witness.len() };
@@ -42,25 +45,20 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
 }
 
 /// Computes the witness of the inputs in a file by the program in another.
-pub fn compute(wasm: &Path, input: &Path) -> Result<Witness, CliError> {
+pub fn compute(wasm: &Path, input: &Path, config: &Config) -> Result<Witness, CliError> {
     let inputs = {
         let json = files::map(input)?;
         Inputs::parse(&json).map_err(|e| about(input, e))?
     };
     let program = files::map(wasm)?;
-    let loaded = load(&program).map_err(|e| about(wasm, e))?;
+    let loaded = load(&program, config).map_err(|e| about(wasm, e))?;
     loaded.generate(&inputs, &StopToken::new()).map_err(|e| about(input, e))
 }
 
 /// Loads a witness program within the configured bounds.
-pub fn load(program: &[u8]) -> Result<WasmWitness, WitnessError> {
-    let limits = Limits {
-        time: std::time::Duration::from_secs(600),
-        memory: 4 << 30,
-        compile_time: std::time::Duration::from_secs(300),
-        compile_memory: 4 << 30,
-    };
-    WasmWitness::load(program, limits, &ModuleCache { dir: None, compiler: None })
+pub fn load(program: &[u8], config: &Config) -> Result<WasmWitness, WitnessError> {
+    let limits = RegistryLimits::with_witness_time(config.witness_timeout).witness;
+    WasmWitness::load(program, limits, &module_cache(config))
 }
 
 /// Arguments of the hidden `compile-witness`.

@@ -8,6 +8,7 @@
 //! bytes after it belong to nothing, which no writer produces and which a wrong section count would leave, so they
 //! are an error.
 
+use std::fmt;
 use std::ops::Range;
 
 use num_bigint::BigUint;
@@ -39,18 +40,18 @@ pub(super) struct Sections<'a> {
 impl<'a> Sections<'a> {
     /// Finds the sections of `file`. Takes time and memory for the section headers only.
     pub fn read(file: &'a [u8], format: &'static Format) -> Result<Self, FormatError> {
-        let mut at = Cursor { file, at: 0, end: file.len(), section: format.magic.to_owned() };
+        let mut at = Cursor { file, at: 0, end: file.len(), section: Place::File(format.magic) };
         let magic = at.take(4, "magic")?;
         if magic != format.magic.as_bytes() {
             return Err(mismatch(
-                format!("{} file, magic", format.magic),
+                at.place("magic"),
                 format!("{:?}", format.magic),
                 format!("\"{}\"", magic.escape_ascii()),
             ));
         }
         let version = at.u32("version")?;
         if version != format.version {
-            return Err(mismatch(format!("{} file, version", format.magic), format.version, version));
+            return Err(mismatch(at.place("version"), format.version, version));
         }
         let count = at.u32("number of sections")?;
         let needed = u64::from(count) * SECTION_HEADER as u64;
@@ -65,13 +66,13 @@ impl<'a> Sections<'a> {
         }
         let mut found = vec![None; format.sections.len()];
         for i in 0..count {
-            at.section = format!("section header {i} of {count}");
+            at.section = Place::Header(i, count);
             let id = at.u32("id")?;
             let length = at.u64("length")?;
             let known = format.sections.iter().position(|s| s.0 == id);
             at.section = match known {
-                Some(k) => section_name(format.sections[k]),
-                None => format!("section {id}"),
+                Some(k) => Place::Section(format.sections[k]),
+                None => Place::Unread(id),
             };
             let start = at.at;
             at.skip(length, "data")?;
@@ -102,7 +103,7 @@ impl<'a> Sections<'a> {
     pub fn optional(&self, id: u32) -> Option<Cursor<'a>> {
         let k = self.format.sections.iter().position(|s| s.0 == id)?;
         let range = self.found[k].clone()?;
-        let section = section_name(self.format.sections[k]);
+        let section = Place::Section(self.format.sections[k]);
         Some(Cursor { file: self.file, at: range.start, end: range.end, section })
     }
 
@@ -116,12 +117,32 @@ pub(super) fn section_name((id, name): (u32, &str)) -> String {
     format!("section {id} ({name})")
 }
 
+/// What a cursor is in; put into words only for a message, since a file may have very many sections.
+#[derive(Clone, Copy)]
+enum Place {
+    File(&'static str),
+    Header(u32, u32),
+    Section((u32, &'static str)),
+    Unread(u32),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::File(magic) => write!(f, "{magic} file"),
+            Self::Header(i, count) => write!(f, "header of section {} of {count}", i + 1),
+            Self::Section(s) => f.write_str(&section_name(s)),
+            Self::Unread(id) => write!(f, "section {id}"),
+        }
+    }
+}
+
 /// Reads one section from its front.
 pub(super) struct Cursor<'a> {
     file: &'a [u8],
     at: usize,
     end: usize,
-    section: String,
+    section: Place,
 }
 
 impl<'a> Cursor<'a> {

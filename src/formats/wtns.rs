@@ -14,7 +14,7 @@ use crate::model::{FR_MODULUS_DEC, Fr, Witness, limbs};
 
 static WTNS: Format = Format { magic: "wtns", version: 2, sections: &[(1, "header"), (2, "values")] };
 
-/// Values copied at a time when writing.
+/// Values that are checked or copied at a time.
 const VALUES_PER_PART: usize = 1 << 12;
 
 /// Reads a witness.
@@ -48,7 +48,11 @@ pub fn parse(file: &[u8]) -> Result<Witness, FormatError> {
         let got = if values.is_empty() { "no values" } else { "another value" };
         return Err(mismatch("section 2 (values), value 0", "the constant 1", got));
     }
-    let too_big = values.par_iter().with_min_len(1 << 14).position_first(|v| *v >= Fr::MODULUS);
+    let too_big = values.par_chunks(VALUES_PER_PART).enumerate().find_map_first(|(part, values)| {
+        // Almost every value is told by its highest limb.
+        let i = values.iter().position(|v| v.0[3] >= Fr::MODULUS.0[3] && *v >= Fr::MODULUS)?;
+        Some(part * VALUES_PER_PART + i)
+    });
     match too_big {
         None => Ok(witness),
         Some(i) => Err(mismatch(format!("section 2 (values), value {i}"), "a number below r", "one that is not")),

@@ -18,10 +18,12 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ark_bn254::g2::Config as TwistConfig;
 use ark_bn254::{Bn254, FrConfig};
 use ark_ec::pairing::Pairing;
+use ark_ec::short_weierstrass::Bucket;
 use ark_ec::{AffineRepr, CurveGroup};
-use ark_ff::{AdditiveGroup, BigInteger256, Field, MontConfig, PrimeField};
+use ark_ff::{BigInteger256, Field, MontConfig, PrimeField, Zero};
 use bytes::Bytes;
 use num_bigint::BigUint;
 use rayon::prelude::*;
@@ -395,7 +397,9 @@ fn check_header_points(h: &KeyHeader) -> Result<(), FormatError> {
     check_points_g1(IC, &encode_g1(&h.vk.ic), &|_| {})?;
 
     for (name, in_g1, in_g2) in [("beta", h.beta_g1, h.vk.beta_g2), ("delta", h.delta_g1, h.vk.delta_g2)] {
-        if Bn254::pairing(in_g1, G2Affine::generator()) != Bn254::pairing(G1Affine::generator(), in_g2) {
+        // e(x·G₁, G₂) · e(−G₁, y·G₂) is 1 only if x = y.
+        let g1 = [in_g1, -G1Affine::generator()];
+        if !Bn254::multi_pairing(g1, [G2Affine::generator(), in_g2]).is_zero() {
             return Err(mismatch(header_place(name), "the same number in G1 and in G2", "two numbers"));
         }
     }
@@ -405,68 +409,67 @@ fn check_header_points(h: &KeyHeader) -> Result<(), FormatError> {
 /// Points that one task looks at.
 const POINTS_PER_TASK: usize = 1 << 13;
 
-/// Points of G2 that one task looks at: enough that the buckets of [`all_in_g2`] pay.
-const TWIST_POINTS_PER_TASK: usize = 1 << 16;
+/// Points of G2 in a batch: enough that the buckets of [`all_in_g2`] pay, and 32 MiB.
+const POINTS_PER_BATCH: usize = 1 << 18;
 
 fn check_points_g1(section: (u32, &str), bytes: &[u8], done: &(dyn Fn(usize) + Sync)) -> Result<(), FormatError> {
-    first_fault(section, bytes, G1_BYTES, POINTS_PER_TASK, done, |points| {
-        points.chunks_exact(G1_BYTES).enumerate().find_map(|(i, p)| decode_g1(p).err().map(|fault| (i, fault)))
-    })
-}
-
-fn check_points_g2(section: (u32, &str), bytes: &[u8], done: &(dyn Fn(usize) + Sync)) -> Result<(), FormatError> {
-    let done = |bytes| done(4 * bytes);
-    first_fault(section, bytes, G2_BYTES, TWIST_POINTS_PER_TASK, &done, |bytes| {
-        let decoded: Vec<_> = bytes.par_chunks_exact(G2_BYTES).map(decode_twist).collect();
-        let points: Vec<_> = decoded.iter().map_while(|p| p.as_ref().ok().copied()).collect();
-        let outside = || points.par_iter().position_first(|p| !p.is_in_correct_subgroup_assuming_on_curve());
-        if !all_in_g2(&points, bytes)
-            && let Some(i) = outside()
-        {
-            return Some((i, Fault::Subgroup));
-        }
-        decoded.into_iter().enumerate().find_map(|(i, p)| p.err().map(|fault| (i, fault)))
-    })
-}
-
-/// Runs `find` over the points of a section, `per_task` at a time, in parallel; it gives the first fault of its part.
-fn first_fault(
-    section: (u32, &str),
-    bytes: &[u8],
-    size: usize,
-    per_task: usize,
-    done: &(dyn Fn(usize) + Sync),
-    find: impl Fn(&[u8]) -> Option<(usize, Fault)> + Sync,
-) -> Result<(), FormatError> {
-    let fault = bytes.par_chunks(size * per_task).enumerate().find_map_first(|(task, part)| {
-        let fault = find(part);
+    let fault = bytes.par_chunks(G1_BYTES * POINTS_PER_TASK).enumerate().find_map_first(|(task, part)| {
+        let mut points = part.chunks_exact(G1_BYTES).enumerate();
+        let fault = points.find_map(|(i, p)| decode_g1(p).err().map(|fault| (i, fault)));
         done(part.len());
-        fault.map(|(i, fault)| fault.at(section, task * per_task + i))
+        fault.map(|(i, fault)| fault.at(section, task * POINTS_PER_TASK + i))
     });
     fault.map_or(Ok(()), Err)
 }
 
+/// Batch after batch, each in parallel.
+fn check_points_g2(section: (u32, &str), bytes: &[u8], done: &(dyn Fn(usize) + Sync)) -> Result<(), FormatError> {
+    for (batch, part) in bytes.chunks(G2_BYTES * POINTS_PER_BATCH).enumerate() {
+        let off_curve = part.par_chunks_exact(G2_BYTES).position_first(|p| decode_twist(p).is_err());
+        let on_curve = &part[..off_curve.map_or(part.len(), |i| i * G2_BYTES)];
+        let points: Vec<_> = on_curve.par_chunks_exact(G2_BYTES).map(g2_raw).collect();
+        let outside = first_outside_g2(&points, on_curve);
+        if let Some(i) = outside.or(off_curve) {
+            let fault = decode_g2(&part[i * G2_BYTES..(i + 1) * G2_BYTES]).map(drop);
+            return fault.map_err(|fault| fault.at(section, batch * POINTS_PER_BATCH + i));
+        }
+        done(4 * part.len());
+    }
+    Ok(())
+}
+
 /// Rounds of [`all_in_g2`].
-const ROUNDS: usize = 10;
+const ROUNDS: usize = 8;
 /// Bits of a coefficient in each round: the cofactor of G2 has no divisor between 1 and 2^13.
 const ROUND_BITS: usize = 13;
 /// Below this many points each is tested by itself.
 const BATCH_FROM: usize = 1 << 12;
+
+/// The first of `points`, all on the twist, that is not in G2; `bytes` is what they were decoded from.
+fn first_outside_g2(points: &[G2Affine], bytes: &[u8]) -> Option<usize> {
+    if points.len() < BATCH_FROM {
+        return points.par_iter().position_first(|p| !p.is_in_correct_subgroup_assuming_on_curve());
+    }
+    if all_in_g2(points, bytes) {
+        return None;
+    }
+    let half = points.len() / 2;
+    let (points, bytes) = (points.split_at(half), bytes.split_at(half * G2_BYTES));
+    first_outside_g2(points.0, bytes.0).or_else(|| first_outside_g2(points.1, bytes.1).map(|i| half + i))
+}
 
 /// Whether all `points`, which are on the twist, are in G2.
 ///
 /// One random combination would not do: the index of G2 in the twist's group is divisible by 10069, so a point
 /// outside can hide with probability 1/10069 however long the coefficients are. But with coefficients below 2^13,
 /// less than the least prime factor of the index, a point outside G2 spoils the sum for all values of its own
-/// coefficient but one at most, whatever the others are. It so passes a round with probability 2^−13 at most, ten
-/// rounds with 2^−130. Coefficients come from a hash of the points (`bytes`, which they were decoded from), so the
-/// points cannot be chosen after them and the answer is always the same.
+/// coefficient but one at most, whatever the others are. It so passes a round with probability 2^−13 at most, eight
+/// rounds with 2^−104. Coefficients come from a hash of the points (`bytes`, which they were decoded from), so the
+/// answer is always the same, and who wants to choose points that fit their coefficients has to hash about 2^104
+/// sections: more work than to break the curve, about 2^100.
 ///
 /// A round costs one addition a point, by buckets; a test of a single point costs about 190.
 fn all_in_g2(points: &[G2Affine], bytes: &[u8]) -> bool {
-    if points.len() < BATCH_FROM {
-        return points.par_iter().all(|p| p.is_in_correct_subgroup_assuming_on_curve());
-    }
     let seed = Sha256::digest(bytes);
     let coefficients: Vec<[u16; ROUNDS]> = (0..points.len() as u64)
         .into_par_iter()
@@ -476,17 +479,18 @@ fn all_in_g2(points: &[G2Affine], bytes: &[u8]) -> bool {
         })
         .collect();
     (0..ROUNDS).into_par_iter().all(|round| {
-        let mut buckets = vec![G2::ZERO; 1 << ROUND_BITS];
+        let mut buckets = vec![Bucket::<TwistConfig>::ZERO; 1 << ROUND_BITS];
         for (p, k) in points.iter().zip(&coefficients) {
             buckets[usize::from(k[round])] += p;
         }
         // Σ k·bucket[k] as a sum of running sums; bucket 0 does not count.
-        let (mut running, mut sum) = (G2::ZERO, G2::ZERO);
+        let (mut running, mut sum) = (Bucket::ZERO, Bucket::ZERO);
         for bucket in buckets.iter().skip(1).rev() {
             running += bucket;
-            sum += running;
+            sum += &running;
         }
-        sum.into_affine().is_in_correct_subgroup_assuming_on_curve()
+        // By way of Jacobian coordinates: in ark-ec 0.6 the direct way to affine ones gives another point.
+        G2::from(sum).into_affine().is_in_correct_subgroup_assuming_on_curve()
     })
 }
 
@@ -588,8 +592,8 @@ fn push_g2(out: &mut Vec<u8>, p: &G2Affine) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
-    use ark_bn254::g2::Config as TwistConfig;
     use ark_ec::CurveConfig;
 
     use super::*;

@@ -193,10 +193,10 @@ fn wire_polynomials(circuit: &R1cs, l: &[Fr], n_public: usize) -> Result<WirePol
     let rows = &circuit.constraints;
     let matrix = |m: usize| -> Result<Vec<Fr>, SetupError> {
         let mut out = vec![Fr::zero(); n_vars];
-        for constraint in 0..rows.len() {
+        for (constraint, at_tau) in l.iter().enumerate().take(rows.len()) {
             for (wire, value) in rows.row(constraint, m) {
                 let slot = out.get_mut(*wire as usize).ok_or(SetupError::Circuit { constraint })?;
-                *slot += scalar(value, constraint)? * l[constraint];
+                *slot += scalar(value, constraint)? * at_tau;
             }
         }
         Ok(out)

@@ -3,11 +3,12 @@
 //! **Writes.** Each process has one writing connection, so that its own writers queue in order and only processes
 //! contend for the file's lock. Every change is one statement, or one transaction that takes the lock at its start
 //! (`BEGIN IMMEDIATE`), so a lock that is held elsewhere is waited for and never met half-way. Single statements are
-//! always read to their end: SQLite commits when a statement ends, not when it returns its row, and only then is an
-//! answer given.
+//! always read to their end: SQLite commits when a statement ends, not when it returns its row, and reading just one
+//! row would miss an error of the commit.
 //!
 //! **Durability.** Write-ahead log, `synchronous=FULL`: an answered change has been synced and survives loss of power.
-//! `NORMAL` would sync at checkpoints only and could forget a finished job whose caller has been told.
+//! `NORMAL` would sync at checkpoints only and could forget a finished job whose caller has been told; it saves about
+//! half of a change's time (0.2 of 0.4 ms on a fast disk), which is nothing beside a proof.
 //!
 //! **Secrets.** Inputs lie in the file in the clear until their job ends; the file is created with mode 0600.
 //! `secure_delete` then overwrites them with zeros, but the log keeps older copies of the pages until it is
@@ -758,5 +759,68 @@ mod tests {
                 assert!(plan.iter().any(|p| p.contains(e)), "expected {e} in {plan:?} of {sql}");
             }
         }
+    }
+
+    async fn with_circuit(folder: &Path) -> (SqliteStore, NewJob) {
+        let store = SqliteStore::open(&folder.join("jobs.db")).await.unwrap();
+        let hash = crate::model::ContentHash([1; 32]);
+        let name: CircuitName = "c".parse().unwrap();
+        let circuit = Circuit {
+            name: name.clone(),
+            zkey: hash,
+            wasm: None,
+            n_vars: 1,
+            n_public: 0,
+            domain_size: 1,
+            created_at: 0,
+        };
+        store.put_circuit(&circuit).await.unwrap();
+        let id = JobId::new();
+        (store, NewJob { id, circuit: name, idempotency_key: None, body: hash, priority: Priority(0) })
+    }
+
+    #[tokio::test]
+    async fn the_log_is_truncated_in_passing_and_not_while_somebody_reads() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, new) = with_circuit(folder.path()).await;
+        store.submit(&new, b"input").await.unwrap();
+        let log = folder.path().join("jobs.db-wal");
+        let size = || std::fs::metadata(&log).unwrap().len();
+        let long_ago = Instant::now().checked_sub(TIDY_EVERY).unwrap();
+
+        let mut reading = store.reader.begin().await.unwrap();
+        sqlx::query(COUNTS).fetch_all(&mut *reading).await.unwrap();
+        store.cancel(new.id).await.unwrap();
+        assert!(!store.tidy().await.unwrap());
+        reading.rollback().await.unwrap();
+        assert!(size() > 0);
+
+        store.change_marker().await.unwrap();
+        assert!(size() > 0, "the last try was just now");
+        store.watch.lock().await.tidied = long_ago;
+        store.change_marker().await.unwrap();
+        assert_eq!(size(), 0);
+
+        store.submit(&NewJob { id: JobId::new(), ..new }, b"input").await.unwrap();
+        store.watch.lock().await.tidied = long_ago;
+        store.due(1).await.unwrap();
+        assert!(size() > 0, "no job has ended since");
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_refuses_a_job_and_spoils_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, new) = with_circuit(folder.path()).await;
+        let full = "PRAGMA max_page_count = 30";
+        sqlx::query(full).fetch_all(&store.writer).await.unwrap();
+        for _ in 0..3 {
+            let refused = store.submit(&new, &[7; 1_000_000]).await;
+            assert!(matches!(refused, Err(StoreError::Database(_))), "{refused:?}");
+            assert_eq!(store.job(new.id).await.unwrap(), None);
+            // On a connection that was replaced there is room again.
+            sqlx::query(full).fetch_all(&store.writer).await.unwrap();
+        }
+        store.submit(&new, b"a small one").await.unwrap();
+        assert_eq!(store.inputs_held().await.unwrap(), 1);
     }
 }

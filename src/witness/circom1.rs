@@ -25,6 +25,9 @@ pub(super) const INTERFACE: Interface = Interface {
         ("getPWitness", 1, 1, true),
         ("getWitnessBuffer", 0, 1, false),
     ],
+    // The first tells of failed constraints, the second that the circuit ran: circom 1 gives out a witness full of
+    // zeros where inputs are missing.
+    imports: &["error", "logFinishComponent"],
 };
 
 // circom 1's error codes.
@@ -86,13 +89,20 @@ pub(super) fn generate(run: &mut Run, inputs: &Inputs, size: u32) -> Result<Witn
         for (i, value) in values.iter().enumerate() {
             put(run, number, value)?;
             let at = (0, 0, offset.wrapping_add(i as i32), number as i32);
-            run.try_call(&set, at).map_err(|f| match f {
+            let set = run.try_call(&set, at);
+            let began = run.progress().0;
+            set.map_err(|f| match f {
+                // Once the circuit runs, it finds an input in the place of one of its own signals.
+                Failure::Exception(Exception { code: ASSIGNED_TWICE }, _) if began => InputError::Surplus.into(),
                 Failure::Exception(Exception { code: ASSIGNED_TWICE }, _) => {
                     InputError::Misplaced { signal: signal(), index: i }.into()
                 }
                 f => outside_input(f),
             })?;
         }
+    }
+    if !run.progress().1 {
+        return Err(InputError::Unset { set: inputs.len() }.into());
     }
 
     let unset = |f| match f {

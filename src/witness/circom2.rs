@@ -31,6 +31,8 @@ pub(super) const INTERFACE: Interface = Interface {
         ("getWitness", 1, 0, true),
         ("getMessageChar", 0, 1, false),
     ],
+    // Without it a failed assert would go unheard.
+    imports: &["exceptionHandler"],
 };
 
 // circom's exception codes.

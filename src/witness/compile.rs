@@ -46,13 +46,14 @@ pub(super) fn module(
     limits: &Limits,
     cache: &ModuleCache,
 ) -> Result<Module, WitnessError> {
-    let deadline = Instant::now() + limits.compile_time;
+    // A time that no clock can tell is no bound.
+    let deadline = Instant::now().checked_add(limits.compile_time);
     match (&sandbox.cache, &cache.compiler) {
         (Some(kept), Some(compiler)) => {
-            let marker = kept.directory().join(format!("{}.compiled", fingerprint(sandbox, wasm)));
+            let marker = kept.dir.join(format!("{}.compiled", fingerprint(sandbox, wasm)));
             if !marker.exists() {
                 validate(sandbox, wasm)?;
-                compile_by_child(compiler, kept.directory(), wasm, limits, deadline)?;
+                compile_by_child(compiler, &kept.dir, wasm, limits, deadline)?;
                 // Without the marker the next load only compiles again.
                 let _ = File::create(marker);
             }
@@ -84,7 +85,12 @@ fn validate(sandbox: &Sandbox, wasm: &[u8]) -> Result<(), WitnessError> {
 }
 
 /// Compiles on a thread, which is left to itself when the time is over.
-fn compile_here(sandbox: &Sandbox, wasm: &[u8], limits: &Limits, deadline: Instant) -> Result<Module, WitnessError> {
+fn compile_here(
+    sandbox: &Sandbox,
+    wasm: &[u8],
+    limits: &Limits,
+    deadline: Option<Instant>,
+) -> Result<Module, WitnessError> {
     let (engine, bytes) = (sandbox.engine.clone(), wasm.to_vec());
     let (done, result) = mpsc::channel();
     thread::Builder::new()
@@ -94,7 +100,8 @@ fn compile_here(sandbox: &Sandbox, wasm: &[u8], limits: &Limits, deadline: Insta
             let _ = done.send(Module::new(&engine, &bytes));
         })
         .map_err(|e| WitnessError::Compile(format!("no thread to compile on: {e}")))?;
-    match result.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+    let left = deadline.map_or(Duration::MAX, |d| d.saturating_duration_since(Instant::now()));
+    match result.recv_timeout(left) {
         Ok(Ok(module)) => Ok(module),
         Ok(Err(e)) => {
             validate(sandbox, wasm)?;
@@ -124,7 +131,7 @@ fn compile_by_child(
     dir: &Path,
     wasm: &[u8],
     limits: &Limits,
-    deadline: Instant,
+    deadline: Option<Instant>,
 ) -> Result<(), WitnessError> {
     let handing = |e: std::io::Error| WitnessError::Compile(format!("the module could not be written for it: {e}"));
     let mut file = tempfile::Builder::new().prefix(".compiling-").tempfile_in(dir).map_err(handing)?;
@@ -161,7 +168,7 @@ fn compile_by_child(
     let status = loop {
         match child.0.try_wait() {
             Ok(Some(status)) => break status,
-            Ok(None) if Instant::now() >= deadline => return Err(too_slow(limits)),
+            Ok(None) if deadline.is_some_and(|d| Instant::now() >= d) => return Err(too_slow(limits)),
             Ok(None) => thread::sleep(POLL),
             Err(e) => return Err(WitnessError::Compile(format!("its compiler was lost: {e}"))),
         }
@@ -181,7 +188,10 @@ fn explain(status: ExitStatus, stderr: &str, memory: u64) -> String {
         return format!("it takes more than {memory} bytes of memory");
     }
     let lines = || stderr.lines().map(str::trim).filter(|l| !l.is_empty());
-    let said = lines().find_map(|l| l.strip_prefix("error: ")).or(lines().next_back()).map(clip);
+    let said = lines().find_map(|l| l.strip_prefix("error: ")).or(lines().next_back());
+    // The child's sentence begins as the one does that this one goes into.
+    let prefix = WitnessError::Compile(String::new()).to_string();
+    let said = said.map(|l| clip(l.strip_prefix(&prefix).unwrap_or(l)));
     match (said, status.signal()) {
         (Some(said), None) => said,
         (Some(said), Some(signal)) => format!("its compiler was ended by signal {signal}: {said}"),

@@ -80,6 +80,9 @@ pub enum InputError {
         /// Place among its values, row-major.
         index: usize,
     },
+    /// A value went to a signal that is no input, in a program too old to say which one.
+    #[error("too many values: some input signal has more values than elements")]
+    Surplus,
     /// Signals are missing.
     #[error("not all inputs have been set: only {set} out of {total}")]
     Incomplete {

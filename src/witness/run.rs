@@ -30,8 +30,15 @@ pub(super) struct Host {
     /// circom's error messages so far.
     trace: String,
     memory: Option<Memory>,
+    /// Whether circom 1's main component began, and ended.
+    began: bool,
+    ended: bool,
     message_char: Option<TypedFunc<(), i32>>,
 }
+
+/// Memory that a program may grow to, bytes, however much it may declare. circom declares what its program needs and
+/// never grows it, so one that grows is no witness program as circom writes it.
+const GROWN: u64 = 256 << 20;
 
 /// Counts memory and tables.
 struct Meter {
@@ -44,9 +51,11 @@ struct Meter {
 impl ResourceLimiter for Meter {
     fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
         let total = self.memory.saturating_sub(current as u64).saturating_add(desired as u64);
-        if total > self.limit {
+        let limit = if current == 0 { self.limit } else { self.limit.min(self.memory.max(GROWN)) };
+        if total > limit {
             // A trap, rather than a −1 that a program may try again for ever.
             self.exceeded = true;
+            self.limit = limit;
             return Err(Error::msg("memory limit"));
         }
         self.memory = total;
@@ -56,7 +65,7 @@ impl ResourceLimiter for Meter {
     fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
         let total = self.table.saturating_sub(current).saturating_add(desired);
         if total > MAX_TABLE {
-            return Err(Error::msg(format!("it wants a table of {total} elements, more than {MAX_TABLE}")));
+            return Err(Error::new(Refused(format!("it wants a table of {total} elements, more than {MAX_TABLE}"))));
         }
         self.table = total;
         Ok(true)
@@ -102,6 +111,18 @@ impl std::fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
+/// The module is not fit to be instantiated.
+#[derive(Debug)]
+struct Refused(String);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
 /// How a call fails.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -131,8 +152,12 @@ pub(super) fn imports(engine: &Engine) -> Result<Linker<Host>> {
     l.func_wrap("runtime", "log", |_: i32| {})?;
     l.func_wrap("runtime", "logGetSignal", |_: i32, _: i32| {})?;
     l.func_wrap("runtime", "logSetSignal", |_: i32, _: i32| {})?;
-    l.func_wrap("runtime", "logStartComponent", |_: i32| {})?;
-    l.func_wrap("runtime", "logFinishComponent", |_: i32| {})?;
+    l.func_wrap("runtime", "logStartComponent", |mut c: Caller<'_, Host>, component: i32| {
+        c.data_mut().began |= component == 0;
+    })?;
+    l.func_wrap("runtime", "logFinishComponent", |mut c: Caller<'_, Host>, component: i32| {
+        c.data_mut().ended |= component == 0;
+    })?;
     l.func_wrap(
         "runtime",
         "error",
@@ -195,7 +220,6 @@ fn printable(bytes: &[u8]) -> String {
 pub(super) struct Run {
     store: Store<Host>,
     instance: Instance,
-    stop: StopToken,
     limit: u64,
 }
 
@@ -208,18 +232,17 @@ impl Run {
         stop: StopToken,
     ) -> std::result::Result<Self, WitnessError> {
         let meter = Meter { limit, memory: 0, table: 0, exceeded: false };
-        let host = Host { meter, trace: String::new(), memory: None, message_char: None };
+        let host = Host { meter, trace: String::new(), memory: None, began: false, ended: false, message_char: None };
         let mut store = Store::new(&sandbox.engine, host);
         store.limiter(|h| &mut h.meter);
         store.set_epoch_deadline(1);
-        let token = stop.clone();
-        store.epoch_deadline_callback(move |_| match token.stopped() {
+        store.epoch_deadline_callback(move |_| match stop.stopped() {
             Some(why) => Err(Error::new(Interrupted(why))),
             None => Ok(UpdateDeadline::Continue(1)),
         });
         match Self::instantiate(sandbox, module, &mut store, limit) {
-            Ok(instance) => Ok(Self { store, instance, stop, limit }),
-            Err(e) => Err(match failure(&store, limit, e) {
+            Ok(instance) => Ok(Self { store, instance, limit }),
+            Err(e) => Err(match failure(&store, e) {
                 Failure::Exception(e, trace) => WitnessError::Trap(format!("{e} at its start: {trace}")),
                 Failure::Other(e) => e,
             }),
@@ -237,7 +260,20 @@ impl Run {
                     store.data_mut().memory = Some(memory);
                     Extern::Memory(memory)
                 }
-                _ => sandbox.linker.get(&mut *store, import.module(), import.name())?,
+                wanted => {
+                    let (module, name) = (import.module(), import.name());
+                    let ours = sandbox.linker.get(&mut *store, module, name)?;
+                    let same = match (&wanted, ours.ty(&*store)) {
+                        (ExternType::Func(a), ExternType::Func(b)) => b.matches(a),
+                        _ => false,
+                    };
+                    if !same {
+                        return Err(Error::new(Refused(format!(
+                            "it imports {module}.{name} with other parameters than circom's"
+                        ))));
+                    }
+                    ours
+                }
             });
         }
         let instance = Instance::new(&mut *store, module, &externs)?;
@@ -268,7 +304,7 @@ impl Run {
         f: &TypedFunc<P, R>,
         params: P,
     ) -> std::result::Result<R, Failure> {
-        f.call(&mut self.store, params).map_err(|e| failure(&self.store, self.limit, e))
+        f.call(&mut self.store, params).map_err(|e| failure(&self.store, e))
     }
 
     /// Calls a function that has no business to raise an exception.
@@ -287,6 +323,11 @@ impl Run {
     pub(super) fn number(&mut self, name: &str) -> std::result::Result<u32, WitnessError> {
         let f = self.function::<(), i32>(name)?;
         Ok(self.call(&f, ())? as u32)
+    }
+
+    /// Whether circom 1's main component began, and whether it ended.
+    pub(super) fn progress(&self) -> (bool, bool) {
+        (self.store.data().began, self.store.data().ended)
     }
 
     /// The program's memory, if it has one that it shows.
@@ -317,6 +358,12 @@ impl Run {
         if u64::from(n) * 32 > self.limit {
             return Err(WitnessError::Memory { limit: self.limit });
         }
+        // A program keeps a list of its witness's signals, four bytes each, so a larger claim is a lie.
+        let there = self.memory().len() as u64;
+        if there > 0 && u64::from(n) * 4 > there {
+            let why = format!("it claims a witness of {n} values, and has {there} bytes of memory");
+            return Err(WitnessError::Module(why));
+        }
         Ok(())
     }
 
@@ -344,11 +391,7 @@ impl Run {
             drop(Witness::from_canonical(values));
             return Err(wrong);
         }
-        let witness = Witness::from_canonical(values);
-        match self.stop.stopped() {
-            Some(why) => Err(WitnessError::Stopped(why)),
-            None => Ok(witness),
-        }
+        Ok(Witness::from_canonical(values))
     }
 }
 
@@ -357,12 +400,16 @@ fn outside(at: u32) -> WitnessError {
 }
 
 /// Sorts an error of wasmtime's.
-fn failure(store: &Store<Host>, limit: u64, e: Error) -> Failure {
-    if store.data().meter.exceeded {
-        return Failure::Other(WitnessError::Memory { limit });
+fn failure(store: &Store<Host>, e: Error) -> Failure {
+    let meter = &store.data().meter;
+    if meter.exceeded {
+        return Failure::Other(WitnessError::Memory { limit: meter.limit });
     }
     if let Some(Interrupted(why)) = e.downcast_ref() {
         return Failure::Other(WitnessError::Stopped(*why));
+    }
+    if let Some(Refused(why)) = e.downcast_ref() {
+        return Failure::Other(WitnessError::Module(why.clone()));
     }
     if let Some(exception) = e.downcast_ref::<Exception>() {
         return Failure::Exception(*exception, store.data().trace.clone());
@@ -419,13 +466,23 @@ pub(super) fn check_field(words: u32, prime: Option<[u8; 32]>) -> std::result::R
 pub(super) struct Interface {
     /// Whose it is.
     pub name: &'static str,
-    /// Name, number of 32-bit parameters, of 32-bit results, and whether it must be there.
+    /// Exports: name, number of 32-bit parameters, of 32-bit results, and whether it must be there.
     pub functions: &'static [(&'static str, usize, usize, bool)],
+    /// Imports that must be there.
+    pub imports: &'static [&'static str],
 }
 
 impl Interface {
-    /// Sees to it that the module exports what it must, with the right types.
+    /// Sees to it that the module imports and exports what it must, with the right types.
     pub(super) fn check(&self, module: &Module) -> std::result::Result<(), WitnessError> {
+        for name in self.imports {
+            if !module.imports().any(|i| i.name() == *name) {
+                return Err(WitnessError::Module(format!(
+                    "expected import runtime.{name} ({}), got nothing",
+                    self.name
+                )));
+            }
+        }
         for (name, params, results, required) in self.functions {
             let what = match module.get_export(name) {
                 None if !required => continue,

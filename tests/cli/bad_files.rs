@@ -2,7 +2,7 @@
 //! panic, and never an invalid proof with exit code 0. The kinds are those on which other provers hang, crash or
 //! succeed wrongly.
 
-use crate::harness::{Container, circuits, fixture, range_check, run, s, scratch};
+use crate::harness::{Container, circuits, fixture, range_check, run_bounded as run, s, scratch};
 
 /// Proves with a damaged key.
 #[track_caller]
@@ -82,7 +82,7 @@ fn zkey_missing_short_and_double_sections() {
 fn zkey_of_another_kind_version_protocol_or_curve() {
     bad_zkey("magic", |c| c.magic = *b"wtns");
     bad_zkey("version", |c| c.version = 2);
-    bad_zkey("plonk", |c| put32(c.section(1), 0, 2));
+    bad_zkey("PLONK", |c| put32(c.section(1), 0, 2));
     bad_zkey("fflonk", |c| put32(c.section(1), 0, 10));
     bad_zkey("protocol", |c| put32(c.section(1), 0, 77));
     bad_zkey("prime", |c| c.section(2)[4] ^= 1);
@@ -173,13 +173,13 @@ fn wtns_of_every_wrong_kind() {
     let other = std::fs::read(circuits().join("mimc_preimage.wtns")).unwrap();
     bad_wtns("different circuits", &other);
     // Of the right length, though not a witness.
-    let ones = changed(&|c| {
-        let d = c.section(2);
-        for i in 1..d.len() / 32 {
-            d[32 * i..32 * i + 32].fill(0);
+    let sevens = changed(&|c| {
+        for value in c.section(2).chunks_mut(32).skip(1) {
+            value.fill(0);
+            value[0] = 7;
         }
     });
-    bad_wtns("does not verify", &ones);
+    bad_wtns("does not verify", &sevens);
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn inputs_of_every_wrong_kind() {
     bad_input("", "[1,2]");
     bad_input("", "7");
     bad_input("", "{\"ceiling\": 5");
-    bad_input("amount", "{\"ceiling\": 5}");
+    bad_input("only 1 out of 13", "{\"ceiling\": 5}");
     bad_input("other", &format!("{{\"ceiling\": 500, \"amount\": {amounts}, \"other\": 1}}"));
     bad_input("amount", "{\"ceiling\": 500, \"amount\": [1,2,3]}");
     bad_input("amount", "{\"ceiling\": 500, \"amount\": [1,2,3,4,5,6,7,8,9,10,11,12,13]}");
@@ -229,7 +229,7 @@ fn inputs_too_deep_or_huge() {
     let long = format!("{{\"ceiling\": {}}}", "9".repeat(5_000_000));
     bad_input("ceiling", &long);
     let many = format!("{{\"ceiling\": 5, \"amount\": [{}1]}}", "1,".repeat(10_000_000));
-    bad_input("amount", &many);
+    bad_input("more than", &many);
     let names: String = (0..200_000).map(|i| format!("\"n{i}\": 1,")).collect();
     bad_input("", &format!("{{{names}\"ceiling\": 5}}"));
 }
@@ -286,7 +286,7 @@ fn proofs_keys_and_values_of_every_wrong_kind() {
     verify(&vkey, &public, &vkey).failed_with("p:");
     let mut off: serde_json::Value = serde_json::from_str(&proof).unwrap();
     off["pi_a"][0] = "1".into();
-    verify(&vkey, &public, &off.to_string()).failed_with("curve");
+    verify(&vkey, &public, &off.to_string()).failed_with("expected a point on");
     let mut long: serde_json::Value = serde_json::from_str(&proof).unwrap();
     long["pi_a"][0] = "9".repeat(1_000_000).into();
     verify(&vkey, &public, &long.to_string()).failed_with("p:");

@@ -18,11 +18,20 @@ const HANG: Duration = Duration::from_secs(20);
 /// Private memory the program may have while it looks at bad files, KiB (`ulimit -d`).
 const MEMORY_KIB: u64 = 500_000;
 
-/// Runs the program with a data folder and a module cache of its own, under a memory limit.
+/// Runs the program with a data folder and a module cache of its own.
 pub fn run(home: &Path, args: &[&str]) -> Ran {
+    run_under("", home, args)
+}
+
+/// The same under a memory limit.
+pub fn run_bounded(home: &Path, args: &[&str]) -> Ran {
+    run_under(&format!("ulimit -d {MEMORY_KIB};"), home, args)
+}
+
+fn run_under(limit: &str, home: &Path, args: &[&str]) -> Ran {
     let mut child = Command::new("sh")
         .arg("-c")
-        .arg(format!("ulimit -d {MEMORY_KIB}; exec \"$0\" \"$@\""))
+        .arg(format!("{limit} exec \"$0\" \"$@\""))
         .arg(env!("CARGO_BIN_EXE_prover-worker"))
         .args(args)
         .current_dir(home)

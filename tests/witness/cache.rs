@@ -1,1 +1,239 @@
+//! Compiling as a bounded child, and the folder of compiled modules.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tempfile::TempDir;
+
+use super::*;
+
+/// A private folder, and the compilers that run in tests. One at a time: a script that is still open for writing, if
+/// only in another test's newborn child, cannot be run.
+struct Kitchen {
+    folder: TempDir,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Kitchen {
+    fn new() -> Self {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        Self { folder: TempDir::new().unwrap(), _alone }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.folder.path().join("cache")
+    }
+
+    /// A compiler that is a shell script.
+    fn script(&self, body: &str) -> PathBuf {
+        let path = self.folder.path().join("compiler");
+        std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o700)).unwrap();
+        path
+    }
+
+    /// A compiler that is this test program's `child`, with the parameters that the real one takes. Each call leaves a
+    /// line in `calls`.
+    fn real(&self) -> PathBuf {
+        let calls = self.folder.path().join("calls");
+        let this = std::env::current_exe().unwrap();
+        self.script(&format!(
+            "echo \"$1 $2 $4 $6\" >> '{}'\n\
+             WITNESS_CHILD_WASM=\"$3\" WITNESS_CHILD_CACHE=\"$5\" WITNESS_CHILD_MEMORY=\"$7\" \
+             exec '{}' --exact cache::child --ignored --nocapture",
+            calls.display(),
+            this.display()
+        ))
+    }
+
+    fn calls(&self) -> usize {
+        let calls = std::fs::read_to_string(self.folder.path().join("calls")).unwrap_or_default();
+        for line in calls.lines() {
+            assert_eq!(line, "compile-witness --wasm --cache --memory");
+        }
+        calls.lines().count()
+    }
+
+    fn cache(&self, compiler: PathBuf) -> ModuleCache {
+        ModuleCache { dir: Some(self.dir()), compiler: Some(compiler) }
+    }
+
+    /// The files of compiled code; beside them the cache keeps its own accounts, under names with dots.
+    fn compiled(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.dir().join("cache")];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).into_iter().flatten() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if !path.file_name().unwrap().to_str().unwrap().contains('.') {
+                    found.push(path);
+                }
+            }
+        }
+        found
+    }
+}
+
+/// Not a test: what the other tests run as the bounded child. Its limits are for the whole process.
+#[test]
+#[ignore = "run by other tests, as their child"]
+fn child() {
+    let get = |name: &str| std::env::var(name).unwrap();
+    let memory = get("WITNESS_CHILD_MEMORY").parse().unwrap();
+    let (wasm, cache) = (get("WITNESS_CHILD_WASM"), get("WITNESS_CHILD_CACHE"));
+    if let Err(e) = prover_worker::witness::compile_into_cache(Path::new(&wasm), Path::new(&cache), memory) {
+        eprintln!("error: {e}");
+        std::process::exit(1);
+    }
+}
+
+fn right(program: &WasmWitness) {
+    let input = circuit_file("mimc_preimage.input.json");
+    let witness = generate(program, std::str::from_utf8(&input).unwrap()).unwrap();
+    assert!(wtns(&witness) == circuit_file("mimc_preimage.wtns"));
+}
+
+#[test]
+fn the_second_load_is_served_from_the_cache() {
+    let kitchen = Kitchen::new();
+    let cache = kitchen.cache(kitchen.real());
+    let wasm = circuit_file("mimc_preimage.wasm");
+    right(&WasmWitness::load(&wasm, AMPLE, &cache).unwrap());
+    assert_eq!((kitchen.calls(), kitchen.compiled().len()), (1, 1));
+    assert_eq!(kitchen.dir().metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    let when = kitchen.compiled()[0].metadata().unwrap().modified().unwrap();
+    right(&WasmWitness::load(&wasm, AMPLE, &cache).unwrap());
+    assert_eq!(kitchen.calls(), 1, "the marker is not heeded");
+    assert_eq!(kitchen.compiled()[0].metadata().unwrap().modified().unwrap(), when, "compiled again");
+    // Another module is another matter.
+    WasmWitness::load(&circuit_file("multiplier.wasm"), AMPLE, &cache).unwrap();
+    assert_eq!((kitchen.calls(), kitchen.compiled().len()), (2, 2));
+    // Nothing is left of the modules handed over.
+    let left = std::fs::read_dir(kitchen.dir()).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
+    assert_eq!(left.filter(|n| n.starts_with(".compiling")).count(), 0);
+}
+
+#[test]
+fn a_damaged_or_lost_cache_file_is_survived() {
+    let kitchen = Kitchen::new();
+    let cache = kitchen.cache(kitchen.real());
+    let wasm = circuit_file("mimc_preimage.wasm");
+    WasmWitness::load(&wasm, AMPLE, &cache).unwrap();
+    let file = kitchen.compiled().pop().unwrap();
+    let whole = std::fs::read(&file).unwrap();
+    for damaged in [&b""[..], &b"not what it was"[..], &whole[..whole.len() / 2]] {
+        std::fs::write(&file, damaged).unwrap();
+        right(&WasmWitness::load(&wasm, AMPLE, &cache).unwrap());
+    }
+    std::fs::remove_file(&file).unwrap();
+    right(&WasmWitness::load(&wasm, AMPLE, &cache).unwrap());
+    assert_eq!(kitchen.calls(), 1);
+    assert_eq!(kitchen.compiled().len(), 1, "it is kept again: {:?}", kitchen.compiled());
+}
+
+#[test]
+fn a_folder_that_others_may_write_to_is_refused() {
+    let kitchen = Kitchen::new();
+    std::fs::create_dir(kitchen.dir()).unwrap();
+    let cache = ModuleCache { dir: Some(kitchen.dir()), compiler: None };
+    let load = || WasmWitness::load(&circuit_file("multiplier.wasm"), AMPLE, &cache);
+    for mode in [0o777, 0o770, 0o702, 0o1777] {
+        std::fs::set_permissions(kitchen.dir(), Permissions::from_mode(mode)).unwrap();
+        let e = load().unwrap_err().to_string();
+        assert!(e.contains("nobody else can write to it") && e.contains(&format!("{mode:04o}")), "{e}");
+    }
+    std::fs::set_permissions(kitchen.dir(), Permissions::from_mode(0o755)).unwrap();
+    load().unwrap();
+    // A mode that is changed later is noticed, though the engine is there already.
+    std::fs::set_permissions(kitchen.dir(), Permissions::from_mode(0o722)).unwrap();
+    assert!(load().is_err());
+    let file = kitchen.folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let at_file = ModuleCache { dir: Some(file), compiler: None };
+    assert!(matches!(
+        WasmWitness::load(&circuit_file("multiplier.wasm"), AMPLE, &at_file),
+        Err(WitnessError::Compile(_))
+    ));
+}
+
+#[test]
+fn without_a_compiler_the_cache_serves_this_process() {
+    let kitchen = Kitchen::new();
+    let cache = ModuleCache { dir: Some(kitchen.dir()), compiler: None };
+    for _ in 0..2 {
+        right(&WasmWitness::load(&circuit_file("mimc_preimage.wasm"), AMPLE, &cache).unwrap());
+        assert_eq!(kitchen.compiled().len(), 1);
+    }
+}
+
+/// The error of a load whose compiler is this script.
+fn failed(body: &str, limits: Limits) -> String {
+    let kitchen = Kitchen::new();
+    let cache = kitchen.cache(kitchen.script(body));
+    match WasmWitness::load(&circuit_file("multiplier.wasm"), limits, &cache) {
+        Err(WitnessError::Compile(e)) => e,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_child_is_ended_at_its_deadline() {
+    let limits = Limits { compile_time: Duration::from_millis(300), ..AMPLE };
+    assert_eq!(failed("exec sleep 600", limits), "it took longer than 300ms");
+    // Even one that talks without end.
+    assert_eq!(failed("while :; do echo talk >&2; done", limits), "it took longer than 300ms");
+}
+
+#[test]
+fn a_child_that_fails_is_told_in_one_sentence() {
+    assert_eq!(failed("exit 3", AMPLE), "its compiler failed with exit status: 3");
+    assert_eq!(failed("echo warning; echo 'error: no luck' >&2; exit 1", AMPLE), "no luck");
+    let own = WitnessError::Compile("no luck".into());
+    assert_eq!(failed(&format!("echo 'error: {own}' >&2; exit 1"), AMPLE), "no luck");
+    assert_eq!(failed("echo one >&2; echo two >&2; exit 1", AMPLE), "two");
+    assert_eq!(failed("kill -9 $$", AMPLE), "its compiler was ended by signal 9");
+    let long = failed("head -c 100000 /dev/zero | tr '\\0' x >&2; exit 1", AMPLE);
+    assert!(long.len() < 200, "{}", long.len());
+    let control = failed("printf 'error: \\033[31mred' >&2; exit 1", AMPLE);
+    assert!(!control.contains('\u{1b}'), "{control}");
+    let kitchen = Kitchen::new();
+    let cache = kitchen.cache(kitchen.folder.path().join("none"));
+    let e = WasmWitness::load(&circuit_file("multiplier.wasm"), AMPLE, &cache).unwrap_err().to_string();
+    assert!(e.contains("could not be started"), "{e}");
+}
+
+#[test]
+fn a_compile_that_wants_too_much_memory_is_ended() {
+    let kitchen = Kitchen::new();
+    let cache = kitchen.cache(kitchen.real());
+    let body = "(local.set 0 (i32.mul (i32.add (local.get 0) (i32.load (local.get 0))) (i32.const 3)))".repeat(400_000);
+    let wasm = wat::parse_str(format!(
+        "(module (import \"runtime\" \"exceptionHandler\" (func (param i32))) (memory (export \"memory\") 1)
+         (func (export \"getVersion\") (result i32) i32.const 2) (func (export \"init\") (param i32) {body}))"
+    ))
+    .unwrap();
+    let limits = Limits { compile_memory: 192 << 20, ..AMPLE };
+    let e = WasmWitness::load(&wasm, limits, &cache).unwrap_err();
+    assert_eq!(e, WitnessError::Compile("it takes more than 201326592 bytes of memory".into()));
+    assert_eq!(kitchen.calls(), 1);
+    // This process goes on, and the same limit suffices for an honest program.
+    right(&WasmWitness::load(&circuit_file("mimc_preimage.wasm"), limits, &cache).unwrap());
+}
+
+#[test]
+fn an_invalid_module_never_reaches_the_child() {
+    let kitchen = Kitchen::new();
+    let cache = kitchen.cache(kitchen.real());
+    let wasm = circuit_file("multiplier.wasm");
+    let truncated = &wasm[..wasm.len() - 1];
+    assert!(matches!(WasmWitness::load(truncated, AMPLE, &cache), Err(WitnessError::Module(_))));
+    let untyped = wat::parse_str("(module (func (export \"getVersion\") (result i64) i32.const 0))").unwrap();
+    let e = WasmWitness::load(&untyped, AMPLE, &cache).unwrap_err().to_string();
+    assert!(e.contains("the module is not valid: type mismatch"), "{e}");
+    assert_eq!(kitchen.calls(), 0);
+}

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use num_bigint::BigInt;
+
 use super::*;
 
 fn agrees(wasm: &Path, input: &Path, wtns_file: &Path) {
@@ -94,4 +96,39 @@ fn a_scalar_may_come_as_an_array_and_a_matrix_flat() {
     assert!(wtns(&generate(&program, flat).unwrap()) == circuit_file("range_check.wtns"));
     let sparse = r#"{"ceiling": [["0xba43b7400"]], "amount": [[[0,1],[2,"4294967295"]],[],[5,6,7,8,4e0]]}"#;
     assert!(generate(&program, sparse).unwrap_err().to_string().contains("amount, value 8"));
+}
+
+#[test]
+fn circom1_numbers_go_in_and_out_in_every_form() {
+    let buffered = circuit_file("multiplier_v1.wasm");
+    // Older programs of circom 1 give out one number at a time, each in the form that it happens to have.
+    let mut single = buffered.clone();
+    let name = b"getWitnessBuffer";
+    let at = single.windows(name.len()).position(|w| w == name).unwrap();
+    single[at] = b'G';
+    let r: BigInt = prover_worker::model::FR_MODULUS_DEC.parse().unwrap();
+    let big: BigInt = BigInt::from(7) << 250;
+    let two31 = BigInt::from(1u64 << 31);
+    for wasm in [buffered, single] {
+        let program = WasmWitness::load(&wasm, AMPLE, &NO_CACHE).unwrap();
+        for a in [
+            BigInt::from(0),
+            BigInt::from(-1),
+            two31.clone() - 1,
+            two31.clone(),
+            -two31.clone(),
+            -two31.clone() - 1,
+            big.clone(),
+        ] {
+            for b in [BigInt::from(3), big.clone(), -two31.clone()] {
+                let input = format!(r#"{{"a": "{a}", "b": "{b}", "k": [{a}, 0, {b}]}}"#);
+                let witness = generate(&program, &input).unwrap();
+                let exact = |v: BigInt| ((v % &r) + &r) % &r;
+                let c = exact(&a * &b * 6);
+                let expected = [BigInt::from(1), c, exact(a.clone()), BigInt::from(0), exact(b.clone())];
+                let got: Vec<String> = witness.values()[..5].iter().map(ToString::to_string).collect();
+                assert_eq!(got, expected.map(|v| v.to_string()), "{input}");
+            }
+        }
+    }
 }

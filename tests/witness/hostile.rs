@@ -1,1 +1,460 @@
+//! Programs that mean harm, or are no programs: each ends promptly in the right error.
+//!
+//! Limits are small here. What must be prompt is given far more time than it needs, so that only a hang fails.
 
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use prover_worker::model::StopReason;
+
+use super::*;
+
+/// Limits that a hostile program meets soon, but for the time: an honest one has enough on the busiest machine.
+const SMALL: Limits = Limits {
+    time: Duration::from_secs(60),
+    memory: 64 << 20,
+    compile_time: Duration::from_secs(60),
+    compile_memory: 1 << 30,
+};
+
+/// The same for programs that never end.
+const BRIEF: Limits = Limits { time: Duration::from_millis(300), ..SMALL };
+
+/// A program in WebAssembly text that answers as circom 2's do: one input, a witness of 1 and 0. Parts are replaced to
+/// make it misbehave.
+struct Program {
+    functions: BTreeMap<&'static str, String>,
+    imports: String,
+    memory: String,
+    prime: String,
+    more: String,
+}
+
+impl Program {
+    fn new() -> Self {
+        let functions = [
+            ("getVersion", "(result i32) i32.const 2"),
+            ("getSharedRWMemoryStart", "(result i32) i32.const 0"),
+            ("readSharedRWMemory", "(param i32) (result i32) (i32.load (i32.mul (local.get 0) (i32.const 4)))"),
+            ("writeSharedRWMemory", "(param i32 i32) (i32.store (i32.mul (local.get 0) (i32.const 4)) (local.get 1))"),
+            ("init", "(param i32)"),
+            ("setInputSignal", "(param i32 i32 i32)"),
+            ("getInputSignalSize", "(param i32 i32) (result i32) i32.const 1"),
+            ("getRawPrime", "(memory.copy (i32.const 0) (i32.const 32) (i32.const 32))"),
+            ("getFieldNumLen32", "(result i32) i32.const 8"),
+            ("getWitnessSize", "(result i32) i32.const 2"),
+            ("getInputSize", "(result i32) i32.const 1"),
+            (
+                "getWitness",
+                "(param i32) (memory.fill (i32.const 0) (i32.const 0) (i32.const 32))
+                 (i32.store (i32.const 0) (i32.eqz (local.get 0)))",
+            ),
+            ("getMessageChar", "(result i32) i32.const 0"),
+        ];
+        let r: num_bigint::BigUint = prover_worker::model::FR_MODULUS_DEC.parse().unwrap();
+        Self {
+            functions: functions.map(|(n, b)| (n, b.to_owned())).into(),
+            imports: String::new(),
+            memory: "(memory (export \"memory\") 1)".into(),
+            prime: r.to_bytes_le().iter().map(|b| format!("\\{b:02x}")).collect(),
+            more: String::new(),
+        }
+    }
+
+    fn with(mut self, function: &'static str, body: &str) -> Self {
+        self.functions.insert(function, body.to_owned());
+        self
+    }
+
+    fn without(mut self, function: &str) -> Self {
+        self.functions.remove(function).unwrap();
+        self
+    }
+
+    fn more(mut self, text: &str) -> Self {
+        self.more.push_str(text);
+        self
+    }
+
+    fn import(mut self, text: &str) -> Self {
+        self.imports.push_str(text);
+        self
+    }
+
+    fn memory(mut self, text: &str) -> Self {
+        self.memory = text.to_owned();
+        self
+    }
+
+    fn wasm(&self) -> Vec<u8> {
+        let mut text = format!(
+            "(module (import \"runtime\" \"exceptionHandler\" (func $exception (param i32)))
+             (import \"runtime\" \"printErrorMessage\" (func $message))
+             (import \"runtime\" \"writeBufferMessage\" (func $log)) {} {} (data (i32.const 32) \"{}\") {}\n",
+            self.imports, self.memory, self.prime, self.more
+        );
+        for (name, body) in &self.functions {
+            text.push_str(&format!("(func ${name} (export \"{name}\") {body})\n"));
+        }
+        text.push(')');
+        wat::parse_str(&text).unwrap()
+    }
+
+    fn load(&self, limits: Limits) -> Result<WasmWitness, WitnessError> {
+        prompt(|| WasmWitness::load(&self.wasm(), limits, &NO_CACHE))
+    }
+
+    /// Loads and runs.
+    fn run(&self, limits: Limits) -> Result<Witness, WitnessError> {
+        let program = self.load(limits)?;
+        prompt(|| generate(&program, r#"{"a": 7}"#))
+    }
+
+    /// The error of loading and running.
+    fn error(&self) -> WitnessError {
+        self.run(SMALL).map(|w| w.values().to_vec()).unwrap_err()
+    }
+
+    /// The error of one that never ends.
+    fn endless(&self) -> WitnessError {
+        self.run(BRIEF).map(|w| w.values().to_vec()).unwrap_err()
+    }
+}
+
+/// Fails a test that hangs; twenty times what any of these needs, on a busy machine.
+fn prompt<T>(work: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let out = work();
+    assert!(start.elapsed() < Duration::from_secs(30), "took {:?}", start.elapsed());
+    out
+}
+
+fn is_module(e: &WitnessError, says: &str) {
+    assert!(matches!(e, WitnessError::Module(_)), "{e:?}");
+    assert!(e.to_string().contains(says), "{e}");
+}
+
+fn is_trap(e: &WitnessError, says: &str) {
+    assert!(matches!(e, WitnessError::Trap(_)), "{e:?}");
+    assert!(e.to_string().contains(says), "{e}");
+}
+
+const TIMED_OUT: WitnessError = WitnessError::Stopped(StopReason::TimedOut);
+const NO_MEMORY: WitnessError = WitnessError::Memory { limit: SMALL.memory };
+const LOOP: &str = "(loop (br 0))";
+
+#[test]
+fn the_program_of_these_tests_works_unharmed() {
+    let witness = Program::new().run(SMALL).unwrap();
+    assert_eq!(witness.values(), [1u64.into(), 0u64.into()]);
+}
+
+#[test]
+fn the_words_of_the_window_do_where_its_address_is_not_told() {
+    assert!(Program::new().without("getSharedRWMemoryStart").run(SMALL).is_ok());
+    let hidden = Program::new().without("getSharedRWMemoryStart").memory("(memory 1)");
+    assert_eq!(hidden.run(SMALL).unwrap().len(), 2);
+}
+
+#[test]
+fn an_endless_loop_ends_wherever_it_is() {
+    for (function, params) in [
+        ("init", "(param i32)"),
+        ("setInputSignal", "(param i32 i32 i32)"),
+        ("getWitness", "(param i32)"),
+        ("getVersion", "(result i32)"),
+        ("getRawPrime", ""),
+        ("getWitnessSize", "(result i32)"),
+        ("getInputSignalSize", "(param i32 i32) (result i32)"),
+    ] {
+        let body = format!("{params} {LOOP} unreachable");
+        assert_eq!(Program::new().with(function, &body).endless(), TIMED_OUT, "{function}");
+    }
+    let start = Program::new().more(&format!("(func $forever {LOOP}) (start $forever)"));
+    assert_eq!(start.endless(), TIMED_OUT);
+}
+
+#[test]
+fn a_long_witness_read_slowly_ends_too() {
+    // Each call returns at once; there are only too many of them.
+    let slow = "(param i32) (local i32) (loop (local.set 1 (i32.add (local.get 1) (i32.const 1)))
+        (br_if 0 (i32.lt_u (local.get 1) (i32.const 100000)))) (i32.store (i32.const 0) (i32.const 1))";
+    let many = Program::new().memory("(memory (export \"memory\") 128)");
+    let many = many.with("getWitnessSize", "(result i32) i32.const 2000000").with("getWitness", slow);
+    assert_eq!(many.endless(), TIMED_OUT);
+}
+
+#[test]
+fn memory_is_capped() {
+    let grow = "(param i32) (loop (drop (memory.grow (i32.const 16))) (br 0))";
+    assert_eq!(Program::new().with("init", grow).error(), NO_MEMORY);
+    let huge = Program::new().with("init", "(param i32) (drop (memory.grow (i32.const 65535)))");
+    assert_eq!(huge.error(), NO_MEMORY);
+    assert_eq!(Program::new().memory("(memory (export \"memory\") 65536)").error(), NO_MEMORY);
+    assert_eq!(Program::new().memory("(memory (export \"memory\") 1025)").error(), NO_MEMORY);
+    assert!(Program::new().memory("(memory (export \"memory\") 1024)").run(SMALL).is_ok());
+}
+
+#[test]
+fn memory_that_grows_is_capped_below_what_may_be_declared() {
+    // The address space of wasm is the only other bound here.
+    let generous = Limits { memory: 4 << 30, ..SMALL };
+    let touch = "(param i32) (loop (i32.store (i32.mul (memory.grow (i32.const 16)) (i32.const 65536)) (i32.const 1))
+        (br 0))";
+    let ended = Program::new().with("init", touch).run(generous).unwrap_err();
+    assert_eq!(ended, WitnessError::Memory { limit: 256 << 20 });
+    assert!(Program::new().memory("(memory (export \"memory\") 8192)").run(generous).is_ok());
+}
+
+#[test]
+fn the_memory_that_circom1_imports_is_capped_as_well() {
+    let wasm = circuit_file("multiplier_v1.wasm");
+    let load = |memory| WasmWitness::load(&wasm, Limits { memory, ..AMPLE }, &NO_CACHE);
+    // It declares 2000 pages.
+    let limit = 1999 << 16;
+    assert_eq!(load(limit).unwrap_err(), WitnessError::Memory { limit });
+    let program = load(2000 << 16).unwrap();
+    let witness = generate(&program, std::str::from_utf8(&circuit_file("multiplier_v1.input.json")).unwrap()).unwrap();
+    assert!(wtns(&witness) == circuit_file("multiplier_v1.wtns"));
+    let import = Program::new().memory("(import \"env\" \"memory\" (memory 65536))");
+    assert_eq!(import.error(), NO_MEMORY);
+}
+
+#[test]
+fn a_witness_too_large_is_refused_before_it_is_allocated() {
+    for size in ["-1", "0x7fffffff", "2097153"] {
+        let body = format!("(result i32) i32.const {size}");
+        assert_eq!(Program::new().with("getWitnessSize", &body).error(), NO_MEMORY, "{size}");
+    }
+    is_module(&Program::new().with("getWitnessSize", "(result i32) i32.const 0").error(), "no value");
+}
+
+#[test]
+fn deep_recursion_is_a_trap() {
+    let e = Program::new().with("init", "(param i32) (call $init (local.get 0)) (call $init (local.get 0))").error();
+    is_trap(&e, "call stack exhausted");
+}
+
+#[test]
+fn traps_are_told() {
+    is_trap(&Program::new().with("init", "(param i32) unreachable").error(), "unreachable");
+    is_trap(
+        &Program::new().with("getWitness", "(param i32) (drop (i32.load (i32.const -8)))").error(),
+        "out of bounds",
+    );
+    is_trap(&Program::new().more("(func $t unreachable) (start $t)").error(), "unreachable");
+    is_trap(
+        &Program::new().more("(table 1 funcref)").with("init", "(param i32) (call_indirect (i32.const 0))").error(),
+        "uninit",
+    );
+}
+
+#[test]
+fn tables_are_capped() {
+    is_module(&Program::new().more("(table 10000000 funcref)").error(), "table of 10000000 elements");
+    is_trap(&Program::new().more("(table 1 funcref)".repeat(5).as_str()).error(), "table count too high");
+    let grow = "(param i32) (loop (drop (table.grow (ref.null func) (i32.const 100000))) (br 0))";
+    is_module(&Program::new().more("(table 1 funcref)").with("init", grow).error(), "it wants a table of");
+}
+
+#[test]
+fn answers_that_make_no_sense_are_traps() {
+    let two = "(param i32) (i32.store (i32.const 0) (i32.const 2))";
+    is_trap(&Program::new().with("getWitness", two).error(), "witness value 0 is not 1");
+    let above = "(param i32) (i64.store (i32.const 24) (i64.const -1))";
+    is_trap(&Program::new().with("getWitness", above).error(), "witness value 0 is not below r");
+    let r = "(param i32) (if (local.get 0) (then (memory.copy (i32.const 0) (i32.const 32) (i32.const 32)))
+        (else (i32.store (i32.const 0) (i32.const 1)) (memory.fill (i32.const 4) (i32.const 0) (i32.const 28))))";
+    is_trap(&Program::new().with("getWitness", r).error(), "witness value 1 is not below r");
+}
+
+#[test]
+fn a_window_outside_memory_is_not_used() {
+    for at in ["-1", "65535", "65505"] {
+        let body = format!("(result i32) i32.const {at}");
+        assert_eq!(Program::new().with("getSharedRWMemoryStart", &body).run(SMALL).unwrap().len(), 2, "{at}");
+    }
+}
+
+#[test]
+fn exceptions_out_of_place_do_not_pass() {
+    for function in ["init", "getWitness"] {
+        is_trap(&Program::new().with(function, "(param i32) (call $exception (i32.const 4))").error(), "exception 4");
+    }
+    let code = |n: &str| {
+        Program::new().with("setInputSignal", &format!("(param i32 i32 i32) (call $exception (i32.const {n}))")).error()
+    };
+    assert_eq!(code("4"), WitnessError::Assert("Assert Failed".into()));
+    assert_eq!(code("7"), WitnessError::Assert("Out of bounds array access".into()));
+    is_trap(&code("5"), "Not enough memory (circom's exception 5)");
+    is_trap(&code("-99"), "Unknown error (circom's exception -99)");
+}
+
+#[test]
+fn messages_are_capped() {
+    // No message ends, and they come for ever.
+    let talk = |call: &str| {
+        Program::new()
+            .with("getMessageChar", "(result i32) i32.const 65")
+            .with("init", &format!("(param i32) (loop (call {call}) (br 0))"))
+            .endless()
+    };
+    assert_eq!(talk("$message"), TIMED_OUT);
+    assert_eq!(talk("$log"), TIMED_OUT);
+    // A long one is cut.
+    let e = Program::new()
+        .with("getMessageChar", "(result i32) i32.const 65")
+        .with("setInputSignal", "(param i32 i32 i32) (call $message) (call $exception (i32.const 4))")
+        .error();
+    assert_eq!(e, WitnessError::Assert(format!("Assert Failed: {}", "A".repeat(1024))));
+    let silent = Program::new().with("getMessageChar", &format!("(result i32) {LOOP} unreachable"));
+    assert_eq!(silent.with("init", "(param i32) (call $message)").endless(), TIMED_OUT);
+    let none = Program::new().without("getMessageChar").with("init", "(param i32) (call $message)");
+    is_trap(&none.error(), "getMessageChar");
+    // What it prints cannot write to a terminal.
+    let bell = Program::new()
+        .more("(global $n (mut i32) (i32.const 0))")
+        .with(
+            "getMessageChar",
+            "(result i32) (global.set $n (i32.add (global.get $n) (i32.const 1)))
+            (if (result i32) (i32.lt_u (global.get $n) (i32.const 3)) (then i32.const 27) (else i32.const 0))",
+        )
+        .with("setInputSignal", "(param i32 i32 i32) (call $message) (call $exception (i32.const 4))");
+    assert!(!bell.error().to_string().contains('\u{1b}'));
+}
+
+#[test]
+fn exports_are_checked() {
+    for function in ["init", "setInputSignal", "getWitness", "getRawPrime", "getInputSize", "readSharedRWMemory"] {
+        is_module(&Program::new().without(function).error(), &format!("expected export {function}"));
+    }
+    is_module(&Program::new().with("init", "(param i64)").error(), "expected export init");
+    is_module(&Program::new().with("getWitness", "(param i32) (result i32) i32.const 0").error(), "another type");
+    is_module(&Program::new().with("getVersion", "(result i64) i64.const 2").error(), "expected export getVersion");
+    let global = Program::new().without("getInputSize").more("(global (export \"getInputSize\") i32 (i32.const 1))");
+    is_module(&global.error(), "got no function");
+    is_module(&Program::new().without("getVersion").error(), "exports neither getVersion");
+    let nothing = wat::parse_str("(module)").unwrap();
+    is_module(&WasmWitness::load(&nothing, SMALL, &NO_CACHE).unwrap_err(), "exports neither getVersion");
+}
+
+#[test]
+fn the_version_and_the_field_are_checked() {
+    is_module(
+        &Program::new().with("getVersion", "(result i32) i32.const 3").error(),
+        "expected circom version 2, got 3",
+    );
+    is_module(&Program::new().with("getFieldNumLen32", "(result i32) i32.const 12").error(), "12 32-bit words");
+    is_module(&Program::new().with("getFieldNumLen32", "(result i32) i32.const -1").error(), "32-bit words");
+    let mut other = Program::new();
+    let q: num_bigint::BigUint =
+        "52435875175126190479447740508185965837690552500527637822603658699938581184513".parse().unwrap();
+    other.prime = q.to_bytes_le().iter().map(|b| format!("\\{b:02x}")).collect();
+    is_module(&other.error(), "got BLS12-381's");
+    is_module(&Program::new().with("getRawPrime", "").error(), "got 0");
+}
+
+#[test]
+fn imports_are_checked() {
+    for (text, says) in [
+        (r#"(import "wasi_snapshot_preview1" "fd_write" (func (param i32)))"#, "wasi_snapshot_preview1.fd_write"),
+        (r#"(import "env" "abort" (func))"#, "env.abort"),
+        (r#"(import "runtime" "exec" (func))"#, "runtime.exec"),
+        (r#"(import "env" "table" (table 1 funcref))"#, "env.table"),
+        (r#"(import "env" "g" (global i32))"#, "env.g"),
+    ] {
+        is_module(&Program::new().import(text).error(), says);
+    }
+    // A known name with another type cannot be linked.
+    let bent = Program::new().import(r#"(import "runtime" "showSharedRWMemory" (func (param i64)))"#);
+    is_module(&bent.error(), "it imports runtime.showSharedRWMemory with other parameters");
+    // A program that could not tell of a failed assert.
+    let deaf = wat::parse_str("(module (func (export \"getVersion\") (result i32) i32.const 2))").unwrap();
+    is_module(&WasmWitness::load(&deaf, SMALL, &NO_CACHE).unwrap_err(), "runtime.exceptionHandler");
+}
+
+#[test]
+fn features_that_circom_does_not_use_are_refused() {
+    let invalid = "the module is not valid";
+    is_module(&Program::new().memory("(memory (export \"memory\") i64 1)").load(SMALL).unwrap_err(), invalid);
+    is_module(&Program::new().memory("(memory (export \"memory\") 1 2 shared)").load(SMALL).unwrap_err(), invalid);
+    is_module(&Program::new().more("(memory 1)").load(SMALL).unwrap_err(), invalid);
+}
+
+#[test]
+fn other_files_are_named() {
+    let load = |bytes: &[u8]| prompt(|| WasmWitness::load(bytes, SMALL, &NO_CACHE)).unwrap_err();
+    is_module(&load(b""), "an empty file");
+    is_module(&load(b"zkey\x01\0\0\0"), "a zkey file");
+    is_module(&load(b"wtns\x02\0\0\0"), "a witness file");
+    is_module(&load(&circuit_file("multiplier.r1cs")), "an r1cs file");
+    is_module(&load(&circuit_file("multiplier.input.json")), "JSON");
+    is_module(&load(b"\x7fELF"), "begins with 7f454c46");
+    // A component, and a text.
+    is_module(&load(b"\0asm\x0d\0\x01\0"), "not a module of version 1");
+    is_module(&load(b"(module)"), "begins with");
+}
+
+#[test]
+fn a_truncated_module_is_damaged_at_any_length() {
+    let wasm = circuit_file("multiplier.wasm");
+    for n in (0..wasm.len()).step_by(211).chain(wasm.len() - 40..wasm.len()) {
+        let e = WasmWitness::load(&wasm[..n], SMALL, &NO_CACHE).map(|_| n).unwrap_err();
+        assert!(matches!(e, WitnessError::Module(_)), "{n}: {e:?}");
+    }
+}
+
+#[test]
+fn a_flipped_byte_never_panics_and_never_hangs() {
+    let wasm = circuit_file("multiplier.wasm");
+    let input = Inputs::parse(&circuit_file("multiplier.input.json")).unwrap();
+    for n in (8..wasm.len()).step_by(1009) {
+        let mut bent = wasm.clone();
+        bent[n] ^= 0x15;
+        if let Ok(program) = prompt(|| WasmWitness::load(&bent, BRIEF, &NO_CACHE)) {
+            // Any outcome but a panic or a hang.
+            let _ = prompt(|| program.generate(&input, &StopToken::new()));
+        }
+    }
+}
+
+#[test]
+fn a_long_function_is_not_compiled_in_this_process() {
+    let body = format!("(param i32) {}", "(drop (i32.const 0))".repeat(3 << 20));
+    let e = Program::new().with("init", &body).load(SMALL).unwrap_err();
+    assert!(matches!(&e, WitnessError::Compile(t) if t.contains("functions of at most 8388608 bytes")), "{e:?}");
+}
+
+#[test]
+fn a_compile_has_its_time() {
+    let wasm = Program::new().with("init", &format!("(param i32) {}", "(drop (i32.const 0))".repeat(1 << 20))).wasm();
+    let limits = Limits { compile_time: Duration::from_millis(1), ..SMALL };
+    let e = prompt(|| WasmWitness::load(&wasm, limits, &NO_CACHE)).unwrap_err();
+    assert_eq!(e, WitnessError::Compile("it took longer than 1ms".into()));
+}
+
+#[test]
+fn a_running_program_can_be_cancelled() {
+    let limits = Limits { time: Duration::from_secs(600), ..SMALL };
+    let wasm = Program::new().with("init", &format!("(param i32) {LOOP}")).wasm();
+    let program = WasmWitness::load(&wasm, limits, &NO_CACHE).unwrap();
+    let (stop, other) = (StopToken::new(), StopToken::new());
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            std::thread::sleep(Duration::from_millis(100));
+            stop.stop(StopReason::Cancelled);
+        });
+        let inputs = Inputs::parse(b"{\"a\": 1}").unwrap();
+        let e = prompt(|| program.generate(&inputs, &stop)).unwrap_err();
+        assert_eq!(e, WitnessError::Stopped(StopReason::Cancelled));
+        // Its deadline is the token's, where that is nearer.
+        let soon = other.with_deadline(Instant::now() + Duration::from_millis(50));
+        assert_eq!(prompt(|| program.generate(&inputs, &soon)).unwrap_err(), TIMED_OUT);
+    });
+}
+
+#[test]
+fn an_older_program_that_hides_its_sizes_is_served() {
+    let old = Program::new().without("getInputSignalSize").without("getMessageChar");
+    assert_eq!(old.run(SMALL).unwrap().len(), 2);
+}

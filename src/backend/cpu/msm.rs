@@ -18,6 +18,11 @@ type Xyzz<P> = <Projective<P> as VariableBaseMSM>::Bucket;
 
 /// Points of one section of the key, infinity left out (up to 40 % of B in real keys), and the wire of each.
 pub(super) struct Query<P: SWCurveConfig> {
+    pieces: Vec<Piece<P>>,
+}
+
+/// Points of at most [`CHUNK`] neighbours in the file.
+struct Piece<P: SWCurveConfig> {
     points: Vec<Affine<P>>,
     wires: Vec<u32>,
 }
@@ -50,61 +55,52 @@ const CHUNK: usize = 1 << 13;
 const BATCH: usize = 512;
 /// Fewest buckets for which batches pay: with fewer, most points of a batch would meet a bucket twice.
 const FEWEST_BUCKETS: usize = 1 << 10;
-/// Fewest points of a window that are worth a task of their own.
-const FEWEST_POINTS: usize = 1 << 14;
+/// Fewest pieces of a window that are worth a task of their own.
+const FEWEST_PIECES: usize = 2;
 
 impl<P: RawPoint> Query<P> {
     /// Decodes a section, whose first point belongs to wire `first`.
     pub(super) fn new(section: &[u8], first: usize) -> Self {
-        let parts: Vec<(Vec<Affine<P>>, Vec<u32>)> = section
-            .par_chunks(CHUNK * P::BYTES)
-            .enumerate()
-            .map(|(k, bytes)| {
-                let n = bytes.len() / P::BYTES;
-                let (mut points, mut wires) = (Vec::with_capacity(n), Vec::with_capacity(n));
-                for (i, raw) in bytes.chunks_exact(P::BYTES).enumerate() {
-                    let p = P::decode(raw);
-                    if !is_infinity(&p) {
-                        points.push(p);
-                        wires.push((first + k * CHUNK + i) as u32);
-                    }
+        let read = |(k, bytes): (usize, &[u8])| {
+            let n = bytes.len() / P::BYTES;
+            let (mut points, mut wires) = (Vec::with_capacity(n), Vec::with_capacity(n));
+            for (i, raw) in bytes.chunks_exact(P::BYTES).enumerate() {
+                let p = P::decode(raw);
+                if !is_infinity(&p) {
+                    points.push(p);
+                    wires.push((first + k * CHUNK + i) as u32);
                 }
-                (points, wires)
-            })
-            .collect();
-        let total = parts.iter().map(|p| p.0.len()).sum();
-        let (mut points, mut wires) = (Vec::with_capacity(total), Vec::with_capacity(total));
-        for (p, w) in parts {
-            points.extend_from_slice(&p);
-            wires.extend_from_slice(&w);
-        }
-        Self { points, wires }
+            }
+            Piece { points, wires }
+        };
+        Self { pieces: section.par_chunks(CHUNK * P::BYTES).enumerate().map(read).collect() }
     }
 
     /// Σ scalar(wireᵢ)·pointᵢ. A stopped token ends it early with a meaningless sum: the caller looks at the token.
     pub(super) fn msm(&self, digits: &Digits, stop: &StopToken) -> Projective<P> {
-        if self.points.is_empty() {
+        if self.pieces.is_empty() {
             return Projective::zero();
         }
+        // A window is one task, unless there are more threads than windows to keep busy.
         let tasks_a_window = (2 * rayon::current_num_threads()).div_ceil(digits.windows);
-        let piece = self.points.len().div_ceil(tasks_a_window).max(FEWEST_POINTS);
-        let pieces = self.points.len().div_ceil(piece);
+        let share = self.pieces.len().div_ceil(tasks_a_window).max(FEWEST_PIECES);
+        let shares = self.pieces.len().div_ceil(share);
         let (units, sums) = rayon::join(
             || self.units(digits, stop),
             || -> Vec<Projective<P>> {
-                let tasks = (0..digits.windows * pieces).into_par_iter();
+                let tasks = (0..digits.windows * shares).into_par_iter();
                 let sums = tasks.map(|task| {
                     if stop.stopped().is_some() {
                         return Projective::zero();
                     }
-                    let (window, from) = (task / pieces, task % pieces * piece);
-                    let to = (from + piece).min(self.points.len());
-                    let row = digits.row(window);
+                    let row = digits.row(task / shares);
                     let mut buckets = Buckets::new(digits.window);
-                    for i in from..to {
-                        let digit = row[self.wires[i] as usize];
-                        if digit != 0 {
-                            buckets.add(&self.points[i], digit);
+                    for piece in self.pieces.iter().skip(task % shares * share).take(share) {
+                        for (point, wire) in piece.points.iter().zip(&piece.wires) {
+                            let digit = row[*wire as usize];
+                            if digit != 0 {
+                                buckets.add(point, digit);
+                            }
                         }
                     }
                     buckets.sum()
@@ -112,7 +108,7 @@ impl<P: RawPoint> Query<P> {
                 sums.collect()
             },
         );
-        let high_to_low = sums.chunks(pieces).rev();
+        let high_to_low = sums.chunks(shares).rev();
         let windows = high_to_low.fold(Projective::zero(), |mut acc: Projective<P>, window| {
             for _ in 0..digits.window {
                 acc.double_in_place();
@@ -125,8 +121,7 @@ impl<P: RawPoint> Query<P> {
     /// Sum of the points whose scalar is 1 less those whose scalar is −1.
     fn units(&self, digits: &Digits, stop: &StopToken) -> Projective<P> {
         let units = digits.units();
-        let pieces = self.points.par_chunks(CHUNK).zip(self.wires.par_chunks(CHUNK));
-        let sums = pieces.map(|(points, wires)| {
+        let sums = self.pieces.par_iter().map(|Piece { points, wires }| {
             if stop.stopped().is_some() {
                 return Projective::zero();
             }
@@ -329,14 +324,15 @@ mod tests {
     use ark_ff::{BigInteger256, One, PrimeField, UniformRand};
     use ark_std::rand::{Rng, SeedableRng, rngs::StdRng};
 
-    /// Against arkworks' own product, and against scalars known to the test.
+    /// Against arkworks' own product.
     fn check<P: RawPoint<ScalarField = Fr>>(points: Vec<Affine<P>>, scalars: &[Fr], threads: usize)
     where
         Projective<P>: VariableBaseMSM<ScalarField = Fr, MulBase = Affine<P>>,
     {
         let plain: Vec<BigInteger256> = scalars.iter().map(|s| s.into_bigint()).collect();
         let kept: Vec<u32> = (0..points.len() as u32).filter(|i| !is_infinity(&points[*i as usize])).collect();
-        let query = Query { points: kept.iter().map(|i| points[*i as usize]).collect(), wires: kept };
+        let piece = |w: &[u32]| Piece { points: w.iter().map(|i| points[*i as usize]).collect(), wires: w.to_vec() };
+        let query = Query { pieces: kept.chunks(CHUNK).map(piece).collect() };
         let expected = Projective::<P>::msm_bigint(&points, &plain);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
         let got = pool.install(|| query.msm(&Digits::new(&plain), &StopToken::new()));
@@ -427,7 +423,8 @@ mod tests {
         }
         let bytes = crate::formats::zkey::encode_g1(&p);
         let query = Query::<ark_bn254::g1::Config>::new(&bytes, 7);
-        assert_eq!(query.points.len(), 12_000);
-        assert!(query.wires.iter().zip(&query.points).all(|(w, q)| p[*w as usize - 7] == *q));
+        let read: Vec<_> = query.pieces.iter().flat_map(|q| q.wires.iter().zip(&q.points)).collect();
+        assert_eq!(read.len(), 12_000);
+        assert!(read.iter().all(|(wire, q)| p[**wire as usize - 7] == **q));
     }
 }
