@@ -1,0 +1,99 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+use std::collections::HashMap;
+
+fn with(vars: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let mut map: HashMap<&str, &str> = vars.iter().copied().collect();
+    map.entry("PROVER_DATA_DIR").or_insert("/data");
+    Config::from_lookup(|n| map.get(n).map(|v| (*v).to_owned()))
+}
+
+fn error(name: &str, value: &str) -> String {
+    with(&[(name, value)]).unwrap_err().to_string()
+}
+
+#[test]
+fn defaults_are_the_documented_ones() {
+    let c = with(&[]).unwrap();
+    assert_eq!(c.database, PathBuf::from("/data/prover-worker.db"));
+    assert_eq!(c.queue_name, "prove");
+    assert_eq!(c.concurrency, None);
+    assert_eq!(c.log_level, "info");
+    assert_eq!(c.metrics_addr, Some("0.0.0.0:9101".parse().unwrap()));
+    assert_eq!(c.lease, Duration::from_secs(30));
+    assert_eq!(c.max_input_bytes, 64 << 20);
+    let api = c.api_addr.unwrap();
+    assert!(api.ip().is_loopback(), "an API without a password stays on loopback, got {api}");
+}
+
+#[test]
+fn every_catalogued_variable_is_read_and_no_other() {
+    let seen = std::cell::RefCell::new(Vec::new());
+    let c = Config::from_lookup(|n| {
+        seen.borrow_mut().push(n.to_owned());
+        (n == "PROVER_DATA_DIR").then(|| "/data".to_owned())
+    })
+    .unwrap();
+    let mut seen = seen.into_inner();
+    let mut listed: Vec<String> = CATALOGUE.iter().map(|v| v.name.to_owned()).collect();
+    seen.sort();
+    listed.sort();
+    assert_eq!(seen, listed);
+    assert_eq!(c.settings().len(), CATALOGUE.len());
+    assert!(CATALOGUE.iter().all(|v| markdown_table().contains(v.name)));
+}
+
+#[test]
+fn a_wrong_value_names_variable_expected_and_got() {
+    assert_eq!(
+        error("WORKER_CONCURRENCY", "many"),
+        r#"WORKER_CONCURRENCY: expected a whole number from 1 to 1024, got "many""#
+    );
+    assert_eq!(error("PROVER_BACKEND", "gpu"), r#"PROVER_BACKEND: expected auto, cuda, icicle or cpu, got "gpu""#);
+    assert!(error("WORKER_CONCURRENCY", "0").contains("1 to 1024"));
+    assert!(error("METRICS_PORT", "70000").contains("65535"));
+    assert!(error("LOG_LEVEL", "inof").contains("debug"));
+    assert!(error("PROVER_MAX_INPUT_BYTES", "2G").contains("1G"));
+    assert!(error("DATABASE_URL", "mysql://x").contains("sqlite://PATH"));
+    assert!(error("DATABASE_URL", "sqlite::memory:").contains("file"));
+}
+
+#[test]
+fn what_this_version_lacks_is_one_sentence_without_the_password() {
+    for (name, url) in [("DATABASE_URL", "postgres://me:hunter2@db/jobs"), ("REDIS_URL", "rediss://me:hunter2@r:6379")]
+    {
+        let e = error(name, url);
+        assert!(e.contains("this version has no") && !e.contains("hunter2") && !e.contains('\n'), "{e}");
+    }
+}
+
+#[test]
+fn passwords_are_masked() {
+    assert_eq!(mask("postgres://me:se@cret@host:5432/db?x=1"), "postgres://me:***@host:5432/db?x=1");
+    assert_eq!(mask("redis://:secret@host"), "redis://:***@host");
+    assert_eq!(mask("sqlite:///var/x.db"), "sqlite:///var/x.db");
+    let c = with(&[("DATABASE_URL", "sqlite:///var/x.db")]).unwrap();
+    assert_eq!(c.database, PathBuf::from("/var/x.db"));
+    assert!(c.settings().iter().any(|s| s.set && s.value == "sqlite:///var/x.db"));
+}
+
+#[test]
+fn values_are_read() {
+    let c = with(&[
+        ("METRICS_PORT", "off"),
+        ("PROVER_API_ADDR", "off"),
+        ("LOG_LEVEL", "WARN"),
+        ("PROVER_KEY_CACHE_BYTES", "2G"),
+        ("PROVER_GRACE_SECS", "0"),
+        ("QUEUE_NAME", " "),
+    ])
+    .unwrap();
+    assert_eq!((c.metrics_addr, c.api_addr), (None, None));
+    assert_eq!(c.log_level, "warn");
+    assert_eq!(c.key_cache_bytes, Some(2 << 30));
+    assert_eq!(c.grace, Duration::ZERO);
+    assert_eq!(c.queue_name, "prove", "a blank variable counts as unset");
+    assert!(with(&[("LOG_LEVEL", "info,prover_worker=debug")]).is_ok());
+    assert_eq!(byte_count("64M"), Some(64 << 20));
+    assert_eq!(byte_count("99999999999999T"), None);
+}
