@@ -46,7 +46,8 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
     let (stop_http, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
     open_doors(workspace.config(), &app, &stopped, &mut tasks).await?;
-    tasks.spawn(metrics.upkeep());
+    // Not among the tasks that are waited for: it never ends.
+    tokio::spawn(metrics.upkeep());
 
     let worker = tokio::select! {
         started = start(&workspace, faults) => started?,
