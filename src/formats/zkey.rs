@@ -428,10 +428,7 @@ fn check_points_g2(section: (u32, &str), bytes: &[u8], done: &(dyn Fn(usize) + S
         let off_curve = part.par_chunks_exact(G2_BYTES).position_first(|p| decode_twist(p).is_err());
         let on_curve = &part[..off_curve.map_or(part.len(), |i| i * G2_BYTES)];
         let points: Vec<_> = on_curve.par_chunks_exact(G2_BYTES).map(g2_raw).collect();
-        let outside = match all_in_g2(&points, on_curve) {
-            true => None,
-            false => points.par_iter().position_first(|p| !p.is_in_correct_subgroup_assuming_on_curve()),
-        };
+        let outside = first_outside_g2(&points, on_curve);
         if let Some(i) = outside.or(off_curve) {
             let fault = decode_g2(&part[i * G2_BYTES..(i + 1) * G2_BYTES]).map(drop);
             return fault.map_err(|fault| fault.at(section, batch * POINTS_PER_BATCH + i));
@@ -448,6 +445,19 @@ const ROUND_BITS: usize = 13;
 /// Below this many points each is tested by itself.
 const BATCH_FROM: usize = 1 << 12;
 
+/// The first of `points`, all on the twist, that is not in G2; `bytes` is what they were decoded from.
+fn first_outside_g2(points: &[G2Affine], bytes: &[u8]) -> Option<usize> {
+    if points.len() < BATCH_FROM {
+        return points.par_iter().position_first(|p| !p.is_in_correct_subgroup_assuming_on_curve());
+    }
+    if all_in_g2(points, bytes) {
+        return None;
+    }
+    let half = points.len() / 2;
+    let (points, bytes) = (points.split_at(half), bytes.split_at(half * G2_BYTES));
+    first_outside_g2(points.0, bytes.0).or_else(|| first_outside_g2(points.1, bytes.1).map(|i| half + i))
+}
+
 /// Whether all `points`, which are on the twist, are in G2.
 ///
 /// One random combination would not do: the index of G2 in the twist's group is divisible by 10069, so a point
@@ -460,9 +470,6 @@ const BATCH_FROM: usize = 1 << 12;
 ///
 /// A round costs one addition a point, by buckets; a test of a single point costs about 190.
 fn all_in_g2(points: &[G2Affine], bytes: &[u8]) -> bool {
-    if points.len() < BATCH_FROM {
-        return points.par_iter().all(|p| p.is_in_correct_subgroup_assuming_on_curve());
-    }
     let seed = Sha256::digest(bytes);
     let coefficients: Vec<[u16; ROUNDS]> = (0..points.len() as u64)
         .into_par_iter()

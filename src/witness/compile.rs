@@ -50,10 +50,10 @@ pub(super) fn module(
     let deadline = Instant::now().checked_add(limits.compile_time);
     match (&sandbox.cache, &cache.compiler) {
         (Some(kept), Some(compiler)) => {
-            let marker = kept.directory().join(format!("{}.compiled", fingerprint(sandbox, wasm)));
+            let marker = kept.dir.join(format!("{}.compiled", fingerprint(sandbox, wasm)));
             if !marker.exists() {
                 validate(sandbox, wasm)?;
-                compile_by_child(compiler, kept.directory(), wasm, limits, deadline)?;
+                compile_by_child(compiler, &kept.dir, wasm, limits, deadline)?;
                 // Without the marker the next load only compiles again.
                 let _ = File::create(marker);
             }

@@ -242,7 +242,7 @@ impl Run {
         });
         match Self::instantiate(sandbox, module, &mut store, limit) {
             Ok(instance) => Ok(Self { store, instance, limit }),
-            Err(e) => Err(match failure(&store, limit, e) {
+            Err(e) => Err(match failure(&store, e) {
                 Failure::Exception(e, trace) => WitnessError::Trap(format!("{e} at its start: {trace}")),
                 Failure::Other(e) => e,
             }),
@@ -304,7 +304,7 @@ impl Run {
         f: &TypedFunc<P, R>,
         params: P,
     ) -> std::result::Result<R, Failure> {
-        f.call(&mut self.store, params).map_err(|e| failure(&self.store, self.limit, e))
+        f.call(&mut self.store, params).map_err(|e| failure(&self.store, e))
     }
 
     /// Calls a function that has no business to raise an exception.
@@ -358,6 +358,12 @@ impl Run {
         if u64::from(n) * 32 > self.limit {
             return Err(WitnessError::Memory { limit: self.limit });
         }
+        // A program keeps a list of its witness's signals, four bytes each, so a larger claim is a lie.
+        let there = self.memory().len() as u64;
+        if there > 0 && u64::from(n) * 4 > there {
+            let why = format!("it claims a witness of {n} values, and has {there} bytes of memory");
+            return Err(WitnessError::Module(why));
+        }
         Ok(())
     }
 
@@ -394,9 +400,10 @@ fn outside(at: u32) -> WitnessError {
 }
 
 /// Sorts an error of wasmtime's.
-fn failure(store: &Store<Host>, limit: u64, e: Error) -> Failure {
-    if store.data().meter.exceeded {
-        return Failure::Other(WitnessError::Memory { limit });
+fn failure(store: &Store<Host>, e: Error) -> Failure {
+    let meter = &store.data().meter;
+    if meter.exceeded {
+        return Failure::Other(WitnessError::Memory { limit: meter.limit });
     }
     if let Some(Interrupted(why)) = e.downcast_ref() {
         return Failure::Other(WitnessError::Stopped(*why));

@@ -17,11 +17,20 @@ const STACK: usize = 512 << 10;
 /// Bytes of compiled code kept in a cache folder before the oldest are removed.
 const CACHE_BYTES: u64 = 4 << 30;
 
+/// A folder of compiled modules.
+pub(super) struct Kept {
+    /// Ours: what is in hand, and markers of what compiled.
+    pub dir: PathBuf,
+}
+
+/// wasmtime's part of that folder. Its cleaner deletes every file in there that is not its own.
+const CACHE_FOLDER: &str = "cache";
+
 /// An engine with its imports and its clock.
 pub(super) struct Sandbox {
     pub engine: Engine,
     pub linker: Linker<Host>,
-    pub cache: Option<Cache>,
+    pub cache: Option<Kept>,
     clock: Arc<Clock>,
 }
 
@@ -44,16 +53,17 @@ impl Sandbox {
             None => None,
             Some(dir) => {
                 let mut config = CacheConfig::new();
-                config.with_directory(dir).with_files_total_size_soft_limit(CACHE_BYTES);
+                config.with_directory(dir.join(CACHE_FOLDER)).with_files_total_size_soft_limit(CACHE_BYTES);
                 Some(Cache::new(config)?)
             }
         };
-        let engine = Engine::new(&config(cache.clone()))?;
+        let engine = Engine::new(&config(cache))?;
         let linker = imports(&engine)?;
         let clock = Arc::new(Clock::default());
         let (ticking, ticked) = (clock.clone(), engine.clone());
         // One thread an engine, asleep unless something runs; it lives as long as the process.
         std::thread::Builder::new().name("witness-clock".into()).spawn(move || ticking.run(&ticked))?;
+        let cache = dir.map(|dir| Kept { dir: dir.to_owned() });
         Ok(Self { engine, linker, cache, clock })
     }
 

@@ -64,7 +64,7 @@ impl Kitchen {
     /// The files of compiled code; beside them the cache keeps its own accounts, under names with dots.
     fn compiled(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
-        let mut folders = vec![self.dir().join("modules")];
+        let mut folders = vec![self.dir().join("cache")];
         while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir(folder).into_iter().flatten() {
                 let path = entry.unwrap().path();
@@ -133,7 +133,7 @@ fn a_damaged_or_lost_cache_file_is_survived() {
     std::fs::remove_file(&file).unwrap();
     right(&WasmWitness::load(&wasm, AMPLE, &cache).unwrap());
     assert_eq!(kitchen.calls(), 1);
-    assert_eq!(kitchen.compiled().len(), 1, "it is kept again");
+    assert_eq!(kitchen.compiled().len(), 1, "it is kept again: {:?}", kitchen.compiled());
 }
 
 #[test]

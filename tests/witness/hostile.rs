@@ -179,7 +179,8 @@ fn a_long_witness_read_slowly_ends_too() {
     // Each call returns at once; there are only too many of them.
     let slow = "(param i32) (local i32) (loop (local.set 1 (i32.add (local.get 1) (i32.const 1)))
         (br_if 0 (i32.lt_u (local.get 1) (i32.const 100000)))) (i32.store (i32.const 0) (i32.const 1))";
-    let many = Program::new().with("getWitnessSize", "(result i32) i32.const 2000000").with("getWitness", slow);
+    let many = Program::new().memory("(memory (export \"memory\") 128)");
+    let many = many.with("getWitnessSize", "(result i32) i32.const 2000000").with("getWitness", slow);
     assert_eq!(many.endless(), TIMED_OUT);
 }
 
@@ -192,6 +193,17 @@ fn memory_is_capped() {
     assert_eq!(Program::new().memory("(memory (export \"memory\") 65536)").error(), NO_MEMORY);
     assert_eq!(Program::new().memory("(memory (export \"memory\") 1025)").error(), NO_MEMORY);
     assert!(Program::new().memory("(memory (export \"memory\") 1024)").run(SMALL).is_ok());
+}
+
+#[test]
+fn memory_that_grows_is_capped_below_what_may_be_declared() {
+    // The address space of wasm is the only other bound here.
+    let generous = Limits { memory: 4 << 30, ..SMALL };
+    let touch = "(param i32) (loop (i32.store (i32.mul (memory.grow (i32.const 16)) (i32.const 65536)) (i32.const 1))
+        (br 0))";
+    let ended = Program::new().with("init", touch).run(generous).unwrap_err();
+    assert_eq!(ended, WitnessError::Memory { limit: 256 << 20 });
+    assert!(Program::new().memory("(memory (export \"memory\") 8192)").run(generous).is_ok());
 }
 
 #[test]

@@ -1,0 +1,70 @@
+//! SIGTERM.
+
+use crate::harness::{Site, until};
+
+/// A job that cannot finish within the grace period is handed back: no failed attempt, and the next worker has it.
+#[test]
+fn a_job_that_cannot_finish_is_handed_back() {
+    let site = Site::new();
+    let id = site.submit(3, 4);
+    let mut worker = site.serve(&["--fault-at", "after_witness:sleep"], &[("PROVER_GRACE_SECS", "1")]);
+    worker.wait_log("fault point reached", 1);
+    worker.terminate();
+    let status = worker.wait();
+    assert!(status.success(), "{status}; log:\n{}", worker.log());
+    let job = site.job(&id);
+    assert_eq!(job["state"], "queued", "{job}");
+    assert_eq!(job["attempt"], 1);
+    assert_eq!(job["tries"], serde_json::json!({"transient": 0, "device": 0, "lost": 0}));
+    assert_eq!(site.inputs_held(), 1);
+
+    let _next = site.serve(&[], &[]);
+    let job = site.wait_for(&id, "done");
+    assert_eq!(job["attempt"], 2);
+    assert_eq!(job["tries"]["lost"], 0, "a hand-back is no lost worker");
+    site.assert_done_once(&id, 12);
+}
+
+/// In the middle of a hundred jobs: what was begun is finished, what was not stays queued, nothing is in between.
+#[test]
+fn a_busy_worker_finishes_what_it_has_and_claims_no_more() {
+    let site = Site::new();
+    let ids: Vec<_> = (1..=100).map(|i| site.submit(i, 3)).collect();
+    let mut worker = site.serve(&[], &[]);
+    worker.wait_log("job done", 3);
+    worker.terminate();
+    let status = worker.wait();
+    assert!(status.success(), "{status}; log:\n{}", worker.log());
+    let claimed = worker.count("job claimed");
+    let mut done = 0;
+    for id in &ids {
+        let job = site.job(id);
+        match job["state"].as_str().unwrap() {
+            "done" => done += 1,
+            "queued" => assert_eq!(job["attempt"], 0, "{job}"),
+            other => panic!("{other}: {job}"),
+        }
+    }
+    assert_eq!(done, claimed, "what was claimed was finished");
+    let _next = site.serve(&[], &[]);
+    until("the rest", || {
+        site.json(&["jobs", "--state", "done", "--limit", "1000"]).as_array().filter(|d| d.len() == 100).map(drop)
+    });
+}
+
+/// A second signal does not wait for the grace period.
+#[test]
+fn a_second_signal_ends_at_once() {
+    let site = Site::new();
+    let id = site.submit(3, 4);
+    let mut worker =
+        site.serve(&["--fault-at", "after_claim:sleep"], &[("PROVER_GRACE_SECS", "86400"), ("PROVER_LEASE_SECS", "1")]);
+    worker.wait_log("fault point reached", 1);
+    worker.terminate();
+    worker.wait_log("draining", 1);
+    worker.terminate();
+    assert_eq!(worker.wait().code(), Some(1), "log:\n{}", worker.log());
+    let _next = site.serve(&[], &[("PROVER_LEASE_SECS", "1")]);
+    site.wait_for(&id, "done");
+    site.assert_done_once(&id, 12);
+}

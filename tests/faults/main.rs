@@ -1,0 +1,13 @@
+//! Faults, on the real program: killed, frozen, drained, crowded. Each test has a data folder of its own.
+//!
+//! The scenarios are those that users of such systems complain about: jobs lost or stuck, workers declared dead while
+//! alive, work done twice, results overwritten by a stale worker, cancels that cancel nothing.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod cancel;
+mod crash;
+mod crowd;
+mod drain;
+mod harness;
+mod lease;
