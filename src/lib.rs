@@ -20,7 +20,7 @@
 //! | 1 | [`formats`], [`config`], [`telemetry`] | bytes; the environment; the subscriber |
 //! | 0 | [`model`] | plain nouns |
 //!
-//! Arrows point down only; `tests/layering.rs` fails on one that points up.
+//! Arrows point down only; `tests/layering` fails on one that points up.
 
 pub mod artifacts;
 pub mod backend;
