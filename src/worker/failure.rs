@@ -66,7 +66,7 @@ impl From<ProveError> for Ended {
         match e {
             ProveError::Backend(e) => e.into(),
             ProveError::WitnessLength { .. } | ProveError::WitnessOne => Self::failed(FailureClass::BadInput, e),
-            ProveError::Invalid { .. } => Self::failed(FailureClass::InvalidProof, e),
+            ProveError::Invalid => Self::failed(FailureClass::InvalidProof, e),
             ProveError::Randomness(_) => Self::failed(FailureClass::Transient, e),
         }
     }
