@@ -14,7 +14,7 @@ pub const ARROWS: &[(&str, &[&str])] = &[
     ("store", &["model"]),
     ("queue", &["model"]),
     ("artifacts", &["model"]),
-    ("registry", &["groth16", "store", "artifacts", "witness", "backend", "formats", "config", "model"]),
+    ("registry", &["groth16", "store", "artifacts", "witness", "backend", "formats", "config", "telemetry", "model"]),
     (
         "worker",
         &[
