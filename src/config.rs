@@ -310,9 +310,10 @@ fn sqlite_path(url: &str) -> Result<PathBuf, &'static str> {
         return Err("sqlite://PATH: this version has no Postgres store yet");
     }
     let rest = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"));
-    let path = rest.map(|r| r.split_once('?').map_or(r, |(path, _)| path)).unwrap_or_default();
-    match path {
+    match rest.unwrap_or_default() {
         "" => Err("sqlite://PATH"),
+        // The store has the one mode it is safe in; to skip the parameters would promise another.
+        path if path.contains('?') => Err("sqlite://PATH without parameters"),
         ":memory:" => Err("sqlite://PATH of a file: jobs must outlive the process"),
         path => Ok(PathBuf::from(path)),
     }
@@ -429,6 +430,7 @@ mod tests {
         assert!(error("PROVER_MAX_INPUT_BYTES", "2G").contains("1G"));
         assert!(error("DATABASE_URL", "mysql://x").contains("sqlite://PATH"));
         assert!(error("DATABASE_URL", "sqlite::memory:").contains("file"));
+        assert!(error("DATABASE_URL", "sqlite:///x.db?mode=ro").contains("without parameters"));
     }
 
     #[test]
