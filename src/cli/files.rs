@@ -53,7 +53,7 @@ pub fn write_secret(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result
     write_as(path, 0o600, fill)
 }
 
-/// Writes text that is no secret to a file, as [`write`] does.
+/// Writes text that is no secret to a file, as [`write()`] does.
 pub fn write_text(path: &Path, text: &str) -> Result<(), CliError> {
     write(path, |out| out.write_all(text.as_bytes()))
 }

@@ -1,7 +1,7 @@
 //! The zkey of snarkjs: a Groth16 proving key.
 //!
 //! [`parse`] is cheap: it decodes and checks the header and finds the other sections, which stay where they are.
-//! [`check`] looks at every byte of them. [`write`] makes a file that snarkjs reads.
+//! [`check`] looks at every byte of them. [`write()`] makes a file that snarkjs reads.
 //!
 //! | section | holds |
 //! |---|---|

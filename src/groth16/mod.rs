@@ -1,6 +1,6 @@
 //! Groth16 (Groth, "On the Size of Pairing-based Non-interactive Arguments", EUROCRYPT 2016) on BN254.
 //!
-//! [`prove`] draws the blinding, assembles the proof from a device's commitments and verifies it; [`Verifier`]
+//! [`prove()`] draws the blinding, assembles the proof from a device's commitments and verifies it; [`Verifier`]
 //! verifies; [`setup`] makes development keys.
 
 mod prove;

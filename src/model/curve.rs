@@ -1,6 +1,6 @@
 //! BN254 (the curve circom and snarkjs call "bn128"), as arkworks represents it.
 //!
-//! E: y² = x³ + 3 over Fq, E′: y² = x³ + 3/(9+u) over Fq2 = Fq[u]/(u²+1); both groups have prime order r.
+//! E: y² = x³ + 3 over Fq, E′: y² = x³ + 3/(9+u) over Fq2 = Fq\[u\]/(u²+1); both groups have prime order r.
 //! About 100 bits of security (Kim–Barbulescu). Field elements are four 64-bit limbs, little-endian, in Montgomery
 //! form with R = 2^256: the very bytes a zkey file holds.
 
