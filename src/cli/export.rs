@@ -33,7 +33,7 @@ pub enum Args {
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     match args {
         Args::Vkey { zkey, out: None } => {
-            print!("{}", snarkjs::vkey_to_json(&files::proving_key(&zkey)?.header.vk));
+            out.raw(&snarkjs::vkey_to_json(&files::proving_key(&zkey)?.header.vk));
         }
         Args::Vkey { zkey, out: Some(path) } => {
             files::write_text(&path, &snarkjs::vkey_to_json(&files::proving_key(&zkey)?.header.vk))?;

@@ -2,17 +2,16 @@
 
 use std::fs;
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use bytes::Bytes;
 
 use super::CliError;
 use crate::backend::mapped::map_file;
+use crate::formats::snarkjs::MAX_VKEY_JSON;
 use crate::formats::{FormatError, zkey};
 use crate::model::ProvingKey;
-
-/// Largest JSON document of a proof, a key or public values, bytes: no real one comes near it.
-const MAX_DOCUMENT: u64 = 256 << 20;
 
 /// An error about a file, with its name.
 pub fn about(path: &Path, why: impl std::fmt::Display) -> CliError {
@@ -24,11 +23,11 @@ pub fn map(path: &Path) -> Result<Bytes, CliError> {
     map_file(path).map_err(|e| about(path, io_reason(&e)))
 }
 
-/// Reads a small text file.
+/// Reads the JSON text of a proof, a key or public values; a key is the largest of them.
 pub fn text(path: &Path) -> Result<String, CliError> {
     let bytes = map(path)?;
-    if bytes.len() as u64 > MAX_DOCUMENT {
-        return Err(about(path, format!("expected at most {MAX_DOCUMENT} bytes, got {}", bytes.len())));
+    if bytes.len() > MAX_VKEY_JSON {
+        return Err(about(path, format!("expected at most {MAX_VKEY_JSON} bytes, got {}", bytes.len())));
     }
     String::from_utf8(bytes.to_vec()).map_err(|_| about(path, "not UTF-8 text"))
 }
@@ -46,6 +45,21 @@ pub fn parsed<T>(path: &Path, result: Result<T, FormatError>) -> Result<T, CliEr
 /// Writes a file so that it is there whole or not at all: a temporary neighbour, renamed into place. An existing file
 /// that is no regular one (a pipe, /dev/stdout) is written to directly.
 pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), CliError> {
+    write_as(path, 0o666, fill)
+}
+
+/// The same for a secret: only its owner may read the file.
+pub fn write_secret(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), CliError> {
+    write_as(path, 0o600, fill)
+}
+
+/// Writes text that is no secret to a file, as [`write()`] does.
+pub fn write_text(path: &Path, text: &str) -> Result<(), CliError> {
+    write(path, |out| out.write_all(text.as_bytes()))
+}
+
+/// `mode` is that of a new file, less what the process's umask takes away, as with any other program.
+fn write_as(path: &Path, mode: u32, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), CliError> {
     let fail = |e: io::Error| about(path, io_reason(&e));
     if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
         let mut out = BufWriter::new(fs::OpenOptions::new().write(true).open(path).map_err(fail)?);
@@ -55,26 +69,13 @@ pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
     };
-    let file = tempfile::Builder::new().prefix(".prover-worker-").tempfile_in(folder).map_err(fail)?;
+    let mut temporary = tempfile::Builder::new();
+    temporary.prefix(".prover-worker-").permissions(fs::Permissions::from_mode(mode));
+    let file = temporary.tempfile_in(folder).map_err(fail)?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
     fill(&mut out).map_err(fail)?;
     let file = out.into_inner().map_err(|e| fail(e.into_error()))?;
     file.persist(path).map_err(|e| fail(e.error))?;
-    Ok(())
-}
-
-/// Writes text to a file, the witness and other secrets excepted.
-pub fn write_text(path: &Path, text: &str) -> Result<(), CliError> {
-    write(path, |out| out.write_all(text.as_bytes()))?;
-    readable(path)
-}
-
-/// Gives a file that is no secret the mode that other programs give theirs: temporary files begin as private.
-pub fn readable(path: &Path) -> Result<(), CliError> {
-    use std::os::unix::fs::PermissionsExt;
-    if fs::metadata(path).is_ok_and(|m| m.is_file()) {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o644)).map_err(|e| about(path, io_reason(&e)))?;
-    }
     Ok(())
 }
 

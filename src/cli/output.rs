@@ -52,13 +52,19 @@ impl Output {
     /// Prints a result: `value` as JSON, or the text. A closed pipe is no error: whoever reads has seen enough.
     pub fn result(&self, value: &impl Serialize, text: impl FnOnce() -> String) {
         let line = if self.json { serde_json::to_string(value).unwrap_or_else(|e| e.to_string()) } else { text() };
-        let _ = writeln!(std::io::stdout().lock(), "{}", line.trim_end_matches('\n'));
+        self.raw(&format!("{}\n", line.trim_end_matches('\n')));
+    }
+
+    /// Prints a document as it is.
+    pub fn raw(&self, text: &str) {
+        let mut out = std::io::stdout().lock();
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     }
 
     /// Prints a remark for people; silent with `--json`.
     pub fn note(&self, line: impl Display) {
         if !self.json {
-            eprintln!("{line}");
+            say(line);
         }
     }
 
@@ -69,7 +75,7 @@ impl Output {
             CliError::Said => return,
         };
         let line = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" | ");
-        eprintln!("error: {line}");
+        say(format_args!("error: {line}"));
     }
 
     /// A progress bar on standard error, hidden unless that is a terminal and text is asked for. Runs from 0 to 1000.
@@ -85,4 +91,9 @@ impl Output {
         bar.set_message(what);
         bar
     }
+}
+
+/// A line on standard error. A closed pipe is no error there either; `eprintln!` would panic.
+fn say(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

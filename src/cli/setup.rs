@@ -48,7 +48,6 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let key = key.map_err(|e| files::about(&args.r1cs, e))?;
     bar.set_message("write");
     files::write(&args.zkey, |to| zkey::write(&key, to))?;
-    files::readable(&args.zkey)?;
     if let Some(path) = &args.vkey {
         files::write_text(path, &snarkjs::vkey_to_json(&key.header.vk))?;
     }

@@ -38,7 +38,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let bar = out.bar("witness");
     let witness = compute(&args.wasm, &args.input, &session::config()?)?;
     bar.finish_and_clear();
-    files::write(&args.out, |to| wtns::write(&witness, to))?;
+    files::write_secret(&args.out, |to| wtns::write(&witness, to))?;
     let report = Report { witness: &args.out, values: witness.len() };
     out.result(&report, || format!("{} values: {}", report.values, report.witness.display()));
     Ok(())

@@ -21,7 +21,6 @@
 //! have.
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -275,30 +274,6 @@ impl SqliteStore {
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         create_private(path).map_err(|e| cannot_open(path, e))?;
         Self::connect(path).await
-    }
-
-    /// Opens the store that a URL names: `sqlite://relative/path`, `sqlite:///absolute/path`, with `?mode=rwc`
-    /// (the default) or `?mode=rw`, which does not create the file.
-    ///
-    /// # Errors
-    /// As [`SqliteStore::open`], and [`StoreError::Open`] for a URL that names no file.
-    pub async fn open_url(url: &str) -> Result<Self, StoreError> {
-        let refuse = |why: &str| StoreError::Open { what: url.to_owned(), why: why.to_owned() };
-        let (base, mode) = url.split_once('?').unwrap_or((url, "mode=rwc"));
-        let Some(name) = base.strip_prefix("sqlite://").or_else(|| base.strip_prefix("sqlite:")) else {
-            return Err(refuse("expected sqlite:// and a path"));
-        };
-        if name.is_empty() || name == ":memory:" {
-            return Err(refuse("expected the path of a file after sqlite://"));
-        }
-        let options = SqliteConnectOptions::from_str(base).map_err(|e| refuse(&e.to_string()))?;
-        let path = options.get_filename();
-        match mode {
-            "mode=rwc" => Self::open(path).await,
-            "mode=rw" if path.exists() => Self::connect(path).await,
-            "mode=rw" => Err(refuse("there is no such file, and mode=rw does not create one")),
-            _ => Err(refuse("expected no parameter but mode=rwc or mode=rw")),
-        }
     }
 
     async fn connect(path: &Path) -> Result<Self, StoreError> {

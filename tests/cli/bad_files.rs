@@ -296,6 +296,25 @@ fn proofs_keys_and_values_of_every_wrong_kind() {
 }
 
 #[test]
+fn documents_with_more_numbers_than_any_real_one() {
+    let f = range_check();
+    let vkey = std::fs::read_to_string(&f.vkey).unwrap();
+    let point = "[0,1,0],";
+    let points = format!("\"IC\":[{}[0,1,0]],\"X\"", point.repeat(8_000_000));
+    let huge_key = vkey.replace("\"IC\"", &points);
+    // As many as fit the bound on bytes, and more.
+    let values = format!("[{}1]", "1,".repeat(8_000_000));
+    let more = format!("[{}1]", "1,".repeat(35_000_000));
+    let dir = scratch(&[("k", huge_key.as_bytes()), ("u", values.as_bytes()), ("m", more.as_bytes())]);
+    let inspect = |file: &str| run(dir.path(), &["inspect", file]);
+    inspect("k").failed_with("at most 1048576 items");
+    inspect("u").failed_with("at most 1048576 items");
+    inspect("m").failed_with("expected at most 67108864 bytes");
+    let verify = ["verify", "--vkey", s(&f.vkey), "--public", "u", "--proof", "p"];
+    run(dir.path(), &verify).failed_with("at most 1048576 items");
+}
+
+#[test]
 fn files_that_are_not_there_or_cannot_be_written() {
     let f = range_check();
     let dir = scratch(&[]);

@@ -156,6 +156,17 @@ fn the_words_of_the_window_do_where_its_address_is_not_told() {
     assert_eq!(hidden.run(SMALL).unwrap().len(), 2);
 }
 
+/// However long a witness may take: `inspect` and `circuits add` run no more of a program than this.
+#[test]
+fn a_program_that_never_says_what_it_is_is_given_up_soon() {
+    let long = Limits { time: Duration::from_secs(3600), ..SMALL };
+    let begun = Instant::now();
+    let e = Program::new().with("getVersion", &format!("(result i32) {LOOP} unreachable")).load(long).unwrap_err();
+    assert_eq!(e, WitnessError::Stopped(StopReason::TimedOut));
+    assert!(e.to_string().contains("the time allowed for it is over"), "{e}");
+    assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", begun.elapsed());
+}
+
 #[test]
 fn an_endless_loop_ends_wherever_it_is() {
     for (function, params) in [
