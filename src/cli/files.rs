@@ -2,17 +2,18 @@
 
 use std::fs;
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
 use super::CliError;
 use crate::backend::mapped::map_file;
+use crate::formats::snarkjs::MAX_VKEY_JSON;
 use crate::formats::{FormatError, zkey};
 use crate::model::ProvingKey;
 
-/// Largest JSON document of a proof, a key or public values, bytes: no real one comes near it.
-const MAX_DOCUMENT: u64 = 256 << 20;
+/// Largest JSON document of a proof, a key or public values, bytes.
+const MAX_DOCUMENT: u64 = MAX_VKEY_JSON as u64;
 
 /// An error about a file, with its name.
 pub fn about(path: &Path, why: impl std::fmt::Display) -> CliError {
@@ -43,15 +44,53 @@ pub fn parsed<T>(path: &Path, result: Result<T, FormatError>) -> Result<T, CliEr
     result.map_err(|e| about(path, e))
 }
 
+/// Standard output by name.
+const STDOUT: &str = "/dev/stdout";
+
+/// Fails if a command would write over a file that it reads, or write two results to one file.
+pub fn distinct(inputs: &[&Path], outputs: &[&Path]) -> Result<(), CliError> {
+    for (i, out) in outputs.iter().enumerate() {
+        if *out == Path::new(STDOUT) || fs::metadata(out).is_ok_and(|m| !m.is_file()) {
+            continue;
+        }
+        let place = place(out);
+        if inputs.iter().any(|p| self::place(p) == place) {
+            return Err(CliError::Usage(format!("{}: is read, and would be written over", out.display())));
+        }
+        if outputs[..i].iter().any(|p| self::place(p) == place) {
+            return Err(CliError::Usage(format!("{}: two results would go to this one file", out.display())));
+        }
+    }
+    Ok(())
+}
+
+/// Where a file is, or would be: links and dots resolved as far as there is something.
+fn place(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        match (fs::canonicalize(folder), path.file_name()) {
+            (Ok(folder), Some(name)) => folder.join(name),
+            _ => path.to_path_buf(),
+        }
+    })
+}
+
 /// Writes a file so that it is there whole or not at all: a temporary neighbour, renamed into place. An existing file
-/// that is no regular one (a pipe, /dev/stdout) is written to directly.
+/// that is no regular one (a pipe, a terminal) is written to directly, and so is standard output by its name, whatever
+/// it is: that name is a link of the whole machine's, not to be renamed over. Another link stays, its file is replaced.
 pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), CliError> {
     let fail = |e: io::Error| about(path, io_reason(&e));
+    if path == Path::new(STDOUT) {
+        let mut out = io::stdout().lock();
+        return fill(&mut out).and_then(|()| out.flush()).map_err(fail);
+    }
     if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
         let mut out = BufWriter::new(fs::OpenOptions::new().write(true).open(path).map_err(fail)?);
         return fill(&mut out).and_then(|()| out.flush()).map_err(fail);
     }
-    let folder = match path.parent() {
+    let target = fs::canonicalize(path);
+    let target = target.as_deref().unwrap_or(path);
+    let folder = match target.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
     };
@@ -59,7 +98,7 @@ pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -
     let mut out = BufWriter::with_capacity(1 << 20, file);
     fill(&mut out).map_err(fail)?;
     let file = out.into_inner().map_err(|e| fail(e.into_error()))?;
-    file.persist(path).map_err(|e| fail(e.error))?;
+    file.persist(target).map_err(|e| fail(e.error))?;
     Ok(())
 }
 
@@ -72,7 +111,7 @@ pub fn write_text(path: &Path, text: &str) -> Result<(), CliError> {
 /// Gives a file that is no secret the mode that other programs give theirs: temporary files begin as private.
 pub fn readable(path: &Path) -> Result<(), CliError> {
     use std::os::unix::fs::PermissionsExt;
-    if fs::metadata(path).is_ok_and(|m| m.is_file()) {
+    if path != Path::new(STDOUT) && fs::metadata(path).is_ok_and(|m| m.is_file()) {
         fs::set_permissions(path, fs::Permissions::from_mode(0o644)).map_err(|e| about(path, io_reason(&e)))?;
     }
     Ok(())

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::files::{self, about};
@@ -100,26 +101,34 @@ fn look(path: &Path, bytes: &bytes::Bytes, check: bool) -> Result<(&'static str,
     }
 }
 
+/// What tells the documents apart. The rest is skipped, not kept: it may be anything.
+#[derive(serde::Deserialize)]
+struct Shape {
+    pi_a: Option<IgnoredAny>,
+    vk_alpha_1: Option<IgnoredAny>,
+}
+
 /// Proof, verification key and public values tell themselves apart by their shape.
 fn json_document(path: &Path) -> Result<(&'static str, Value), CliError> {
     let text = files::text(path)?;
-    let shape: Value = serde_json::from_str(&text).map_err(|_| {
+    let unknown = |_| {
         about(
             path,
             "not a file of a known kind (zkey, wtns, r1cs, wasm, or the JSON of a proof, a key or public values)",
         )
-    })?;
-    if shape.get("pi_a").is_some() {
+    };
+    if text.trim_ascii_start().starts_with('[') {
+        let values = files::parsed(path, snarkjs::public_from_json(&text))?;
+        return Ok(("public values", json!({ "values": values.0.len() })));
+    }
+    let shape: Shape = serde_json::from_str(&text).map_err(unknown)?;
+    if shape.pi_a.is_some() {
         files::parsed(path, snarkjs::proof_from_json(&text))?;
         return Ok(("Groth16 proof on BN254", json!({})));
     }
-    if shape.get("vk_alpha_1").is_some() {
+    if shape.vk_alpha_1.is_some() {
         let key = files::parsed(path, snarkjs::vkey_from_json(&text))?;
         return Ok(("Groth16 verification key on BN254", json!({ "public_values": key.n_public() })));
-    }
-    if shape.is_array() {
-        let values = files::parsed(path, snarkjs::public_from_json(&text))?;
-        return Ok(("public values", json!({ "values": values.0.len() })));
     }
     Err(about(path, "JSON, but not of a proof, a verification key or public values"))
 }

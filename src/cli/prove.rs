@@ -93,6 +93,12 @@ struct Report<'a> {
 /// Proves, verifies, and only then writes the two files.
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let plan = args.plan()?;
+    let mut inputs = vec![plan.zkey.as_path()];
+    match &plan.witness {
+        Source::File(witness) => inputs.push(witness),
+        Source::Program { wasm, input } => inputs.extend([wasm.as_path(), input.as_path()]),
+    }
+    files::distinct(&inputs, &[&plan.proof, &plan.public])?;
     let mut config = session::config()?;
     config.threads = args.threads.or(config.threads);
     let bar = out.bar("witness");

@@ -35,6 +35,7 @@ struct Report<'a> {
 
 /// Computes a witness and writes it, byte for byte as snarkjs would.
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
+    files::distinct(&[&args.wasm, &args.input], &[&args.out])?;
     let bar = out.bar("witness");
     let witness = compute(&args.wasm, &args.input, &session::config()?)?;
     bar.finish_and_clear();

@@ -7,11 +7,12 @@
 
 use ark_ec::VariableBaseMSM;
 use ark_ec::short_weierstrass::{Affine, Projective, SWCurveConfig};
-use ark_ff::{AdditiveGroup, Field, Zero};
+use ark_ff::{AdditiveGroup, Field, PrimeField, Zero};
 use rayon::prelude::*;
 
+use super::super::BackendError;
 use super::digits::Digits;
-use crate::model::{G1_BYTES, G1Affine, G2_BYTES, G2Affine, StopToken, g1_raw, g2_raw};
+use crate::model::{Fq, G1_BYTES, G1Affine, G2_BYTES, G2Affine, StopToken, g1_raw, g2_raw, limbs};
 
 /// XYZZ accumulator of arkworks.
 type Xyzz<P> = <Projective<P> as VariableBaseMSM>::Bucket;
@@ -60,8 +61,14 @@ const FEWEST_PIECES: usize = 2;
 
 impl<P: RawPoint> Query<P> {
     /// Decodes a section, whose first point belongs to wire `first`.
-    pub(super) fn new(section: &[u8], first: usize) -> Self {
+    ///
+    /// Fails on coordinates that are not below q: field arithmetic relies on it. Whether the points are on their
+    /// curve is not looked at; sums of points off it are wrong, and the proof does not verify.
+    pub(super) fn new(section: &[u8], first: usize) -> Result<Self, BackendError> {
         let read = |(k, bytes): (usize, &[u8])| {
+            if bytes.chunks_exact(32).any(|coordinate| limbs(coordinate) >= Fq::MODULUS) {
+                return Err(BackendError::Shape { what: "coordinates of the key not below q", expected: 0, got: 1 });
+            }
             let n = bytes.len() / P::BYTES;
             let (mut points, mut wires) = (Vec::with_capacity(n), Vec::with_capacity(n));
             for (i, raw) in bytes.chunks_exact(P::BYTES).enumerate() {
@@ -71,9 +78,10 @@ impl<P: RawPoint> Query<P> {
                     wires.push((first + k * CHUNK + i) as u32);
                 }
             }
-            Piece { points, wires }
+            Ok(Piece { points, wires })
         };
-        Self { pieces: section.par_chunks(CHUNK * P::BYTES).enumerate().map(read).collect() }
+        let pieces = section.par_chunks(CHUNK * P::BYTES).enumerate().map(read).collect::<Result<_, _>>()?;
+        Ok(Self { pieces })
     }
 
     /// Σ scalar(wireᵢ)·pointᵢ. A stopped token ends it early with a meaningless sum: the caller looks at the token.
