@@ -13,6 +13,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::local::LocalFileSystem;
@@ -26,6 +27,9 @@ use crate::model::{ContentHash, JobId};
 
 /// Bytes of a file in memory at a time while it is copied in.
 const CHUNK: usize = 8 << 20;
+
+/// A staging file that was not written to for so long has no writer any more.
+const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// What an object by content is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -104,6 +108,9 @@ impl Artifacts {
     pub fn local(root: &Path) -> Result<Self, ArtifactError> {
         for folder in ["", "zkeys", "wasms", "proofs"] {
             private_dir(&root.join(folder))?;
+        }
+        for folder in ["zkeys", "wasms"] {
+            sweep(&root.join(folder));
         }
         let store = LocalFileSystem::new_with_prefix(root)?.with_fsync(true).with_automatic_cleanup(false);
         Ok(Self { store: Arc::new(store), root: Some(root.to_path_buf()) })
@@ -269,6 +276,18 @@ fn missing(kind: Kind, hash: ContentHash, e: object_store::Error) -> ArtifactErr
     }
 }
 
+/// Removes what copies left behind that were killed: staging files, `NAME#N`, that nobody has written to for long.
+fn sweep(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let staged = entry.file_name().to_string_lossy().contains('#');
+        let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+        if staged && age().is_some_and(|age| age > ABANDONED) {
+            // A failure leaves a file that nobody needs, no more.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Opens a file for reading. A pipe that nobody writes to would keep an ordinary open waiting for ever.
 fn open_without_waiting(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)
@@ -358,6 +377,23 @@ mod tests {
         artifacts.import(Kind::Zkey, &file).await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().modified().unwrap(), before);
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn what_a_killed_copy_left_is_swept_when_it_is_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = dir.path().join("zkeys");
+        Artifacts::local(dir.path()).unwrap();
+        for name in ["aa", "aa#1", "bb#1"] {
+            std::fs::write(keys.join(name), b"x").unwrap();
+        }
+        for name in ["aa", "aa#1"] {
+            let file = File::options().write(true).open(keys.join(name)).unwrap();
+            file.set_modified(std::time::SystemTime::now() - 2 * ABANDONED).unwrap();
+        }
+        Artifacts::local(dir.path()).unwrap();
+        let there = |name: &str| keys.join(name).exists();
+        assert_eq!((there("aa"), there("aa#1"), there("bb#1")), (true, false, true));
     }
 
     #[tokio::test]

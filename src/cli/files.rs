@@ -44,6 +44,11 @@ pub fn parsed<T>(path: &Path, result: Result<T, FormatError>) -> Result<T, CliEr
     result.map_err(|e| about(path, e))
 }
 
+/// Whether one of these results goes to standard output by its name: then nothing else may be printed there.
+pub fn on_stdout(outputs: &[&Path]) -> bool {
+    outputs.contains(&Path::new(STDOUT))
+}
+
 /// Standard output by name.
 const STDOUT: &str = "/dev/stdout";
 
@@ -122,6 +127,9 @@ pub fn io_reason(e: &io::Error) -> String {
     match e.kind() {
         io::ErrorKind::NotFound => "no such file".into(),
         io::ErrorKind::PermissionDenied => "permission denied".into(),
+        io::ErrorKind::StorageFull => "no space is left on the device".into(),
+        io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only".into(),
+        io::ErrorKind::IsADirectory => "it is a folder".into(),
         _ => e.to_string(),
     }
 }

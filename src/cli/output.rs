@@ -2,11 +2,14 @@
 
 use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+
+use super::files::on_stdout;
 
 /// Why a subcommand ends without success.
 #[derive(Debug)]
@@ -56,6 +59,11 @@ impl Output {
     pub fn result(&self, value: &impl Serialize, text: impl FnOnce() -> String) {
         let line = if self.json { serde_json::to_string(value).unwrap_or_else(|e| e.to_string()) } else { text() };
         self.print(format_args!("{}\n", line.trim_end_matches('\n')));
+    }
+
+    /// Prints the report on files that were written, on standard error where one of them is standard output.
+    pub fn report(&self, files: &[&Path], value: &impl Serialize, text: impl FnOnce() -> String) {
+        if on_stdout(files) { self.note(text()) } else { self.result(value, text) }
     }
 
     /// Prints a document as it is.

@@ -138,7 +138,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
         prove_ms: ms(proved.commit_time),
         verify_ms: ms(proved.verify_time),
     };
-    out.result(&report, || {
+    out.report(&[&plan.proof, &plan.public], &report, || {
         format!(
             "proof verified on {}: {} and {} (key {:.0} ms, witness {:.0} ms, proof {:.0} ms, verification {:.0} ms)",
             report.device,

@@ -4,4 +4,5 @@
 mod bad_files;
 mod happy;
 mod harness;
+mod odd_files;
 mod usage;

@@ -73,7 +73,11 @@ impl Constraints {
                         return Err(too_large("wire of a matrix entry (below nVars)", key.header.n_vars, e.signal));
                     }
                     if e.value >= Fr::MODULUS {
-                        return Err(BackendError::Shape { what: "values of matrix entries not below r", expected: 0, got: 1 });
+                        return Err(BackendError::Shape {
+                            what: "values of matrix entries not below r",
+                            expected: 0,
+                            got: 1,
+                        });
                     }
                     sorted &= e.row >= last;
                     last = e.row;
