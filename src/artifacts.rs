@@ -8,8 +8,9 @@
 //! Objects are written to a temporary name and renamed, so a reader sees all of one or none of it. On a file system
 //! the folders are the owner's alone (0700) and the content is read-only (0400).
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -19,6 +20,7 @@ use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt};
+use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
 use crate::model::{ContentHash, JobId};
@@ -287,9 +289,14 @@ fn missing(kind: Kind, hash: ContentHash, e: object_store::Error) -> ArtifactErr
     }
 }
 
+/// Opens a file for reading. A pipe that nobody writes to would keep an ordinary open waiting for ever.
+fn open_without_waiting(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)
+}
+
 fn hash_file(path: &Path) -> Result<(ContentHash, u64), ArtifactError> {
     let failed = |why| ArtifactError::Io { what: path.display().to_string(), why };
-    let mut file = File::open(path).map_err(failed)?;
+    let mut file = open_without_waiting(path).map_err(failed)?;
     if !file.metadata().map_err(failed)?.is_file() {
         return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
     }
@@ -313,7 +320,7 @@ fn hash_file(path: &Path) -> Result<(ContentHash, u64), ArtifactError> {
 async fn copy_in(upload: &mut dyn MultipartUpload, file: &Path) -> Result<ContentHash, ArtifactError> {
     let what = file.display().to_string();
     let failed = |why| ArtifactError::Io { what: what.clone(), why };
-    let mut source = File::open(file).map_err(failed)?;
+    let mut source = open_without_waiting(file).map_err(failed)?;
     let mut hash = Sha256::new();
     loop {
         let (back, piece) = blocking(move || {
@@ -371,6 +378,23 @@ mod tests {
         artifacts.import(Kind::Zkey, &file).await.unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().modified().unwrap(), before);
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn what_a_killed_copy_left_is_swept_when_it_is_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = dir.path().join("zkeys");
+        Artifacts::local(dir.path()).unwrap();
+        for name in ["aa", "aa#1", "bb#1"] {
+            std::fs::write(keys.join(name), b"x").unwrap();
+        }
+        for name in ["aa", "aa#1"] {
+            let file = File::options().write(true).open(keys.join(name)).unwrap();
+            file.set_modified(std::time::SystemTime::now() - 2 * STALE).unwrap();
+        }
+        Artifacts::local(dir.path()).unwrap();
+        let there = |name: &str| keys.join(name).exists();
+        assert_eq!((there("aa"), there("aa#1"), there("bb#1")), (true, false, true));
     }
 
     #[tokio::test]

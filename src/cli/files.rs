@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
@@ -42,8 +42,45 @@ pub fn parsed<T>(path: &Path, result: Result<T, FormatError>) -> Result<T, CliEr
     result.map_err(|e| about(path, e))
 }
 
+/// Whether one of these results goes to standard output by its name: then nothing else may be printed there.
+pub fn on_stdout(outputs: &[&Path]) -> bool {
+    outputs.contains(&Path::new(STDOUT))
+}
+
+/// Standard output by name.
+const STDOUT: &str = "/dev/stdout";
+
+/// Fails if a command would write over a file that it reads, or write two results to one file.
+pub fn distinct(inputs: &[&Path], outputs: &[&Path]) -> Result<(), CliError> {
+    for (i, out) in outputs.iter().enumerate() {
+        if *out == Path::new(STDOUT) || fs::metadata(out).is_ok_and(|m| !m.is_file()) {
+            continue;
+        }
+        let place = place(out);
+        if inputs.iter().any(|p| self::place(p) == place) {
+            return Err(CliError::Usage(format!("{}: is read, and would be written over", out.display())));
+        }
+        if outputs[..i].iter().any(|p| self::place(p) == place) {
+            return Err(CliError::Usage(format!("{}: two results would go to this one file", out.display())));
+        }
+    }
+    Ok(())
+}
+
+/// Where a file is, or would be: links and dots resolved as far as there is something.
+fn place(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        match (fs::canonicalize(folder), path.file_name()) {
+            (Ok(folder), Some(name)) => folder.join(name),
+            _ => path.to_path_buf(),
+        }
+    })
+}
+
 /// Writes a file so that it is there whole or not at all: a temporary neighbour, renamed into place. An existing file
-/// that is no regular one (a pipe, /dev/stdout) is written to directly.
+/// that is no regular one (a pipe, a terminal) is written to directly, and so is standard output by its name, whatever
+/// it is: that name is a link of the whole machine's, not to be renamed over. Another link stays, its file is replaced.
 pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), CliError> {
     write_as(path, 0o666, fill)
 }
@@ -61,11 +98,17 @@ pub fn write_text(path: &Path, text: &str) -> Result<(), CliError> {
 /// `mode` is that of a new file, less what the process's umask takes away, as with any other program.
 fn write_as(path: &Path, mode: u32, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), CliError> {
     let fail = |e: io::Error| about(path, io_reason(&e));
+    if path == Path::new(STDOUT) {
+        let mut out = io::stdout().lock();
+        return fill(&mut out).and_then(|()| out.flush()).map_err(fail);
+    }
     if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
         let mut out = BufWriter::new(fs::OpenOptions::new().write(true).open(path).map_err(fail)?);
         return fill(&mut out).and_then(|()| out.flush()).map_err(fail);
     }
-    let folder = match path.parent() {
+    let target = fs::canonicalize(path);
+    let target = target.as_deref().unwrap_or(path);
+    let folder = match target.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
     };
@@ -75,7 +118,7 @@ fn write_as(path: &Path, mode: u32, fill: impl FnOnce(&mut dyn Write) -> io::Res
     let mut out = BufWriter::with_capacity(1 << 20, file);
     fill(&mut out).map_err(fail)?;
     let file = out.into_inner().map_err(|e| fail(e.into_error()))?;
-    file.persist(path).map_err(|e| fail(e.error))?;
+    file.persist(target).map_err(|e| fail(e.error))?;
     Ok(())
 }
 
@@ -84,6 +127,9 @@ pub fn io_reason(e: &io::Error) -> String {
     match e.kind() {
         io::ErrorKind::NotFound => "no such file".into(),
         io::ErrorKind::PermissionDenied => "permission denied".into(),
+        io::ErrorKind::StorageFull => "no space is left on the device".into(),
+        io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only".into(),
+        io::ErrorKind::IsADirectory => "it is a folder".into(),
         _ => e.to_string(),
     }
 }

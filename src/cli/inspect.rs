@@ -94,7 +94,8 @@ fn look(path: &Path, bytes: &bytes::Bytes, check: bool) -> Result<(&'static str,
             ))
         }
         Some(b"\0asm") => {
-            let program = witness::load(bytes, &session::config()?).map_err(|e| about(path, e))?;
+            let config = session::config()?;
+            let program = witness::load(bytes, &config).map_err(|e| about(path, witness::in_time(e, &config)))?;
             Ok(("circom witness program", serde_json::to_value(program.info()).map_err(CliError::failed)?))
         }
         _ => json_document(path),

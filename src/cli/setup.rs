@@ -42,6 +42,9 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
             "setup makes keys whose maker can forge proofs; if that is what you want, say --insecure-dev-only".into(),
         ));
     }
+    let outputs: Vec<&Path> =
+        [Some(&args.zkey), args.vkey.as_ref()].into_iter().flatten().map(|p| p.as_path()).collect();
+    files::distinct(&[&args.r1cs], &outputs)?;
     let circuit = files::parsed(&args.r1cs, r1cs::parse(&files::map(&args.r1cs)?))?;
     let bar = out.bar("setup");
     let key = setup::generate(&circuit, &|share| bar.set_position((share * 950.0) as u64));
@@ -65,7 +68,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
         domain: key.header.domain_size,
         insecure: true,
     };
-    out.result(&report, || {
+    out.report(&outputs, &report, || {
         format!(
             "{} constraints, {} wires, {} public, domain {}: {} (INSECURE development key)",
             report.constraints,

@@ -129,6 +129,8 @@ impl Registry {
         on: Listener,
     ) -> Result<Circuit, RegistryError> {
         on("copy", 0.0);
+        let (key_file, program_file) = (zkey.to_path_buf(), wasm.map(Path::to_path_buf));
+        blocking(move || glance(&key_file, program_file.as_deref())).await?;
         let (zkey_hash, _) = self.artifacts.import(Kind::Zkey, zkey).await?;
         let wasm_hash = match wasm {
             Some(file) => Some(self.artifacts.import(Kind::Wasm, file).await?.0),
@@ -321,6 +323,13 @@ async fn fetch(artifacts: &Artifacts, kind: Kind, hash: ContentHash) -> Result<B
             .await
         }
     }
+}
+
+/// Refuses files that are plainly something else before they are copied: they may be of any size.
+fn glance(key: &Path, program: Option<&Path>) -> Result<(), RegistryError> {
+    let map = |file: &Path| map_file(file).map_err(|why| ArtifactError::Io { what: file.display().to_string(), why });
+    zkey::parse(map(key)?)?;
+    program.map_or(Ok(()), |file| Ok(WasmWitness::glance(&map(file)?)?))
 }
 
 fn check_sizes(wasm: &WasmWitness, key: &ProvingKey) -> Result<(), RegistryError> {

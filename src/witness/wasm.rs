@@ -102,6 +102,11 @@ impl fmt::Debug for WasmWitness {
 }
 
 impl WasmWitness {
+    /// Sees from outside whether a module can be a witness program, without compiling it.
+    pub fn glance(wasm: &[u8]) -> Result<(), WitnessError> {
+        Outline::read(wasm).map(drop)
+    }
+
     /// Checks and compiles a module, or takes it from the cache, and asks it for its sizes.
     ///
     /// Errors: `Module` for anything that is not a witness program of a circom circuit on BN254, before it is

@@ -60,6 +60,21 @@ fn zkey_lying_lengths_and_counts() {
 }
 
 #[test]
+fn zkey_numbers_that_are_not_reduced() {
+    // Coordinates of single points, which the proof's arithmetic relies on, and a value of a matrix entry.
+    for id in [5, 6, 7, 8, 9] {
+        for at in [0, 32] {
+            bad_zkey("not below q", |c| {
+                let data = c.section(id);
+                let last = data.len() - 128;
+                data[last + at..last + at + 32].fill(0xff);
+            });
+        }
+    }
+    bad_zkey("not below r", |c| c.section(4)[16..48].fill(0xff));
+}
+
+#[test]
 fn zkey_missing_short_and_double_sections() {
     for id in 1..=9 {
         bad_zkey(&format!("section {id}"), |c| c.sections.retain(|s| s.0 != id));

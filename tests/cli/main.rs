@@ -5,4 +5,5 @@ mod bad_files;
 mod happy;
 mod harness;
 mod streams;
+mod odd_files;
 mod usage;

@@ -57,6 +57,22 @@ async fn the_file_and_its_folders_are_made_for_the_owner_only() {
 }
 
 #[tokio::test]
+async fn a_file_that_was_removed_or_replaced_takes_no_jobs() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data/jobs.db");
+    let store = SqliteStore::open(&path).await.unwrap();
+    submitted(&store).await;
+    store.ping().await.unwrap();
+    std::fs::remove_dir_all(folder.path().join("data")).unwrap();
+    for _ in 0..2 {
+        assert!(matches!(store.ping().await, Err(StoreError::Open { .. })));
+        assert!(matches!(store.submit(&new_job("c"), INPUT).await, Err(StoreError::Open { .. })));
+        // The second time another database is there.
+        SqliteStore::open(&path).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_file_that_cannot_be_opened_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let blocked = folder.path().join("file/jobs.db");

@@ -437,6 +437,14 @@ fn a_long_function_is_not_compiled_in_this_process() {
 }
 
 #[test]
+fn blocks_nested_too_deep_are_not_compiled() {
+    let nested = |n: usize| format!("(param i32) {}{}", "block ".repeat(n), "end ".repeat(n));
+    let e = Program::new().with("init", &nested(500_000)).load(SMALL).unwrap_err();
+    is_module(&e, "deeper than 4096");
+    assert!(Program::new().with("init", &nested(4000)).load(SMALL).is_ok());
+}
+
+#[test]
 fn a_compile_has_its_time() {
     let wasm = Program::new().with("init", &format!("(param i32) {}", "(drop (i32.const 0))".repeat(1 << 20))).wasm();
     let limits = Limits { compile_time: Duration::from_millis(1), ..SMALL };
