@@ -4,6 +4,6 @@
 mod bad_files;
 mod happy;
 mod harness;
-mod streams;
 mod odd_files;
+mod streams;
 mod usage;
