@@ -53,7 +53,12 @@ pub const CATALOGUE: &[Variable] = &[
     var("PROVER_BACKEND", "auto", "auto, cuda, icicle or cpu"),
     var("PROVER_THREADS", "one per core", "threads a proof on the CPU may use: 1 to 1024"),
     var("PROVER_LEASE_SECS", "30", "a worker that is silent for so long has lost its job: 1 to 3600"),
-    var("PROVER_WITNESS_TIMEOUT_SECS", "300", "longest witness generation: 1 to 86400"),
+    var("PROVER_WITNESS_TIMEOUT_SECS", "60", "longest witness generation: 1 to 86400"),
+    var(
+        "PROVER_WITNESS_MEMORY_BYTES",
+        "4G",
+        "most memory a witness program may have: 16M to 4G; K, M and G mean 1024, 1024², …",
+    ),
     var("PROVER_PROVE_TIMEOUT_SECS", "1800", "longest proof, once its turn on the device has come: 1 to 86400"),
     var("PROVER_JOB_TIMEOUT_SECS", "3600", "longest attempt at a job, all stages: 1 to 604800"),
     var(
@@ -119,6 +124,8 @@ pub struct Config {
     pub lease: Duration,
     /// Longest witness generation.
     pub witness_timeout: Duration,
+    /// Most memory of a witness program, bytes.
+    pub witness_memory: u64,
     /// Longest proof.
     pub prove_timeout: Duration,
     /// Longest attempt.
@@ -179,10 +186,13 @@ impl Config {
             Ok(Duration::from_secs(r.number(name, low, high)?.unwrap_or(default)))
         };
         let lease = secs("PROVER_LEASE_SECS", 30, 1, 3600)?;
-        let witness_timeout = secs("PROVER_WITNESS_TIMEOUT_SECS", 300, 1, 86_400)?;
+        let witness_timeout = secs("PROVER_WITNESS_TIMEOUT_SECS", 60, 1, 86_400)?;
         let prove_timeout = secs("PROVER_PROVE_TIMEOUT_SECS", 1800, 1, 86_400)?;
         let job_timeout = secs("PROVER_JOB_TIMEOUT_SECS", 3600, 1, 604_800)?;
         let grace = secs("PROVER_GRACE_SECS", 30, 0, 86_400)?;
+        let witness_memory = r.parse("PROVER_WITNESS_MEMORY_BYTES", "16M to 4G, such as 512M", |s| {
+            byte_count(s).filter(|n| (16 << 20..=4 << 30).contains(n))
+        })?;
         let key_cache_bytes = r.parse("PROVER_KEY_CACHE_BYTES", "bytes, such as 8G", byte_count)?;
         let max_input = r.parse("PROVER_MAX_INPUT_BYTES", "1 byte to 1G, such as 64M", |s| {
             byte_count(s).filter(|n| (1..=1 << 30).contains(n)).and_then(|n| usize::try_from(n).ok())
@@ -205,6 +215,7 @@ impl Config {
             threads,
             lease,
             witness_timeout,
+            witness_memory: witness_memory.unwrap_or(4 << 30),
             prove_timeout,
             job_timeout,
             grace,

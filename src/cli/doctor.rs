@@ -155,7 +155,7 @@ async fn rooms(config: &Config, report: &mut Report) {
 
 /// Compiles and runs a small witness program, as a job would.
 fn sandbox(config: &Config) -> Result<String, String> {
-    let limits = RegistryLimits::with_witness_time(config.witness_timeout).witness;
+    let limits = RegistryLimits::for_witness(config.witness_timeout, config.witness_memory).witness;
     let program = WasmWitness::load(WASM, limits, &module_cache(config)).map_err(|e| e.to_string())?;
     let inputs = Inputs::parse(br#"{"a": 3, "b": 11}"#).map_err(|e| e.to_string())?;
     let witness = program.generate(&inputs, &StopToken::new()).map_err(|e| e.to_string())?;

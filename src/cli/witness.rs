@@ -72,7 +72,7 @@ pub fn in_time(e: WitnessError, config: &Config) -> String {
 
 /// Loads a witness program within the configured bounds.
 pub fn load(program: &[u8], config: &Config) -> Result<WasmWitness, WitnessError> {
-    let limits = RegistryLimits::with_witness_time(config.witness_timeout).witness;
+    let limits = RegistryLimits::for_witness(config.witness_timeout, config.witness_memory).witness;
     WasmWitness::load(program, limits, &module_cache(config))
 }
 

@@ -86,9 +86,11 @@ pub struct RegistryLimits {
 }
 
 impl RegistryLimits {
-    /// The usual ones, with this bound on the time of a witness generation.
-    pub fn with_witness_time(time: Duration) -> Self {
-        let witness = Limits { time, memory: 4 << 30, compile_time: Duration::from_secs(300), compile_memory: 4 << 30 };
+    /// The usual ones, with these bounds on the time and the memory (bytes) of a witness program's run. Its compile,
+    /// which is made once, has at least a minute and 1 GiB.
+    pub fn for_witness(time: Duration, memory: u64) -> Self {
+        let (compile_time, compile_memory) = (time.max(Duration::from_secs(60)), memory.max(1 << 30));
+        let witness = Limits { time, memory, compile_time, compile_memory };
         Self { witness, key_cache_bytes: None }
     }
 }

@@ -39,7 +39,7 @@ impl Workspace {
         let artifacts = Artifacts::local(&config.data_dir)?;
         let limits = RegistryLimits {
             key_cache_bytes: config.key_cache_bytes,
-            ..RegistryLimits::with_witness_time(config.witness_timeout)
+            ..RegistryLimits::for_witness(config.witness_timeout, config.witness_memory)
         };
         let registry = Registry::new(store.clone(), artifacts.clone(), module_cache(&config), limits);
         Ok(Self { config, store, queue: Arc::new(MemoryQueue::new()), artifacts, registry })

@@ -275,6 +275,60 @@ fn programs_that_are_none() {
     bad_wasm("", &std::fs::read(circuits().join("multiplier.wasm")).unwrap());
 }
 
+/// A module that answers as circom 2's do, one of whose functions does something else.
+fn program(function: &str, body: &str, memory: u32) -> Vec<u8> {
+    let r: num_bigint::BigUint = prover_worker::model::FR_MODULUS_DEC.parse().unwrap();
+    let prime: String = r.to_bytes_le().iter().map(|b| format!("\\{b:02x}")).collect();
+    let functions = [
+        ("getVersion", "(result i32) i32.const 2"),
+        ("getSharedRWMemoryStart", "(result i32) i32.const 0"),
+        ("readSharedRWMemory", "(param i32) (result i32) (i32.load (i32.mul (local.get 0) (i32.const 4)))"),
+        ("writeSharedRWMemory", "(param i32 i32) (i32.store (i32.mul (local.get 0) (i32.const 4)) (local.get 1))"),
+        ("init", "(param i32)"),
+        ("setInputSignal", "(param i32 i32 i32)"),
+        ("getInputSignalSize", "(param i32 i32) (result i32) i32.const 1"),
+        ("getRawPrime", "(memory.copy (i32.const 0) (i32.const 32) (i32.const 32))"),
+        ("getFieldNumLen32", "(result i32) i32.const 8"),
+        ("getWitnessSize", "(result i32) i32.const 2"),
+        ("getInputSize", "(result i32) i32.const 1"),
+        (
+            "getWitness",
+            "(param i32) (memory.fill (i32.const 0) (i32.const 0) (i32.const 32))
+                        (i32.store (i32.const 0) (i32.eqz (local.get 0)))",
+        ),
+        ("getMessageChar", "(result i32) i32.const 0"),
+    ];
+    let mut text = format!(
+        "(module (import \"runtime\" \"exceptionHandler\" (func (param i32)))
+         (memory (export \"memory\") {memory}) (data (i32.const 32) \"{prime}\")\n"
+    );
+    for (name, usual) in functions {
+        let body = if name == function { body } else { usual };
+        text.push_str(&format!("(func (export \"{name}\") {body})\n"));
+    }
+    wat::parse_str(text + ")").unwrap()
+}
+
+#[test]
+fn programs_that_loop_trap_recurse_or_take_memory() {
+    let go = |wasm: &[u8]| {
+        let dir = scratch(&[("w.wasm", wasm), ("i.json", b"{\"a\": 7}")]);
+        run(dir.path(), &["witness", "--wasm", "w.wasm", "--input", "i.json", "--out", "x.wtns"])
+    };
+    go(&program("", "", 1)).ok();
+    go(&program("init", "(param i32) (loop (br 0))", 1)).failed_with("took longer than 2 s");
+    go(&program("setInputSignal", "(param i32 i32 i32) (loop (br 0))", 1)).failed_with("took longer than 2 s");
+    go(&program("getVersion", "(result i32) (loop (br 0)) i32.const 2", 1)).failed_with("longer");
+    go(&program("init", "(param i32) unreachable", 1)).failed_with("unreachable");
+    go(&program("init", "(param i32) (call 5 (local.get 0))", 1)).failed_with("");
+    let grow = "(param i32) (loop (i32.store (i32.mul (memory.grow (i32.const 16)) (i32.const 65536)) (i32.const 1))
+        (br 0))";
+    go(&program("init", grow, 1)).failed_with("memory");
+    go(&program("init", "(param i32)", 65536)).failed_with("memory");
+    go(&program("getWitnessSize", "(result i32) i32.const -1", 1)).failed_with("");
+    go(&program("getFieldNumLen32", "(result i32) i32.const 12", 1)).failed_with("");
+}
+
 #[test]
 fn proofs_keys_and_values_of_every_wrong_kind() {
     let f = range_check();

@@ -20,20 +20,24 @@ const MEMORY_KIB: u64 = 500_000;
 
 /// Runs the program with a data folder and a module cache of its own.
 pub fn run(home: &Path, args: &[&str]) -> Ran {
-    run_under("", home, args)
+    run_under("", GENEROUS, home, args)
 }
 
-/// The same under a memory limit.
+/// The same under a memory limit, with tight bounds on witness programs.
 pub fn run_bounded(home: &Path, args: &[&str]) -> Ran {
-    run_under(&format!("ulimit -d {MEMORY_KIB};"), home, args)
+    run_under(&format!("ulimit -d {MEMORY_KIB};"), ("2", "256M"), home, args)
 }
 
 /// The same under a umask.
 pub fn run_masked(umask: &str, home: &Path, args: &[&str]) -> Ran {
-    run_under(&format!("umask {umask};"), home, args)
+    run_under(&format!("umask {umask};"), GENEROUS, home, args)
 }
 
-fn run_under(limit: &str, home: &Path, args: &[&str]) -> Ran {
+/// Seconds and memory of a witness program.
+type Bounds = (&'static str, &'static str);
+const GENEROUS: Bounds = ("60", "1G");
+
+fn run_under(limit: &str, (seconds, memory): Bounds, home: &Path, args: &[&str]) -> Ran {
     let mut child = Command::new("sh")
         .arg("-c")
         .arg(format!("{limit} exec \"$0\" \"$@\""))
@@ -41,6 +45,8 @@ fn run_under(limit: &str, home: &Path, args: &[&str]) -> Ran {
         .args(args)
         .current_dir(home)
         .env("PROVER_DATA_DIR", home.join("data"))
+        .env("PROVER_WITNESS_TIMEOUT_SECS", seconds)
+        .env("PROVER_WITNESS_MEMORY_BYTES", memory)
         .env_remove("DATABASE_URL")
         .env_remove("REDIS_URL")
         .env_remove("PROVER_BACKEND")

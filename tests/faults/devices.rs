@@ -125,7 +125,7 @@ impl Site {
         let open = async || Arc::new(SqliteStore::open(&database).await.unwrap());
         let (store, heartbeat): (Arc<dyn Store>, Arc<dyn Store>) = (open().await, open().await);
         let artifacts = Artifacts::local(dir.path()).unwrap();
-        let limits = RegistryLimits::with_witness_time(Duration::from_secs(60));
+        let limits = RegistryLimits::for_witness(Duration::from_secs(60), 1 << 30);
         let modules = ModuleCache { dir: None, compiler: None };
         let registry = Registry::new(store.clone(), artifacts.clone(), modules, limits);
         let key = setup::generate(&r1cs::parse(&circuit_file("multiplier.r1cs")).unwrap(), &|_| {}).unwrap();

@@ -51,7 +51,7 @@ impl Site {
         let heartbeat: Arc<dyn Store> = Arc::new(SqliteStore::open(&database).await.unwrap());
         let artifacts = Artifacts::memory();
         let modules = ModuleCache { dir: None, compiler: None };
-        let limits = RegistryLimits::with_witness_time(Duration::from_secs(60));
+        let limits = RegistryLimits::for_witness(Duration::from_secs(60), 1 << 30);
         let registry = Registry::new(store.clone(), artifacts.clone(), modules, limits);
 
         let circuit = r1cs::parse(&std::fs::read(circuit_file("multiplier.r1cs")).unwrap()).unwrap();

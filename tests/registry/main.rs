@@ -29,7 +29,7 @@ impl Rooms {
             store.clone(),
             artifacts.clone(),
             ModuleCache { dir: None, compiler: None },
-            RegistryLimits::with_witness_time(Duration::from_secs(60)),
+            RegistryLimits::for_witness(Duration::from_secs(60), 1 << 30),
         );
         Self { dir, store, artifacts, registry }
     }
