@@ -8,22 +8,28 @@
 //! Objects are written to a temporary name and renamed, so a reader sees all of one or none of it. On a file system
 //! the folders are the owner's alone (0700) and the content is read-only (0400).
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt};
+use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
 use crate::model::{ContentHash, JobId};
 
 /// Bytes of a file in memory at a time while it is copied in.
 const CHUNK: usize = 8 << 20;
+
+/// How long a half-written object is left alone. Longer than any import takes, so it belongs to a process that died.
+const STALE: Duration = Duration::from_secs(24 * 3600);
 
 /// What an object by content is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -98,10 +104,13 @@ pub struct Artifacts {
 }
 
 impl Artifacts {
-    /// Objects as files in `root`, which is made if need be.
+    /// Objects as files in `root`, which is made if need be. What processes that died left half-written is removed.
     pub fn local(root: &Path) -> Result<Self, ArtifactError> {
         for folder in ["", "zkeys", "wasms", "proofs"] {
             private_dir(&root.join(folder))?;
+        }
+        for kind in [Kind::Zkey, Kind::Wasm] {
+            sweep(&root.join(kind.folder()));
         }
         let store = LocalFileSystem::new_with_prefix(root)?.with_fsync(true).with_automatic_cleanup(false);
         Ok(Self { store: Arc::new(store), root: Some(root.to_path_buf()) })
@@ -246,6 +255,19 @@ pub fn private_dir(dir: &Path) -> Result<(), ArtifactError> {
         .map_err(|why| ArtifactError::Io { what: dir.display().to_string(), why })
 }
 
+/// Removes old half-written objects, which have a `#` after their name until they are whole. One that cannot be removed
+/// does no harm.
+fn sweep(folder: &Path) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.filter_map(Result::ok) {
+        let written = entry.metadata().and_then(|m| m.modified());
+        let age = written.ok().and_then(|at| SystemTime::now().duration_since(at).ok());
+        if entry.file_name().to_string_lossy().contains('#') && age.is_some_and(|age| age > STALE) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 fn set_mode(path: &Path, mode: u32) -> Result<(), ArtifactError> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
@@ -267,9 +289,14 @@ fn missing(kind: Kind, hash: ContentHash, e: object_store::Error) -> ArtifactErr
     }
 }
 
+/// Opens a file for reading. A pipe that nobody writes to would keep an ordinary open waiting for ever.
+fn open_without_waiting(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)
+}
+
 fn hash_file(path: &Path) -> Result<(ContentHash, u64), ArtifactError> {
     let failed = |why| ArtifactError::Io { what: path.display().to_string(), why };
-    let mut file = File::open(path).map_err(failed)?;
+    let mut file = open_without_waiting(path).map_err(failed)?;
     if !file.metadata().map_err(failed)?.is_file() {
         return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
     }
@@ -293,7 +320,7 @@ fn hash_file(path: &Path) -> Result<(ContentHash, u64), ArtifactError> {
 async fn copy_in(upload: &mut dyn MultipartUpload, file: &Path) -> Result<ContentHash, ArtifactError> {
     let what = file.display().to_string();
     let failed = |why| ArtifactError::Io { what: what.clone(), why };
-    let mut source = File::open(file).map_err(failed)?;
+    let mut source = open_without_waiting(file).map_err(failed)?;
     let mut hash = Sha256::new();
     loop {
         let (back, piece) = blocking(move || {
@@ -353,6 +380,23 @@ mod tests {
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
     }
 
+    #[test]
+    fn what_a_killed_copy_left_is_swept_when_it_is_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = dir.path().join("zkeys");
+        Artifacts::local(dir.path()).unwrap();
+        for name in ["aa", "aa#1", "bb#1"] {
+            std::fs::write(keys.join(name), b"x").unwrap();
+        }
+        for name in ["aa", "aa#1"] {
+            let file = File::options().write(true).open(keys.join(name)).unwrap();
+            file.set_modified(std::time::SystemTime::now() - 2 * STALE).unwrap();
+        }
+        Artifacts::local(dir.path()).unwrap();
+        let there = |name: &str| keys.join(name).exists();
+        assert_eq!((there("aa"), there("aa#1"), there("bb#1")), (true, false, true));
+    }
+
     #[tokio::test]
     async fn damage_is_noticed_and_mended_by_the_next_import() {
         let dir = tempfile::tempdir().unwrap();
@@ -366,6 +410,28 @@ mod tests {
         assert!(matches!(artifacts.get(Kind::Wasm, hash).await, Err(ArtifactError::Damaged { .. })));
         artifacts.import(Kind::Wasm, &file).await.unwrap();
         assert_eq!(artifacts.get(Kind::Wasm, hash).await.unwrap(), &b"some key"[..]);
+    }
+
+    #[tokio::test]
+    async fn what_a_dead_process_left_half_written_is_removed_after_a_day() {
+        let dir = tempfile::tempdir().unwrap();
+        let artifacts = Artifacts::local(dir.path()).unwrap();
+        let whole = artifacts.put(Kind::Zkey, Bytes::from_static(b"x")).await.unwrap();
+        // What an import leaves that is cut short.
+        let cut = ContentHash::of(b"y");
+        let upload = artifacts.store.put_multipart(&Kind::Zkey.at(cut)).await.unwrap();
+        std::mem::forget(upload);
+        let folder = dir.path().join("zkeys");
+        let files = || std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>();
+        Artifacts::local(dir.path()).unwrap();
+        assert_eq!(files().len(), 2, "an import may be at work on it");
+        for file in files() {
+            let long_ago = SystemTime::now() - 2 * STALE;
+            set_mode(&file, 0o600).unwrap();
+            File::options().write(true).open(file).unwrap().set_modified(long_ago).unwrap();
+        }
+        Artifacts::local(dir.path()).unwrap();
+        assert_eq!(files(), [artifacts.local_path(Kind::Zkey, whole).unwrap()]);
     }
 
     #[tokio::test]

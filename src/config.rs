@@ -138,6 +138,22 @@ impl Config {
         Self::from_lookup(|name| std::env::var_os(name).map(|v| v.to_string_lossy().into_owned()))
     }
 
+    /// Variables of the environment that look like this program's and are none of its: a misspelt one changes nothing
+    /// and says nothing.
+    pub fn unknown_variables() -> Vec<String> {
+        // Kubernetes makes the others for a service called prover.
+        let ours = |n: &str| n.starts_with("PROVER_") && !n.contains("_SERVICE_") && !n.contains("_PORT");
+        let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+        let mut unknown: Vec<String> = names.filter(|n| ours(n) && CATALOGUE.iter().all(|v| v.name != n)).collect();
+        unknown.sort();
+        unknown
+    }
+
+    /// Whether the environment sets a variable.
+    pub fn sets(&self, name: &str) -> bool {
+        self.settings.iter().any(|s| s.name == name && s.set)
+    }
+
     /// The configuration by any source of variables. An empty variable counts as unset.
     pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut r = Reader { lookup: &lookup, settings: Vec::with_capacity(CATALOGUE.len()) };
@@ -294,9 +310,10 @@ fn sqlite_path(url: &str) -> Result<PathBuf, &'static str> {
         return Err("sqlite://PATH: this version has no Postgres store yet");
     }
     let rest = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"));
-    let path = rest.map(|r| r.split_once('?').map_or(r, |(path, _)| path)).unwrap_or_default();
-    match path {
+    match rest.unwrap_or_default() {
         "" => Err("sqlite://PATH"),
+        // The store has the one mode it is safe in; to skip the parameters would promise another.
+        path if path.contains('?') => Err("sqlite://PATH without parameters"),
         ":memory:" => Err("sqlite://PATH of a file: jobs must outlive the process"),
         path => Ok(PathBuf::from(path)),
     }

@@ -15,7 +15,7 @@
 //! | 6 | [`http`] | requests |
 //! | 5 | [`worker`] | joins the rooms below; no SQL, no FFI |
 //! | 4 | [`registry`] | circuits, the loaded-key cache |
-//! | 3 | [`groth16`], [`store`], [`queue`], [`artifacts`], [`witness`] | randomness; SQL; Redis; objects; the sandbox |
+//! | 3 | [`groth16`], [`store`], [`queue`], [`artifacts`], [`witness`] | randomness; SQL; job ids; objects; the sandbox |
 //! | 2 | [`backend`] | devices, FFI, SIMD: the only `unsafe` in the crate |
 //! | 1 | [`formats`], [`config`], [`telemetry`] | bytes; the environment; the subscriber |
 //! | 0 | [`model`] | plain nouns |

@@ -80,7 +80,10 @@ catalogue! {
 pub fn init_logs(filter: &str, json: Option<bool>) {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let json = json.unwrap_or_else(|| !std::io::stderr().is_terminal());
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written is lost. By default the loss is reported on standard error too, by a macro that
+    // panics there: whoever closed that pipe would end the worker.
+    let logs =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     // An error means that a subscriber is there already.
     let _ = if json {
         logs.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()

@@ -4,15 +4,22 @@
 //! error; so it lives here, and the rest of the crate sees plain bytes.
 #![allow(unsafe_code)]
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use bytes::Bytes;
+use rustix::fs::OFlags;
+
+/// Opens a file for reading. A pipe that nobody writes to would keep an ordinary open waiting for ever.
+fn open_without_waiting(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)
+}
 
 /// The bytes of a regular file, mapped read-only and private; pages are read when first touched.
 pub fn map_file(path: &Path) -> io::Result<Bytes> {
-    let file = File::open(path)?;
+    let file = open_without_waiting(path)?;
     let meta = file.metadata()?;
     if !meta.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));

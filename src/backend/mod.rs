@@ -121,7 +121,7 @@ pub enum BackendError {
         got: u64,
     },
     /// The work was asked to stop.
-    #[error("stopped: {0:?}")]
+    #[error("stopped: {0}")]
     Stopped(StopReason),
 }
 

@@ -62,7 +62,7 @@ struct Report {
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let config = session::config()?;
     // Logs are for the server; here only what goes wrong.
-    let level = if std::env::var_os("LOG_LEVEL").is_some() { config.log_level.as_str() } else { "error" };
+    let level = if config.sets("LOG_LEVEL") { config.log_level.as_str() } else { "error" };
     telemetry::init_logs(level, config.log_json);
     let dir = args.dir.unwrap_or_else(|| config.data_dir.join("demo"));
     let config = config.in_dir(&dir);

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::session;
 use super::{CliError, Output};
-use crate::config::{CATALOGUE, Config, Setting};
+use crate::config::{Config, Setting};
 use crate::model::StopToken;
 use crate::registry::{CircuitContent, RegistryLimits};
 use crate::witness::{Inputs, WasmWitness, WitnessGenerator};
@@ -74,13 +74,10 @@ pub fn run(_: Args, out: &Output) -> Result<(), CliError> {
 
 /// A misspelt variable changes nothing and says nothing, so it is looked for.
 fn settings(report: &mut Report) {
-    let ours = |n: &str| n.starts_with("PROVER_") && !n.contains("_SERVICE_") && !n.contains("_PORT");
-    let mut unknown: Vec<String> = std::env::vars_os().map(|(n, _)| n.to_string_lossy().into_owned()).collect();
-    unknown.retain(|n| ours(n) && CATALOGUE.iter().all(|v| v.name != n));
+    let unknown = Config::unknown_variables();
     if unknown.is_empty() {
         report.note("settings", Verdict::Ok, "every variable reads as it should");
     } else {
-        unknown.sort();
         report.note(
             "settings",
             Verdict::Warning,

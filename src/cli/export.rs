@@ -33,9 +33,10 @@ pub enum Args {
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     match args {
         Args::Vkey { zkey, out: None } => {
-            print!("{}", snarkjs::vkey_to_json(&files::proving_key(&zkey)?.header.vk));
+            out.document(&snarkjs::vkey_to_json(&files::proving_key(&zkey)?.header.vk));
         }
         Args::Vkey { zkey, out: Some(path) } => {
+            files::distinct(&[&zkey], &[&path])?;
             files::write_text(&path, &snarkjs::vkey_to_json(&files::proving_key(&zkey)?.header.vk))?;
             out.result(&json!({ "vkey": path }), || format!("verification key: {}", path.display()));
         }

@@ -2,17 +2,16 @@
 
 use std::fs;
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
 use super::CliError;
 use crate::backend::mapped::map_file;
+use crate::formats::snarkjs::MAX_VKEY_JSON;
 use crate::formats::{FormatError, zkey};
 use crate::model::ProvingKey;
-
-/// Largest JSON document of a proof, a key or public values, bytes: no real one comes near it.
-const MAX_DOCUMENT: u64 = 256 << 20;
 
 /// An error about a file, with its name.
 pub fn about(path: &Path, why: impl std::fmt::Display) -> CliError {
@@ -24,11 +23,11 @@ pub fn map(path: &Path) -> Result<Bytes, CliError> {
     map_file(path).map_err(|e| about(path, io_reason(&e)))
 }
 
-/// Reads a small text file.
+/// Reads the JSON text of a proof, a key or public values; a key is the largest of them.
 pub fn text(path: &Path) -> Result<String, CliError> {
     let bytes = map(path)?;
-    if bytes.len() as u64 > MAX_DOCUMENT {
-        return Err(about(path, format!("expected at most {MAX_DOCUMENT} bytes, got {}", bytes.len())));
+    if bytes.len() > MAX_VKEY_JSON {
+        return Err(about(path, format!("expected at most {MAX_VKEY_JSON} bytes, got {}", bytes.len())));
     }
     String::from_utf8(bytes.to_vec()).map_err(|_| about(path, "not UTF-8 text"))
 }
@@ -43,38 +42,83 @@ pub fn parsed<T>(path: &Path, result: Result<T, FormatError>) -> Result<T, CliEr
     result.map_err(|e| about(path, e))
 }
 
+/// Whether one of these results goes to standard output by its name: then nothing else may be printed there.
+pub fn on_stdout(outputs: &[&Path]) -> bool {
+    outputs.contains(&Path::new(STDOUT))
+}
+
+/// Standard output by name.
+const STDOUT: &str = "/dev/stdout";
+
+/// Fails if a command would write over a file that it reads, or write two results to one file.
+pub fn distinct(inputs: &[&Path], outputs: &[&Path]) -> Result<(), CliError> {
+    for (i, out) in outputs.iter().enumerate() {
+        if *out == Path::new(STDOUT) || fs::metadata(out).is_ok_and(|m| !m.is_file()) {
+            continue;
+        }
+        let place = place(out);
+        if inputs.iter().any(|p| self::place(p) == place) {
+            return Err(CliError::Usage(format!("{}: is read, and would be written over", out.display())));
+        }
+        if outputs[..i].iter().any(|p| self::place(p) == place) {
+            return Err(CliError::Usage(format!("{}: two results would go to this one file", out.display())));
+        }
+    }
+    Ok(())
+}
+
+/// Where a file is, or would be: links and dots resolved as far as there is something.
+fn place(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        match (fs::canonicalize(folder), path.file_name()) {
+            (Ok(folder), Some(name)) => folder.join(name),
+            _ => path.to_path_buf(),
+        }
+    })
+}
+
 /// Writes a file so that it is there whole or not at all: a temporary neighbour, renamed into place. An existing file
-/// that is no regular one (a pipe, /dev/stdout) is written to directly.
+/// that is no regular one (a pipe, a terminal) is written to directly, and so is standard output by its name, whatever
+/// it is: that name is a link of the whole machine's, not to be renamed over. Another link stays, its file is replaced.
 pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), CliError> {
+    write_as(path, 0o666, fill)
+}
+
+/// The same for a secret: only its owner may read the file.
+pub fn write_secret(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), CliError> {
+    write_as(path, 0o600, fill)
+}
+
+/// Writes text that is no secret to a file, as [`write()`] does.
+pub fn write_text(path: &Path, text: &str) -> Result<(), CliError> {
+    write(path, |out| out.write_all(text.as_bytes()))
+}
+
+/// `mode` is that of a new file, less what the process's umask takes away, as with any other program.
+fn write_as(path: &Path, mode: u32, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), CliError> {
     let fail = |e: io::Error| about(path, io_reason(&e));
+    if path == Path::new(STDOUT) {
+        let mut out = io::stdout().lock();
+        return fill(&mut out).and_then(|()| out.flush()).map_err(fail);
+    }
     if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
         let mut out = BufWriter::new(fs::OpenOptions::new().write(true).open(path).map_err(fail)?);
         return fill(&mut out).and_then(|()| out.flush()).map_err(fail);
     }
-    let folder = match path.parent() {
+    let target = fs::canonicalize(path);
+    let target = target.as_deref().unwrap_or(path);
+    let folder = match target.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
     };
-    let file = tempfile::Builder::new().prefix(".prover-worker-").tempfile_in(folder).map_err(fail)?;
+    let mut temporary = tempfile::Builder::new();
+    temporary.prefix(".prover-worker-").permissions(fs::Permissions::from_mode(mode));
+    let file = temporary.tempfile_in(folder).map_err(fail)?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
     fill(&mut out).map_err(fail)?;
     let file = out.into_inner().map_err(|e| fail(e.into_error()))?;
-    file.persist(path).map_err(|e| fail(e.error))?;
-    Ok(())
-}
-
-/// Writes text to a file, the witness and other secrets excepted.
-pub fn write_text(path: &Path, text: &str) -> Result<(), CliError> {
-    write(path, |out| out.write_all(text.as_bytes()))?;
-    readable(path)
-}
-
-/// Gives a file that is no secret the mode that other programs give theirs: temporary files begin as private.
-pub fn readable(path: &Path) -> Result<(), CliError> {
-    use std::os::unix::fs::PermissionsExt;
-    if fs::metadata(path).is_ok_and(|m| m.is_file()) {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o644)).map_err(|e| about(path, io_reason(&e)))?;
-    }
+    file.persist(target).map_err(|e| fail(e.error))?;
     Ok(())
 }
 
@@ -83,6 +127,9 @@ pub fn io_reason(e: &io::Error) -> String {
     match e.kind() {
         io::ErrorKind::NotFound => "no such file".into(),
         io::ErrorKind::PermissionDenied => "permission denied".into(),
+        io::ErrorKind::StorageFull => "no space is left on the device".into(),
+        io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only".into(),
+        io::ErrorKind::IsADirectory => "it is a folder".into(),
         _ => e.to_string(),
     }
 }

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::files::{self, about};
@@ -93,33 +94,42 @@ fn look(path: &Path, bytes: &bytes::Bytes, check: bool) -> Result<(&'static str,
             ))
         }
         Some(b"\0asm") => {
-            let program = witness::load(bytes, &session::config()?).map_err(|e| about(path, e))?;
+            let config = session::config()?;
+            let program = witness::load(bytes, &config).map_err(|e| about(path, witness::in_time(e, &config)))?;
             Ok(("circom witness program", serde_json::to_value(program.info()).map_err(CliError::failed)?))
         }
         _ => json_document(path),
     }
 }
 
+/// What tells a proof from a verification key. Nothing else is kept: a document of small numbers would take a hundred
+/// times its size as a tree of values.
+#[derive(Deserialize)]
+struct Shape {
+    pi_a: Option<IgnoredAny>,
+    vk_alpha_1: Option<IgnoredAny>,
+}
+
 /// Proof, verification key and public values tell themselves apart by their shape.
 fn json_document(path: &Path) -> Result<(&'static str, Value), CliError> {
     let text = files::text(path)?;
-    let shape: Value = serde_json::from_str(&text).map_err(|_| {
+    if text.trim_start().starts_with('[') {
+        let values = files::parsed(path, snarkjs::public_from_json(&text))?;
+        return Ok(("public values", json!({ "values": values.0.len() })));
+    }
+    let shape: Shape = serde_json::from_str(&text).map_err(|_| {
         about(
             path,
             "not a file of a known kind (zkey, wtns, r1cs, wasm, or the JSON of a proof, a key or public values)",
         )
     })?;
-    if shape.get("pi_a").is_some() {
+    if shape.pi_a.is_some() {
         files::parsed(path, snarkjs::proof_from_json(&text))?;
         return Ok(("Groth16 proof on BN254", json!({})));
     }
-    if shape.get("vk_alpha_1").is_some() {
+    if shape.vk_alpha_1.is_some() {
         let key = files::parsed(path, snarkjs::vkey_from_json(&text))?;
         return Ok(("Groth16 verification key on BN254", json!({ "public_values": key.n_public() })));
-    }
-    if shape.is_array() {
-        let values = files::parsed(path, snarkjs::public_from_json(&text))?;
-        return Ok(("public values", json!({ "values": values.0.len() })));
     }
     Err(about(path, "JSON, but not of a proof, a verification key or public values"))
 }

@@ -100,7 +100,7 @@ pub fn main() -> ExitCode {
         Command::Demo(a) => demo::run(a, &out),
         Command::CompileWitness(a) => witness::compile(a),
     };
-    match ran {
+    match ran.and_then(|()| out.end()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             out.error(&e);

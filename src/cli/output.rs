@@ -1,11 +1,15 @@
 //! What the command line prints.
 
-use std::fmt::Display;
-use std::io::{IsTerminal, Write};
+use std::fmt::{self, Display};
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+
+use super::files::on_stdout;
 
 /// Why a subcommand ends without success.
 #[derive(Debug)]
@@ -36,12 +40,14 @@ impl CliError {
 /// Where results go: text for people or one JSON document.
 pub struct Output {
     json: bool,
+    /// Why a result could not be printed.
+    lost: Mutex<Option<io::Error>>,
 }
 
 impl Output {
     /// Text, or JSON.
     pub fn new(json: bool) -> Self {
-        Self { json }
+        Self { json, lost: Mutex::default() }
     }
 
     /// Whether JSON is asked for.
@@ -49,16 +55,45 @@ impl Output {
         self.json
     }
 
-    /// Prints a result: `value` as JSON, or the text. A closed pipe is no error: whoever reads has seen enough.
+    /// Prints a result: `value` as JSON, or the text.
     pub fn result(&self, value: &impl Serialize, text: impl FnOnce() -> String) {
         let line = if self.json { serde_json::to_string(value).unwrap_or_else(|e| e.to_string()) } else { text() };
-        let _ = writeln!(std::io::stdout().lock(), "{}", line.trim_end_matches('\n'));
+        self.print(format_args!("{}\n", line.trim_end_matches('\n')));
+    }
+
+    /// Prints the report on files that were written, on standard error where one of them is standard output.
+    pub fn report(&self, files: &[&Path], value: &impl Serialize, text: impl FnOnce() -> String) {
+        if on_stdout(files) { self.note(text()) } else { self.result(value, text) }
+    }
+
+    /// Prints a document as it is.
+    pub fn document(&self, text: &str) {
+        self.print(format_args!("{text}"));
+    }
+
+    /// A closed pipe is no error: whoever reads has seen enough. Any other failure is kept for [`Self::end`].
+    fn print(&self, text: fmt::Arguments<'_>) {
+        let mut stdout = io::stdout().lock();
+        match stdout.write_fmt(text).and_then(|()| stdout.flush()) {
+            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+                *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+            }
+            _ => {}
+        }
+    }
+
+    /// Fails if a result could not be printed.
+    pub fn end(&self) -> Result<(), CliError> {
+        match self.lost.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(e) => Err(CliError::failed(format!("standard output cannot be written: {e}"))),
+            None => Ok(()),
+        }
     }
 
     /// Prints a remark for people; silent with `--json`.
     pub fn note(&self, line: impl Display) {
         if !self.json {
-            eprintln!("{line}");
+            let _ = writeln!(io::stderr(), "{line}");
         }
     }
 
@@ -69,7 +104,7 @@ impl Output {
             CliError::Said => return,
         };
         let line = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" | ");
-        eprintln!("error: {line}");
+        let _ = writeln!(io::stderr(), "error: {line}");
     }
 
     /// A progress bar on standard error, hidden unless that is a terminal and text is asked for. Runs from 0 to 1000.

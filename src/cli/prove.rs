@@ -93,6 +93,12 @@ struct Report<'a> {
 /// Proves, verifies, and only then writes the two files.
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let plan = args.plan()?;
+    let mut inputs = vec![plan.zkey.as_path()];
+    match &plan.witness {
+        Source::File(witness) => inputs.push(witness),
+        Source::Program { wasm, input } => inputs.extend([wasm.as_path(), input.as_path()]),
+    }
+    files::distinct(&inputs, &[&plan.proof, &plan.public])?;
     let mut config = session::config()?;
     config.threads = args.threads.or(config.threads);
     let bar = out.bar("witness");
@@ -132,7 +138,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
         prove_ms: ms(proved.commit_time),
         verify_ms: ms(proved.verify_time),
     };
-    out.result(&report, || {
+    out.report(&[&plan.proof, &plan.public], &report, || {
         format!(
             "proof verified on {}: {} and {} (key {:.0} ms, witness {:.0} ms, proof {:.0} ms, verification {:.0} ms)",
             report.device,

@@ -46,8 +46,9 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
     let (stop_http, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
     open_doors(workspace.config(), &app, &stopped, &mut tasks).await?;
-    // Not among the tasks that are waited for: it never ends.
-    tokio::spawn(metrics.upkeep());
+    // In a set of its own: it has no end to be waited for.
+    let mut upkeep = JoinSet::new();
+    upkeep.spawn(metrics.upkeep());
 
     let worker = tokio::select! {
         started = start(&workspace, faults) => started?,

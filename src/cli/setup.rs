@@ -42,13 +42,15 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
             "setup makes keys whose maker can forge proofs; if that is what you want, say --insecure-dev-only".into(),
         ));
     }
+    let outputs: Vec<&Path> =
+        [Some(&args.zkey), args.vkey.as_ref()].into_iter().flatten().map(|p| p.as_path()).collect();
+    files::distinct(&[&args.r1cs], &outputs)?;
     let circuit = files::parsed(&args.r1cs, r1cs::parse(&files::map(&args.r1cs)?))?;
     let bar = out.bar("setup");
     let key = setup::generate(&circuit, &|share| bar.set_position((share * 950.0) as u64));
     let key = key.map_err(|e| files::about(&args.r1cs, e))?;
     bar.set_message("write");
     files::write(&args.zkey, |to| zkey::write(&key, to))?;
-    files::readable(&args.zkey)?;
     if let Some(path) = &args.vkey {
         files::write_text(path, &snarkjs::vkey_to_json(&key.header.vk))?;
     }
@@ -66,7 +68,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
         domain: key.header.domain_size,
         insecure: true,
     };
-    out.result(&report, || {
+    out.report(&outputs, &report, || {
         format!(
             "{} constraints, {} wires, {} public, domain {}: {} (INSECURE development key)",
             report.constraints,

@@ -35,12 +35,13 @@ struct Report<'a> {
 
 /// Computes a witness and writes it, byte for byte as snarkjs would.
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
+    files::distinct(&[&args.wasm, &args.input], &[&args.out])?;
     let bar = out.bar("witness");
     let witness = compute(&args.wasm, &args.input, &session::config()?)?;
     bar.finish_and_clear();
-    files::write(&args.out, |to| wtns::write(&witness, to))?;
+    files::write_secret(&args.out, |to| wtns::write(&witness, to))?;
     let report = Report { witness: &args.out, values: witness.len() };
-    out.result(&report, || format!("{} values: {}", report.values, report.witness.display()));
+    out.report(&[&args.out], &report, || format!("{} values: {}", report.values, report.witness.display()));
     Ok(())
 }
 
@@ -51,8 +52,22 @@ pub fn compute(wasm: &Path, input: &Path, config: &Config) -> Result<Witness, Cl
         Inputs::parse(&json).map_err(|e| about(input, e))?
     };
     let program = files::map(wasm)?;
-    let loaded = load(&program, config).map_err(|e| about(wasm, e))?;
-    loaded.generate(&inputs, &StopToken::new()).map_err(|e| about(input, e))
+    let loaded = load(&program, config).map_err(|e| about(wasm, in_time(e, config)))?;
+    loaded.generate(&inputs, &StopToken::new()).map_err(|e| match e {
+        WitnessError::Stopped(_) => about(wasm, in_time(e, config)),
+        e => about(input, e),
+    })
+}
+
+/// A program that ran out of time, by the bound's name: nothing else stops one here.
+pub fn in_time(e: WitnessError, config: &Config) -> String {
+    match e {
+        WitnessError::Stopped(_) => format!(
+            "the witness program took longer than {} s (PROVER_WITNESS_TIMEOUT_SECS)",
+            config.witness_timeout.as_secs()
+        ),
+        e => e.to_string(),
+    }
 }
 
 /// Loads a witness program within the configured bounds.

@@ -56,6 +56,7 @@ fn a_wrong_value_names_variable_expected_and_got() {
     assert!(error("PROVER_MAX_INPUT_BYTES", "2G").contains("1G"));
     assert!(error("DATABASE_URL", "mysql://x").contains("sqlite://PATH"));
     assert!(error("DATABASE_URL", "sqlite::memory:").contains("file"));
+    assert!(error("DATABASE_URL", "sqlite:///x.db?mode=ro").contains("without parameters"));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use ark_bn254::{Bn254, Fq12};
 use ark_ec::AffineRepr;
 use ark_ec::pairing::Pairing;
 use ark_ff::{BigInteger256, PrimeField};
-use serde::de::{Deserialize, Deserializer, Error as _, Unexpected, Visitor};
+use serde::de::{Deserialize, Deserializer, Error as _, SeqAccess, Unexpected, Visitor};
 
 use super::FormatError;
 use crate::model::{
@@ -27,6 +27,10 @@ pub const MAX_PROOF_JSON: usize = 1 << 16;
 pub const MAX_PUBLIC_JSON: usize = 1 << 24;
 /// Largest verification_key.json that is read, bytes: about 400 000 points of IC.
 pub const MAX_VKEY_JSON: usize = 1 << 26;
+
+/// Most public values, and most points of IC, that are read: short ones would otherwise take many times the bytes in
+/// memory that they take in the document.
+const MAX_ITEMS: usize = 1 << 20;
 
 /// Longest number that is read, characters: 78 digits make 2^256.
 const MAX_NUMBER: usize = 100;
@@ -205,7 +209,7 @@ struct VkeyJson {
     vk_gamma_2: G2Json,
     vk_delta_2: G2Json,
     #[serde(rename = "IC")]
-    ic: Vec<G1Json>,
+    ic: Items<G1Json>,
 }
 
 type G1Json = [Number; 3];
@@ -231,7 +235,7 @@ pub fn proof_from_json(s: &str) -> Result<Proof, FormatError> {
 /// # Errors
 /// Text that is not a list of numbers, a value not below r.
 pub fn public_from_json(s: &str) -> Result<PublicInputs, FormatError> {
-    let values: Vec<Number> = read("public values", s, MAX_PUBLIC_JSON)?;
+    let Items(values) = read::<Items<Number>>("public values", s, MAX_PUBLIC_JSON)?;
     let below_r = |(i, v): (usize, &Number)| {
         Fr::from_bigint(v.0).ok_or_else(|| not_below(format!("public values, value {i}"), "r", FR_MODULUS_DEC, v))
     };
@@ -248,14 +252,15 @@ pub fn vkey_from_json(s: &str) -> Result<VerificationKey, FormatError> {
     let k: VkeyJson = read(DOC, s, MAX_VKEY_JSON)?;
     check_protocol(DOC, &k.protocol)?;
     check_curve(DOC, &k.curve)?;
-    if k.n_public.checked_add(1) != Some(k.ic.len() as u64) {
+    if k.n_public.checked_add(1) != Some(k.ic.0.len() as u64) {
         return Err(super::container::mismatch(
             format!("{DOC}, IC"),
             format!("one point more than nPublic, {}", k.n_public),
-            format!("{} points", k.ic.len()),
+            format!("{} points", k.ic.0.len()),
         ));
     }
-    let ic = k.ic.iter().enumerate().map(|(i, p)| g1(&format!("{DOC}, IC point {i}"), p)).collect::<Result<_, _>>()?;
+    let ic =
+        k.ic.0.iter().enumerate().map(|(i, p)| g1(&format!("{DOC}, IC point {i}"), p)).collect::<Result<_, _>>()?;
     Ok(VerificationKey {
         alpha_g1: finite(DOC, "vk_alpha_1", &k.vk_alpha_1, g1)?,
         beta_g2: finite(DOC, "vk_beta_2", &k.vk_beta_2, g2)?,
@@ -361,6 +366,34 @@ fn finite<J, P: AffineRepr>(
         return Err(super::container::mismatch(what, "a point other than infinity", "infinity"));
     }
     Ok(p)
+}
+
+/// A list of at most [`MAX_ITEMS`].
+struct Items<T>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Items<T> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct V<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for V<T> {
+            type Value = Items<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a list of at most {MAX_ITEMS} items")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Items<T>, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = seq.next_element()? {
+                    if items.len() == MAX_ITEMS {
+                        return Err(A::Error::invalid_length(MAX_ITEMS + 1, &self));
+                    }
+                    items.push(item);
+                }
+                Ok(Items(items))
+            }
+        }
+        d.deserialize_seq(V(std::marker::PhantomData))
+    }
 }
 
 /// A number below 2^256.

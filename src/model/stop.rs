@@ -1,5 +1,6 @@
 //! Asking running work to stop.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
@@ -15,6 +16,17 @@ pub enum StopReason {
     Draining,
     /// The lease went to another worker.
     LeaseLost,
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cancelled => "it was cancelled",
+            Self::TimedOut => "the time allowed for it is over",
+            Self::Draining => "the worker is shutting down",
+            Self::LeaseLost => "its lease went to another worker",
+        })
+    }
 }
 
 /// A shared flag that long work looks at between its steps. Clones share the flag; the first reason given stays.

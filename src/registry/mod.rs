@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use metrics::{counter, gauge};
 
 use crate::artifacts::{ArtifactError, Artifacts, Content, Kind, verify};
 use crate::backend::mapped::map_file;
@@ -19,6 +20,7 @@ use crate::formats::{FormatError, zkey};
 use crate::groth16::Verifier;
 use crate::model::{Circuit, CircuitName, ContentHash, JobState, ProvingKey};
 use crate::store::{JobFilter, Store, StoreError};
+use crate::telemetry;
 use crate::witness::{Limits, ModuleCache, WasmWitness, WitnessError};
 use cache::Cache;
 
@@ -94,9 +96,8 @@ impl RegistryLimits {
 /// Hears what a registration is at: a word and how far, 0 to 1.
 pub type Listener = Arc<dyn Fn(&'static str, f32) + Send + Sync>;
 
-/// A device by what it calls itself, and content.
-type OnDevice = (String, ContentHash);
-type KeyCache = Cache<OnDevice, dyn LoadedKey>;
+/// The keys loaded on one device, by content.
+type DeviceCache = Cache<ContentHash, dyn LoadedKey>;
 
 /// The circuits of a store.
 #[derive(Clone)]
@@ -106,8 +107,8 @@ pub struct Registry {
     modules: ModuleCache,
     limits: RegistryLimits,
     open: Cache<CircuitContent, ReadyCircuit>,
-    /// By device.
-    loaded: Arc<Mutex<HashMap<String, KeyCache>>>,
+    /// By the device's label.
+    loaded: Arc<Mutex<HashMap<String, DeviceCache>>>,
 }
 
 impl Registry {
@@ -118,7 +119,8 @@ impl Registry {
     }
 
     /// Registers a circuit: copies its files in, checks every byte of the key, compiles the witness program, and
-    /// writes it down. Other content under the same name replaces it for jobs submitted later.
+    /// writes it down. Other content under the same name replaces it for jobs submitted later; what nothing needs any
+    /// more is removed.
     pub async fn add(
         &self,
         name: CircuitName,
@@ -127,7 +129,8 @@ impl Registry {
         on: Listener,
     ) -> Result<Circuit, RegistryError> {
         on("copy", 0.0);
-        let before = self.held_by_circuits().await?;
+        let (key_file, program_file) = (zkey.to_path_buf(), wasm.map(Path::to_path_buf));
+        blocking(move || glance(&key_file, program_file.as_deref())).await?;
         let (zkey_hash, _) = self.artifacts.import(Kind::Zkey, zkey).await?;
         let wasm_hash = match wasm {
             Some(file) => Some(self.artifacts.import(Kind::Wasm, file).await?.0),
@@ -137,12 +140,16 @@ impl Registry {
         let circuit = match self.examine(name, content, on).await {
             Ok(circuit) => circuit,
             Err(e) => {
-                // What failed its check is not kept, unless a circuit has it already.
-                self.discard(content, &before).await;
+                // What failed its check is not kept.
+                self.discard(content).await;
                 return Err(e);
             }
         };
+        let replaced = self.store.circuit(&circuit.name).await?;
         let stored = self.store.put_circuit(&circuit).await?;
+        if let Some(old) = replaced {
+            self.discard(CircuitContent { zkey: old.zkey, wasm: old.wasm }).await;
+        }
         // A removal of the same content by another process may have crossed; then the files go in again.
         if !self.artifacts.contains(Kind::Zkey, zkey_hash).await? {
             self.artifacts.import(Kind::Zkey, zkey).await?;
@@ -191,8 +198,7 @@ impl Registry {
         let Some(circuit) = self.store.circuit(name).await? else { return Ok(false) };
         let removed = self.store.remove_circuit(name).await?;
         if removed {
-            let kept = self.held_by_circuits().await?;
-            self.discard(CircuitContent { zkey: circuit.zkey, wasm: circuit.wasm }, &kept).await;
+            self.discard(CircuitContent { zkey: circuit.zkey, wasm: circuit.wasm }).await;
         }
         Ok(removed)
     }
@@ -225,36 +231,17 @@ impl Registry {
         circuit: &ReadyCircuit,
     ) -> Result<Arc<dyn LoadedKey>, RegistryError> {
         let cache = self.device_cache(device.as_ref());
-        let at = (device.device().label(), circuit.content.zkey);
-        match self.load_into(&cache, at.clone(), device, circuit).await {
+        let loaded = match load_into(&cache, device, circuit).await {
             Err(RegistryError::Backend(BackendError::OutOfMemory { .. })) if cache.forget_idle() => {
-                self.load_into(&cache, at, device, circuit).await
+                load_into(&cache, device, circuit).await
             }
             done => done,
-        }
+        };
+        gauge!(telemetry::KEYS_LOADED, "device" => device.device().label()).set(cache.bytes() as f64);
+        loaded
     }
 
-    async fn load_into(
-        &self,
-        cache: &KeyCache,
-        at: OnDevice,
-        device: &Arc<dyn Backend>,
-        circuit: &ReadyCircuit,
-    ) -> Result<Arc<dyn LoadedKey>, RegistryError> {
-        let (device, key) = (device.clone(), circuit.key.clone());
-        let load = blocking(move || {
-            let bytes = device.footprint(&key).resident;
-            Ok((device.load(key)?, bytes))
-        });
-        cache.get_or_load(at, load).await
-    }
-
-    /// Bytes of the keys loaded on a device.
-    pub fn loaded_bytes(&self, device: &dyn Backend) -> u64 {
-        self.device_cache(device).bytes()
-    }
-
-    fn device_cache(&self, device: &dyn Backend) -> KeyCache {
+    fn device_cache(&self, device: &dyn Backend) -> DeviceCache {
         let info = device.device();
         let mut caches = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let limit = self.limits.key_cache_bytes.unwrap_or_else(|| match info.memory {
@@ -271,8 +258,8 @@ impl Registry {
         blocking(move || Ok(WasmWitness::load(&bytes, limits, &modules)?)).await
     }
 
-    /// Content that circuits or unfinished jobs need.
-    async fn held_by_circuits(&self) -> Result<Vec<ContentHash>, RegistryError> {
+    /// Content that circuits or unfinished jobs need, sorted.
+    async fn needed(&self) -> Result<Vec<ContentHash>, RegistryError> {
         let mut held = Vec::new();
         for circuit in self.store.circuits().await? {
             held.push(circuit.zkey);
@@ -285,22 +272,41 @@ impl Registry {
             }
         }
         held.sort_unstable();
-        held.dedup();
         Ok(held)
     }
 
-    /// Removes content that is not among `kept`. A failure leaves a file that nobody needs, no more.
-    async fn discard(&self, content: CircuitContent, kept: &[ContentHash]) {
+    /// Removes content that no circuit and no unfinished job needs at this moment: others may have registered it since
+    /// the caller began. A failure leaves a file that nobody needs, no more.
+    async fn discard(&self, content: CircuitContent) {
+        let needed = match self.needed().await {
+            Ok(needed) => needed,
+            Err(error) => return tracing::warn!(%error, "could not tell which artifacts are needed; none is removed"),
+        };
         let parts = [(Kind::Zkey, Some(content.zkey)), (Kind::Wasm, content.wasm)];
         for (kind, hash) in parts {
             if let Some(hash) = hash
-                && kept.binary_search(&hash).is_err()
+                && needed.binary_search(&hash).is_err()
                 && let Err(e) = self.artifacts.remove(kind, hash).await
             {
                 tracing::warn!(%hash, error = %e, "could not remove an artifact that no circuit needs");
             }
         }
     }
+}
+
+async fn load_into(
+    cache: &DeviceCache,
+    device: &Arc<dyn Backend>,
+    circuit: &ReadyCircuit,
+) -> Result<Arc<dyn LoadedKey>, RegistryError> {
+    let (device, key) = (device.clone(), circuit.key.clone());
+    let load = blocking(move || {
+        let bytes = device.footprint(&key).resident;
+        let loaded = device.load(key)?;
+        counter!(telemetry::KEY_LOADS, "device" => device.device().label()).increment(1);
+        Ok((loaded, bytes))
+    });
+    cache.get_or_load(circuit.content.zkey, load).await
 }
 
 /// An artifact's bytes, mapped where it is a file, verified by hash either way.
@@ -317,6 +323,13 @@ async fn fetch(artifacts: &Artifacts, kind: Kind, hash: ContentHash) -> Result<B
             .await
         }
     }
+}
+
+/// Refuses files that are plainly something else before they are copied: they may be of any size.
+fn glance(key: &Path, program: Option<&Path>) -> Result<(), RegistryError> {
+    let map = |file: &Path| map_file(file).map_err(|why| ArtifactError::Io { what: file.display().to_string(), why });
+    zkey::parse(map(key)?)?;
+    program.map_or(Ok(()), |file| Ok(WasmWitness::glance(&map(file)?)?))
 }
 
 fn check_sizes(wasm: &WasmWitness, key: &ProvingKey) -> Result<(), RegistryError> {

@@ -21,7 +21,6 @@
 //! have.
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -242,6 +241,8 @@ impl Columns for SqliteRow {
 /// Circuits and jobs in one SQLite file.
 pub struct SqliteStore {
     path: PathBuf,
+    /// Which file that is.
+    file: (u64, u64),
     /// One connection: this process's writers queue here.
     writer: SqlitePool,
     reader: SqlitePool,
@@ -275,30 +276,6 @@ impl SqliteStore {
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         create_private(path).map_err(|e| cannot_open(path, e))?;
         Self::connect(path).await
-    }
-
-    /// Opens the store that a URL names: `sqlite://relative/path`, `sqlite:///absolute/path`, with `?mode=rwc`
-    /// (the default) or `?mode=rw`, which does not create the file.
-    ///
-    /// # Errors
-    /// As [`SqliteStore::open`], and [`StoreError::Open`] for a URL that names no file.
-    pub async fn open_url(url: &str) -> Result<Self, StoreError> {
-        let refuse = |why: &str| StoreError::Open { what: url.to_owned(), why: why.to_owned() };
-        let (base, mode) = url.split_once('?').unwrap_or((url, "mode=rwc"));
-        let Some(name) = base.strip_prefix("sqlite://").or_else(|| base.strip_prefix("sqlite:")) else {
-            return Err(refuse("expected sqlite:// and a path"));
-        };
-        if name.is_empty() || name == ":memory:" {
-            return Err(refuse("expected the path of a file after sqlite://"));
-        }
-        let options = SqliteConnectOptions::from_str(base).map_err(|e| refuse(&e.to_string()))?;
-        let path = options.get_filename();
-        match mode {
-            "mode=rwc" => Self::open(path).await,
-            "mode=rw" if path.exists() => Self::connect(path).await,
-            "mode=rw" => Err(refuse("there is no such file, and mode=rw does not create one")),
-            _ => Err(refuse("expected no parameter but mode=rwc or mode=rw")),
-        }
     }
 
     async fn connect(path: &Path) -> Result<Self, StoreError> {
@@ -335,6 +312,7 @@ impl SqliteStore {
         };
         Ok(Self {
             path: path.to_owned(),
+            file: identity(path).map_err(|e| cannot_open(path, e))?,
             writer: pool().max_connections(1).connect_lazy_with(base.clone()),
             reader: pool().max_connections(READERS).connect_lazy_with(base.pragma("query_only", "ON")),
             watch: Mutex::new(watch),
@@ -415,6 +393,16 @@ impl SqliteStore {
     async fn count(&self, sql: &'static str) -> Result<u64, StoreError> {
         let row = sqlx::query(sql).fetch_one(&self.reader).await?;
         rows::number(&row, "n")
+    }
+
+    /// Fails if the file was removed or replaced. Connections that are open would go on with the old one, and what
+    /// they are told would be lost with the process.
+    fn still_there(&self) -> Result<(), StoreError> {
+        match identity(&self.path) {
+            Ok(now) if now == self.file => Ok(()),
+            Ok(_) => Err(cannot_open(&self.path, "it is another file than when it was opened")),
+            Err(e) => Err(cannot_open(&self.path, e)),
+        }
     }
 
     async fn submit_once(&self, new: &NewJob, input: &[u8]) -> Result<Submitted, StoreError> {
@@ -512,6 +500,7 @@ impl Store for SqliteStore {
     }
 
     async fn submit(&self, new: &NewJob, input: &[u8]) -> Result<Submitted, StoreError> {
+        self.still_there()?;
         retry_busy(|| self.submit_once(new, input)).await
     }
 
@@ -630,6 +619,7 @@ impl Store for SqliteStore {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
+        self.still_there()?;
         sqlx::query("PRAGMA schema_version").fetch_one(&self.reader).await?;
         Ok(())
     }
@@ -677,6 +667,18 @@ where
 
 fn cannot_open(path: &Path, why: impl ToString) -> StoreError {
     StoreError::Open { what: path.display().to_string(), why: why.to_string() }
+}
+
+/// Device and number of a file: the same as long as it is the same file.
+#[cfg(unix)]
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).map(|m| (m.dev(), m.ino()))
+}
+
+#[cfg(not(unix))]
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    std::fs::metadata(path).map(|_| (0, 0))
 }
 
 /// Creates the file, for its owner only, and the folders above it, unless they are there.

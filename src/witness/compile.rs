@@ -52,6 +52,7 @@ pub(super) fn module(
         (Some(kept), Some(compiler)) => {
             let marker = kept.dir.join(format!("{}.compiled", fingerprint(sandbox, wasm)));
             if !marker.exists() {
+                outline::check_nesting(wasm)?;
                 validate(sandbox, wasm)?;
                 compile_by_child(compiler, &kept.dir, wasm, limits, deadline)?;
                 // Without the marker the next load only compiles again.
@@ -64,7 +65,7 @@ pub(super) fn module(
                 outline.longest_function
             )));
         }
-        _ => {}
+        _ => outline::check_nesting(wasm)?,
     }
     compile_here(sandbox, wasm, limits, deadline)
 }

@@ -41,7 +41,7 @@ pub enum WitnessError {
         limit: u64,
     },
     /// It took too long or was told to stop.
-    #[error("the witness program was stopped ({0:?})")]
+    #[error("the witness program was stopped: {0}")]
     Stopped(StopReason),
 }
 

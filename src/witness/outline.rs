@@ -1,6 +1,6 @@
 //! A first look at a module, before it costs a compile.
 
-use wasmparser::{Parser, Payload, TypeRef};
+use wasmparser::{Operator, Parser, Payload, TypeRef};
 
 use super::WitnessError;
 
@@ -20,6 +20,33 @@ const IMPORTS: [&str; 11] = [
     "logStartComponent",
     "logFinishComponent",
 ];
+
+/// Deepest nesting of blocks in a function. The compiler's time grows with the square of it, and what circom writes
+/// nests a handful of them.
+const MAX_NESTING: usize = 4096;
+
+/// Refuses functions that nest blocks too deep to compile. Looks at every instruction, so it is for modules that are
+/// about to be compiled only; those that are not valid may pass.
+pub(super) fn check_nesting(wasm: &[u8]) -> Result<(), WitnessError> {
+    for part in Parser::new(0).parse_all(wasm) {
+        let Ok(Payload::CodeSectionEntry(body)) = part else { continue };
+        let Ok(instructions) = body.get_operators_reader() else { continue };
+        let mut depth = 0usize;
+        for instruction in instructions.into_iter().map_while(Result::ok) {
+            match instruction {
+                Operator::Block { .. } | Operator::Loop { .. } | Operator::If { .. } | Operator::TryTable { .. } => {
+                    depth += 1;
+                }
+                Operator::End => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            if depth > MAX_NESTING {
+                return Err(WitnessError::Module(format!("a function nests blocks deeper than {MAX_NESTING}")));
+            }
+        }
+    }
+    Ok(())
+}
 
 /// What a module looks like from outside.
 pub(super) struct Outline {

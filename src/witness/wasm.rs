@@ -26,6 +26,9 @@ pub struct Limits {
     pub compile_memory: u64,
 }
 
+/// Longest time a program may take to say what it is: a few calls that return constants.
+const INTRODUCTION: Duration = Duration::from_secs(4);
+
 /// Where compiled modules are kept, and who compiles.
 ///
 /// A compile is bounded in time and memory only in a child process, so only with both a folder and a compiler.
@@ -99,10 +102,16 @@ impl fmt::Debug for WasmWitness {
 }
 
 impl WasmWitness {
+    /// Sees from outside whether a module can be a witness program, without compiling it.
+    pub fn glance(wasm: &[u8]) -> Result<(), WitnessError> {
+        Outline::read(wasm).map(drop)
+    }
+
     /// Checks and compiles a module, or takes it from the cache, and asks it for its sizes.
     ///
     /// Errors: `Module` for anything that is not a witness program of a circom circuit on BN254, before it is
-    /// compiled where possible; `Compile` where its bounds do not suffice or the cache's folder is unfit.
+    /// compiled where possible; `Compile` where its bounds do not suffice or the cache's folder is unfit; `Stopped` for
+    /// one that takes longer than 4 s to start and tell its sizes, whatever `limits` give a witness.
     pub fn load(wasm: &[u8], limits: Limits, cache: &ModuleCache) -> Result<Self, WitnessError> {
         let outline = Outline::read(wasm)?;
         let sandbox = Sandbox::get(cache.dir.as_deref())?;
@@ -110,8 +119,8 @@ impl WasmWitness {
         let interface = if outline.circom1() { circom1::INTERFACE } else { circom2::INTERFACE };
         interface.check(&module)?;
 
-        let stop = StopToken::new();
-        let info = Self::run(&sandbox, &module, &limits, &stop, |run| {
+        let brief = Limits { time: limits.time.min(INTRODUCTION), ..limits };
+        let info = Self::run(&sandbox, &module, &brief, &StopToken::new(), |run| {
             let (abi, inputs, witness_size) =
                 if outline.circom1() { circom1::describe(run)? } else { circom2::describe(run)? };
             Ok(WasmInfo { abi, inputs, witness_size, wasm_bytes: wasm.len() as u64 })

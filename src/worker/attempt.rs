@@ -14,7 +14,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use metrics::{counter, gauge, histogram};
+use metrics::{counter, histogram};
 use tokio::sync::SemaphorePermit;
 use zeroize::Zeroizing;
 
@@ -93,8 +93,6 @@ async fn work(
                 return Err(ended);
             }
         };
-        gauge!(telemetry::KEYS_LOADED, "device" => device.label.clone())
-            .set(ctx.registry.loaded_bytes(device.backend.as_ref()) as f64);
         Ok((circuit, loaded))
     };
     let (circuit, loaded) = timed(lease, Stage::Load, &mut times.load_ms, load).await?;

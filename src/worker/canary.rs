@@ -37,7 +37,7 @@ impl Canary {
     /// Proves on the device and verifies; the error says why it gets no jobs.
     pub fn sing(&self, device: &dyn Backend) -> Result<(), String> {
         let loaded = device.load(self.key.clone()).map_err(|e| e.to_string())?;
-        let x = Fr::from(0x6361_6e61_7279u64);
+        let x = Fr::from(0x6361_6e61_7279_u64);
         let (x2, x4) = (x.square(), x.square().square());
         let values = [Fr::ONE, x4.square(), x, x2, x4].map(|v| v.into_bigint());
         let witness = Witness::from_canonical(values.to_vec());

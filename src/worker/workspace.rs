@@ -1,5 +1,6 @@
 //! The rooms as a configuration opens them.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{JobService, Rooms};
@@ -79,5 +80,8 @@ impl Workspace {
 
 /// Compiled witness programs lie in the data folder. This program compiles them as a child of itself.
 pub fn module_cache(config: &Config) -> ModuleCache {
-    ModuleCache { dir: Some(config.data_dir.join("modules")), compiler: std::env::current_exe().ok() }
+    // By this name the running program is found even after an upgrade put another file in its place.
+    let running = PathBuf::from("/proc/self/exe");
+    let compiler = if running.exists() { Some(running) } else { std::env::current_exe().ok() };
+    ModuleCache { dir: Some(config.data_dir.join("modules")), compiler }
 }

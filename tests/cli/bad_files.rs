@@ -60,6 +60,21 @@ fn zkey_lying_lengths_and_counts() {
 }
 
 #[test]
+fn zkey_numbers_that_are_not_reduced() {
+    // Coordinates of single points, which the proof's arithmetic relies on, and a value of a matrix entry.
+    for id in [5, 6, 7, 8, 9] {
+        for at in [0, 32] {
+            bad_zkey("not below q", |c| {
+                let data = c.section(id);
+                let last = data.len() - 128;
+                data[last + at..last + at + 32].fill(0xff);
+            });
+        }
+    }
+    bad_zkey("not below r", |c| c.section(4)[16..48].fill(0xff));
+}
+
+#[test]
 fn zkey_missing_short_and_double_sections() {
     for id in 1..=9 {
         bad_zkey(&format!("section {id}"), |c| c.sections.retain(|s| s.0 != id));
@@ -293,6 +308,25 @@ fn proofs_keys_and_values_of_every_wrong_kind() {
     let mut short: serde_json::Value = serde_json::from_str(&proof).unwrap();
     short["pi_b"].as_array_mut().unwrap().pop();
     verify(&vkey, &public, &short.to_string()).failed_with("p:");
+}
+
+#[test]
+fn documents_with_more_numbers_than_any_real_one() {
+    let f = range_check();
+    let vkey = std::fs::read_to_string(&f.vkey).unwrap();
+    let point = "[0,1,0],";
+    let points = format!("\"IC\":[{}[0,1,0]],\"X\"", point.repeat(8_000_000));
+    let huge_key = vkey.replace("\"IC\"", &points);
+    // As many as fit the bound on bytes, and more.
+    let values = format!("[{}1]", "1,".repeat(8_000_000));
+    let more = format!("[{}1]", "1,".repeat(35_000_000));
+    let dir = scratch(&[("k", huge_key.as_bytes()), ("u", values.as_bytes()), ("m", more.as_bytes())]);
+    let inspect = |file: &str| run(dir.path(), &["inspect", file]);
+    inspect("k").failed_with("at most 1048576 items");
+    inspect("u").failed_with("at most 1048576 items");
+    inspect("m").failed_with("expected at most 67108864 bytes");
+    let verify = ["verify", "--vkey", s(&f.vkey), "--public", "u", "--proof", "p"];
+    run(dir.path(), &verify).failed_with("at most 1048576 items");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What ought to work.
 
-use crate::harness::{circuits, fixture, range_check, run, s, scratch};
+use crate::harness::{circuits, fixture, range_check, run, run_masked, s, scratch};
 
 #[test]
 fn from_inputs_to_a_proof_that_verifies_with_either_key_and_not_for_other_values() {
@@ -55,6 +55,21 @@ fn a_witness_file_is_private() {
     run(dir.path(), &["witness", "--wasm", s(&f.wasm), "--input", s(&f.input), "--out", "x.wtns"]).ok();
     let mode = std::fs::metadata(dir.path().join("x.wtns")).unwrap().permissions().mode();
     assert_eq!(mode & 0o077, 0, "mode {mode:o}");
+}
+
+#[test]
+fn other_files_have_the_mode_that_the_umask_leaves() {
+    use std::os::unix::fs::PermissionsExt;
+    let f = range_check();
+    for (umask, expected) in [("022", 0o644), ("027", 0o640), ("077", 0o600)] {
+        let dir = scratch(&[]);
+        run_masked(umask, dir.path(), &["prove", s(&f.zkey), s(&f.wtns), "p", "u"]).ok();
+        run_masked(umask, dir.path(), &["setup", s(&f.r1cs), "k", "--vkey", "v", "--insecure-dev-only"]).ok();
+        for file in ["p", "u", "k", "v"] {
+            let mode = std::fs::metadata(dir.path().join(file)).unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, expected, "{file} under umask {umask}: {mode:o}");
+        }
+    }
 }
 
 #[test]

@@ -28,6 +28,11 @@ pub fn run_bounded(home: &Path, args: &[&str]) -> Ran {
     run_under(&format!("ulimit -d {MEMORY_KIB};"), home, args)
 }
 
+/// The same under a umask.
+pub fn run_masked(umask: &str, home: &Path, args: &[&str]) -> Ran {
+    run_under(&format!("umask {umask};"), home, args)
+}
+
 fn run_under(limit: &str, home: &Path, args: &[&str]) -> Ran {
     let mut child = Command::new("sh")
         .arg("-c")

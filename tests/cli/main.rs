@@ -4,4 +4,6 @@
 mod bad_files;
 mod happy;
 mod harness;
+mod streams;
+mod odd_files;
 mod usage;

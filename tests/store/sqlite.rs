@@ -57,23 +57,18 @@ async fn the_file_and_its_folders_are_made_for_the_owner_only() {
 }
 
 #[tokio::test]
-async fn urls_name_files() {
+async fn a_file_that_was_removed_or_replaced_takes_no_jobs() {
     let folder = tempfile::tempdir().unwrap();
-    let at = |tail: &str| format!("sqlite://{}/{tail}", folder.path().display());
-
-    match SqliteStore::open_url(&at("jobs.db?mode=rw")).await {
-        Err(StoreError::Open { what, why }) => assert!(what.ends_with("mode=rw") && why.contains("no such file")),
-        other => panic!("expected Open, got {other:?}"),
-    }
-    let id = submitted(&SqliteStore::open_url(&at("jobs.db")).await.unwrap()).await;
-    for tail in ["jobs.db", "jobs.db?mode=rw", "jobs.db?mode=rwc", "%6Aobs.db"] {
-        let store = SqliteStore::open_url(&at(tail)).await.unwrap();
-        assert!(store.job(id).await.unwrap().is_some(), "{tail}");
-        assert_eq!(store.path(), folder.path().join("jobs.db"));
-    }
-    let refused = ["sqlite://", "sqlite::memory:", "sqlite://:memory:", "postgres://h/db", "jobs.db"];
-    for url in refused.map(str::to_owned).into_iter().chain([at("jobs.db?mode=memory"), at("jobs.db?cache=shared")]) {
-        assert!(matches!(SqliteStore::open_url(&url).await, Err(StoreError::Open { .. })), "{url}");
+    let path = folder.path().join("data/jobs.db");
+    let store = SqliteStore::open(&path).await.unwrap();
+    submitted(&store).await;
+    store.ping().await.unwrap();
+    std::fs::remove_dir_all(folder.path().join("data")).unwrap();
+    for _ in 0..2 {
+        assert!(matches!(store.ping().await, Err(StoreError::Open { .. })));
+        assert!(matches!(store.submit(&new_job("c"), INPUT).await, Err(StoreError::Open { .. })));
+        // The second time another database is there.
+        SqliteStore::open(&path).await.unwrap();
     }
 }
 

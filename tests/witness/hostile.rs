@@ -156,6 +156,17 @@ fn the_words_of_the_window_do_where_its_address_is_not_told() {
     assert_eq!(hidden.run(SMALL).unwrap().len(), 2);
 }
 
+/// However long a witness may take: `inspect` and `circuits add` run no more of a program than this.
+#[test]
+fn a_program_that_never_says_what_it_is_is_given_up_soon() {
+    let long = Limits { time: Duration::from_secs(3600), ..SMALL };
+    let begun = Instant::now();
+    let e = Program::new().with("getVersion", &format!("(result i32) {LOOP} unreachable")).load(long).unwrap_err();
+    assert_eq!(e, WitnessError::Stopped(StopReason::TimedOut));
+    assert!(e.to_string().contains("the time allowed for it is over"), "{e}");
+    assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", begun.elapsed());
+}
+
 #[test]
 fn an_endless_loop_ends_wherever_it_is() {
     for (function, params) in [
@@ -423,6 +434,14 @@ fn a_long_function_is_not_compiled_in_this_process() {
     let body = format!("(param i32) {}", "(drop (i32.const 0))".repeat(3 << 20));
     let e = Program::new().with("init", &body).load(SMALL).unwrap_err();
     assert!(matches!(&e, WitnessError::Compile(t) if t.contains("functions of at most 8388608 bytes")), "{e:?}");
+}
+
+#[test]
+fn blocks_nested_too_deep_are_not_compiled() {
+    let nested = |n: usize| format!("(param i32) {}{}", "block ".repeat(n), "end ".repeat(n));
+    let e = Program::new().with("init", &nested(500_000)).load(SMALL).unwrap_err();
+    is_module(&e, "deeper than 4096");
+    assert!(Program::new().with("init", &nested(4000)).load(SMALL).is_ok());
 }
 
 #[test]

@@ -73,8 +73,8 @@ impl Backend for CpuBackend {
                 },
             )
         });
-        let constraints = constraints?;
-        let (a, b1, b2, c, h) = queries;
+        let (constraints, (a, b1, b2, c, h)) = (constraints?, queries);
+        let (a, b1, b2, c, h) = (a?, b1?, b2?, c?, h?);
         Ok(Arc::new(CpuKey { key: key.clone(), pool: self.pool.clone(), constraints, a, b1, b2, c, h }))
     }
 }

@@ -7,11 +7,12 @@
 
 use ark_ec::VariableBaseMSM;
 use ark_ec::short_weierstrass::{Affine, Projective, SWCurveConfig};
-use ark_ff::{AdditiveGroup, Field, Zero};
+use ark_ff::{AdditiveGroup, Field, PrimeField, Zero};
 use rayon::prelude::*;
 
+use super::super::BackendError;
 use super::digits::Digits;
-use crate::model::{G1_BYTES, G1Affine, G2_BYTES, G2Affine, StopToken, g1_raw, g2_raw};
+use crate::model::{Fq, G1_BYTES, G1Affine, G2_BYTES, G2Affine, StopToken, g1_raw, g2_raw, limbs};
 
 /// XYZZ accumulator of arkworks.
 type Xyzz<P> = <Projective<P> as VariableBaseMSM>::Bucket;
@@ -60,8 +61,16 @@ const FEWEST_PIECES: usize = 2;
 
 impl<P: RawPoint> Query<P> {
     /// Decodes a section, whose first point belongs to wire `first`.
-    pub(super) fn new(section: &[u8], first: usize) -> Self {
+    ///
+    /// Fails on coordinates that are not below q: field arithmetic relies on it. Whether the points are on their
+    /// curve is not looked at; sums of points off it are wrong, and the proof does not verify.
+    pub(super) fn new(section: &[u8], first: usize) -> Result<Self, BackendError> {
         let read = |(k, bytes): (usize, &[u8])| {
+            let wrong = bytes.chunks_exact(32).filter(|coordinate| limbs(coordinate) >= Fq::MODULUS).count();
+            if wrong > 0 {
+                let what = "coordinates of the key that are not below q";
+                return Err(BackendError::Shape { what, expected: 0, got: wrong as u64 });
+            }
             let n = bytes.len() / P::BYTES;
             let (mut points, mut wires) = (Vec::with_capacity(n), Vec::with_capacity(n));
             for (i, raw) in bytes.chunks_exact(P::BYTES).enumerate() {
@@ -71,9 +80,10 @@ impl<P: RawPoint> Query<P> {
                     wires.push((first + k * CHUNK + i) as u32);
                 }
             }
-            Piece { points, wires }
+            Ok(Piece { points, wires })
         };
-        Self { pieces: section.par_chunks(CHUNK * P::BYTES).enumerate().map(read).collect() }
+        let pieces = section.par_chunks(CHUNK * P::BYTES).enumerate().map(read).collect::<Result<_, _>>()?;
+        Ok(Self { pieces })
     }
 
     /// Σ scalar(wireᵢ)·pointᵢ. A stopped token ends it early with a meaningless sum: the caller looks at the token.
@@ -422,7 +432,7 @@ mod tests {
             }
         }
         let bytes = crate::formats::zkey::encode_g1(&p);
-        let query = Query::<ark_bn254::g1::Config>::new(&bytes, 7);
+        let query = Query::<ark_bn254::g1::Config>::new(&bytes, 7).expect("canonical");
         let read: Vec<_> = query.pieces.iter().flat_map(|q| q.wires.iter().zip(&q.points)).collect();
         assert_eq!(read.len(), 12_000);
         assert!(read.iter().all(|(wire, q)| p[**wire as usize - 7] == **q));

@@ -72,6 +72,13 @@ impl Constraints {
                     if e.signal >= key.header.n_vars {
                         return Err(too_large("wire of a matrix entry (below nVars)", key.header.n_vars, e.signal));
                     }
+                    if e.value >= Fr::MODULUS {
+                        return Err(BackendError::Shape {
+                            what: "values of matrix entries not below r",
+                            expected: 0,
+                            got: 1,
+                        });
+                    }
                     sorted &= e.row >= last;
                     last = e.row;
                 }

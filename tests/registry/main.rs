@@ -1,0 +1,139 @@
+//! What the registry keeps and what it removes, on real files.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use prover_worker::artifacts::{Artifacts, Kind};
+use prover_worker::formats::{r1cs, zkey};
+use prover_worker::groth16::setup;
+use prover_worker::model::{Circuit, ContentHash, JobId, NewJob, Priority};
+use prover_worker::registry::{Registry, RegistryError, RegistryLimits};
+use prover_worker::store::{SqliteStore, Store};
+use prover_worker::witness::ModuleCache;
+
+struct Rooms {
+    dir: tempfile::TempDir,
+    store: Arc<dyn Store>,
+    artifacts: Artifacts,
+    registry: Registry,
+}
+
+impl Rooms {
+    async fn open() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&dir.path().join("jobs.db")).await.unwrap());
+        let artifacts = Artifacts::local(&dir.path().join("data")).unwrap();
+        let registry = Registry::new(
+            store.clone(),
+            artifacts.clone(),
+            ModuleCache { dir: None, compiler: None },
+            RegistryLimits::with_witness_time(Duration::from_secs(60)),
+        );
+        Self { dir, store, artifacts, registry }
+    }
+
+    /// A development key of `multiplier` in a file of that name; each has other content.
+    fn key(&self, name: &str) -> PathBuf {
+        let circuit = r1cs::parse(&std::fs::read(circuits().join("multiplier.r1cs")).unwrap()).unwrap();
+        let mut bytes = Vec::new();
+        zkey::write(&setup::generate(&circuit, &|_| {}).unwrap(), &mut bytes).unwrap();
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    async fn add(&self, name: &str, zkey: &Path, wasm: Option<&str>) -> Result<Circuit, RegistryError> {
+        let wasm = wasm.map(|w| circuits().join(w));
+        self.registry.add(name.parse().unwrap(), zkey, wasm.as_deref(), Arc::new(|_, _| {})).await
+    }
+
+    async fn has(&self, kind: Kind, hash: ContentHash) -> bool {
+        self.artifacts.contains(kind, hash).await.unwrap()
+    }
+
+    async fn submit(&self, circuit: &Circuit) -> JobId {
+        let id = JobId::new();
+        let body = ContentHash::of(b"");
+        let new =
+            NewJob { id, circuit: circuit.name.clone(), idempotency_key: None, body, priority: Priority::default() };
+        self.store.submit(&new, b"input").await.unwrap();
+        id
+    }
+}
+
+fn circuits() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits")
+}
+
+fn hash(file: &Path) -> ContentHash {
+    ContentHash::of(&std::fs::read(file).unwrap())
+}
+
+#[tokio::test]
+async fn a_replaced_key_is_removed_unless_something_needs_it() {
+    let rooms = Rooms::open().await;
+    let keys = ["1", "2", "3"].map(|n| rooms.key(n));
+    let first = rooms.add("c", &keys[0], Some("multiplier.wasm")).await.unwrap();
+    rooms.add("same_key", &keys[0], None).await.unwrap();
+    let second = rooms.add("c", &keys[1], Some("multiplier.wasm")).await.unwrap();
+    assert!(rooms.has(Kind::Zkey, first.zkey).await, "another circuit has it");
+    assert!(rooms.has(Kind::Wasm, second.wasm.unwrap()).await, "old and new circuit have the same program");
+
+    let job = rooms.submit(&second).await;
+    rooms.add("c", &keys[2], None).await.unwrap();
+    assert!(rooms.has(Kind::Zkey, second.zkey).await, "an unfinished job needs it");
+    assert!(rooms.has(Kind::Wasm, second.wasm.unwrap()).await, "an unfinished job needs it");
+
+    rooms.store.cancel(job).await.unwrap();
+    rooms.add("c", &keys[1], None).await.unwrap();
+    assert!(!rooms.has(Kind::Zkey, hash(&keys[2])).await, "nothing needs it");
+    rooms.add("c", &keys[1], None).await.unwrap();
+    assert!(rooms.has(Kind::Zkey, hash(&keys[1])).await, "the same content again replaces nothing");
+
+    assert!(rooms.registry.remove(&"c".parse().unwrap()).await.unwrap());
+    assert!(!rooms.has(Kind::Zkey, hash(&keys[1])).await);
+    assert!(rooms.has(Kind::Zkey, first.zkey).await, "another circuit has it");
+}
+
+#[tokio::test]
+async fn what_fails_its_check_is_not_kept_unless_a_circuit_has_it() {
+    let rooms = Rooms::open().await;
+    let key = rooms.key("1");
+    let refused = rooms.add("c", &key, Some("range_check.wasm")).await.unwrap_err();
+    assert!(matches!(refused, RegistryError::Mismatch { .. }), "{refused}");
+    assert!(!rooms.has(Kind::Zkey, hash(&key)).await);
+    assert!(!rooms.has(Kind::Wasm, hash(&circuits().join("range_check.wasm"))).await);
+    assert_eq!(rooms.store.circuits().await.unwrap(), []);
+
+    rooms.add("c", &key, None).await.unwrap();
+    rooms.add("d", &key, Some("range_check.wasm")).await.unwrap_err();
+    assert!(rooms.has(Kind::Zkey, hash(&key)).await);
+}
+
+/// While one process checks a key, another registers the same one; then the first finds its program wrong.
+#[tokio::test]
+async fn a_key_that_was_registered_meanwhile_is_kept() {
+    let rooms = Rooms::open().await;
+    let key = rooms.key("1");
+    let (registry, file) = (rooms.registry.clone(), key.clone());
+    let crossing = Arc::new(std::sync::Once::new());
+    let handle = tokio::runtime::Handle::current();
+    let listener = move |what: &'static str, _: f32| {
+        if what == "check" {
+            let (registry, file, handle) = (registry.clone(), file.clone(), handle.clone());
+            crossing.call_once(move || {
+                let added = std::thread::spawn(move || {
+                    let other = registry.add("other".parse().unwrap(), &file, None, Arc::new(|_, _| {}));
+                    handle.block_on(other).unwrap()
+                });
+                added.join().unwrap();
+            });
+        }
+    };
+    let wasm = circuits().join("range_check.wasm");
+    let refused = rooms.registry.add("c".parse().unwrap(), &key, Some(&wasm), Arc::new(listener)).await;
+    assert!(refused.is_err());
+    assert!(rooms.has(Kind::Zkey, hash(&key)).await, "circuit other has it");
+}
