@@ -77,7 +77,7 @@ async fn work(
     lease: &Hold,
     stop: &StopToken,
 ) -> Result<JobResult, Ended> {
-    ctx.options.faults.pass(Point::AfterClaim, stop).await;
+    ctx.pass(Point::AfterClaim, stop).await;
     let mut times = StageTimes::default();
 
     let load = async {
@@ -101,7 +101,7 @@ async fn work(
     let witness = generate(circuit.clone(), input, stop.with_deadline(Instant::now() + allowed));
     let witness = timed(lease, Stage::Witness, &mut times.witness_ms, witness).await;
     let witness = witness.map_err(|e| within(e, stop, "the witness", allowed))?;
-    ctx.options.faults.pass(Point::AfterWitness, stop).await;
+    ctx.pass(Point::AfterWitness, stop).await;
 
     let prove = prove(ctx, device, circuit, loaded, witness, lease, stop);
     let mut stage_ms = 0.0;
@@ -110,7 +110,7 @@ async fn work(
     times.verify_ms = proved.verify_time.as_secs_f64() * 1e3;
     histogram!(telemetry::JOB_STAGE_DURATION, "stage" => Stage::Verify.as_str())
         .record(proved.verify_time.as_secs_f64());
-    ctx.options.faults.pass(Point::AfterProve, stop).await;
+    ctx.pass(Point::AfterProve, stop).await;
     Ok(JobResult {
         proof_json: snarkjs::proof_to_json(&proved.proof),
         public_json: snarkjs::public_to_json(&proved.public),
@@ -232,12 +232,12 @@ async fn conclude(ctx: &Context, job: &Job, outcome: Result<JobResult, Ended>, s
     match outcome {
         Ok(result) => {
             let begun = Instant::now();
-            ctx.options.faults.pass(Point::BeforeCommit, stop).await;
+            ctx.pass(Point::BeforeCommit, stop).await;
             let held = persist(ctx, stop, || ctx.store.finish(id, attempt, &result)).await;
             if !was_held(job, held) {
                 return;
             }
-            ctx.options.faults.pass(Point::AfterCommit, stop).await;
+            ctx.pass(Point::AfterCommit, stop).await;
             if let Err(error) = ctx.artifacts.put_proof(id, &result.proof_json, &result.public_json).await {
                 tracing::warn!(job = %id, %error, "the proof is in the store, but its files could not be written");
             }

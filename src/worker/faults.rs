@@ -3,6 +3,10 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use rustix::process::{Signal, getpid, kill_process};
+use tokio::signal::unix::SignalKind;
+
+use super::lease::Keeper;
 use crate::model::StopToken;
 
 /// Where.
@@ -63,12 +67,12 @@ impl FromStr for Faults {
 
 impl Faults {
     /// Passes the point, unless a fault is armed there. Says so first, for the test that waits.
-    pub(super) async fn pass(&self, at: Point, stop: &StopToken) {
+    pub(super) async fn pass(&self, at: Point, stop: &StopToken, keeper: &Keeper) {
         let Some((_, act)) = self.0.filter(|(point, _)| *point == at) else { return };
         tracing::warn!(point = ?at, ?act, "fault point reached");
         match act {
-            Act::Abort => signal(rustix::process::Signal::KILL),
-            Act::Freeze => signal(rustix::process::Signal::STOP),
+            Act::Abort => signal(Signal::KILL),
+            Act::Freeze => freeze(keeper).await,
             Act::Sleep => {
                 while stop.stopped().is_none() {
                     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -78,8 +82,19 @@ impl Faults {
     }
 }
 
-fn signal(signal: rustix::process::Signal) {
-    if rustix::process::kill_process(rustix::process::getpid(), signal).is_err() {
+/// Stops the process between two heartbeats: one that stopped in the middle of a write would hold the lock of an SQLite
+/// file for as long. The signal takes a moment to reach every thread, so this one goes on only when SIGCONT comes.
+async fn freeze(keeper: &Keeper) {
+    let _silence = keeper.silence().await;
+    let Ok(mut resumed) = tokio::signal::unix::signal(SignalKind::from_raw(Signal::CONT.as_raw())) else {
+        std::process::abort();
+    };
+    signal(Signal::STOP);
+    resumed.recv().await;
+}
+
+fn signal(signal: Signal) {
+    if kill_process(getpid(), signal).is_err() {
         std::process::abort();
     }
 }

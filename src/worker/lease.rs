@@ -57,6 +57,8 @@ struct Shared {
     next: AtomicU64,
     closing: AtomicBool,
     lease: Duration,
+    /// Held while hearts beat.
+    beating: tokio::sync::Mutex<()>,
 }
 
 /// Keeps a lease alive until dropped.
@@ -98,6 +100,7 @@ impl Keeper {
             next: AtomicU64::new(0),
             closing: AtomicBool::new(false),
             lease,
+            beating: tokio::sync::Mutex::default(),
         });
         let keeper = Self { shared: shared.clone() };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -129,6 +132,11 @@ impl Keeper {
         }
     }
 
+    /// No heart beats while the guard lives, for a fault that wants it so.
+    pub(super) async fn silence(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.shared.beating.lock().await
+    }
+
     /// Jobs in hand.
     pub(super) fn held(&self) -> Vec<(JobId, Attempt)> {
         self.shared.all().iter().map(|l| (l.job, l.attempt)).collect()
@@ -151,6 +159,7 @@ async fn beat_for_ever(shared: &Shared, store: &dyn Store) {
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while !shared.closing.load(Ordering::Relaxed) {
         tick.tick().await;
+        let _beating = shared.beating.lock().await;
         join_all(shared.all().iter().map(|lease| beat(lease, store, shared.lease))).await;
     }
 }

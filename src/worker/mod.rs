@@ -34,7 +34,7 @@ pub use workspace::{OpenError, Workspace, module_cache};
 use crate::artifacts::Artifacts;
 use crate::backend::Backend;
 use crate::config::Config;
-use crate::model::{Job, JobState, StopReason, WorkerId};
+use crate::model::{Job, JobState, StopReason, StopToken, WorkerId};
 use crate::queue::{Delivery, Queue};
 use crate::registry::Registry;
 use crate::store::{JobFilter, Store};
@@ -111,6 +111,13 @@ struct Context {
     options: Options,
     id: WorkerId,
     busy: AtomicUsize,
+}
+
+impl Context {
+    /// Passes a point at which a test may have armed a fault.
+    async fn pass(&self, at: Point, stop: &StopToken) {
+        self.options.faults.pass(at, stop, &self.keeper).await;
+    }
 }
 
 /// What a worker stands on.
