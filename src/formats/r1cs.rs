@@ -5,7 +5,7 @@
 //! value}. A witness w satisfies the constraint if (A·w)·(B·w) = C·w. Wires are in the order 1, outputs, public
 //! inputs, private inputs, internal.
 //!
-//! Section 3 (names of wires) is not read. Sections 4 and 5 hold custom gates, which Groth16 has none of.
+//! Section 3 (u64 label of each wire) is not read, but its length vouches for nWires. Sections 4 and 5 hold custom gates, which Groth16 has none of.
 
 use std::fmt;
 
@@ -21,11 +21,13 @@ use crate::model::{FR_MODULUS_DEC, Fr, Witness, limbs};
 static R1CS: Format = Format {
     magic: "r1cs",
     version: 1,
-    sections: &[(1, "header"), (2, "constraints"), (4, "custom gates"), (5, "uses of custom gates")],
+    sections: &[(1, "header"), (2, "constraints"), (3, "labels"), (4, "custom gates"), (5, "uses of custom gates")],
 };
 
 /// Bytes of a term.
 const TERM_BYTES: usize = 36;
+/// Bytes of a wire's label.
+const LABEL_BYTES: u64 = 8;
 /// Bytes of a constraint without terms.
 const CONSTRAINT_BYTES: usize = 12;
 
@@ -112,6 +114,17 @@ pub fn parse(file: &[u8]) -> Result<R1cs, FormatError> {
     if named > u64::from(n_wires) {
         let expected = format!("at least {named}: the constant 1, outputs and inputs");
         return Err(mismatch(h.place("nWires"), expected, n_wires));
+    }
+    // nWires decides how large a key gets: what claims it has to pay for it in bytes.
+    let labels = LABEL_BYTES * u64::from(n_wires);
+    if let Some(at) = sections.optional(3) {
+        if at.remaining() as u64 != labels {
+            let expected = format!("{labels} bytes for {n_wires} wires");
+            return Err(mismatch(at.place("length"), expected, format!("{} bytes", at.remaining())));
+        }
+    } else if labels > file.len() as u64 {
+        let most = file.len() as u64 / LABEL_BYTES;
+        return Err(mismatch(h.place("nWires"), format!("at most {most} in a file of this size"), n_wires));
     }
     let constraints = read_constraints(sections.section(2)?, n_constraints, n_wires)?;
     Ok(R1cs { n_wires, n_pub_out, n_pub_in, n_prv_in, n_labels, constraints })

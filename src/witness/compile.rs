@@ -127,6 +127,22 @@ impl Drop for Guarded {
     }
 }
 
+/// Names of modules on their way to a child.
+const HANDED: &str = ".compiling-";
+/// No compile takes so long.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+
+/// Removes modules that a parent which was killed left behind.
+fn sweep(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+        if entry.file_name().to_string_lossy().starts_with(HANDED) && age().is_some_and(|age| age > ABANDONED) {
+            // A failure leaves a file that nobody needs, no more.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 fn compile_by_child(
     compiler: &Path,
     dir: &Path,
@@ -134,8 +150,9 @@ fn compile_by_child(
     limits: &Limits,
     deadline: Option<Instant>,
 ) -> Result<(), WitnessError> {
+    sweep(dir);
     let handing = |e: std::io::Error| WitnessError::Compile(format!("the module could not be written for it: {e}"));
-    let mut file = tempfile::Builder::new().prefix(".compiling-").tempfile_in(dir).map_err(handing)?;
+    let mut file = tempfile::Builder::new().prefix(HANDED).tempfile_in(dir).map_err(handing)?;
     file.write_all(wasm).and_then(|()| file.flush()).map_err(handing)?;
 
     let spawned = Command::new(compiler)

@@ -412,6 +412,14 @@ fn r1cs_of_every_wrong_kind() {
     setup("", &|c| c.section(1)[4] ^= 1);
     // nWires, nConstraints.
     setup("", &|c| put32(c.section(1), 36, 3));
+    // With labels and without them, nWires is no licence to allocate.
+    for wires in [1 << 20, 1 << 28, u32::MAX] {
+        setup("section 3", &|c| put32(c.section(1), 36, wires));
+        setup("nWires", &|c| {
+            c.sections.retain(|s| s.0 != 3);
+            put32(c.section(1), 36, wires);
+        });
+    }
     setup("", &|c| put32(c.section(1), 60, u32::MAX));
     setup("", &|c| put32(c.section(2), 0, u32::MAX));
     setup("", &|c| put32(c.section(2), 4, u32::MAX));
