@@ -326,6 +326,7 @@ impl<P: SWCurveConfig> Buckets<P> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::model::{Fr, G1, G2};
     use ark_ec::{CurveGroup, PrimeGroup};
@@ -430,7 +431,7 @@ mod tests {
             }
         }
         let bytes = crate::formats::zkey::encode_g1(&p);
-        let query = Query::<ark_bn254::g1::Config>::new(&bytes, 7);
+        let query = Query::<ark_bn254::g1::Config>::new(&bytes, 7).unwrap();
         let read: Vec<_> = query.pieces.iter().flat_map(|q| q.wires.iter().zip(&q.points)).collect();
         assert_eq!(read.len(), 12_000);
         assert!(read.iter().all(|(wire, q)| p[**wire as usize - 7] == **q));
