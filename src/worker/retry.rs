@@ -12,7 +12,7 @@ pub const TIMEOUT_ATTEMPTS: u32 = 2;
 /// Attempts a job has at failing devices: the device, another one, the processor.
 pub const DEVICE_ATTEMPTS: u32 = 3;
 /// Workers a job may take down. At the next claim it is put aside as poison.
-pub const LOST_WORKERS: u32 = 3;
+pub const LOST_WORKERS: u32 = 5;
 
 /// Longest wait before a retry.
 const LONGEST: Duration = Duration::from_secs(60);

@@ -2,6 +2,8 @@
 
 use std::os::unix::process::ExitStatusExt;
 
+use prover_worker::worker::retry::LOST_WORKERS;
+
 use crate::harness::Site;
 
 const SHORT_LEASE: [(&str, &str); 1] = [("PROVER_LEASE_SECS", "1")];
@@ -59,7 +61,7 @@ fn a_poison_job_is_put_aside() {
     let site = Site::new();
     let poison = site.submit(2, 3);
     let fault = ["--fault-at", "after_claim:abort"];
-    for death in 1..=3 {
+    for death in 1..=LOST_WORKERS {
         let mut worker = site.serve(&fault, &SHORT_LEASE);
         assert_eq!(worker.wait().signal(), Some(9), "death {death}; log:\n{}", worker.log());
     }
@@ -68,7 +70,7 @@ fn a_poison_job_is_put_aside() {
     let job = site.wait_for(&poison, "failed");
     assert_eq!(job["error"]["class"], "lost_worker");
     let message = job["error"]["message"].as_str().unwrap();
-    assert!(message.contains("3 workers died"), "{message}");
+    assert!(message.contains(&format!("{LOST_WORKERS} workers died")), "{message}");
     assert_eq!(site.inputs_held(), 0);
     survivor.terminate();
 }

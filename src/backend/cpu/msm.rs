@@ -328,6 +328,7 @@ impl<P: SWCurveConfig> Buckets<P> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::model::{Fr, G1, G2};
     use ark_ec::{CurveGroup, PrimeGroup};
