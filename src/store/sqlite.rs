@@ -37,7 +37,8 @@ use zeroize::Zeroizing;
 use super::rows::{self, Columns, corrupt};
 use super::{Cancelled, Claim, Counts, Held, JobFilter, Retry, Store, StoreError, Submitted};
 use crate::model::{
-    Attempt, Circuit, CircuitName, Job, JobError, JobId, JobResult, JobState, NewJob, Priority, Stage, WorkerId,
+    Attempt, Circuit, CircuitName, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Priority, Stage,
+    WorkerId,
 };
 
 /// Schema versions in order: the first makes version 1 of version 0, and so on. Never edit one that was released.
@@ -519,16 +520,24 @@ impl Store for SqliteStore {
     }
 
     async fn claim(&self, job: JobId, worker: &WorkerId, lease: Duration) -> Result<Option<Claim>, StoreError> {
-        let claimed =
+        let row =
             self.change(|| sqlx::query(CLAIM).bind(id(job)).bind(worker.0.clone()).bind(rows::millis(lease))).await?;
-        let Some(row) = claimed else {
+        let Some(row) = row else {
             if self.change(|| sqlx::query(CANCEL_LAPSED).bind(id(job))).await?.is_some() {
                 self.ended.store(true, Ordering::Release);
             }
             return Ok(None);
         };
-        let input = row.bytes("input")?.ok_or_else(|| corrupt("input", "an unfinished job has no input"))?;
-        Ok(Some(Claim { job: rows::job(&row)?, input: Zeroizing::new(input) }))
+        let (claimed, input) = (rows::job(&row)?, row.bytes("input")?);
+        let Some(input) = input else {
+            // Damage from outside: no transaction of this store leaves an unfinished job without its input. Ended here,
+            // since nobody could work on it and its lease would lapse for ever.
+            let message = "its input is missing from the database".to_owned();
+            let error = JobError { class: FailureClass::BadInput, message };
+            self.fail(job, claimed.attempt, &error, Retry::Never).await?;
+            return Ok(None);
+        };
+        Ok(Some(Claim { job: claimed, input: Zeroizing::new(input) }))
     }
 
     async fn heartbeat(

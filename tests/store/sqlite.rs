@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use prover_worker::model::JobId;
+use prover_worker::model::{JobId, JobState};
 use prover_worker::store::{SqliteStore, Store, StoreError};
 use sqlx::{Connection, SqliteConnection};
 
@@ -123,6 +123,19 @@ async fn a_migration_that_was_cut_short_is_done_again() {
     std::fs::write(place.path(), "").unwrap();
     execute(&place.path(), "PRAGMA journal_mode = WAL").await;
     submitted(&place.open().await).await;
+}
+
+#[tokio::test]
+async fn a_job_that_lost_its_input_fails_and_does_not_lapse_for_ever() {
+    let place = SqliteFile::new();
+    let store = place.open().await;
+    let id = submitted(&store).await;
+    execute(&place.path(), "DELETE FROM job_inputs").await;
+    assert!(store.claim(id, &worker(1), LONG).await.unwrap().is_none());
+    let job = store.job(id).await.unwrap().unwrap();
+    assert_eq!(job.state, JobState::Failed);
+    assert!(job.error.unwrap().message.contains("input is missing"));
+    assert!(store.due(10).await.unwrap().is_empty());
 }
 
 #[tokio::test]
