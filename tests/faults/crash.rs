@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 
 use prover_worker::worker::retry::LOST_WORKERS;
 
-use crate::harness::Site;
+use crate::harness::{Site, until};
 
 const SHORT_LEASE: [(&str, &str); 1] = [("PROVER_LEASE_SECS", "1")];
 
@@ -24,9 +24,12 @@ fn killed_at(point: &str, attempts: u64, lost: u64) {
     assert_eq!(job["tries"]["lost"], lost, "{job}");
     assert_eq!((&job["tries"]["transient"], &job["tries"]["device"]), (&0.into(), &0.into()));
     site.assert_done_once(&id, 42);
-    assert_eq!(site.proof_folders(), 1);
     assert_eq!(site.inputs_held(), 0);
-    assert_eq!(second.count("job done"), usize::from(lost > 0), "{}", second.log());
+    // Files and log come after the store.
+    until("the proof's files", || (site.proof_folders() == 1).then_some(()));
+    let told = usize::from(lost > 0);
+    second.wait_log("job done", told);
+    assert_eq!(second.count("job done"), told, "{}", second.log());
 }
 
 #[test]

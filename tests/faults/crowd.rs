@@ -32,7 +32,10 @@ fn two_hundred_jobs_from_eight_submitters_end_once_each() {
     for job in &jobs {
         assert_eq!(job["attempt"], 1, "claimed twice: {job}");
     }
-    assert_eq!(first.count("job done") + second.count("job done"), 200);
+    // The log tells after the store.
+    let told = || first.count("job done") + second.count("job done");
+    until("200 lines on jobs done", || (told() >= 200).then_some(()));
+    assert_eq!(told(), 200);
     assert!(first.count("lease lost") + second.count("lease lost") == 0);
     assert_eq!(site.inputs_held(), 0);
     for (id, product) in ids.iter().step_by(10) {
