@@ -28,8 +28,16 @@ const fn var(name: &'static str, default: &'static str, meaning: &'static str) -
 
 /// Every variable the program reads.
 pub const CATALOGUE: &[Variable] = &[
-    var("DATABASE_URL", "prover-worker.db in the data folder", "where jobs are kept: sqlite://PATH"),
-    var("REDIS_URL", "in-process queue", "reserved for a shared queue; this version has none and says so"),
+    var(
+        "DATABASE_URL",
+        "prover-worker.db in the data folder",
+        "where jobs are kept: sqlite://PATH, or postgres://USER:PASSWORD@HOST:PORT/NAME (sslmode=require for TLS)",
+    ),
+    var(
+        "REDIS_URL",
+        "in-process queue",
+        "queue that workers share: redis://USER:PASSWORD@HOST:PORT/DB, or rediss:// for TLS; needs a Postgres DATABASE_URL",
+    ),
     var("QUEUE_NAME", "prove", "name of the job queue: 1 to 64 characters of A-Z a-z 0-9 . _ -"),
     var("WORKER_CONCURRENCY", "sized per device", "most jobs in hand at once, over all devices: 1 to 1024"),
     var(
@@ -61,6 +69,52 @@ pub const CATALOGUE: &[Variable] = &[
     ),
     var("PROVER_PROVE_TIMEOUT_SECS", "1800", "longest proof, once its turn on the device has come: 1 to 86400"),
     var("PROVER_JOB_TIMEOUT_SECS", "3600", "longest attempt at a job, all stages: 1 to 604800"),
+    var("PROVER_QUEUE_TIMEOUT_SECS", "off", "longest wait for a worker before a job fails: 1 to 31536000, or off"),
+    var(
+        "PROVER_RETENTION_SECS",
+        "off",
+        "how long jobs that ended are kept, with their proofs, before they are forgotten: 60 to 3153600000, or off",
+    ),
+    var(
+        "PROVER_KEEP_FAILED_INPUT_SECS",
+        "86400",
+        "how long the input of a failed job is kept for `jobs requeue`; bad input never is: 0 to 31536000",
+    ),
+    var(
+        "PROVER_ENCRYPTION_KEYS",
+        "none: inputs lie in the store in the clear",
+        "keys that seal inputs at rest: NAME:KEY, several parted by commas, KEY 32 bytes in base64. The first seals, all open",
+    ),
+    var(
+        "PROVER_ARTIFACTS_URL",
+        "the data folder",
+        "where keys, witness programs and proofs are shared: s3://BUCKET/PREFIX, or file:///FOLDER",
+    ),
+    var(
+        "PROVER_ARTIFACT_CACHE_BYTES",
+        "64G",
+        "keys and programs kept on the local disk where artifacts are remote; K, M, G and T mean 1024, 1024², …",
+    ),
+    var("AWS_ENDPOINT_URL", "Amazon's", "address of another S3-compatible server, such as http://127.0.0.1:9000"),
+    var("AWS_REGION", "us-east-1", "region of the bucket"),
+    var("AWS_ACCESS_KEY_ID", "the machine's role", "name of the key for S3"),
+    var("AWS_SECRET_ACCESS_KEY", "the machine's role", "the key for S3"),
+    var("AWS_SESSION_TOKEN", "none", "token of a temporary key for S3"),
+    var(
+        "PROVER_BATCH_MAX",
+        "what the device is best at",
+        "most proofs of one circuit given to a device at once: 1 to 1024",
+    ),
+    var(
+        "PROVER_BATCH_LINGER_MS",
+        "0",
+        "how long a device waits for more jobs of a circuit before it begins a batch that is not full: 0 to 10000",
+    ),
+    var(
+        "PROVER_CPU_OVERFLOW",
+        "off",
+        "on: the CPU takes jobs too while every GPU is full; off: it is the fallback only",
+    ),
     var(
         "PROVER_GRACE_SECS",
         "30",
@@ -97,11 +151,77 @@ pub struct Setting {
     pub set: bool,
 }
 
+/// Text that is not shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Where jobs are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Database {
+    /// A file of this machine.
+    Sqlite(PathBuf),
+    /// A server, by URL.
+    Postgres(Secret),
+}
+
+impl fmt::Display for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => path.display().fmt(f),
+            Self::Postgres(url) => f.write_str(&mask(url.reveal())),
+        }
+    }
+}
+
+/// Where artifacts are shared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ArtifactsUrl {
+    /// A folder.
+    Folder(PathBuf),
+    /// A bucket and what its objects' names begin with (empty, or ending in no slash).
+    S3 {
+        /// The bucket.
+        bucket: String,
+        /// The prefix.
+        prefix: String,
+    },
+}
+
+/// Access to S3.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct S3Access {
+    /// Another server than Amazon's.
+    pub endpoint: Option<String>,
+    /// The bucket's region.
+    pub region: Option<String>,
+    /// Name of the key.
+    pub key_id: Option<String>,
+    /// The key.
+    pub key: Option<Secret>,
+    /// Token of a temporary key.
+    pub token: Option<Secret>,
+}
+
 /// The configuration: typed and checked.
 #[derive(Clone)]
 pub struct Config {
-    /// File of the embedded database.
-    pub database: PathBuf,
+    /// Where jobs are kept.
+    pub database: Database,
+    /// The shared queue, if there is one.
+    pub redis: Option<Secret>,
     /// Folder of keys, witness programs, proofs and the embedded database.
     pub data_dir: PathBuf,
     /// Name of the job queue.
@@ -130,6 +250,26 @@ pub struct Config {
     pub prove_timeout: Duration,
     /// Longest attempt.
     pub job_timeout: Duration,
+    /// Longest wait for a worker, if it is bounded.
+    pub queue_timeout: Option<Duration>,
+    /// How long ended jobs are kept, if not for ever.
+    pub retention: Option<Duration>,
+    /// How long a failed job keeps its input.
+    pub keep_failed_inputs: Duration,
+    /// Keys that seal inputs, as written.
+    pub encryption_keys: Option<Secret>,
+    /// Where artifacts are shared; the data folder when unset.
+    pub artifacts: Option<ArtifactsUrl>,
+    /// Bytes of remote artifacts kept on the local disk.
+    pub artifact_cache_bytes: u64,
+    /// Access to S3.
+    pub s3: S3Access,
+    /// Most proofs given to a device at once; the device's own when unset.
+    pub batch_max: Option<usize>,
+    /// How long a batch that is not full waits.
+    pub batch_linger: Duration,
+    /// Whether the CPU takes jobs while every GPU is full.
+    pub cpu_overflow: bool,
     /// Time to finish after a signal.
     pub grace: Duration,
     /// Bytes of keys kept open, each for the host and for a device; half of the memory when unset.
@@ -165,10 +305,7 @@ impl Config {
     pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut r = Reader { lookup: &lookup, settings: Vec::with_capacity(CATALOGUE.len()) };
         let database_url = r.text("DATABASE_URL");
-        if r.text("REDIS_URL").is_some() {
-            let expected = "no value: this version has no Redis queue yet, and a worker finds its jobs in the database";
-            return Err(r.wrong("REDIS_URL", expected));
-        }
+        let redis = r.parse("REDIS_URL", "redis://HOST:PORT/DB or rediss://HOST:PORT/DB", redis_url)?;
         let queue_name = r.parse("QUEUE_NAME", "1 to 64 characters of A-Z a-z 0-9 . _ -", queue_name)?;
         let concurrency = r.number("WORKER_CONCURRENCY", 1, 1024)?;
         let log_level = r.parse("LOG_LEVEL", "off, error, warn, info, debug, trace or a filter", log_filter)?;
@@ -190,6 +327,29 @@ impl Config {
         let prove_timeout = secs("PROVER_PROVE_TIMEOUT_SECS", 1800, 1, 86_400)?;
         let job_timeout = secs("PROVER_JOB_TIMEOUT_SECS", 3600, 1, 604_800)?;
         let grace = secs("PROVER_GRACE_SECS", 30, 0, 86_400)?;
+        let keep_failed_inputs = secs("PROVER_KEEP_FAILED_INPUT_SECS", 86_400, 0, 31_536_000)?;
+        let mut secs_or_off = |name, low: u64, high: u64| -> Result<Option<Duration>, ConfigError> {
+            let value = r.parse(name, &format!("a whole number from {low} to {high}, or off"), |s| match s {
+                "off" => Some(None),
+                n => n.parse().ok().filter(|n| (low..=high).contains(n)).map(Some),
+            })?;
+            Ok(value.flatten().map(Duration::from_secs))
+        };
+        let queue_timeout = secs_or_off("PROVER_QUEUE_TIMEOUT_SECS", 1, 31_536_000)?;
+        let retention = secs_or_off("PROVER_RETENTION_SECS", 60, 3_153_600_000)?;
+        let encryption_keys = r.secret("PROVER_ENCRYPTION_KEYS");
+        let artifacts = r.parse("PROVER_ARTIFACTS_URL", "s3://BUCKET/PREFIX or file:///FOLDER", artifacts_url)?;
+        let artifact_cache_bytes = r.parse("PROVER_ARTIFACT_CACHE_BYTES", "bytes, such as 64G", byte_count)?;
+        let s3 = S3Access {
+            endpoint: r.parse("AWS_ENDPOINT_URL", "an http:// or https:// address", http_url)?,
+            region: r.text("AWS_REGION"),
+            key_id: r.text("AWS_ACCESS_KEY_ID"),
+            key: r.secret("AWS_SECRET_ACCESS_KEY"),
+            token: r.secret("AWS_SESSION_TOKEN"),
+        };
+        let batch_max = r.number("PROVER_BATCH_MAX", 1, 1024)?;
+        let linger_ms = r.number("PROVER_BATCH_LINGER_MS", 0, 10_000)?;
+        let cpu_overflow = r.parse("PROVER_CPU_OVERFLOW", "on or off", on_off)?;
         let witness_memory = r.parse("PROVER_WITNESS_MEMORY_BYTES", "16M to 4G, such as 512M", |s| {
             byte_count(s).filter(|n| (16 << 20..=4 << 30).contains(n))
         })?;
@@ -198,12 +358,18 @@ impl Config {
             byte_count(s).filter(|n| (1..=1 << 30).contains(n)).and_then(|n| usize::try_from(n).ok())
         })?;
         let database = match database_url {
-            None => data_dir.join("prover-worker.db"),
-            Some(url) => sqlite_path(&url).map_err(|expected| r.wrong("DATABASE_URL", expected))?,
+            None => Database::Sqlite(data_dir.join("prover-worker.db")),
+            Some(url) => database(&url).map_err(|expected| r.wrong("DATABASE_URL", expected))?,
         };
+        if redis.is_some() && matches!(database, Database::Sqlite(_)) {
+            let expected = "no value while jobs are kept in SQLite: workers on one SQLite file need no other queue, and \
+                            workers elsewhere could not reach it. Set DATABASE_URL=postgres://… too";
+            return Err(r.wrong("REDIS_URL", expected));
+        }
         let ip = metrics_ip.unwrap_or(IpAddr::from([0, 0, 0, 0]));
         Ok(Self {
             database,
+            redis,
             data_dir,
             queue_name: queue_name.unwrap_or_else(|| "prove".to_owned()),
             concurrency,
@@ -218,6 +384,16 @@ impl Config {
             witness_memory: witness_memory.unwrap_or(4 << 30),
             prove_timeout,
             job_timeout,
+            queue_timeout,
+            retention,
+            keep_failed_inputs,
+            encryption_keys,
+            artifacts,
+            artifact_cache_bytes: artifact_cache_bytes.unwrap_or(64 << 30),
+            s3,
+            batch_max,
+            batch_linger: Duration::from_millis(linger_ms.unwrap_or(0)),
+            cpu_overflow: cpu_overflow.unwrap_or(false),
             grace,
             key_cache_bytes,
             max_input_bytes: max_input.unwrap_or(64 << 20),
@@ -225,9 +401,10 @@ impl Config {
         })
     }
 
-    /// The same with everything kept in another folder, the database too.
+    /// The same on one machine, with everything kept in another folder: an SQLite database, an in-process queue.
     pub fn in_dir(mut self, dir: &Path) -> Self {
-        self.database = dir.join("prover-worker.db");
+        self.database = Database::Sqlite(dir.join("prover-worker.db"));
+        (self.redis, self.artifacts) = (None, None);
         self.data_dir = dir.to_path_buf();
         self
     }
@@ -280,6 +457,15 @@ impl Reader<'_> {
         value
     }
 
+    /// A variable whose value is never shown.
+    fn secret(&mut self, name: &'static str) -> Option<Secret> {
+        let value = self.text(name)?;
+        if let Some(shown) = self.settings.last_mut() {
+            "***".clone_into(&mut shown.value);
+        }
+        Some(Secret(value))
+    }
+
     fn parse<T>(
         &mut self,
         name: &'static str,
@@ -314,19 +500,48 @@ fn default_data_dir() -> Option<PathBuf> {
     directories::BaseDirs::new().map(|d| d.data_dir().join("prover-worker"))
 }
 
-/// The file of a `sqlite://PATH` (also `sqlite:PATH`), or what would have been right.
-fn sqlite_path(url: &str) -> Result<PathBuf, &'static str> {
+/// The database of a `postgres://…` or a `sqlite://PATH` (also `sqlite:PATH`), or what would have been right.
+fn database(url: &str) -> Result<Database, &'static str> {
     let lower = url.to_ascii_lowercase();
     if lower.starts_with("postgres://") || lower.starts_with("postgresql://") {
-        return Err("sqlite://PATH: this version has no Postgres store yet");
+        return Ok(Database::Postgres(Secret(url.to_owned())));
     }
     let rest = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"));
     match rest.unwrap_or_default() {
-        "" => Err("sqlite://PATH"),
+        "" => Err("sqlite://PATH or postgres://USER:PASSWORD@HOST:PORT/NAME"),
         // The store has the one mode it is safe in; to skip the parameters would promise another.
         path if path.contains('?') => Err("sqlite://PATH without parameters"),
         ":memory:" => Err("sqlite://PATH of a file: jobs must outlive the process"),
-        path => Ok(PathBuf::from(path)),
+        path => Ok(Database::Sqlite(PathBuf::from(path))),
+    }
+}
+
+fn redis_url(s: &str) -> Option<Secret> {
+    ["redis://", "rediss://", "redis+unix://", "unix://"]
+        .iter()
+        .any(|scheme| s.starts_with(scheme))
+        .then(|| Secret(s.to_owned()))
+}
+
+fn http_url(s: &str) -> Option<String> {
+    (s.starts_with("http://") || s.starts_with("https://")).then(|| s.to_owned())
+}
+
+fn artifacts_url(s: &str) -> Option<ArtifactsUrl> {
+    if let Some(path) = s.strip_prefix("file://") {
+        return path.starts_with('/').then(|| ArtifactsUrl::Folder(PathBuf::from(path)));
+    }
+    let rest = s.strip_prefix("s3://")?;
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    let prefix = prefix.trim_matches('/').to_owned();
+    (!bucket.is_empty()).then(|| ArtifactsUrl::S3 { bucket: bucket.to_owned(), prefix })
+}
+
+fn on_off(s: &str) -> Option<bool> {
+    match s {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
     }
 }
 

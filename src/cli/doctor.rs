@@ -121,7 +121,7 @@ async fn rooms(config: &Config, report: &mut Report) {
     };
     let found = format!(
         "{}: {} queued, {} running, {} done, {} failed, {} cancelled",
-        config.database.display(),
+        config.database,
         counts.queued,
         counts.running,
         counts.done,
@@ -130,10 +130,14 @@ async fn rooms(config: &Config, report: &mut Report) {
     );
     report.note("store", Verdict::Ok, found);
     match workspace.store().inputs_held().await {
-        Ok(held) if held > counts.queued + counts.running => {
+        Ok(held) if held.iter().map(|(_, n)| n).sum::<u64>() > counts.queued + counts.running => {
+            let held: u64 = held.iter().map(|(_, n)| n).sum();
             report.note("inputs", Verdict::Warning, format!("{held} are held, more than there are unfinished jobs"));
         }
-        Ok(held) => report.note("inputs", Verdict::Ok, format!("{held} held, none of a job that ended")),
+        Ok(held) => {
+            let held: u64 = held.iter().map(|(_, n)| n).sum();
+            report.note("inputs", Verdict::Ok, format!("{held} held, none of a job that ended"));
+        }
         Err(e) => report.note("inputs", Verdict::Failed, e),
     }
     let circuits = match workspace.store().circuits().await {

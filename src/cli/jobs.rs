@@ -140,7 +140,7 @@ pub struct ListArgs {
 /// Lists jobs.
 pub fn list(args: ListArgs, out: &Output) -> Result<(), CliError> {
     with_workspace(|w| async move {
-        let filter = JobFilter { state: args.state, limit: args.limit };
+        let filter = JobFilter { state: args.state, limit: args.limit, circuit: None };
         let jobs = w.service().jobs(filter).await.map_err(CliError::failed)?;
         out.result(&jobs, || {
             if jobs.is_empty() {

@@ -133,7 +133,7 @@ async fn list(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
         Some(Ok(n)) if (1..=MOST).contains(&n) => n,
         Some(_) => return Err(invalid(format!("limit: expected 1 to {MOST}"))),
     };
-    let jobs: Vec<Job> = app.jobs.jobs(JobFilter { state, limit }).await?;
+    let jobs: Vec<Job> = app.jobs.jobs(JobFilter { state, limit, circuit: None }).await?;
     json(StatusCode::OK, &jobs)
 }
 

@@ -11,6 +11,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -238,6 +239,19 @@ pub struct StageTimes {
     pub verify_ms: f64,
 }
 
+/// An attempt that came to nothing, for a job's history.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct FailedAttempt {
+    /// Which one.
+    pub attempt: Attempt,
+    /// Who made it.
+    pub worker: Option<WorkerId>,
+    /// When it was written down, by the store's clock.
+    pub at: i64,
+    /// Why it failed.
+    pub error: JobError,
+}
+
 /// What a finished job has to show.
 #[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
 pub struct JobResult {
@@ -262,8 +276,12 @@ pub struct NewJob {
     pub idempotency_key: Option<String>,
     /// Hash of what was asked (circuit and input), which tells a repeat from a conflict.
     pub body: ContentHash,
+    /// The same by keys that were used before: a job written down then is recognised too.
+    pub former_bodies: Vec<ContentHash>,
     /// Order among queued jobs.
     pub priority: Priority,
+    /// Fails the job if no worker has begun it within this time of its submission.
+    pub start_within: Option<Duration>,
 }
 
 /// A job as the store has it.
@@ -271,9 +289,11 @@ pub struct NewJob {
 pub struct Job {
     /// Identity.
     pub id: JobId,
+    /// The queue it was submitted to.
+    pub queue: String,
     /// Circuit by name.
     pub circuit: CircuitName,
-    /// Content of the circuit's key when the job was submitted.
+    /// Content of the circuit's key when the job was submitted; zeros for one that was refused before it had a circuit.
     pub zkey: ContentHash,
     /// Content of the circuit's witness program then.
     pub wasm: Option<ContentHash>,
@@ -295,6 +315,8 @@ pub struct Job {
     pub worker: Option<WorkerId>,
     /// Last error; a queued job that has one is being retried.
     pub error: Option<JobError>,
+    /// Attempts that failed and workers that died with it, oldest first; at most the last 50.
+    pub history: Vec<FailedAttempt>,
     /// Result of a job that is done.
     pub result: Option<JobResult>,
     /// Somebody asked to cancel it while it runs.
@@ -303,6 +325,8 @@ pub struct Job {
     pub created_at: i64,
     /// Not before this time.
     pub run_at: i64,
+    /// Fails if it was not begun before this time.
+    pub start_by: Option<i64>,
     /// First claimed.
     pub started_at: Option<i64>,
     /// Reached a final state.

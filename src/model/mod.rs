@@ -13,7 +13,7 @@ pub use circuit::{Circuit, CircuitName, InvalidName};
 pub use curve::{FQ_MODULUS_DEC, FR_MODULUS_DEC, Fq, Fq2, Fr, G1, G1Affine, G2, G2Affine};
 pub use hash::ContentHash;
 pub use job::{
-    Attempt, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Priority, Stage, StageTimes, Tries,
+    Attempt, FailedAttempt, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Priority, Stage, StageTimes, Tries,
     WorkerId,
 };
 pub use key::{CoefficientEntry, KeyHeader, KeySections, ProvingKey, g1_raw, g2_raw};

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::Notify;
 
-use super::{Delivery, Queue, QueueError};
+use super::{Delivery, Offer, Queue, QueueError, SetAside};
 use crate::model::{JobId, Priority};
 
 /// Ids in memory, by priority, then age.
@@ -63,7 +63,7 @@ impl MemoryQueue {
         if !waiting.order.is_empty() {
             self.pushed.notify_one();
         }
-        Some(Delivery { id, receipt: String::new() })
+        Some(Delivery { offer: Offer::Job(id), receipt: String::new() })
     }
 
     async fn next(&self) -> Delivery {
@@ -85,13 +85,12 @@ impl Default for MemoryQueue {
     }
 }
 
-#[async_trait]
-impl Queue for MemoryQueue {
-    async fn push(&self, id: JobId, priority: Priority) -> Result<(), QueueError> {
+impl MemoryQueue {
+    fn push_one(&self, id: JobId, priority: Priority) {
         {
             let mut waiting = self.lock();
             if !waiting.ids.insert(id) {
-                return Ok(());
+                return;
             }
             waiting.pushes += 1;
             let age = waiting.pushes;
@@ -103,19 +102,66 @@ impl Queue for MemoryQueue {
             }
         }
         self.pushed.notify_one();
+    }
+}
+
+#[async_trait]
+impl Queue for MemoryQueue {
+    async fn push(&self, ids: &[(JobId, Priority)]) -> Result<(), QueueError> {
+        for (id, priority) in ids {
+            self.push_one(*id, *priority);
+        }
         Ok(())
     }
 
-    async fn pop(&self, wait: Duration) -> Result<Option<Delivery>, QueueError> {
+    async fn push_after(&self, _: JobId, _: Priority, _: Duration) -> Result<(), QueueError> {
+        Ok(())
+    }
+
+    async fn pop(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>, QueueError> {
         // An id is taken in the very poll that returns it, so a dropped future has taken none.
-        Ok(tokio::time::timeout(wait, self.next()).await.ok())
+        let Ok(first) = tokio::time::timeout(wait, self.next()).await else { return Ok(Vec::new()) };
+        let mut all = vec![first];
+        while all.len() < max
+            && let Some(more) = self.take()
+        {
+            all.push(more);
+        }
+        Ok(all)
     }
 
-    async fn ack(&self, _: Delivery) -> Result<(), QueueError> {
+    async fn ack(&self, _: &[Delivery]) -> Result<(), QueueError> {
         Ok(())
+    }
+
+    async fn put_back(&self, delivery: Delivery) -> Result<(), QueueError> {
+        if let Offer::Job(id) = delivery.offer {
+            self.push_one(id, Priority(0));
+        }
+        Ok(())
+    }
+
+    async fn set_aside(&self, _: Delivery, _: &str) -> Result<(), QueueError> {
+        Ok(())
+    }
+
+    async fn aside(&self, _: usize) -> Result<Vec<SetAside>, QueueError> {
+        Ok(Vec::new())
     }
 
     async fn depth(&self) -> Result<u64, QueueError> {
         Ok(self.lock().ids.len() as u64)
+    }
+
+    async fn ping(&self) -> Result<(), QueueError> {
+        Ok(())
+    }
+
+    async fn upkeep(&self) -> Result<(), QueueError> {
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<(), QueueError> {
+        Ok(())
     }
 }

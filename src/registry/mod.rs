@@ -18,8 +18,8 @@ use crate::backend::mapped::map_file;
 use crate::backend::{Backend, BackendError, LoadedKey};
 use crate::formats::{FormatError, zkey};
 use crate::groth16::Verifier;
-use crate::model::{Circuit, CircuitName, ContentHash, JobState, ProvingKey};
-use crate::store::{JobFilter, Store, StoreError};
+use crate::model::{Circuit, CircuitName, ContentHash, ProvingKey};
+use crate::store::{Store, StoreError};
 use crate::telemetry;
 use crate::witness::{Limits, ModuleCache, WasmWitness, WitnessError};
 use cache::Cache;
@@ -267,12 +267,7 @@ impl Registry {
             held.push(circuit.zkey);
             held.extend(circuit.wasm);
         }
-        for state in [JobState::Queued, JobState::Running] {
-            for job in self.store.jobs(JobFilter { state: Some(state), limit: u32::MAX }).await? {
-                held.push(job.zkey);
-                held.extend(job.wasm);
-            }
-        }
+        held.extend(self.store.content_in_use().await?);
         held.sort_unstable();
         Ok(held)
     }

@@ -37,12 +37,40 @@ impl Submitted {
     }
 }
 
+/// What a store is opened with beside its address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreSettings {
+    /// The queue whose jobs it submits, offers, counts and sweeps. Jobs of every queue are found by their id.
+    pub queue: String,
+    /// How long a failed job keeps its input, so that it can be queued again. Bad input is never kept.
+    pub keep_failed_inputs: Duration,
+    /// Whether changes wake workers through the database (Postgres: NOTIFY); not needed where a queue does so.
+    pub notify: bool,
+}
+
+impl Default for StoreSettings {
+    fn default() -> Self {
+        Self { queue: "prove".to_owned(), keep_failed_inputs: Duration::from_secs(86_400), notify: true }
+    }
+}
+
+/// An input as it is kept.
+#[derive(Clone, Copy)]
+pub struct Input<'a> {
+    /// Its bytes, sealed or not.
+    pub bytes: &'a [u8],
+    /// Name of the key it is sealed with; empty if it is not.
+    pub key: &'a str,
+}
+
 /// A job in hand: a lease on it and its input.
 pub struct Claim {
     /// The job as claimed; `job.attempt` is the holder's fencing token.
     pub job: Job,
-    /// Input JSON, or a .wtns file where the circuit has no witness program. A secret.
+    /// Input JSON, or a .wtns file where the circuit has no witness program, as it was submitted: sealed or not.
     pub input: zeroize::Zeroizing<Vec<u8>>,
+    /// Name of the key the input is sealed with; empty if it is not.
+    pub input_key: String,
 }
 
 impl std::fmt::Debug for Claim {
@@ -86,12 +114,70 @@ pub enum Cancelled {
 }
 
 /// Which jobs to list, newest first.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Default)]
 pub struct JobFilter {
     /// Only those in this state.
     pub state: Option<JobState>,
+    /// Only those of this circuit.
+    pub circuit: Option<CircuitName>,
     /// At most so many.
     pub limit: u32,
+}
+
+/// What is held back.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Every job of the store's queue.
+    Queue,
+    /// Jobs of one circuit, in every queue.
+    Circuit(CircuitName),
+}
+
+/// What became of a failed or cancelled job that was to be queued again.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Requeued {
+    /// It is queued, with fresh retry budgets; its history stays.
+    Yes(Box<Job>),
+    /// It is in this state, from which there is no way back to the queue.
+    Not(JobState),
+    /// Its input is no longer held and none was given.
+    InputGone,
+    /// There is no such job.
+    Unknown,
+}
+
+/// What a look for overdue things is to do.
+#[derive(Debug, Clone, Copy)]
+pub struct Sweep {
+    /// Jobs that ended longer ago than this are forgotten; `None` keeps them.
+    pub retention: Option<Duration>,
+    /// At most so many of each kind.
+    pub limit: u32,
+}
+
+/// What a sweep did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Jobs that waited longer than they were allowed to, failed now.
+    pub expired: Vec<JobId>,
+    /// Jobs forgotten, whose proof files can go too.
+    pub purged: Vec<JobId>,
+    /// Inputs of failed jobs deleted.
+    pub inputs: u64,
+}
+
+/// How busy the store's queue is. Cheap, however many finished jobs there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Load {
+    /// Waiting, those that wait for a retry included.
+    pub queued: u64,
+    /// Held by a worker.
+    pub running: u64,
+    /// Milliseconds the oldest job that could run has waited since it was due; 0 if there is none.
+    pub oldest_ms: u64,
+    /// Jobs brought to an end (done or failed) within the last minute.
+    pub ended_last_minute: u64,
 }
 
 /// Jobs by state.
@@ -173,13 +259,16 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError::Conflict`] for a repeat with another body, [`StoreError::UnknownCircuit`].
-    async fn submit(&self, new: &NewJob, input: &[u8]) -> Result<Submitted, StoreError>;
+    async fn submit(&self, new: &NewJob, input: Input<'_>) -> Result<Submitted, StoreError>;
+    /// Writes down a job that failed before it could be queued, so that whoever sent it finds the reason under its id.
+    /// Idempotent as `submit`, but a job that exists with another body is left alone ([`StoreError::Conflict`]).
+    async fn reject(&self, new: &NewJob, error: &JobError) -> Result<Submitted, StoreError>;
     /// A job.
     async fn job(&self, id: JobId) -> Result<Option<Job>, StoreError>;
     /// Jobs, newest first.
     async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, StoreError>;
-    /// Takes a job: one that is queued and due, or running with a lapsed lease (which counts in `tries.lost`), or the
-    /// answer is `None`. The attempt grows by one, the lease lasts `lease` from now. A lapsed job whose cancellation
+    /// Takes a job: one that is queued, due, not paused and not past its `start_by`, or running with a lapsed lease
+    /// (which counts in `tries.lost` and goes into its history), or the answer is `None`. The attempt grows by one, the lease lasts `lease` from now. A lapsed job whose cancellation
     /// was requested is cancelled instead, with the answer `None`.
     async fn claim(&self, id: JobId, worker: &WorkerId, lease: Duration) -> Result<Option<Claim>, StoreError>;
     /// Renews the lease and notes how far the job is (`progress` from 0 to 1; anything else is brought into that
@@ -195,8 +284,8 @@ pub trait Store: Send + Sync + 'static {
     /// Result, state and the end of the input, in one transaction. Wins over a request to cancel; clears the error of
     /// earlier attempts.
     async fn finish(&self, id: JobId, attempt: Attempt, result: &JobResult) -> Result<Held, StoreError>;
-    /// An attempt failed: counts it in its class's budget and queues the job again or fails it for good (which also
-    /// ends its input). A retry of a job whose cancellation was requested cancels it instead.
+    /// An attempt failed: notes it in the job's history, counts it in its class's budget and queues the job again or fails it for good (its
+    /// input is kept for `keep_failed_inputs`, that of bad input not at all). A retry of a job whose cancellation was requested cancels it instead.
     async fn fail(&self, id: JobId, attempt: Attempt, error: &JobError, retry: Retry) -> Result<Held, StoreError>;
     /// Hands a job back unharmed, due at once: not a failed attempt. The next claim has a new token all the same. A job
     /// whose cancellation was requested is cancelled instead.
@@ -206,17 +295,33 @@ pub trait Store: Send + Sync + 'static {
     async fn confirm_cancel(&self, id: JobId, attempt: Attempt) -> Result<Held, StoreError>;
     /// Cancels a job: at once when it is queued, by request when it runs. Ends the input of one cancelled at once.
     async fn cancel(&self, id: JobId) -> Result<Cancelled, StoreError>;
-    /// Jobs a queue should know of: queued and due, or running with a lapsed lease (those to be cancelled too, for the
+    /// Queues a failed or cancelled job again, due at once, with fresh budgets and, if given, another input.
+    async fn requeue(&self, id: JobId, input: Option<Input<'_>>) -> Result<Requeued, StoreError>;
+    /// Holds jobs back, or lets them go again. Running ones are not touched. Answers whether that changed anything.
+    async fn set_paused(&self, scope: &Scope, paused: bool) -> Result<bool, StoreError>;
+    /// What is held back in this queue, with the time since when.
+    async fn paused(&self) -> Result<Vec<(Scope, i64)>, StoreError>;
+    /// Jobs a queue should know of, none of them paused: queued and due, or running with a lapsed lease (those to be cancelled too, for the
     /// next claim to do it); best first (priority, then age). A reconciler calls this regularly; a store may use the
     /// occasion to tidy up.
     async fn due(&self, limit: u32) -> Result<Vec<(JobId, crate::model::Priority)>, StoreError>;
-    /// A number that changes when another connection wrote to the store, where that can be told cheaply; a reconciler
-    /// may skip its look while it stands still.
-    async fn change_marker(&self) -> Result<Option<i64>, StoreError>;
-    /// Jobs by state.
+    /// Returns when the store may have something new for this queue, or after `at_most`. Where the database tells
+    /// (NOTIFY, SQLite's data version), that is within about 100 ms of the change; where it does not, `at_most`.
+    async fn changed(&self, at_most: Duration) -> Result<(), StoreError>;
+    /// Fails queued jobs of this queue that are past their `start_by`, deletes the inputs that failed jobs no longer
+    /// keep, and forgets jobs beyond the retention.
+    async fn sweep(&self, sweep: Sweep) -> Result<Swept, StoreError>;
+    /// Forgets jobs of this queue in these final states that ended longer ago than `older_than`, at most `limit`.
+    async fn purge(&self, states: &[JobState], older_than: Duration, limit: u32) -> Result<Vec<JobId>, StoreError>;
+    /// How busy the queue is.
+    async fn load(&self) -> Result<Load, StoreError>;
+    /// Content (zkeys and wasms) that unfinished jobs of any queue need, without repeats.
+    async fn content_in_use(&self) -> Result<Vec<crate::model::ContentHash>, StoreError>;
+    /// Jobs of this queue by state. Counts finished jobs one by one: for people, not for every second.
     async fn counts(&self) -> Result<Counts, StoreError>;
-    /// Inputs still held, for tests and `doctor`: none belongs to a job in a final state.
-    async fn inputs_held(&self) -> Result<u64, StoreError>;
+    /// Inputs still held, by the key they are sealed with (empty: none), for tests and `doctor`. None belongs to a job
+    /// that is done or cancelled.
+    async fn inputs_held(&self) -> Result<Vec<(String, u64)>, StoreError>;
     /// Whether the store answers.
     async fn ping(&self) -> Result<(), StoreError>;
 }

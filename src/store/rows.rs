@@ -106,6 +106,9 @@ pub(super) fn job(row: &impl Columns) -> Result<Job, StoreError> {
         .map_err(|e| corrupt("result", format!("not the JSON of a result: {e}")))?;
     Ok(Job {
         id: job_id(row)?,
+        queue: "prove".to_owned(),
+        history: Vec::new(),
+        start_by: None,
         circuit: parsed("circuit", &some("circuit", row.text("circuit")?)?)?,
         zkey: content_hash(row, "zkey")?,
         wasm: maybe_content_hash(row, "wasm")?,

@@ -35,7 +35,7 @@ use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use super::rows::{self, Columns, corrupt};
-use super::{Cancelled, Claim, Counts, Held, JobFilter, Retry, Store, StoreError, Submitted};
+use super::{Cancelled, Claim, Counts, Held, JobFilter, Retry, Store, StoreError, StoreSettings, Submitted};
 use crate::model::{
     Attempt, Circuit, CircuitName, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Priority, Stage,
     WorkerId,
@@ -274,8 +274,9 @@ impl SqliteStore {
     /// # Errors
     /// [`StoreError::Open`] where the file cannot be created or is another program's database,
     /// [`StoreError::NewerSchema`], [`StoreError::Database`].
-    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+    pub async fn open(path: &Path, settings: StoreSettings) -> Result<Self, StoreError> {
         create_private(path).map_err(|e| cannot_open(path, e))?;
+        let _ = settings;
         Self::connect(path).await
     }
 
@@ -500,9 +501,54 @@ impl Store for SqliteStore {
         retry_busy(|| self.remove_circuit_once(name)).await
     }
 
-    async fn submit(&self, new: &NewJob, input: &[u8]) -> Result<Submitted, StoreError> {
+    async fn submit(&self, new: &NewJob, input: super::Input<'_>) -> Result<Submitted, StoreError> {
         self.still_there()?;
-        retry_busy(|| self.submit_once(new, input)).await
+        retry_busy(|| self.submit_once(new, input.bytes)).await
+    }
+
+    async fn reject(&self, _: &NewJob, _: &JobError) -> Result<Submitted, StoreError> {
+        unimplemented!()
+    }
+
+    async fn requeue(&self, _: JobId, _: Option<super::Input<'_>>) -> Result<super::Requeued, StoreError> {
+        unimplemented!()
+    }
+
+    async fn set_paused(&self, _: &super::Scope, _: bool) -> Result<bool, StoreError> {
+        unimplemented!()
+    }
+
+    async fn paused(&self) -> Result<Vec<(super::Scope, i64)>, StoreError> {
+        unimplemented!()
+    }
+
+    async fn sweep(&self, _: super::Sweep) -> Result<super::Swept, StoreError> {
+        Ok(super::Swept::default())
+    }
+
+    async fn purge(&self, _: &[JobState], _: Duration, _: u32) -> Result<Vec<JobId>, StoreError> {
+        unimplemented!()
+    }
+
+    async fn load(&self) -> Result<super::Load, StoreError> {
+        let c = self.counts().await?;
+        Ok(super::Load { queued: c.queued, running: c.running, ..Default::default() })
+    }
+
+    async fn content_in_use(&self) -> Result<Vec<crate::model::ContentHash>, StoreError> {
+        let mut held = Vec::new();
+        for state in [JobState::Queued, JobState::Running] {
+            for job in self.jobs(JobFilter { state: Some(state), limit: u32::MAX, circuit: None }).await? {
+                held.push(job.zkey);
+                held.extend(job.wasm);
+            }
+        }
+        Ok(held)
+    }
+
+    async fn changed(&self, at_most: Duration) -> Result<(), StoreError> {
+        tokio::time::sleep(at_most.min(Duration::from_millis(100))).await;
+        Ok(())
     }
 
     async fn job(&self, job: JobId) -> Result<Option<Job>, StoreError> {
@@ -537,7 +583,7 @@ impl Store for SqliteStore {
             self.fail(job, claimed.attempt, &error, Retry::Never).await?;
             return Ok(None);
         };
-        Ok(Some(Claim { job: claimed, input: Zeroizing::new(input) }))
+        Ok(Some(Claim { job: claimed, input: Zeroizing::new(input), input_key: String::new() }))
     }
 
     async fn heartbeat(
@@ -612,19 +658,12 @@ impl Store for SqliteStore {
         rows.iter().map(|r| Ok((rows::job_id(r)?, rows::priority(r)?))).collect()
     }
 
-    async fn change_marker(&self) -> Result<Option<i64>, StoreError> {
-        let mut watch = self.watch.lock().await;
-        self.tidy_now_and_then(&mut watch).await?;
-        let version: i64 = rows::number(&watch.row("PRAGMA data_version").await?, "data_version")?;
-        Ok(Some((watch.epoch << 32) + version))
-    }
-
     async fn counts(&self) -> Result<Counts, StoreError> {
         rows::counts(&self.rows(sqlx::query(COUNTS)).await?)
     }
 
-    async fn inputs_held(&self) -> Result<u64, StoreError> {
-        self.count(INPUTS_HELD).await
+    async fn inputs_held(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        Ok(vec![(String::new(), self.count(INPUTS_HELD).await?)])
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

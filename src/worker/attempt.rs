@@ -39,7 +39,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Works on a claimed job and writes down how it ended.
 pub(super) async fn run(ctx: &Context, own: usize, claim: Claim) {
     let started = Instant::now();
-    let Claim { job, input } = claim;
+    let Claim { job, input, .. } = claim;
     let stop = StopToken::new().with_deadline(started + ctx.options.job_timeout);
     let lease = ctx.keeper.hold(job.id, job.attempt, stop.clone());
     if job.tries.lost > 0 {

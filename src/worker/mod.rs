@@ -262,11 +262,14 @@ async fn slot(ctx: Arc<Context>, device: usize, mut draining: watch::Receiver<bo
         let popped = tokio::select! {
             biased;
             _ = draining.changed() => return,
-            popped = ctx.queue.pop(POP_WAIT) => popped,
+            popped = ctx.queue.pop(1, POP_WAIT) => popped,
         };
         match popped {
-            Ok(Some(delivery)) => deliver(&ctx, device, delivery).await,
-            Ok(None) => {}
+            Ok(deliveries) => {
+                for delivery in deliveries {
+                    deliver(&ctx, device, delivery).await;
+                }
+            }
             Err(error) => {
                 tracing::error!(%error, "the queue failed");
                 wait(&mut draining, POP_WAIT).await;
@@ -281,7 +284,7 @@ async fn wait(draining: &mut watch::Receiver<bool>, time: Duration) {
 
 /// Claims a job that the queue offers, and works on it if it is there to be had.
 async fn deliver(ctx: &Context, device: usize, delivery: Delivery) {
-    let id = delivery.id;
+    let crate::queue::Offer::Job(id) = delivery.offer else { return };
     match ctx.store.claim(id, &ctx.id, ctx.options.lease).await {
         Ok(Some(claim)) => {
             histogram!(telemetry::JOB_WAIT).record(waited(&claim.job, ctx.options.lease));
@@ -295,7 +298,7 @@ async fn deliver(ctx: &Context, device: usize, delivery: Delivery) {
             tokio::time::sleep(POP_WAIT).await;
         }
     }
-    if let Err(error) = ctx.queue.ack(delivery).await {
+    if let Err(error) = ctx.queue.ack(&[delivery]).await {
         tracing::warn!(job = %id, %error, "the queue did not hear that the job is dealt with");
     }
 }
@@ -326,7 +329,7 @@ impl Drop for Busy<'_> {
 
 /// Puts back proof files that a crash after the commit left out.
 async fn heal(ctx: Arc<Context>) {
-    let done = JobFilter { state: Some(JobState::Done), limit: HEAL_LAST };
+    let done = JobFilter { state: Some(JobState::Done), limit: HEAL_LAST, ..JobFilter::default() };
     let Ok(jobs) = ctx.store.jobs(done).await else { return };
     for job in jobs {
         if let Some(result) = &job.result

@@ -9,8 +9,6 @@ use crate::queue::Queue;
 use crate::store::{Store, StoreError};
 use crate::telemetry;
 
-/// How often the store is asked whether anything changed.
-const GLANCE: Duration = Duration::from_millis(100);
 /// How often jobs are counted at most.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
 /// Jobs offered at a time. More than any worker starts before the next look.
@@ -20,21 +18,10 @@ const AT_A_TIME: u32 = 1000;
 /// second or quarter of a lease, whichever is shorter.
 pub(super) async fn run(store: Arc<dyn Store>, queue: Arc<dyn Queue>, lease: Duration) {
     let at_least = (lease / 4).min(Duration::from_secs(1));
-    let mut seen = None;
-    let mut looked = None::<Instant>;
     let mut counted = None::<Instant>;
     let mut well = true;
-    let mut tick = tokio::time::interval(GLANCE);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        tick.tick().await;
-        let marker = store.change_marker().await.unwrap_or_default();
-        let changed = marker.is_some() && marker != seen;
-        let due = looked.is_none_or(|at| at.elapsed() >= at_least);
-        if !changed && !due {
-            continue;
-        }
-        looked = Some(Instant::now());
+        let _ = store.changed(at_least).await;
         let offered = offer(store.as_ref(), queue.as_ref()).await;
         if let Err(error) = &offered
             && well
@@ -42,9 +29,6 @@ pub(super) async fn run(store: Arc<dyn Store>, queue: Arc<dyn Queue>, lease: Dur
             tracing::error!(%error, "cannot look for due jobs; trying again every second");
         }
         well = offered.is_ok();
-        if well {
-            seen = marker;
-        }
         if well && counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
             counted = Some(Instant::now());
             count(store.as_ref()).await;
@@ -53,10 +37,7 @@ pub(super) async fn run(store: Arc<dyn Store>, queue: Arc<dyn Queue>, lease: Dur
 }
 
 async fn offer(store: &dyn Store, queue: &dyn Queue) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    for (id, priority) in store.due(AT_A_TIME).await? {
-        queue.push(id, priority).await?;
-    }
-    Ok(())
+    Ok(queue.push(&store.due(AT_A_TIME).await?).await?)
 }
 
 async fn count(store: &dyn Store) {

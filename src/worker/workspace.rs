@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::{JobService, Rooms};
 use crate::artifacts::{ArtifactError, Artifacts, private_dir};
-use crate::config::Config;
+use crate::config::{Config, Database};
 use crate::queue::{MemoryQueue, Queue};
 use crate::registry::{Registry, RegistryLimits};
-use crate::store::{SqliteStore, Store, StoreError};
+use crate::store::{SqliteStore, Store, StoreError, StoreSettings};
 use crate::witness::ModuleCache;
 
 /// Why the rooms do not open.
@@ -35,7 +35,7 @@ impl Workspace {
     /// Opens what is there and makes what is not. Any number of processes may have the same workspace open.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
         private_dir(&config.data_dir)?;
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&config.database).await?);
+        let store = open_store(&config).await?;
         let artifacts = Artifacts::local(&config.data_dir)?;
         let limits = RegistryLimits {
             key_cache_bytes: config.key_cache_bytes,
@@ -70,11 +70,23 @@ impl Workspace {
     pub async fn rooms(&self) -> Result<Rooms, OpenError> {
         Ok(Rooms {
             store: self.store.clone(),
-            heartbeat: Arc::new(SqliteStore::open(&self.config.database).await?),
+            heartbeat: open_store(&self.config).await?,
             queue: self.queue.clone(),
             artifacts: self.artifacts.clone(),
             registry: self.registry.clone(),
         })
+    }
+}
+
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
+    let settings = StoreSettings {
+        queue: config.queue_name.clone(),
+        keep_failed_inputs: config.keep_failed_inputs,
+        notify: config.redis.is_none(),
+    };
+    match &config.database {
+        Database::Sqlite(path) => Ok(Arc::new(SqliteStore::open(path, settings).await?)),
+        Database::Postgres(_) => unimplemented!(),
     }
 }
 
