@@ -32,6 +32,7 @@ pub mod http;
 pub mod model;
 pub mod queue;
 pub mod registry;
+pub mod seal;
 pub mod store;
 pub mod telemetry;
 pub mod witness;

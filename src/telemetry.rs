@@ -41,6 +41,11 @@ pub struct Metric {
 const SECONDS: &[f64] =
     &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0, 900.0, 3600.0];
 
+/// Numbers of things.
+const COUNTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+/// What becomes of a producer's message.
+pub const MESSAGE_OUTCOMES: [&str; 3] = ["recorded", "rejected", "set_aside"];
+
 macro_rules! catalogue {
     ($($konst:ident $name:literal $kind:expr, [$($label:literal),*], $help:literal;)*) => {
         $(#[doc = $help] pub const $konst: &str = $name;)*
@@ -56,6 +61,12 @@ catalogue! {
     JOB_DURATION "job_duration_seconds" Histogram(SECONDS), [], "Time from claim to the end of a job, for jobs that ended with a proof or failed for good.";
     JOB_FAILURES "job_failures_total" Counter, ["class"], "Jobs that failed for good, by class of the last error.";
     QUEUE_DEPTH "queue_depth" Gauge, [], "Jobs waiting in the store, those that wait for a retry included.";
+    QUEUE_OLDEST "queue_oldest_seconds" Gauge, [], "How long the oldest job that could run has waited since it was due.";
+    QUEUE_DRAIN "queue_drain_seconds" Gauge, [], "Predicted time until the jobs that wait are done, at the pace of all workers within the last minute; +Inf while nothing was done and something waits.";
+    QUEUE_ERRORS "queue_errors_total" Counter, [], "Calls the queue did not answer; jobs are found in the store meanwhile.";
+    MESSAGES "messages_total" Counter, ["outcome"], "Messages of producers taken from the queue: recorded as a job, rejected under their id, or set aside.";
+    JOBS_EXPIRED "jobs_expired_total" Counter, [], "Jobs that failed because no worker began them in time.";
+    JOBS_PURGED "jobs_purged_total" Counter, [], "Ended jobs forgotten after the retention.";
     JOBS_RUNNING "jobs_running" Gauge, [], "Jobs held by any worker on this store.";
     JOB_WAIT "job_wait_seconds" Histogram(SECONDS), [], "Time from the moment a job was due to its claim.";
     JOB_STAGE_DURATION "job_stage_duration_seconds" Histogram(SECONDS), ["stage"], "Time a job spent in a stage.";
@@ -66,6 +77,8 @@ catalogue! {
     LEASES_LOST "leases_lost_total" Counter, [], "Leases this worker lost: its result or error was not written.";
     HEARTBEAT_ERRORS "heartbeat_errors_total" Counter, [], "Heartbeats the store did not take because it failed.";
     DEVICE_PROOFS "device_proofs_total" Counter, ["device"], "Verified proofs made on a device.";
+    DEVICE_PROOF_DURATION "device_proof_seconds" Histogram(SECONDS), ["device"], "Time a verified proof took on a device; of a batch, its share.";
+    BATCH_SIZE "device_batch_size" Histogram(COUNTS), ["device"], "Proofs given to a device at once.";
     DEVICE_BUSY "device_busy_seconds_total" Counter, ["device"], "Whole seconds a device spent on proofs, failed ones included.";
     DEVICE_FAILURES "device_failures_total" Counter, ["device", "class"], "Proofs that failed on a device, by class of error.";
     DEVICE_QUARANTINED "device_quarantined" Gauge, ["device"], "1 while a device gets no jobs because it failed its canary proof.";
@@ -150,6 +163,9 @@ pub fn start_device(device: &str) {
     counter!(KEY_LOADS, label()).increment(0);
     gauge!(DEVICE_QUARANTINED, label()).set(0.0);
     gauge!(KEYS_LOADED, label()).set(0.0);
+    for name in [DEVICE_PROOF_DURATION, BATCH_SIZE] {
+        drop(metrics::histogram!(name, label()));
+    }
     for class in FailureClass::ALL {
         counter!(DEVICE_FAILURES, "device" => device.to_owned(), "class" => class.as_str()).increment(0);
     }
@@ -172,6 +188,11 @@ fn start_at_zero() {
             (Counter, ["class"]) => {
                 for class in FailureClass::ALL {
                     counter!(m.name, "class" => class.as_str()).increment(0);
+                }
+            }
+            (Counter, ["outcome"]) => {
+                for outcome in MESSAGE_OUTCOMES {
+                    counter!(m.name, "outcome" => outcome).increment(0);
                 }
             }
             (Gauge, []) => gauge!(m.name).set(0.0),

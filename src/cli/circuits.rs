@@ -1,4 +1,4 @@
-//! `circuits`: register, list, show, forget.
+//! `circuits`: register, list, show, hold back, forget.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::session::{circuit_name, table, time, with_workspace};
 use super::{CliError, Output};
 use crate::model::{Circuit, CircuitName};
+use crate::store::Scope;
 use crate::worker::Workspace;
 
 /// Subcommands of `circuits`.
@@ -31,6 +32,18 @@ pub enum Args {
         #[arg(value_parser = circuit_name)]
         name: CircuitName,
     },
+    /// Hold its queued jobs back; running ones go on.
+    Pause {
+        /// Its name.
+        #[arg(value_parser = circuit_name)]
+        name: CircuitName,
+    },
+    /// Let its queued jobs go again.
+    Resume {
+        /// Its name.
+        #[arg(value_parser = circuit_name)]
+        name: CircuitName,
+    },
     /// Forget one, unless unfinished jobs need it.
     Rm {
         /// Its name.
@@ -51,6 +64,8 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
                 out.result(&circuit, || describe(&circuit));
                 Ok(())
             }
+            Args::Pause { name } => pause(&w, name, true, out).await,
+            Args::Resume { name } => pause(&w, name, false, out).await,
             Args::Rm { name } => {
                 if !w.registry().remove(&name).await.map_err(CliError::failed)? {
                     return Err(unknown(&name));
@@ -60,6 +75,11 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
             }
         }
     })
+}
+
+async fn pause(w: &Workspace, name: CircuitName, paused: bool, out: &Output) -> Result<(), CliError> {
+    let what = format!("circuit {name}");
+    super::queue::set_paused(&w.service(), &Scope::Circuit(name), &what, paused, out).await
 }
 
 fn unknown(name: &CircuitName) -> CliError {

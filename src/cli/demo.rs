@@ -113,7 +113,7 @@ async fn prove_all(workspace: &Workspace, name: &CircuitName, out: &Output) -> R
     for input in INPUTS {
         let input = Zeroizing::new(input.as_bytes().to_vec());
         let request =
-            SubmitRequest { circuit: name.clone(), input, idempotency_key: None, priority: Priority::default() };
+            SubmitRequest { id: None, circuit: name.clone(), input, idempotency_key: None, priority: Priority::default() };
         ids.push(service.submit(request).await.map_err(CliError::failed)?.job().id);
     }
     out.note(format!("submitted {} jobs", ids.len()));

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::files::{self, about};
 use super::session::{circuit_name, job_id, table, time, with_workspace};
 use super::{CliError, Output};
-use crate::model::{CircuitName, Job, JobId, JobState, Priority};
+use crate::model::{CircuitName, FailedAttempt, Job, JobId, JobState, Priority};
 use crate::store::{Cancelled, JobFilter};
 use crate::worker::{JobService, SubmitRequest};
 
@@ -45,7 +45,7 @@ pub fn submit(args: SubmitArgs, out: &Output) -> Result<(), CliError> {
         let service = w.service();
         let input = read_input(&args.input, service.max_input())?;
         let SubmitArgs { circuit, idempotency_key, priority, .. } = args;
-        let request = SubmitRequest { circuit, input, idempotency_key, priority: Priority(priority) };
+        let request = SubmitRequest { id: None, circuit, input, idempotency_key, priority: Priority(priority) };
         let submitted = service.submit(request).await.map_err(CliError::failed)?;
         let job = submitted.job().clone();
         if !args.wait {
@@ -128,19 +128,124 @@ pub fn status(args: StatusArgs, out: &Output) -> Result<(), CliError> {
 
 /// Arguments of `jobs`.
 #[derive(clap::Args)]
-pub struct ListArgs {
+#[command(args_conflicts_with_subcommands = true)]
+pub struct JobsArgs {
+    #[command(flatten)]
+    list: ListArgs,
+    #[command(subcommand)]
+    command: Option<JobsCommand>,
+}
+
+/// Subcommands of `jobs`; without one, jobs are listed.
+#[derive(clap::Subcommand)]
+enum JobsCommand {
+    /// List jobs, newest first.
+    List(ListArgs),
+    /// List jobs that failed for good, with their reasons.
+    Dead {
+        /// At most so many, newest first.
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        limit: u32,
+    },
+    /// Queue failed or cancelled jobs again, with fresh retry budgets.
+    Requeue(RequeueArgs),
+    /// Forget jobs that ended long ago, and their proofs.
+    Purge(PurgeArgs),
+}
+
+/// Runs one of them.
+pub fn run(args: JobsArgs, out: &Output) -> Result<(), CliError> {
+    match args.command.unwrap_or(JobsCommand::List(args.list)) {
+        JobsCommand::List(a) => list(a, out),
+        JobsCommand::Dead { limit } => list(ListArgs { state: Some(JobState::Failed), circuit: None, limit }, out),
+        JobsCommand::Requeue(a) => requeue(a, out),
+        JobsCommand::Purge(a) => purge(a, out),
+    }
+}
+
+/// Arguments of `jobs requeue`.
+#[derive(clap::Args)]
+struct RequeueArgs {
+    /// The jobs.
+    #[arg(value_parser = job_id, required = true)]
+    ids: Vec<JobId>,
+    /// Another input, where the old one is no longer held; for one job only.
+    #[arg(long, value_name = "FILE")]
+    input: Option<PathBuf>,
+}
+
+fn requeue(args: RequeueArgs, out: &Output) -> Result<(), CliError> {
+    if args.input.is_some() && args.ids.len() > 1 {
+        return Err(CliError::Usage("--input is for one job, got several".to_owned()));
+    }
+    with_workspace(|w| async move {
+        let service = w.service();
+        let mut queued = Vec::new();
+        for id in args.ids {
+            let input = args.input.as_deref().map(|file| read_input(file, service.max_input())).transpose()?;
+            queued.push(service.requeue(id, input).await.map_err(CliError::failed)?);
+        }
+        out.result(&queued, || queued.iter().map(|j| format!("job {} is queued", j.id)).collect::<Vec<_>>().join("\n"));
+        Ok(())
+    })
+}
+
+/// Arguments of `jobs purge`.
+#[derive(clap::Args)]
+struct PurgeArgs {
+    /// How long ago they must have ended: a number with s, m, h or d.
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    older_than: Duration,
+    /// Only jobs in these final states; done, failed and cancelled when none is given.
+    #[arg(long, value_name = "STATE")]
+    state: Vec<JobState>,
+}
+
+fn purge(args: PurgeArgs, out: &Output) -> Result<(), CliError> {
+    let all = [JobState::Done, JobState::Failed, JobState::Cancelled];
+    let states = if args.state.is_empty() { all.to_vec() } else { args.state };
+    if let Some(state) = states.iter().find(|s| !s.is_final()) {
+        return Err(CliError::Usage(format!("--state: expected done, failed or cancelled, got {state}")));
+    }
+    with_workspace(|w| async move {
+        let n = w.service().purge(&states, args.older_than).await.map_err(CliError::failed)?;
+        out.result(&serde_json::json!({ "purged": n }), || format!("{n} jobs are forgotten"));
+        Ok(())
+    })
+}
+
+/// A time such as `90s`, `15m`, `12h` or `30d`.
+fn span(text: &str) -> Result<Duration, String> {
+    let expected = || format!("expected a number with s, m, h or d, such as 30d, got {text:?}");
+    let unit = match text.chars().last() {
+        Some('s') => 1,
+        Some('m') => 60,
+        Some('h') => 3600,
+        Some('d') => 86_400,
+        _ => return Err(expected()),
+    };
+    let n: u64 = text[..text.len() - 1].parse().map_err(|_| expected())?;
+    n.checked_mul(unit).map(Duration::from_secs).ok_or_else(expected)
+}
+
+/// Arguments of a list of jobs.
+#[derive(clap::Args)]
+struct ListArgs {
     /// Only jobs in this state: queued, running, done, failed or cancelled.
     #[arg(long)]
     state: Option<JobState>,
+    /// Only jobs of this circuit.
+    #[arg(long, value_parser = circuit_name)]
+    circuit: Option<CircuitName>,
     /// At most so many, newest first.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
 }
 
 /// Lists jobs.
-pub fn list(args: ListArgs, out: &Output) -> Result<(), CliError> {
+fn list(args: ListArgs, out: &Output) -> Result<(), CliError> {
     with_workspace(|w| async move {
-        let filter = JobFilter { state: args.state, limit: args.limit, circuit: None };
+        let filter = JobFilter { state: args.state, circuit: args.circuit, limit: args.limit };
         let jobs = w.service().jobs(filter).await.map_err(CliError::failed)?;
         out.result(&jobs, || {
             if jobs.is_empty() {
@@ -238,6 +343,10 @@ fn describe(job: &Job, service: &JobService) -> String {
     if let Some(error) = &job.error {
         lines.push(format!("error      {} ({})", error.message, error.class.as_str()));
     }
+    for past in &job.history {
+        let FailedAttempt { attempt, at, error, .. } = past;
+        lines.push(format!("attempt {:<3}{}, {} ({})", attempt.0, time(*at), error.message, error.class.as_str()));
+    }
     if let Some(result) = &job.result {
         let t = &result.times;
         let took = format!(
@@ -251,4 +360,19 @@ fn describe(job: &Job, service: &JobService) -> String {
         }
     }
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_have_a_unit() {
+        assert_eq!(span("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(span("30d"), Ok(Duration::from_secs(30 * 86_400)));
+        assert_eq!(span("0m"), Ok(Duration::ZERO));
+        for wrong in ["", "7", "d", "-1d", "1.5h", "1w", "9999999999999999999d", "18446744073709551615d", "7µ"] {
+            assert!(span(wrong).is_err(), "{wrong}");
+        }
+    }
 }

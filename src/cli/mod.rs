@@ -11,8 +11,10 @@ mod export;
 mod files;
 mod inspect;
 mod jobs;
+mod migrate;
 mod output;
 mod prove;
+mod queue;
 mod serve;
 mod session;
 mod setup;
@@ -58,12 +60,17 @@ enum Command {
     Submit(jobs::SubmitArgs),
     /// Show a job.
     Status(jobs::StatusArgs),
-    /// List jobs.
-    Jobs(jobs::ListArgs),
+    /// List jobs, queue failed ones again, forget old ones.
+    Jobs(jobs::JobsArgs),
     /// Write a finished job's proof to files.
     Proof(jobs::ProofArgs),
     /// Cancel a job.
     Cancel(jobs::CancelArgs),
+    /// Look at the queue, hold it back, let it go.
+    #[command(subcommand)]
+    Queue(queue::Args),
+    /// Bring the database's schema up to date.
+    Migrate(migrate::Args),
     /// Run the worker.
     Serve(serve::Args),
     /// Show the devices found and which one is used.
@@ -91,9 +98,11 @@ pub fn main() -> ExitCode {
         Command::Circuits(a) => circuits::run(a, &out),
         Command::Submit(a) => jobs::submit(a, &out),
         Command::Status(a) => jobs::status(a, &out),
-        Command::Jobs(a) => jobs::list(a, &out),
+        Command::Jobs(a) => jobs::run(a, &out),
         Command::Proof(a) => jobs::proof(a, &out),
         Command::Cancel(a) => jobs::cancel(a, &out),
+        Command::Queue(a) => queue::run(a, &out),
+        Command::Migrate(a) => migrate::run(a, &out),
         Command::Serve(a) => serve::run(a, &out),
         Command::Devices(a) => devices::run(a, &out),
         Command::Doctor(a) => doctor::run(a, &out),

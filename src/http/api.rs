@@ -3,13 +3,17 @@
 //! | request | answer |
 //! |---|---|
 //! | `POST /v1/jobs` | 201 a new job, 200 the same one again, 404 no such circuit, 409 idempotency key taken, 413 too large, 415 wrong type, 422 cannot be right |
-//! | `GET /v1/jobs` | the newest jobs; `?state=` and `?limit=` |
+//! | `GET /v1/jobs` | the newest jobs; `?state=`, `?circuit=` and `?limit=` |
 //! | `GET /v1/jobs/{id}` | 200 the job, 404 |
 //! | `GET /v1/jobs/{id}/proof` | 200 proof and public values, 409 not done, 404 |
 //! | `DELETE /v1/jobs/{id}` | 200 cancelled, 202 its worker will stop it, 409 it had ended, 404 |
+//! | `POST /v1/jobs/{id}/requeue` | 200 queued again, 409 not failed or cancelled, or its input is gone, 404; a body, if there is one, is its new input |
+//! | `GET /v1/queue` | how busy the queue is and what is held back |
+//! | `POST /v1/queue/pause`, `…/resume` | 200 whether that changed anything |
+//! | `POST /v1/circuits/{name}/pause`, `…/resume` | the same for one circuit, 404 |
 //! | `GET /v1/circuits` | registered circuits |
 //!
-//! A submit is `application/json` (`{"circuit", "input", "idempotency_key"?, "priority"?}`), or, for circuits without a
+//! A submit is `application/json` (`{"circuit", "input", "id"?, "idempotency_key"?, "priority"?}`), or, for circuits without a
 //! witness program, a .wtns file as `application/octet-stream` with `?circuit=NAME&priority=N`; the header
 //! `Idempotency-Key` serves both.
 
@@ -20,16 +24,16 @@ use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use bytes::Bytes;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::problem::Problem;
-use super::{App, body};
+use super::App;
 use crate::model::{Circuit, CircuitName, Job, JobId, JobState, Priority};
-use crate::store::{Cancelled, JobFilter, Submitted};
-use crate::worker::SubmitRequest;
+use crate::store::{Cancelled, JobFilter, Scope, Submitted};
+use crate::worker::{SubmitRequest, request};
 
 /// Bytes of a JSON submit beside its input.
 const ENVELOPE: usize = 64 << 10;
@@ -41,6 +45,10 @@ pub(super) fn routes(app: &App, loopback: bool) -> Router<App> {
         .route("/v1/jobs", get(list).post(submit))
         .route("/v1/jobs/{id}", get(show).delete(cancel))
         .route("/v1/jobs/{id}/proof", get(proof))
+        .route("/v1/jobs/{id}/requeue", post(requeue))
+        .route("/v1/queue", get(queue))
+        .route("/v1/queue/{act}", post(pause_queue))
+        .route("/v1/circuits/{name}/{act}", post(pause_circuit))
         .route("/v1/circuits", get(circuits))
         .layer(DefaultBodyLimit::max(app.jobs.max_input().saturating_add(ENVELOPE)));
     if loopback { routes.layer(middleware::from_fn(local_only)) } else { routes }
@@ -83,10 +91,8 @@ async fn submit(
         status => Problem::new(status, "the body could not be read"),
     })?;
     let invalid = |why: String| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why);
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let kind = kind.split(';').next().unwrap_or_default().trim();
-    let parts = match kind {
-        "application/json" => body::parse(&bytes).map_err(invalid)?,
+    let parts = match content_type(&headers) {
+        "application/json" => request::parse(&bytes).map_err(invalid)?,
         "application/octet-stream" => {
             let circuit = query(&uri, "circuit").ok_or_else(|| invalid("expected ?circuit=NAME".to_owned()))?;
             let priority = match query(&uri, "priority") {
@@ -94,7 +100,7 @@ async fn submit(
                 Some(p) => p.parse().map_err(|_| invalid("priority: expected -32768 to 32767".to_owned()))?,
             };
             let circuit = circuit.to_owned();
-            body::Parts { circuit, input: Zeroizing::new(bytes.to_vec()), idempotency_key: None, priority }
+            request::Parts { id: None, circuit, input: Zeroizing::new(bytes.to_vec()), idempotency_key: None, priority }
         }
         _ => {
             let why = "expected Content-Type application/json, or application/octet-stream for a .wtns file";
@@ -112,7 +118,8 @@ async fn submit(
         (a, b) => a.or(b),
     };
     let circuit: CircuitName = parts.circuit.parse().map_err(|e| invalid(format!("{e}")))?;
-    let request = SubmitRequest { circuit, input: parts.input, idempotency_key, priority: Priority(parts.priority) };
+    let id = parts.id.as_deref().map(str::parse::<JobId>).transpose().map_err(invalid)?;
+    let request = SubmitRequest { id, circuit, input: parts.input, idempotency_key, priority: Priority(parts.priority) };
     match app.jobs.submit(request).await? {
         Submitted::Created(job) => {
             let mut answer = json(StatusCode::CREATED, &job)?;
@@ -125,6 +132,11 @@ async fn submit(
     }
 }
 
+fn content_type(headers: &HeaderMap) -> &str {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    kind.split(';').next().unwrap_or_default().trim()
+}
+
 async fn list(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
     let invalid = |why: String| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why);
     let state = query(&uri, "state").map(str::parse::<JobState>).transpose().map_err(invalid)?;
@@ -133,7 +145,9 @@ async fn list(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
         Some(Ok(n)) if (1..=MOST).contains(&n) => n,
         Some(_) => return Err(invalid(format!("limit: expected 1 to {MOST}"))),
     };
-    let jobs: Vec<Job> = app.jobs.jobs(JobFilter { state, limit, circuit: None }).await?;
+    let circuit = query(&uri, "circuit").map(str::parse::<CircuitName>).transpose();
+    let circuit = circuit.map_err(|e| invalid(e.to_string()))?;
+    let jobs: Vec<Job> = app.jobs.jobs(JobFilter { state, circuit, limit }).await?;
     json(StatusCode::OK, &jobs)
 }
 
@@ -160,6 +174,52 @@ async fn cancel(State(app): State<App>, Path(id): Path<String>) -> Result<Respon
         Cancelled::Unknown => return Err(Problem::new(StatusCode::NOT_FOUND, format!("there is no job {id}"))),
     };
     json(status, &app.jobs.job(id).await?)
+}
+
+async fn requeue(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+) -> Result<Response, Problem> {
+    let bytes = body.map_err(|e| Problem::new(e.status(), "the body could not be read"))?;
+    // A browser sends these two only where the server permits it.
+    let kind = content_type(&headers);
+    if !bytes.is_empty() && !matches!(kind, "application/json" | "application/octet-stream") {
+        let why = "expected Content-Type application/json, or application/octet-stream for a .wtns file";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
+    }
+    let input = (!bytes.is_empty()).then(|| Zeroizing::new(bytes.to_vec()));
+    json(StatusCode::OK, &app.jobs.requeue(job_id(&id)?, input).await?)
+}
+
+async fn queue(State(app): State<App>) -> Result<Response, Problem> {
+    let (counts, load) = (app.jobs.counts().await?, app.jobs.load().await?);
+    let since = |(scope, since)| serde_json::json!({ "scope": scope, "since": since });
+    let paused: Vec<_> = app.jobs.paused().await?.into_iter().map(since).collect();
+    json(StatusCode::OK, &serde_json::json!({ "counts": counts, "load": load, "paused": paused }))
+}
+
+async fn pause_queue(State(app): State<App>, Path(act): Path<String>) -> Result<Response, Problem> {
+    set_paused(&app, &Scope::Queue, &act).await
+}
+
+async fn pause_circuit(
+    State(app): State<App>,
+    Path((name, act)): Path<(String, String)>,
+) -> Result<Response, Problem> {
+    let name = name.parse().map_err(|e| Problem::new(StatusCode::NOT_FOUND, e))?;
+    set_paused(&app, &Scope::Circuit(name), &act).await
+}
+
+async fn set_paused(app: &App, scope: &Scope, act: &str) -> Result<Response, Problem> {
+    let paused = match act {
+        "pause" => true,
+        "resume" => false,
+        _ => return Err(Problem::new(StatusCode::NOT_FOUND, "expected pause or resume")),
+    };
+    let changed = app.jobs.set_paused(scope, paused).await?;
+    json(StatusCode::OK, &serde_json::json!({ "paused": paused, "changed": changed }))
 }
 
 async fn circuits(State(app): State<App>) -> Result<Response, Problem> {

@@ -5,7 +5,6 @@
 //! a `Host` that is not an address of this machine, and a body that is not declared as JSON or bytes.
 
 mod api;
-mod body;
 mod ops;
 mod problem;
 

@@ -36,10 +36,15 @@ impl From<ServiceError> for Problem {
     fn from(e: ServiceError) -> Self {
         let status = match &e {
             ServiceError::UnknownJob(_) | ServiceError::UnknownCircuit(_) => StatusCode::NOT_FOUND,
-            ServiceError::Conflict(_) | ServiceError::NoProof { .. } => StatusCode::CONFLICT,
+            ServiceError::Conflict(_)
+            | ServiceError::NoProof { .. }
+            | ServiceError::NotRequeued { .. }
+            | ServiceError::InputGone(_) => StatusCode::CONFLICT,
             ServiceError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             ServiceError::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            ServiceError::Store(_) | ServiceError::Artifact(_) => StatusCode::SERVICE_UNAVAILABLE,
+            ServiceError::Store(_) | ServiceError::Queue(_) | ServiceError::Artifact(_) | ServiceError::Seal(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         };
         if status == StatusCode::SERVICE_UNAVAILABLE {
             // Paths and queries are for the log, not for the client.

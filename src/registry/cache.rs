@@ -78,6 +78,11 @@ where
         .await?
     }
 
+    /// Whether the value is loaded. Does not count as a use.
+    pub(super) fn has(&self, key: &K) -> bool {
+        self.lock().entries.get(key).is_some_and(|e| e.cell.initialized())
+    }
+
     /// Bytes of all that is loaded.
     pub(super) fn bytes(&self) -> u64 {
         self.lock().bytes()

@@ -243,6 +243,11 @@ impl Registry {
         loaded
     }
 
+    /// Whether a device has this key loaded.
+    pub fn has_loaded(&self, device: &dyn Backend, zkey: ContentHash) -> bool {
+        self.device_cache(device).has(&zkey)
+    }
+
     fn device_cache(&self, device: &dyn Backend) -> DeviceCache {
         let info = device.device();
         let mut caches = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);

@@ -168,7 +168,7 @@ pub struct Swept {
 }
 
 /// How busy the store's queue is. Cheap, however many finished jobs there are.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
 pub struct Load {
     /// Waiting, those that wait for a retry included.
     pub queued: u64,
@@ -181,7 +181,7 @@ pub struct Load {
 }
 
 /// Jobs by state.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counts {
     /// Waiting.
     pub queued: u64,

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use metrics::{counter, histogram};
-use tokio::sync::SemaphorePermit;
 use zeroize::Zeroizing;
 
 use super::Context;
@@ -24,9 +23,9 @@ use super::faults::Point;
 use super::fleet::Device;
 use super::lease::Hold;
 use super::retry::{self, LOST_WORKERS};
-use crate::backend::{DeviceKind, LoadedKey};
+use crate::backend::LoadedKey;
 use crate::formats::{snarkjs, wtns};
-use crate::groth16::{self, Proved};
+use crate::groth16::Proved;
 use crate::model::{FailureClass, Job, JobError, JobResult, Stage, StageTimes, StopReason, StopToken, Witness};
 use crate::registry::{CircuitContent, ReadyCircuit};
 use crate::store::{Claim, Held, Retry, StoreError};
@@ -37,19 +36,19 @@ use crate::witness::{Inputs, WitnessGenerator};
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Works on a claimed job and writes down how it ended.
-pub(super) async fn run(ctx: &Context, own: usize, claim: Claim) {
+pub(super) async fn run(ctx: &Context, device: &Arc<Device>, claim: Claim) {
     let started = Instant::now();
-    let Claim { job, input, .. } = claim;
+    let Claim { job, input, input_key } = claim;
     let stop = StopToken::new().with_deadline(started + ctx.options.job_timeout);
     let lease = ctx.keeper.hold(job.id, job.attempt, stop.clone());
     if job.tries.lost > 0 {
         counter!(telemetry::JOBS_RECLAIMED).increment(1);
     }
     tracing::info!(job = %job.id, circuit = %job.circuit, attempt = job.attempt.0, "job claimed");
-    let device = ctx.fleet.choose(own, &job);
-    let outcome = match poisoned(&job) {
-        Some(error) => Err(Ended::Failed(error)),
-        None => work(ctx, device, &job, input, &lease, &stop).await,
+    let outcome = match (poisoned(&job), ctx.keyring.open(job.id, &input_key, input)) {
+        (Some(error), _) => Err(Ended::Failed(error)),
+        (None, Err(error)) => Err(error.into()),
+        (None, Ok(input)) => work(ctx, device, &job, input, &lease, &stop).await,
     };
     let by_device = matches!(&outcome, Err(Ended::Failed(e)) if e.class == FailureClass::Device);
     ctx.fleet.remember(job.id, by_device.then_some(device));
@@ -78,6 +77,9 @@ async fn work(
     stop: &StopToken,
 ) -> Result<JobResult, Ended> {
     ctx.pass(Point::AfterClaim, stop).await;
+    if let Some(work) = &ctx.work {
+        return unless_stopped(stop, work.make(job, &input)).await;
+    }
     let mut times = StageTimes::default();
 
     let load = async {
@@ -100,10 +102,10 @@ async fn work(
     let allowed = ctx.options.witness_timeout;
     let witness = generate(circuit.clone(), input, stop.with_deadline(Instant::now() + allowed));
     let witness = timed(lease, Stage::Witness, &mut times.witness_ms, witness).await;
-    let witness = witness.map_err(|e| within(e, stop, "the witness", allowed))?;
+    let witness = witness.map_err(|e| e.within(stop, "the witness", allowed))?;
     ctx.pass(Point::AfterWitness, stop).await;
 
-    let prove = prove(ctx, device, circuit, loaded, witness, lease, stop);
+    let prove = prove(device, circuit, loaded, witness, lease, stop);
     let mut stage_ms = 0.0;
     let proved = timed(lease, Stage::Prove, &mut stage_ms, prove).await?;
     times.prove_ms = proved.commit_time.as_secs_f64() * 1e3;
@@ -132,9 +134,8 @@ async fn generate(circuit: Arc<ReadyCircuit>, input: Zeroizing<Vec<u8>>, stop: S
     .await
 }
 
-/// Waits for a place on the device, proves, and notes how the device did.
+/// Leaves the witness on the device's desk and waits for its proof.
 async fn prove(
-    ctx: &Context,
     device: &Arc<Device>,
     circuit: Arc<ReadyCircuit>,
     loaded: Arc<dyn LoadedKey>,
@@ -142,45 +143,21 @@ async fn prove(
     lease: &Hold,
     stop: &StopToken,
 ) -> Result<Proved, Ended> {
-    let place = place_on(device, stop).await?;
-    let allowed = ctx.options.prove_timeout;
-    let bounded = stop.with_deadline(Instant::now() + allowed);
-    let listener = Arc::clone(lease);
-    let begun = Instant::now();
-    let proved =
-        offload(move || Ok(groth16::prove(loaded.as_ref(), &circuit.verifier, &witness, &bounded, listener.as_ref())?));
-    let proved = proved.await;
-    drop(place);
-    let busy = begun.elapsed();
-    let ended = match proved {
-        Ok(proved) => {
-            device.succeeded(busy);
-            return Ok(proved);
+    let answered = device.desk.leave(loaded, circuit, witness, stop.clone(), Arc::clone(lease));
+    // The desk itself looks at the token between steps of a proof; one that waits behind others' does not.
+    match unless_stopped(stop, answered).await? {
+        Ok(done) => done,
+        Err(_) => {
+            device.failed(FailureClass::Device, Duration::ZERO);
+            Err(panicked())
         }
-        Err(ended) => within(ended, stop, "the proof", allowed),
-    };
-    Err(match ended {
-        Ended::Failed(mut error) => {
-            let on_cpu = device.backend.device().kind == DeviceKind::Cpu;
-            if error.class == FailureClass::InvalidProof && on_cpu {
-                // The reference arithmetic computed it: the witness does not satisfy the circuit.
-                error.class = FailureClass::BadInput;
-            }
-            device.failed(error.class, busy);
-            Ended::Failed(error)
-        }
-        stopped => stopped,
-    })
+    }
 }
 
-async fn place_on<'a>(device: &'a Device, stop: &StopToken) -> Result<SemaphorePermit<'a>, Ended> {
-    let place = unless_stopped(stop, device.gate.acquire()).await?;
-    place.map_err(|_| Ended::Stopped(StopReason::Draining))
-}
-
-/// A time-out is the stage's own, unless the job's as a whole is over.
-fn within(ended: Ended, job: &StopToken, what: &str, allowed: Duration) -> Ended {
-    if job.stopped().is_some() { ended } else { ended.in_time(what, allowed) }
+/// A panic is this program's bug, and is charged to the budget of devices: another device or the processor may do
+/// without it.
+fn panicked() -> Ended {
+    Ended::failed(FailureClass::Device, "the worker's code panicked; see its log")
 }
 
 /// Enters a stage and notes how long it takes.
@@ -199,12 +176,11 @@ async fn timed<T>(
     done
 }
 
-/// Runs CPU-bound work on a thread of its own, so that the runtime stays free. A panic there is this program's bug, and
-/// is charged to the budget of devices: another device or the processor may do without it.
+/// Runs CPU-bound work on a thread of its own, so that the runtime stays free.
 async fn offload<T: Send + 'static>(work: impl FnOnce() -> Result<T, Ended> + Send + 'static) -> Result<T, Ended> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
-        Err(e) if e.is_panic() => Err(Ended::failed(FailureClass::Device, "the worker's code panicked; see its log")),
+        Err(e) if e.is_panic() => Err(panicked()),
         Err(_) => Err(Ended::Stopped(StopReason::Draining)),
     }
 }
@@ -256,6 +232,8 @@ async fn conclude(ctx: &Context, job: &Job, outcome: Result<JobResult, Ended>, s
         Err(Ended::Stopped(StopReason::Draining)) => {
             if was_held(job, persist(ctx, stop, || ctx.store.release(id, attempt)).await) {
                 counter!(telemetry::JOBS_RELEASED).increment(1);
+                // Others need not wait for their reconcilers.
+                let _ = ctx.queue.push(&[(id, job.priority)]).await;
                 tracing::info!(job = %id, "job handed back");
             }
         }
@@ -277,6 +255,8 @@ async fn failed(ctx: &Context, job: &Job, error: JobError, stop: &StopToken, sta
     let class = error.class.as_str();
     match retry {
         Retry::After(wait) => {
+            // Should this fail, the reconciler finds it when its time has come.
+            let _ = ctx.queue.push_after(job.id, job.priority, wait).await;
             counter!(telemetry::JOB_RETRIES, "class" => class).increment(1);
             let ms = wait.as_millis() as u64;
             tracing::warn!(job = %job.id, class, error = %error.message, retry_in_ms = ms, "attempt failed");

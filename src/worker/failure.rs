@@ -5,8 +5,9 @@ use std::time::Duration;
 use crate::artifacts::ArtifactError;
 use crate::backend::BackendError;
 use crate::groth16::ProveError;
-use crate::model::{FailureClass, JobError, StopReason};
+use crate::model::{FailureClass, JobError, StopReason, StopToken};
 use crate::registry::RegistryError;
+use crate::seal::SealError;
 use crate::witness::WitnessError;
 
 /// How an attempt ends without a proof.
@@ -23,10 +24,10 @@ impl Ended {
         Self::Failed(JobError { class, message: why.to_string() })
     }
 
-    /// A time-out that has its own bound, as a failure of that name.
-    pub(super) fn in_time(self, what: &str, allowed: Duration) -> Self {
+    /// A time-out is the stage's own, unless the job's as a whole is over.
+    pub(super) fn within(self, job: &StopToken, what: &str, allowed: Duration) -> Self {
         match self {
-            Self::Stopped(StopReason::TimedOut) => {
+            Self::Stopped(StopReason::TimedOut) if job.stopped().is_none() => {
                 Self::failed(FailureClass::Timeout, format!("{what} took longer than {} s", allowed.as_secs()))
             }
             other => other,
@@ -45,6 +46,16 @@ impl From<WitnessError> for Ended {
             | WitnessError::Assert(_)
             | WitnessError::Trap(_)
             | WitnessError::Memory { .. } => Self::failed(FailureClass::BadInput, e),
+        }
+    }
+}
+
+impl From<SealError> for Ended {
+    fn from(e: SealError) -> Self {
+        match e {
+            // Another worker may have the key, and this one when it is started again.
+            SealError::UnknownKey { .. } | SealError::Randomness(_) => Self::failed(FailureClass::Transient, e),
+            SealError::Spec { .. } | SealError::Damaged => Self::failed(FailureClass::BadInput, e),
         }
     }
 }

@@ -1,14 +1,15 @@
 //! The devices of a worker: how many jobs each takes, which one a job gets, and which ones sit out.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use metrics::{counter, gauge};
-use tokio::sync::Semaphore;
+use metrics::{counter, gauge, histogram};
+use tokio::sync::Notify;
 
 use super::canary::Canary;
+use super::desk::{Batching, Desk};
 use crate::backend::{Backend, DeviceInfo, DeviceKind};
 use crate::model::{FailureClass, Job, JobId};
 use crate::telemetry;
@@ -25,40 +26,48 @@ const MOST_REMEMBERED: usize = 10_000;
 pub(super) struct Device {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) label: String,
-    /// Proofs at once.
-    pub(super) gate: Semaphore,
-    /// Jobs in hand at once.
+    /// Where witnesses wait for it.
+    pub(super) desk: Desk,
+    /// Proofs, or batches of them, at once.
+    pub(super) proofs: usize,
+    /// Jobs in hand at once; of the processor beside other devices, while those cannot take any.
     slots: usize,
+    in_hand: AtomicUsize,
     failures: AtomicU32,
     quarantined: AtomicBool,
+    singing: AtomicBool,
     pause: Mutex<Option<(Instant, Duration)>>,
     busy_micros: AtomicU64,
 }
 
 impl Device {
-    fn new(backend: Arc<dyn Backend>, slots: usize, proofs: usize) -> Self {
+    fn new(backend: Arc<dyn Backend>, slots: usize, proofs: usize, batching: Batching) -> Self {
         let label = backend.device().label();
         telemetry::start_device(&label);
         Self {
             backend,
             label,
-            gate: Semaphore::new(proofs),
+            desk: Desk::new(batching),
+            proofs,
             slots,
+            in_hand: AtomicUsize::new(0),
             failures: AtomicU32::new(0),
             quarantined: AtomicBool::new(false),
+            singing: AtomicBool::new(false),
             pause: Mutex::new(None),
             busy_micros: AtomicU64::new(0),
         }
     }
 
-    fn is_cpu(&self) -> bool {
+    pub(super) fn is_cpu(&self) -> bool {
         self.backend.device().kind == DeviceKind::Cpu
     }
 
-    /// Notes a verified proof.
+    /// Notes a verified proof and the share of the device's time it took.
     pub(super) fn succeeded(&self, busy: Duration) {
         self.failures.store(0, Ordering::Relaxed);
         counter!(telemetry::DEVICE_PROOFS, "device" => self.label.clone()).increment(1);
+        histogram!(telemetry::DEVICE_PROOF_DURATION, "device" => self.label.clone()).record(busy.as_secs_f64());
         self.was_busy(busy);
     }
 
@@ -77,51 +86,83 @@ impl Device {
         counter!(telemetry::DEVICE_BUSY, "device" => self.label.clone()).absolute(total / 1_000_000);
     }
 
-    /// Whether it gets jobs. After failures in a row it must sing first; one that cannot sits out for a while.
-    async fn is_fit(self: &Arc<Self>, canary: &Arc<Canary>) -> bool {
-        let quarantined = self.quarantined.load(Ordering::Relaxed);
-        if !quarantined && self.failures.load(Ordering::Relaxed) < SUSPICIOUS {
-            return true;
-        }
-        let paused = |p: &mut Option<(Instant, Duration)>| {
-            let still = p.is_some_and(|(until, _)| Instant::now() < until);
-            if !still {
-                // Whoever comes next waits for this look.
-                let next = p.map_or(FIRST_PAUSE, |(_, last)| (last * 2).min(LONGEST_PAUSE));
-                *p = Some((Instant::now() + next, next));
-            }
-            still
-        };
-        if paused(&mut self.pause.lock().unwrap_or_else(PoisonError::into_inner)) {
+    /// Whether it gets jobs. After failures in a row it must sing first.
+    fn is_fit(&self) -> bool {
+        !self.quarantined.load(Ordering::Relaxed) && self.failures.load(Ordering::Relaxed) < SUSPICIOUS
+    }
+
+    fn free(&self) -> usize {
+        self.slots.saturating_sub(self.in_hand.load(Ordering::Relaxed))
+    }
+
+    /// Whether an unfit device's time to sing has come; the next time is set with that.
+    fn may_sing(&self) -> bool {
+        let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
+        if pause.is_some_and(|(until, _)| Instant::now() < until) {
             return false;
         }
-        let (me, canary) = (self.clone(), canary.clone());
+        let next = pause.map_or(FIRST_PAUSE, |(_, last)| (last * 2).min(LONGEST_PAUSE));
+        *pause = Some((Instant::now() + next, next));
+        true
+    }
+
+    /// Sings; a device that cannot sits out for a while.
+    async fn sing(self: Arc<Self>, canary: Arc<Canary>) {
+        let me = self.clone();
         let sung = tokio::task::spawn_blocking(move || canary.sing(me.backend.as_ref())).await;
         let sung = sung.unwrap_or_else(|_| Err("the canary's proof panicked".to_owned()));
-        if let Err(why) = &sung {
-            tracing::error!(device = %self.label, why, "device sits out: its canary fails");
-        } else {
-            *self.pause.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            self.failures.store(0, Ordering::Relaxed);
-            tracing::info!(device = %self.label, "device is fit: its canary passes");
+        match &sung {
+            Err(why) => tracing::error!(device = %self.label, why, "device sits out: its canary fails"),
+            Ok(()) => {
+                *self.pause.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                self.failures.store(0, Ordering::Relaxed);
+                tracing::info!(device = %self.label, "device is fit: its canary passes");
+            }
         }
         self.quarantined.store(sung.is_err(), Ordering::Relaxed);
-        gauge!(telemetry::DEVICE_QUARANTINED, "device" => self.label.clone()).set(if sung.is_err() {
-            1.0
-        } else {
-            0.0
-        });
-        sung.is_ok()
+        let quarantined = if sung.is_err() { 1.0 } else { 0.0 };
+        gauge!(telemetry::DEVICE_QUARANTINED, "device" => self.label.clone()).set(quarantined);
     }
+}
+
+/// How a device's work is put together and shared out.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizing {
+    /// Jobs in hand over all devices; sized by the devices when unset.
+    pub(super) jobs: Option<usize>,
+    /// Whether the processor takes jobs while every other device is full.
+    pub(super) cpu_overflow: bool,
+    /// How batches are gathered.
+    pub(super) batching: Batching,
 }
 
 /// All devices, best first, and the slots over them.
 pub(super) struct Fleet {
     devices: Vec<Arc<Device>>,
-    /// Device by number, one entry a slot.
-    slots: Vec<usize>,
+    /// Devices by number that have slots of their own. While there is another device, the processor has none unless
+    /// it is told to take what is too much: it is the fallback, and busy with witnesses.
+    workers: Vec<usize>,
+    /// Jobs in hand at once over all devices.
+    total: usize,
+    busy: AtomicUsize,
+    freed: Notify,
     /// Device by number on which a job failed last.
     failed_on: Mutex<HashMap<JobId, usize>>,
+}
+
+/// A place for one job on a device, until dropped.
+pub(super) struct Placement {
+    fleet: Arc<Fleet>,
+    pub(super) device: Arc<Device>,
+}
+
+impl Drop for Placement {
+    fn drop(&mut self) {
+        self.device.in_hand.fetch_sub(1, Ordering::Relaxed);
+        let busy = self.fleet.busy.fetch_sub(1, Ordering::Relaxed) - 1;
+        gauge!(telemetry::WORKER_SLOTS_BUSY).set(busy as f64);
+        self.fleet.freed.notify_one();
+    }
 }
 
 /// How many jobs and how many proofs at once a device is good for on a machine with so many cores.
@@ -140,55 +181,127 @@ fn size(device: &DeviceInfo, cores: usize) -> (usize, usize) {
     }
 }
 
+/// Jobs for each of some devices, given what each would take and the number over all of them, if that is given: as
+/// evenly as it goes, the first ones first.
+fn share(sizes: &[usize], jobs: Option<usize>) -> Vec<usize> {
+    match jobs {
+        None => sizes.to_vec(),
+        Some(jobs) => (0..sizes.len()).map(|i| (jobs + sizes.len() - 1 - i) / sizes.len()).collect(),
+    }
+}
+
 impl Fleet {
-    /// Sizes the devices; `jobs`, if given, is the number of slots over all of them. While there is another device,
-    /// the processor has none: it is the fallback, and busy with witnesses.
-    pub(super) fn new(backends: Vec<Arc<dyn Backend>>, jobs: Option<usize>) -> Self {
+    /// Sizes the devices.
+    pub(super) fn new(backends: Vec<Arc<dyn Backend>>, sizing: Sizing) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let sized = |b: Arc<dyn Backend>| {
-            let (slots, proofs) = size(b.device(), cores);
-            Arc::new(Device::new(b, slots, proofs))
+        let sizes: Vec<_> = backends.iter().map(|b| size(b.device(), cores)).collect();
+        let is_cpu = |i: &usize| backends[*i].device().kind == DeviceKind::Cpu;
+        let all = 0..backends.len();
+        let others = all.clone().any(|i| !is_cpu(&i));
+        let workers: Vec<_> = all.filter(|i| !others || sizing.cpu_overflow || !is_cpu(i)).collect();
+        let wanted: Vec<_> = workers.iter().map(|i| sizes[*i].0).collect();
+        let shares = share(&wanted, sizing.jobs);
+        let total = shares.iter().sum();
+        let slots = |i: usize| match workers.iter().position(|w| *w == i) {
+            Some(at) => shares[at],
+            None => sizes[i].0.min(total),
         };
-        let devices: Vec<_> = backends.into_iter().map(sized).collect();
-        let others = devices.iter().any(|d| !d.is_cpu());
-        let workers: Vec<_> = (0..devices.len()).filter(|i| !others || !devices[*i].is_cpu()).collect();
-        let total = jobs.unwrap_or_else(|| workers.iter().map(|i| devices[*i].slots).sum());
-        let slots =
-            if workers.is_empty() { Vec::new() } else { (0..total).map(|s| workers[s % workers.len()]).collect() };
-        Self { devices, slots, failed_on: Mutex::default() }
+        let slots: Vec<_> = (0..backends.len()).map(slots).collect();
+        let made = backends.into_iter().zip(slots).zip(sizes);
+        let devices = made.map(|((b, slots), (_, proofs))| Arc::new(Device::new(b, slots, proofs, sizing.batching)));
+        let devices = devices.collect();
+        let (busy, freed) = (AtomicUsize::new(0), Notify::new());
+        Self { devices, workers, total, busy, freed, failed_on: Mutex::default() }
     }
 
-    /// Device by number, one entry a slot.
-    pub(super) fn slots(&self) -> &[usize] {
-        &self.slots
+    /// Jobs in hand at once.
+    pub(super) fn slots(&self) -> usize {
+        self.total
     }
 
     pub(super) fn devices(&self) -> &[Arc<Device>] {
         &self.devices
     }
 
-    /// The device that a slot of device `own` works with: that one, or the processor while it sits out, or none.
-    pub(super) async fn fit(&self, own: usize, canary: &Arc<Canary>) -> Option<usize> {
-        if self.devices[own].is_fit(canary).await {
-            return Some(own);
-        }
-        let cpu = self.devices.iter().position(|d| d.is_cpu()).filter(|cpu| *cpu != own)?;
-        self.devices[cpu].is_fit(canary).await.then_some(cpu)
+    /// The device that most jobs go to.
+    pub(super) fn first(&self) -> Option<&Arc<Device>> {
+        self.workers.first().map(|i| &self.devices[*i])
     }
 
-    /// The device for a job claimed by a slot that works with device `own`: that one, unless the job failed there. Then
-    /// another, and in the end, or after a proof that did not verify, the processor: its arithmetic settles whether
-    /// witness or device is at fault.
-    pub(super) fn choose(&self, own: usize, job: &Job) -> &Arc<Device> {
+    /// Lets unfit devices sing whose time has come. Does not wait for them: a device may take long to fail.
+    pub(super) fn look_after(&self, canary: &Arc<Canary>) {
+        for device in self.devices.iter().filter(|d| !d.is_fit()) {
+            if !device.singing.swap(true, Ordering::AcqRel) {
+                let (device, canary) = (device.clone(), canary.clone());
+                tokio::spawn(async move {
+                    if device.may_sing() {
+                        device.clone().sing(canary).await;
+                    }
+                    device.singing.store(false, Ordering::Release);
+                });
+            }
+        }
+    }
+
+    fn fit_workers(&self) -> impl Iterator<Item = usize> + '_ {
+        self.workers.iter().copied().filter(|i| self.devices[*i].is_fit())
+    }
+
+    /// The processor, where it may stand in for the other devices.
+    fn stand_in(&self) -> Option<usize> {
+        (0..self.devices.len()).find(|i| self.devices[*i].is_cpu() && self.devices[*i].is_fit())
+    }
+
+    /// Jobs that could be begun now.
+    pub(super) fn free(&self) -> usize {
+        let left = self.total.saturating_sub(self.busy.load(Ordering::Relaxed));
+        let mut fit = self.fit_workers().peekable();
+        let free = match fit.peek() {
+            Some(_) => fit.map(|i| self.devices[i].free()).sum(),
+            None => self.stand_in().map_or(0, |cpu| self.devices[cpu].free()),
+        };
+        free.min(left)
+    }
+
+    /// Returns when a slot was freed, maybe before the call.
+    pub(super) async fn freed(&self) {
+        self.freed.notified().await;
+    }
+
+    /// A place for a job. `resident` says whether a device has the job's key: such a device goes first among those
+    /// with room, then the one with most room, then the best.
+    pub(super) fn place(self: &Arc<Self>, job: &Job, resident: impl Fn(&Device) -> bool) -> Placement {
+        let device = self.devices[self.choose(job, resident)].clone();
+        device.in_hand.fetch_add(1, Ordering::Relaxed);
+        let busy = self.busy.fetch_add(1, Ordering::Relaxed) + 1;
+        gauge!(telemetry::WORKER_SLOTS_BUSY).set(busy as f64);
+        Placement { fleet: self.clone(), device }
+    }
+
+    fn choose(&self, job: &Job, resident: impl Fn(&Device) -> bool) -> usize {
+        let room = |i: usize| self.devices[i].free();
+        // The processor takes what is too much for the others, and no more.
+        let better = self.fit_workers().filter(|i| room(*i) > 0).max_by_key(|i| {
+            let device = &self.devices[*i];
+            let cpu_last = self.workers.len() == 1 || !device.is_cpu();
+            (cpu_last, resident(device), room(*i), std::cmp::Reverse(*i))
+        });
+        let own = better.or_else(|| self.stand_in()).or(self.workers.first().copied()).unwrap_or(0);
+        self.after_failures(own, job)
+    }
+
+    /// The device for a job that would go to `own`: that one, unless the job failed there. Then another, and in the
+    /// end, or after a proof that did not verify, the processor: its arithmetic settles whether witness or device is at
+    /// fault.
+    fn after_failures(&self, own: usize, job: &Job) -> usize {
         let cpu = self.devices.iter().position(|d| d.is_cpu()).unwrap_or(own);
         let doubtful = job.error.as_ref().is_some_and(|e| e.class == FailureClass::InvalidProof);
-        let at = match job.tries.device {
+        match job.tries.device {
             0 => own,
             1 if !doubtful && self.failed_on().get(&job.id) == Some(&own) => self.other_than(own).unwrap_or(cpu),
             1 if !doubtful => own,
             _ => cpu,
-        };
-        &self.devices[at]
+        }
     }
 
     /// The next device that does not sit out.
@@ -231,5 +344,13 @@ mod tests {
         assert_eq!(size(&device(DeviceKind::Cpu, 8), 64), (8, 8));
         assert_eq!(size(&device(DeviceKind::Cpu, 64), 64), (2, 1));
         assert_eq!(size(&device(DeviceKind::Cuda, 0), 16), (17, 1));
+    }
+
+    #[test]
+    fn slots_are_shared_out_evenly() {
+        assert_eq!(share(&[3, 4], None), [3, 4]);
+        assert_eq!(share(&[3, 4], Some(5)), [3, 2]);
+        assert_eq!(share(&[3, 4, 9], Some(1)), [1, 0, 0]);
+        assert_eq!(share(&[2], Some(1024)), [1024]);
     }
 }

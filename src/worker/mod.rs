@@ -1,26 +1,31 @@
 //! The worker: jobs from the queue, through witness and proof, to the store.
 //!
-//! A [`Worker`] has slots, each with at most one job in hand and each belonging to a device; a heartbeat thread that
-//! keeps the leases; and a reconciler that finds what the queue forgot. [`JobService`] is the other side: submit, look,
+//! A [`Worker`] has a dispatcher that takes as many jobs from the queue as there is room for; devices, each with slots
+//! and a desk where witnesses wait for it; a heartbeat thread that keeps the leases; and a reconciler that finds what
+//! the queue forgot. [`JobService`] is the other side: submit, look,
 //! cancel. [`Workspace`] opens the rooms both stand on.
 
 mod attempt;
 mod canary;
+mod desk;
+mod dispatch;
 mod failure;
 mod faults;
 mod fleet;
+mod ingest;
 mod lease;
 mod readiness;
 mod reconcile;
+pub mod request;
 pub mod retry;
 mod service;
 mod workspace;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use metrics::{gauge, histogram};
+use metrics::gauge;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -28,22 +33,24 @@ use uuid::Uuid;
 pub use canary::Canary;
 pub use faults::{Faults, Point};
 pub use readiness::{Readiness, Status};
-pub use service::{JobService, ServiceError, SubmitRequest};
+pub use service::{JobService, ServiceError, ServiceOptions, SubmitRequest};
 pub use workspace::{OpenError, Workspace, module_cache};
 
 use crate::artifacts::Artifacts;
 use crate::backend::Backend;
 use crate::config::Config;
-use crate::model::{Job, JobState, StopReason, StopToken, WorkerId};
-use crate::queue::{Delivery, Queue};
+use crate::model::{Job, JobResult, JobState, StopReason, StopToken, WorkerId};
+use crate::queue::Queue;
 use crate::registry::Registry;
+use crate::seal::Keyring;
 use crate::store::{JobFilter, Store};
 use crate::telemetry;
-use fleet::Fleet;
+use desk::Batching;
+use fleet::{Fleet, Sizing};
 use lease::Keeper;
 
-/// How long a slot waits in the queue before it looks up.
-const POP_WAIT: Duration = Duration::from_secs(1);
+/// How long a task that panicked waits before it is started again.
+const PAUSE: Duration = Duration::from_secs(1);
 /// How long stopped jobs have to notice. They look between steps of a proof.
 const STOP_WAIT: Duration = Duration::from_secs(10);
 /// Finished jobs whose proof files are looked for at start.
@@ -52,8 +59,18 @@ const HEAL_LAST: u32 = 200;
 /// How a worker works.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// Name of the queue.
+    pub queue: String,
     /// Jobs in hand at once; sized by the devices when unset.
     pub concurrency: Option<usize>,
+    /// Whether the processor takes jobs while every other device is full.
+    pub cpu_overflow: bool,
+    /// Most proofs of one circuit given to a device at once; what the device is best at when unset.
+    pub batch_max: Option<usize>,
+    /// How long a batch that is not full waits for more jobs.
+    pub batch_linger: Duration,
+    /// How long ended jobs are kept; for ever when unset.
+    pub retention: Option<Duration>,
     /// Length of a lease.
     pub lease: Duration,
     /// Longest witness generation.
@@ -71,7 +88,12 @@ pub struct Options {
 impl From<&Config> for Options {
     fn from(c: &Config) -> Self {
         Self {
+            queue: c.queue_name.clone(),
             concurrency: c.concurrency,
+            cpu_overflow: c.cpu_overflow,
+            batch_max: c.batch_max,
+            batch_linger: c.batch_linger,
+            retention: c.retention,
             lease: c.lease,
             witness_timeout: c.witness_timeout,
             prove_timeout: c.prove_timeout,
@@ -105,12 +127,24 @@ struct Context {
     queue: Arc<dyn Queue>,
     artifacts: Artifacts,
     registry: Registry,
-    fleet: Fleet,
+    service: JobService,
+    keyring: Arc<Keyring>,
+    work: Option<Arc<dyn Work>>,
+    fleet: Arc<Fleet>,
     keeper: Keeper,
     canary: Arc<Canary>,
     options: Options,
     id: WorkerId,
-    busy: AtomicUsize,
+    /// Messages being recorded.
+    messages: AtomicUsize,
+}
+
+/// Something that makes results in place of the worker's own devices, for measuring all the rest.
+#[doc(hidden)]
+#[async_trait::async_trait]
+pub trait Work: Send + Sync {
+    /// A result for this job.
+    async fn make(&self, job: &Job, input: &[u8]) -> JobResult;
 }
 
 impl Context {
@@ -126,18 +160,22 @@ pub struct Rooms {
     pub store: Arc<dyn Store>,
     /// The same store by a connection of its own, for the heartbeat.
     pub heartbeat: Arc<dyn Store>,
-    /// Wakes the slots.
+    /// Brings jobs.
     pub queue: Arc<dyn Queue>,
     /// Keys, programs and proofs.
     pub artifacts: Artifacts,
     /// Open circuits.
     pub registry: Registry,
+    /// Records what producers write into the queue.
+    pub service: JobService,
+    /// Opens inputs.
+    pub keyring: Arc<Keyring>,
 }
 
 /// A running worker.
 pub struct Worker {
     ctx: Arc<Context>,
-    slots: JoinSet<()>,
+    dispatch: JoinSet<()>,
     others: JoinSet<()>,
     draining: watch::Sender<bool>,
 }
@@ -147,36 +185,69 @@ impl Worker {
     ///
     /// `devices` are best first; the processor should be among them, as the fallback.
     pub async fn start(rooms: Rooms, devices: Vec<Arc<dyn Backend>>, options: Options) -> Result<Self, StartError> {
+        Self::start_with(rooms, devices, None, options).await
+    }
+
+    /// The same with other work in the devices' place.
+    #[doc(hidden)]
+    pub async fn start_with(
+        rooms: Rooms,
+        devices: Vec<Arc<dyn Backend>>,
+        work: Option<Arc<dyn Work>>,
+        options: Options,
+    ) -> Result<Self, StartError> {
         let canary = tokio::task::spawn_blocking(Canary::new).await??;
         let canary = Arc::new(canary);
         let devices = fit(devices, &canary).await?;
-        let fleet = Fleet::new(devices, options.concurrency);
-        let Rooms { store, heartbeat, queue, artifacts, registry } = rooms;
+        let batching = Batching { most: options.batch_max, linger: options.batch_linger };
+        let sizing = Sizing { jobs: options.concurrency, cpu_overflow: options.cpu_overflow, batching };
+        let fleet = Arc::new(Fleet::new(devices, sizing));
+        let Rooms { store, heartbeat, queue, artifacts, registry, service, keyring } = rooms;
         let keeper = Keeper::start(heartbeat, options.lease)?;
         let id = WorkerId(format!("{}-{}", std::process::id(), Uuid::now_v7().simple()));
-        let lease = options.lease;
-        let busy = AtomicUsize::new(0);
-        let ctx = Arc::new(Context { store, queue, artifacts, registry, fleet, keeper, canary, options, id, busy });
-        gauge!(telemetry::WORKER_SLOTS).set(ctx.fleet.slots().len() as f64);
+        let messages = AtomicUsize::new(0);
+        let ctx = Context {
+            store,
+            queue,
+            artifacts,
+            registry,
+            service,
+            keyring,
+            work,
+            fleet,
+            keeper,
+            canary,
+            options,
+            id,
+            messages,
+        };
+        let ctx = Arc::new(ctx);
+        gauge!(telemetry::WORKER_SLOTS).set(ctx.fleet.slots() as f64);
 
-        let (draining, _) = watch::channel(false);
         let mut others = JoinSet::new();
-        let (store, queue) = (ctx.store.clone(), ctx.queue.clone());
-        others.spawn(unbroken("reconciler", move || reconcile::run(store.clone(), queue.clone(), lease)));
+        let reconciler = ctx.clone();
+        others.spawn(unbroken("reconciler", move || reconcile::run(reconciler.clone())));
+        let keeping = ctx.queue.clone();
+        others.spawn(unbroken("queue upkeep", move || reconcile::keep_queue(keeping.clone())));
         others.spawn(heal(ctx.clone()));
         others.spawn(warm(ctx.clone()));
-        let mut slots = JoinSet::new();
-        for device in ctx.fleet.slots().to_vec() {
-            let (ctx, draining) = (ctx.clone(), draining.clone());
-            slots.spawn(unbroken("slot", move || slot(ctx.clone(), device, draining.subscribe())));
+        for device in ctx.fleet.devices() {
+            for _ in 0..device.proofs {
+                let (device, allowed) = (device.clone(), ctx.options.prove_timeout);
+                others.spawn(unbroken("desk", move || desk::serve(device.clone(), allowed)));
+            }
         }
-        tracing::info!(worker = %ctx.id.0, slots = ctx.fleet.slots().len(), "worker started");
-        Ok(Self { ctx, slots, others, draining })
+        let (draining, _) = watch::channel(false);
+        let mut dispatch = JoinSet::new();
+        let (dispatcher, drains) = (ctx.clone(), draining.clone());
+        dispatch.spawn(unbroken("dispatcher", move || dispatch::run(dispatcher.clone(), drains.subscribe())));
+        tracing::info!(worker = %ctx.id.0, slots = ctx.fleet.slots(), "worker started");
+        Ok(Self { ctx, dispatch, others, draining })
     }
 
     /// Jobs it can have in hand at once.
     pub fn slots(&self) -> usize {
-        self.ctx.fleet.slots().len()
+        self.ctx.fleet.slots()
     }
 
     /// Stops claiming, gives jobs in hand the grace period to finish, and hands back what is left. Returns the number
@@ -185,17 +256,21 @@ impl Worker {
         self.draining.send_replace(true);
         let grace = self.ctx.options.grace;
         tracing::info!(in_hand = self.ctx.keeper.held().len(), grace_s = grace.as_secs(), "draining");
-        let all = async { while self.slots.join_next().await.is_some() {} };
+        let all = async { while self.dispatch.join_next().await.is_some() {} };
         let mut left = 0;
         if tokio::time::timeout(grace, all).await.is_err() {
             left = self.ctx.keeper.held().len();
             self.ctx.keeper.stop_all(StopReason::Draining);
-            let all = async { while self.slots.join_next().await.is_some() {} };
+            let all = async { while self.dispatch.join_next().await.is_some() {} };
             if tokio::time::timeout(STOP_WAIT, all).await.is_err() {
                 self.hand_back().await;
             }
         }
         self.others.shutdown().await;
+        let closed = tokio::time::timeout(STOP_WAIT, self.ctx.queue.close()).await;
+        if !matches!(closed, Ok(Ok(()))) {
+            tracing::warn!("the queue did not hear that this worker ends; others will find out");
+        }
         tracing::info!(handed_back = left, "worker stopped");
         left
     }
@@ -245,85 +320,7 @@ where
             Some(Err(e)) if e.is_panic() => tracing::error!(what, "a task panicked; starting it again"),
             _ => return,
         }
-        tokio::time::sleep(POP_WAIT).await;
-    }
-}
-
-/// A slot: one job at a time, and no claim before there is room for it.
-async fn slot(ctx: Arc<Context>, device: usize, mut draining: watch::Receiver<bool>) {
-    loop {
-        if *draining.borrow() {
-            return;
-        }
-        let Some(device) = ctx.fleet.fit(device, &ctx.canary).await else {
-            wait(&mut draining, POP_WAIT).await;
-            continue;
-        };
-        let popped = tokio::select! {
-            biased;
-            _ = draining.changed() => return,
-            popped = ctx.queue.pop(1, POP_WAIT) => popped,
-        };
-        match popped {
-            Ok(deliveries) => {
-                for delivery in deliveries {
-                    deliver(&ctx, device, delivery).await;
-                }
-            }
-            Err(error) => {
-                tracing::error!(%error, "the queue failed");
-                wait(&mut draining, POP_WAIT).await;
-            }
-        }
-    }
-}
-
-async fn wait(draining: &mut watch::Receiver<bool>, time: Duration) {
-    let _ = tokio::time::timeout(time, draining.changed()).await;
-}
-
-/// Claims a job that the queue offers, and works on it if it is there to be had.
-async fn deliver(ctx: &Context, device: usize, delivery: Delivery) {
-    let crate::queue::Offer::Job(id) = delivery.offer else { return };
-    match ctx.store.claim(id, &ctx.id, ctx.options.lease).await {
-        Ok(Some(claim)) => {
-            histogram!(telemetry::JOB_WAIT).record(waited(&claim.job, ctx.options.lease));
-            let _busy = Busy::new(ctx);
-            attempt::run(ctx, device, claim).await;
-        }
-        // Somebody else has it, or it ended.
-        Ok(None) => {}
-        Err(error) => {
-            tracing::error!(job = %id, %error, "could not claim");
-            tokio::time::sleep(POP_WAIT).await;
-        }
-    }
-    if let Err(error) = ctx.queue.ack(&[delivery]).await {
-        tracing::warn!(job = %id, %error, "the queue did not hear that the job is dealt with");
-    }
-}
-
-/// Seconds from when the job was due to its claim, by the store's clock.
-fn waited(job: &Job, lease: Duration) -> f64 {
-    let claimed = job.lease_expires_at.unwrap_or(job.run_at) - i64::try_from(lease.as_millis()).unwrap_or(0);
-    (claimed - job.run_at).max(0) as f64 / 1e3
-}
-
-/// Counts a slot as busy while it lives.
-struct Busy<'a>(&'a Context);
-
-impl<'a> Busy<'a> {
-    fn new(ctx: &'a Context) -> Self {
-        let busy = ctx.busy.fetch_add(1, Ordering::Relaxed) + 1;
-        gauge!(telemetry::WORKER_SLOTS_BUSY).set(busy as f64);
-        Self(ctx)
-    }
-}
-
-impl Drop for Busy<'_> {
-    fn drop(&mut self) {
-        let busy = self.0.busy.fetch_sub(1, Ordering::Relaxed) - 1;
-        gauge!(telemetry::WORKER_SLOTS_BUSY).set(busy as f64);
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
@@ -344,8 +341,8 @@ async fn heal(ctx: Arc<Context>) {
 /// Opens the circuits there are, so that the first job of each does not wait for it.
 async fn warm(ctx: Arc<Context>) {
     let Ok(circuits) = ctx.store.circuits().await else { return };
-    // One device of each slot is enough: the rest load what they need.
-    let Some(device) = ctx.fleet.slots().first().map(|d| ctx.fleet.devices()[*d].clone()) else { return };
+    // One device is enough: the rest load what they need.
+    let Some(device) = ctx.fleet.first() else { return };
     for circuit in circuits {
         let content = crate::registry::CircuitContent { zkey: circuit.zkey, wasm: circuit.wasm };
         match ctx.registry.open(content).await {

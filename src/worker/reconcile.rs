@@ -1,49 +1,109 @@
-//! The reconciler: from the store, which knows, to the queue, which may forget.
+//! The reconciler: from the store, which knows, to the queue, which may forget. It tidies up on the way.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use metrics::gauge;
+use metrics::{counter, gauge};
 
+use super::Context;
 use crate::queue::Queue;
-use crate::store::{Store, StoreError};
+use crate::store::{Load, Sweep};
 use crate::telemetry;
 
-/// How often jobs are counted at most.
-const COUNT_EVERY: Duration = Duration::from_secs(1);
+/// How often overdue things are looked for, and how busy the queue is.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Jobs offered at a time. More than any worker starts before the next look.
 const AT_A_TIME: u32 = 1000;
+/// Jobs forgotten or failed at a time.
+const SWEEP_LIMIT: u32 = 1000;
+/// How often the queue is cared for.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// Offers due and lapsed jobs to the queue for ever: soon after another process changed the store, and at least every
 /// second or quarter of a lease, whichever is shorter.
-pub(super) async fn run(store: Arc<dyn Store>, queue: Arc<dyn Queue>, lease: Duration) {
-    let at_least = (lease / 4).min(Duration::from_secs(1));
-    let mut counted = None::<Instant>;
+pub(super) async fn run(ctx: Arc<Context>) {
+    let at_least = (ctx.options.lease / 4).min(Duration::from_secs(1));
+    let mut swept = None::<Instant>;
     let mut well = true;
     loop {
-        let _ = store.changed(at_least).await;
-        let offered = offer(store.as_ref(), queue.as_ref()).await;
-        if let Err(error) = &offered
+        let looked = look(&ctx, &mut swept).await;
+        if let Err(error) = &looked
             && well
         {
             tracing::error!(%error, "cannot look for due jobs; trying again every second");
         }
-        well = offered.is_ok();
-        if well && counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
-            counted = Some(Instant::now());
-            count(store.as_ref()).await;
+        well = looked.is_ok();
+        if ctx.store.changed(at_least).await.is_err() {
+            tokio::time::sleep(at_least).await;
         }
     }
 }
 
-async fn offer(store: &dyn Store, queue: &dyn Queue) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    Ok(queue.push(&store.due(AT_A_TIME).await?).await?)
+async fn look(ctx: &Context, swept: &mut Option<Instant>) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let due = ctx.store.due(AT_A_TIME).await?;
+    if !due.is_empty()
+        && let Err(error) = ctx.queue.push(&due).await
+    {
+        // The dispatcher says so, and goes to the store itself.
+        counter!(telemetry::QUEUE_ERRORS).increment(1);
+        tracing::debug!(%error, "due jobs could not be offered");
+    }
+    if swept.is_none_or(|at| at.elapsed() >= SWEEP_EVERY) {
+        *swept = Some(Instant::now());
+        sweep(ctx).await?;
+        show(&ctx.store.load().await?);
+    }
+    Ok(())
 }
 
-async fn count(store: &dyn Store) {
-    let counts: Result<_, StoreError> = store.counts().await;
-    if let Ok(counts) = counts {
-        gauge!(telemetry::QUEUE_DEPTH).set(counts.queued as f64);
-        gauge!(telemetry::JOBS_RUNNING).set(counts.running as f64);
+async fn sweep(ctx: &Context) -> Result<(), crate::store::StoreError> {
+    let done = ctx.store.sweep(Sweep { retention: ctx.options.retention, limit: SWEEP_LIMIT }).await?;
+    for job in &done.expired {
+        tracing::warn!(%job, "job failed: no worker began it in time");
+    }
+    counter!(telemetry::JOBS_EXPIRED).increment(done.expired.len() as u64);
+    counter!(telemetry::JOBS_PURGED).increment(done.purged.len() as u64);
+    for job in &done.purged {
+        if let Err(error) = ctx.artifacts.remove_proof(*job).await {
+            tracing::warn!(%job, %error, "the proof files of a forgotten job could not be removed");
+        }
+    }
+    Ok(())
+}
+
+fn show(load: &Load) {
+    gauge!(telemetry::QUEUE_DEPTH).set(load.queued as f64);
+    gauge!(telemetry::JOBS_RUNNING).set(load.running as f64);
+    gauge!(telemetry::QUEUE_OLDEST).set(load.oldest_ms as f64 / 1e3);
+    gauge!(telemetry::QUEUE_DRAIN).set(drain_seconds(load));
+}
+
+/// Seconds until what waits is done, if jobs go on ending as within the last minute.
+fn drain_seconds(load: &Load) -> f64 {
+    if load.queued == 0 { 0.0 } else { load.queued as f64 * 60.0 / load.ended_last_minute as f64 }
+}
+
+/// Cares for the queue, for ever.
+pub(super) async fn keep_queue(queue: Arc<dyn Queue>) {
+    let mut tick = tokio::time::interval(UPKEEP_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if let Err(error) = queue.upkeep().await {
+            tracing::debug!(%error, "the queue could not be cared for");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_to_drain_is_by_the_last_minutes_pace() {
+        let load = |queued, ended_last_minute| Load { queued, ended_last_minute, ..Load::default() };
+        assert_eq!(drain_seconds(&load(0, 0)), 0.0);
+        assert_eq!(drain_seconds(&load(120, 60)), 120.0);
+        assert_eq!(drain_seconds(&load(1, 0)), f64::INFINITY);
     }
 }

@@ -3,22 +3,27 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::formats::wtns;
-use crate::model::{Circuit, CircuitName, ContentHash, Job, JobId, JobResult, JobState, NewJob, Priority};
-use crate::queue::Queue;
-use crate::store::{Cancelled, Counts, JobFilter, Store, StoreError, Submitted};
+use crate::model::{Circuit, CircuitName, ContentHash, Job, JobError, JobId, JobResult, JobState, NewJob, Priority};
+use crate::queue::{Queue, SetAside};
+use crate::seal::{Keyring, SealError};
+use crate::store::{Cancelled, Counts, Input, JobFilter, Load, Requeued, Scope, Store, StoreError, Submitted};
 use crate::witness::Inputs;
 
+/// Jobs forgotten at a time.
+const PURGE_AT_A_TIME: u32 = 1000;
 /// Longest idempotency key, characters.
 const MAX_KEY: usize = 256;
 
 /// A job to submit.
 pub struct SubmitRequest {
+    /// Its identity, if the submitter chooses it: the same id with the same body gives the same job.
+    pub id: Option<JobId>,
     /// Its circuit.
     pub circuit: CircuitName,
     /// Input JSON, or a .wtns file where the circuit has no witness program. A secret.
@@ -52,6 +57,20 @@ pub enum ServiceError {
     /// The input or another part of the request cannot be right.
     #[error("{0}")]
     Invalid(String),
+    /// The job cannot be queued again.
+    #[error("job {id} is {state}; only failed and cancelled jobs can be queued again")]
+    NotRequeued {
+        /// Which job.
+        id: JobId,
+        /// Where it stands.
+        state: JobState,
+    },
+    /// The job's input is gone.
+    #[error("the input of job {0} is no longer held; bring it again")]
+    InputGone(JobId),
+    /// The input cannot be sealed.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     /// The job has no proof.
     #[error("job {id} has no proof: it is {state}")]
     NoProof {
@@ -63,6 +82,9 @@ pub enum ServiceError {
     /// The store failed.
     #[error(transparent)]
     Store(StoreError),
+    /// The queue failed.
+    #[error("{0}")]
+    Queue(String),
     /// An artifact could not be written.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
@@ -78,32 +100,54 @@ impl From<StoreError> for ServiceError {
     }
 }
 
-/// Jobs over a store; wakes the worker where its queue is in this process.
+/// How a service treats what is submitted.
+#[derive(Debug, Clone)]
+pub struct ServiceOptions {
+    /// Largest input, bytes.
+    pub max_input: usize,
+    /// Longest wait for a worker; unbounded when unset.
+    pub start_within: Option<Duration>,
+    /// Seals inputs.
+    pub keyring: Arc<Keyring>,
+}
+
+/// Jobs over a store; wakes workers by their queue.
 #[derive(Clone)]
 pub struct JobService {
     store: Arc<dyn Store>,
     queue: Option<Arc<dyn Queue>>,
     artifacts: Artifacts,
-    max_input: usize,
+    options: ServiceOptions,
 }
 
 impl JobService {
     /// A service over these rooms. Without a queue, a worker finds new jobs by looking at the store.
-    pub fn new(store: Arc<dyn Store>, queue: Option<Arc<dyn Queue>>, artifacts: Artifacts, max_input: usize) -> Self {
-        Self { store, queue, artifacts, max_input }
+    pub fn new(
+        store: Arc<dyn Store>,
+        queue: Option<Arc<dyn Queue>>,
+        artifacts: Artifacts,
+        options: ServiceOptions,
+    ) -> Self {
+        Self { store, queue, artifacts, options }
     }
 
     /// Largest input, bytes.
     pub fn max_input(&self) -> usize {
-        self.max_input
+        self.options.max_input
     }
 
     /// Submits a job. What can be seen to be wrong at once is refused at once.
     pub async fn submit(&self, request: SubmitRequest) -> Result<Submitted, ServiceError> {
-        let SubmitRequest { circuit: name, input, idempotency_key, priority } = request;
-        if input.len() > self.max_input {
-            return Err(ServiceError::TooLarge { got: input.len(), limit: self.max_input });
+        let submitted = self.record(request).await?;
+        if let Submitted::Created(job) = &submitted {
+            self.offer(job).await;
         }
+        Ok(submitted)
+    }
+
+    /// Writes a job down, and leaves it to the caller to offer it to workers.
+    pub(super) async fn record(&self, request: SubmitRequest) -> Result<Submitted, ServiceError> {
+        let SubmitRequest { id: own_id, circuit: name, input, idempotency_key, priority } = request;
         if let Some(key) = &idempotency_key
             && (key.is_empty() || key.chars().count() > MAX_KEY)
         {
@@ -111,18 +155,105 @@ impl JobService {
             return Err(ServiceError::Invalid(format!("an idempotency key is 1 to {MAX_KEY} characters, got {got}")));
         }
         let circuit = self.store.circuit(&name).await?.ok_or_else(|| ServiceError::UnknownCircuit(name.clone()))?;
-        let input = check_input(circuit, input).await?;
-        let id = JobId::new();
-        let body = body_hash(id, &name, idempotency_key.as_deref(), &input);
-        let new = NewJob { id, circuit: name, idempotency_key, body, former_bodies: Vec::new(), priority, start_within: None };
-        let submitted = self.store.submit(&new, crate::store::Input { bytes: &input, key: "" }).await?;
-        if let (Submitted::Created(job), Some(queue)) = (&submitted, &self.queue)
+        let input = self.checked(circuit, input).await?;
+        let id = own_id.unwrap_or_default();
+        let keyring = &self.options.keyring;
+        let (body, former_bodies) = match (own_id, idempotency_key.as_deref()) {
+            // No request can be a repeat, and the hash, which outlives the input, says nothing about it.
+            (None, None) => (ContentHash::of(id.0.as_bytes()), Vec::new()),
+            (_, key) => keyring.body_hashes(&[key.unwrap_or_default().as_bytes(), name.as_str().as_bytes(), &input]),
+        };
+        let start_within = self.options.start_within;
+        let new = NewJob { id, circuit: name, idempotency_key, body, former_bodies, priority, start_within };
+        let sealed = keyring.seal(id, &input)?;
+        Ok(self.store.submit(&new, Input { bytes: &sealed.bytes, key: &sealed.key }).await?)
+    }
+
+    /// Wakes a worker. Should that fail, the reconciler finds the job.
+    async fn offer(&self, job: &Job) {
+        if let Some(queue) = &self.queue
             && let Err(error) = queue.push(&[(job.id, job.priority)]).await
         {
-            // The reconciler will find it.
-            tracing::warn!(job = %job.id, %error, "the queue did not take a new job");
+            tracing::warn!(job = %job.id, %error, "the queue did not take a job; it is found in the store instead");
         }
-        Ok(submitted)
+    }
+
+    /// Queues a failed or cancelled job again, with fresh retry budgets. Its input may be held still; if not, or if
+    /// another is given, that one is used.
+    pub async fn requeue(&self, id: JobId, input: Option<Zeroizing<Vec<u8>>>) -> Result<Job, ServiceError> {
+        let sealed = match input {
+            None => None,
+            Some(input) => {
+                let job = self.job(id).await?;
+                let circuit = self.store.circuit(&job.circuit).await?;
+                let circuit = circuit.ok_or_else(|| ServiceError::UnknownCircuit(job.circuit.clone()))?;
+                let input = self.checked(circuit, input).await?;
+                Some(self.options.keyring.seal(id, &input)?)
+            }
+        };
+        let input = sealed.as_ref().map(|s| Input { bytes: &s.bytes, key: &s.key });
+        match self.store.requeue(id, input).await? {
+            Requeued::Yes(job) => {
+                self.offer(&job).await;
+                Ok(*job)
+            }
+            Requeued::Not(state) => Err(ServiceError::NotRequeued { id, state }),
+            Requeued::InputGone => Err(ServiceError::InputGone(id)),
+            Requeued::Unknown => Err(ServiceError::UnknownJob(id)),
+        }
+    }
+
+    /// Forgets jobs in these final states that ended longer ago than `older_than`, and their proofs; the number of
+    /// jobs.
+    pub async fn purge(&self, states: &[JobState], older_than: Duration) -> Result<u64, ServiceError> {
+        let mut n = 0;
+        loop {
+            let purged = self.store.purge(states, older_than, PURGE_AT_A_TIME).await?;
+            if purged.is_empty() {
+                return Ok(n);
+            }
+            n += purged.len() as u64;
+            for id in purged {
+                self.artifacts.remove_proof(id).await?;
+            }
+        }
+    }
+
+    /// Holds back the queue or a circuit, or lets it go again. Answers whether that changed anything.
+    pub async fn set_paused(&self, scope: &Scope, paused: bool) -> Result<bool, ServiceError> {
+        if let Scope::Circuit(name) = scope
+            && paused
+            && self.store.circuit(name).await?.is_none()
+        {
+            return Err(ServiceError::UnknownCircuit(name.clone()));
+        }
+        Ok(self.store.set_paused(scope, paused).await?)
+    }
+
+    /// What is held back, with the time since when.
+    pub async fn paused(&self) -> Result<Vec<(Scope, i64)>, ServiceError> {
+        Ok(self.store.paused().await?)
+    }
+
+    /// How busy the queue is.
+    pub async fn load(&self) -> Result<Load, ServiceError> {
+        Ok(self.store.load().await?)
+    }
+
+    /// Messages of producers that nobody could use, newest first.
+    pub async fn aside(&self, limit: usize) -> Result<Vec<SetAside>, ServiceError> {
+        match &self.queue {
+            Some(queue) => queue.aside(limit).await.map_err(|e| ServiceError::Queue(e.to_string())),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    async fn checked(&self, circuit: Circuit, input: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, ServiceError> {
+        let (got, limit) = (input.len(), self.options.max_input);
+        if got > limit {
+            return Err(ServiceError::TooLarge { got, limit });
+        }
+        check_input(circuit, input).await
     }
 
     /// A job.
@@ -194,37 +325,16 @@ async fn check_input(circuit: Circuit, input: Zeroizing<Vec<u8>>) -> Result<Zero
     checked.await.unwrap_or_else(|_| Err(ServiceError::Invalid("the input could not be read".to_owned())))
 }
 
-/// What tells a repeated request from a conflicting one.
-///
-/// It outlives the input, so it must not give away a secret that can be guessed: without an idempotency key no request
-/// can be a repeat, and the hash is of the job's id alone. With one, it covers key, circuit and input; whoever has the
-/// database and the key could then test guesses of a short input.
-fn body_hash(id: JobId, circuit: &CircuitName, key: Option<&str>, input: &[u8]) -> ContentHash {
-    let mut hash = Sha256::new();
-    match key {
-        None => hash.update(id.0.as_bytes()),
-        Some(key) => {
-            for part in [key.as_bytes(), circuit.as_str().as_bytes(), input] {
-                hash.update((part.len() as u64).to_le_bytes());
-                hash.update(part);
-            }
-        }
-    }
-    ContentHash(hash.finalize().into())
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn a_body_without_a_key_says_nothing_of_the_input() {
-        let (id, name) = (JobId::new(), "c".parse().unwrap());
-        assert_eq!(body_hash(id, &name, None, b"1"), body_hash(id, &name, None, b"2"));
-        assert_ne!(body_hash(id, &name, Some("k"), b"1"), body_hash(id, &name, Some("k"), b"2"));
-        let other = "d".parse().unwrap();
-        assert_ne!(body_hash(id, &name, Some("k"), b"1"), body_hash(id, &other, Some("k"), b"1"));
-        assert_eq!(body_hash(id, &name, Some("k"), b"1"), body_hash(JobId::new(), &name, Some("k"), b"1"));
+/// A job that is refused before it could be queued, for [`Store::reject`]: the same refusal is the same job.
+pub(super) fn refuse(id: JobId, circuit: CircuitName, key: Option<String>, error: &JobError) -> NewJob {
+    let body = ContentHash::of(format!("refused\n{id}\n{}", error.message).as_bytes());
+    NewJob {
+        id,
+        circuit,
+        idempotency_key: key,
+        body,
+        former_bodies: Vec::new(),
+        priority: Priority(0),
+        start_within: None,
     }
 }

@@ -3,13 +3,17 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{JobService, Rooms};
-use crate::artifacts::{ArtifactError, Artifacts, private_dir};
-use crate::config::{Config, Database};
-use crate::queue::{MemoryQueue, Queue};
+use super::{JobService, Rooms, ServiceOptions};
+use crate::artifacts::{ArtifactError, Artifacts, S3Spec, private_dir};
+use crate::config::{ArtifactsUrl, Config, Database, Secret};
+use crate::queue::{MemoryQueue, Queue, QueueError, RedisQueue, RedisSettings};
 use crate::registry::{Registry, RegistryLimits};
-use crate::store::{SqliteStore, Store, StoreError, StoreSettings};
+use crate::seal::{Keyring, SealError};
+use crate::store::{PostgresStore, SqliteStore, Store, StoreError, StoreSettings};
 use crate::witness::ModuleCache;
+
+/// Bytes of a message beside its input.
+const MESSAGE_ENVELOPE: usize = 64 << 10;
 
 /// Why the rooms do not open.
 #[derive(Debug, thiserror::Error)]
@@ -17,32 +21,42 @@ pub enum OpenError {
     /// The store does not.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The data folder does not.
-    #[error("the data folder: {0}")]
+    /// The queue does not.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// The artifacts do not.
+    #[error("the artifacts: {0}")]
     Artifacts(#[from] ArtifactError),
+    /// The keys that seal inputs do not read as they should.
+    #[error(transparent)]
+    Seal(#[from] SealError),
 }
 
-/// Store, artifacts and registry of one data folder.
+/// Store, queue, artifacts and registry of one configuration.
 pub struct Workspace {
     config: Config,
     store: Arc<dyn Store>,
     queue: Arc<dyn Queue>,
     artifacts: Artifacts,
     registry: Registry,
+    keyring: Arc<Keyring>,
 }
 
 impl Workspace {
     /// Opens what is there and makes what is not. Any number of processes may have the same workspace open.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
         private_dir(&config.data_dir)?;
+        let keyring = config.encryption_keys.as_ref().map(|keys| Keyring::parse(keys.reveal())).transpose()?;
         let store = open_store(&config).await?;
-        let artifacts = Artifacts::local(&config.data_dir)?;
+        let queue = open_queue(&config).await?;
+        let artifacts = open_artifacts(&config)?;
         let limits = RegistryLimits {
             key_cache_bytes: config.key_cache_bytes,
             ..RegistryLimits::for_witness(config.witness_timeout, config.witness_memory)
         };
         let registry = Registry::new(store.clone(), artifacts.clone(), module_cache(&config), limits);
-        Ok(Self { config, store, queue: Arc::new(MemoryQueue::new()), artifacts, registry })
+        let keyring = Arc::new(keyring.unwrap_or_else(Keyring::none));
+        Ok(Self { config, store, queue, artifacts, registry, keyring })
     }
 
     /// The configuration.
@@ -55,15 +69,25 @@ impl Workspace {
         &self.store
     }
 
+    /// Wakes workers.
+    pub fn queue(&self) -> &Arc<dyn Queue> {
+        &self.queue
+    }
+
     /// Open circuits.
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// Submit, look, cancel. Its jobs wake a worker in this process at once, and others within about 100 ms.
+    /// Submit, look, cancel. Its jobs wake a worker at once where the queue is shared or in this process, and others
+    /// within about 100 ms.
     pub fn service(&self) -> JobService {
-        let queue = Some(self.queue.clone());
-        JobService::new(self.store.clone(), queue, self.artifacts.clone(), self.config.max_input_bytes)
+        let options = ServiceOptions {
+            max_input: self.config.max_input_bytes,
+            start_within: self.config.queue_timeout,
+            keyring: self.keyring.clone(),
+        };
+        JobService::new(self.store.clone(), Some(self.queue.clone()), self.artifacts.clone(), options)
     }
 
     /// What a worker stands on.
@@ -74,6 +98,8 @@ impl Workspace {
             queue: self.queue.clone(),
             artifacts: self.artifacts.clone(),
             registry: self.registry.clone(),
+            service: self.service(),
+            keyring: self.keyring.clone(),
         })
     }
 }
@@ -84,9 +110,41 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
         keep_failed_inputs: config.keep_failed_inputs,
         notify: config.redis.is_none(),
     };
-    match &config.database {
-        Database::Sqlite(path) => Ok(Arc::new(SqliteStore::open(path, settings).await?)),
-        Database::Postgres(_) => unimplemented!(),
+    Ok(match &config.database {
+        Database::Sqlite(path) => Arc::new(SqliteStore::open(path, settings).await?),
+        Database::Postgres(url) => Arc::new(PostgresStore::open(url.reveal(), settings).await?),
+    })
+}
+
+async fn open_queue(config: &Config) -> Result<Arc<dyn Queue>, OpenError> {
+    let Some(url) = &config.redis else { return Ok(Arc::new(MemoryQueue::new())) };
+    let settings = RedisSettings {
+        url: url.reveal().to_owned(),
+        queue: config.queue_name.clone(),
+        consumer: format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple()),
+        reclaim_after: config.lease,
+        max_message: config.max_input_bytes.saturating_add(MESSAGE_ENVELOPE),
+    };
+    Ok(Arc::new(RedisQueue::open(settings).await?))
+}
+
+fn open_artifacts(config: &Config) -> Result<Artifacts, ArtifactError> {
+    match &config.artifacts {
+        None => Artifacts::local(&config.data_dir),
+        Some(ArtifactsUrl::Folder(folder)) => Artifacts::local(folder),
+        Some(ArtifactsUrl::S3 { bucket, prefix }) => {
+            let secret = |s: &Option<Secret>| s.as_ref().map(|s| s.reveal().to_owned());
+            let spec = S3Spec {
+                bucket: bucket.clone(),
+                prefix: prefix.clone(),
+                endpoint: config.s3.endpoint.clone(),
+                region: config.s3.region.clone(),
+                key_id: config.s3.key_id.clone(),
+                key: secret(&config.s3.key),
+                token: secret(&config.s3.token),
+            };
+            Artifacts::s3(&spec, &config.data_dir.join("cache"), config.artifact_cache_bytes)
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The body of a submit.
+//! A submit as JSON: the body of a request over HTTP, or a producer's message in the queue.
 
 use std::ops::Range;
 
@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Submit {
+    id: Option<String>,
     circuit: String,
     #[allow(dead_code)]
     input: IgnoredAny,
@@ -19,19 +20,25 @@ struct Submit {
 }
 
 /// The parts of a submit.
-#[derive(Debug)]
-pub(super) struct Parts {
-    pub(super) circuit: String,
-    pub(super) input: Zeroizing<Vec<u8>>,
-    pub(super) idempotency_key: Option<String>,
-    pub(super) priority: i16,
+pub struct Parts {
+    /// The submitter's own identity for the job.
+    pub id: Option<String>,
+    /// The circuit by name.
+    pub circuit: String,
+    /// The input's very bytes. A secret.
+    pub input: Zeroizing<Vec<u8>>,
+    /// The submitter's own name for the job.
+    pub idempotency_key: Option<String>,
+    /// Order among queued jobs, 0 if none was given.
+    pub priority: i16,
 }
 
-/// Takes a JSON body apart.
-pub(super) fn parse(body: &[u8]) -> Result<Parts, String> {
+/// Takes a submit apart. The error names what is expected and where, never a value.
+pub fn parse(body: &[u8]) -> Result<Parts, String> {
     let submit: Submit = serde_json::from_slice(body).map_err(|e| explain(&e))?;
     let span = member(body, "input").ok_or("the body has no member \"input\"")?;
     Ok(Parts {
+        id: submit.id,
         circuit: submit.circuit,
         input: Zeroizing::new(body[span].to_vec()),
         idempotency_key: submit.idempotency_key,
@@ -44,7 +51,7 @@ fn explain(e: &serde_json::Error) -> String {
     let place = format!("line {} column {}", e.line(), e.column());
     if e.is_data() {
         format!(
-            "the body must be an object with \"circuit\" (text), \"input\" (any JSON) and, if wanted, \
+            "the body must be an object with \"circuit\" (text), \"input\" (any JSON) and, if wanted, \"id\" (text), \
              \"idempotency_key\" (text) and \"priority\" (-32768 to 32767); it is not at {place}"
         )
     } else {
@@ -52,7 +59,12 @@ fn explain(e: &serde_json::Error) -> String {
     }
 }
 
-/// Where the value of a top-level member lies in a JSON document that is known to be sound.
+/// The text of a top-level member, as far as it can be told: the document may be cut off or no JSON behind it.
+pub(super) fn text_member(body: &[u8], name: &str) -> Option<String> {
+    serde_json::from_slice(body.get(member(body, name)?)?).ok()
+}
+
+/// Where the value of a top-level member lies in a JSON document that is sound up to there.
 fn member(json: &[u8], name: &str) -> Option<Range<usize>> {
     let mut at = skip_space(json, 0);
     if json.get(at) != Some(&b'{') {
@@ -163,8 +175,18 @@ mod tests {
             r#"{"circuit":"c","input":{},"priority":777777}"#,
             r#"{"circuit":"c","input":{},"priorty":1}"#,
         ] {
-            let e = parse(body.as_bytes()).unwrap_err();
+            let Err(e) = parse(body.as_bytes()) else { panic!("taken: {body}") };
             assert!(!e.contains("7777"), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_member_is_found_in_what_is_cut_off_behind_it() {
+        let cut = r#"{"circuit": "c", "id" : "order 7", "input": {"a": [1, 2"#;
+        assert_eq!(text_member(cut.as_bytes(), "id").as_deref(), Some("order 7"));
+        assert_eq!(text_member(cut.as_bytes(), "circuit").as_deref(), Some("c"));
+        for body in ["", "{", "[1]", r#"{"id": 7}"#, r#"{"id": "or"#, r#"{"input": {"id": "x"}"#, "}{", "{\"", "{\"a\\"] {
+            assert_eq!(text_member(body.as_bytes(), "id"), None, "{body}");
         }
     }
 }

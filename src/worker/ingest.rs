@@ -1,0 +1,158 @@
+//! Messages of producers who write straight into the queue: recorded in the store first, then jobs like any other.
+//!
+//! A message is acknowledged only when the store has the job, or when it is rejected or set aside, so that it is
+//! offered again after a crash; recording is idempotent, since a message's job has the same id each time.
+
+use metrics::counter;
+use uuid::Uuid;
+
+use super::dispatch::acknowledge;
+use super::service::{ServiceError, SubmitRequest, refuse};
+use super::{Context, request};
+use crate::model::{CircuitName, FailureClass, JobError, JobId, Priority};
+use crate::queue::{Delivery, Message, Offer};
+use crate::telemetry;
+
+/// Longest text of a producer's own that serves as an id, characters.
+const MAX_ID: usize = 256;
+
+/// What becomes of a message.
+enum Fate {
+    Recorded(JobId, Priority),
+    /// Nobody can use it, but it has an id under which its sender finds the reason.
+    Rejected,
+    SetAside(String),
+    /// The store does not answer: it is offered again later.
+    Later,
+}
+
+/// A job's identity by its producer: a UUID as it is; any other text is the job's idempotency key, and its id is
+/// derived from queue and text.
+struct Identity {
+    id: JobId,
+    key: Option<String>,
+}
+
+/// Names the derivation of ids, so that they meet no other program's.
+const NAMESPACE: Uuid = Uuid::from_u128(0x5072_7657_6d65_7373_8167_6500_7075_7265);
+
+fn derived(queue: &str, kind: &str, text: &str) -> JobId {
+    JobId(Uuid::new_v5(&NAMESPACE, format!("{kind}\n{queue}\n{text}").as_bytes()))
+}
+
+fn identity(queue: &str, text: &str) -> Result<Identity, String> {
+    if let Ok(id) = text.parse() {
+        return Ok(Identity { id, key: None });
+    }
+    match text.chars().count() {
+        1..=MAX_ID => Ok(Identity { id: derived(queue, "id", text), key: Some(text.to_owned()) }),
+        got => Err(format!("an id is 1 to {MAX_ID} characters, got {got}")),
+    }
+}
+
+/// Deals with a message.
+pub(super) async fn take(ctx: &Context, delivery: Delivery) {
+    let Offer::Message(message) = &delivery.offer else { return };
+    let (fate, outcome) = match record(ctx, message).await {
+        Fate::Later => return,
+        fate @ Fate::Recorded(..) => (fate, "recorded"),
+        fate @ Fate::Rejected => (fate, "rejected"),
+        fate @ Fate::SetAside(_) => (fate, "set_aside"),
+    };
+    counter!(telemetry::MESSAGES, "outcome" => outcome).increment(1);
+    match fate {
+        Fate::Recorded(id, priority) => {
+            // Should this fail, the reconciler offers it.
+            let _ = ctx.queue.push(&[(id, priority)]).await;
+            acknowledge(ctx, &delivery).await;
+        }
+        Fate::SetAside(why) => {
+            tracing::warn!(source = %message.source, why, "a message is set aside");
+            if let Err(error) = ctx.queue.set_aside(delivery, &why).await {
+                tracing::warn!(%error, "a message could not be set aside; it will be offered again");
+            }
+        }
+        Fate::Rejected | Fate::Later => acknowledge(ctx, &delivery).await,
+    }
+}
+
+async fn record(ctx: &Context, message: &Message) -> Fate {
+    let queue = &ctx.options.queue;
+    let text = |name| request::text_member(&message.body, name);
+    if message.size > message.body.len() as u64 {
+        let why = format!("the message has {} bytes, more than is allowed (PROVER_MAX_INPUT_BYTES)", message.size);
+        return reject(ctx, text("id"), text("circuit"), why).await;
+    }
+    let parts = match request::parse(&message.body) {
+        Ok(parts) => parts,
+        Err(why) => return reject(ctx, text("id"), text("circuit"), why).await,
+    };
+    let own = match parts.id.as_deref().map(|text| identity(queue, text)).transpose() {
+        Ok(own) => own.unwrap_or_else(|| Identity { id: derived(queue, "entry", &message.source), key: None }),
+        Err(why) => return Fate::SetAside(why),
+    };
+    let why = match parts.circuit.parse::<CircuitName>() {
+        Err(e) => e.to_string(),
+        Ok(circuit) => {
+            let request = SubmitRequest {
+                id: Some(own.id),
+                circuit,
+                input: parts.input,
+                idempotency_key: parts.idempotency_key.or(own.key),
+                priority: Priority(parts.priority),
+            };
+            match ctx.service.record(request).await {
+                Ok(submitted) => return Fate::Recorded(submitted.job().id, submitted.job().priority),
+                Err(ServiceError::Conflict(why)) => return Fate::SetAside(why),
+                Err(e @ (ServiceError::Store(_) | ServiceError::Artifact(_))) => {
+                    tracing::warn!(source = %message.source, error = %e, "a message could not be recorded yet");
+                    return Fate::Later;
+                }
+                Err(e) => e.to_string(),
+            }
+        }
+    };
+    reject(ctx, parts.id, Some(parts.circuit), why).await
+}
+
+/// Writes down why a message cannot be used under its id, if it has one.
+async fn reject(ctx: &Context, id: Option<String>, circuit: Option<String>, why: String) -> Fate {
+    let Some(own) = id.and_then(|text| identity(&ctx.options.queue, &text).ok()) else { return Fate::SetAside(why) };
+    // A name that is none cannot be kept as one.
+    let known = circuit.and_then(|name| name.parse().ok());
+    let Some(circuit) = known.or_else(|| "unknown".parse::<CircuitName>().ok()) else { return Fate::SetAside(why) };
+    let error = JobError { class: FailureClass::BadInput, message: why };
+    match ctx.store.reject(&refuse(own.id, circuit, own.key, &error), &error).await {
+        Ok(_) => {
+            tracing::warn!(job = %own.id, error = %error.message, "a message is rejected");
+            Fate::Rejected
+        }
+        // The id is another job's, which is left alone.
+        Err(crate::store::StoreError::Conflict { what, id }) => {
+            Fate::SetAside(format!("{}; {what} is taken by job {id}", error.message))
+        }
+        Err(error) => {
+            tracing::warn!(job = %own.id, %error, "a rejected message could not be recorded yet");
+            Fate::Later
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_id_is_a_uuid_or_any_text() {
+        let id = JobId::new();
+        let own = identity("q", &id.to_string()).unwrap();
+        assert_eq!((own.id, own.key), (id, None));
+        let own = identity("q", "order 7").unwrap();
+        assert_eq!(own.key.as_deref(), Some("order 7"));
+        assert_eq!(own.id, identity("q", "order 7").unwrap().id, "the same each time");
+        assert_ne!(own.id, identity("p", "order 7").unwrap().id);
+        assert_ne!(own.id, derived("q", "entry", "order 7"));
+        assert!(identity("q", "").is_err() && identity("q", &"x".repeat(257)).is_err());
+    }
+}
