@@ -170,7 +170,7 @@ impl Feed {
                     self.owed.lock().unwrap().push(id);
                 }
                 Way::Together => {
-                    let (one, two) = futures::join!(self.insist_on(&planned), self.insist_on(&planned));
+                    let (one, two) = tokio::join!(self.insist_on(&planned), self.insist_on(&planned));
                     if one != two {
                         self.wrong.lock().unwrap().push(format!("{} is two jobs, {one} and {two}", planned.name));
                     }

@@ -89,7 +89,7 @@ fn bad_messages_are_rejected_or_set_aside() {
     assert_eq!((job.state, job.attempt.0, job.error.unwrap().class), (JobState::Failed, 1, FailureClass::BadInput));
 
     fleet.wait_settled();
-    let noted = fleet.json(&["queue", "aside", "--json"]);
+    let noted = fleet.json(&["queue", "aside"]);
     let noted = noted.as_array().unwrap();
     assert_eq!(noted.len(), expected, "{noted:#?}");
     assert!(noted.iter().all(|n| !n["why"].as_str().unwrap().is_empty() && n["sha256"].as_str().unwrap().len() == 64));

@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use super::proxy::Proxy;
 use super::schedule::Door;
 use super::servers::{Postgres, Redis};
-use crate::harness::{Server, circuits, multiplier_key, program, until};
+use crate::harness::{HANG, Server, circuits, multiplier_key, program, until};
 
 /// Name of the fleet's queue, which is the key of its stream.
 pub const QUEUE: &str = "prove";
@@ -214,7 +214,7 @@ impl Fleet {
             if left.iter().all(|(_, n)| *n == 0) {
                 return;
             }
-            assert!(begun.elapsed() < crate::harness::HANG, "Redis does not settle: {left:?}");
+            assert!(begun.elapsed() < HANG, "Redis does not settle: {left:?}");
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
     }
@@ -247,7 +247,10 @@ pub fn request(input: String) -> SubmitRequest {
 
 /// Sends the Redis server at this port a command.
 pub async fn try_redis<T: redis::FromRedisValue>(port: u16, command: &redis::Cmd) -> redis::RedisResult<T> {
-    let mut connection = redis::Client::open(Redis::url(port))?.get_multiplexed_async_connection().await?;
+    // A hundred megabytes take a while.
+    let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(HANG));
+    let client = redis::Client::open(Redis::url(port))?;
+    let mut connection = client.get_multiplexed_async_connection_with_config(&patient).await?;
     command.query_async(&mut connection).await
 }
 

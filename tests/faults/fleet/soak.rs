@@ -19,13 +19,15 @@ use super::disk::TinyDisk;
 use super::jobs::{Feed, Planned, offer_again};
 use super::schedule::{Door, Event, ROUND, TINY, WORKERS, round};
 use super::servers::Postgres;
-use super::site::Fleet;
+use super::site::{Fleet, try_redis};
 use crate::harness::{HANG, Server};
 
 /// Leases of the workers.
 const LEASE: Duration = Duration::from_secs(2);
 /// Rounds where no time is asked for.
 const ROUNDS: u64 = 2;
+/// Jobs on top while a worker still waits for the one that is to kill or stop it.
+const MORE: u64 = 20;
 /// How often the conductor looks.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -222,9 +224,8 @@ impl Conductor {
             self.progress = (ended, Instant::now());
         }
         assert!(self.progress.1.elapsed() < HANG, "nothing ends any more:\n{}", self.describe());
-        let watch = self.watch.lock().unwrap();
-        let wrong = self.feed.wrong.lock().unwrap();
-        assert!(watch.changed.is_empty() && wrong.is_empty(), "{:?} {wrong:?}", watch.changed);
+        let (changed, wrong) = (self.watch.lock().unwrap().changed.clone(), self.feed.wrong.lock().unwrap().clone());
+        assert!(changed.is_empty() && wrong.is_empty(), "{changed:?} {wrong:?}");
     }
 
     fn undo(&mut self, what: Undo) {
@@ -255,6 +256,9 @@ impl Conductor {
                 }
                 stand => panic!("worker {n}, {stand:?}, ended by itself with {status}:\n{log}"),
             };
+            if !started {
+                std::thread::sleep(LOOK * 10);
+            }
             self.count(what);
             self.start(n, then, killed);
             return;
@@ -303,9 +307,14 @@ impl Conductor {
         }
     }
 
-    /// Waits until a worker has been through what was meant for it.
+    /// Waits until a worker has been through what was meant for it. That takes jobs, and there are more as it needs them.
     fn ready(&mut self, n: usize) {
-        self.wait(|c| c.workers[n].stand == Stand::Well && c.workers[n].started());
+        self.wait(|c| {
+            if c.feed.allowed.load(Ordering::SeqCst) < c.ended() + MORE {
+                c.feed.allowed.fetch_add(MORE, Ordering::SeqCst);
+            }
+            c.workers[n].stand == Stand::Well && c.workers[n].started()
+        });
     }
 
     fn leave(&mut self, n: usize, killed: bool, then: &[&str]) {
@@ -336,8 +345,8 @@ impl Conductor {
             Event::Drain { worker } => self.leave(worker, false, &[]),
             Event::Flush => {
                 // It may be away.
-                let flush = super::site::try_redis::<String>(self.fleet.redis.port, &redis::cmd("FLUSHALL"));
-                if self.fleet.block(flush).is_ok() {
+                let (flush, port) = (redis::cmd("FLUSHALL"), self.fleet.redis.port);
+                if self.fleet.block(try_redis::<String>(port, &flush)).is_ok() {
                     self.count("FLUSHALL");
                 }
             }
@@ -377,11 +386,6 @@ impl Conductor {
     fn peace(&mut self) {
         self.wait(|c| c.undo.is_empty());
         for n in 0..WORKERS {
-            if matches!(self.workers[n].stand, Stand::Dies | Stand::Freezes) {
-                // No job came its way.
-                self.workers[n].server.signal(Signal::KILL);
-                self.workers[n].stand = Stand::Leaves { killed: true, then: Vec::new() };
-            }
             self.ready(n);
         }
     }
@@ -390,13 +394,13 @@ impl Conductor {
         let stands: Vec<String> = self.workers.iter().map(|w| format!("{:?} started={}", w.stand, w.started())).collect();
         let watch = self.watch.lock().unwrap();
         let seen = watch.at.map(|at| at.elapsed());
-        let jobs = tokio::time::timeout(Duration::from_secs(5), async {
+        let jobs = async {
             let mut c = PgConnection::connect(&Postgres::url(self.fleet.postgres.port)).await?;
             let open = "SELECT t::text FROM jobs t WHERE finished_at IS NULL ORDER BY seq LIMIT 10";
             let rows = sqlx::query(open).fetch_all(&mut c).await?;
-            sqlx::Result::Ok(rows.iter().map(|row| row.get(0)).collect::<Vec<String>>())
-        });
-        let jobs = self.fleet.block(jobs);
+            Ok::<_, sqlx::Error>(rows.iter().map(|row| row.get(0)).collect::<Vec<String>>())
+        };
+        let jobs = self.fleet.block(async { tokio::time::timeout(Duration::from_secs(5), jobs).await });
         format!(
             "{} of {} ended; store seen {seen:?} ago; running by {:?}; to be undone: {:?}\nworkers: {stands:#?}\n{:#?}\njobs: {jobs:#?}",
             self.ended(),
@@ -434,17 +438,16 @@ fn nothing_is_lost_and_nothing_is_done_twice() {
     let mut conductor = Conductor::new(seed);
     let mut rounds = 0;
     while seconds.map_or(rounds < ROUNDS, |s| begun.elapsed() < s) {
-        let before = rounds * ROUND;
         rounds += 1;
-        conductor.feed.allowed.store(rounds * ROUND, Ordering::SeqCst);
+        let before = conductor.feed.allowed.fetch_add(ROUND, Ordering::SeqCst);
         for (at, event) in round(seed, rounds) {
             conductor.wait(|c| c.ended() >= before + at);
             conductor.happen(&event);
         }
     }
-    let total = rounds * ROUND;
-    conductor.wait(|c| c.ended() >= total);
     conductor.peace();
+    let total = conductor.feed.allowed.load(Ordering::SeqCst);
+    conductor.wait(|c| c.ended() >= total);
     eprintln!("{total} jobs ended after {:?}", begun.elapsed());
     let jobs = conductor.fleet.jobs();
     late_offers(&conductor, &jobs);
