@@ -68,7 +68,7 @@ impl Site {
         let queue: Arc<dyn Queue> = Arc::new(MemoryQueue::new());
         let jobs = JobService::new(store.clone(), Some(queue.clone()), artifacts.clone(), MAX_INPUT);
         let readiness = Readiness::starting("testing devices");
-        let app = App { jobs, metrics: Metrics::install(), readiness: readiness.clone() };
+        let app = App { jobs, metrics: Metrics::install("prove"), readiness: readiness.clone() };
         let (stop, stopped) = watch::channel(false);
         let mut addresses = Vec::new();
         for router in [http::api_router(app.clone(), true), http::ops_router(app)] {
