@@ -8,7 +8,7 @@ use crate::artifacts::{ArtifactError, Artifacts, private_dir};
 use crate::config::{Config, Database};
 use crate::queue::{MemoryQueue, Queue};
 use crate::registry::{Registry, RegistryLimits};
-use crate::store::{SqliteStore, Store, StoreError, StoreSettings};
+use crate::store::{PostgresStore, SqliteStore, Store, StoreError, StoreSettings};
 use crate::witness::ModuleCache;
 
 /// Why the rooms do not open.
@@ -86,7 +86,7 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
     };
     match &config.database {
         Database::Sqlite(path) => Ok(Arc::new(SqliteStore::open(path, settings).await?)),
-        Database::Postgres(_) => unimplemented!(),
+        Database::Postgres(url) => Ok(Arc::new(PostgresStore::open(url.reveal(), settings).await?)),
     }
 }
 
