@@ -217,6 +217,29 @@ impl PostgresStore {
         })
     }
 
+    /// How the server goes about the statements that must stay fast however many jobs have ended, by name: the plans
+    /// that a session makes once and keeps. For tests and for support.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn plans(&self) -> Result<Vec<(&'static str, String)>, StoreError> {
+        let mut taken = self.session.pool.take().await?;
+        let mut plans = Vec::new();
+        for (name, sql) in statements::watched() {
+            let parameters = (1..).take_while(|n| sql.contains(&format!("${n}"))).count();
+            let prepare = format!("PREPARE watched AS {sql}");
+            sqlx::raw_sql(sqlx::AssertSqlSafe(prepare)).execute(&mut taken.connection).await?;
+            let explain = format!("EXPLAIN (COSTS OFF) EXECUTE watched ({})", vec!["NULL"; parameters].join(", "));
+            let lines = sqlx::raw_sql(sqlx::AssertSqlSafe(explain)).fetch_all(&mut taken.connection).await?;
+            let lines: Vec<String> =
+                lines.iter().filter_map(|r| r.text("QUERY PLAN").transpose()).collect::<Result<_, _>>()?;
+            plans.push((name, lines.join("\n")));
+            sqlx::raw_sql("DEALLOCATE watched").execute(&mut taken.connection).await?;
+        }
+        taken.give_back();
+        Ok(plans)
+    }
+
     /// Closes the connections. Calls after that fail.
     pub async fn close(&self) {
         if let Some(ear) = &self.ear {
@@ -376,17 +399,18 @@ impl Session {
         same.collect()
     }
 
-    async fn known_circuits<'a>(&self, names: impl Iterator<Item = &'a CircuitName>) -> Result<HashSet<String>, StoreError> {
+    async fn known_circuits<'a>(
+        &self,
+        names: impl Iterator<Item = &'a CircuitName>,
+    ) -> Result<HashSet<String>, StoreError> {
         let names: Vec<String> = names.map(|n| n.as_str().to_owned()).collect();
-        let rows =
-            self.rows(Again::Always, |_| sqlx::query(statements::KNOWN_CIRCUITS).bind(names.clone())).await?;
+        let rows = self.rows(Again::Always, |_| sqlx::query(statements::KNOWN_CIRCUITS).bind(names.clone())).await?;
         rows.iter().map(|r| Ok(r.text("name")?.unwrap_or_default())).collect()
     }
 
     async fn release(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
-        let row = self.row(Again::Always, |lost| {
-            fenced(statements::RELEASE, job, attempt).bind(self.channel.clone()).bind(lost)
-        });
+        let row = self
+            .row(Again::Always, |lost| fenced(statements::RELEASE, job, attempt).bind(self.channel.clone()).bind(lost));
         held(row.await?.as_ref())
     }
 }
@@ -699,14 +723,12 @@ impl Store for PostgresStore {
     }
 
     async fn confirm_cancel(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
-        let row = self
-            .session
-            .row(Again::Always, |lost| fenced(statements::CONFIRM_CANCEL, job, attempt).bind(lost))
-            .await?;
+        let row =
+            self.session.row(Again::Always, |lost| fenced(statements::CONFIRM_CANCEL, job, attempt).bind(lost)).await?;
         match held(row.as_ref())? {
-            Held::Lost => held(
-                self.session.row(Again::Always, |_| fenced(statements::HOLDS, job, attempt)).await?.as_ref(),
-            ),
+            Held::Lost => {
+                held(self.session.row(Again::Always, |_| fenced(statements::HOLDS, job, attempt)).await?.as_ref())
+            }
             yes => Ok(yes),
         }
     }
@@ -810,9 +832,9 @@ impl Store for PostgresStore {
     }
 
     async fn due(&self, limit: u32) -> Result<Vec<(JobId, Priority)>, StoreError> {
-        let rows = self.session.rows(Again::Always, |_| {
-            sqlx::query(statements::DUE).bind(self.session.queue()).bind(i64::from(limit))
-        });
+        let rows = self
+            .session
+            .rows(Again::Always, |_| sqlx::query(statements::DUE).bind(self.session.queue()).bind(i64::from(limit)));
         rows.await?.iter().map(|r| Ok((rows::job_id(r)?, rows::priority(r)?))).collect()
     }
 
@@ -968,9 +990,8 @@ async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
         // Another's migration of a large table may take long.
         sqlx::raw_sql("SET LOCAL statement_timeout = '30min'").execute(&mut *tx).await?;
         sqlx::query("SELECT pg_advisory_xact_lock($1)::text").bind(MIGRATION_LOCK).fetch_all(&mut *tx).await?;
-        let row = sqlx::query("SELECT to_regclass('prover_worker_schema') IS NOT NULL AS made")
-            .fetch_one(&mut *tx)
-            .await?;
+        let row =
+            sqlx::query("SELECT to_regclass('prover_worker_schema') IS NOT NULL AS made").fetch_one(&mut *tx).await?;
         if row.flag("made")? != Some(true) {
             const TABLE: &str = "CREATE TABLE prover_worker_schema (version bigint NOT NULL PRIMARY KEY, \
                                  since timestamptz NOT NULL DEFAULT now())";

@@ -91,11 +91,7 @@ async fn listen(options: PgConnectOptions, channel: String, heard: Arc<watch::Se
 }
 
 /// Listens until the connection ends.
-async fn hear(
-    options: &PgConnectOptions,
-    channel: &str,
-    heard: &watch::Sender<u64>,
-) -> Result<(), sqlx::Error> {
+async fn hear(options: &PgConnectOptions, channel: &str, heard: &watch::Sender<u64>) -> Result<(), sqlx::Error> {
     let pool = PgPoolOptions::new()
         .max_connections(1)
         .max_lifetime(None)

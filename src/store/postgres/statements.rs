@@ -308,7 +308,8 @@ pub(super) const RESUME: &str = "DELETE FROM pauses WHERE scope = $1 AND name = 
 pub(super) const PAUSED: &str = "SELECT scope, name, since FROM pauses WHERE scope = 'circuit' OR name = $1 \
                                  ORDER BY scope DESC, name";
 /// Queues that have jobs of a circuit waiting.
-pub(super) const QUEUES_OF: &str = "SELECT DISTINCT queue FROM jobs WHERE circuit = $1 AND state IN ('queued', 'running')";
+pub(super) const QUEUES_OF: &str =
+    "SELECT DISTINCT queue FROM jobs WHERE circuit = $1 AND state IN ('queued', 'running')";
 pub(super) const TELL: &str = "SELECT pg_notify(channel, '')::text AS told FROM unnest($1::text[]) AS channel";
 
 pub(super) const DUE: &str = concat!(
@@ -388,3 +389,26 @@ pub(super) const COUNTS: &str = "SELECT 'queued' AS state, count(*) AS n FROM jo
                                  WHERE queue = $1 AND state = 'running' UNION ALL SELECT state, count(*) FROM jobs \
                                  WHERE queue = $1 AND state IN ('done', 'failed', 'cancelled') GROUP BY state";
 pub(super) const INPUTS_HELD: &str = "SELECT key, count(*) AS n FROM job_inputs GROUP BY key ORDER BY key";
+
+/// The statements whose plans are watched.
+pub(super) fn watched() -> Vec<(&'static str, String)> {
+    let fixed = [
+        ("submit", SUBMIT),
+        ("same jobs", SAME_JOBS),
+        ("claim", CLAIM),
+        ("heartbeat", HEARTBEAT),
+        ("finish", FINISH),
+        ("fail", FAIL),
+        ("status", JOB),
+        ("due", DUE),
+        ("load", LOAD),
+        ("expire", EXPIRE),
+        ("end inputs", END_INPUTS),
+        ("purge", PURGE),
+        ("unfinished", UNFINISHED),
+        ("content in use", CONTENT_IN_USE),
+    ];
+    let lists = [("list", None, false), ("list failed", Some("failed"), false), ("list of circuit", None, true)];
+    let lists = lists.map(|(name, state, of_circuit)| (name, jobs(state, of_circuit)));
+    fixed.map(|(name, sql)| (name, sql.to_owned())).into_iter().chain(lists).collect()
+}
