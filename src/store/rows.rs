@@ -218,9 +218,5 @@ pub(super) fn millis(d: std::time::Duration) -> i64 {
 
 /// A progress between 0 and 1; what is not a number counts as 0.
 pub(super) fn fraction(progress: f32) -> f64 {
-    if progress.is_nan() {
-        0.0
-    } else {
-        f64::from(progress.clamp(0.0, 1.0))
-    }
+    if progress.is_nan() { 0.0 } else { f64::from(progress.clamp(0.0, 1.0)) }
 }

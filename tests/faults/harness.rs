@@ -130,7 +130,8 @@ impl Site {
     pub fn inputs_held(&self) -> u64 {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let store = SqliteStore::open(&self.data().join("prover-worker.db"), StoreSettings::default()).await.unwrap();
+            let store =
+                SqliteStore::open(&self.data().join("prover-worker.db"), StoreSettings::default()).await.unwrap();
             store.inputs_held().await.unwrap().iter().map(|(_, n)| n).sum()
         })
     }

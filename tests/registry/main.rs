@@ -23,7 +23,8 @@ struct Rooms {
 impl Rooms {
     async fn open() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&dir.path().join("jobs.db"), StoreSettings::default()).await.unwrap());
+        let store: Arc<dyn Store> =
+            Arc::new(SqliteStore::open(&dir.path().join("jobs.db"), StoreSettings::default()).await.unwrap());
         let artifacts = Artifacts::local(&dir.path().join("data")).unwrap();
         let registry = Registry::new(
             store.clone(),

@@ -7,8 +7,8 @@ use prover_worker::model::{Attempt, ContentHash, FailureClass, JobId, JobState, 
 use prover_worker::store::{Cancelled, Counts, Held, JobFilter, Retry, Store, StoreError, StoreSettings, Submitted};
 use tokio::task::JoinSet;
 
-pub use crate::fleet::*;
 use crate::fixtures::*;
+pub use crate::fleet::*;
 
 /// A place that a store can be opened in, again and again; fresh for each test.
 pub trait Place: Send + Sync + 'static {
@@ -233,7 +233,9 @@ pub async fn a_job_comes_back_as_it_was_submitted(p: impl Place) {
     let mut new = new_job("c");
     new.idempotency_key = Some("order 'n° 17'; --".into());
     new.priority = Priority(i16::MIN);
-    let Submitted::Created(job) = store.submit(&new, plain(INPUT)).await.unwrap() else { panic!("a new job is created") };
+    let Submitted::Created(job) = store.submit(&new, plain(INPUT)).await.unwrap() else {
+        panic!("a new job is created")
+    };
     assert_eq!(job.id, new.id);
     assert_eq!(job.circuit, new.circuit);
     assert_eq!(job.zkey, circuit("c", 1).zkey);

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use prover_worker::model::{JobId, JobState};
-use prover_worker::store::{SqliteStore, Store, StoreError, StoreSettings};
+use prover_worker::model::{ContentHash, JobId, JobState, Tries};
+use prover_worker::store::{JobFilter, SqliteStore, Store, StoreError, StoreSettings};
 use sqlx::{Connection, SqliteConnection};
 
 use crate::conformance::Place;
@@ -117,6 +117,84 @@ async fn a_newer_schema_is_refused_and_left_alone() {
     assert!(place.open().await.job(id).await.unwrap().is_some());
 }
 
+/// A file of the first version, with a job in each state and inputs of those that are not finished.
+const VERSION_1: &str = concat!(
+    include_str!("../../migrations/sqlite/0001_jobs.sql"),
+    "PRAGMA user_version = 1; PRAGMA application_id = 0x50727657;
+     INSERT INTO circuits VALUES ('c', CAST(zeroblob(31) || x'01' AS BLOB), CAST(zeroblob(31) || x'02' AS BLOB), 9, 1, 16, 1000);
+     INSERT INTO jobs (seq, id, circuit, zkey, wasm, body, idempotency_key, priority, state, stage, progress, attempt,
+                       tries_transient, tries_device, tries_lost, worker, error_class, error_message, result,
+                       cancel_requested, created_at, run_at, started_at, finished_at, lease_expires_at)
+     SELECT n, CAST(zeroblob(15) || char(n) AS BLOB), 'c', CAST(zeroblob(31) || x'01' AS BLOB), CAST(zeroblob(31) || x'02' AS BLOB),
+            CAST(zeroblob(31) || char(n) AS BLOB), iif(n = 4, NULL, 'key ' || n), 10 - n, state, stage, 0.5, n,
+            1, 2, 3, 'worker-1', class, iif(class IS NULL, NULL, 'it''s \"odd\"'), result,
+            state = 'running', 2000 + n, 3000, 4000, finished, lease
+     FROM (SELECT 2 AS n, 'queued' AS state, NULL AS stage, 'device' AS class, NULL AS result, NULL AS finished,
+                  NULL AS lease
+           UNION ALL SELECT 3, 'running', 'prove', NULL, NULL, NULL, 5000
+           UNION ALL SELECT 4, 'done', NULL, NULL, '{\"proof_json\":\"p\",\"public_json\":\"q\",\"device\":\"d\",' ||
+                '\"times\":{\"load_ms\":1,\"witness_ms\":2,\"prove_ms\":3,\"verify_ms\":4}}', 6000, NULL
+           UNION ALL SELECT 5, 'failed', NULL, 'bad_input', NULL, 6000, NULL
+           UNION ALL SELECT 7, 'cancelled', NULL, NULL, NULL, 6000, NULL);
+     INSERT INTO job_inputs VALUES (2, CAST('the input of 2' AS BLOB)), (3, CAST('the input of 3' AS BLOB));"
+);
+
+#[tokio::test]
+async fn a_file_of_the_first_version_is_brought_up_to_date() {
+    let place = SqliteFile::new();
+    std::fs::write(place.path(), "").unwrap();
+    execute(&place.path(), "PRAGMA journal_mode = WAL").await;
+    execute(&place.path(), VERSION_1).await;
+    let (store, other) = tokio::join!(place.open(), place.open());
+    let id = |n: u8| JobId(uuid::Uuid::from_u128(n.into()));
+    let hash = |n: u8| ContentHash(std::array::from_fn(|i| if i == 31 { n } else { 0 }));
+
+    let jobs = store.jobs(JobFilter { limit: 10, ..JobFilter::default() }).await.unwrap();
+    assert_eq!(jobs.iter().map(|j| j.id).collect::<Vec<_>>(), [7, 5, 4, 3, 2].map(id));
+    for (job, (n, state)) in jobs.iter().rev().zip([2_u8, 3, 4, 5, 7].into_iter().zip(JobState::ALL)) {
+        assert_eq!((job.state, job.queue.as_str(), &job.history, job.start_by), (state, "prove", &vec![], None));
+        assert_eq!((job.zkey, job.wasm, job.priority.0), (hash(1), Some(hash(2)), 10 - i16::from(n)));
+        assert_eq!(job.idempotency_key, (n != 4).then(|| format!("key {n}")));
+        assert_eq!((job.attempt.0, job.progress), (n.into(), 0.5));
+        assert_eq!(job.tries, Tries { transient: 1, device: 2, lost: 3 });
+        assert_eq!((job.created_at, job.run_at, job.started_at), (2000 + i64::from(n), 3000, Some(4000)));
+        assert_eq!(job.finished_at, state.is_final().then_some(6000));
+        assert_eq!((job.worker.as_ref().unwrap(), job.cancel_requested), (&worker(1), n == 3));
+        assert_eq!(job.error.as_ref().map(|e| e.message.as_str()), [2, 5].contains(&n).then_some("it's \"odd\""));
+        assert_eq!(job.result.as_ref().map(|r| r.times.verify_ms), (n == 4).then_some(4.0));
+    }
+    assert_eq!(other.inputs_held().await.unwrap(), [(String::new(), 2)]);
+    assert_eq!(due_ids(&other).await, [2, 3].map(id));
+
+    // What the tables did, they still do.
+    let claim = claim(&store, id(2), LONG).await.unwrap();
+    assert_eq!((&**claim.input, claim.input_key.as_str()), (&b"the input of 2"[..], ""));
+    assert_eq!(store.finish(id(2), claim.job.attempt, &result()).await.unwrap(), HELD);
+    assert!(store.claim(id(3), &worker(2), LONG).await.unwrap().is_none());
+    assert_eq!(job(&store, id(3)).await.state, JobState::Cancelled);
+    assert_eq!(inputs(&store).await, 0);
+    let mut new = new_job("c");
+    new.idempotency_key = Some("key 5".into());
+    assert!(matches!(store.submit(&new, plain(INPUT)).await, Err(StoreError::Conflict { id: i, .. }) if i == id(5)));
+    new.body = hash(5);
+    assert_eq!(store.submit(&new, plain(INPUT)).await.unwrap().job().id, id(5));
+    let elsewhere = StoreSettings { queue: "other".into(), ..StoreSettings::default() };
+    assert_eq!(place.open_with(elsewhere).await.submit(&new, plain(INPUT)).await.unwrap().job().id, new.id);
+    let mut c = raw(&place.path()).await;
+    let seq: i64 = sqlx::query_scalar("SELECT max(seq) FROM jobs").fetch_one(&mut c).await.unwrap();
+    assert_eq!(seq, 8);
+    assert!(sqlx::query("INSERT INTO job_inputs (job, input) VALUES (77, x'00')").execute(&mut c).await.is_err());
+    let astray = sqlx::query("PRAGMA foreign_key_check").fetch_all(&mut c).await.unwrap();
+    assert!(astray.is_empty());
+    let verdict: String = sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut c).await.unwrap();
+    assert_eq!(verdict, "ok");
+    c.close().await.unwrap();
+    assert!(store.tidy().await.unwrap());
+    for input in [b"the input of 2", b"the input of 3"] {
+        assert!(!on_disk(&place, input), "neither the old tables nor the log keep a copy");
+    }
+}
+
 #[tokio::test]
 async fn a_migration_that_was_cut_short_is_done_again() {
     // What a crash before the commit leaves: an empty file, in write-ahead mode or not.
@@ -179,7 +257,7 @@ async fn the_schema_itself_forbids_states_that_make_no_sense() {
         "UPDATE jobs SET state = 'failed'",
         "UPDATE jobs SET state = 'paused'",
         "UPDATE jobs SET lease_expires_at = 1",
-        "INSERT INTO job_inputs VALUES (77, x'00')",
+        "INSERT INTO job_inputs (job, input) VALUES (77, x'00')",
     ] {
         assert!(sqlx::raw_sql(sql).execute(&mut c).await.is_err(), "{sql}");
     }
@@ -343,7 +421,7 @@ async fn what_was_answered_survives_the_death_of_the_process() {
         let counts = store.counts().await.unwrap();
         assert_eq!(inputs(&store).await, counts.queued + counts.running);
         // A dead worker's jobs are with nobody; their leases are long, so they are handed back here.
-        for stuck in store.jobs(prover_worker::store::JobFilter { limit: 1000, ..Default::default() }).await.unwrap() {
+        for stuck in store.jobs(JobFilter { limit: 1000, ..Default::default() }).await.unwrap() {
             store.release(stuck.id, stuck.attempt).await.unwrap();
         }
     }
