@@ -8,6 +8,7 @@
 //! change and confirms. A job so marked never runs again: a retry, a hand-back or a claim after its lease lapsed turn
 //! it into a cancelled one. A proof that is finished all the same is kept, since the work is done.
 
+mod postgres;
 mod rows;
 mod sqlite;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use postgres::PostgresStore;
 pub use sqlite::SqliteStore;
 
 use crate::model::{Attempt, Circuit, CircuitName, Job, JobError, JobId, JobResult, JobState, NewJob, Stage, WorkerId};
