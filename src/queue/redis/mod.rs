@@ -103,7 +103,7 @@ impl std::fmt::Debug for RedisSettings {
 /// Ids and messages in Redis (6.2 or later) or Valkey, for any number of workers.
 ///
 /// Ids come by band of priority (above, at, below 0), then age. Its methods fail with [`QueueError::Unavailable`] while
-/// the server does not answer, after 15 seconds at most.
+/// the server does not answer, after half a minute at most.
 pub struct RedisQueue {
     shared: Arc<Shared>,
     reader: Mutex<Option<JoinHandle<()>>>,
