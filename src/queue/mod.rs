@@ -4,6 +4,7 @@
 //! the store has the job (or it is set aside), so a crash in between loses nothing.
 
 mod memory;
+mod redis;
 
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use async_trait::async_trait;
 use zeroize::Zeroizing;
 
 pub use memory::MemoryQueue;
+pub use self::redis::{RedisQueue, RedisSettings};
 
 use crate::model::{JobId, Priority};
 

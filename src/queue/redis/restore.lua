@@ -1,0 +1,5 @@
+-- ARGV: band, source, body: a message whose entry is gone.
+last_delivered(STREAMS[ARGV[1]])
+redis.call('XADD', STREAMS[ARGV[1]], '*', 'job', ARGV[3], 'source', ARGV[2])
+wake(1)
+return 1
