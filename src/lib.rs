@@ -17,7 +17,7 @@
 //! | 4 | [`registry`] | circuits, the loaded-key cache |
 //! | 3 | [`groth16`], [`store`], [`queue`], [`artifacts`], [`witness`] | randomness; SQL; job ids; objects; the sandbox |
 //! | 2 | [`backend`] | devices, FFI, SIMD: the only `unsafe` in the crate |
-//! | 1 | [`formats`], [`config`], [`telemetry`] | bytes; the environment; the subscriber |
+//! | 1 | [`formats`], [`seal`], [`config`], [`telemetry`] | bytes; ciphers; the environment; the subscriber |
 //! | 0 | [`model`] | plain nouns |
 //!
 //! Arrows point down only; `tests/layering` fails on one that points up.
@@ -32,6 +32,7 @@ pub mod http;
 pub mod model;
 pub mod queue;
 pub mod registry;
+pub mod seal;
 pub mod store;
 pub mod telemetry;
 pub mod witness;
