@@ -182,7 +182,7 @@ proptest! {
     }
 
     #[test]
-    fn any_change_is_noticed(plain in proptest::collection::vec(any::<u8>(), 0..200), at: prop::sample::Index, bit in 0..8) {
+    fn any_change_is_noticed(plain in proptest::collection::vec(any::<u8>(), 0..200), at: prop::sample::Index, bit in 0_u8..8) {
         let ring = ring(&format!("a:{COUNTING}"));
         let mut sealed = ring.seal(job(), &plain).unwrap();
         let at = at.index(sealed.bytes.len());
