@@ -19,7 +19,7 @@ use prover_worker::groth16::{Verifier, setup};
 use prover_worker::model::{FailureClass, G1, Job, JobId, JobState, Priority, ProvingKey, StopToken, Witness};
 use prover_worker::queue::MemoryQueue;
 use prover_worker::registry::{Registry, RegistryLimits};
-use prover_worker::store::{SqliteStore, Store};
+use prover_worker::store::{SqliteStore, Store, StoreSettings};
 use prover_worker::witness::ModuleCache;
 use prover_worker::worker::{JobService, Options, Rooms, SubmitRequest, Worker};
 use zeroize::Zeroizing;
@@ -122,7 +122,7 @@ impl Site {
     async fn open(options: impl FnOnce(&mut Options)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("jobs.db");
-        let open = async || Arc::new(SqliteStore::open(&database).await.unwrap());
+        let open = async || Arc::new(SqliteStore::open(&database, StoreSettings::default()).await.unwrap());
         let (store, heartbeat): (Arc<dyn Store>, Arc<dyn Store>) = (open().await, open().await);
         let artifacts = Artifacts::local(dir.path()).unwrap();
         let limits = RegistryLimits::for_witness(Duration::from_secs(60), 1 << 30);
@@ -217,7 +217,7 @@ async fn a_witness_that_does_not_satisfy_is_bad_input_once_the_processor_says_so
     assert_eq!(job.state, JobState::Failed);
     assert_eq!(job.error.as_ref().unwrap().class, FailureClass::BadInput, "{job:?}");
     assert_eq!((job.attempt.0, job.result.is_none()), (2, true));
-    assert_eq!(site.store.inputs_held().await.unwrap(), 0);
+    assert_eq!(site.store.inputs_held().await.unwrap(), []);
     site.worker.drain().await;
 }
 

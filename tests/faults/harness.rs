@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use prover_worker::formats::{r1cs, snarkjs, zkey};
 use prover_worker::groth16::{Verifier, setup};
-use prover_worker::store::{SqliteStore, Store};
+use prover_worker::store::{SqliteStore, Store, StoreSettings};
 use serde_json::Value;
 
 /// Longer than anything takes on a machine that is not stuck.
@@ -130,8 +130,8 @@ impl Site {
     pub fn inputs_held(&self) -> u64 {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let store = SqliteStore::open(&self.data().join("prover-worker.db")).await.unwrap();
-            store.inputs_held().await.unwrap()
+            let store = SqliteStore::open(&self.data().join("prover-worker.db"), StoreSettings::default()).await.unwrap();
+            store.inputs_held().await.unwrap().iter().map(|(_, n)| n).sum()
         })
     }
 }

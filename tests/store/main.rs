@@ -3,6 +3,7 @@
 
 mod conformance;
 mod fixtures;
+mod fleet;
 mod model_based;
 mod sqlite;
 

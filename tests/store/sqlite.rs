@@ -5,9 +5,10 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use prover_worker::model::{JobId, JobState};
-use prover_worker::store::{SqliteStore, Store, StoreError};
+use prover_worker::store::{SqliteStore, Store, StoreError, StoreSettings};
 use sqlx::{Connection, SqliteConnection};
 
 use crate::conformance::Place;
@@ -29,9 +30,13 @@ impl SqliteFile {
 impl Place for SqliteFile {
     type Store = SqliteStore;
 
-    async fn open(&self) -> SqliteStore {
-        SqliteStore::open(&self.path()).await.unwrap()
+    async fn open_with(&self, settings: StoreSettings) -> SqliteStore {
+        SqliteStore::open(&self.path(), settings).await.unwrap()
     }
+}
+
+async fn open(path: &Path) -> Result<SqliteStore, StoreError> {
+    SqliteStore::open(path, StoreSettings::default()).await
 }
 
 async fn raw(path: &Path) -> SqliteConnection {
@@ -48,7 +53,7 @@ async fn execute(path: &Path, sql: &'static str) {
 async fn the_file_and_its_folders_are_made_for_the_owner_only() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a/b/jobs.db");
-    let store = SqliteStore::open(&path).await.unwrap();
+    let store = open(&path).await.unwrap();
     submitted(&store).await;
     let mode = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&path), 0o600);
@@ -60,15 +65,15 @@ async fn the_file_and_its_folders_are_made_for_the_owner_only() {
 async fn a_file_that_was_removed_or_replaced_takes_no_jobs() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data/jobs.db");
-    let store = SqliteStore::open(&path).await.unwrap();
+    let store = open(&path).await.unwrap();
     submitted(&store).await;
     store.ping().await.unwrap();
     std::fs::remove_dir_all(folder.path().join("data")).unwrap();
     for _ in 0..2 {
         assert!(matches!(store.ping().await, Err(StoreError::Open { .. })));
-        assert!(matches!(store.submit(&new_job("c"), INPUT).await, Err(StoreError::Open { .. })));
+        assert!(matches!(store.submit(&new_job("c"), plain(INPUT)).await, Err(StoreError::Open { .. })));
         // The second time another database is there.
-        SqliteStore::open(&path).await.unwrap();
+        open(&path).await.unwrap();
     }
 }
 
@@ -80,7 +85,7 @@ async fn a_file_that_cannot_be_opened_is_named() {
     let text = folder.path().join("text.db");
     std::fs::write(&text, "this is not a database, and long enough to be told from an empty one".repeat(20)).unwrap();
     for path in [blocked, folder.path().to_owned(), text] {
-        match SqliteStore::open(&path).await {
+        match open(&path).await {
             Err(StoreError::Open { what, .. }) => assert_eq!(what, path.display().to_string()),
             other => panic!("expected Open, got {other:?}"),
         }
@@ -93,7 +98,7 @@ async fn another_programs_database_is_refused_and_left_alone() {
     let mut c = SqliteConnection::connect(&format!("sqlite://{}?mode=rwc", place.path().display())).await.unwrap();
     sqlx::raw_sql("CREATE TABLE notes (t TEXT)").execute(&mut c).await.unwrap();
     c.close().await.unwrap();
-    match SqliteStore::open(&place.path()).await {
+    match open(&place.path()).await {
         Err(StoreError::Open { why, .. }) => assert!(why.contains("another program")),
         other => panic!("expected Open, got {other:?}"),
     }
@@ -106,9 +111,9 @@ async fn another_programs_database_is_refused_and_left_alone() {
 async fn a_newer_schema_is_refused_and_left_alone() {
     let place = SqliteFile::new();
     let id = submitted(&place.open().await).await;
+    execute(&place.path(), "PRAGMA user_version = 3").await;
+    assert!(matches!(open(&place.path()).await, Err(StoreError::NewerSchema)));
     execute(&place.path(), "PRAGMA user_version = 2").await;
-    assert!(matches!(SqliteStore::open(&place.path()).await, Err(StoreError::NewerSchema)));
-    execute(&place.path(), "PRAGMA user_version = 1").await;
     assert!(place.open().await.job(id).await.unwrap().is_some());
 }
 
@@ -195,7 +200,7 @@ async fn an_input_leaves_the_disk_with_its_job() {
         let store = place.open().await;
         store.put_circuit(&circuit("c", 1)).await.unwrap();
         let new = new_job("c");
-        store.submit(&new, &SECRET.repeat(repeat)).await.unwrap();
+        store.submit(&new, plain(&SECRET.repeat(repeat))).await.unwrap();
         let attempt = claim(&store, new.id, LONG).await.unwrap().job.attempt;
         assert!(store.tidy().await.unwrap());
         assert!(on_disk(&place, SECRET), "it is there as long as the job needs it");
@@ -210,8 +215,8 @@ async fn closing_leaves_no_log_behind() {
     let place = SqliteFile::new();
     let (a, b) = (place.open().await, place.open().await);
     submitted(&a).await;
-    a.change_marker().await.unwrap();
-    b.change_marker().await.unwrap();
+    a.changed(Duration::ZERO).await.unwrap();
+    b.changed(Duration::ZERO).await.unwrap();
     b.counts().await.unwrap();
     a.close().await;
     assert!(place.path().with_extension("db-wal").exists(), "the other still uses it");
@@ -228,9 +233,9 @@ async fn dropped_calls_leave_the_store_whole() {
     for n in 0..200_u64 {
         let submitting = tokio::spawn({
             let store = store.clone();
-            async move { store.submit(&new_job("c"), INPUT).await }
+            async move { store.submit(&new_job("c"), plain(INPUT)).await }
         });
-        tokio::time::sleep(std::time::Duration::from_micros(n * 7 % 600)).await;
+        tokio::time::sleep(Duration::from_micros(n * 7 % 600)).await;
         submitting.abort();
         let _ = submitting.await;
     }
@@ -238,7 +243,7 @@ async fn dropped_calls_leave_the_store_whole() {
     let id = submitted(&*store).await;
     assert!(store.job(id).await.unwrap().is_some());
     let queued = store.counts().await.unwrap().queued;
-    assert_eq!(store.inputs_held().await.unwrap(), queued, "each job has its input");
+    assert_eq!(inputs(&*store).await, queued, "each job has its input");
 }
 
 // Other processes: this test binary again, told by the environment what to do.
@@ -251,11 +256,11 @@ const FILE: &str = "STORE_TEST_FILE";
 async fn child() {
     let Some(path) = std::env::var_os(FILE) else { return };
     let jobs: usize = std::env::var("STORE_TEST_JOBS").unwrap().parse().unwrap();
-    let store = SqliteStore::open(Path::new(&path)).await.unwrap();
+    let store = open(Path::new(&path)).await.unwrap();
     store.put_circuit(&circuit("c", 1)).await.unwrap();
     for n in 0..jobs {
         let new = new_job("c");
-        store.submit(&new, &INPUT.repeat(1 + n % 7 * 100)).await.unwrap();
+        store.submit(&new, plain(&INPUT.repeat(1 + n % 7 * 100))).await.unwrap();
         println!("submitted {}", new.id);
         for (id, _) in store.due(3).await.unwrap() {
             // Another process may have been first.
@@ -305,7 +310,7 @@ async fn several_processes_share_one_file_from_its_first_moment() {
     assert_eq!(counts.running, 0);
     assert_eq!(finished.len() as u64, counts.done);
     assert_eq!(finished.into_iter().collect::<HashSet<_>>().len() as u64, counts.done, "each was done once");
-    assert_eq!(store.inputs_held().await.unwrap(), counts.queued);
+    assert_eq!(inputs(&store).await, counts.queued);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -336,9 +341,9 @@ async fn what_was_answered_survives_the_death_of_the_process() {
             assert_eq!(job(&store, id).await.result, Some(result()), "an answered finish is there");
         }
         let counts = store.counts().await.unwrap();
-        assert_eq!(store.inputs_held().await.unwrap(), counts.queued + counts.running);
+        assert_eq!(inputs(&store).await, counts.queued + counts.running);
         // A dead worker's jobs are with nobody; their leases are long, so they are handed back here.
-        for stuck in store.jobs(prover_worker::store::JobFilter { state: None, limit: 1000 }).await.unwrap() {
+        for stuck in store.jobs(prover_worker::store::JobFilter { limit: 1000, ..Default::default() }).await.unwrap() {
             store.release(stuck.id, stuck.attempt).await.unwrap();
         }
     }
