@@ -6,6 +6,7 @@ use ark_ec::pairing::{Pairing, PairingOutput};
 use ark_ec::{AffineRepr, CurveGroup, VariableBaseMSM};
 use ark_ff::{One, Zero};
 use ark_groth16::{Groth16, PreparedVerifyingKey, VerifyingKey, prepare_verifying_key};
+use rayon::prelude::*;
 
 use crate::model::{Fr, G1, G1Affine, Proof, PublicInputs, VerificationKey};
 
@@ -59,7 +60,7 @@ impl Verifier {
     pub fn verify_batch(&self, proofs: &[(&Proof, &PublicInputs)]) -> Vec<bool> {
         let mut good = vec![false; proofs.len()];
         let fit = |i: &usize| self.fits(proofs[*i].0, proofs[*i].1);
-        let fitting: Vec<usize> = (0..proofs.len()).filter(fit).collect();
+        let fitting: Vec<usize> = (0..proofs.len()).into_par_iter().filter(fit).collect();
         self.settle(proofs, &fitting, false, &mut good);
         good
     }
@@ -104,11 +105,14 @@ impl Verifier {
         let c: Vec<G1Affine> = chosen().map(|(p, _)| p.c).collect();
         let c = G1::msm_unchecked(&c, &scalars);
 
-        let a = chosen().zip(&powers).map(|((p, _), r)| p.a.mul_bigint([*r as u64, (*r >> 64) as u64]));
-        let g1: Vec<G1> = a.chain([inputs, c]).collect();
-        let g2 = chosen().map(|(p, _)| G2Prepared::<ark_bn254::Config>::from(p.b));
-        let fixed = [self.key.gamma_g2_neg_pc.clone(), self.key.delta_g2_neg_pc.clone()];
-        let product = Bn254::multi_miller_loop(G1::normalize_batch(&g1), g2.chain(fixed));
+        let pairs = which.par_iter().zip(&powers).map(|(i, r)| {
+            let proof = proofs[*i].0;
+            (proof.a.mul_bigint([*r as u64, (*r >> 64) as u64]), G2Prepared::from(proof.b))
+        });
+        let (mut g1, mut g2): (Vec<G1>, Vec<G2Prepared<ark_bn254::Config>>) = pairs.unzip();
+        g1.extend([inputs, c]);
+        g2.extend([self.key.gamma_g2_neg_pc.clone(), self.key.delta_g2_neg_pc.clone()]);
+        let product = Bn254::multi_miller_loop(G1::normalize_batch(&g1), g2);
         let product = Bn254::final_exponentiation(product)?;
         Some(product == PairingOutput(self.key.alpha_g1_beta_g2) * sum)
     }

@@ -3,14 +3,17 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod model;
+mod replay;
 mod search;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use model::{
     ATTEMPT_GROWS, Action, CANCELLED_RESTS, FINAL_IS_FINAL, HOLDER_ALONE, Mutation, NO_DOUBLE_FINISH, NO_INPUT_LEFT,
     Protocol,
 };
+use prover_worker::store::{SqliteStore, StoreSettings};
 use stateright::{Checker, HasDiscoveries, Model, Path};
 
 type Found = Option<Path<model::State, Action>>;
@@ -126,4 +129,20 @@ fn a_claim_that_ignores_a_cancel_is_caught() {
 #[test]
 fn a_requeue_that_forgets_the_fencing_token_is_caught() {
     breaks(broken(Mutation::RequeueResetsAttempt), ATTEMPT_GROWS).expect("a token that shrank");
+}
+
+/// The model's store and a real one say the same, along paths that no fault spares.
+#[tokio::test]
+async fn the_sqlite_store_does_what_the_model_says() {
+    for keep_failed_inputs in [Duration::ZERO, Duration::from_secs(3600)] {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = StoreSettings { keep_failed_inputs, ..StoreSettings::default() };
+        let store = SqliteStore::open(&folder.path().join("jobs.db"), settings).await.unwrap();
+        let walked = replay::walk(&store, !keep_failed_inputs.is_zero(), 100, 120).await;
+        println!("{walked:?}");
+        // Enough of everything for the comparison to mean something.
+        let seen = [walked.done, walked.reclaimed, walked.refused, walked.requeued, walked.expired];
+        assert!(seen.iter().all(|n| *n >= 10), "{walked:?}");
+        store.close().await;
+    }
 }

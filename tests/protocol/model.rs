@@ -94,7 +94,8 @@ pub enum Failing {
 
 /// The store's methods.
 impl Job {
-    fn holds(&self, attempt: u8) -> bool {
+    /// Whether this attempt holds.
+    pub fn holds(&self, attempt: u8) -> bool {
         self.row == Row::Running && self.attempt == attempt
     }
 
@@ -170,6 +171,7 @@ impl Job {
         self.guarded(attempt, |job| {
             let again = how == Failing::Transient && job.transient + 1 < TRANSIENT_ATTEMPTS;
             job.transient += u8::from(how == Failing::Transient);
+            job.lost += u8::from(how == Failing::Poison);
             match (again, job.cancel) {
                 (true, true) => job.cancelled(),
                 (true, false) => job.queued(false),
@@ -725,7 +727,7 @@ impl Model for Protocol {
                 s.jobs.iter().any(|job| job.row == Row::Cancelled && job.attempt > 0)
             }),
             Property::sometimes("poison is put aside", |_, s: &State| {
-                s.jobs.iter().any(|job| job.row == Row::Failed && job.lost == POISON)
+                s.jobs.iter().any(|job| job.row == Row::Failed && job.lost > POISON)
             }),
             Property::sometimes("a job expires", |_, s: &State| {
                 s.jobs.iter().any(|job| job.row == Row::Failed && job.attempt == 0)
