@@ -11,6 +11,8 @@ use prover_worker::model::{Proof, StopReason};
 use super::*;
 
 type Pair = (Proof, PublicInputs);
+/// What a device answers for a batch.
+type Committed = Vec<Result<Commitments, BackendError>>;
 
 /// A verifier and `n` good proofs, each of values of its own.
 fn good(n: u64) -> (Verifier, Vec<Pair>) {
@@ -143,7 +145,7 @@ fn malformed_proofs_are_false_and_take_no_part() {
         |p| p.0.a.x += ark_ff::Fp::from(1u64),
         |p| p.0.c.y += ark_ff::Fp::from(1u64),
         |p| p.0.b = outside_the_group(),
-        |p| drop(p.1.0.pop()),
+        |p| p.1.0.truncate(1),
         |p| p.1.0.push(Fr::from(0u64)),
         |p| p.1.0.clear(),
     ];
@@ -171,7 +173,7 @@ struct Odd {
     inner: Arc<dyn LoadedKey>,
     /// Witnesses of each call.
     calls: Mutex<Vec<usize>>,
-    results: fn(Vec<Result<Commitments, BackendError>>) -> Vec<Result<Commitments, BackendError>>,
+    results: fn(Committed) -> Committed,
 }
 
 impl LoadedKey for Odd {
@@ -183,7 +185,7 @@ impl LoadedKey for Odd {
         self.inner.commit(witness, stop, on)
     }
 
-    fn commit_batch(&self, witnesses: &[&Witness], stops: &[&StopToken]) -> Vec<Result<Commitments, BackendError>> {
+    fn commit_batch(&self, witnesses: &[&Witness], stops: &[&StopToken]) -> Committed {
         self.calls.lock().unwrap().push(witnesses.len());
         (self.results)(self.inner.commit_batch(witnesses, stops))
     }
@@ -195,7 +197,7 @@ struct Bench {
     wires: usize,
 }
 
-fn bench(results: fn(Vec<Result<Commitments, BackendError>>) -> Vec<Result<Commitments, BackendError>>) -> Bench {
+fn bench(results: fn(Committed) -> Committed) -> Bench {
     let (circuit, values) = squarings(5, 2);
     let key = key(&circuit);
     let verifier = Verifier::new(&key.header.vk);

@@ -14,6 +14,7 @@ use model::{
     Protocol,
 };
 use prover_worker::store::{SqliteStore, StoreSettings};
+use replay::Walked;
 use stateright::{Checker, HasDiscoveries, Model, Path};
 
 type Found = Option<Path<model::State, Action>>;
@@ -131,18 +132,40 @@ fn a_requeue_that_forgets_the_fencing_token_is_caught() {
     breaks(broken(Mutation::RequeueResetsAttempt), ATTEMPT_GROWS).expect("a token that shrank");
 }
 
+/// Paths with more of everything than the search could bear.
+fn long() -> Protocol {
+    Protocol::new(2, 3, 40, 8)
+}
+
+async fn walk(model: &Protocol, keep_failed_inputs: Duration) -> Walked {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = StoreSettings { keep_failed_inputs, ..StoreSettings::default() };
+    let store = SqliteStore::open(&folder.path().join("jobs.db"), settings).await.unwrap();
+    let walked = replay::walk(&store, model, !keep_failed_inputs.is_zero(), 100, 120).await;
+    store.close().await;
+    walked
+}
+
 /// The model's store and a real one say the same, along paths that no fault spares.
 #[tokio::test]
 async fn the_sqlite_store_does_what_the_model_says() {
-    for keep_failed_inputs in [Duration::ZERO, Duration::from_secs(3600)] {
-        let folder = tempfile::tempdir().unwrap();
-        let settings = StoreSettings { keep_failed_inputs, ..StoreSettings::default() };
-        let store = SqliteStore::open(&folder.path().join("jobs.db"), settings).await.unwrap();
-        let walked = replay::walk(&store, !keep_failed_inputs.is_zero(), 100, 120).await;
+    for keep in [Duration::ZERO, Duration::from_secs(3600)] {
+        let walked = walk(&long(), keep).await;
         println!("{walked:?}");
         // Enough of everything for the comparison to mean something.
         let seen = [walked.done, walked.reclaimed, walked.refused, walked.requeued, walked.expired];
         assert!(seen.iter().all(|n| *n >= 10), "{walked:?}");
-        store.close().await;
     }
+}
+
+#[tokio::test]
+#[should_panic(expected = "inputs held")]
+async fn a_store_that_differs_in_an_input_is_noticed() {
+    walk(&Protocol { broken: Some(Mutation::FinishKeepsInput), ..long() }, Duration::ZERO).await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "the store gave")]
+async fn a_store_that_differs_in_a_claim_is_noticed() {
+    walk(&Protocol { broken: Some(Mutation::ClaimIgnoresCancel), ..long() }, Duration::ZERO).await;
 }

@@ -43,9 +43,9 @@ pub struct Walked {
     pub expired: usize,
 }
 
-/// Walks `paths` paths of at most `length` actions, and compares after each action. `kept` says whether failed jobs of
+/// Walks `paths` paths of the model, of at most `length` actions each, and compares after each action. `kept` says whether failed jobs of
 /// this store keep their inputs for longer than the walk, or not at all.
-pub async fn walk(store: &dyn Store, kept: bool, paths: u64, length: usize) -> Walked {
+pub async fn walk(store: &dyn Store, model: &Protocol, kept: bool, paths: u64, length: usize) -> Walked {
     let circuit = Circuit {
         name: circuit(),
         zkey: ContentHash([7; 32]),
@@ -58,11 +58,11 @@ pub async fn walk(store: &dyn Store, kept: bool, paths: u64, length: usize) -> W
     store.put_circuit(&circuit).await.unwrap();
     let mut walked = Walked::default();
     for path in 0..paths {
-        let model = Protocol::new(2, 3, 40, 8);
         let state = model.initial();
         let ids = std::array::from_fn(|_| JobId::new());
         let dice = Dice(0x9e37_79b9_7f4a_7c15 ^ (path + 1));
-        let mut walk = Walk { store, kept, model, state, ids, dice, way: Vec::new(), walked: &mut walked };
+        let mut walk =
+            Walk { store, kept, model: model.clone(), state, ids, dice, way: Vec::new(), walked: &mut walked };
         for _ in 0..length {
             let Some(action) = walk.choose() else { break };
             walk.go(action).await;
