@@ -56,8 +56,7 @@ fn circuit() -> (R1cs, Witness) {
     }
     values[1] = values[CONSTRAINTS as usize + 1];
     let n_wires = CONSTRAINTS + 2;
-    let circuit =
-        R1cs { n_wires, n_pub_out: 1, n_pub_in: 0, n_prv_in: 1, n_labels: u64::from(n_wires), constraints };
+    let circuit = R1cs { n_wires, n_pub_out: 1, n_pub_in: 0, n_prv_in: 1, n_labels: u64::from(n_wires), constraints };
     (circuit, Witness::from_canonical(values.iter().map(|v| v.into_bigint()).collect()))
 }
 
@@ -120,8 +119,7 @@ impl Site {
             std::fs::write(&file, bytes).unwrap();
             registry.add(name.parse().unwrap(), &file, program, Arc::new(|_, _| {})).await.unwrap();
         }
-        let options =
-            ServiceOptions { max_input: 64 << 20, start_within: None, keyring: Arc::new(Keyring::none()) };
+        let options = ServiceOptions { max_input: 64 << 20, start_within: None, keyring: Arc::new(Keyring::none()) };
         let service = JobService::new(store.clone(), Some(queue.clone()), artifacts.clone(), options);
         Self { name, url, store, queue, service, registry, artifacts, _dir: dir }
     }

@@ -212,7 +212,9 @@ fn start_at_zero() {
 
 /// The catalogue as a Markdown table, for the documentation.
 pub fn markdown_table() -> String {
-    let mut out = String::from("Every series has the label `queue` too.\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n");
+    let mut out = String::from(
+        "Every series has the label `queue` too.\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n",
+    );
     for m in METRICS {
         let kind = match m.kind {
             Counter => "counter",
