@@ -236,6 +236,7 @@ async fn a_row_that_does_not_read_is_reported_by_its_column() {
             "UPDATE jobs SET error_class = NULL, error_message = NULL, state = 'done', finished_at = 1, result = '{'",
             "result",
         ),
+        ("UPDATE jobs SET result = '{}', history = '[{}]'", "history"),
     ] {
         execute(&place.path(), sql).await;
         match store.job(id).await {
