@@ -298,6 +298,10 @@ pub trait Store: Send + Sync + 'static {
     /// Cancels a job: at once when it is queued, by request when it runs. Ends the input of one cancelled at once.
     async fn cancel(&self, id: JobId) -> Result<Cancelled, StoreError>;
     /// Queues a failed or cancelled job again, due at once, with fresh budgets and, if given, another input.
+    /// A job that was rejected before it had a circuit takes what is registered under the name now.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownCircuit`] where nothing is registered for such a job.
     async fn requeue(&self, id: JobId, input: Option<Input<'_>>) -> Result<Requeued, StoreError>;
     /// Holds jobs back, or lets them go again. Running ones are not touched. Answers whether that changed anything.
     async fn set_paused(&self, scope: &Scope, paused: bool) -> Result<bool, StoreError>;

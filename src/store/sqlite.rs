@@ -668,7 +668,9 @@ impl SqliteStore {
         let queued = rows::job(&sqlx::query(REQUEUE).bind(seq).fetch_one(&mut *tx).await?)?;
         match input {
             Some(input) => insert_input(&mut tx, seq, input).await?,
-            None => drop(sqlx::query(KEEP_INPUT).bind(seq).execute(&mut *tx).await?),
+            None => {
+                sqlx::query(KEEP_INPUT).bind(seq).execute(&mut *tx).await?;
+            }
         }
         tx.commit().await?;
         if input.is_some() && held {

@@ -121,12 +121,15 @@ async fn a_newer_schema_is_refused_and_left_alone() {
 const VERSION_1: &str = concat!(
     include_str!("../../migrations/sqlite/0001_jobs.sql"),
     "PRAGMA user_version = 1; PRAGMA application_id = 0x50727657;
-     INSERT INTO circuits VALUES ('c', CAST(zeroblob(31) || x'01' AS BLOB), CAST(zeroblob(31) || x'02' AS BLOB), 9, 1, 16, 1000);
+     INSERT INTO circuits VALUES ('c', CAST(zeroblob(31) || x'01' AS BLOB),
+                                  CAST(zeroblob(31) || x'02' AS BLOB), 9, 1, 16, 1000);
      INSERT INTO jobs (seq, id, circuit, zkey, wasm, body, idempotency_key, priority, state, stage, progress, attempt,
                        tries_transient, tries_device, tries_lost, worker, error_class, error_message, result,
                        cancel_requested, created_at, run_at, started_at, finished_at, lease_expires_at)
-     SELECT n, CAST(zeroblob(15) || char(n) AS BLOB), 'c', CAST(zeroblob(31) || x'01' AS BLOB), CAST(zeroblob(31) || x'02' AS BLOB),
-            CAST(zeroblob(31) || char(n) AS BLOB), iif(n = 4, NULL, 'key ' || n), 10 - n, state, stage, 0.5, n,
+     SELECT n, CAST(zeroblob(15) || char(n) AS BLOB), 'c',
+            CAST(zeroblob(31) || x'01' AS BLOB), CAST(zeroblob(31) || x'02' AS BLOB),
+            CAST(zeroblob(31) || char(n) AS BLOB),
+            iif(n = 4, NULL, 'key ' || n), 10 - n, state, stage, 0.5, n,
             1, 2, 3, 'worker-1', class, iif(class IS NULL, NULL, 'it''s \"odd\"'), result,
             state = 'running', 2000 + n, 3000, 4000, finished, lease
      FROM (SELECT 2 AS n, 'queued' AS state, NULL AS stage, 'device' AS class, NULL AS result, NULL AS finished,
@@ -236,6 +239,7 @@ async fn a_row_that_does_not_read_is_reported_by_its_column() {
             "UPDATE jobs SET error_class = NULL, error_message = NULL, state = 'done', finished_at = 1, result = '{'",
             "result",
         ),
+        ("UPDATE jobs SET result = '{}', history = '[{}]'", "history"),
     ] {
         execute(&place.path(), sql).await;
         match store.job(id).await {
