@@ -626,3 +626,8 @@ fn follows_the_model<P: Place>(fresh: impl Fn() -> P) {
 fn sqlite_follows_the_model() {
     follows_the_model(crate::sqlite::SqliteFile::new);
 }
+
+#[test]
+fn postgres_follows_the_model() {
+    follows_the_model(crate::postgres::PostgresDatabase::new);
+}
