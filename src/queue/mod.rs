@@ -11,8 +11,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use zeroize::Zeroizing;
 
-pub use memory::MemoryQueue;
 pub use self::redis::{RedisQueue, RedisSettings};
+pub use memory::MemoryQueue;
 
 use crate::model::{JobId, Priority};
 

@@ -67,9 +67,8 @@ impl Factory for Shared {
 
 /// One command on a connection of its own.
 pub async fn try_raw<T: redis::FromRedisValue>(url: &str, parts: &[&str]) -> redis::RedisResult<T> {
-    let config = redis::AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(HANG))
-        .set_response_timeout(Some(HANG));
+    let config =
+        redis::AsyncConnectionConfig::new().set_connection_timeout(Some(HANG)).set_response_timeout(Some(HANG));
     let client = Client::open(url).unwrap();
     let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
     let mut cmd = redis::cmd(parts[0]);

@@ -262,7 +262,8 @@ impl RedisQueue {
         }
         // The error is not passed on: it may quote the URL.
         let client = Client::open(settings.url.as_str()).map_err(|_| {
-            let expected = "expected redis://USER:PASSWORD@HOST:PORT/DB, rediss://… or redis+unix:///PATH as its address";
+            let expected =
+                "expected redis://USER:PASSWORD@HOST:PORT/DB, rediss://… or redis+unix:///PATH as its address";
             QueueError::Unfit(format!("{expected}, with special characters in the password percent-encoded"))
         })?;
         let shared = Arc::new(Shared {
