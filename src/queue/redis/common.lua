@@ -24,7 +24,7 @@ end
 local delivered = {}
 
 -- The last entry of a stream that was delivered to anybody. Makes the group where there is none, from the stream's
--- beginning, so that nothing in it is passed over.
+-- beginning, so that nothing in it is passed over. Or else nil, and the error with which the server refused that.
 local function last_delivered(stream)
   if not delivered[stream] then
     local groups = redis.pcall('XINFO', 'GROUPS', stream)
@@ -34,7 +34,8 @@ local function last_delivered(stream)
       end
     end
     if not delivered[stream] then
-      redis.call('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM')
+      local made = redis.pcall('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM')
+      if made.err then return nil, made end
       delivered[stream] = '0-0'
     end
   end
@@ -49,12 +50,15 @@ local function add(id, band)
     local b, entry = string.match(newest, '^(%a) (%S+)$')
     local stream = STREAMS[b]
     if stream and #redis.call('XRANGE', stream, entry, entry) > 0 then
-      if after(entry, last_delivered(stream)) then return 0 end
+      local last, refused = last_delivered(stream)
+      if refused then return refused end
+      if after(entry, last) then return 0 end
       -- Delivered, and in nobody's hands: it would lie there for ever.
       if #redis.call('XPENDING', stream, GROUP, entry, entry, 1) == 0 then redis.call('XDEL', stream, entry) end
     end
   end
-  last_delivered(STREAMS[band])
+  local _, refused = last_delivered(STREAMS[band])
+  if refused then return refused end
   local entry = redis.pcall('XADD', STREAMS[band], '*', 'id', id)
   if type(entry) == 'table' then return entry end
   redis.call('HSET', IDS, id, band .. ' ' .. entry)

@@ -35,9 +35,18 @@ local function superseded(band, entry, fields)
   return STREAMS[b] and #redis.call('XRANGE', STREAMS[b], other, other) > 0
 end
 
-for _, band in ipairs(BANDS) do last_delivered(STREAMS[band]) end
+-- Where the server has no memory left, what cannot be moved stays where it is, and what is in the streams is still
+-- given.
+local readable = {}
+for _, band in ipairs(BANDS) do
+  local _, refused = last_delivered(STREAMS[band])
+  if not refused then
+    readable[#readable + 1] = band
+  elseif not string.find(refused.err, 'OOM', 1, true) then
+    return refused
+  end
+end
 
--- What cannot be moved (the server has no memory left) stays where it is, and what is in the streams is still given.
 local time = now()
 local due = redis.call('ZRANGEBYSCORE', DELAYED, '-inf', string.format('%.0f', time), 'LIMIT', 0, 500)
 for _, id in ipairs(due) do
@@ -56,7 +65,7 @@ end
 
 local again = 0
 if idle > 0 then
-  for _, band in ipairs(BANDS) do
+  for _, band in ipairs(readable) do
     local stream, cursor = STREAMS[band], '0-0'
     repeat
       if full() then
@@ -80,7 +89,7 @@ if idle > 0 then
   end
 end
 
-for _, band in ipairs(BANDS) do
+for _, band in ipairs(readable) do
   while not full() do
     local read = redis.call('XREADGROUP', 'GROUP', GROUP, consumer, 'COUNT', 1, 'STREAMS', STREAMS[band], '>')
     if not read then break end

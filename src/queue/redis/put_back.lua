@@ -4,10 +4,11 @@ local gone, added = {}, 0
 for i = 1, #ARGV, 4 do
   local band, entry, id, source = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local stream = STREAMS[band]
-  last_delivered(stream)
   -- The new entry before the end of the old: if the server refuses it, the delivery stays pending.
-  local result
-  if id ~= '' then
+  local _, result = last_delivered(stream)
+  if result then
+    -- Refused.
+  elseif id ~= '' then
     result = add(id, band)
   else
     local found = redis.call('XRANGE', stream, entry, entry)

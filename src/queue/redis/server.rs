@@ -13,7 +13,7 @@ const OLDEST: (u32, u32) = (6, 2);
 pub(super) async fn check(link: &Link) -> Result<(), QueueError> {
     match link.command::<String>(cmd("INFO").arg("server"), Duration::ZERO).await {
         Ok(info) => fit(&info)?,
-        Err(QueueError::Unavailable(why)) if why.contains("NOPERM") => {
+        Err(QueueError::Unavailable(why)) if why.to_ascii_uppercase().contains("NOPERM") => {
             tracing::warn!("the queue's server does not say its version ({why}); it must be Redis 6.2 or later");
         }
         Err(e) => return Err(e),

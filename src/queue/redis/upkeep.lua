@@ -1,5 +1,7 @@
 -- ARGV: own consumer, milliseconds of silence after which a consumer is dead, where to go on among the ids.
 -- Returns where to go on.
+-- A live consumer that was given nothing for so long may be taken for dead (before Redis 7.2, looking in vain does not
+-- count as a sign of life). It holds nothing, and is there again with its next delivery.
 for _, band in ipairs(BANDS) do
   local consumers = redis.pcall('XINFO', 'CONSUMERS', STREAMS[band], GROUP)
   if not consumers.err then
