@@ -84,11 +84,6 @@ impl Faulty {
         self.record().requests
     }
 
-    /// The store's content, past all faults.
-    pub fn content(&self) -> &InMemory {
-        &self.inner
-    }
-
     /// Replaces an object's content, past all faults.
     pub async fn overwrite(&self, at: &str, bytes: Vec<u8>) {
         self.inner.put(&Path::from(at), bytes.into()).await.unwrap();
