@@ -65,19 +65,19 @@ impl Cache {
         self.dir.join(kind.folder()).join(hash.to_string())
     }
 
-    /// The file of an object, fetched if need be. It may be gone the next moment, when others need its place.
-    pub(super) async fn fetch(&self, kind: Kind, hash: ContentHash) -> Result<PathBuf, ArtifactError> {
+    /// The file of an object, open; fetched if need be. By name it may be gone the next moment, when others need its
+    /// place.
+    pub(super) async fn fetch(&self, kind: Kind, hash: ContentHash) -> Result<File, ArtifactError> {
         let path = self.path(kind, hash);
-        if touch(&path).await? {
-            return Ok(path);
+        if let Some(file) = touch(&path).await? {
+            return Ok(file);
         }
         let turn = self.turn(kind, hash).lock_owned().await;
         // Whoever was before us may have fetched it.
-        if touch(&path).await? {
-            return Ok(path);
+        if let Some(file) = touch(&path).await? {
+            return Ok(file);
         }
-        self.download(kind, hash, turn).await?;
-        Ok(path)
+        self.download(kind, hash, turn).await
     }
 
     /// Forgets the local copy of an object; none is fine.
@@ -97,7 +97,7 @@ impl Cache {
         turn
     }
 
-    async fn download(&self, kind: Kind, hash: ContentHash, turn: OwnedMutexGuard<()>) -> Result<(), ArtifactError> {
+    async fn download(&self, kind: Kind, hash: ContentHash, turn: OwnedMutexGuard<()>) -> Result<File, ArtifactError> {
         let size = self.size(kind, hash).await?;
         self.make_room(kind, hash, size).await?;
         let path = self.path(kind, hash);
@@ -107,9 +107,10 @@ impl Cache {
             part = self.fill(kind, hash, part, size).await?;
             let got = part.hash();
             if got == hash {
-                blocking(move || part.finish()).await?;
+                let file = blocking(move || part.finish()).await?;
                 // Others may have fetched at the same time, each with an eye on the room there was.
-                return self.make_room(kind, hash, size).await;
+                self.make_room(kind, hash, size).await?;
+                return Ok(file);
             }
             if part.mended && !again {
                 // What was there before, or was replaced meanwhile, may be at fault: once more, all in one go.
@@ -305,16 +306,16 @@ fn entries(dir: &Path, keep: &Path) -> Vec<Entry> {
     found
 }
 
-/// Whether there is such a file; marks it as used now.
-async fn touch(path: &Path) -> Result<bool, ArtifactError> {
+/// Opens a file, if there is one, and marks it as used now.
+async fn touch(path: &Path) -> Result<Option<File>, ArtifactError> {
     let path = path.to_path_buf();
     blocking(move || match File::open(&path) {
         Ok(file) => {
             // Without the mark it goes earlier than it should, no more.
             let _ = file.set_modified(SystemTime::now());
-            Ok(true)
+            Ok(Some(file))
         }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(why) => Err(io_error(&path, why)),
     })
     .await
@@ -425,12 +426,13 @@ impl Part {
     }
 
     /// Gives it its name. Nothing waits for the disk: after a loss of power the hash, which every user checks, tells.
-    fn finish(self) -> Result<(), ArtifactError> {
+    fn finish(self) -> Result<File, ArtifactError> {
         let done = self
             .file
             .set_permissions(std::fs::Permissions::from_mode(0o400))
             .and_then(|()| std::fs::rename(&self.path, &self.target));
-        done.map_err(|why| io_error(&self.path, why))
+        done.map_err(|why| io_error(&self.path, why))?;
+        Ok(self.file)
     }
 
     fn discard(self) -> Result<(), ArtifactError> {

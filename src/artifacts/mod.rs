@@ -15,7 +15,7 @@ mod files;
 mod remote;
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -244,7 +244,7 @@ impl Artifacts {
                 self.store.head(&kind.at(hash)).await.map_err(|e| self.missing(kind, hash, e))?;
                 Ok(Content::File(in_folder(root, kind, hash)))
             }
-            Place::Remote(cache) => cache.fetch(kind, hash).await.map(Content::File),
+            Place::Remote(cache) => cache.fetch(kind, hash).await.map(|_| Content::File(cache.path(kind, hash))),
         }
     }
 
@@ -327,24 +327,22 @@ impl Artifacts {
         }
     }
 
-    /// A remote object's bytes by way of its copy.
+    /// A remote object's bytes by way of its copy. A damaged copy is fetched anew, once.
     async fn get_copy(&self, cache: &Cache, kind: Kind, hash: ContentHash) -> Result<Bytes, ArtifactError> {
-        let mut tries = 3;
+        let mut last = false;
         loop {
-            let path = cache.fetch(kind, hash).await?;
+            let (mut file, path) = (cache.fetch(kind, hash).await?, cache.path(kind, hash));
             let read = blocking(move || {
-                let bytes = Bytes::from(std::fs::read(&path).map_err(|why| io_error(&path, why))?);
-                verify(kind, hash, &bytes)?;
-                Ok(bytes)
+                let mut bytes = Vec::new();
+                let read = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_end(&mut bytes));
+                read.map_err(|why| io_error(&path, why))?;
+                verify(kind, hash, &bytes).map(|()| bytes.into())
             });
-            let why = match read.await {
-                Ok(bytes) => return Ok(bytes),
-                Err(why) => why,
-            };
-            tries -= 1;
-            if tries == 0 || !self.try_again(kind, hash, &why).await? {
-                return Err(why);
+            match read.await {
+                Err(ArtifactError::Damaged { .. }) if !last => cache.forget(kind, hash).await?,
+                done => return done,
             }
+            last = true;
         }
     }
 
