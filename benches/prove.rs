@@ -1,11 +1,12 @@
 //! Whole proofs, beside arkworks' own prover on the same key and witness in the same run.
 //!
 //! `cargo bench --bench prove` runs the bundled circuits' sizes by a chain of squarings made on the spot; with
-//! `PROVER_BENCH_DIR` set, also every folder in it that holds `circuit.zkey` and `witness.wtns`.
+//! `PROVER_BENCH_DIR` set, also every folder in it that holds `circuit.zkey` and `witness.wtns`. Before these, 64 proofs
+//! verified one by one and together.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ark_bn254::Bn254;
 use ark_ff::{BigInteger256, Field, PrimeField};
@@ -20,8 +21,8 @@ use prover_worker::backend::mapped::map_file;
 use prover_worker::backend::{Backend, Quiet};
 use prover_worker::formats::r1cs::{Constraints, R1cs};
 use prover_worker::formats::{wtns, zkey};
-use prover_worker::groth16::{Verifier, prove, setup};
-use prover_worker::model::{Fr, ProvingKey, StopToken, Witness, g1_raw, g2_raw};
+use prover_worker::groth16::{BatchJob, Verifier, prove, prove_batch, setup};
+use prover_worker::model::{Fr, Proof, ProvingKey, StopToken, Witness, g1_raw, g2_raw};
 use rayon::prelude::*;
 
 /// The quotient as snarkjs's keys want it, on arkworks' own transforms: a·b − c on the odd coset of the double domain.
@@ -163,6 +164,49 @@ fn load(dir: &Path) -> (ProvingKey, Witness) {
     (key, wtns::parse(&map_file(&dir.join("witness.wtns")).expect("wtns")).expect("wtns"))
 }
 
+/// Proofs to verify together.
+const BATCH: usize = 64;
+
+/// Verification of proofs one by one and together.
+fn bench_verify(c: &mut Criterion) {
+    let (key, witness) = chain(61);
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let loaded = CpuBackend::new(threads).expect("a CPU").load(Arc::new(key)).expect("loads");
+    let verifier = Verifier::new(&loaded.key().header.vk);
+    let stop = StopToken::new();
+    let made = prove_batch(loaded.as_ref(), &verifier, &[BatchJob { witness: &witness, stop: &stop }; BATCH]);
+    let made: Vec<_> = made.into_iter().map(|made| made.expect("a proof")).collect();
+    let pairs: Vec<_> = made.iter().map(|made| (&made.proof, &made.public)).collect();
+    let mut spoilt = pairs.clone();
+    let wrong = Proof { a: -made[0].proof.a, ..made[0].proof.clone() };
+    spoilt[BATCH / 3].0 = &wrong;
+    let singly = || pairs.iter().all(|(proof, public)| verifier.verify(proof, public));
+    let together = || verifier.verify_batch(&pairs).into_iter().all(|good| good);
+
+    let time = |what: &dyn Fn() -> bool| {
+        let best = (0..5).map(|_| {
+            let start = Instant::now();
+            assert!(what(), "the proofs are good");
+            start.elapsed()
+        });
+        best.min().unwrap_or_default().as_secs_f64()
+    };
+    let (slow, fast) = (time(&singly), time(&together));
+    let times = slow / fast;
+    println!(
+        "{BATCH} proofs: {:.1} ms one by one, {:.1} ms together: {times:.1} times as fast",
+        slow * 1e3,
+        fast * 1e3
+    );
+
+    let mut group = c.benchmark_group(format!("verify {BATCH} proofs"));
+    group.sample_size(10).measurement_time(Duration::from_secs(3)).warm_up_time(Duration::from_millis(500));
+    group.bench_function("one by one", |b| b.iter(singly));
+    group.bench_function("together", |b| b.iter(together));
+    group.bench_function("together, one of them bad", |b| b.iter(|| verifier.verify_batch(&spoilt)));
+    group.finish();
+}
+
 fn bench(c: &mut Criterion) {
     let mut cases: Vec<(String, ProvingKey, Witness)> = Vec::new();
     for log in [10, 14] {
@@ -201,5 +245,5 @@ fn bench(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, bench);
+criterion_group!(benches, bench_verify, bench);
 criterion_main!(benches);

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use prover_worker::model::{Circuit, ContentHash, JobId, JobResult, NewJob, Priority, Stage, StageTimes, WorkerId};
 use prover_worker::queue::{MemoryQueue, Queue};
-use prover_worker::store::{SqliteStore, Store};
+use prover_worker::store::{Input, SqliteStore, Store, StoreSettings};
 use tokio::runtime::Runtime;
 
 const LEASE: Duration = Duration::from_secs(3600);
 const INPUT: [u8; 1000] = [b'7'; 1000];
 
 async fn open(folder: &Path) -> SqliteStore {
-    let store = SqliteStore::open(&folder.join("jobs.db")).await.unwrap();
+    let store = SqliteStore::open(&folder.join("jobs.db"), StoreSettings::default()).await.unwrap();
     let circuit = Circuit {
         name: "c".parse().unwrap(),
         zkey: ContentHash([1; 32]),
@@ -35,12 +35,14 @@ fn new_job() -> NewJob {
         circuit: "c".parse().unwrap(),
         idempotency_key: None,
         body: ContentHash([3; 32]),
+        former_bodies: Vec::new(),
         priority: Priority(0),
+        start_within: None,
     }
 }
 
 async fn submit(store: &SqliteStore) -> JobId {
-    store.submit(&new_job(), &INPUT).await.unwrap().job().id
+    store.submit(&new_job(), Input { bytes: &INPUT, key: "" }).await.unwrap().job().id
 }
 
 fn result() -> JobResult {
@@ -107,7 +109,8 @@ fn store(c: &mut Criterion) {
     });
     // Thousands of jobs are in there by now.
     group.bench_function("due", |b| b.iter(|| runtime.block_on(store.due(100)).unwrap()));
-    group.bench_function("change_marker", |b| b.iter(|| runtime.block_on(store.change_marker()).unwrap()));
+    group.bench_function("load", |b| b.iter(|| runtime.block_on(store.load()).unwrap()));
+    group.bench_function("look for changes", |b| b.iter(|| runtime.block_on(store.changed(Duration::ZERO)).unwrap()));
     group.finish();
 }
 

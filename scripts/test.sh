@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Every check of the project, on a Debian machine that has Rust. Installs what is missing: a C compiler and Node.js
-# from Debian's packages, cargo-nextest and snarkjs from their registries. The tests' closing line comes last.
+# Every check of the project, on a Debian machine that has Rust. Installs what is missing: a C compiler, Node.js,
+# PostgreSQL and Redis from Debian's packages, cargo-nextest, snarkjs and moto from their registries. Uses the servers at
+# TEST_POSTGRES_URL and TEST_REDIS_URL, or those on the usual ports of this machine, or starts its own for the time of
+# the tests. The tests' closing line comes last.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
@@ -46,7 +48,82 @@ if ! command -v cargo-nextest >/dev/null; then
     cargo install cargo-nextest --locked </dev/null
 fi
 
-# Services that a test needs are started here, on ports of their own. None needs one yet.
+# A folder for servers that are started here; they end with this script.
+SERVERS=
+stop_servers() {
+    [ -n "$SERVERS" ] || return 0
+    [ ! -f "$SERVERS/redis.pid" ] || kill "$(cat "$SERVERS/redis.pid")" 2>/dev/null || true
+    [ ! -d "$SERVERS/postgres" ] || as_postgres "$PG_BIN/pg_ctl" -D "$SERVERS/postgres" -m immediate stop >/dev/null || true
+    rm -rf "$SERVERS"
+}
+trap stop_servers EXIT
+
+# PostgreSQL refuses to run as root.
+as_postgres() {
+    if [ "$(id -u)" = 0 ]; then (cd / && runuser -u postgres -- "$@"); else "$@"; fi
+}
+
+servers_dir() {
+    [ -n "$SERVERS" ] || SERVERS=$(mktemp -d)
+    chmod 755 "$SERVERS"
+}
+
+# answers HOST PORT: whether something listens there.
+answers() { (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null; }
+
+free_port() {
+    local port
+    for port in $(seq "$1" "$(($1 + 200))"); do
+        answers 127.0.0.1 "$port" || { echo "$port"; return; }
+    done
+    return 1
+}
+
+# The tests of faults start and stop servers of their own, so the programs are needed even where servers run.
+find_postgres() {
+    local found
+    found=$(command -v initdb || ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null | tail -1 || true)
+    [ -z "$found" ] || PG_BIN=$(dirname "$found")
+}
+PG_BIN=
+find_postgres
+if [ -z "$PG_BIN" ]; then
+    debian initdb postgresql
+    find_postgres
+fi
+debian redis-server redis-server
+
+if [ -z "${TEST_POSTGRES_URL:-}" ]; then
+    if answers 127.0.0.1 5432 && psql -qAt -U postgres -h 127.0.0.1 -c "SELECT 1" postgres >/dev/null 2>&1 </dev/null; then
+        TEST_POSTGRES_URL=postgres://postgres@127.0.0.1:5432/postgres
+    else
+        step "start PostgreSQL"
+        servers_dir
+        port=$(free_port 54320)
+        install -d -m 700 "$SERVERS/postgres"
+        [ "$(id -u)" != 0 ] || chown postgres "$SERVERS/postgres"
+        as_postgres "$PG_BIN/initdb" -D "$SERVERS/postgres" -U postgres --auth trust >/dev/null
+        as_postgres "$PG_BIN/pg_ctl" -w -D "$SERVERS/postgres" -l "$SERVERS/postgres/log" \
+            -o "-p $port -c unix_socket_directories=$SERVERS/postgres -c max_connections=300" start >/dev/null
+        TEST_POSTGRES_URL=postgres://postgres@127.0.0.1:$port/postgres
+    fi
+fi
+if [ -z "${TEST_REDIS_URL:-}" ]; then
+    if answers 127.0.0.1 6379; then
+        TEST_REDIS_URL=redis://127.0.0.1:6379
+    else
+        step "start Redis"
+        servers_dir
+        port=$(free_port 63790)
+        redis-server --port "$port" --bind 127.0.0.1 --save '' --daemonize yes --pidfile "$SERVERS/redis.pid" >/dev/null
+        TEST_REDIS_URL=redis://127.0.0.1:$port
+    fi
+fi
+export TEST_POSTGRES_URL TEST_REDIS_URL
+
+# An S3 server, for tests/artifacts.
+step "moto"
+scripts/moto.sh
 
 step "format"
 cargo fmt --all --check

@@ -431,15 +431,25 @@ pub fn markdown_table() -> String {
     out
 }
 
-/// A URL or other text with the password of each `user:password@` replaced.
+/// A URL or other text with the password of `user:password@` and those among the parameters replaced.
 pub fn mask(value: &str) -> String {
     let Some((scheme, rest)) = value.split_once("://") else { return value.to_owned() };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, tail) = rest.split_at(end);
+    let tail = mask_parameters(tail);
     // The last @ ends the user part: a password may hold one itself.
-    let Some((user, host)) = authority.rsplit_once('@') else { return value.to_owned() };
+    let Some((user, host)) = authority.rsplit_once('@') else { return format!("{scheme}://{authority}{tail}") };
     let user = user.split_once(':').map_or(user, |(name, _)| name);
     format!("{scheme}://{user}:***@{host}{tail}")
+}
+
+fn mask_parameters(tail: &str) -> String {
+    let Some((path, query)) = tail.split_once('?') else { return tail.to_owned() };
+    let masked = query.split('&').map(|p| match p.split_once('=') {
+        Some((name, _)) if name.to_ascii_lowercase().contains("password") => format!("{name}=***"),
+        _ => p.to_owned(),
+    });
+    format!("{path}?{}", masked.collect::<Vec<_>>().join("&"))
 }
 
 /// Reads variables and notes what holds.

@@ -17,7 +17,7 @@
 //! | 4 | [`registry`] | circuits, the loaded-key cache |
 //! | 3 | [`groth16`], [`store`], [`queue`], [`artifacts`], [`witness`] | randomness; SQL; job ids; objects; the sandbox |
 //! | 2 | [`backend`] | devices, FFI, SIMD: the only `unsafe` in the crate |
-//! | 1 | [`formats`], [`config`], [`telemetry`] | bytes; the environment; the subscriber |
+//! | 1 | [`formats`], [`config`], [`telemetry`], [`seal`] | bytes; the environment; the subscriber; ciphers |
 //! | 0 | [`model`] | plain nouns |
 //!
 //! Arrows point down only; `tests/layering` fails on one that points up.

@@ -113,20 +113,21 @@ pub struct Metrics {
 
 impl Metrics {
     /// Installs the recorder, once for the process, with every metric described and every counter whose labels are
-    /// known at 0: a counter that appears only with its first event hides that event from `rate()`.
-    pub fn install() -> Self {
+    /// known at 0: a counter that appears only with its first event hides that event from `rate()`. Every series
+    /// carries the queue's name as its label `queue`.
+    pub fn install(queue: &str) -> Self {
         static INSTALLED: OnceLock<Metrics> = OnceLock::new();
-        INSTALLED.get_or_init(Self::install_once).clone()
+        INSTALLED.get_or_init(|| Self::install_once(queue)).clone()
     }
 
-    fn install_once() -> Self {
-        let mut builder = PrometheusBuilder::new();
+    fn install_once(queue: &str) -> Self {
+        let mut builder = PrometheusBuilder::new().add_global_label("queue", queue);
         for m in METRICS {
             if let Histogram(buckets) = m.kind {
                 builder = match builder.set_buckets_for_metric(Matcher::Full(m.name.to_owned()), buckets) {
                     Ok(b) => b,
                     // Only an empty list of buckets is refused, and a test sees that there is none.
-                    Err(_) => PrometheusBuilder::new(),
+                    Err(_) => PrometheusBuilder::new().add_global_label("queue", queue),
                 };
             }
         }
@@ -211,7 +212,9 @@ fn start_at_zero() {
 
 /// The catalogue as a Markdown table, for the documentation.
 pub fn markdown_table() -> String {
-    let mut out = String::from("| metric | type | labels | meaning |\n|---|---|---|---|\n");
+    let mut out = String::from(
+        "Every series has the label `queue` too.\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n",
+    );
     for m in METRICS {
         let kind = match m.kind {
             Counter => "counter",
@@ -229,7 +232,7 @@ mod tests {
 
     #[test]
     fn every_series_known_at_start_is_rendered_at_zero_with_its_help() {
-        let metrics = Metrics::install();
+        let metrics = Metrics::install("prove");
         start_device("cpu:0");
         let text = metrics.render();
         for m in METRICS {
@@ -237,19 +240,19 @@ mod tests {
                 assert!(text.contains(&format!("# HELP {} {}", m.name, m.help)), "no help for {}:\n{text}", m.name);
             }
         }
-        assert!(text.contains("\njobs_processed_total 0"), "{text}");
-        assert!(text.contains("job_failures_total{class=\"bad_input\"} 0"), "{text}");
-        assert!(text.contains("device_failures_total{device=\"cpu:0\",class=\"device\"} 0"), "{text}");
-        assert!(text.contains("\nqueue_depth 0"), "{text}");
+        assert!(text.contains("\njobs_processed_total{queue=\"prove\"} 0"), "{text}");
+        assert!(text.contains("job_failures_total{queue=\"prove\",class=\"bad_input\"} 0"), "{text}");
+        assert!(text.contains("device_failures_total{queue=\"prove\",device=\"cpu:0\",class=\"device\"} 0"), "{text}");
+        assert!(text.contains("\nqueue_depth{queue=\"prove\"} 0"), "{text}");
     }
 
     #[test]
     fn histograms_have_buckets() {
-        let metrics = Metrics::install();
+        let metrics = Metrics::install("prove");
         metrics::histogram!(JOB_DURATION).record(0.3);
         let text = metrics.render();
-        assert!(text.contains("job_duration_seconds_bucket{le=\"0.5\"} 1"), "{text}");
-        assert!(text.contains("job_duration_seconds_count 1"), "{text}");
+        assert!(text.contains("job_duration_seconds_bucket{queue=\"prove\",le=\"0.5\"} 1"), "{text}");
+        assert!(text.contains("job_duration_seconds_count{queue=\"prove\"} 1"), "{text}");
     }
 
     #[test]

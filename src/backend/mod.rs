@@ -154,8 +154,19 @@ pub trait LoadedKey: Send + Sync {
     fn key(&self) -> &Arc<ProvingKey>;
     /// The five products for a witness of `n_vars` values. Looks at `stop` between steps.
     fn commit(&self, witness: &Witness, stop: &StopToken, on: &dyn Progress) -> Result<Commitments, BackendError>;
-    /// Several witnesses of one circuit; one by one unless the device knows better.
-    fn commit_batch(&self, witnesses: &[&Witness], stop: &StopToken) -> Vec<Result<Commitments, BackendError>> {
-        witnesses.iter().map(|w| self.commit(w, stop, &Quiet)).collect()
+    /// How many witnesses at once the device likes best: 1 where it gains nothing from several, as on the CPU.
+    fn batch(&self) -> usize {
+        1
+    }
+    /// The products for several witnesses of one circuit, each with a stop token of its own; one by one unless the
+    /// device knows better. One result a witness, in their order, and each its own: what befalls one leaves the others
+    /// alone. Unequally many witnesses and tokens are [`BackendError::Shape`] for each witness.
+    fn commit_batch(&self, witnesses: &[&Witness], stops: &[&StopToken]) -> Vec<Result<Commitments, BackendError>> {
+        if stops.len() != witnesses.len() {
+            let (expected, got) = (witnesses.len() as u64, stops.len() as u64);
+            let error = BackendError::Shape { what: "stop tokens of a batch", expected, got };
+            return vec![Err(error); witnesses.len()];
+        }
+        witnesses.iter().zip(stops).map(|(witness, stop)| self.commit(witness, stop, &Quiet)).collect()
     }
 }

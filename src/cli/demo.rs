@@ -112,8 +112,13 @@ async fn prove_all(workspace: &Workspace, name: &CircuitName, out: &Output) -> R
     let mut ids = Vec::new();
     for input in INPUTS {
         let input = Zeroizing::new(input.as_bytes().to_vec());
-        let request =
-            SubmitRequest { id: None, circuit: name.clone(), input, idempotency_key: None, priority: Priority::default() };
+        let request = SubmitRequest {
+            id: None,
+            circuit: name.clone(),
+            input,
+            idempotency_key: None,
+            priority: Priority::default(),
+        };
         ids.push(service.submit(request).await.map_err(CliError::failed)?.job().id);
     }
     out.note(format!("submitted {} jobs", ids.len()));

@@ -30,7 +30,7 @@ pub struct Args {
 pub fn run(args: Args, _: &Output) -> Result<(), CliError> {
     let config = session::config()?;
     telemetry::init_logs(&config.log_level, config.log_json);
-    let metrics = Metrics::install();
+    let metrics = Metrics::install(&config.queue_name);
     let runtime = session::runtime()?;
     let done = runtime.block_on(serve(config, args.fault_at.unwrap_or_default(), metrics));
     // A proof that did not stop in time is not waited for: its lease has been handed back.

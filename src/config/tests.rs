@@ -15,7 +15,7 @@ fn error(name: &str, value: &str) -> String {
 #[test]
 fn defaults_are_the_documented_ones() {
     let c = with(&[]).unwrap();
-    assert_eq!(c.database, PathBuf::from("/data/prover-worker.db"));
+    assert_eq!(c.database, Database::Sqlite("/data/prover-worker.db".into()));
     assert_eq!(c.queue_name, "prove");
     assert_eq!(c.concurrency, None);
     assert_eq!(c.log_level, "info");
@@ -59,22 +59,63 @@ fn a_wrong_value_names_variable_expected_and_got() {
     assert!(error("DATABASE_URL", "sqlite:///x.db?mode=ro").contains("without parameters"));
 }
 
+const POSTGRES: &str = "postgres://me:hunter2@db/jobs?sslmode=require";
+
 #[test]
-fn what_this_version_lacks_is_one_sentence_without_the_password() {
-    for (name, url) in [("DATABASE_URL", "postgres://me:hunter2@db/jobs"), ("REDIS_URL", "rediss://me:hunter2@r:6379")]
-    {
-        let e = error(name, url);
-        assert!(e.contains("this version has no") && !e.contains("hunter2") && !e.contains('\n'), "{e}");
+fn a_fleet_is_read_and_its_secrets_are_not_shown() {
+    let c = with(&[
+        ("DATABASE_URL", POSTGRES),
+        ("REDIS_URL", "rediss://me:hunter2@r:6379/1"),
+        ("PROVER_ENCRYPTION_KEYS", "k:hunter2"),
+        ("AWS_SECRET_ACCESS_KEY", "hunter2"),
+        ("AWS_SESSION_TOKEN", "hunter2"),
+        ("PROVER_ARTIFACTS_URL", "s3://bucket/some/prefix/"),
+        ("PROVER_RETENTION_SECS", "3600"),
+        ("PROVER_QUEUE_TIMEOUT_SECS", "off"),
+        ("PROVER_CPU_OVERFLOW", "on"),
+    ])
+    .unwrap();
+    let Database::Postgres(url) = &c.database else { panic!("expected Postgres, got {}", c.database) };
+    assert_eq!(url.reveal(), POSTGRES);
+    assert_eq!(c.redis.as_ref().map(Secret::reveal), Some("rediss://me:hunter2@r:6379/1"));
+    let (bucket, prefix) = ("bucket".to_owned(), "some/prefix".to_owned());
+    assert_eq!(c.artifacts, Some(ArtifactsUrl::S3 { bucket, prefix }));
+    assert_eq!((c.retention, c.queue_timeout), (Some(Duration::from_secs(3600)), None));
+    assert!(c.cpu_overflow);
+    let shown = format!("{c:?} {:?} {} {:?} {:?}", c.settings(), c.database, c.s3, c.redis);
+    assert!(!shown.contains("hunter2") && shown.contains("postgres://me:***@db/jobs"), "{shown}");
+    let alone = c.in_dir(Path::new("/d"));
+    assert_eq!(alone.database, Database::Sqlite("/d/prover-worker.db".into()));
+    assert_eq!((alone.redis, alone.artifacts), (None, None));
+}
+
+#[test]
+fn what_cannot_be_a_fleet_is_one_sentence_without_the_password() {
+    for (name, value) in [
+        ("REDIS_URL", "rediss://me:hunter2@r:6379"),
+        ("REDIS_URL", "http://me:hunter2@r:6379"),
+        ("PROVER_ARTIFACTS_URL", "gs://me:hunter2@x"),
+        ("PROVER_ARTIFACTS_URL", "file://relative"),
+        ("PROVER_ARTIFACTS_URL", "s3://"),
+        ("AWS_ENDPOINT_URL", "ftp://me:hunter2@x"),
+        ("PROVER_RETENTION_SECS", "1"),
+        ("PROVER_CPU_OVERFLOW", "yes"),
+    ] {
+        let e = error(name, value);
+        assert!(e.starts_with(name) && !e.contains("hunter2") && !e.contains('\n'), "{e}");
     }
+    assert!(error("REDIS_URL", "redis://r").contains("DATABASE_URL=postgres://"));
 }
 
 #[test]
 fn passwords_are_masked() {
     assert_eq!(mask("postgres://me:se@cret@host:5432/db?x=1"), "postgres://me:***@host:5432/db?x=1");
     assert_eq!(mask("redis://:secret@host"), "redis://:***@host");
+    assert_eq!(mask("postgres://h/db?user=me&password=se%26cret&x=1"), "postgres://h/db?user=me&password=***&x=1");
+    assert_eq!(mask("postgres://me:a@h/?sslpassword=b"), "postgres://me:***@h/?sslpassword=***");
     assert_eq!(mask("sqlite:///var/x.db"), "sqlite:///var/x.db");
     let c = with(&[("DATABASE_URL", "sqlite:///var/x.db")]).unwrap();
-    assert_eq!(c.database, PathBuf::from("/var/x.db"));
+    assert_eq!(c.database, Database::Sqlite("/var/x.db".into()));
     assert!(c.settings().iter().any(|s| s.set && s.value == "sqlite:///var/x.db"));
 }
 

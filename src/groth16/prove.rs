@@ -45,9 +45,9 @@ pub struct Proved {
     pub proof: Proof,
     /// The public values it is for.
     pub public: PublicInputs,
-    /// Time the device took for the commitments.
+    /// Time the device took for the commitments; of a batch, an equal share.
     pub commit_time: Duration,
-    /// Time verification took.
+    /// Time verification took; of a batch, an equal share.
     pub verify_time: Duration,
 }
 
@@ -67,13 +67,82 @@ pub fn prove(
     let start = Instant::now();
     let commitments = key.commit(witness, stop, on)?;
     let commit_time = start.elapsed();
-    let blinding = Zeroizing::new([random_scalar()?, random_scalar()?]);
-    let proof = assemble(header, &commitments, blinding[0], blinding[1]);
+    let proof = blind(header, &commitments)?;
     let start = Instant::now();
     if !verifier.verify(&proof, &public) {
         return Err(ProveError::Invalid);
     }
     Ok(Proved { proof, public, commit_time, verify_time: start.elapsed() })
+}
+
+/// One of several proofs to be made together.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchJob<'a> {
+    /// Its witness.
+    pub witness: &'a Witness,
+    /// Stops this one alone.
+    pub stop: &'a StopToken,
+}
+
+/// Proves several witnesses of one circuit: commitments as a batch on the device, blinding drawn for each, and all
+/// proofs verified together ([`Verifier::verify_batch`]). One result a job, in their order, each what [`prove`] would
+/// have made of it: a witness that is wrong or a job that is stopped costs the others nothing but time. A job whose
+/// witness does not fit or that is stopped already never reaches the device.
+///
+/// Blocks for as long as the device works.
+pub fn prove_batch(key: &dyn LoadedKey, verifier: &Verifier, jobs: &[BatchJob<'_>]) -> Vec<Result<Proved, ProveError>> {
+    let header = &key.key().header;
+    let mut results: Vec<Result<PublicInputs, ProveError>> = jobs.iter().map(|job| admit(header, job)).collect();
+    let admitted: Vec<usize> = (0..jobs.len()).filter(|i| results[*i].is_ok()).collect();
+    let witnesses: Vec<&Witness> = admitted.iter().map(|i| jobs[*i].witness).collect();
+    let stops: Vec<&StopToken> = admitted.iter().map(|i| jobs[*i].stop).collect();
+
+    let start = Instant::now();
+    let commitments = if admitted.is_empty() { Vec::new() } else { key.commit_batch(&witnesses, &stops) };
+    let commit_time = share(start.elapsed(), admitted.len());
+    if commitments.len() != admitted.len() {
+        // A fault of the device's code: which result is whose cannot be known.
+        let (expected, got) = (admitted.len() as u64, commitments.len() as u64);
+        let error = BackendError::Shape { what: "results of a batch", expected, got };
+        return results.into_iter().map(|r| r.and(Err(error.clone().into()))).collect();
+    }
+
+    let mut proofs: Vec<Option<Proof>> = vec![None; jobs.len()];
+    for (i, sums) in admitted.into_iter().zip(commitments) {
+        match sums.map_err(ProveError::from).and_then(|sums| blind(header, &sums)) {
+            Ok(proof) => proofs[i] = Some(proof),
+            Err(error) => results[i] = Err(error),
+        }
+    }
+    let pairs: Vec<(&Proof, &PublicInputs)> =
+        proofs.iter().zip(&results).filter_map(|(p, r)| Some((p.as_ref()?, r.as_ref().ok()?))).collect();
+    let start = Instant::now();
+    let verdicts = verifier.verify_batch(&pairs);
+    let verify_time = share(start.elapsed(), verdicts.len());
+
+    let mut verdicts = verdicts.into_iter();
+    let prove = |(result, proof): (Result<PublicInputs, ProveError>, Option<Proof>)| {
+        let public = result?;
+        match (proof, verdicts.next()) {
+            (Some(proof), Some(true)) => Ok(Proved { proof, public, commit_time, verify_time }),
+            _ => Err(ProveError::Invalid),
+        }
+    };
+    results.into_iter().zip(proofs).map(prove).collect()
+}
+
+/// The public values of a job that may go to the device.
+fn admit(header: &KeyHeader, job: &BatchJob<'_>) -> Result<PublicInputs, ProveError> {
+    let public = public_inputs(header, job.witness)?;
+    match job.stop.stopped() {
+        Some(why) => Err(BackendError::Stopped(why).into()),
+        None => Ok(public),
+    }
+}
+
+/// An n-th of the time.
+fn share(time: Duration, n: usize) -> Duration {
+    time / u32::try_from(n).unwrap_or(u32::MAX).max(1)
 }
 
 /// The public values of a witness that fits the key.
@@ -95,6 +164,12 @@ fn bytes(v: &BigInteger256) -> [u8; 32] {
         to.copy_from_slice(&limb.to_le_bytes());
     }
     out
+}
+
+/// The proof, with blinding from the operating system.
+fn blind(header: &KeyHeader, sums: &Commitments) -> Result<Proof, ProveError> {
+    let blinding = Zeroizing::new([random_scalar()?, random_scalar()?]);
+    Ok(assemble(header, sums, blinding[0], blinding[1]))
 }
 
 /// π_A = α + a + r·δ, π_B = β + b + s·δ, π_C = c + h + s·π_A + r·π_B¹ − r·s·δ, where π_B¹ is π_B in G1.

@@ -29,8 +29,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use super::problem::Problem;
 use super::App;
+use super::problem::Problem;
 use crate::model::{Circuit, CircuitName, Job, JobId, JobState, Priority};
 use crate::store::{Cancelled, JobFilter, Scope, Submitted};
 use crate::worker::{SubmitRequest, request};
@@ -119,7 +119,8 @@ async fn submit(
     };
     let circuit: CircuitName = parts.circuit.parse().map_err(|e| invalid(format!("{e}")))?;
     let id = parts.id.as_deref().map(str::parse::<JobId>).transpose().map_err(invalid)?;
-    let request = SubmitRequest { id, circuit, input: parts.input, idempotency_key, priority: Priority(parts.priority) };
+    let request =
+        SubmitRequest { id, circuit, input: parts.input, idempotency_key, priority: Priority(parts.priority) };
     match app.jobs.submit(request).await? {
         Submitted::Created(job) => {
             let mut answer = json(StatusCode::CREATED, &job)?;
@@ -204,10 +205,7 @@ async fn pause_queue(State(app): State<App>, Path(act): Path<String>) -> Result<
     set_paused(&app, &Scope::Queue, &act).await
 }
 
-async fn pause_circuit(
-    State(app): State<App>,
-    Path((name, act)): Path<(String, String)>,
-) -> Result<Response, Problem> {
+async fn pause_circuit(State(app): State<App>, Path((name, act)): Path<(String, String)>) -> Result<Response, Problem> {
     let name = name.parse().map_err(|e| Problem::new(StatusCode::NOT_FOUND, e))?;
     set_paused(&app, &Scope::Circuit(name), &act).await
 }

@@ -325,7 +325,7 @@ pub struct Job {
     pub created_at: i64,
     /// Not before this time.
     pub run_at: i64,
-    /// Fails if it was not begun before this time.
+    /// Fails if it was not begun before this time; none once a worker has begun it.
     pub start_by: Option<i64>,
     /// First claimed.
     pub started_at: Option<i64>,

@@ -1,24 +1,26 @@
 //! The queue within one process.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::{Delivery, Offer, Queue, QueueError, SetAside};
 use crate::model::{JobId, Priority};
 
-/// Ids in memory, by priority, then age.
+/// Ids in memory, by priority, then age. Messages never occur in it.
 ///
 /// What is lost with it (at a restart, or because a [`Delivery`] was dropped without [`Queue::ack`]) stays lost here:
 /// the reconciler offers such jobs again from the store. So acknowledging does nothing, and nothing is delivered
 /// twice unless it is pushed twice.
 ///
 /// Memory is bounded, at about 100 bytes an id. Past its capacity the queue keeps the best ids and forgets the rest,
-/// the youngest of the lowest priority first; the store has them all, and they come back once there is room.
+/// the youngest of the lowest priority first, and of those that wait for their time the last to be due; the store has
+/// them all, and they come back once there is room.
 #[derive(Debug)]
 pub struct MemoryQueue {
     waiting: Mutex<Waiting>,
@@ -32,7 +34,52 @@ struct Waiting {
     /// By priority, highest first, then by the order of pushes.
     order: BTreeMap<(Reverse<Priority>, u64), JobId>,
     ids: HashSet<JobId>,
+    /// By the time they are due, then by the order of pushes.
+    delayed: BTreeMap<(Instant, u64), (JobId, Priority)>,
+    /// Where each id is in `delayed`.
+    due: HashMap<JobId, (Instant, u64)>,
     pushes: u64,
+}
+
+impl Waiting {
+    fn add(&mut self, id: JobId, priority: Priority, capacity: usize) {
+        if !self.ids.insert(id) {
+            return;
+        }
+        self.pushes += 1;
+        self.order.insert((Reverse(priority), self.pushes), id);
+        if self.order.len() > capacity
+            && let Some((_, least)) = self.order.pop_last()
+        {
+            self.ids.remove(&least);
+        }
+    }
+
+    fn delay(&mut self, id: JobId, priority: Priority, until: Instant, capacity: usize) {
+        self.pushes += 1;
+        let key = (until, self.pushes);
+        if let Some(old) = self.due.insert(id, key) {
+            self.delayed.remove(&old);
+        }
+        self.delayed.insert(key, (id, priority));
+        if self.delayed.len() > capacity
+            && let Some((_, (last, _))) = self.delayed.pop_last()
+        {
+            self.due.remove(&last);
+        }
+    }
+
+    /// Moves what is due by now to what waits.
+    fn move_due(&mut self, capacity: usize) {
+        let now = Instant::now();
+        while let Some(first) = self.delayed.first_entry()
+            && first.key().0 <= now
+        {
+            let (id, priority) = first.remove();
+            self.due.remove(&id);
+            self.add(id, priority, capacity);
+        }
+    }
 }
 
 impl MemoryQueue {
@@ -44,26 +91,31 @@ impl MemoryQueue {
         Self::with_capacity(Self::CAPACITY)
     }
 
-    /// An empty queue that keeps at most `capacity` ids.
+    /// An empty queue that keeps at most `capacity` ids, and as many that wait for their time.
     pub fn with_capacity(capacity: usize) -> Self {
         Self { waiting: Mutex::default(), pushed: Notify::new(), capacity }
     }
 
-    /// No code that holds the lock can panic half-way, so a poisoned one is as good as any.
+    /// What waits, after what has become due was moved there. No code that holds the lock can panic half-way, so a
+    /// poisoned one is as good as any.
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.move_due(self.capacity);
+        waiting
     }
 
-    /// The next id, if there is one. Wakes another popper when more are left: a wake-up may have reached one that
-    /// had found an id by itself.
-    fn take(&self) -> Option<Delivery> {
+    /// The next id, or else when one will be due. Wakes another popper when more are left: a wake-up may have reached
+    /// one that had found an id by itself.
+    fn take(&self) -> Result<Delivery, Option<Instant>> {
         let mut waiting = self.lock();
-        let (_, id) = waiting.order.pop_first()?;
+        let Some(((Reverse(priority), _), id)) = waiting.order.pop_first() else {
+            return Err(waiting.delayed.keys().next().map(|(at, _)| *at));
+        };
         waiting.ids.remove(&id);
         if !waiting.order.is_empty() {
             self.pushed.notify_one();
         }
-        Some(Delivery { offer: Offer::Job(id), receipt: String::new() })
+        Ok(Delivery { offer: Offer::Job(id), receipt: priority.0.to_string() })
     }
 
     async fn next(&self) -> Delivery {
@@ -71,37 +123,25 @@ impl MemoryQueue {
             let mut pushed = std::pin::pin!(self.pushed.notified());
             // Listening begins before the look, so that a push between the two is heard.
             pushed.as_mut().enable();
-            if let Some(delivery) = self.take() {
-                return delivery;
+            match self.take() {
+                Ok(delivery) => return delivery,
+                Err(Some(due)) => {
+                    let _ = tokio::time::timeout_at(due, pushed).await;
+                }
+                Err(None) => pushed.await,
             }
-            pushed.await;
         }
+    }
+
+    fn push_one(&self, id: JobId, priority: Priority) {
+        self.lock().add(id, priority, self.capacity);
+        self.pushed.notify_one();
     }
 }
 
 impl Default for MemoryQueue {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl MemoryQueue {
-    fn push_one(&self, id: JobId, priority: Priority) {
-        {
-            let mut waiting = self.lock();
-            if !waiting.ids.insert(id) {
-                return;
-            }
-            waiting.pushes += 1;
-            let age = waiting.pushes;
-            waiting.order.insert((Reverse(priority), age), id);
-            if waiting.order.len() > self.capacity
-                && let Some((_, least)) = waiting.order.pop_last()
-            {
-                waiting.ids.remove(&least);
-            }
-        }
-        self.pushed.notify_one();
     }
 }
 
@@ -114,16 +154,25 @@ impl Queue for MemoryQueue {
         Ok(())
     }
 
-    async fn push_after(&self, _: JobId, _: Priority, _: Duration) -> Result<(), QueueError> {
+    async fn push_after(&self, id: JobId, priority: Priority, delay: Duration) -> Result<(), QueueError> {
+        // A time beyond what the clock can name does not come in this process' life.
+        if let Some(until) = Instant::now().checked_add(delay) {
+            self.lock().delay(id, priority, until, self.capacity);
+        }
+        // Each popper sleeps until the first is due, which may be sooner now. One that comes later looks by itself.
+        self.pushed.notify_waiters();
         Ok(())
     }
 
     async fn pop(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>, QueueError> {
+        if max == 0 {
+            return Ok(Vec::new());
+        }
         // An id is taken in the very poll that returns it, so a dropped future has taken none.
         let Ok(first) = tokio::time::timeout(wait, self.next()).await else { return Ok(Vec::new()) };
         let mut all = vec![first];
         while all.len() < max
-            && let Some(more) = self.take()
+            && let Ok(more) = self.take()
         {
             all.push(more);
         }
@@ -136,7 +185,7 @@ impl Queue for MemoryQueue {
 
     async fn put_back(&self, delivery: Delivery) -> Result<(), QueueError> {
         if let Offer::Job(id) = delivery.offer {
-            self.push_one(id, Priority(0));
+            self.push_one(id, Priority(delivery.receipt.parse().unwrap_or(0)));
         }
         Ok(())
     }

@@ -4,12 +4,14 @@
 //! the store has the job (or it is set aside), so a crash in between loses nothing.
 
 mod memory;
+mod redis;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use zeroize::Zeroizing;
 
+pub use self::redis::{RedisQueue, RedisSettings};
 pub use memory::MemoryQueue;
 
 use crate::model::{JobId, Priority};

@@ -313,16 +313,25 @@ async fn load_into(
 
 /// An artifact's bytes, mapped where it is a file, verified by hash either way.
 async fn fetch(artifacts: &Artifacts, kind: Kind, hash: ContentHash) -> Result<Bytes, RegistryError> {
-    match artifacts.content(kind, hash).await? {
-        Content::Bytes(bytes) => Ok(bytes),
-        Content::File(path) => {
-            blocking(move || {
-                let what = path.display().to_string();
-                let bytes = map_file(&path).map_err(|why| ArtifactError::Io { what, why })?;
-                verify(kind, hash, &bytes)?;
-                Ok(bytes)
-            })
-            .await
+    let mut tries = 3;
+    loop {
+        let path = match artifacts.content(kind, hash).await? {
+            Content::Bytes(bytes) => return Ok(bytes),
+            Content::File(path) => path,
+        };
+        let mapped = tokio::task::spawn_blocking(move || {
+            let what = path.display().to_string();
+            let bytes = map_file(&path).map_err(|why| ArtifactError::Io { what, why })?;
+            verify(kind, hash, &bytes)?;
+            Ok(bytes)
+        });
+        let why: ArtifactError = match mapped.await? {
+            Ok(bytes) => return Ok(bytes),
+            Err(why) => why,
+        };
+        tries -= 1;
+        if tries == 0 || !artifacts.try_again(kind, hash, &why).await? {
+            return Err(why.into());
         }
     }
 }

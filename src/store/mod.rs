@@ -8,6 +8,7 @@
 //! change and confirms. A job so marked never runs again: a retry, a hand-back or a claim after its lease lapsed turn
 //! it into a cancelled one. A proof that is finished all the same is kept, since the work is done.
 
+mod postgres;
 mod rows;
 mod sqlite;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use postgres::PostgresStore;
 pub use sqlite::SqliteStore;
 
 use crate::model::{Attempt, Circuit, CircuitName, Job, JobError, JobId, JobResult, JobState, NewJob, Stage, WorkerId};
@@ -296,6 +298,10 @@ pub trait Store: Send + Sync + 'static {
     /// Cancels a job: at once when it is queued, by request when it runs. Ends the input of one cancelled at once.
     async fn cancel(&self, id: JobId) -> Result<Cancelled, StoreError>;
     /// Queues a failed or cancelled job again, due at once, with fresh budgets and, if given, another input.
+    /// A job that was rejected before it had a circuit takes what is registered under the name now.
+    ///
+    /// # Errors
+    /// [`StoreError::UnknownCircuit`] where nothing is registered for such a job.
     async fn requeue(&self, id: JobId, input: Option<Input<'_>>) -> Result<Requeued, StoreError>;
     /// Holds jobs back, or lets them go again. Running ones are not touched. Answers whether that changed anything.
     async fn set_paused(&self, scope: &Scope, paused: bool) -> Result<bool, StoreError>;

@@ -5,10 +5,10 @@ use std::str::FromStr;
 
 use uuid::Uuid;
 
-use super::{Counts, StoreError};
+use super::{Counts, Load, Scope, StoreError};
 use crate::model::{
-    Attempt, Circuit, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, Priority, Stage, Tries,
-    WorkerId,
+    Attempt, Circuit, CircuitName, ContentHash, FailedAttempt, FailureClass, Job, JobError, JobId, JobResult, JobState,
+    NewJob, Priority, Stage, Tries, WorkerId,
 };
 
 /// A row whose columns can be read by name as one of five kinds, each possibly null.
@@ -78,6 +78,11 @@ pub(super) fn state(row: &impl Columns) -> Result<JobState, StoreError> {
     parsed("state", &some("state", row.text("state")?)?)
 }
 
+/// The name of a job's circuit, from `circuit`.
+pub(super) fn circuit_name(row: &impl Columns) -> Result<CircuitName, StoreError> {
+    parsed("circuit", &some("circuit", row.text("circuit")?)?)
+}
+
 /// A circuit.
 pub(super) fn circuit(row: &impl Columns) -> Result<Circuit, StoreError> {
     Ok(Circuit {
@@ -99,6 +104,8 @@ pub(super) fn job(row: &impl Columns) -> Result<Job, StoreError> {
         }
         _ => None,
     };
+    let history: Vec<FailedAttempt> = serde_json::from_str(&some("history", row.text("history")?)?)
+        .map_err(|e| corrupt("history", format!("not the JSON of failed attempts: {e}")))?;
     let result: Option<JobResult> = row
         .text("result")?
         .map(|json| serde_json::from_str(&json))
@@ -106,10 +113,8 @@ pub(super) fn job(row: &impl Columns) -> Result<Job, StoreError> {
         .map_err(|e| corrupt("result", format!("not the JSON of a result: {e}")))?;
     Ok(Job {
         id: job_id(row)?,
-        queue: "prove".to_owned(),
-        history: Vec::new(),
-        start_by: None,
-        circuit: parsed("circuit", &some("circuit", row.text("circuit")?)?)?,
+        queue: some("queue", row.text("queue")?)?,
+        circuit: circuit_name(row)?,
         zkey: content_hash(row, "zkey")?,
         wasm: maybe_content_hash(row, "wasm")?,
         state: state(row)?,
@@ -125,14 +130,58 @@ pub(super) fn job(row: &impl Columns) -> Result<Job, StoreError> {
         idempotency_key: row.text("idempotency_key")?,
         worker: row.text("worker")?.map(WorkerId),
         error,
+        history,
         result,
         cancel_requested: some("cancel_requested", row.flag("cancel_requested")?)?,
         created_at: number(row, "created_at")?,
         run_at: number(row, "run_at")?,
+        start_by: row.int("start_by")?,
         started_at: row.int("started_at")?,
         finished_at: row.int("finished_at")?,
         lease_expires_at: row.int("lease_expires_at")?,
     })
+}
+
+/// The job that has the id or the idempotency key of a new one, from its columns and `body`, if it asks for the same.
+///
+/// # Errors
+/// [`StoreError::Conflict`] if it asks for something else.
+pub(super) fn repeat(row: &impl Columns, new: &NewJob) -> Result<Job, StoreError> {
+    let job = job(row)?;
+    let body = content_hash(row, "body")?;
+    if body == new.body || new.former_bodies.contains(&body) {
+        return Ok(job);
+    }
+    let what = match &new.idempotency_key {
+        Some(key) if job.id != new.id => format!("idempotency key {key:?}"),
+        _ => format!("id {}", new.id),
+    };
+    Err(StoreError::Conflict { what, id: job.id })
+}
+
+/// What is held back and since when, from `scope`, `name` and `since`.
+pub(super) fn pause(row: &impl Columns) -> Result<(Scope, i64), StoreError> {
+    let scope = match some("scope", row.text("scope")?)?.as_str() {
+        "queue" => Scope::Queue,
+        "circuit" => Scope::Circuit(parsed("name", &some("name", row.text("name")?)?)?),
+        other => return Err(corrupt("scope", format!("expected queue or circuit, got {other:?}"))),
+    };
+    Ok((scope, number(row, "since")?))
+}
+
+/// The load, from columns of its fields' names.
+pub(super) fn load(row: &impl Columns) -> Result<Load, StoreError> {
+    Ok(Load {
+        queued: number(row, "queued")?,
+        running: number(row, "running")?,
+        oldest_ms: number(row, "oldest_ms")?,
+        ended_last_minute: number(row, "ended_last_minute")?,
+    })
+}
+
+/// How many inputs are sealed with a key, from `key` and `n`.
+pub(super) fn inputs_of_key(row: &impl Columns) -> Result<(String, u64), StoreError> {
+    Ok((some("key", row.text("key")?)?, number(row, "n")?))
 }
 
 /// Counts, from rows of `state` and `n`.

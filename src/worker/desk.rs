@@ -126,13 +126,9 @@ fn prove(device: &Device, batch: Vec<Order>, allowed: Duration) {
     let begun = Instant::now();
     let bounded: Vec<StopToken> = batch.iter().map(|o| o.stop.with_deadline(begun + allowed * n)).collect();
     let proved = match batch.as_slice() {
-        [one] => vec![groth16::prove(
-            one.key.as_ref(),
-            &one.circuit.verifier,
-            &one.witness,
-            &bounded[0],
-            one.lease.as_ref(),
-        )],
+        [one] => {
+            vec![groth16::prove(one.key.as_ref(), &one.circuit.verifier, &one.witness, &bounded[0], one.lease.as_ref())]
+        }
         many => {
             let jobs = many.iter().zip(&bounded).map(|(o, stop)| BatchJob { witness: &o.witness, stop });
             groth16::prove_batch(many[0].key.as_ref(), &many[0].circuit.verifier, &jobs.collect::<Vec<_>>())

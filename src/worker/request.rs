@@ -185,7 +185,8 @@ mod tests {
         let cut = r#"{"circuit": "c", "id" : "order 7", "input": {"a": [1, 2"#;
         assert_eq!(text_member(cut.as_bytes(), "id").as_deref(), Some("order 7"));
         assert_eq!(text_member(cut.as_bytes(), "circuit").as_deref(), Some("c"));
-        for body in ["", "{", "[1]", r#"{"id": 7}"#, r#"{"id": "or"#, r#"{"input": {"id": "x"}"#, "}{", "{\"", "{\"a\\"] {
+        for body in ["", "{", "[1]", r#"{"id": 7}"#, r#"{"id": "or"#, r#"{"input": {"id": "x"}"#, "}{", "{\"", "{\"a\\"]
+        {
             assert_eq!(text_member(body.as_bytes(), "id"), None, "{body}");
         }
     }

@@ -1,6 +1,8 @@
 //! Set-up, proving and verification together, on circuits made on the spot.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod batch;
+
 use std::sync::Arc;
 
 use ark_ec::{AffineRepr, CurveGroup};

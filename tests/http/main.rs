@@ -19,7 +19,7 @@ use prover_worker::http::{self, App};
 use prover_worker::model::CircuitName;
 use prover_worker::queue::{MemoryQueue, Queue};
 use prover_worker::registry::{Registry, RegistryLimits};
-use prover_worker::store::{SqliteStore, Store};
+use prover_worker::store::{SqliteStore, Store, StoreSettings};
 use prover_worker::telemetry::Metrics;
 use prover_worker::witness::ModuleCache;
 use prover_worker::worker::{JobService, Options, Readiness, Rooms, Status, Worker};
@@ -47,8 +47,8 @@ impl Site {
     async fn open() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("jobs.db");
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&database).await.unwrap());
-        let heartbeat: Arc<dyn Store> = Arc::new(SqliteStore::open(&database).await.unwrap());
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&database, StoreSettings::default()).await.unwrap());
+        let heartbeat: Arc<dyn Store> = Arc::new(SqliteStore::open(&database, StoreSettings::default()).await.unwrap());
         let artifacts = Artifacts::memory();
         let modules = ModuleCache { dir: None, compiler: None };
         let limits = RegistryLimits::for_witness(Duration::from_secs(60), 1 << 30);
@@ -68,7 +68,7 @@ impl Site {
         let queue: Arc<dyn Queue> = Arc::new(MemoryQueue::new());
         let jobs = JobService::new(store.clone(), Some(queue.clone()), artifacts.clone(), MAX_INPUT);
         let readiness = Readiness::starting("testing devices");
-        let app = App { jobs, metrics: Metrics::install(), readiness: readiness.clone() };
+        let app = App { jobs, metrics: Metrics::install("prove"), readiness: readiness.clone() };
         let (stop, stopped) = watch::channel(false);
         let mut addresses = Vec::new();
         for router in [http::api_router(app.clone(), true), http::ops_router(app)] {

@@ -1,43 +1,21 @@
-//! What every queue must do, run over each implementation.
+//! What every queue must do, run over each implementation, and what each does beside.
 #![allow(clippy::unwrap_used)]
 
 mod conformance;
+mod memory;
+mod redis;
+mod server;
 
-use prover_worker::model::{JobId, Priority};
-use prover_worker::queue::{MemoryQueue, Queue};
-
+/// Queues in memory.
 struct Memory;
 
 impl conformance::Factory for Memory {
-    type Queue = MemoryQueue;
+    type Queue = prover_worker::queue::MemoryQueue;
 
-    async fn fresh(&self) -> MemoryQueue {
-        MemoryQueue::new()
+    async fn fresh(&self) -> Self::Queue {
+        Self::Queue::new()
     }
 }
 
-conformance::suite!(memory, crate::Memory);
-
-#[tokio::test]
-async fn memory_past_its_capacity_keeps_the_best_and_oldest() {
-    let queue = MemoryQueue::with_capacity(3);
-    let ids: Vec<JobId> = (0..6).map(|_| JobId::new()).collect();
-    for (id, priority) in ids.iter().zip([0, 5, 0, 0, 1, -1]) {
-        queue.push(*id, Priority(priority)).await.unwrap();
-    }
-    assert_eq!(queue.depth().await.unwrap(), 3);
-    assert_eq!(conformance::drain(&queue).await, [ids[1], ids[4], ids[0]]);
-
-    // What was forgotten may come back.
-    queue.push(ids[5], Priority(-1)).await.unwrap();
-    assert_eq!(conformance::drain(&queue).await, [ids[5]]);
-}
-
-#[tokio::test]
-async fn memory_takes_a_million_ids_and_stays_within_its_capacity() {
-    let queue = MemoryQueue::new();
-    for n in 0..=MemoryQueue::CAPACITY {
-        queue.push(JobId(uuid::Uuid::from_u128(n as u128)), Priority(0)).await.unwrap();
-    }
-    assert_eq!(queue.depth().await.unwrap(), MemoryQueue::CAPACITY as u64);
-}
+conformance::suite!(memory_conforms, crate::Memory);
+conformance::suite!(redis_conforms, crate::server::Shared::new());

@@ -10,7 +10,7 @@ use prover_worker::formats::{r1cs, zkey};
 use prover_worker::groth16::setup;
 use prover_worker::model::{Circuit, ContentHash, JobId, NewJob, Priority};
 use prover_worker::registry::{Registry, RegistryError, RegistryLimits};
-use prover_worker::store::{SqliteStore, Store};
+use prover_worker::store::{Input, SqliteStore, Store, StoreSettings};
 use prover_worker::witness::ModuleCache;
 
 struct Rooms {
@@ -23,7 +23,8 @@ struct Rooms {
 impl Rooms {
     async fn open() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&dir.path().join("jobs.db")).await.unwrap());
+        let store: Arc<dyn Store> =
+            Arc::new(SqliteStore::open(&dir.path().join("jobs.db"), StoreSettings::default()).await.unwrap());
         let artifacts = Artifacts::local(&dir.path().join("data")).unwrap();
         let registry = Registry::new(
             store.clone(),
@@ -56,9 +57,16 @@ impl Rooms {
     async fn submit(&self, circuit: &Circuit) -> JobId {
         let id = JobId::new();
         let body = ContentHash::of(b"");
-        let new =
-            NewJob { id, circuit: circuit.name.clone(), idempotency_key: None, body, priority: Priority::default() };
-        self.store.submit(&new, b"input").await.unwrap();
+        let new = NewJob {
+            id,
+            circuit: circuit.name.clone(),
+            idempotency_key: None,
+            body,
+            former_bodies: Vec::new(),
+            priority: Priority::default(),
+            start_within: None,
+        };
+        self.store.submit(&new, Input { bytes: b"input", key: "" }).await.unwrap();
         id
     }
 }

@@ -6,7 +6,7 @@ use prover_worker::model::{
     Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, NewJob, Priority,
     StageTimes, WorkerId,
 };
-use prover_worker::store::{Claim, Held, Store};
+use prover_worker::store::{Claim, Held, Input, Store};
 
 /// A lease that outlasts every test.
 pub const LONG: Duration = Duration::from_secs(3600);
@@ -45,7 +45,9 @@ pub fn new_job(circuit: &str) -> NewJob {
         circuit: name(circuit),
         idempotency_key: None,
         body: ContentHash::of(INPUT),
+        former_bodies: Vec::new(),
         priority: Priority(0),
+        start_within: None,
     }
 }
 
@@ -62,11 +64,21 @@ pub fn error(class: FailureClass) -> JobError {
     JobError { class, message: format!("made up: {}", class.as_str()) }
 }
 
+/// An input that is not sealed.
+pub fn plain(bytes: &[u8]) -> Input<'_> {
+    Input { bytes, key: "" }
+}
+
+/// How many inputs are held.
+pub async fn inputs(store: &impl Store) -> u64 {
+    store.inputs_held().await.unwrap().iter().map(|(_, n)| n).sum()
+}
+
 /// Registers circuit `c`, submits a job of it.
 pub async fn submitted(store: &impl Store) -> JobId {
     store.put_circuit(&circuit("c", 1)).await.unwrap();
     let new = new_job("c");
-    store.submit(&new, INPUT).await.unwrap();
+    store.submit(&new, plain(INPUT)).await.unwrap();
     new.id
 }
 

@@ -3,7 +3,10 @@
 
 mod conformance;
 mod fixtures;
+mod fleet;
 mod model_based;
+mod postgres;
 mod sqlite;
 
 conformance::suite!(sqlite_conforms, crate::sqlite::SqliteFile::new());
+conformance::suite!(postgres_conforms, crate::postgres::PostgresDatabase::new());

@@ -2,14 +2,17 @@
 //! can be seen of the store are compared. Leases are over at once or outlast the test, and so are delays, so that no
 //! clock plays a part.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use prover_worker::model::{
     Attempt, Circuit, ContentHash, FailureClass, Job, JobError, JobId, JobState, NewJob, Priority, Stage, Tries,
+    WorkerId,
 };
-use prover_worker::store::{Cancelled, Counts, Held, JobFilter, Retry, Store, StoreError, Submitted};
+use prover_worker::store::{
+    Cancelled, Counts, Held, JobFilter, Requeued, Retry, Scope, Store, StoreError, Submitted, Sweep, Swept,
+};
 
 use crate::conformance::Place;
 use crate::fixtures::*;
@@ -19,12 +22,56 @@ const CIRCUITS: [&str; 2] = ["a", "b"];
 
 #[derive(Clone, Debug)]
 enum Op {
-    PutCircuit { circuit: usize, content: u8 },
-    RemoveCircuit { circuit: usize },
-    Submit { slot: usize, circuit: usize, key: Option<u8>, body: u8, priority: i16 },
-    Claim { slot: usize, worker: usize, lapses: bool },
-    Held { slot: usize, worker: usize, change: Change },
-    Cancel { slot: usize },
+    PutCircuit {
+        circuit: usize,
+        content: u8,
+    },
+    RemoveCircuit {
+        circuit: usize,
+    },
+    /// `hurry`: must be begun at once, or within a time that outlasts the test.
+    Submit {
+        slot: usize,
+        circuit: usize,
+        key: Option<u8>,
+        body: u8,
+        priority: i16,
+        hurry: Option<bool>,
+    },
+    Reject {
+        slot: usize,
+        circuit: usize,
+        key: Option<u8>,
+        body: u8,
+    },
+    Claim {
+        slot: usize,
+        worker: usize,
+        lapses: bool,
+    },
+    Held {
+        slot: usize,
+        worker: usize,
+        change: Change,
+    },
+    Cancel {
+        slot: usize,
+    },
+    Requeue {
+        slot: usize,
+        body: Option<u8>,
+    },
+    /// A circuit, or the queue.
+    Pause {
+        circuit: Option<usize>,
+        paused: bool,
+    },
+    Sweep {
+        forget: bool,
+    },
+    Purge {
+        states: Vec<JobState>,
+    },
 }
 
 /// What a worker does with the token it got last for a slot, which may be long out of date.
@@ -51,14 +98,24 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         2 => (circuit.clone(), 0..4_u8).prop_map(|(circuit, content)| Op::PutCircuit { circuit, content }),
         1 => circuit.clone().prop_map(|circuit| Op::RemoveCircuit { circuit }),
-        6 => (slot.clone(), circuit, prop::option::weighted(0.3, 0..2_u8), prop::bool::weighted(0.2), -1..=1_i16)
-            .prop_map(|(slot, circuit, key, other, priority)| {
-                Op::Submit { slot, circuit, key, body: u8::from(other), priority }
+        6 => (
+            (slot.clone(), circuit.clone(), prop::option::weighted(0.3, 0..2_u8), prop::bool::weighted(0.2)),
+            (-1..=1_i16, prop::option::weighted(0.3, any::<bool>())),
+        )
+            .prop_map(|((slot, circuit, key, other), (priority, hurry))| {
+                Op::Submit { slot, circuit, key, body: u8::from(other), priority, hurry }
             }),
+        1 => (slot.clone(), circuit.clone(), prop::option::weighted(0.3, 0..2_u8), prop::bool::weighted(0.2))
+            .prop_map(|(slot, circuit, key, other)| Op::Reject { slot, circuit, key, body: u8::from(other) }),
         8 => (slot.clone(), worker.clone(), any::<bool>())
             .prop_map(|(slot, worker, lapses)| Op::Claim { slot, worker, lapses }),
         10 => (slot.clone(), worker, change).prop_map(|(slot, worker, change)| Op::Held { slot, worker, change }),
-        2 => slot.prop_map(|slot| Op::Cancel { slot }),
+        2 => slot.clone().prop_map(|slot| Op::Cancel { slot }),
+        4 => (slot, prop::option::weighted(0.4, 0..2_u8)).prop_map(|(slot, body)| Op::Requeue { slot, body }),
+        3 => (prop::option::weighted(0.7, circuit), prop::bool::weighted(0.4))
+            .prop_map(|(circuit, paused)| Op::Pause { circuit, paused }),
+        2 => prop::bool::weighted(0.3).prop_map(|forget| Op::Sweep { forget }),
+        1 => prop::sample::subsequence(&JobState::ALL[..], 0..=3).prop_map(|states| Op::Purge { states }),
     ]
 }
 
@@ -78,6 +135,8 @@ struct Seen {
     key: Option<String>,
     worker: Option<usize>,
     error: Option<JobError>,
+    history: Vec<(u32, usize, FailureClass)>,
+    hurried: bool,
     done: bool,
     cancel_requested: bool,
     started: bool,
@@ -86,7 +145,8 @@ struct Seen {
 }
 
 fn seen(job: &Job) -> Seen {
-    let worker = job.worker.as_ref().map(|w| (0..2).find(|n| *w == worker(*n)).unwrap());
+    let number = |w: &WorkerId| (0..2).find(|n| *w == worker(*n)).unwrap();
+    let past = job.history.iter().map(|a| (a.attempt.0, number(a.worker.as_ref().unwrap()), a.error.class));
     assert!(job.result.is_none() || job.result == Some(result()));
     Seen {
         id: job.id,
@@ -100,8 +160,10 @@ fn seen(job: &Job) -> Seen {
         tries: job.tries,
         priority: job.priority,
         key: job.idempotency_key.clone(),
-        worker,
+        worker: job.worker.as_ref().map(number),
         error: job.error.clone(),
+        history: past.collect(),
+        hurried: job.start_by.is_some(),
         done: job.result.is_some(),
         cancel_requested: job.cancel_requested,
         started: job.started_at.is_some(),
@@ -117,12 +179,16 @@ struct Entry {
     /// Its lease has lapsed, or its time has not come.
     lapsed: bool,
     later: bool,
+    /// The time to begin it is over.
+    overdue: bool,
+    /// Its input, made of this, is held.
+    input: Option<u8>,
 }
 
 impl Entry {
     fn is_due(&self) -> bool {
         match self.job.state {
-            JobState::Queued => !self.later,
+            JobState::Queued => !self.later && !self.overdue,
             JobState::Running => self.lapsed,
             _ => false,
         }
@@ -134,6 +200,10 @@ impl Entry {
         job.stage = None;
         job.leased = false;
         job.finished = state.is_final();
+        let kept = job.error.as_ref().is_some_and(|e| e.class != FailureClass::BadInput);
+        if matches!(state, JobState::Done | JobState::Cancelled) || state == JobState::Failed && !kept {
+            self.input = None;
+        }
         if state == JobState::Queued {
             job.progress = 0.0;
         }
@@ -145,6 +215,7 @@ struct Model {
     circuits: BTreeMap<&'static str, Circuit>,
     /// In the order of submission.
     jobs: Vec<Entry>,
+    paused: BTreeSet<Scope>,
 }
 
 /// An answer, of either side, in words that compare.
@@ -155,23 +226,26 @@ impl Model {
         self.jobs.iter_mut().find(|e| e.job.id == id)
     }
 
-    fn submit(&mut self, new: &NewJob, body: u8) -> Answer {
+    fn is_paused(&self, entry: &Entry) -> bool {
+        self.paused.contains(&Scope::Queue) || self.paused.contains(&Scope::Circuit(name(&entry.job.circuit)))
+    }
+
+    fn repeat(&self, new: &NewJob, body: u8) -> Option<Answer> {
         let by_id = self.jobs.iter().find(|e| e.job.id == new.id);
         let by_key = self.jobs.iter().find(|e| e.job.key.is_some() && e.job.key == new.idempotency_key);
-        if let Some(same) = by_id.or(by_key) {
-            return if same.body == body {
-                format!("existing {}", same.job.id)
-            } else {
-                format!("conflict {}", same.job.id)
-            };
-        }
-        let Some(c) = self.circuits.get(new.circuit.as_str()) else { return "unknown circuit".into() };
-        self.jobs.push(Entry {
+        let same = by_id.or(by_key)?;
+        let what = if same.body == body { "existing" } else { "conflict" };
+        Some(format!("{what} {}", same.job.id))
+    }
+
+    fn add(&mut self, new: &NewJob, body: u8) -> &mut Entry {
+        let circuit = self.circuits.get(new.circuit.as_str());
+        let entry = Entry {
             job: Seen {
                 id: new.id,
                 circuit: new.circuit.to_string(),
-                zkey: c.zkey,
-                wasm: c.wasm,
+                zkey: circuit.map_or(NO_KEY, |c| c.zkey),
+                wasm: circuit.and_then(|c| c.wasm),
                 state: JobState::Queued,
                 stage: None,
                 progress: 0.0,
@@ -181,6 +255,8 @@ impl Model {
                 key: new.idempotency_key.clone(),
                 worker: None,
                 error: None,
+                history: Vec::new(),
+                hurried: new.start_within.is_some(),
                 done: false,
                 cancel_requested: false,
                 started: false,
@@ -190,18 +266,89 @@ impl Model {
             body,
             lapsed: false,
             later: false,
-        });
+            overdue: new.start_within == Some(NONE),
+            input: Some(body),
+        };
+        self.jobs.push(entry);
+        self.jobs.last_mut().unwrap()
+    }
+
+    fn submit(&mut self, new: &NewJob, body: u8) -> Answer {
+        if let Some(repeat) = self.repeat(new, body) {
+            return repeat;
+        }
+        if !self.circuits.contains_key(new.circuit.as_str()) {
+            return "unknown circuit".into();
+        }
+        self.add(new, body);
         format!("created {}", new.id)
     }
 
+    fn reject(&mut self, new: &NewJob, body: u8) -> Answer {
+        if let Some(repeat) = self.repeat(new, body) {
+            return repeat;
+        }
+        let entry = self.add(new, body);
+        entry.input = None;
+        entry.job.error = Some(error(FailureClass::Transient));
+        entry.leave(JobState::Failed);
+        format!("created {}", new.id)
+    }
+
+    fn requeue(&mut self, id: JobId, body: Option<u8>) -> Answer {
+        let circuits = self.circuits.clone();
+        let Some(entry) = self.entry(id) else { return "unknown".into() };
+        if !matches!(entry.job.state, JobState::Failed | JobState::Cancelled) {
+            return format!("not {}", entry.job.state);
+        }
+        let Some(input) = body.or(entry.input) else { return "input gone".into() };
+        if entry.job.zkey == NO_KEY {
+            let Some(circuit) = circuits.get(entry.job.circuit.as_str()) else { return "unknown circuit".into() };
+            (entry.job.zkey, entry.job.wasm) = (circuit.zkey, circuit.wasm);
+        }
+        entry.leave(JobState::Queued);
+        entry.input = Some(input);
+        (entry.later, entry.overdue) = (false, false);
+        let job = &mut entry.job;
+        (job.tries, job.error, job.cancel_requested, job.hurried) = (Tries::default(), None, false, false);
+        "queued".into()
+    }
+
+    fn sweep(&mut self, forget: bool) -> Swept {
+        let mut expired = Vec::new();
+        for entry in self.jobs.iter_mut().filter(|e| e.job.state == JobState::Queued && e.overdue) {
+            let message = "no worker began it within 0 s".to_owned();
+            entry.job.error = Some(JobError { class: FailureClass::Timeout, message });
+            entry.leave(JobState::Failed);
+            expired.push(entry.job.id);
+        }
+        let purged = if forget { self.purge(&JobState::ALL) } else { Vec::new() };
+        Swept { expired, purged, inputs: 0 }
+    }
+
+    fn purge(&mut self, states: &[JobState]) -> Vec<JobId> {
+        let goes = |e: &Entry| e.job.state.is_final() && states.contains(&e.job.state);
+        let ids = self.jobs.iter().filter(|e| goes(e)).map(|e| e.job.id).collect();
+        self.jobs.retain(|e| !goes(e));
+        ids
+    }
+
     fn claim(&mut self, id: JobId, worker: usize, lapses: bool) -> Option<u32> {
+        let paused = self.jobs.iter().find(|e| e.job.id == id).is_some_and(|e| self.is_paused(e));
         let entry = self.entry(id).filter(|e| e.is_due())?;
         if entry.job.cancel_requested {
             entry.leave(JobState::Cancelled);
             return None;
         }
+        if paused {
+            return None;
+        }
         let job = &mut entry.job;
-        job.tries.lost += u32::from(job.state == JobState::Running);
+        if job.state == JobState::Running {
+            job.tries.lost += 1;
+            job.history.push((job.attempt, job.worker.unwrap(), FailureClass::LostWorker));
+        }
+        job.hurried = false;
         job.state = JobState::Running;
         job.attempt += 1;
         job.worker = Some(worker);
@@ -232,6 +379,7 @@ impl Model {
             }
             Change::Fail { class, retry } => {
                 entry.job.error = Some(error(*class));
+                entry.job.history.push((attempt, entry.job.worker.unwrap(), *class));
                 match class {
                     FailureClass::BadInput => {}
                     FailureClass::Transient | FailureClass::Timeout => entry.job.tries.transient += 1,
@@ -279,9 +427,15 @@ impl Model {
     }
 
     fn due(&self) -> Vec<(JobId, Priority)> {
-        let mut due: Vec<_> = self.jobs.iter().filter(|e| e.is_due()).map(|e| (e.job.id, e.job.priority)).collect();
+        let mut due: Vec<_> =
+            self.jobs.iter().filter(|e| e.is_due() && !self.is_paused(e)).map(|e| (e.job.id, e.job.priority)).collect();
         due.sort_by_key(|(_, p)| std::cmp::Reverse(*p));
         due
+    }
+
+    fn content_in_use(&self) -> BTreeSet<[u8; 32]> {
+        let unfinished = self.jobs.iter().filter(|e| !e.job.state.is_final());
+        unfinished.flat_map(|e| [Some(e.job.zkey), e.job.wasm]).flatten().map(|h| h.0).collect()
     }
 
     fn counts(&self) -> Counts {
@@ -296,12 +450,15 @@ impl Model {
     }
 }
 
+/// In the place of the content of a circuit that there was not.
+const NO_KEY: ContentHash = ContentHash([0; 32]);
+
 fn input(body: u8) -> Vec<u8> {
     vec![body + 1; 10]
 }
 
-async fn submit_answer(store: &impl Store, new: &NewJob, body: u8) -> Answer {
-    match store.submit(new, &input(body)).await {
+fn answer(submitted: Result<Submitted, StoreError>) -> Answer {
+    match submitted {
         Ok(Submitted::Created(job)) => format!("created {}", job.id),
         Ok(Submitted::Existing(job)) => format!("existing {}", job.id),
         Err(StoreError::Conflict { id, .. }) => format!("conflict {id}"),
@@ -332,13 +489,23 @@ async fn run(place: &impl Place, ops: &[Op]) {
                 };
                 assert_eq!(answer, model.remove_circuit(CIRCUITS[*c]), "{step}: {op:?}");
             }
-            Op::Submit { slot, circuit, key, body, priority } => {
+            Op::Submit { slot, circuit, key, body, priority, hurry } => {
                 let mut new = new_job(CIRCUITS[*circuit]);
                 new.id = ids[*slot];
                 new.idempotency_key = key.map(|k| format!("key {k}"));
                 new.body = ContentHash::of(&[*body]);
                 new.priority = Priority(*priority);
-                assert_eq!(submit_answer(store, &new, *body).await, model.submit(&new, *body), "{step}: {op:?}");
+                new.start_within = hurry.map(|at_once| if at_once { NONE } else { LONG });
+                let submitted = store.submit(&new, plain(&input(*body))).await;
+                assert_eq!(answer(submitted), model.submit(&new, *body), "{step}: {op:?}");
+            }
+            Op::Reject { slot, circuit, key, body } => {
+                let mut new = new_job(CIRCUITS[*circuit]);
+                new.id = ids[*slot];
+                new.idempotency_key = key.map(|k| format!("key {k}"));
+                new.body = ContentHash::of(&[*body]);
+                let rejected = store.reject(&new, &error(FailureClass::Transient)).await;
+                assert_eq!(answer(rejected), model.reject(&new, *body), "{step}: {op:?}");
             }
             Op::Claim { slot, worker: w, lapses } => {
                 let lease = if *lapses { NONE } else { LONG };
@@ -348,7 +515,7 @@ async fn run(place: &impl Place, ops: &[Op]) {
                 if let Some(c) = claim {
                     tokens[*w][*slot] = c.job.attempt.0;
                     let entry = model.entry(ids[*slot]).unwrap();
-                    assert_eq!(*c.input, input(entry.body));
+                    assert_eq!(*c.input, input(entry.input.unwrap()));
                     assert_eq!(seen(&c.job), entry.job);
                 }
             }
@@ -374,11 +541,44 @@ async fn run(place: &impl Place, ops: &[Op]) {
                 let id = ids[*slot];
                 assert_eq!(store.cancel(id).await.unwrap(), model.cancel(id), "{step}: {op:?}");
             }
+            Op::Requeue { slot, body } => {
+                let other = body.map(input);
+                let answer = match store.requeue(ids[*slot], other.as_deref().map(plain)).await {
+                    Ok(Requeued::Yes(_)) => "queued".into(),
+                    Ok(Requeued::Not(state)) => format!("not {state}"),
+                    Ok(Requeued::InputGone) => "input gone".into(),
+                    Ok(Requeued::Unknown) => "unknown".into(),
+                    Err(StoreError::UnknownCircuit(_)) => "unknown circuit".into(),
+                    Err(e) => panic!("{e}"),
+                };
+                assert_eq!(answer, model.requeue(ids[*slot], *body), "{step}: {op:?}");
+            }
+            Op::Pause { circuit, paused } => {
+                let scope = circuit.map_or(Scope::Queue, |c| Scope::Circuit(name(CIRCUITS[c])));
+                let changed = store.set_paused(&scope, *paused).await.unwrap();
+                let expected = if *paused { model.paused.insert(scope) } else { model.paused.remove(&scope) };
+                assert_eq!(changed, expected, "{step}: {op:?}");
+            }
+            Op::Sweep { forget } => {
+                let sweep = Sweep { retention: forget.then_some(NONE), limit: 100 };
+                let (mut swept, mut expected) = (store.sweep(sweep).await.unwrap(), model.sweep(*forget));
+                for s in [&mut swept, &mut expected] {
+                    s.expired.sort();
+                    s.purged.sort();
+                }
+                assert_eq!(swept, expected, "{step}: {op:?}");
+            }
+            Op::Purge { states } => {
+                let (mut purged, mut expected) = (store.purge(states, NONE, 100).await.unwrap(), model.purge(states));
+                purged.sort();
+                expected.sort();
+                assert_eq!(purged, expected, "{step}: {op:?}");
+            }
         }
 
         // Looked at by the other one.
         let store = &stores[(step + 1) % 2];
-        let mut jobs = store.jobs(JobFilter { state: None, limit: 100 }).await.unwrap();
+        let mut jobs = store.jobs(JobFilter { limit: 100, ..JobFilter::default() }).await.unwrap();
         jobs.reverse();
         let jobs: Vec<Seen> = jobs.iter().map(seen).collect();
         let expected: Vec<Seen> = model.jobs.iter().map(|e| e.job.clone()).collect();
@@ -386,7 +586,15 @@ async fn run(place: &impl Place, ops: &[Op]) {
         assert_eq!(store.due(100).await.unwrap(), model.due(), "{step}: {op:?}");
         let counts = model.counts();
         assert_eq!(store.counts().await.unwrap(), counts, "{step}: {op:?}");
-        assert_eq!(store.inputs_held().await.unwrap(), counts.queued + counts.running, "{step}: {op:?}");
+        let load = store.load().await.unwrap();
+        let expected = (counts.queued, counts.running, counts.done + counts.failed);
+        assert_eq!((load.queued, load.running, load.ended_last_minute), expected, "{step}: {op:?}");
+        let paused: BTreeSet<Scope> = store.paused().await.unwrap().into_iter().map(|(scope, _)| scope).collect();
+        assert_eq!(paused, model.paused, "{step}: {op:?}");
+        let needed: BTreeSet<[u8; 32]> = store.content_in_use().await.unwrap().into_iter().map(|h| h.0).collect();
+        assert_eq!(needed, model.content_in_use(), "{step}: {op:?}");
+        let held = model.jobs.iter().filter(|e| e.input.is_some()).count() as u64;
+        assert_eq!(inputs(store).await, held, "{step}: {op:?}");
         let mut circuits = store.circuits().await.unwrap();
         circuits.iter_mut().for_each(|c| c.created_at = 0);
         assert!(circuits.iter().eq(model.circuits.values()), "{step}: {op:?}");
@@ -396,11 +604,11 @@ async fn run(place: &impl Place, ops: &[Op]) {
 fn follows_the_model<P: Place>(fresh: impl Fn() -> P) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     // Half of the cases start with something to work on.
-    let start = (any::<bool>(), prop::collection::vec(op(), 1..60)).prop_map(|(warm, mut ops)| {
+    let start = (any::<bool>(), prop::collection::vec(op(), 1..80)).prop_map(|(warm, mut ops)| {
         if warm {
             ops.insert(0, Op::PutCircuit { circuit: 0, content: 1 });
             for slot in 0..SLOTS {
-                ops.insert(1, Op::Submit { slot, circuit: 0, key: None, body: 0, priority: 0 });
+                ops.insert(1, Op::Submit { slot, circuit: 0, key: None, body: 0, priority: 0, hurry: None });
             }
         }
         ops
@@ -417,4 +625,9 @@ fn follows_the_model<P: Place>(fresh: impl Fn() -> P) {
 #[test]
 fn sqlite_follows_the_model() {
     follows_the_model(crate::sqlite::SqliteFile::new);
+}
+
+#[test]
+fn postgres_follows_the_model() {
+    follows_the_model(crate::postgres::PostgresDatabase::new);
 }

@@ -5,9 +5,10 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use prover_worker::model::{JobId, JobState};
-use prover_worker::store::{SqliteStore, Store, StoreError};
+use prover_worker::model::{ContentHash, JobId, JobState, Tries};
+use prover_worker::store::{JobFilter, SqliteStore, Store, StoreError, StoreSettings};
 use sqlx::{Connection, SqliteConnection};
 
 use crate::conformance::Place;
@@ -29,9 +30,13 @@ impl SqliteFile {
 impl Place for SqliteFile {
     type Store = SqliteStore;
 
-    async fn open(&self) -> SqliteStore {
-        SqliteStore::open(&self.path()).await.unwrap()
+    async fn open_with(&self, settings: StoreSettings) -> SqliteStore {
+        SqliteStore::open(&self.path(), settings).await.unwrap()
     }
+}
+
+async fn open(path: &Path) -> Result<SqliteStore, StoreError> {
+    SqliteStore::open(path, StoreSettings::default()).await
 }
 
 async fn raw(path: &Path) -> SqliteConnection {
@@ -48,7 +53,7 @@ async fn execute(path: &Path, sql: &'static str) {
 async fn the_file_and_its_folders_are_made_for_the_owner_only() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a/b/jobs.db");
-    let store = SqliteStore::open(&path).await.unwrap();
+    let store = open(&path).await.unwrap();
     submitted(&store).await;
     let mode = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&path), 0o600);
@@ -60,15 +65,15 @@ async fn the_file_and_its_folders_are_made_for_the_owner_only() {
 async fn a_file_that_was_removed_or_replaced_takes_no_jobs() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data/jobs.db");
-    let store = SqliteStore::open(&path).await.unwrap();
+    let store = open(&path).await.unwrap();
     submitted(&store).await;
     store.ping().await.unwrap();
     std::fs::remove_dir_all(folder.path().join("data")).unwrap();
     for _ in 0..2 {
         assert!(matches!(store.ping().await, Err(StoreError::Open { .. })));
-        assert!(matches!(store.submit(&new_job("c"), INPUT).await, Err(StoreError::Open { .. })));
+        assert!(matches!(store.submit(&new_job("c"), plain(INPUT)).await, Err(StoreError::Open { .. })));
         // The second time another database is there.
-        SqliteStore::open(&path).await.unwrap();
+        open(&path).await.unwrap();
     }
 }
 
@@ -80,7 +85,7 @@ async fn a_file_that_cannot_be_opened_is_named() {
     let text = folder.path().join("text.db");
     std::fs::write(&text, "this is not a database, and long enough to be told from an empty one".repeat(20)).unwrap();
     for path in [blocked, folder.path().to_owned(), text] {
-        match SqliteStore::open(&path).await {
+        match open(&path).await {
             Err(StoreError::Open { what, .. }) => assert_eq!(what, path.display().to_string()),
             other => panic!("expected Open, got {other:?}"),
         }
@@ -93,7 +98,7 @@ async fn another_programs_database_is_refused_and_left_alone() {
     let mut c = SqliteConnection::connect(&format!("sqlite://{}?mode=rwc", place.path().display())).await.unwrap();
     sqlx::raw_sql("CREATE TABLE notes (t TEXT)").execute(&mut c).await.unwrap();
     c.close().await.unwrap();
-    match SqliteStore::open(&place.path()).await {
+    match open(&place.path()).await {
         Err(StoreError::Open { why, .. }) => assert!(why.contains("another program")),
         other => panic!("expected Open, got {other:?}"),
     }
@@ -106,10 +111,91 @@ async fn another_programs_database_is_refused_and_left_alone() {
 async fn a_newer_schema_is_refused_and_left_alone() {
     let place = SqliteFile::new();
     let id = submitted(&place.open().await).await;
+    execute(&place.path(), "PRAGMA user_version = 3").await;
+    assert!(matches!(open(&place.path()).await, Err(StoreError::NewerSchema)));
     execute(&place.path(), "PRAGMA user_version = 2").await;
-    assert!(matches!(SqliteStore::open(&place.path()).await, Err(StoreError::NewerSchema)));
-    execute(&place.path(), "PRAGMA user_version = 1").await;
     assert!(place.open().await.job(id).await.unwrap().is_some());
+}
+
+/// A file of the first version, with a job in each state and inputs of those that are not finished.
+const VERSION_1: &str = concat!(
+    include_str!("../../migrations/sqlite/0001_jobs.sql"),
+    "PRAGMA user_version = 1; PRAGMA application_id = 0x50727657;
+     INSERT INTO circuits VALUES ('c', CAST(zeroblob(31) || x'01' AS BLOB),
+                                  CAST(zeroblob(31) || x'02' AS BLOB), 9, 1, 16, 1000);
+     INSERT INTO jobs (seq, id, circuit, zkey, wasm, body, idempotency_key, priority, state, stage, progress, attempt,
+                       tries_transient, tries_device, tries_lost, worker, error_class, error_message, result,
+                       cancel_requested, created_at, run_at, started_at, finished_at, lease_expires_at)
+     SELECT n, CAST(zeroblob(15) || char(n) AS BLOB), 'c',
+            CAST(zeroblob(31) || x'01' AS BLOB), CAST(zeroblob(31) || x'02' AS BLOB),
+            CAST(zeroblob(31) || char(n) AS BLOB),
+            iif(n = 4, NULL, 'key ' || n), 10 - n, state, stage, 0.5, n,
+            1, 2, 3, 'worker-1', class, iif(class IS NULL, NULL, 'it''s \"odd\"'), result,
+            state = 'running', 2000 + n, 3000, 4000, finished, lease
+     FROM (SELECT 2 AS n, 'queued' AS state, NULL AS stage, 'device' AS class, NULL AS result, NULL AS finished,
+                  NULL AS lease
+           UNION ALL SELECT 3, 'running', 'prove', NULL, NULL, NULL, 5000
+           UNION ALL SELECT 4, 'done', NULL, NULL, '{\"proof_json\":\"p\",\"public_json\":\"q\",\"device\":\"d\",' ||
+                '\"times\":{\"load_ms\":1,\"witness_ms\":2,\"prove_ms\":3,\"verify_ms\":4}}', 6000, NULL
+           UNION ALL SELECT 5, 'failed', NULL, 'bad_input', NULL, 6000, NULL
+           UNION ALL SELECT 7, 'cancelled', NULL, NULL, NULL, 6000, NULL);
+     INSERT INTO job_inputs VALUES (2, CAST('the input of 2' AS BLOB)), (3, CAST('the input of 3' AS BLOB));"
+);
+
+#[tokio::test]
+async fn a_file_of_the_first_version_is_brought_up_to_date() {
+    let place = SqliteFile::new();
+    std::fs::write(place.path(), "").unwrap();
+    execute(&place.path(), "PRAGMA journal_mode = WAL").await;
+    execute(&place.path(), VERSION_1).await;
+    let (store, other) = tokio::join!(place.open(), place.open());
+    let id = |n: u8| JobId(uuid::Uuid::from_u128(n.into()));
+    let hash = |n: u8| ContentHash(std::array::from_fn(|i| if i == 31 { n } else { 0 }));
+
+    let jobs = store.jobs(JobFilter { limit: 10, ..JobFilter::default() }).await.unwrap();
+    assert_eq!(jobs.iter().map(|j| j.id).collect::<Vec<_>>(), [7, 5, 4, 3, 2].map(id));
+    for (job, (n, state)) in jobs.iter().rev().zip([2_u8, 3, 4, 5, 7].into_iter().zip(JobState::ALL)) {
+        assert_eq!((job.state, job.queue.as_str(), &job.history, job.start_by), (state, "prove", &vec![], None));
+        assert_eq!((job.zkey, job.wasm, job.priority.0), (hash(1), Some(hash(2)), 10 - i16::from(n)));
+        assert_eq!(job.idempotency_key, (n != 4).then(|| format!("key {n}")));
+        assert_eq!((job.attempt.0, job.progress), (n.into(), 0.5));
+        assert_eq!(job.tries, Tries { transient: 1, device: 2, lost: 3 });
+        assert_eq!((job.created_at, job.run_at, job.started_at), (2000 + i64::from(n), 3000, Some(4000)));
+        assert_eq!(job.finished_at, state.is_final().then_some(6000));
+        assert_eq!((job.worker.as_ref().unwrap(), job.cancel_requested), (&worker(1), n == 3));
+        assert_eq!(job.error.as_ref().map(|e| e.message.as_str()), [2, 5].contains(&n).then_some("it's \"odd\""));
+        assert_eq!(job.result.as_ref().map(|r| r.times.verify_ms), (n == 4).then_some(4.0));
+    }
+    assert_eq!(other.inputs_held().await.unwrap(), [(String::new(), 2)]);
+    assert_eq!(due_ids(&other).await, [2, 3].map(id));
+
+    // What the tables did, they still do.
+    let claim = claim(&store, id(2), LONG).await.unwrap();
+    assert_eq!((&**claim.input, claim.input_key.as_str()), (&b"the input of 2"[..], ""));
+    assert_eq!(store.finish(id(2), claim.job.attempt, &result()).await.unwrap(), HELD);
+    assert!(store.claim(id(3), &worker(2), LONG).await.unwrap().is_none());
+    assert_eq!(job(&store, id(3)).await.state, JobState::Cancelled);
+    assert_eq!(inputs(&store).await, 0);
+    let mut new = new_job("c");
+    new.idempotency_key = Some("key 5".into());
+    assert!(matches!(store.submit(&new, plain(INPUT)).await, Err(StoreError::Conflict { id: i, .. }) if i == id(5)));
+    new.body = hash(5);
+    assert_eq!(store.submit(&new, plain(INPUT)).await.unwrap().job().id, id(5));
+    let elsewhere = StoreSettings { queue: "other".into(), ..StoreSettings::default() };
+    assert_eq!(place.open_with(elsewhere).await.submit(&new, plain(INPUT)).await.unwrap().job().id, new.id);
+    let mut c = raw(&place.path()).await;
+    let seq: i64 = sqlx::query_scalar("SELECT max(seq) FROM jobs").fetch_one(&mut c).await.unwrap();
+    assert_eq!(seq, 8);
+    assert!(sqlx::query("INSERT INTO job_inputs (job, input) VALUES (77, x'00')").execute(&mut c).await.is_err());
+    let astray = sqlx::query("PRAGMA foreign_key_check").fetch_all(&mut c).await.unwrap();
+    assert!(astray.is_empty());
+    let verdict: String = sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut c).await.unwrap();
+    assert_eq!(verdict, "ok");
+    c.close().await.unwrap();
+    assert!(store.tidy().await.unwrap());
+    for input in [b"the input of 2", b"the input of 3"] {
+        assert!(!on_disk(&place, input), "neither the old tables nor the log keep a copy");
+    }
 }
 
 #[tokio::test]
@@ -153,6 +239,7 @@ async fn a_row_that_does_not_read_is_reported_by_its_column() {
             "UPDATE jobs SET error_class = NULL, error_message = NULL, state = 'done', finished_at = 1, result = '{'",
             "result",
         ),
+        ("UPDATE jobs SET result = '{}', history = '[{}]'", "history"),
     ] {
         execute(&place.path(), sql).await;
         match store.job(id).await {
@@ -174,7 +261,7 @@ async fn the_schema_itself_forbids_states_that_make_no_sense() {
         "UPDATE jobs SET state = 'failed'",
         "UPDATE jobs SET state = 'paused'",
         "UPDATE jobs SET lease_expires_at = 1",
-        "INSERT INTO job_inputs VALUES (77, x'00')",
+        "INSERT INTO job_inputs (job, input) VALUES (77, x'00')",
     ] {
         assert!(sqlx::raw_sql(sql).execute(&mut c).await.is_err(), "{sql}");
     }
@@ -195,7 +282,7 @@ async fn an_input_leaves_the_disk_with_its_job() {
         let store = place.open().await;
         store.put_circuit(&circuit("c", 1)).await.unwrap();
         let new = new_job("c");
-        store.submit(&new, &SECRET.repeat(repeat)).await.unwrap();
+        store.submit(&new, plain(&SECRET.repeat(repeat))).await.unwrap();
         let attempt = claim(&store, new.id, LONG).await.unwrap().job.attempt;
         assert!(store.tidy().await.unwrap());
         assert!(on_disk(&place, SECRET), "it is there as long as the job needs it");
@@ -210,8 +297,8 @@ async fn closing_leaves_no_log_behind() {
     let place = SqliteFile::new();
     let (a, b) = (place.open().await, place.open().await);
     submitted(&a).await;
-    a.change_marker().await.unwrap();
-    b.change_marker().await.unwrap();
+    a.changed(Duration::ZERO).await.unwrap();
+    b.changed(Duration::ZERO).await.unwrap();
     b.counts().await.unwrap();
     a.close().await;
     assert!(place.path().with_extension("db-wal").exists(), "the other still uses it");
@@ -228,9 +315,9 @@ async fn dropped_calls_leave_the_store_whole() {
     for n in 0..200_u64 {
         let submitting = tokio::spawn({
             let store = store.clone();
-            async move { store.submit(&new_job("c"), INPUT).await }
+            async move { store.submit(&new_job("c"), plain(INPUT)).await }
         });
-        tokio::time::sleep(std::time::Duration::from_micros(n * 7 % 600)).await;
+        tokio::time::sleep(Duration::from_micros(n * 7 % 600)).await;
         submitting.abort();
         let _ = submitting.await;
     }
@@ -238,7 +325,7 @@ async fn dropped_calls_leave_the_store_whole() {
     let id = submitted(&*store).await;
     assert!(store.job(id).await.unwrap().is_some());
     let queued = store.counts().await.unwrap().queued;
-    assert_eq!(store.inputs_held().await.unwrap(), queued, "each job has its input");
+    assert_eq!(inputs(&*store).await, queued, "each job has its input");
 }
 
 // Other processes: this test binary again, told by the environment what to do.
@@ -251,11 +338,11 @@ const FILE: &str = "STORE_TEST_FILE";
 async fn child() {
     let Some(path) = std::env::var_os(FILE) else { return };
     let jobs: usize = std::env::var("STORE_TEST_JOBS").unwrap().parse().unwrap();
-    let store = SqliteStore::open(Path::new(&path)).await.unwrap();
+    let store = open(Path::new(&path)).await.unwrap();
     store.put_circuit(&circuit("c", 1)).await.unwrap();
     for n in 0..jobs {
         let new = new_job("c");
-        store.submit(&new, &INPUT.repeat(1 + n % 7 * 100)).await.unwrap();
+        store.submit(&new, plain(&INPUT.repeat(1 + n % 7 * 100))).await.unwrap();
         println!("submitted {}", new.id);
         for (id, _) in store.due(3).await.unwrap() {
             // Another process may have been first.
@@ -305,7 +392,7 @@ async fn several_processes_share_one_file_from_its_first_moment() {
     assert_eq!(counts.running, 0);
     assert_eq!(finished.len() as u64, counts.done);
     assert_eq!(finished.into_iter().collect::<HashSet<_>>().len() as u64, counts.done, "each was done once");
-    assert_eq!(store.inputs_held().await.unwrap(), counts.queued);
+    assert_eq!(inputs(&store).await, counts.queued);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -336,9 +423,9 @@ async fn what_was_answered_survives_the_death_of_the_process() {
             assert_eq!(job(&store, id).await.result, Some(result()), "an answered finish is there");
         }
         let counts = store.counts().await.unwrap();
-        assert_eq!(store.inputs_held().await.unwrap(), counts.queued + counts.running);
+        assert_eq!(inputs(&store).await, counts.queued + counts.running);
         // A dead worker's jobs are with nobody; their leases are long, so they are handed back here.
-        for stuck in store.jobs(prover_worker::store::JobFilter { state: None, limit: 1000 }).await.unwrap() {
+        for stuck in store.jobs(JobFilter { limit: 1000, ..Default::default() }).await.unwrap() {
             store.release(stuck.id, stuck.attempt).await.unwrap();
         }
     }

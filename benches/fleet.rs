@@ -1,0 +1,260 @@
+//! What a fleet adds to proving, with Redis and Postgres beside it: jobs a second when proving costs nothing, the time
+//! from submit to start on an idle worker, and the throughput against proving back to back.
+//!
+//! Servers: TEST_POSTGRES_URL and TEST_REDIS_URL, or those on the usual ports of this machine. The bench makes a
+//! database and a queue of its own, and drops them.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ark_ff::{Field, PrimeField};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use prover_worker::artifacts::Artifacts;
+use prover_worker::backend::cpu::CpuBackend;
+use prover_worker::backend::{Backend, Quiet};
+use prover_worker::config::Config;
+use prover_worker::formats::r1cs::{self, Constraints, R1cs};
+use prover_worker::formats::{wtns, zkey};
+use prover_worker::groth16::{self, Verifier, setup};
+use prover_worker::model::{Fr, Job, JobId, JobResult, JobState, Priority, StageTimes, StopToken, Witness};
+use prover_worker::queue::{Queue, RedisQueue, RedisSettings};
+use prover_worker::registry::{Registry, RegistryLimits};
+use prover_worker::seal::Keyring;
+use prover_worker::store::{JobFilter, PostgresStore, Store, StoreSettings};
+use prover_worker::witness::ModuleCache;
+use prover_worker::worker::{JobService, Options, Rooms, ServiceOptions, SubmitRequest, Work, Worker};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+use zeroize::Zeroizing;
+
+/// Multiplications of the circuit that is proved: as many as a transfer with two Merkle paths has (tx14).
+const CONSTRAINTS: u32 = 14_906;
+
+fn server(variable: &str, usual: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| usual.to_owned())
+}
+
+/// A chain of squares, its witness, and its key.
+fn circuit() -> (R1cs, Witness) {
+    let one = Fr::ONE.into_bigint();
+    let mut constraints = Constraints { offsets: vec![0], terms: Vec::new() };
+    let mut values = vec![Fr::ONE, Fr::ONE, Fr::from(7_u64)];
+    for wire in 2..CONSTRAINTS + 1 {
+        for side in [vec![(wire, one)], vec![(wire, one)], vec![(wire + 1, one)]] {
+            constraints.terms.extend(side);
+            constraints.offsets.push(constraints.terms.len() as u64);
+        }
+        values.push(values[wire as usize].square());
+    }
+    // The output is a copy of the last square.
+    for side in [vec![(CONSTRAINTS + 1, one)], vec![(0, one)], vec![(1, one)]] {
+        constraints.terms.extend(side);
+        constraints.offsets.push(constraints.terms.len() as u64);
+    }
+    values[1] = values[CONSTRAINTS as usize + 1];
+    let n_wires = CONSTRAINTS + 2;
+    let circuit = R1cs { n_wires, n_pub_out: 1, n_pub_in: 0, n_prv_in: 1, n_labels: u64::from(n_wires), constraints };
+    (circuit, Witness::from_canonical(values.iter().map(|v| v.into_bigint()).collect()))
+}
+
+struct Nothing;
+
+#[async_trait::async_trait]
+impl Work for Nothing {
+    async fn make(&self, _: &Job, _: &[u8]) -> JobResult {
+        let field = "\"1234567890123456789012345678901234567890123456789012345678901234567890123456\",";
+        JobResult {
+            proof_json: field.repeat(9),
+            public_json: field.into(),
+            device: "none".into(),
+            times: StageTimes::default(),
+        }
+    }
+}
+
+/// A database, a queue, a registered circuit.
+struct Site {
+    name: String,
+    url: String,
+    store: Arc<PostgresStore>,
+    queue: Arc<RedisQueue>,
+    service: JobService,
+    registry: Registry,
+    artifacts: Artifacts,
+    _dir: tempfile::TempDir,
+}
+
+impl Site {
+    async fn open(key: &prover_worker::model::ProvingKey) -> Self {
+        let name = format!("pw_bench_{}", JobId::new().0.simple());
+        let admin = server("TEST_POSTGRES_URL", "postgres://postgres@127.0.0.1:5432/postgres");
+        let mut connection = PgConnection::connect(&admin).await.unwrap();
+        sqlx::raw_sql(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut connection).await.unwrap();
+        let url = format!("{}/{name}", admin.rsplit_once('/').unwrap().0);
+        let store = Arc::new(PostgresStore::open(&url, settings(&name)).await.unwrap());
+        let queue = RedisQueue::open(RedisSettings {
+            url: server("TEST_REDIS_URL", "redis://127.0.0.1:6379"),
+            queue: name.clone(),
+            consumer: "bench".into(),
+            reclaim_after: Duration::from_secs(30),
+            max_message: 1 << 20,
+        });
+        let queue = Arc::new(queue.await.unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let artifacts = Artifacts::local(&dir.path().join("data")).unwrap();
+        let limits = RegistryLimits::for_witness(Duration::from_secs(60), 1 << 30);
+        let modules = ModuleCache { dir: None, compiler: None };
+        let registry = Registry::new(store.clone(), artifacts.clone(), modules, limits);
+        let circuits = Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits");
+        let tiny = r1cs::parse(&std::fs::read(circuits.join("multiplier.r1cs")).unwrap()).unwrap();
+        let tiny = setup::generate(&tiny, &|_| {}).unwrap();
+        let program = circuits.join("multiplier.wasm");
+        for (name, key, program) in [("tiny", &tiny, Some(program.as_path())), ("chain", key, None)] {
+            let file = dir.path().join(name);
+            let mut bytes = Vec::new();
+            zkey::write(key, &mut bytes).unwrap();
+            std::fs::write(&file, bytes).unwrap();
+            registry.add(name.parse().unwrap(), &file, program, Arc::new(|_, _| {})).await.unwrap();
+        }
+        let options = ServiceOptions { max_input: 64 << 20, start_within: None, keyring: Arc::new(Keyring::none()) };
+        let service = JobService::new(store.clone(), Some(queue.clone()), artifacts.clone(), options);
+        Self { name, url, store, queue, service, registry, artifacts, _dir: dir }
+    }
+
+    async fn work(&self, work: Option<Arc<dyn Work>>, concurrency: Option<usize>) -> Worker {
+        let config = Config::from_lookup(|n| (n == "PROVER_DATA_DIR").then(|| "unused".to_owned())).unwrap();
+        let options = Options { concurrency, ..Options::from(&config) };
+        let rooms = Rooms {
+            store: self.store.clone(),
+            heartbeat: Arc::new(PostgresStore::open(&self.url, settings(&self.name)).await.unwrap()),
+            queue: self.queue.clone(),
+            artifacts: self.artifacts.clone(),
+            registry: self.registry.clone(),
+            service: self.service.clone(),
+            keyring: Arc::new(Keyring::none()),
+        };
+        let threads = std::thread::available_parallelism().unwrap().get();
+        let devices: Vec<Arc<dyn Backend>> = vec![Arc::new(CpuBackend::new(threads).unwrap())];
+        Worker::start_with(rooms, devices, work, options).await.unwrap()
+    }
+
+    async fn submit(&self, circuit: &str, input: &[u8]) -> JobId {
+        let request = SubmitRequest {
+            id: None,
+            circuit: circuit.parse().unwrap(),
+            input: Zeroizing::new(input.to_vec()),
+            idempotency_key: None,
+            priority: Priority(0),
+        };
+        self.service.submit(request).await.unwrap().job().id
+    }
+
+    /// Submits `n` jobs, `abreast` at a time, and waits until all are done; the time from the first to the last.
+    async fn run(self: &Arc<Self>, circuit: &'static str, n: u64, abreast: usize, input: &Arc<Vec<u8>>) -> Duration {
+        let before = self.store.counts().await.unwrap().done;
+        let begun = Instant::now();
+        let mut submitters = JoinSet::new();
+        for i in 0..abreast as u64 {
+            let (me, input) = (self.clone(), input.clone());
+            let share = n / abreast as u64 + u64::from(i < n % abreast as u64);
+            submitters.spawn(async move {
+                for _ in 0..share {
+                    me.submit(circuit, &input).await;
+                }
+            });
+        }
+        while let Some(done) = submitters.join_next().await {
+            done.unwrap();
+        }
+        loop {
+            let load = self.store.load().await.unwrap();
+            if load.queued + load.running == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let took = begun.elapsed();
+        assert_eq!(self.store.counts().await.unwrap().done - before, n);
+        took
+    }
+
+    async fn close(&self) {
+        self.store.close().await;
+        let admin = server("TEST_POSTGRES_URL", "postgres://postgres@127.0.0.1:5432/postgres");
+        let mut connection = PgConnection::connect(&admin).await.unwrap();
+        let drop = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
+        sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut connection).await.unwrap();
+        assert_eq!(self.queue.depth().await.unwrap(), 0);
+    }
+}
+
+fn settings(queue: &str) -> StoreSettings {
+    StoreSettings { queue: queue.to_owned(), notify: false, ..StoreSettings::default() }
+}
+
+fn fleet(c: &mut Criterion) {
+    let runtime = Runtime::new().unwrap();
+    let (r1cs, witness) = circuit();
+    let key = Arc::new(setup::generate(&r1cs, &|_| {}).unwrap());
+    let site = Arc::new(runtime.block_on(Site::open(&key)));
+    let input = Arc::new(wtns::encode(&witness));
+    let mut group = c.benchmark_group("fleet");
+    group.sample_size(10).throughput(Throughput::Elements(1));
+
+    let small = Arc::new(br#"{"a": "3", "b": "11"}"#.to_vec());
+    let worker = runtime.block_on(site.work(Some(Arc::new(Nothing)), Some(128)));
+    group.bench_function("a job from submit to done, 128 abreast, proving nothing", |b| {
+        b.iter_custom(|n| {
+            // Long enough that the start and the end do not count.
+            let jobs = n.max(2000);
+            runtime.block_on(site.run("tiny", jobs, 128, &small)) / (jobs / n) as u32
+        });
+    });
+    group.bench_function("submit to start on an idle worker", |b| {
+        b.iter_custom(|n| {
+            runtime.block_on(async {
+                let mut total = Duration::ZERO;
+                for _ in 0..n {
+                    let id = site.submit("tiny", &small).await;
+                    let job = loop {
+                        let job = site.store.job(id).await.unwrap().unwrap();
+                        if job.state == JobState::Done {
+                            break job;
+                        }
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    };
+                    let ms = job.started_at.unwrap() - job.created_at;
+                    total += Duration::from_millis(u64::try_from(ms).unwrap());
+                }
+                total
+            })
+        });
+    });
+    runtime.block_on(worker.drain());
+
+    let verifier = Verifier::new(&key.header.vk);
+    let cpu = CpuBackend::new(std::thread::available_parallelism().unwrap().get()).unwrap();
+    let loaded = cpu.load(key.clone()).unwrap();
+    let prove = || {
+        groth16::prove(loaded.as_ref(), &verifier, &witness, &StopToken::new(), &Quiet).unwrap();
+    };
+    group.bench_function("tx14-sized proofs back to back", |b| b.iter(prove));
+    let worker = runtime.block_on(site.work(None, None));
+    group.bench_function("tx14-sized proofs as jobs", |b| {
+        b.iter_custom(|n| {
+            let jobs = n.max(20);
+            runtime.block_on(site.run("chain", jobs, 4, &input)) / (jobs / n) as u32
+        });
+    });
+    runtime.block_on(worker.drain());
+    group.finish();
+    let all = JobFilter { state: Some(JobState::Failed), circuit: None, limit: 1 };
+    assert!(runtime.block_on(site.store.jobs(all)).unwrap().is_empty());
+    runtime.block_on(site.close());
+}
+
+criterion_group!(benches, fleet);
+criterion_main!(benches);

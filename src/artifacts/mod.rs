@@ -1,0 +1,493 @@
+//! Keys, witness programs and proofs as objects.
+//!
+//! ```text
+//! zkeys/<sha256>   wasms/<sha256>          by content: written once, never changed, verified by hash
+//! proofs/<job>/{proof,public}.json          copies for people; the store has the authoritative ones
+//! damaged/{zkeys,wasms}/<sha256>            remote only: a download showed the object damaged; the next import mends it
+//! ```
+//!
+//! They lie in a folder ([`Artifacts::local`]), or in a store that many machines share ([`Artifacts::s3`]); then keys
+//! and programs are kept on the local disk too, within a budget. A reader sees all of an object or none of it. On a
+//! file system the folders are the owner's alone (0700) and the content is read-only (0400).
+
+mod cache;
+mod files;
+mod remote;
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
+use object_store::path::Path as ObjectPath;
+use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt};
+use sha2::{Digest, Sha256};
+
+use crate::model::{ContentHash, JobId};
+use cache::Cache;
+use files::{blocking, hash_file, io_error, open_without_waiting, set_mode, sweep};
+use remote::describe;
+
+pub use files::private_dir;
+pub use remote::S3Spec;
+
+/// Bytes of a piece, in which objects are copied.
+const CHUNK: usize = 8 << 20;
+
+/// Pieces under way at a time to or from a remote store; bounds the memory.
+const LANES: usize = 4;
+
+/// S3 takes 10,000 pieces of an object; of larger objects the pieces are larger.
+const MAX_PIECES: u64 = 9_000;
+
+/// What an object by content is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A proving key.
+    Zkey,
+    /// A witness program.
+    Wasm,
+}
+
+impl Kind {
+    const ALL: [Self; 2] = [Self::Zkey, Self::Wasm];
+
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Zkey => "zkeys",
+            Self::Wasm => "wasms",
+        }
+    }
+
+    fn at(self, hash: ContentHash) -> ObjectPath {
+        ObjectPath::from_iter([self.folder(), &hash.to_string()])
+    }
+
+    /// Where it is written down that the object is damaged.
+    fn damage_at(self, hash: ContentHash) -> ObjectPath {
+        ObjectPath::from_iter(["damaged", self.folder(), &hash.to_string()])
+    }
+}
+
+/// What can go wrong with an object.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtifactError {
+    /// It is not there.
+    #[error("{what} is not among the artifacts")]
+    Missing {
+        /// Which object.
+        what: String,
+    },
+    /// Its content is not what its name says.
+    #[error("{what} is damaged: its SHA-256 is {got}")]
+    Damaged {
+        /// Which object.
+        what: String,
+        /// The hash it has.
+        got: ContentHash,
+    },
+    /// The file changed while it was copied in.
+    #[error("{0} changed while it was read")]
+    Changed(String),
+    /// A file could not be read or written.
+    #[error("{what}: {why}")]
+    Io {
+        /// Which file.
+        what: String,
+        /// Why not.
+        why: io::Error,
+    },
+    /// The object store failed.
+    #[error("{what}: {why}")]
+    Store {
+        /// Which object, or the store.
+        what: String,
+        /// What it said, without secrets.
+        why: String,
+    },
+}
+
+/// An object in memory or on disk, as content.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// A file that can be mapped.
+    File(PathBuf),
+    /// Its bytes.
+    Bytes(Bytes),
+}
+
+/// Where objects lie.
+#[derive(Clone)]
+enum Place {
+    Folder(PathBuf),
+    Memory,
+    Remote(Arc<Cache>),
+}
+
+/// The objects.
+#[derive(Clone)]
+pub struct Artifacts {
+    store: Arc<dyn ObjectStore>,
+    /// The store's name, for errors.
+    what: Arc<str>,
+    place: Place,
+}
+
+impl Artifacts {
+    /// Objects as files in `root`, which is made if need be. What processes that died left half-written is removed.
+    pub fn local(root: &Path) -> Result<Self, ArtifactError> {
+        for folder in ["", "zkeys", "wasms", "proofs"] {
+            private_dir(&root.join(folder))?;
+        }
+        for kind in Kind::ALL {
+            sweep(&root.join(kind.folder()));
+        }
+        let what: Arc<str> = root.display().to_string().into();
+        let store = LocalFileSystem::new_with_prefix(root)
+            .map_err(|e| ArtifactError::Store { what: what.to_string(), why: describe(&e) })?
+            .with_fsync(true)
+            .with_automatic_cleanup(false);
+        Ok(Self { store: Arc::new(store), what, place: Place::Folder(root.to_path_buf()) })
+    }
+
+    /// Objects in memory, for tests.
+    pub fn memory() -> Self {
+        Self { store: Arc::new(InMemory::new()), what: "memory".into(), place: Place::Memory }
+    }
+
+    /// Objects in a store elsewhere, called `what` in errors. Keys and programs that are used are kept in `cache_dir`,
+    /// which must be a folder of its own (any number of processes may share it), in at most `cache_bytes` bytes; the
+    /// one in use is kept even if it is larger.
+    pub fn remote(
+        store: Arc<dyn ObjectStore>,
+        what: String,
+        cache_dir: &Path,
+        cache_bytes: u64,
+    ) -> Result<Self, ArtifactError> {
+        let what: Arc<str> = what.into();
+        let cache = Cache::open(store.clone(), what.clone(), cache_dir, cache_bytes)?;
+        Ok(Self { store, what, place: Place::Remote(Arc::new(cache)) })
+    }
+
+    /// Objects in a bucket, as by [`Artifacts::remote`]. Asks nothing of the server yet.
+    pub fn s3(spec: &S3Spec, cache_dir: &Path, cache_bytes: u64) -> Result<Self, ArtifactError> {
+        Self::remote(spec.open()?, spec.url(), cache_dir, cache_bytes)
+    }
+
+    /// Copies a file in, a piece at a time, and returns its hash and size. A sound object that is there already stays;
+    /// of a remote one only the size is looked at, and whether a download has shown it damaged.
+    pub async fn import(&self, kind: Kind, file: &Path) -> Result<(ContentHash, u64), ArtifactError> {
+        let source = file.to_path_buf();
+        let (hash, size) = blocking(move || hash_file(&source)).await?;
+        if self.is_sound(kind, hash, size).await? {
+            return Ok((hash, size));
+        }
+        if let Place::Remote(_) = self.place
+            && size <= CHUNK as u64
+        {
+            let source = file.to_path_buf();
+            let bytes = blocking(move || read_up_to(&source, CHUNK)).await?;
+            if ContentHash::of(&bytes) != hash {
+                return Err(ArtifactError::Changed(file.display().to_string()));
+            }
+            self.put_whole(kind, hash, bytes.into()).await?;
+            return Ok((hash, size));
+        }
+        let failed = |e| self.failed(&name(kind, hash), e);
+        let mut upload = self.store.put_multipart(&kind.at(hash)).await.map_err(failed)?;
+        let copied = match self.copy_in(upload.as_mut(), kind, hash, file, size).await {
+            Ok(copied) if copied == hash => upload.complete().await.map(|_| ()).map_err(failed),
+            Ok(_) => Err(ArtifactError::Changed(file.display().to_string())),
+            Err(e) => Err(e),
+        };
+        if copied.is_err() {
+            // The first error is the one to tell.
+            let _ = upload.abort().await;
+        }
+        copied?;
+        self.written(kind, hash).await?;
+        Ok((hash, size))
+    }
+
+    /// Stores bytes under their hash.
+    pub async fn put(&self, kind: Kind, bytes: Bytes) -> Result<ContentHash, ArtifactError> {
+        let hash = ContentHash::of(&bytes);
+        if !self.is_sound(kind, hash, bytes.len() as u64).await? {
+            self.put_whole(kind, hash, bytes).await?;
+        }
+        Ok(hash)
+    }
+
+    /// An object's bytes, verified by hash.
+    pub async fn get(&self, kind: Kind, hash: ContentHash) -> Result<Bytes, ArtifactError> {
+        if let Place::Remote(cache) = &self.place {
+            return self.get_copy(cache, kind, hash).await;
+        }
+        let failed = |e| self.missing(kind, hash, e);
+        let bytes = self.store.get(&kind.at(hash)).await.map_err(failed)?.bytes().await.map_err(failed)?;
+        verify(kind, hash, &bytes)?;
+        Ok(bytes)
+    }
+
+    /// Where an object is: its file, to be mapped and then verified by [`verify`], or its bytes, verified. A remote
+    /// object is fetched first. When what is done with the file fails, [`Artifacts::try_again`] says whether to ask
+    /// once more.
+    pub async fn content(&self, kind: Kind, hash: ContentHash) -> Result<Content, ArtifactError> {
+        match &self.place {
+            Place::Memory => self.get(kind, hash).await.map(Content::Bytes),
+            Place::Folder(root) => {
+                self.store.head(&kind.at(hash)).await.map_err(|e| self.missing(kind, hash, e))?;
+                Ok(Content::File(in_folder(root, kind, hash)))
+            }
+            Place::Remote(cache) => cache.fetch(kind, hash).await.map(|_| Content::File(cache.path(kind, hash))),
+        }
+    }
+
+    /// Whether [`Artifacts::content`] may give a better file after the one it gave could not be used for this reason:
+    /// local copies of remote objects are removed when others need the room, and a damaged one (which is now forgotten)
+    /// can be fetched anew.
+    pub async fn try_again(&self, kind: Kind, hash: ContentHash, why: &ArtifactError) -> Result<bool, ArtifactError> {
+        let Place::Remote(cache) = &self.place else { return Ok(false) };
+        match why {
+            ArtifactError::Io { why, .. } if why.kind() == io::ErrorKind::NotFound => Ok(true),
+            ArtifactError::Damaged { .. } => cache.forget(kind, hash).await.map(|()| true),
+            _ => Ok(false),
+        }
+    }
+
+    /// The file of an object on this machine: where it lies, or its local copy. It may not be there. None for objects
+    /// in memory.
+    pub fn local_path(&self, kind: Kind, hash: ContentHash) -> Option<PathBuf> {
+        match &self.place {
+            Place::Folder(root) => Some(in_folder(root, kind, hash)),
+            Place::Memory => None,
+            Place::Remote(cache) => Some(cache.path(kind, hash)),
+        }
+    }
+
+    /// Whether there is such an object; says nothing on its content.
+    pub async fn contains(&self, kind: Kind, hash: ContentHash) -> Result<bool, ArtifactError> {
+        Ok(self.size_of(&kind.at(hash)).await?.is_some())
+    }
+
+    /// Removes an object and its copy on this machine; none is fine. Whoever has it mapped keeps it until done.
+    pub async fn remove(&self, kind: Kind, hash: ContentHash) -> Result<(), ArtifactError> {
+        self.delete(&kind.at(hash)).await?;
+        if let Place::Remote(cache) = &self.place {
+            self.delete(&kind.damage_at(hash)).await?;
+            cache.forget(kind, hash).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes a job's proof.json and public.json. The second is written last: where it is, both are.
+    pub async fn put_proof(&self, job: JobId, proof: &str, public: &str) -> Result<(), ArtifactError> {
+        if let Some(dir) = self.proof_dir(job) {
+            private_dir(&dir)?;
+        }
+        for (file, text) in [("proof.json", proof), ("public.json", public)] {
+            let at = proof_at(job, file);
+            self.store.put(&at, text.to_owned().into()).await.map_err(|e| self.failed(at.as_ref(), e))?;
+        }
+        Ok(())
+    }
+
+    /// Whether a job's proof files are there.
+    pub async fn has_proof(&self, job: JobId) -> Result<bool, ArtifactError> {
+        Ok(self.size_of(&proof_at(job, "public.json")).await?.is_some())
+    }
+
+    /// Removes a job's proof files; none is fine.
+    pub async fn remove_proof(&self, job: JobId) -> Result<(), ArtifactError> {
+        // In this order, for where public.json is, both are.
+        for file in ["public.json", "proof.json"] {
+            self.delete(&proof_at(job, file)).await?;
+        }
+        if let Some(dir) = self.proof_dir(job) {
+            match std::fs::remove_dir(&dir) {
+                Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+                    return Err(io_error(&dir, e));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The folder of a job's proof files, when objects are files of this machine.
+    pub fn proof_dir(&self, job: JobId) -> Option<PathBuf> {
+        match &self.place {
+            Place::Folder(root) => Some(root.join("proofs").join(job.to_string())),
+            Place::Memory | Place::Remote(_) => None,
+        }
+    }
+
+    /// A remote object's bytes by way of its copy. A damaged copy is fetched anew, once.
+    async fn get_copy(&self, cache: &Cache, kind: Kind, hash: ContentHash) -> Result<Bytes, ArtifactError> {
+        let mut last = false;
+        loop {
+            let (mut file, path) = (cache.fetch(kind, hash).await?, cache.path(kind, hash));
+            let read = blocking(move || {
+                let mut bytes = Vec::new();
+                let read = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_end(&mut bytes));
+                read.map_err(|why| io_error(&path, why))?;
+                verify(kind, hash, &bytes).map(|()| bytes.into())
+            });
+            match read.await {
+                Err(ArtifactError::Damaged { .. }) if !last => cache.forget(kind, hash).await?,
+                done => return done,
+            }
+            last = true;
+        }
+    }
+
+    async fn put_whole(&self, kind: Kind, hash: ContentHash, bytes: Bytes) -> Result<(), ArtifactError> {
+        self.store.put(&kind.at(hash), bytes.into()).await.map_err(|e| self.failed(&name(kind, hash), e))?;
+        self.written(kind, hash).await
+    }
+
+    /// What is to be done when an object has been written.
+    async fn written(&self, kind: Kind, hash: ContentHash) -> Result<(), ArtifactError> {
+        match &self.place {
+            Place::Folder(root) => set_mode(&in_folder(root, kind, hash), 0o400),
+            Place::Memory => Ok(()),
+            Place::Remote(_) => self.delete(&kind.damage_at(hash)).await,
+        }
+    }
+
+    async fn is_sound(&self, kind: Kind, hash: ContentHash, size: u64) -> Result<bool, ArtifactError> {
+        let Some(found) = self.size_of(&kind.at(hash)).await? else { return Ok(false) };
+        if found != size {
+            return Ok(false);
+        }
+        match &self.place {
+            // A damaged object is replaced, not trusted for its name.
+            Place::Folder(root) => {
+                let path = in_folder(root, kind, hash);
+                Ok(blocking(move || hash_file(&path)).await?.0 == hash)
+            }
+            Place::Memory => Ok(self.get(kind, hash).await.is_ok()),
+            Place::Remote(_) => Ok(self.size_of(&kind.damage_at(hash)).await?.is_none()),
+        }
+    }
+
+    /// Uploads a file piece by piece and returns the hash of what was uploaded.
+    async fn copy_in(
+        &self,
+        upload: &mut dyn MultipartUpload,
+        kind: Kind,
+        hash: ContentHash,
+        file: &Path,
+        size: u64,
+    ) -> Result<ContentHash, ArtifactError> {
+        let lanes = if let Place::Remote(_) = self.place { LANES } else { 1 };
+        let piece_bytes = size.div_ceil(MAX_PIECES).max(CHUNK as u64);
+        let failed = |e| self.failed(&name(kind, hash), e);
+        let mut source = open_without_waiting(file).map_err(|why| io_error(file, why))?;
+        let mut hash = Sha256::new();
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            let (back, piece) = blocking(move || Ok(read_piece(source, piece_bytes))).await?;
+            source = back;
+            let piece = piece.map_err(|why| io_error(file, why))?;
+            if piece.is_empty() {
+                break;
+            }
+            hash.update(&piece);
+            while under_way.len() >= lanes {
+                under_way.next().await.transpose().map_err(failed)?;
+            }
+            under_way.push(upload.put_part(piece.into()));
+        }
+        while let Some(done) = under_way.next().await {
+            done.map_err(failed)?;
+        }
+        Ok(ContentHash(hash.finalize().into()))
+    }
+
+    async fn size_of(&self, at: &ObjectPath) -> Result<Option<u64>, ArtifactError> {
+        match self.store.head(at).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(self.failed(at.as_ref(), e)),
+        }
+    }
+
+    async fn delete(&self, at: &ObjectPath) -> Result<(), ArtifactError> {
+        match self.store.delete(at).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(e) => Err(self.failed(at.as_ref(), e)),
+        }
+    }
+
+    fn full_name(&self, kind: Kind, hash: ContentHash) -> String {
+        format!("{}/{}", self.what, name(kind, hash))
+    }
+
+    fn missing(&self, kind: Kind, hash: ContentHash, e: object_store::Error) -> ArtifactError {
+        match e {
+            object_store::Error::NotFound { .. } => ArtifactError::Missing { what: self.full_name(kind, hash) },
+            e => self.failed(&name(kind, hash), e),
+        }
+    }
+
+    fn failed(&self, object: &str, e: object_store::Error) -> ArtifactError {
+        let what = format!("{}/{object}", self.what);
+        // In a folder it is the file system that failed.
+        match io_cause(&e) {
+            Some(cause) if matches!(self.place, Place::Folder(_)) => {
+                ArtifactError::Io { what, why: io::Error::new(cause.kind(), cause.to_string()) }
+            }
+            _ => ArtifactError::Store { what, why: describe(&e) },
+        }
+    }
+}
+
+/// Fails unless `bytes` hash to the object's name.
+pub fn verify(kind: Kind, hash: ContentHash, bytes: &[u8]) -> Result<(), ArtifactError> {
+    let got = ContentHash::of(bytes);
+    if got == hash { Ok(()) } else { Err(ArtifactError::Damaged { what: name(kind, hash), got }) }
+}
+
+fn in_folder(root: &Path, kind: Kind, hash: ContentHash) -> PathBuf {
+    root.join(kind.folder()).join(hash.to_string())
+}
+
+fn proof_at(job: JobId, file: &str) -> ObjectPath {
+    ObjectPath::from_iter(["proofs", &job.to_string(), file])
+}
+
+fn name(kind: Kind, hash: ContentHash) -> String {
+    format!("{}/{hash}", kind.folder())
+}
+
+/// The innermost error of the file system, if it is one.
+fn io_cause(e: &object_store::Error) -> Option<&io::Error> {
+    let mut inner = std::error::Error::source(e);
+    let mut found = None;
+    while let Some(cause) = inner {
+        found = cause.downcast_ref::<io::Error>().or(found);
+        inner = cause.source();
+    }
+    found
+}
+
+fn read_piece(mut source: File, most: u64) -> (File, io::Result<Vec<u8>>) {
+    let mut piece = Vec::with_capacity(usize::try_from(most).unwrap_or(CHUNK));
+    let read = (&mut source).take(most).read_to_end(&mut piece);
+    (source, read.map(|_| piece))
+}
+
+/// The first `most` bytes of a file.
+fn read_up_to(path: &Path, most: usize) -> Result<Vec<u8>, ArtifactError> {
+    let source = open_without_waiting(path).map_err(|why| io_error(path, why))?;
+    read_piece(source, most as u64).1.map_err(|why| io_error(path, why))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,154 @@
+//! One connection that is made again when it breaks.
+
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ScriptInvocation};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::QueueError;
+
+/// Longest wait for a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Longest wait for an answer.
+const RESPONSE: Duration = Duration::from_secs(10);
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// A connection with time limits of its own. The crate's limit on responses is off: it breaks reads that block, and
+/// its connection manager would go on with a connection whose peer fell silent.
+pub(super) struct Link {
+    client: Client,
+    address: String,
+    /// What no error may show.
+    secrets: Vec<String>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    live: Option<MultiplexedConnection>,
+    /// Counts connections, so that one broken connection is dropped once.
+    number: u64,
+    failures: u32,
+    /// No attempt before this time, and what the last one said.
+    pause: Option<(Instant, String)>,
+}
+
+impl Link {
+    /// Connects at the first use.
+    pub(super) fn new(client: Client) -> Self {
+        let info = client.get_connection_info();
+        let password = info.redis_settings().password().filter(|p| !p.is_empty());
+        let encoded = |p: &str| url::form_urlencoded::byte_serialize(p.as_bytes()).collect::<String>();
+        let secrets = password.map(|p| vec![p.to_owned(), encoded(p)]).unwrap_or_default();
+        let address = info.addr().to_string();
+        Self { client, address, secrets, state: Mutex::default() }
+    }
+
+    /// Runs a script, which is sent whole where the server does not have it.
+    pub(super) async fn script<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, QueueError> {
+        let first = self.connection().await?;
+        let (number, mut connection) = first;
+        let result = limited(RESPONSE, script.invoke_async(&mut connection)).await;
+        if !self.broken(number, &result).await {
+            return result.map_err(|e| self.error(&e));
+        }
+        // The server, or something in between, had closed it. Every script can be run twice.
+        let (number, mut connection) = self.connection().await?;
+        let result = limited(RESPONSE, script.invoke_async(&mut connection)).await;
+        self.broken(number, &result).await;
+        result.map_err(|e| self.error(&e))
+    }
+
+    /// Runs a command that answers within `blocks` and the usual time.
+    pub(super) async fn command<T: FromRedisValue>(&self, cmd: &Cmd, blocks: Duration) -> Result<T, QueueError> {
+        let (number, mut connection) = self.connection().await?;
+        let result = limited(blocks + RESPONSE, cmd.query_async(&mut connection)).await;
+        self.broken(number, &result).await;
+        result.map_err(|e| self.error(&e))
+    }
+
+    /// The connection and its number. While one attempt is under way the others wait for it and share its end.
+    async fn connection(&self) -> Result<(u64, MultiplexedConnection), QueueError> {
+        let mut state = self.state.lock().await;
+        if let Some(live) = &state.live {
+            return Ok((state.number, live.clone()));
+        }
+        if let Some((until, why)) = &state.pause
+            && Instant::now() < *until
+        {
+            return Err(QueueError::Unavailable(why.clone()));
+        }
+        let config = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(None);
+        let made = limited(CONNECT, self.client.get_multiplexed_async_connection_with_config(&config)).await;
+        match made {
+            Ok(live) => {
+                state.number += 1;
+                (state.failures, state.pause, state.live) = (0, None, Some(live.clone()));
+                Ok((state.number, live))
+            }
+            Err(e) => {
+                let error = self.error(&e);
+                state.failures = state.failures.saturating_add(1);
+                state.pause = Some((Instant::now() + backoff(state.failures), self.text(&e)));
+                Err(error)
+            }
+        }
+    }
+
+    /// Drops a connection that gave this result if it cannot be used again. True if it had been closed already when
+    /// it was used, so that the next may do better.
+    async fn broken<T>(&self, number: u64, result: &RedisResult<T>) -> bool {
+        let Err(e) = result else { return false };
+        // A primary that was demoted keeps its connections; a new one may lead to the new primary.
+        let useless = e.is_io_error() || e.is_unrecoverable_error() || e.code() == Some("READONLY");
+        if useless {
+            let mut state = self.state.lock().await;
+            if state.number == number {
+                state.live = None;
+            }
+        }
+        useless && e.is_connection_dropped()
+    }
+
+    fn error(&self, e: &RedisError) -> QueueError {
+        QueueError::Unavailable(self.text(e))
+    }
+
+    fn text(&self, e: &RedisError) -> String {
+        let mut text = e.to_string();
+        for secret in &self.secrets {
+            text = text.replace(secret.as_str(), "***");
+        }
+        if let Some((end, _)) = text.char_indices().nth(300) {
+            text.truncate(end);
+            text.push('…');
+        }
+        format!("{}: {text}", self.address)
+    }
+}
+
+async fn limited<T>(limit: Duration, work: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(result) => result,
+        Err(_) => {
+            let what = format!("no answer within {} s", limit.as_secs());
+            Err(RedisError::from(std::io::Error::new(std::io::ErrorKind::TimedOut, what)))
+        }
+    }
+}
+
+/// The pause after so many failures in a row: doubled each time, with a random part of up to a half.
+pub(super) fn backoff(failures: u32) -> Duration {
+    let whole = BACKOFF.0.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(BACKOFF.1);
+    let mut random = [0; 2];
+    // Without randomness there is no jitter, and nothing else is wrong.
+    let _ = getrandom::fill(&mut random);
+    whole / 2 + whole.mul_f64(f64::from(u16::from_ne_bytes(random)) / f64::from(u16::MAX) / 2.0)
+}
+
+/// An error of this program's own.
+pub(super) fn invalid(what: &'static str) -> RedisError {
+    RedisError::from((ErrorKind::UnexpectedReturnType, what))
+}

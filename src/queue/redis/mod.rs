@@ -1,0 +1,411 @@
+//! The queue that workers share: streams on a Redis server.
+//!
+//! # Keys
+//!
+//! `<q>` is the queue's name.
+//!
+//! | key | what |
+//! |---|---|
+//! | `<q>:high`, `<q>`, `<q>:low` | streams of priorities above, at and below 0, each with the group `workers` |
+//! | `<q>:ids` | hash: id to the band (`h`, `n`, `l`) and entry of the *newest* entry that was made for it |
+//! | `<q>:delayed`, `<q>:delayed:priority` | sorted set: id by due time in ms of the server's clock; hash: id to band |
+//! | `<q>:inbox` | list of messages that producers `LPUSH` |
+//! | `<q>:aside` | stream of what was set aside, the last 1,000 |
+//! | `<q>:wake` | list of marks, each of which wakes one worker that blocks |
+//!
+//! # Rules
+//!
+//! * An entry is in its stream from its birth until it is dealt with: delivered, it is pending in the group, too;
+//!   acknowledged, it is deleted. So a stream's length less its pending entries is what waits, and nothing is trimmed.
+//! * An id **waits** while its newest entry is in its stream and was not delivered. Pushing an id that waits does
+//!   nothing. Otherwise (never seen, in somebody's hands, lost with a deleted stream) it makes a new entry, which is
+//!   the newest from then on. So an id has at most one entry that waits, and one more for each delivery that was not
+//!   acknowledged, however often it is pushed.
+//! * `ack` ends the entry that was delivered and no other, and clears `<q>:ids` only where it names that entry. So it
+//!   never swallows what was pushed meanwhile.
+//! * What was pending for [`RedisSettings::reclaim_after`] is delivered again, to anybody, unless the id has a newer
+//!   entry, which does for both. Who gets an id that somebody still works on is refused by the store.
+//! * A message keeps its source when it is put back (a field `source` beside `job`), so that it is one job still.
+//!
+//! Every change is one script, so no crash leaves half of one. The group is made anew, from the stream's beginning,
+//! wherever it is missing: wipe the server at any moment, and the next call goes on.
+//!
+//! # Waiting
+//!
+//! Deliveries are read by a script that does not block, never by a blocking read: XREADGROUP would bring a message
+//! whole, however large, whereas the script cuts it. Who finds nothing blocks on `<q>:wake`, on a connection of its
+//! own, to which `push` adds marks; and looks again after 200 ms at the latest, because producers' messages (XADD,
+//! LPUSH) leave no mark, and sooner where a delayed id is due sooner.
+//!
+//! One task reads for all of a process's callers of `pop`, as much as they ask for together. A caller that is gone when
+//! its delivery comes leaves it to the next; if none comes soon, it is put back.
+
+mod link;
+mod reader;
+mod server;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use redis::{Client, IntoConnectionInfo, Script, ScriptInvocation, Value};
+use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+use self::link::Link;
+use self::reader::Hand;
+use super::{Delivery, Message, Offer, Queue, QueueError, SetAside};
+use crate::model::{JobId, Priority};
+
+/// Ids or deliveries in one call of a script.
+const CHUNK: usize = 500;
+/// Bytes kept of a message that is too large.
+const CUT: usize = 64 << 10;
+/// Bytes of messages read at a time, at least.
+const READ_BYTES: usize = 8 << 20;
+/// Messages that are remembered once set aside.
+const ASIDE: usize = 1000;
+/// A consumer that holds nothing is never taken for dead before this.
+const DEAD_AFTER: Duration = Duration::from_secs(300);
+
+/// What a [`RedisQueue`] needs to know.
+#[derive(Clone)]
+pub struct RedisSettings {
+    /// `redis://`, `rediss://` (TLS), `redis+unix://` or `unix://`; may hold a password.
+    pub url: String,
+    /// The queue's name.
+    pub queue: String,
+    /// This process' name in the consumer group; unique for each start, or the deliveries of one that died are taken
+    /// for those of its heir.
+    pub consumer: String,
+    /// How long a delivery may stay unacknowledged before it is offered again.
+    pub reclaim_after: Duration,
+    /// Bytes of the largest message that is read whole.
+    pub max_message: usize,
+}
+
+impl std::fmt::Debug for RedisSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let address = self.url.as_str().into_connection_info().map(|i| i.addr().to_string());
+        f.debug_struct("RedisSettings")
+            .field("address", &address.as_deref().unwrap_or("(unreadable)"))
+            .field("queue", &self.queue)
+            .field("consumer", &self.consumer)
+            .field("reclaim_after", &self.reclaim_after)
+            .field("max_message", &self.max_message)
+            .finish()
+    }
+}
+
+/// Ids and messages in Redis (6.2 or later) or Valkey, for any number of workers.
+///
+/// Ids come by band of priority (above, at, below 0), then age. Its methods fail with [`QueueError::Unavailable`] while
+/// the server does not answer, after half a minute at most.
+pub struct RedisQueue {
+    shared: Arc<Shared>,
+    reader: Mutex<Option<JoinHandle<()>>>,
+    /// Where upkeep goes on among the ids.
+    scan: Mutex<String>,
+}
+
+impl std::fmt::Debug for RedisQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedisQueue").field("settings", &self.shared.settings).finish_non_exhaustive()
+    }
+}
+
+/// What the queue and its reader both use.
+struct Shared {
+    settings: RedisSettings,
+    keys: [String; 9],
+    scripts: Scripts,
+    commands: Link,
+    /// For reads that block.
+    blocking: Link,
+    hand: Mutex<Hand>,
+    /// Somebody pops.
+    asked: Notify,
+    /// The reader has news.
+    arrived: Notify,
+    closing: Notify,
+}
+
+struct Scripts {
+    push: Script,
+    push_after: Script,
+    pop: Script,
+    ack: Script,
+    put_back: Script,
+    restore: Script,
+    set_aside: Script,
+    depth: Script,
+    upkeep: Script,
+    leave: Script,
+}
+
+macro_rules! script {
+    ($name:literal) => {
+        Script::new(concat!(include_str!("common.lua"), include_str!($name)))
+    };
+}
+
+impl Scripts {
+    fn new() -> Self {
+        Self {
+            push: script!("push.lua"),
+            push_after: script!("push_after.lua"),
+            pop: script!("pop.lua"),
+            ack: script!("ack.lua"),
+            put_back: script!("put_back.lua"),
+            restore: script!("restore.lua"),
+            set_aside: script!("set_aside.lua"),
+            depth: script!("depth.lua"),
+            upkeep: script!("upkeep.lua"),
+            leave: script!("leave.lua"),
+        }
+    }
+}
+
+fn keys(queue: &str) -> [String; 9] {
+    let key = |suffix: &str| format!("{queue}{suffix}");
+    [":high", "", ":low", ":ids", ":delayed", ":delayed:priority", ":inbox", ":aside", ":wake"].map(key)
+}
+
+/// The stream of a priority.
+fn band(priority: Priority) -> &'static str {
+    match priority.0 {
+        1.. => "h",
+        0 => "n",
+        _ => "l",
+    }
+}
+
+fn millis(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Band and entry of a delivery.
+fn receipt(delivery: &Delivery) -> Result<(&str, &str), QueueError> {
+    let foreign = || QueueError::Unavailable("expected a delivery of this queue".into());
+    delivery.receipt.split_once(' ').ok_or_else(foreign)
+}
+
+/// The id of a delivery; empty for a message.
+fn id_text(delivery: &Delivery) -> String {
+    match &delivery.offer {
+        Offer::Job(id) => id.to_string(),
+        Offer::Message(_) => String::new(),
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Hand> {
+        // No code that holds the lock can panic half-way.
+        self.hand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn prepare<'a>(&self, script: &'a Script) -> ScriptInvocation<'a> {
+        let mut invocation = script.prepare_invoke();
+        invocation.key(self.keys.as_slice());
+        invocation
+    }
+
+    async fn put_back(&self, deliveries: &[Delivery]) -> Result<(), QueueError> {
+        for chunk in deliveries.chunks(CHUNK) {
+            let mut invocation = self.prepare(&self.scripts.put_back);
+            for delivery in chunk {
+                let (band, entry) = receipt(delivery)?;
+                let source = match &delivery.offer {
+                    Offer::Job(_) => "",
+                    Offer::Message(m) => &m.source,
+                };
+                invocation.arg(band).arg(entry).arg(id_text(delivery)).arg(source);
+            }
+            let gone: Vec<usize> = self.commands.script(&invocation).await?;
+            for delivery in gone.iter().filter_map(|n| chunk.get(n.wrapping_sub(1))) {
+                self.restore(delivery).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a message again whose entry is gone (the server lost its data), where the whole of it is here.
+    async fn restore(&self, delivery: &Delivery) -> Result<(), QueueError> {
+        let Offer::Message(message) = &delivery.offer else { return Ok(()) };
+        if message.body.len() as u64 != message.size {
+            return Ok(());
+        }
+        let (band, _) = receipt(delivery)?;
+        let mut invocation = self.prepare(&self.scripts.restore);
+        invocation.arg(band).arg(&message.source).arg(message.body.as_slice());
+        self.commands.script(&invocation).await
+    }
+
+    async fn set_aside(&self, receipt: (&str, &str), message: &Message, why: &str) -> Result<(), QueueError> {
+        let mut invocation = self.prepare(&self.scripts.set_aside);
+        invocation.arg(receipt.0).arg(receipt.1).arg(&message.source).arg(why).arg(message.size);
+        invocation.arg(hex::encode(Sha256::digest(message.body.as_slice()))).arg(ASIDE);
+        self.commands.script(&invocation).await
+    }
+}
+
+impl RedisQueue {
+    /// Connects, and checks that the server will do. Fails with [`QueueError::Unfit`] where it will not and
+    /// [`QueueError::Unavailable`] where it does not answer.
+    pub async fn open(settings: RedisSettings) -> Result<Self, QueueError> {
+        if settings.url.starts_with("rediss:") && rustls::crypto::CryptoProvider::get_default().is_none() {
+            // If another thread was faster, one is installed, too.
+            let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        }
+        // The error is not passed on: it may quote the URL.
+        let client = Client::open(settings.url.as_str()).map_err(|_| {
+            let expected =
+                "expected redis://USER:PASSWORD@HOST:PORT/DB, rediss://… or redis+unix:///PATH as its address";
+            QueueError::Unfit(format!("{expected}, with special characters in the password percent-encoded"))
+        })?;
+        let shared = Arc::new(Shared {
+            keys: keys(&settings.queue),
+            scripts: Scripts::new(),
+            commands: Link::new(client.clone()),
+            blocking: Link::new(client),
+            hand: Mutex::default(),
+            asked: Notify::new(),
+            arrived: Notify::new(),
+            closing: Notify::new(),
+            settings,
+        });
+        server::check(&shared.commands).await?;
+        let reader = tokio::spawn(reader::read(shared.clone()));
+        Ok(Self { shared, reader: Mutex::new(Some(reader)), scan: Mutex::new("0".into()) })
+    }
+
+    fn take_reader(&self) -> Option<JoinHandle<()>> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Drop for RedisQueue {
+    fn drop(&mut self) {
+        if let Some(reader) = self.take_reader() {
+            reader.abort();
+        }
+    }
+}
+
+#[async_trait]
+impl Queue for RedisQueue {
+    async fn push(&self, ids: &[(JobId, Priority)]) -> Result<(), QueueError> {
+        for chunk in ids.chunks(CHUNK) {
+            let mut invocation = self.shared.prepare(&self.shared.scripts.push);
+            for (id, priority) in chunk {
+                invocation.arg(band(*priority)).arg(id.to_string());
+            }
+            let _added: u64 = self.shared.commands.script(&invocation).await?;
+        }
+        Ok(())
+    }
+
+    async fn push_after(&self, id: JobId, priority: Priority, delay: Duration) -> Result<(), QueueError> {
+        let mut invocation = self.shared.prepare(&self.shared.scripts.push_after);
+        // Up to a thousand years: more digits than that a score does not hold.
+        invocation.arg(id.to_string()).arg(band(priority)).arg(millis(delay).min(31_536_000_000_000));
+        self.shared.commands.script(&invocation).await
+    }
+
+    async fn pop(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>, QueueError> {
+        if max == 0 {
+            return Ok(Vec::new());
+        }
+        reader::pop(&self.shared, max, wait).await
+    }
+
+    async fn ack(&self, deliveries: &[Delivery]) -> Result<(), QueueError> {
+        for chunk in deliveries.chunks(CHUNK) {
+            let mut invocation = self.shared.prepare(&self.shared.scripts.ack);
+            for delivery in chunk {
+                let (band, entry) = receipt(delivery)?;
+                invocation.arg(band).arg(entry).arg(id_text(delivery));
+            }
+            let () = self.shared.commands.script(&invocation).await?;
+        }
+        Ok(())
+    }
+
+    async fn put_back(&self, delivery: Delivery) -> Result<(), QueueError> {
+        self.shared.put_back(&[delivery]).await
+    }
+
+    async fn set_aside(&self, delivery: Delivery, why: &str) -> Result<(), QueueError> {
+        match &delivery.offer {
+            Offer::Job(_) => self.ack(&[delivery]).await,
+            Offer::Message(message) => self.shared.set_aside(receipt(&delivery)?, message, why).await,
+        }
+    }
+
+    async fn aside(&self, limit: usize) -> Result<Vec<SetAside>, QueueError> {
+        let [.., key, _] = &self.shared.keys;
+        let mut range = redis::cmd("XREVRANGE");
+        range.arg(key).arg("+").arg("-").arg("COUNT").arg(limit.clamp(1, ASIDE));
+        let reply: redis::streams::StreamRangeReply = self.shared.commands.command(&range, Duration::ZERO).await?;
+        let records = reply.ids.into_iter().map(|entry| {
+            let text = |name: &str| entry.get::<String>(name).unwrap_or_default();
+            SetAside {
+                at: entry.id.split('-').next().and_then(|ms| ms.parse().ok()).unwrap_or_default(),
+                source: text("source"),
+                why: text("why"),
+                size: text("size").parse().unwrap_or_default(),
+                sha256: text("sha256"),
+            }
+        });
+        Ok(records.take(limit).collect())
+    }
+
+    async fn depth(&self) -> Result<u64, QueueError> {
+        self.shared.commands.script(&self.shared.prepare(&self.shared.scripts.depth)).await
+    }
+
+    async fn ping(&self) -> Result<(), QueueError> {
+        let _pong: Value = self.shared.commands.command(&redis::cmd("PING"), Duration::ZERO).await?;
+        Ok(())
+    }
+
+    async fn upkeep(&self) -> Result<(), QueueError> {
+        let settings = &self.shared.settings;
+        let dead_after = settings.reclaim_after.saturating_mul(10).max(DEAD_AFTER);
+        let scan = self.scan.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut invocation = self.shared.prepare(&self.shared.scripts.upkeep);
+        invocation.arg(&settings.consumer).arg(millis(dead_after)).arg(scan);
+        let next: String = self.shared.commands.script(&invocation).await?;
+        *self.scan.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<(), QueueError> {
+        self.shared.lock().close();
+        self.shared.closing.notify_one();
+        self.shared.arrived.notify_waiters();
+        if let Some(reader) = self.take_reader() {
+            // It ends by itself once its last call has been answered, which takes a bounded time.
+            let _ = reader.await;
+        }
+        let left = self.shared.lock().take(usize::MAX);
+        self.shared.put_back(&left).await?;
+        let mut invocation = self.shared.prepare(&self.shared.scripts.leave);
+        invocation.arg(&self.shared.settings.consumer);
+        self.shared.commands.script(&invocation).await
+    }
+}
+
+/// An instant so far off that it does not come.
+fn after(wait: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(wait.min(Duration::from_secs(31_536_000))).unwrap_or(now)
+}
+
+/// A message from its parts.
+fn message(body: Vec<u8>, size: u64, source: String) -> Message {
+    Message { body: Zeroizing::new(body), size, source }
+}

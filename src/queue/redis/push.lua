@@ -1,0 +1,12 @@
+-- ARGV: a band and an id, for each id.
+local added = 0
+for i = 1, #ARGV, 2 do
+  local n = add(ARGV[i + 1], ARGV[i])
+  if type(n) == 'table' then
+    wake(added)
+    return n
+  end
+  added = added + n
+end
+wake(added)
+return added

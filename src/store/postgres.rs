@@ -1,0 +1,1018 @@
+//! The store over one Postgres database (13 to 18), which any number of machines may use at once.
+//!
+//! **Writes.** Every change is one statement or one transaction, under READ COMMITTED, guarded by what it expects of
+//! the row. Calls of submit, claim, heartbeat and finish that come while one of their kind is under way go together as
+//! one statement over arrays (`coalesce.rs`): one commit for many.
+//!
+//! **Durability.** That of the server: with its `synchronous_commit` on, which it is unless somebody turned it off, an
+//! answered change survives a crash.
+//!
+//! **Failures.** Every call ends within about half a minute, whatever became of the server. A deadlock or a connection
+//! that could not be had changed nothing, and the call is made again a few times. Where a connection broke after the
+//! statement was sent, nobody knows whether it took effect. What may be repeated is: reads, heartbeats, submits (the
+//! repeat of one that went through answers `Existing`); and a finish, a failure, a hand-back or a confirmed
+//! cancellation, each of which recognises its own work in the row and answers as the first would have. Others answer
+//! with the error. A claim whose answer was lost leaves a job running that nobody works on, until its lease lapses;
+//! somebody who repeats a cancel may find it too late because it went through.
+//!
+//! **Sessions.** Plans are made once a session and by index (`pool.rs`). Through pgbouncer only in session mode, since
+//! prepared statements and LISTEN belong to a session.
+//!
+//! **Secrets.** Inputs lie in the database as they were handed in (sealed or not) until their job ends, those of failed
+//! jobs a while longer. What the server keeps of deleted rows until a vacuum, and in its log, is the server's.
+
+mod coalesce;
+mod listen;
+mod pool;
+mod statements;
+
+use std::collections::HashSet;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
+use sqlx::query::Query;
+use sqlx::{ConnectOptions, Connection, Postgres, Row};
+use tokio::time::{sleep, timeout};
+use zeroize::Zeroizing;
+
+use self::coalesce::{Bounds, Call, Coalescer, Joint};
+use self::listen::{Ear, channel};
+use self::pool::{Pool, late};
+use super::rows::{self, Columns, corrupt};
+use super::{
+    Cancelled, Claim, Counts, Held, Input, JobFilter, Load, Requeued, Retry, Scope, Store, StoreError, StoreSettings,
+    Submitted, Sweep, Swept,
+};
+use crate::model::{
+    Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob,
+    Priority, Stage, WorkerId,
+};
+
+/// Schema versions in order: the first makes version 1 of version 0, and so on. Never edit one that was released.
+const MIGRATIONS: [&str; 1] = [include_str!("../../migrations/postgres/0001_jobs.sql")];
+/// Whoever migrates holds this advisory lock ("PrvW").
+const MIGRATION_LOCK: i64 = 0x5072_7657;
+/// The oldest server whose SQL this is.
+const OLDEST_SERVER: i64 = 130_000;
+
+/// Connections at most, the listener's apart.
+const CONNECTIONS: usize = 10;
+/// How long the answer to a statement or a transaction may take. The server gives up on a statement before that.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often a call is made that met a deadlock or a broken connection.
+const TRIES: u32 = 4;
+/// What goes together in one statement.
+const BOUNDS: Bounds = Bounds { calls: 256, bytes: 8 << 20 };
+
+type Statement = Query<'static, Postgres, PgArguments>;
+
+impl Columns for PgRow {
+    fn int(&self, column: &'static str) -> Result<Option<i64>, StoreError> {
+        self.try_get(column).map_err(|e| corrupt(column, e))
+    }
+
+    fn real(&self, column: &'static str) -> Result<Option<f64>, StoreError> {
+        self.try_get(column).map_err(|e| corrupt(column, e))
+    }
+
+    fn text(&self, column: &'static str) -> Result<Option<String>, StoreError> {
+        self.try_get(column).map_err(|e| corrupt(column, e))
+    }
+
+    fn bytes(&self, column: &'static str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.try_get(column).map_err(|e| corrupt(column, e))
+    }
+
+    fn flag(&self, column: &'static str) -> Result<Option<bool>, StoreError> {
+        self.try_get(column).map_err(|e| corrupt(column, e))
+    }
+}
+
+/// Circuits and jobs in a Postgres database.
+pub struct PostgresStore {
+    /// Host, port and database.
+    what: String,
+    session: Arc<Session>,
+    ear: Option<Ear>,
+    submits: Coalescer<SubmitCall, Session>,
+    claims: Coalescer<ClaimCall, Session>,
+    heartbeats: Coalescer<HeartbeatCall, Session>,
+    finishes: Coalescer<FinishCall, Session>,
+}
+
+impl std::fmt::Debug for PostgresStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PostgresStore").field("what", &self.what).finish_non_exhaustive()
+    }
+}
+
+/// What statements are made with.
+struct Session {
+    pool: Pool,
+    settings: StoreSettings,
+    /// Where others listen, if they are to be told.
+    channel: Option<String>,
+}
+
+/// What became of a statement that failed.
+enum Fate {
+    /// The server refused it; another time will not help.
+    Refused,
+    /// It changed nothing, and may go through another time.
+    Undone,
+    /// It may have taken effect. The connection is of no more use.
+    Unknown,
+}
+
+/// When a statement is made again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    /// Even where it may have taken effect.
+    Always,
+    /// Only where it has not.
+    IfUndone,
+}
+
+struct SubmitCall {
+    new: NewJob,
+    input: Zeroizing<Vec<u8>>,
+    input_key: String,
+}
+
+struct ClaimCall {
+    id: JobId,
+    worker: WorkerId,
+    lease: i64,
+}
+
+/// What a claim found.
+enum Found {
+    Nothing,
+    Job(Box<Claim>),
+    /// A job, now running by this attempt, whose input is missing.
+    NoInput(Attempt),
+}
+
+struct HeartbeatCall {
+    id: JobId,
+    attempt: Attempt,
+    lease: i64,
+    stage: Stage,
+    progress: f64,
+}
+
+struct FinishCall {
+    id: JobId,
+    attempt: Attempt,
+    result: String,
+}
+
+impl PostgresStore {
+    /// Opens the store in the database at `url` (`postgres://USER:PASSWORD@HOST:PORT/NAME`, with sqlx's parameters such
+    /// as `sslmode`) and brings its schema up to date. Several processes may do so at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] where the server cannot be reached, refuses, is too old, or the database does not take the
+    /// schema; [`StoreError::NewerSchema`].
+    pub async fn open(url: &str, settings: StoreSettings) -> Result<Self, StoreError> {
+        let options = PgConnectOptions::from_str(url).map_err(|e| StoreError::Open {
+            what: "of DATABASE_URL".to_owned(),
+            why: format!("expected postgres://USER:PASSWORD@HOST:PORT/NAME; {e}"),
+        })?;
+        // Of no use in the binary protocol, and a parameter that pgbouncer does not know.
+        let mut options = options.extra_float_digits(None).disable_statement_logging();
+        if options.get_application_name().is_none() {
+            options = options.application_name("prover-worker");
+        }
+        let what = match options.get_socket() {
+            Some(socket) => format!("postgres at {}", socket.display()),
+            None => format!("postgres://{}:{}", options.get_host(), options.get_port()),
+        };
+        let what = format!("{what}/{}", options.get_database().unwrap_or_default());
+        let cannot = |e: sqlx::Error| StoreError::Open { what: what.clone(), why: e.to_string() };
+        // A connection of its own: those in the pool are to belong to the runtime that uses them.
+        let mut connection = pool::connect(&options).await.map_err(cannot)?;
+        migrate(&mut connection).await.map_err(|e| match e {
+            StoreError::Database(e) => cannot(e),
+            StoreError::Open { why, .. } => StoreError::Open { what: what.clone(), why },
+            e => e,
+        })?;
+        let _ = timeout(ANSWER_TIMEOUT, connection.close()).await;
+
+        let channel = settings.notify.then(|| channel(&settings.queue));
+        let ear = channel.clone().map(|c| Ear::new(options.clone(), c));
+        let session = Arc::new(Session { pool: Pool::new(options, CONNECTIONS), settings, channel });
+        Ok(Self {
+            what,
+            ear,
+            submits: Coalescer::new(session.clone(), BOUNDS),
+            claims: Coalescer::new(session.clone(), BOUNDS),
+            heartbeats: Coalescer::new(session.clone(), BOUNDS),
+            finishes: Coalescer::new(session.clone(), BOUNDS),
+            session,
+        })
+    }
+
+    /// How the server goes about the statements that must stay fast however many jobs have ended, by name: the plans
+    /// that a session makes once and keeps. For tests and for support.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn plans(&self) -> Result<Vec<(&'static str, String)>, StoreError> {
+        let mut taken = self.session.pool.take().await?;
+        let mut plans = Vec::new();
+        for (name, sql) in statements::watched() {
+            let parameters = (1..).take_while(|n| sql.contains(&format!("${n}"))).count();
+            let prepare = format!("PREPARE watched AS {sql}");
+            sqlx::raw_sql(sqlx::AssertSqlSafe(prepare)).execute(&mut taken.connection).await?;
+            let explain = format!("EXPLAIN (COSTS OFF) EXECUTE watched ({})", vec!["NULL"; parameters].join(", "));
+            let lines = sqlx::raw_sql(sqlx::AssertSqlSafe(explain)).fetch_all(&mut taken.connection).await?;
+            let lines: Vec<String> =
+                lines.iter().filter_map(|r| r.text("QUERY PLAN").transpose()).collect::<Result<_, _>>()?;
+            plans.push((name, lines.join("\n")));
+            sqlx::raw_sql("DEALLOCATE watched").execute(&mut taken.connection).await?;
+        }
+        taken.give_back();
+        Ok(plans)
+    }
+
+    /// Closes the connections. Calls after that fail.
+    pub async fn close(&self) {
+        if let Some(ear) = &self.ear {
+            ear.close();
+        }
+        self.session.pool.close().await;
+    }
+}
+
+impl Session {
+    /// Runs a statement, again where that is safe, and reads its answer to the end: Postgres commits after the last
+    /// row. `make` is told whether an earlier try may have taken effect.
+    async fn rows(
+        &self,
+        again: Again,
+        make: impl Fn(bool) -> Statement + Send + Sync,
+    ) -> Result<Vec<PgRow>, StoreError> {
+        let (mut tries, mut lost) = (1, false);
+        loop {
+            let (error, repeat) = match self.pool.take().await {
+                Err(e) => {
+                    let soon = may_come_soon(&e);
+                    (e, soon)
+                }
+                Ok(mut taken) => match timeout(ANSWER_TIMEOUT, make(lost).fetch_all(&mut taken.connection)).await {
+                    Err(_) => return Err(late("no answer within 15 s").into()),
+                    Ok(Ok(rows)) => {
+                        taken.give_back();
+                        return Ok(rows);
+                    }
+                    Ok(Err(e)) => match fate(&e) {
+                        Fate::Refused => {
+                            taken.give_back();
+                            (e, false)
+                        }
+                        Fate::Undone => {
+                            taken.give_back();
+                            (e, true)
+                        }
+                        Fate::Unknown => {
+                            self.pool.forget_idle();
+                            lost = true;
+                            (e, again == Again::Always)
+                        }
+                    },
+                },
+            };
+            if !repeat || tries == TRIES {
+                return Err(error.into());
+            }
+            sleep(Duration::from_millis(25) * (1 << tries)).await;
+            tries += 1;
+        }
+    }
+
+    async fn row(
+        &self,
+        again: Again,
+        make: impl Fn(bool) -> Statement + Send + Sync,
+    ) -> Result<Option<PgRow>, StoreError> {
+        Ok(self.rows(again, make).await?.into_iter().next())
+    }
+
+    /// Runs a transaction, again where it changed nothing. An error of `work` rolls it back.
+    async fn transaction<T: Send>(
+        &self,
+        work: impl for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<T, StoreError>> + Send + Sync,
+    ) -> Result<T, StoreError> {
+        let mut tries = 1;
+        loop {
+            let error = match self.pool.take().await {
+                Err(e) if may_come_soon(&e) => e,
+                Err(e) => return Err(e.into()),
+                Ok(mut taken) => {
+                    let done = timeout(ANSWER_TIMEOUT, async {
+                        let mut tx = taken.connection.begin().await?;
+                        match work(&mut tx).await {
+                            Ok(value) => tx.commit().await.map(|()| value).map_err(StoreError::from),
+                            Err(e) => {
+                                tx.rollback().await?;
+                                Err(e)
+                            }
+                        }
+                    });
+                    match done.await {
+                        Err(_) => return Err(late("no answer within 15 s").into()),
+                        Ok(Ok(value)) => {
+                            taken.give_back();
+                            return Ok(value);
+                        }
+                        Ok(Err(StoreError::Database(e))) => match fate(&e) {
+                            Fate::Refused => return Err(e.into()),
+                            Fate::Undone => e,
+                            Fate::Unknown => {
+                                self.pool.forget_idle();
+                                return Err(e.into());
+                            }
+                        },
+                        Ok(Err(e)) => {
+                            taken.give_back();
+                            return Err(e);
+                        }
+                    }
+                }
+            };
+            if tries == TRIES {
+                return Err(error.into());
+            }
+            sleep(Duration::from_millis(25) * (1 << tries)).await;
+            tries += 1;
+        }
+    }
+
+    fn queue(&self) -> String {
+        self.settings.queue.clone()
+    }
+
+    /// Milliseconds that the input of a job that failed so is kept; none: not at all.
+    fn keep_input(&self, class: FailureClass) -> Option<i64> {
+        let keep = rows::millis(self.settings.keep_failed_inputs);
+        (keep > 0 && class != FailureClass::BadInput).then_some(keep)
+    }
+
+    /// Writes down what is new of these; answers with what was written and the place of each.
+    async fn insert(&self, calls: &[&SubmitCall]) -> Result<Vec<(usize, Job)>, StoreError> {
+        let rows = self.rows(Again::Always, |_| {
+            let column = |of: fn(&SubmitCall) -> String| calls.iter().map(|c| of(c)).collect::<Vec<_>>();
+            sqlx::query(statements::SUBMIT)
+                .bind(self.queue())
+                .bind(self.channel.clone())
+                .bind(column(|c| c.new.id.to_string()))
+                .bind(column(|c| c.new.circuit.as_str().to_owned()))
+                .bind(calls.iter().map(|c| c.new.body.0.to_vec()).collect::<Vec<_>>())
+                .bind(calls.iter().map(|c| c.new.idempotency_key.clone()).collect::<Vec<_>>())
+                .bind(calls.iter().map(|c| i64::from(c.new.priority.0)).collect::<Vec<_>>())
+                .bind(calls.iter().map(|c| c.new.start_within.map(rows::millis)).collect::<Vec<_>>())
+                .bind(calls.iter().map(|c| c.input.as_slice()).collect::<Vec<_>>())
+                .bind(column(|c| c.input_key.clone()))
+        });
+        rows.await?.iter().map(|r| Ok((place(r)?, rows::job(r)?))).collect()
+    }
+
+    /// Those of these that were written down before, each with its place.
+    async fn same(&self, new: &[&NewJob]) -> Result<Vec<(usize, Result<Submitted, StoreError>)>, StoreError> {
+        let rows = self.rows(Again::Always, |_| {
+            sqlx::query(statements::SAME_JOBS)
+                .bind(self.queue())
+                .bind(new.iter().map(|n| n.id.to_string()).collect::<Vec<_>>())
+                .bind(new.iter().map(|n| n.idempotency_key.clone()).collect::<Vec<_>>())
+        });
+        let rows = rows.await?;
+        let same = rows.iter().map(|r| {
+            let at = place(r)?;
+            let new = new.get(at).ok_or_else(|| corrupt("ord", at))?;
+            Ok((at, rows::repeat(r, new).map(Submitted::Existing)))
+        });
+        same.collect()
+    }
+
+    async fn known_circuits<'a>(
+        &self,
+        names: impl Iterator<Item = &'a CircuitName>,
+    ) -> Result<HashSet<String>, StoreError> {
+        let names: Vec<String> = names.map(|n| n.as_str().to_owned()).collect();
+        let rows = self.rows(Again::Always, |_| sqlx::query(statements::KNOWN_CIRCUITS).bind(names.clone())).await?;
+        rows.iter().map(|r| Ok(r.text("name")?.unwrap_or_default())).collect()
+    }
+
+    async fn release(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
+        let row = self
+            .row(Again::Always, |lost| fenced(statements::RELEASE, job, attempt).bind(self.channel.clone()).bind(lost));
+        held(row.await?.as_ref())
+    }
+}
+
+impl Call for SubmitCall {
+    type Answer = Result<Submitted, StoreError>;
+
+    fn keys(&self) -> Vec<Vec<u8>> {
+        let id = self.new.id.0.as_bytes().to_vec();
+        // Told from an id by its first byte and its length.
+        let key = self.new.idempotency_key.as_ref().map(|k| [b"idempotency key ", k.as_bytes()].concat());
+        std::iter::once(id).chain(key).collect()
+    }
+
+    fn bytes(&self) -> usize {
+        self.input.len() + self.new.idempotency_key.as_ref().map_or(0, String::len) + 200
+    }
+}
+
+impl Joint<SubmitCall> for Session {
+    async fn run(&self, calls: Vec<Arc<SubmitCall>>) -> Result<Vec<Result<Submitted, StoreError>>, StoreError> {
+        let mut answers: Vec<Option<Result<Submitted, StoreError>>> = calls.iter().map(|_| None).collect();
+        let mut left = in_order(&calls, |c| c.new.id);
+        // A job that stood in the way may be purged before it is read: then there is room for a new one.
+        for _ in 0..TRIES {
+            let these: Vec<&SubmitCall> = at(&left, &calls);
+            for (n, job) in self.insert(&these).await? {
+                put(&mut answers, &left, n, Ok(Submitted::Created(job)));
+            }
+            left.retain(|n| answers.get(*n).is_some_and(Option::is_none));
+            if left.is_empty() {
+                break;
+            }
+            let these: Vec<&NewJob> = at(&left, &calls).into_iter().map(|c| &c.new).collect();
+            for (n, answer) in self.same(&these).await? {
+                put(&mut answers, &left, n, answer);
+            }
+            left.retain(|n| answers.get(*n).is_some_and(Option::is_none));
+            if left.is_empty() {
+                break;
+            }
+            let these: Vec<&SubmitCall> = at(&left, &calls);
+            let known = self.known_circuits(these.iter().map(|c| &c.new.circuit)).await?;
+            for (n, call) in these.iter().enumerate() {
+                if !known.contains(call.new.circuit.as_str()) {
+                    put(&mut answers, &left, n, Err(StoreError::UnknownCircuit(call.new.circuit.clone())));
+                }
+            }
+            left.retain(|n| answers.get(*n).is_some_and(Option::is_none));
+            if left.is_empty() {
+                break;
+            }
+        }
+        let unknown = |c: &Arc<SubmitCall>| Err(StoreError::UnknownCircuit(c.new.circuit.clone()));
+        Ok(answers.into_iter().zip(&calls).map(|(a, c)| a.unwrap_or_else(|| unknown(c))).collect())
+    }
+}
+
+impl Call for ClaimCall {
+    type Answer = Found;
+
+    fn keys(&self) -> Vec<Vec<u8>> {
+        vec![self.id.0.as_bytes().to_vec()]
+    }
+
+    fn bytes(&self) -> usize {
+        // What counts is the answer: an input of a usual size.
+        64 << 10
+    }
+}
+
+impl Joint<ClaimCall> for Session {
+    async fn run(&self, calls: Vec<Arc<ClaimCall>>) -> Result<Vec<Found>, StoreError> {
+        let order = in_order(&calls, |c| c.id);
+        let these: Vec<&ClaimCall> = at(&order, &calls);
+        let rows = self.rows(Again::IfUndone, |_| {
+            sqlx::query(statements::CLAIM)
+                .bind(these.iter().map(|c| c.id.to_string()).collect::<Vec<_>>())
+                .bind(these.iter().map(|c| c.worker.0.clone()).collect::<Vec<_>>())
+                .bind(these.iter().map(|c| c.lease).collect::<Vec<_>>())
+        });
+        let mut answers: Vec<Option<Found>> = calls.iter().map(|_| None).collect();
+        for row in rows.await? {
+            let job = rows::job(&row)?;
+            let found = match (row.bytes("input")?, row.text("input_key")?) {
+                (Some(input), Some(input_key)) => {
+                    Found::Job(Box::new(Claim { job, input: Zeroizing::new(input), input_key }))
+                }
+                _ => Found::NoInput(job.attempt),
+            };
+            put(&mut answers, &order, place(&row)?, found);
+        }
+        Ok(answers.into_iter().map(|a| a.unwrap_or(Found::Nothing)).collect())
+    }
+
+    async fn unheard(&self, found: Found) {
+        if let Found::Job(claim) = found
+            && let Err(e) = self.release(claim.job.id, claim.job.attempt).await
+        {
+            tracing::warn!(job = %claim.job.id, error = %e, "a job that nobody waits for runs until its lease lapses");
+        }
+    }
+}
+
+impl Call for HeartbeatCall {
+    type Answer = Held;
+
+    fn keys(&self) -> Vec<Vec<u8>> {
+        vec![self.id.0.as_bytes().to_vec()]
+    }
+
+    fn bytes(&self) -> usize {
+        64
+    }
+}
+
+impl Joint<HeartbeatCall> for Session {
+    async fn run(&self, calls: Vec<Arc<HeartbeatCall>>) -> Result<Vec<Held>, StoreError> {
+        let order = in_order(&calls, |c| c.id);
+        let these: Vec<&HeartbeatCall> = at(&order, &calls);
+        let rows = self.rows(Again::Always, |_| {
+            sqlx::query(statements::HEARTBEAT)
+                .bind(these.iter().map(|c| c.id.to_string()).collect::<Vec<_>>())
+                .bind(these.iter().map(|c| i64::from(c.attempt.0)).collect::<Vec<_>>())
+                .bind(these.iter().map(|c| c.lease).collect::<Vec<_>>())
+                .bind(these.iter().map(|c| c.stage.as_str().to_owned()).collect::<Vec<_>>())
+                .bind(these.iter().map(|c| c.progress).collect::<Vec<_>>())
+        });
+        all_held(&rows.await?, &order)
+    }
+}
+
+impl Call for FinishCall {
+    type Answer = Held;
+
+    fn keys(&self) -> Vec<Vec<u8>> {
+        vec![self.id.0.as_bytes().to_vec()]
+    }
+
+    fn bytes(&self) -> usize {
+        self.result.len() + 64
+    }
+}
+
+impl Joint<FinishCall> for Session {
+    async fn run(&self, calls: Vec<Arc<FinishCall>>) -> Result<Vec<Held>, StoreError> {
+        let order = in_order(&calls, |c| c.id);
+        let these: Vec<&FinishCall> = at(&order, &calls);
+        let rows = self.rows(Again::Always, |lost| {
+            sqlx::query(statements::FINISH)
+                .bind(these.iter().map(|c| c.id.to_string()).collect::<Vec<_>>())
+                .bind(these.iter().map(|c| i64::from(c.attempt.0)).collect::<Vec<_>>())
+                .bind(these.iter().map(|c| c.result.clone()).collect::<Vec<_>>())
+                .bind(lost)
+        });
+        all_held(&rows.await?, &order)
+    }
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn put_circuit(&self, circuit: &Circuit) -> Result<Circuit, StoreError> {
+        let row = self.session.row(Again::Always, |_| {
+            sqlx::query(statements::PUT_CIRCUIT)
+                .bind(circuit.name.as_str().to_owned())
+                .bind(circuit.zkey.0.to_vec())
+                .bind(circuit.wasm.map(|h| h.0.to_vec()))
+                .bind(i64::from(circuit.n_vars))
+                .bind(i64::from(circuit.n_public))
+                .bind(i64::from(circuit.domain_size))
+        });
+        rows::circuit(&row.await?.ok_or(sqlx::Error::RowNotFound)?)
+    }
+
+    async fn circuit(&self, name: &CircuitName) -> Result<Option<Circuit>, StoreError> {
+        let row = self.session.row(Again::Always, |_| sqlx::query(statements::CIRCUIT).bind(name.as_str().to_owned()));
+        row.await?.as_ref().map(rows::circuit).transpose()
+    }
+
+    async fn circuits(&self) -> Result<Vec<Circuit>, StoreError> {
+        let rows = self.session.rows(Again::Always, |_| sqlx::query(statements::CIRCUITS)).await?;
+        rows.iter().map(rows::circuit).collect()
+    }
+
+    async fn remove_circuit(&self, name: &CircuitName) -> Result<bool, StoreError> {
+        let name = name.clone();
+        self.session
+            .transaction(move |c| {
+                let name = name.clone();
+                Box::pin(async move {
+                    let removed = sqlx::query(statements::REMOVE_CIRCUIT).bind(name.as_str().to_owned());
+                    if removed.fetch_all(&mut *c).await?.is_empty() {
+                        return Ok(false);
+                    }
+                    // After the lock is had: jobs that were submitted until then are seen.
+                    let row = sqlx::query(statements::UNFINISHED).bind(name.as_str().to_owned()).fetch_one(c).await?;
+                    match rows::number(&row, "n")? {
+                        0 => Ok(true),
+                        unfinished => Err(StoreError::InUse { name, unfinished }),
+                    }
+                })
+            })
+            .await
+    }
+
+    async fn submit(&self, new: &NewJob, input: Input<'_>) -> Result<Submitted, StoreError> {
+        let input_key = input.key.to_owned();
+        let call = SubmitCall { new: new.clone(), input: Zeroizing::new(input.bytes.to_vec()), input_key };
+        self.submits.call(call).await?
+    }
+
+    async fn reject(&self, new: &NewJob, error: &JobError) -> Result<Submitted, StoreError> {
+        for _ in 0..TRIES {
+            let row = self.session.row(Again::Always, |_| {
+                sqlx::query(statements::REJECT)
+                    .bind(self.session.queue())
+                    .bind(new.id.to_string())
+                    .bind(new.circuit.as_str().to_owned())
+                    .bind(new.body.0.to_vec())
+                    .bind(new.idempotency_key.clone())
+                    .bind(i64::from(new.priority.0))
+                    .bind(error.class.as_str())
+                    .bind(clean(&error.message))
+            });
+            if let Some(row) = row.await? {
+                return Ok(Submitted::Created(rows::job(&row)?));
+            }
+            if let Some((_, same)) = self.session.same(&[new]).await?.pop() {
+                return same;
+            }
+        }
+        Err(sqlx::Error::RowNotFound.into())
+    }
+
+    async fn job(&self, job: JobId) -> Result<Option<Job>, StoreError> {
+        let row = self.session.row(Again::Always, |_| sqlx::query(statements::JOB).bind(job.to_string()));
+        row.await?.as_ref().map(rows::job).transpose()
+    }
+
+    async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, StoreError> {
+        let rows = self.session.rows(Again::Always, |_| {
+            // Made of constants only.
+            let sql = statements::jobs(filter.state.map(JobState::as_str), filter.circuit.is_some());
+            sqlx::query(sqlx::AssertSqlSafe(sql))
+                .bind(self.session.queue())
+                .bind(i64::from(filter.limit))
+                .bind(filter.circuit.as_ref().map(|c| c.as_str().to_owned()))
+        });
+        rows.await?.iter().map(rows::job).collect()
+    }
+
+    async fn claim(&self, job: JobId, worker: &WorkerId, lease: Duration) -> Result<Option<Claim>, StoreError> {
+        let call = ClaimCall { id: job, worker: worker.clone(), lease: rows::millis(lease) };
+        match self.claims.call(call).await? {
+            Found::Nothing => Ok(None),
+            Found::Job(claim) => Ok(Some(*claim)),
+            Found::NoInput(attempt) => {
+                // Damage from outside: no transaction of this store leaves an unfinished job without its input. Ended
+                // here, since nobody could work on it and its lease would lapse for ever.
+                let message = "its input is missing from the database".to_owned();
+                let error = JobError { class: FailureClass::BadInput, message };
+                self.fail(job, attempt, &error, Retry::Never).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    async fn heartbeat(
+        &self,
+        id: JobId,
+        attempt: Attempt,
+        lease: Duration,
+        stage: Stage,
+        progress: f32,
+    ) -> Result<Held, StoreError> {
+        let (lease, progress) = (rows::millis(lease), rows::fraction(progress));
+        self.heartbeats.call(HeartbeatCall { id, attempt, lease, stage, progress }).await
+    }
+
+    async fn finish(&self, id: JobId, attempt: Attempt, result: &JobResult) -> Result<Held, StoreError> {
+        let result = serde_json::to_string(result).map_err(|e| corrupt("result", e))?;
+        self.finishes.call(FinishCall { id, attempt, result }).await
+    }
+
+    async fn fail(&self, job: JobId, attempt: Attempt, error: &JobError, retry: Retry) -> Result<Held, StoreError> {
+        let charge = rows::charges(error.class);
+        let (delay, keep) = match retry {
+            Retry::Never => (None, self.session.keep_input(error.class)),
+            Retry::After(delay) => (Some(rows::millis(delay)), None),
+        };
+        // One whose time has not come would wake them for nothing.
+        let tell = self.session.channel.clone().filter(|_| delay == Some(0));
+        let row = self.session.row(Again::Always, |lost| {
+            fenced(statements::FAIL, job, attempt)
+                .bind(i64::from(charge.transient))
+                .bind(i64::from(charge.device))
+                .bind(i64::from(charge.lost))
+                .bind(error.class.as_str())
+                .bind(clean(&error.message))
+                .bind(delay)
+                .bind(keep)
+                .bind(tell.clone())
+                .bind(lost)
+        });
+        held(row.await?.as_ref())
+    }
+
+    async fn release(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
+        self.session.release(job, attempt).await
+    }
+
+    async fn confirm_cancel(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
+        let row =
+            self.session.row(Again::Always, |lost| fenced(statements::CONFIRM_CANCEL, job, attempt).bind(lost)).await?;
+        match held(row.as_ref())? {
+            Held::Lost => {
+                held(self.session.row(Again::Always, |_| fenced(statements::HOLDS, job, attempt)).await?.as_ref())
+            }
+            yes => Ok(yes),
+        }
+    }
+
+    async fn cancel(&self, job: JobId) -> Result<Cancelled, StoreError> {
+        for _ in 0..TRIES {
+            let row = self.session.row(Again::IfUndone, |_| sqlx::query(statements::CANCEL).bind(job.to_string()));
+            if let Some(row) = row.await? {
+                return Ok(match rows::state(&row)? {
+                    JobState::Running => Cancelled::Requested,
+                    _ => Cancelled::Now,
+                });
+            }
+            let row = self.session.row(Again::Always, |_| sqlx::query(statements::JOB_STATE).bind(job.to_string()));
+            match row.await?.as_ref().map(rows::state).transpose()? {
+                None => return Ok(Cancelled::Unknown),
+                Some(state) if state.is_final() => return Ok(Cancelled::TooLate(state)),
+                // Queued again, or submitted, in between.
+                Some(_) => {}
+            }
+        }
+        Ok(Cancelled::Unknown)
+    }
+
+    async fn requeue(&self, job: JobId, input: Option<Input<'_>>) -> Result<Requeued, StoreError> {
+        let id = job.to_string();
+        let input = input.map(|i| Arc::new((Zeroizing::new(i.bytes.to_vec()), i.key.to_owned())));
+        let channel = self.session.channel.clone();
+        self.session
+            .transaction(move |c| {
+                let (id, input, channel) = (id.clone(), input.clone(), channel.clone());
+                Box::pin(async move {
+                    sqlx::query(statements::HOLD_CIRCUIT).bind(id.clone()).fetch_all(&mut *c).await?;
+                    let row = sqlx::query(statements::REQUEUEABLE).bind(id.clone()).fetch_optional(&mut *c).await?;
+                    let Some(row) = row else { return Ok(Requeued::Unknown) };
+                    let state = rows::state(&row)?;
+                    if !matches!(state, JobState::Failed | JobState::Cancelled) {
+                        return Ok(Requeued::Not(state));
+                    }
+                    let held = sqlx::query(statements::HOLD_INPUT).bind(id.clone()).fetch_optional(&mut *c).await?;
+                    if input.is_none() && held.is_none() {
+                        return Ok(Requeued::InputGone);
+                    }
+                    if row.flag("adrift")?.unwrap_or_default() {
+                        return Err(StoreError::UnknownCircuit(rows::circuit_name(&row)?));
+                    }
+                    let row = sqlx::query(statements::REQUEUE).bind(id.clone()).fetch_one(&mut *c).await?;
+                    let queued = rows::job(&row)?;
+                    match input {
+                        Some(input) => {
+                            let replace = sqlx::query(statements::REPLACE_INPUT).bind(id);
+                            replace.bind(input.0.as_slice()).bind(input.1.clone()).execute(&mut *c).await?
+                        }
+                        None => sqlx::query(statements::KEEP_INPUT).bind(id).execute(&mut *c).await?,
+                    };
+                    if channel.is_some() {
+                        // Its queue may be another than this store's.
+                        let channels = vec![listen::channel(&queued.queue)];
+                        sqlx::query(statements::TELL).bind(channels).fetch_all(c).await?;
+                    }
+                    Ok(Requeued::Yes(Box::new(queued)))
+                })
+            })
+            .await
+    }
+
+    async fn set_paused(&self, scope: &Scope, paused: bool) -> Result<bool, StoreError> {
+        let (what, name) = match scope {
+            Scope::Queue => ("queue", self.session.queue()),
+            Scope::Circuit(name) => ("circuit", name.as_str().to_owned()),
+        };
+        let tell = !paused && self.session.channel.is_some();
+        self.session
+            .transaction(move |c| {
+                let name = name.clone();
+                Box::pin(async move {
+                    let sql = if paused { statements::PAUSE } else { statements::RESUME };
+                    let changed = sqlx::query(sql).bind(what).bind(name.clone()).fetch_all(&mut *c).await?;
+                    if changed.is_empty() || !tell {
+                        return Ok(!changed.is_empty());
+                    }
+                    let queues = match what {
+                        "queue" => vec![name],
+                        _ => {
+                            let rows = sqlx::query(statements::QUEUES_OF).bind(name).fetch_all(&mut *c).await?;
+                            rows.iter().filter_map(|r| r.text("queue").transpose()).collect::<Result<_, _>>()?
+                        }
+                    };
+                    let channels: Vec<String> = queues.iter().map(|q| listen::channel(q)).collect();
+                    sqlx::query(statements::TELL).bind(channels).fetch_all(c).await?;
+                    Ok(true)
+                })
+            })
+            .await
+    }
+
+    async fn paused(&self) -> Result<Vec<(Scope, i64)>, StoreError> {
+        let rows =
+            self.session.rows(Again::Always, |_| sqlx::query(statements::PAUSED).bind(self.session.queue())).await?;
+        rows.iter().map(rows::pause).collect()
+    }
+
+    async fn due(&self, limit: u32) -> Result<Vec<(JobId, Priority)>, StoreError> {
+        let rows = self
+            .session
+            .rows(Again::Always, |_| sqlx::query(statements::DUE).bind(self.session.queue()).bind(i64::from(limit)));
+        rows.await?.iter().map(|r| Ok((rows::job_id(r)?, rows::priority(r)?))).collect()
+    }
+
+    async fn changed(&self, at_most: Duration) -> Result<(), StoreError> {
+        match &self.ear {
+            Some(ear) => ear.wait(at_most).await,
+            None => sleep(at_most).await,
+        }
+        Ok(())
+    }
+
+    async fn sweep(&self, sweep: Sweep) -> Result<Swept, StoreError> {
+        let limit = i64::from(sweep.limit);
+        let keep = self.session.keep_input(FailureClass::Timeout);
+        let expired = self.session.rows(Again::IfUndone, |_| {
+            sqlx::query(statements::EXPIRE).bind(self.session.queue()).bind(limit).bind(keep)
+        });
+        let expired = expired.await?.iter().map(rows::job_id).collect::<Result<_, _>>()?;
+        let inputs =
+            self.session.rows(Again::IfUndone, |_| sqlx::query(statements::END_INPUTS).bind(limit)).await?.len() as u64;
+        let purged = match sweep.retention {
+            Some(retention) => self.purge(&JobState::ALL, retention, sweep.limit).await?,
+            None => Vec::new(),
+        };
+        Ok(Swept { expired, purged, inputs })
+    }
+
+    async fn purge(&self, states: &[JobState], older_than: Duration, limit: u32) -> Result<Vec<JobId>, StoreError> {
+        let rows = self.session.rows(Again::IfUndone, |_| {
+            sqlx::query(statements::PURGE)
+                .bind(self.session.queue())
+                .bind(i64::from(limit))
+                .bind(rows::millis(older_than))
+                .bind(states.iter().map(|s| s.as_str().to_owned()).collect::<Vec<_>>())
+        });
+        rows.await?.iter().map(rows::job_id).collect()
+    }
+
+    async fn load(&self) -> Result<Load, StoreError> {
+        let row = self.session.row(Again::Always, |_| sqlx::query(statements::LOAD).bind(self.session.queue()));
+        rows::load(&row.await?.ok_or(sqlx::Error::RowNotFound)?)
+    }
+
+    async fn content_in_use(&self) -> Result<Vec<ContentHash>, StoreError> {
+        let rows = self.session.rows(Again::Always, |_| sqlx::query(statements::CONTENT_IN_USE)).await?;
+        rows.iter().map(|r| rows::content_hash(r, "content")).collect()
+    }
+
+    async fn counts(&self) -> Result<Counts, StoreError> {
+        let rows = self.session.rows(Again::Always, |_| sqlx::query(statements::COUNTS).bind(self.session.queue()));
+        rows::counts(&rows.await?)
+    }
+
+    async fn inputs_held(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        let rows = self.session.rows(Again::Always, |_| sqlx::query(statements::INPUTS_HELD)).await?;
+        rows.iter().map(rows::inputs_of_key).collect()
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        self.session.rows(Again::Always, |_| sqlx::query("SELECT 1")).await.map(drop)
+    }
+}
+
+/// A statement whose first two parameters are the job and the attempt.
+fn fenced(sql: &'static str, job: JobId, attempt: Attempt) -> Statement {
+    sqlx::query(sql).bind(job.to_string()).bind(i64::from(attempt.0))
+}
+
+fn held(row: Option<&PgRow>) -> Result<Held, StoreError> {
+    match row {
+        None => Ok(Held::Lost),
+        Some(r) => Ok(Held::Yes { cancel: r.flag("cancel_requested")?.unwrap_or_default() }),
+    }
+}
+
+/// One answer for each of the calls, of which `order` says in which order they were made.
+fn all_held(rows: &[PgRow], order: &[usize]) -> Result<Vec<Held>, StoreError> {
+    let mut answers: Vec<Option<Held>> = order.iter().map(|_| None).collect();
+    for row in rows {
+        put(&mut answers, order, place(row)?, held(Some(row))?);
+    }
+    Ok(answers.into_iter().map(|a| a.unwrap_or(Held::Lost)).collect())
+}
+
+/// The places of the calls in the order of their jobs.
+fn in_order<C>(calls: &[Arc<C>], id: impl Fn(&C) -> JobId) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..calls.len()).collect();
+    order.sort_by_key(|n| calls.get(*n).map(|c| id(c)));
+    order
+}
+
+/// The calls at these places.
+fn at<'a, C>(order: &[usize], calls: &'a [Arc<C>]) -> Vec<&'a C> {
+    order.iter().filter_map(|n| calls.get(*n)).map(Arc::as_ref).collect()
+}
+
+/// The answer to the call that was `n`th in `order`.
+fn put<A>(answers: &mut [Option<A>], order: &[usize], n: usize, answer: A) {
+    if let Some(slot) = order.get(n).and_then(|n| answers.get_mut(*n)) {
+        *slot = Some(answer);
+    }
+}
+
+/// Which of the calls in a statement over arrays a row answers, counted from 0.
+fn place(row: &PgRow) -> Result<usize, StoreError> {
+    let n: usize = rows::number(row, "ord")?;
+    n.checked_sub(1).ok_or_else(|| corrupt("ord", "expected 1 or more, got 0"))
+}
+
+/// Text that Postgres can keep: it has no character 0.
+fn clean(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
+fn fate(e: &sqlx::Error) -> Fate {
+    match e {
+        sqlx::Error::Database(e) => match e.code().as_deref() {
+            // Serialization failure, deadlock, lock not available.
+            Some("40001" | "40P01" | "55P03") => Fate::Undone,
+            // Shut down or crashed, in between or before; a connection failure; a server that no longer takes writes.
+            Some("57P01" | "57P02" | "57P03" | "25006") | None => Fate::Unknown,
+            Some(code) if code.starts_with("08") => Fate::Unknown,
+            Some(_) => Fate::Refused,
+        },
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => {
+            Fate::Unknown
+        }
+        _ => Fate::Refused,
+    }
+}
+
+/// Whether a connection that could not be had may be had in a moment: the server restarts, or is full just now.
+fn may_come_soon(e: &sqlx::Error) -> bool {
+    match e {
+        sqlx::Error::Io(e) => e.kind() != std::io::ErrorKind::TimedOut,
+        sqlx::Error::Database(e) => matches!(e.code().as_deref(), Some("57P01" | "57P02" | "57P03" | "53300")),
+        _ => false,
+    }
+}
+
+/// Brings the schema up to date, a transaction a version, under the lock, whoever comes first.
+async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
+    let row = sqlx::query("SELECT current_setting('server_version_num')::bigint AS version")
+        .fetch_one(&mut *connection)
+        .await?;
+    let server: i64 = rows::number(&row, "version")?;
+    if server < OLDEST_SERVER {
+        let why = format!("expected Postgres 13 or later, got version number {server}");
+        return Err(StoreError::Open { what: String::new(), why });
+    }
+    loop {
+        let mut tx = connection.begin().await?;
+        // Another's migration of a large table may take long.
+        sqlx::raw_sql("SET LOCAL statement_timeout = '30min'").execute(&mut *tx).await?;
+        sqlx::query("SELECT pg_advisory_xact_lock($1)::text").bind(MIGRATION_LOCK).fetch_all(&mut *tx).await?;
+        let row =
+            sqlx::query("SELECT to_regclass('prover_worker_schema') IS NOT NULL AS made").fetch_one(&mut *tx).await?;
+        if row.flag("made")? != Some(true) {
+            const TABLE: &str = "CREATE TABLE prover_worker_schema (version bigint NOT NULL PRIMARY KEY, \
+                                 since timestamptz NOT NULL DEFAULT now())";
+            sqlx::raw_sql(TABLE).execute(&mut *tx).await?;
+        }
+        let row = sqlx::query("SELECT coalesce(max(version), 0) AS version FROM prover_worker_schema")
+            .fetch_one(&mut *tx)
+            .await?;
+        let version: usize = rows::number(&row, "version")?;
+        if version > MIGRATIONS.len() {
+            return Err(StoreError::NewerSchema);
+        }
+        let Some(migration) = MIGRATIONS.get(version) else {
+            tx.rollback().await?;
+            return Ok(());
+        };
+        sqlx::raw_sql(*migration).execute(&mut *tx).await?;
+        sqlx::query("INSERT INTO prover_worker_schema (version) VALUES ($1)")
+            .bind(version as i64 + 1)
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+    }
+}

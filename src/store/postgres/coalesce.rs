@@ -1,0 +1,399 @@
+//! Calls of one kind that come while one is under way go together as one.
+//!
+//! A call alone goes at once. Joint calls run on a task of their own, so that a caller who goes away takes nothing from
+//! the others; one who went away before his call was sent is left out.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use crate::store::StoreError;
+
+/// One caller's call.
+pub(super) trait Call: Send + Sync + 'static {
+    /// What the caller is told.
+    type Answer: Send + 'static;
+    /// What it changes. Calls that share one of these never go together: one comes after the other.
+    fn keys(&self) -> Vec<Vec<u8>>;
+    /// Roughly how much it sends.
+    fn bytes(&self) -> usize;
+}
+
+/// Makes calls together.
+pub(super) trait Joint<C: Call>: Send + Sync + 'static {
+    /// As many answers as calls, in their order.
+    fn run(&self, calls: Vec<Arc<C>>) -> impl Future<Output = Result<Vec<C::Answer>, StoreError>> + Send;
+    /// Takes back what was answered to a caller who had gone away.
+    fn unheard(&self, _answer: C::Answer) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+}
+
+/// How much goes together at most. A single call may be larger.
+#[derive(Clone, Copy)]
+pub(super) struct Bounds {
+    /// Calls.
+    pub(super) calls: usize,
+    /// Bytes.
+    pub(super) bytes: usize,
+}
+
+/// The line of one kind of call.
+pub(super) struct Coalescer<C: Call, J>(Arc<Shared<C, J>>);
+
+struct Shared<C: Call, J> {
+    joint: Arc<J>,
+    bounds: Bounds,
+    line: Mutex<Line<C>>,
+}
+
+struct Line<C: Call> {
+    waiting: VecDeque<Waiting<C>>,
+    under_way: bool,
+}
+
+struct Waiting<C: Call> {
+    call: Arc<C>,
+    answer: oneshot::Sender<Result<C::Answer, StoreError>>,
+}
+
+impl<C: Call, J: Joint<C>> Coalescer<C, J> {
+    pub(super) fn new(joint: Arc<J>, bounds: Bounds) -> Self {
+        let line = Mutex::new(Line { waiting: VecDeque::new(), under_way: false });
+        Self(Arc::new(Shared { joint, bounds, line }))
+    }
+
+    /// Makes a call, alone or with others.
+    ///
+    /// # Errors
+    /// Those of the joint call. One that the database refused because of its content is refused alone.
+    pub(super) async fn call(&self, call: C) -> Result<C::Answer, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let first = {
+            let mut line = self.0.line();
+            line.waiting.push_back(Waiting { call: Arc::new(call), answer });
+            !std::mem::replace(&mut line.under_way, true)
+        };
+        if first {
+            tokio::spawn(work_off(self.0.clone()));
+        }
+        // Nobody answers where the runtime that the joint call ran on has ended.
+        answered.await.unwrap_or_else(|_| Err(sqlx::Error::WorkerCrashed.into()))
+    }
+}
+
+impl<C: Call, J> Shared<C, J> {
+    fn line(&self) -> MutexGuard<'_, Line<C>> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The calls that go next; none ends the work.
+    fn next(&self) -> Vec<Waiting<C>> {
+        let mut line = self.line();
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        let (mut keys, mut later) = (HashSet::new(), VecDeque::new());
+        while batch.len() < self.bounds.calls {
+            let Some(w) = line.waiting.pop_front() else { break };
+            if w.answer.is_closed() {
+                continue;
+            }
+            let more = w.call.bytes();
+            if !batch.is_empty() && bytes + more > self.bounds.bytes {
+                line.waiting.push_front(w);
+                break;
+            }
+            let own = w.call.keys();
+            let free = own.iter().all(|k| !keys.contains(k));
+            // Those of one that must wait too, lest a later call overtakes it.
+            keys.extend(own);
+            if free {
+                bytes += more;
+                batch.push(w);
+            } else {
+                later.push_back(w);
+            }
+        }
+        later.append(&mut line.waiting);
+        line.waiting = later;
+        line.under_way = !batch.is_empty();
+        batch
+    }
+}
+
+/// Ends the line if the work ends early: callers hear of it, and the next one starts anew.
+struct Unfinished<C: Call, J>(Option<Arc<Shared<C, J>>>);
+
+impl<C: Call, J> Drop for Unfinished<C, J> {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.0 {
+            let mut line = shared.line();
+            line.under_way = false;
+            line.waiting.clear();
+        }
+    }
+}
+
+async fn work_off<C: Call, J: Joint<C>>(shared: Arc<Shared<C, J>>) {
+    let mut unfinished = Unfinished(Some(shared.clone()));
+    loop {
+        let batch = shared.next();
+        if batch.is_empty() {
+            // Whoever came since then has started work of his own.
+            unfinished.0 = None;
+            return;
+        }
+        let calls: Vec<Arc<C>> = batch.iter().map(|w| w.call.clone()).collect();
+        let several = calls.len() > 1;
+        match shared.joint.run(calls).await {
+            Ok(answers) => {
+                for (w, answer) in batch.into_iter().zip(answers) {
+                    tell(&shared, w, Ok(answer)).await;
+                }
+            }
+            Err(e) if several && is_refusal(&e) => {
+                for w in batch {
+                    let alone = shared.joint.run(vec![w.call.clone()]).await;
+                    tell(&shared, w, alone.and_then(only)).await;
+                }
+            }
+            Err(e) => {
+                for w in batch {
+                    tell(&shared, w, Err(copy(&e))).await;
+                }
+            }
+        }
+    }
+}
+
+async fn tell<C: Call, J: Joint<C>>(shared: &Shared<C, J>, w: Waiting<C>, answer: Result<C::Answer, StoreError>) {
+    if let Err(Ok(unheard)) = w.answer.send(answer) {
+        shared.joint.unheard(unheard).await;
+    }
+}
+
+fn only<A>(answers: Vec<A>) -> Result<A, StoreError> {
+    answers.into_iter().next().ok_or_else(|| sqlx::Error::RowNotFound.into())
+}
+
+/// Whether the database refused the content of a statement (a value or a constraint), rather than failed.
+fn is_refusal(e: &StoreError) -> bool {
+    let StoreError::Database(e) = e else { return false };
+    let code = e.as_database_error().and_then(|e| e.code());
+    code.is_some_and(|c| ["22", "23", "54"].iter().any(|class| c.starts_with(class)))
+}
+
+/// The same error for another caller.
+pub(super) fn copy(e: &StoreError) -> StoreError {
+    StoreError::Database(match e {
+        StoreError::Database(sqlx::Error::PoolTimedOut) => sqlx::Error::PoolTimedOut,
+        StoreError::Database(sqlx::Error::PoolClosed) => sqlx::Error::PoolClosed,
+        StoreError::Database(sqlx::Error::Io(e)) => sqlx::Error::Io(std::io::Error::new(e.kind(), e.to_string())),
+        StoreError::Corrupt { column, why } => return StoreError::Corrupt { column, why: why.clone() },
+        StoreError::Database(e) => sqlx::Error::Protocol(e.to_string()),
+        e => sqlx::Error::Protocol(e.to_string()),
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    /// Adds to a counter of its own; answers with the sum so far.
+    struct Add {
+        to: u8,
+        n: u64,
+        bytes: usize,
+    }
+
+    impl Call for Add {
+        type Answer = u64;
+
+        fn keys(&self) -> Vec<Vec<u8>> {
+            vec![vec![self.to]]
+        }
+
+        fn bytes(&self) -> usize {
+            self.bytes
+        }
+    }
+
+    fn add(to: u8, n: u64) -> Add {
+        Add { to, n, bytes: 1 }
+    }
+
+    /// Counters; each run waits for a permit.
+    struct Sums {
+        sums: Mutex<HashMap<u8, u64>>,
+        runs: Mutex<Vec<Vec<u8>>>,
+        unheard: AtomicUsize,
+        go: Semaphore,
+    }
+
+    impl Sums {
+        fn new() -> Arc<Self> {
+            let go = Semaphore::new(0);
+            Arc::new(Self { sums: Mutex::default(), runs: Mutex::default(), unheard: AtomicUsize::new(0), go })
+        }
+    }
+
+    impl Joint<Add> for Sums {
+        async fn run(&self, calls: Vec<Arc<Add>>) -> Result<Vec<u64>, StoreError> {
+            self.runs.lock().unwrap().push(calls.iter().map(|c| c.to).collect());
+            self.go.acquire().await.unwrap().forget();
+            if calls.iter().any(|c| c.to == u8::MAX) {
+                return Err(sqlx::Error::PoolTimedOut.into());
+            }
+            let mut sums = self.sums.lock().unwrap();
+            Ok(calls
+                .iter()
+                .map(|c| {
+                    let sum = sums.entry(c.to).or_default();
+                    *sum += c.n;
+                    *sum
+                })
+                .collect())
+        }
+
+        async fn unheard(&self, _: u64) {
+            self.unheard.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    const WIDE: Bounds = Bounds { calls: 100, bytes: 100 };
+
+    type Told = tokio::task::JoinHandle<Result<u64, StoreError>>;
+
+    fn spawn(line: &Arc<Coalescer<Add, Sums>>, call: Add) -> Told {
+        let line = line.clone();
+        tokio::spawn(async move { line.call(call).await })
+    }
+
+    async fn until(mut done: impl FnMut() -> bool) {
+        while !done() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The first is under way, then these wait in this order.
+    async fn lined_up(bounds: Bounds, calls: Vec<Add>) -> (Arc<Sums>, Arc<Coalescer<Add, Sums>>, Vec<Told>) {
+        let sums = Sums::new();
+        let line = Arc::new(Coalescer::new(sums.clone(), bounds));
+        let mut told = Vec::new();
+        for (n, call) in calls.into_iter().enumerate() {
+            told.push(spawn(&line, call));
+            until(|| sums.runs.lock().unwrap().len() == 1 && line.0.line().waiting.len() == n).await;
+        }
+        (sums, line, told)
+    }
+
+    async fn answers(told: Vec<Told>) -> Vec<u64> {
+        let mut all = Vec::new();
+        for t in told {
+            all.push(t.await.unwrap().unwrap());
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn one_call_goes_at_once_and_those_that_come_meanwhile_go_together() {
+        let (sums, _line, told) = lined_up(WIDE, (0..5).map(|n| add(n, 1)).collect()).await;
+        sums.go.add_permits(2);
+        assert_eq!(answers(told).await, [1; 5]);
+        assert_eq!(*sums.runs.lock().unwrap(), [vec![0], vec![1, 2, 3, 4]]);
+    }
+
+    #[tokio::test]
+    async fn calls_that_share_a_key_go_one_after_the_other_in_their_order() {
+        let calls = vec![add(0, 1), add(1, 1), add(1, 10), add(2, 1), add(1, 100)];
+        let (sums, _line, told) = lined_up(WIDE, calls).await;
+        sums.go.add_permits(4);
+        assert_eq!(answers(told).await, [1, 1, 11, 1, 111]);
+        assert_eq!(*sums.runs.lock().unwrap(), [vec![0], vec![1, 2], vec![1], vec![1]]);
+    }
+
+    #[tokio::test]
+    async fn a_joint_call_keeps_its_bounds_and_a_large_one_goes_alone() {
+        let mut calls: Vec<Add> = (0..6).map(|n| add(n, 1)).collect();
+        calls[4].bytes = 1000;
+        let (sums, _line, told) = lined_up(Bounds { calls: 2, bytes: 100 }, calls).await;
+        sums.go.add_permits(5);
+        assert_eq!(answers(told).await, [1; 6]);
+        assert_eq!(*sums.runs.lock().unwrap(), [vec![0], vec![1, 2], vec![3], vec![4], vec![5]]);
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_told_to_all_its_callers_and_the_next_go_on() {
+        let (sums, line, mut told) = lined_up(WIDE, vec![add(0, 1), add(1, 1), add(u8::MAX, 1)]).await;
+        sums.go.add_permits(2);
+        told.remove(0).await.unwrap().unwrap();
+        for t in told {
+            let e = t.await.unwrap().unwrap_err();
+            assert!(matches!(e, StoreError::Database(sqlx::Error::PoolTimedOut)), "{e}");
+        }
+        sums.go.add_permits(1);
+        assert_eq!(line.call(add(1, 5)).await.unwrap(), 5);
+    }
+
+    #[tokio::test]
+    async fn callers_who_go_away_do_no_harm() {
+        let (sums, line, mut told) = lined_up(WIDE, (0..4).map(|n| add(n, 1)).collect()).await;
+        for gone in [2, 0] {
+            let t = told.remove(gone);
+            t.abort();
+            assert!(t.await.unwrap_err().is_cancelled());
+        }
+        sums.go.add_permits(2);
+        assert_eq!(answers(told).await, [1, 1]);
+        assert_eq!(*sums.runs.lock().unwrap(), [vec![0], vec![1, 3]], "2 was never sent");
+        assert_eq!(sums.unheard.load(Ordering::SeqCst), 1, "0 was sent");
+        sums.go.add_permits(1);
+        assert_eq!(line.call(add(0, 1)).await.unwrap(), 2);
+    }
+
+    #[test]
+    fn a_runtime_that_ends_under_a_call_leaves_the_line_usable() {
+        let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let sums = Sums::new();
+        let line = Arc::new(Coalescer::new(sums.clone(), WIDE));
+        let first = runtime();
+        first.block_on(async {
+            spawn(&line, add(0, 1));
+            until(|| !sums.runs.lock().unwrap().is_empty()).await;
+        });
+        drop(first);
+        sums.go.add_permits(1);
+        assert_eq!(runtime().block_on(line.call(add(0, 5))).unwrap(), 5);
+    }
+
+    /// The naive twin: one call at a time.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn many_callers_get_what_one_at_a_time_would() {
+        let sums = Sums::new();
+        sums.go.add_permits(10_000);
+        let line = Arc::new(Coalescer::new(sums.clone(), Bounds { calls: 7, bytes: 100 }));
+        let told: Vec<(u8, Told)> = (0..2000u64)
+            .map(|n| {
+                let to = (n * n % 13) as u8;
+                (to, spawn(&line, add(to, 1)))
+            })
+            .collect();
+        let (mut got, mut expected): (HashMap<u8, Vec<u64>>, HashMap<u8, Vec<u64>>) = Default::default();
+        for (to, t) in told {
+            got.entry(to).or_default().push(t.await.unwrap().unwrap());
+            let twin = expected.entry(to).or_default();
+            twin.push(twin.len() as u64 + 1);
+        }
+        for answers in got.values_mut() {
+            answers.sort_unstable();
+        }
+        assert_eq!(got, expected, "each answer once");
+        assert!(sums.runs.lock().unwrap().iter().all(|r| r.len() <= 7));
+    }
+}

@@ -1,0 +1,414 @@
+//! The statements.
+//!
+//! Each has one clock: `clock` reads the time once, and `now!()` is that reading throughout the statement.
+//!
+//! Statements over arrays (`q`) answer with `ord`, the place of the call in the arrays, counted from 1. They visit the
+//! jobs in the arrays' order, which is that of the ids, so that two of them lock in the same order.
+
+macro_rules! clock {
+    () => {
+        "WITH clock AS MATERIALIZED (SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now) "
+    };
+}
+macro_rules! now {
+    () => {
+        "(SELECT now FROM clock)"
+    };
+}
+macro_rules! job_columns {
+    () => {
+        "uuid_send(id) AS id, queue, circuit, zkey, wasm, idempotency_key, priority, state, stage, progress, attempt, \
+         tries_transient, tries_device, tries_lost, worker, error_class, error_message, history::text AS history, \
+         result, cancel_requested, created_at, run_at, start_by, started_at, finished_at, lease_expires_at"
+    };
+}
+macro_rules! circuit_columns {
+    () => {
+        "name, zkey, wasm, n_vars, n_public, domain_size, created_at"
+    };
+}
+/// The fence: the job is running, and by this attempt.
+macro_rules! held {
+    () => {
+        "WHERE id = $1::text::uuid AND attempt = $2 AND state = 'running'"
+    };
+}
+/// The job's circuit is not held back.
+macro_rules! circuit_goes {
+    () => {
+        "circuit NOT IN (SELECT name FROM pauses WHERE scope = 'circuit')"
+    };
+}
+/// The queue, the first parameter, is not held back.
+macro_rules! queue_goes {
+    () => {
+        "NOT EXISTS (SELECT FROM pauses WHERE scope = 'queue' AND name = $1)"
+    };
+}
+/// The queued job's time to be begun is not over.
+macro_rules! in_time {
+    () => {
+        concat!("(start_by IS NULL OR start_by > ", now!(), ")")
+    };
+}
+/// The history of the job in `of` with its present attempt added, and why that failed.
+macro_rules! history_with {
+    ($of:expr, $class:expr, $message:expr) => {
+        concat!(
+            "(CASE WHEN jsonb_array_length(",
+            $of,
+            ".history) >= 50 THEN ",
+            $of,
+            ".history - 0 ELSE ",
+            $of,
+            ".history END) || jsonb_build_array(jsonb_build_object('attempt', ",
+            $of,
+            ".attempt, 'worker', ",
+            $of,
+            ".worker, 'at', ",
+            now!(),
+            ", 'error', jsonb_build_object('class', ",
+            $class,
+            ", 'message', ",
+            $message,
+            ")))"
+        )
+    };
+}
+
+pub(super) const PUT_CIRCUIT: &str = concat!(
+    clock!(),
+    "INSERT INTO circuits AS c (",
+    circuit_columns!(),
+    ") VALUES ($1, $2, $3, $4, $5, $6, ",
+    now!(),
+    ") ON CONFLICT (name) DO UPDATE SET zkey = excluded.zkey, wasm = excluded.wasm, n_vars = excluded.n_vars, ",
+    "n_public = excluded.n_public, domain_size = excluded.domain_size, created_at = ",
+    "CASE WHEN c.zkey = excluded.zkey AND c.wasm IS NOT DISTINCT FROM excluded.wasm THEN c.created_at ",
+    "ELSE excluded.created_at END RETURNING ",
+    circuit_columns!()
+);
+pub(super) const CIRCUIT: &str = concat!("SELECT ", circuit_columns!(), " FROM circuits WHERE name = $1");
+pub(super) const CIRCUITS: &str = concat!("SELECT ", circuit_columns!(), " FROM circuits ORDER BY name");
+pub(super) const KNOWN_CIRCUITS: &str = "SELECT name FROM circuits WHERE name = ANY($1)";
+pub(super) const UNFINISHED: &str =
+    "SELECT count(*) AS n FROM jobs WHERE circuit = $1 AND state IN ('queued', 'running')";
+/// Its lock keeps submits out, which share the row, until the transaction ends.
+pub(super) const REMOVE_CIRCUIT: &str = "DELETE FROM circuits WHERE name = $1 RETURNING name";
+/// Content that unfinished jobs of any queue need.
+pub(super) const CONTENT_IN_USE: &str = "SELECT zkey AS content FROM jobs WHERE state IN ('queued', 'running') \
+                                         UNION SELECT wasm FROM jobs WHERE state IN ('queued', 'running') \
+                                         AND wasm IS NOT NULL";
+
+/// $1 is the queue, $2 the channel or null, the rest one array a column.
+pub(super) const SUBMIT: &str = concat!(
+    clock!(),
+    ", q AS MATERIALIZED (SELECT * FROM unnest($3::text[]::uuid[], $4::text[], $5::bytea[], $6::text[], $7::bigint[], ",
+    "$8::bigint[], $9::bytea[], $10::text[]) WITH ORDINALITY ",
+    "AS q (id, circuit, body, key, priority, start_within, input, input_key, ord)), ",
+    // Shared, so that the circuit cannot be removed before these jobs are there to be seen.
+    "c AS MATERIALIZED (SELECT name, zkey, wasm FROM circuits WHERE name = ANY($4) ORDER BY name FOR KEY SHARE), ",
+    "made AS (INSERT INTO jobs (id, queue, circuit, zkey, wasm, body, idempotency_key, priority, created_at, run_at, ",
+    "start_by) SELECT q.id, $1, c.name, c.zkey, c.wasm, q.body, q.key, q.priority, ",
+    now!(),
+    ", ",
+    now!(),
+    ", ",
+    now!(),
+    " + q.start_within FROM q JOIN c ON c.name = q.circuit ORDER BY q.ord ON CONFLICT DO NOTHING RETURNING *), ",
+    "kept AS (INSERT INTO job_inputs (job, input, key) ",
+    "SELECT q.id, q.input, q.input_key FROM q JOIN made ON made.id = q.id) ",
+    "SELECT ord, CASE WHEN $2::text IS NOT NULL THEN pg_notify($2::text, '')::text END AS told, ",
+    job_columns!(),
+    " FROM made JOIN (SELECT q.id AS q_id, q.ord FROM q) q ON q_id = id"
+);
+/// The jobs that have these ids or else, in this queue, these keys.
+pub(super) const SAME_JOBS: &str = concat!(
+    "SELECT ord, body, ",
+    job_columns!(),
+    " FROM unnest($2::text[]::uuid[], $3::text[]) WITH ORDINALITY AS q (q_id, q_key, ord) CROSS JOIN LATERAL (",
+    "SELECT 0 AS rank, a.* FROM jobs a WHERE a.id = q_id UNION ALL ",
+    "SELECT 1, b.* FROM jobs b WHERE b.queue = $1 AND b.idempotency_key = q_key ORDER BY rank LIMIT 1) AS j"
+);
+pub(super) const REJECT: &str = concat!(
+    clock!(),
+    "INSERT INTO jobs (id, queue, circuit, zkey, wasm, body, idempotency_key, priority, state, error_class, ",
+    "error_message, created_at, run_at, finished_at) SELECT $2::text::uuid, $1, $3, ",
+    "coalesce((SELECT c.zkey FROM circuits c WHERE c.name = $3), decode(repeat('00', 32), 'hex')), ",
+    "(SELECT c.wasm FROM circuits c WHERE c.name = $3), $4, $5, $6, 'failed', $7, $8, ",
+    now!(),
+    ", ",
+    now!(),
+    ", ",
+    now!(),
+    " ON CONFLICT DO NOTHING RETURNING ",
+    job_columns!()
+);
+
+pub(super) const JOB: &str = concat!("SELECT ", job_columns!(), " FROM jobs WHERE id = $1::text::uuid");
+pub(super) const JOB_STATE: &str = "SELECT state FROM jobs WHERE id = $1::text::uuid";
+
+/// The list of jobs in a state; the state is part of the text, so that its partial index is found.
+pub(super) fn jobs(state: Option<&'static str>, of_circuit: bool) -> String {
+    const COLUMNS: &str = job_columns!();
+    let state = state.map(|s| format!(" AND state = '{s}'")).unwrap_or_default();
+    // The circuit is bound all the same.
+    let circuit = if of_circuit { "circuit = $3" } else { "$3::text IS NULL" };
+    format!("SELECT {COLUMNS} FROM jobs WHERE queue = $1 AND {circuit}{state} ORDER BY seq DESC LIMIT $2")
+}
+
+/// Takes jobs and reads their inputs. `o` is the job as the statement's snapshot has it, whose input it is that `i`
+/// reads; a job that somebody changed meanwhile (`j.ctid`) is left to the next claim, since its input may be another.
+pub(super) const CLAIM: &str = concat!(
+    clock!(),
+    ", q AS MATERIALIZED (SELECT * FROM unnest($1::text[]::uuid[], $2::text[], $3::bigint[]) WITH ORDINALITY ",
+    "AS q (id, worker, lease, ord)), ",
+    // A lapsed job that somebody wanted cancelled: nobody is left to confirm it, and it must not run again.
+    "cancelled AS (UPDATE jobs j SET state = 'cancelled', finished_at = ",
+    now!(),
+    ", stage = NULL, lease_expires_at = NULL FROM q WHERE j.id = q.id AND j.state = 'running' ",
+    "AND j.cancel_requested AND j.lease_expires_at <= ",
+    now!(),
+    "), taken AS (UPDATE jobs j SET tries_lost = o.tries_lost + (o.state = 'running')::int, ",
+    "history = CASE WHEN o.state = 'running' THEN ",
+    history_with!("o", "'lost_worker'", "'worker ' || coalesce(o.worker, '?') || ' fell silent; its lease lapsed'"),
+    " ELSE o.history END, state = 'running', attempt = o.attempt + 1, worker = q.worker, stage = 'load', ",
+    "progress = 0, start_by = NULL, started_at = coalesce(o.started_at, ",
+    now!(),
+    "), lease_expires_at = ",
+    now!(),
+    " + q.lease FROM q JOIN jobs o ON o.id = q.id LEFT JOIN job_inputs i ON i.job = o.id ",
+    "WHERE j.id = q.id AND j.ctid = o.ctid AND ((o.state = 'queued' AND o.run_at <= ",
+    now!(),
+    " AND (o.start_by IS NULL OR o.start_by > ",
+    now!(),
+    ")) OR (o.state = 'running' AND o.lease_expires_at <= ",
+    now!(),
+    " AND NOT o.cancel_requested)) AND o.circuit NOT IN (SELECT name FROM pauses WHERE scope = 'circuit') ",
+    "AND o.queue NOT IN (SELECT name FROM pauses WHERE scope = 'queue') ",
+    "RETURNING q.ord, i.input, i.key AS input_key, j.*) SELECT ord, input, input_key, ",
+    job_columns!(),
+    " FROM taken"
+);
+pub(super) const HEARTBEAT: &str = concat!(
+    clock!(),
+    ", q AS MATERIALIZED (SELECT * FROM unnest($1::text[]::uuid[], $2::bigint[], $3::bigint[], $4::text[], ",
+    "$5::double precision[]) WITH ORDINALITY AS q (id, attempt, lease, stage, progress, ord)) ",
+    "UPDATE jobs j SET lease_expires_at = ",
+    now!(),
+    " + q.lease, stage = q.stage, progress = q.progress FROM q ",
+    "WHERE j.id = q.id AND j.attempt = q.attempt AND j.state = 'running' RETURNING q.ord, j.cancel_requested"
+);
+/// $4 says that it was sent before and its answer lost: what it did then is its answer.
+pub(super) const FINISH: &str = concat!(
+    clock!(),
+    ", q AS MATERIALIZED (SELECT * FROM unnest($1::text[]::uuid[], $2::bigint[], $3::text[]) WITH ORDINALITY ",
+    "AS q (id, attempt, result, ord)), ",
+    "done AS (UPDATE jobs j SET state = 'done', result = q.result, error_class = NULL, error_message = NULL, ",
+    "stage = NULL, progress = 1, lease_expires_at = NULL, finished_at = ",
+    now!(),
+    " FROM q WHERE j.id = q.id AND j.attempt = q.attempt AND j.state = 'running' RETURNING q.ord, j.cancel_requested) ",
+    "SELECT ord, cancel_requested FROM done UNION ALL SELECT q.ord, j.cancel_requested FROM q JOIN jobs j ",
+    "ON j.id = q.id WHERE $4::boolean AND j.attempt = q.attempt AND j.state = 'done' AND j.result = q.result"
+);
+/// $8 is the delay, null for good, $9 how long the input is kept, $10 the channel or null. $11 as $4 of a finish: the
+/// history tells.
+pub(super) const FAIL: &str = concat!(
+    clock!(),
+    ", f AS (UPDATE jobs SET tries_transient = tries_transient + $3, tries_device = tries_device + $4, ",
+    "tries_lost = tries_lost + $5, error_class = $6::text, error_message = $7::text, history = ",
+    history_with!("jobs", "$6::text", "$7::text"),
+    ", state = CASE WHEN $8::bigint IS NULL THEN 'failed' WHEN cancel_requested THEN 'cancelled' ELSE 'queued' END, ",
+    "finished_at = CASE WHEN $8::bigint IS NULL OR cancel_requested THEN ",
+    now!(),
+    " END, run_at = CASE WHEN $8::bigint IS NULL OR cancel_requested THEN run_at ELSE ",
+    now!(),
+    " + $8::bigint END, progress = CASE WHEN $8::bigint IS NULL OR cancel_requested THEN progress ELSE 0 END, ",
+    "keep_input_until = CASE WHEN $8::bigint IS NULL THEN ",
+    now!(),
+    " + $9::bigint END, stage = NULL, lease_expires_at = NULL ",
+    held!(),
+    " RETURNING state, cancel_requested) SELECT cancel_requested, ",
+    "CASE WHEN state = 'queued' AND $10::text IS NOT NULL THEN pg_notify($10::text, '')::text END AS told FROM f ",
+    "UNION ALL SELECT cancel_requested, NULL FROM jobs WHERE $11::boolean AND id = $1::text::uuid AND history @> ",
+    "jsonb_build_array(jsonb_build_object('attempt', $2::bigint, ",
+    "'error', jsonb_build_object('class', $6::text, 'message', $7::text)))"
+);
+/// $3 is the channel or null. $4 as $4 of a finish: nothing but a hand-back queues a job that has this attempt without
+/// adding it to the history.
+pub(super) const RELEASE: &str = concat!(
+    clock!(),
+    ", r AS (UPDATE jobs SET state = CASE WHEN cancel_requested THEN 'cancelled' ELSE 'queued' END, ",
+    "finished_at = CASE WHEN cancel_requested THEN ",
+    now!(),
+    " END, run_at = CASE WHEN cancel_requested THEN run_at ELSE ",
+    now!(),
+    " END, progress = CASE WHEN cancel_requested THEN progress ELSE 0 END, stage = NULL, lease_expires_at = NULL ",
+    held!(),
+    " RETURNING state, cancel_requested) SELECT cancel_requested, ",
+    "CASE WHEN state = 'queued' AND $3::text IS NOT NULL THEN pg_notify($3::text, '')::text END AS told FROM r ",
+    "UNION ALL SELECT cancel_requested, NULL FROM jobs WHERE $4::boolean AND id = $1::text::uuid AND attempt = $2 ",
+    "AND (state = 'queued' OR (state = 'cancelled' AND cancel_requested)) ",
+    "AND NOT history @> jsonb_build_array(jsonb_build_object('attempt', $2::bigint))"
+);
+/// Where nobody asked, the answer is that of a look. $3 as $4 of a finish.
+pub(super) const CONFIRM_CANCEL: &str = concat!(
+    clock!(),
+    ", c AS (UPDATE jobs SET state = 'cancelled', finished_at = ",
+    now!(),
+    ", stage = NULL, lease_expires_at = NULL ",
+    held!(),
+    " AND cancel_requested RETURNING cancel_requested) SELECT cancel_requested FROM c UNION ALL ",
+    "SELECT cancel_requested FROM jobs WHERE $3::boolean AND id = $1::text::uuid AND attempt = $2 ",
+    "AND state = 'cancelled' AND cancel_requested"
+);
+pub(super) const HOLDS: &str = concat!("SELECT cancel_requested FROM jobs ", held!());
+pub(super) const CANCEL: &str = concat!(
+    clock!(),
+    "UPDATE jobs SET cancel_requested = (state = 'running'), finished_at = CASE WHEN state = 'queued' THEN ",
+    now!(),
+    " END, state = CASE WHEN state = 'queued' THEN 'cancelled' ELSE state END ",
+    "WHERE id = $1::text::uuid AND state IN ('queued', 'running') RETURNING state"
+);
+
+/// As in a submit: the circuit stays until the job is queued again.
+pub(super) const HOLD_CIRCUIT: &str = "SELECT c.name FROM jobs j JOIN circuits c ON c.name = j.circuit \
+                                       WHERE j.id = $1::text::uuid FOR KEY SHARE OF c";
+pub(super) const REQUEUEABLE: &str = "SELECT state, circuit, zkey = decode(repeat('00', 32), 'hex') \
+                                      AND NOT EXISTS (SELECT FROM circuits c WHERE c.name = circuit) AS adrift \
+                                      FROM jobs WHERE id = $1::text::uuid FOR UPDATE";
+/// Locked, so that no sweep takes it.
+pub(super) const HOLD_INPUT: &str = "SELECT key FROM job_inputs WHERE job = $1::text::uuid FOR UPDATE";
+/// A job that was refused before it had a circuit takes what is registered under the name now.
+pub(super) const REQUEUE: &str = concat!(
+    clock!(),
+    "UPDATE jobs SET state = 'queued', run_at = ",
+    now!(),
+    ", start_by = NULL, finished_at = NULL, keep_input_until = NULL, tries_transient = 0, tries_device = 0, ",
+    "tries_lost = 0, error_class = NULL, error_message = NULL, cancel_requested = false, progress = 0, ",
+    "wasm = CASE WHEN zkey = decode(repeat('00', 32), 'hex') ",
+    "THEN (SELECT c.wasm FROM circuits c WHERE c.name = jobs.circuit) ELSE wasm END, ",
+    "zkey = CASE WHEN zkey = decode(repeat('00', 32), 'hex') ",
+    "THEN (SELECT c.zkey FROM circuits c WHERE c.name = jobs.circuit) ELSE zkey END ",
+    "WHERE id = $1::text::uuid RETURNING ",
+    job_columns!()
+);
+pub(super) const REPLACE_INPUT: &str = "INSERT INTO job_inputs (job, input, key) VALUES ($1::text::uuid, $2, $3) \
+                                        ON CONFLICT (job) DO UPDATE SET input = excluded.input, key = excluded.key, \
+                                        expires_at = NULL";
+pub(super) const KEEP_INPUT: &str = "UPDATE job_inputs SET expires_at = NULL WHERE job = $1::text::uuid";
+
+pub(super) const PAUSE: &str = concat!(
+    clock!(),
+    "INSERT INTO pauses (scope, name, since) VALUES ($1, $2, ",
+    now!(),
+    ") ON CONFLICT DO NOTHING RETURNING since"
+);
+pub(super) const RESUME: &str = "DELETE FROM pauses WHERE scope = $1 AND name = $2 RETURNING since";
+pub(super) const PAUSED: &str = "SELECT scope, name, since FROM pauses WHERE scope = 'circuit' OR name = $1 \
+                                 ORDER BY scope DESC, name";
+/// Queues that have jobs of a circuit waiting.
+pub(super) const QUEUES_OF: &str =
+    "SELECT DISTINCT queue FROM jobs WHERE circuit = $1 AND state IN ('queued', 'running')";
+pub(super) const TELL: &str = "SELECT pg_notify(channel, '')::text AS told FROM unnest($1::text[]) AS channel";
+
+pub(super) const DUE: &str = concat!(
+    clock!(),
+    "SELECT uuid_send(id) AS id, priority FROM ((SELECT id, priority, seq FROM jobs ",
+    "WHERE queue = $1 AND state = 'queued' AND run_at <= ",
+    now!(),
+    " AND ",
+    in_time!(),
+    " AND ",
+    circuit_goes!(),
+    " AND ",
+    queue_goes!(),
+    " ORDER BY priority DESC, seq LIMIT $2) UNION ALL SELECT id, priority, seq FROM jobs ",
+    "WHERE queue = $1 AND state = 'running' AND lease_expires_at <= ",
+    now!(),
+    " AND ",
+    circuit_goes!(),
+    " AND ",
+    queue_goes!(),
+    ") AS d ORDER BY priority DESC, seq LIMIT $2"
+);
+pub(super) const LOAD: &str = concat!(
+    clock!(),
+    "SELECT q.queued, r.running, greatest(0, ",
+    now!(),
+    " - q.oldest, ",
+    now!(),
+    " - r.oldest) AS oldest_ms, e.n AS ended_last_minute FROM ",
+    "(SELECT count(*) AS queued, min(run_at) FILTER (WHERE ",
+    in_time!(),
+    " AND ",
+    circuit_goes!(),
+    " AND ",
+    queue_goes!(),
+    ") AS oldest FROM jobs WHERE queue = $1 AND state = 'queued') AS q, ",
+    "(SELECT count(*) AS running, min(lease_expires_at) FILTER (WHERE ",
+    circuit_goes!(),
+    " AND ",
+    queue_goes!(),
+    ") AS oldest FROM jobs WHERE queue = $1 AND state = 'running') AS r, ",
+    "(SELECT count(*) AS n FROM jobs WHERE queue = $1 AND state IN ('done', 'failed', 'cancelled') ",
+    "AND state <> 'cancelled' AND finished_at > ",
+    now!(),
+    " - 60000) AS e"
+);
+/// $3 is how long the input is kept.
+pub(super) const EXPIRE: &str = concat!(
+    clock!(),
+    "UPDATE jobs SET state = 'failed', error_class = 'timeout', error_message = 'no worker began it within ' || ",
+    "trim_scale(round((start_by - created_at) / 1000.0, 3)) || ' s', finished_at = ",
+    now!(),
+    ", keep_input_until = ",
+    now!(),
+    " + $3 WHERE id = ANY (ARRAY(SELECT id FROM jobs WHERE queue = $1 AND state = 'queued' AND start_by <= ",
+    now!(),
+    " ORDER BY start_by LIMIT $2 FOR UPDATE SKIP LOCKED)) RETURNING uuid_send(id) AS id"
+);
+/// Those of every queue: how long they are kept was settled when their jobs failed.
+pub(super) const END_INPUTS: &str = concat!(
+    clock!(),
+    "DELETE FROM job_inputs WHERE job = ANY (ARRAY(SELECT job FROM job_inputs WHERE expires_at <= ",
+    now!(),
+    " ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED)) RETURNING uuid_send(job) AS id"
+);
+/// $3 is the age, $4 the states.
+pub(super) const PURGE: &str = concat!(
+    clock!(),
+    "DELETE FROM jobs WHERE id = ANY (ARRAY(SELECT id FROM jobs WHERE queue = $1 ",
+    "AND state IN ('done', 'failed', 'cancelled') AND state = ANY ($4::text[]) AND finished_at <= ",
+    now!(),
+    " - $3 ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED)) RETURNING uuid_send(id) AS id"
+);
+/// In three parts, for each of which there is an index.
+pub(super) const COUNTS: &str = "SELECT 'queued' AS state, count(*) AS n FROM jobs WHERE queue = $1 \
+                                 AND state = 'queued' UNION ALL SELECT 'running', count(*) FROM jobs \
+                                 WHERE queue = $1 AND state = 'running' UNION ALL SELECT state, count(*) FROM jobs \
+                                 WHERE queue = $1 AND state IN ('done', 'failed', 'cancelled') GROUP BY state";
+pub(super) const INPUTS_HELD: &str = "SELECT key, count(*) AS n FROM job_inputs GROUP BY key ORDER BY key";
+
+/// The statements whose plans are watched.
+pub(super) fn watched() -> Vec<(&'static str, String)> {
+    let fixed = [
+        ("submit", SUBMIT),
+        ("same jobs", SAME_JOBS),
+        ("claim", CLAIM),
+        ("heartbeat", HEARTBEAT),
+        ("finish", FINISH),
+        ("fail", FAIL),
+        ("status", JOB),
+        ("due", DUE),
+        ("load", LOAD),
+        ("expire", EXPIRE),
+        ("end inputs", END_INPUTS),
+        ("purge", PURGE),
+        ("unfinished", UNFINISHED),
+        ("content in use", CONTENT_IN_USE),
+    ];
+    let lists = [("list", None, false), ("list failed", Some("failed"), false), ("list of circuit", None, true)];
+    let lists = lists.map(|(name, state, of_circuit)| (name, jobs(state, of_circuit)));
+    fixed.map(|(name, sql)| (name, sql.to_owned())).into_iter().chain(lists).collect()
+}

@@ -1,0 +1,755 @@
+//! The queue on Redis alone: lost data, dead workers, producers' messages, access.
+
+use std::collections::HashSet;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use prover_worker::model::{JobId, Priority};
+use prover_worker::queue::{Delivery, Message, Offer, Queue, QueueError, RedisQueue, RedisSettings};
+use sha2::{Digest, Sha256};
+
+use crate::conformance::{Factory, HANG, drain, id_of, ids, pop_soon, push, take, take_soon};
+use crate::server::{Private, Shared, raw, settings, shared_url, soon, try_raw};
+
+/// The scripts as they are sent, for what would otherwise take minutes.
+const UPKEEP: &str =
+    concat!(include_str!("../../src/queue/redis/common.lua"), include_str!("../../src/queue/redis/upkeep.lua"));
+
+fn message_of(delivery: &Delivery) -> &Message {
+    match &delivery.offer {
+        Offer::Message(m) => m,
+        Offer::Job(id) => panic!("expected a message, got the id {id}"),
+    }
+}
+
+async fn body_soon(queue: &RedisQueue) -> String {
+    let delivery = take_soon(queue).await;
+    let body = String::from_utf8(message_of(&delivery).body.to_vec()).unwrap();
+    queue.ack(&[delivery]).await.unwrap();
+    body
+}
+
+async fn push_all(queue: &RedisQueue, ids: &[JobId]) -> Result<(), QueueError> {
+    let all: Vec<_> = ids.iter().map(|id| (*id, Priority(0))).collect();
+    queue.push(&all).await
+}
+
+/// A call of `pop` that is given up as soon as it has asked.
+async fn ask_and_leave(queue: &RedisQueue) {
+    tokio::select! {
+        biased;
+        got = queue.pop(1, HANG) => panic!("nothing can have been read yet, got {got:?}"),
+        () = std::future::ready(()) => {}
+    }
+}
+
+/// Waits until `check` holds.
+async fn until<F: Future<Output = bool>>(what: &str, mut check: impl FnMut() -> F) {
+    let start = Instant::now();
+    while !check().await {
+        assert!(start.elapsed() < HANG, "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+// Lost data.
+
+#[tokio::test]
+async fn a_wiped_server_is_filled_again_by_the_next_push() {
+    let server = Private::start(&[]).await;
+    let queue = Arc::new(server.open("prove").await);
+    let ids = ids(10);
+    push_all(&queue, &ids).await.unwrap();
+    let held = queue.pop(3, HANG).await.unwrap();
+    assert_eq!(held.len(), 3);
+
+    server.run(&["FLUSHALL"]).await;
+    assert_eq!(queue.depth().await.unwrap(), 0);
+    assert!(take(&*queue).await.is_none());
+    queue.ack(&held[..1]).await.unwrap();
+    // What the store still has due.
+    push_all(&queue, &ids[1..]).await.unwrap();
+    assert_eq!(queue.depth().await.unwrap(), 9);
+    let got: HashSet<_> = drain(&*queue).await.into_iter().collect();
+    assert_eq!(got, ids[1..].iter().copied().collect());
+
+    // Who waits while it is wiped is woken all the same.
+    let waiting = tokio::spawn({
+        let queue = queue.clone();
+        async move { pop_soon(&*queue).await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    server.run(&["FLUSHALL"]).await;
+    push(&*queue, ids[0], 0).await;
+    assert_eq!(tokio::time::timeout(HANG, waiting).await.unwrap().unwrap(), ids[0]);
+}
+
+#[tokio::test]
+async fn a_deleted_group_loses_nothing_that_is_in_a_stream() {
+    let shared = Shared::new();
+    let name = shared.name();
+    let queue = RedisQueue::open(settings(&shared_url(), &name)).await.unwrap();
+    let ids = ids(4);
+    push_all(&queue, &ids).await.unwrap();
+    let held = queue.pop(2, HANG).await.unwrap();
+    queue.ack(&held[..1]).await.unwrap();
+    let _destroyed: u64 = raw(&shared_url(), &["XGROUP", "DESTROY", &name, "workers"]).await;
+    push_all(&queue, &ids[1..]).await.unwrap();
+    assert_eq!(drain(&queue).await, ids[1..]);
+    assert_eq!(queue.depth().await.unwrap(), 0);
+    shared.clean().await;
+}
+
+#[tokio::test]
+async fn a_deleted_stream_or_entry_is_noticed_at_the_next_push() {
+    let shared = Shared::new();
+    let name = shared.name();
+    let queue = RedisQueue::open(settings(&shared_url(), &name)).await.unwrap();
+    let ids = ids(3);
+    push_all(&queue, &ids).await.unwrap();
+    let _deleted: u64 = raw(&shared_url(), &["DEL", &name]).await;
+    push_all(&queue, &ids).await.unwrap();
+    assert_eq!(queue.depth().await.unwrap(), 3);
+    let _trimmed: u64 = raw(&shared_url(), &["XTRIM", &name, "MAXLEN", "1"]).await;
+    push_all(&queue, &ids).await.unwrap();
+    assert_eq!(drain(&queue).await, [ids[2], ids[0], ids[1]]);
+
+    // Ids whose entries are gone, and which nobody pushes again, are forgotten by and by.
+    push_all(&queue, &ids).await.unwrap();
+    let _deleted: u64 = raw(&shared_url(), &["DEL", &name]).await;
+    queue.upkeep().await.unwrap();
+    assert_eq!(raw::<u64>(&shared_url(), &["HLEN", &format!("{name}:ids")]).await, 0);
+    shared.clean().await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_killed_and_comes_back_empty_is_used_again() {
+    let mut server = Private::start(&[]).await;
+    let queue = Arc::new(server.open("prove").await);
+    let ids = ids(5);
+    push_all(&queue, &ids).await.unwrap();
+    let waiting = tokio::spawn({
+        let queue = queue.clone();
+        async move {
+            let mut got = HashSet::new();
+            while got.len() < 5 {
+                let some = soon(|| queue.pop(1, HANG)).await;
+                got.extend(some.iter().map(id_of));
+            }
+            got
+        }
+    });
+    server.kill();
+    let error = soon(|| async {
+        match queue.ping().await {
+            Ok(()) => Err(QueueError::Unavailable("it still answers".into())),
+            Err(e) => Ok(e),
+        }
+    });
+    assert!(matches!(error.await, QueueError::Unavailable(_)));
+    assert!(push_all(&queue, &ids).await.is_err());
+    assert!(queue.depth().await.is_err());
+    server.restart().await;
+    soon(|| push_all(&queue, &ids)).await;
+    let got = tokio::time::timeout(HANG, waiting).await.unwrap().unwrap();
+    assert_eq!(got, ids.into_iter().collect());
+    soon(|| queue.ping()).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_was_closed_in_idleness_is_replaced_at_once() {
+    let server = Private::start(&[]).await;
+    let queue = server.open("prove").await;
+    for _ in 0..5 {
+        let _killed: u64 = server.raw(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).await;
+        push(&queue, JobId::new(), 0).await;
+    }
+    assert_eq!(queue.depth().await.unwrap(), 5);
+}
+
+#[tokio::test]
+async fn a_stopped_server_holds_up_no_call_for_ever() {
+    let server = Private::start(&[]).await;
+    let queue = server.open("prove").await;
+    let one = ids(1);
+    server.signal("STOP");
+    let all = async {
+        tokio::join!(
+            queue.ping(),
+            push_all(&queue, &one),
+            queue.pop(1, Duration::ZERO),
+            queue.depth(),
+            queue.aside(1),
+            queue.upkeep(),
+        )
+    };
+    let (ping, push, pop, depth, aside, upkeep) = tokio::time::timeout(HANG, all).await.unwrap();
+    assert!(ping.is_err() && push.is_err() && pop.is_err() && depth.is_err() && aside.is_err() && upkeep.is_err());
+    server.signal("CONT");
+    soon(|| queue.ping()).await;
+    let id = JobId::new();
+    soon(|| push_all(&queue, std::slice::from_ref(&id))).await;
+    let held = soon(|| queue.pop(1, HANG)).await;
+    assert_eq!(held.iter().map(id_of).collect::<Vec<_>>(), [id]);
+}
+
+#[tokio::test]
+async fn a_full_server_still_gives_what_it_has() {
+    let server = Private::start(&[]).await;
+    let queue = server.open("prove").await;
+    let ids = ids(3);
+    push_all(&queue, &ids[..2]).await.unwrap();
+    server.run(&["LPUSH", "prove:inbox", "{}"]).await;
+    queue.push_after(ids[2], Priority(0), Duration::ZERO).await.unwrap();
+    server.run(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    assert!(push_all(&queue, &ids).await.is_err());
+    assert_eq!(drain(&queue).await, ids[..2]);
+    // What could not be moved is not lost.
+    server.run(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    assert_eq!(pop_soon(&queue).await, ids[2]);
+    assert_eq!(body_soon(&queue).await, "{}");
+}
+
+// Other workers.
+
+#[tokio::test]
+async fn what_a_dead_worker_held_goes_to_another() {
+    let shared = Shared::new();
+    let name = shared.name();
+    let reclaim_after = Duration::from_millis(500);
+    let dead = RedisQueue::open(RedisSettings { reclaim_after, ..settings(&shared_url(), &name) }).await.unwrap();
+    let other = RedisQueue::open(RedisSettings { reclaim_after, ..settings(&shared_url(), &name) }).await.unwrap();
+    let ids = ids(3);
+    for (id, priority) in ids.iter().zip([1, 0, -1]) {
+        push(&dead, *id, priority).await;
+    }
+    let _entry: String = raw(&shared_url(), &["XADD", &name, "*", "job", "{}"]).await;
+    let start = Instant::now();
+    let held = dead.pop(9, HANG).await.unwrap();
+    assert_eq!(held.len(), 4);
+    let source = held.iter().find_map(|d| match &d.offer {
+        Offer::Message(m) => Some(m.source.clone()),
+        Offer::Job(_) => None,
+    });
+    drop(dead);
+
+    let mut got = Vec::new();
+    while got.len() < 4 {
+        let some = other.pop(9, HANG).await.unwrap();
+        assert!(start.elapsed() >= reclaim_after);
+        other.ack(&some).await.unwrap();
+        got.extend(some);
+    }
+    let offers: HashSet<String> = got
+        .iter()
+        .map(|d| match &d.offer {
+            Offer::Job(id) => id.to_string(),
+            Offer::Message(m) => m.source.clone(),
+        })
+        .collect();
+    assert_eq!(offers, ids.iter().map(JobId::to_string).chain(source).collect());
+    // What the first would now say comes too late and changes nothing.
+    assert!(drain(&other).await.is_empty());
+    other.ack(&held).await.unwrap();
+    assert_eq!(other.depth().await.unwrap(), 0);
+    assert_eq!(raw::<u64>(&shared_url(), &["XLEN", &name]).await, 0);
+    shared.clean().await;
+}
+
+#[tokio::test]
+async fn an_id_pushed_every_second_for_a_dead_worker_does_not_pile_up() {
+    let shared = Shared::new();
+    let name = shared.name();
+    let dead = RedisQueue::open(settings(&shared_url(), &name)).await.unwrap();
+    let id = JobId::new();
+    push(&dead, id, 0).await;
+    let _lost = take(&dead).await.unwrap();
+    for _ in 0..20 {
+        push(&dead, id, 0).await;
+    }
+    assert_eq!(raw::<u64>(&shared_url(), &["XLEN", &name]).await, 2);
+    // The old entry ends when it is reclaimed, since the new one does for both.
+    let reclaim_after = Duration::from_millis(1);
+    let other = RedisQueue::open(RedisSettings { reclaim_after, ..settings(&shared_url(), &name) }).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let held = other.pop(9, HANG).await.unwrap();
+    assert_eq!(held.iter().map(id_of).collect::<Vec<_>>(), [id]);
+    assert_eq!(raw::<u64>(&shared_url(), &["XLEN", &name]).await, 1);
+    other.ack(&held).await.unwrap();
+    assert_eq!(raw::<u64>(&shared_url(), &["XLEN", &name]).await, 0);
+    assert_eq!(raw::<u64>(&shared_url(), &["HLEN", &format!("{name}:ids")]).await, 0);
+    shared.clean().await;
+}
+
+#[tokio::test]
+async fn workers_share_and_an_acknowledgement_ends_its_own_delivery_only() {
+    let shared = Shared::new();
+    let name = shared.name();
+    let a = RedisQueue::open(settings(&shared_url(), &name)).await.unwrap();
+    let b = RedisQueue::open(settings(&shared_url(), &name)).await.unwrap();
+    let id = JobId::new();
+    push(&a, id, 0).await;
+    let first = take(&a).await.unwrap();
+    assert!(take(&b).await.is_none());
+    push(&b, id, 0).await;
+    let second = take(&b).await.unwrap();
+    push(&b, id, 0).await;
+    a.ack(&[first]).await.unwrap();
+    assert_eq!(b.depth().await.unwrap(), 1);
+    b.ack(&[second]).await.unwrap();
+    assert_eq!(b.depth().await.unwrap(), 1);
+    assert_eq!(pop_soon(&a).await, id);
+    assert_eq!(b.depth().await.unwrap(), 0);
+    shared.clean().await;
+}
+
+#[tokio::test]
+async fn what_was_read_for_one_who_left_is_put_back_for_others() {
+    let shared = Shared::new();
+    let name = shared.name();
+    let a = RedisQueue::open(settings(&shared_url(), &name)).await.unwrap();
+    let b = RedisQueue::open(settings(&shared_url(), &name)).await.unwrap();
+    let id = JobId::new();
+    push(&a, id, -1).await;
+    let _entry: String = raw(&shared_url(), &["XADD", &name, "*", "job", "{}"]).await;
+    let consumers =
+        async || -> Vec<redis::Value> { raw(&shared_url(), &["XINFO", "CONSUMERS", &name, "workers"]).await };
+    ask_and_leave(&a).await;
+    // The first worker takes the message (its band is the higher), finds nobody, and puts it back.
+    let mut offers = Vec::new();
+    for _ in 0..2 {
+        let held = take_soon(&b).await;
+        offers.push(held);
+    }
+    b.ack(&offers).await.unwrap();
+    assert_eq!(offers.iter().filter(|d| matches!(d.offer, Offer::Message(_))).count(), 1);
+
+    // One that closes puts back at once, and is forgotten.
+    push(&a, id, 0).await;
+    ask_and_leave(&a).await;
+    a.close().await.unwrap();
+    assert_eq!(b.depth().await.unwrap(), 1);
+    let held = take(&b).await.unwrap();
+    assert_eq!(id_of(&held), id);
+    assert!(a.pop(1, Duration::from_millis(1)).await.unwrap().is_empty(), "closed is closed");
+    assert_eq!(consumers().await.len(), 1);
+    // One that holds something is not: what it holds would be lost with it.
+    b.close().await.unwrap();
+    assert_eq!(consumers().await.len(), 1);
+    shared.clean().await;
+}
+
+#[tokio::test]
+async fn dead_consumers_are_forgotten_and_live_ones_are_not() {
+    let server = Private::start(&[]).await;
+    let (dead, holder, live) = (server.open("prove").await, server.open("prove").await, server.open("prove").await);
+    let id = JobId::new();
+    push(&holder, id, 0).await;
+    let _held = take(&holder).await.unwrap();
+    for queue in [&dead, &live] {
+        let other = JobId::new();
+        push(queue, other, 0).await;
+        assert_eq!(pop_soon(queue).await, other);
+    }
+    let consumers =
+        async || -> usize { server.raw::<Vec<redis::Value>>(&["XINFO", "CONSUMERS", "prove", "workers"]).await.len() };
+    assert_eq!(consumers().await, 3);
+    live.upkeep().await.unwrap();
+    assert_eq!(consumers().await, 3, "none was silent for minutes");
+
+    drop(dead);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    // The script itself, as the live one's, with silence measured in milliseconds.
+    let keys = ["prove:high", "prove", "prove:low", "prove:ids", "p:d", "p:p", "p:i", "p:a", "p:w"];
+    let name: Vec<redis::Value> = server.raw(&["XPENDING", "prove", "workers", "-", "+", "10"]).await;
+    assert_eq!(name.len(), 1);
+    let upkeep = async |me: &str| {
+        let mut parts = vec!["EVAL", UPKEEP, "9"];
+        parts.extend(keys);
+        parts.extend([me, "10", "0"]);
+        server.run(&parts).await;
+    };
+    upkeep("somebody else").await;
+    assert_eq!(consumers().await, 1, "who holds something is kept, however silent");
+    assert_eq!(server.raw::<Vec<redis::Value>>(&["XPENDING", "prove", "workers", "-", "+", "10"]).await.len(), 1);
+    // One forgotten too early comes back with its next look.
+    let other = JobId::new();
+    push(&live, other, 0).await;
+    assert_eq!(pop_soon(&live).await, other);
+    assert_eq!(consumers().await, 2);
+}
+
+#[tokio::test]
+async fn queues_of_two_names_do_not_mix() {
+    let shared = Shared::new();
+    let (a, b) = (shared.fresh().await, shared.fresh().await);
+    let (x, y) = (JobId::new(), JobId::new());
+    push(&a, x, 0).await;
+    b.push_after(y, Priority(0), Duration::ZERO).await.unwrap();
+    assert_eq!(drain(&a).await, [x]);
+    assert_eq!(drain(&b).await, [y]);
+    shared.clean().await;
+}
+
+// Producers.
+
+#[tokio::test]
+async fn messages_come_by_xadd_and_lpush_first_in_first_out() {
+    let server = Private::start(&[]).await;
+    let queue = Arc::new(server.open("prove").await);
+    let port = server.port.to_string();
+    let cli = |parts: &[&str]| {
+        let out = Command::new("redis-cli").args(["-p", &port]).args(parts).output().expect("redis-cli is needed");
+        assert!(out.status.success());
+        String::from_utf8(out.stdout).unwrap().trim().to_owned()
+    };
+    let entry = cli(&["XADD", "prove", "*", "job", r#"{"circuit":"c","input":{}}"#, "note", "of no interest"]);
+    for n in 0..3 {
+        cli(&["LPUSH", "prove:inbox", &n.to_string()]);
+    }
+    assert_eq!(queue.depth().await.unwrap(), 4);
+    let held = queue.pop(1, HANG).await.unwrap();
+    let message = message_of(&held[0]);
+    assert_eq!(message.body.as_slice(), br#"{"circuit":"c","input":{}}"#);
+    assert_eq!(message.size, 26);
+    assert_eq!(message.source, format!("prove/{entry}"));
+    queue.ack(&held).await.unwrap();
+    for n in 0..3 {
+        assert_eq!(body_soon(&queue).await, n.to_string());
+    }
+    assert_eq!(queue.depth().await.unwrap(), 0);
+    assert_eq!(server.raw::<u64>(&["XLEN", "prove"]).await, 0);
+
+    // Other bands, bytes that are no text, nothing at all.
+    server.run(&["XADD", "prove:low", "*", "job", ""]).await;
+    let binary: &[u8] = b"\xff\x00\r\n";
+    let mut connection = redis::Client::open(server.url()).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let _entry: String = redis::cmd("XADD")
+        .arg("prove:high")
+        .arg("*")
+        .arg("job")
+        .arg(binary)
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    let held = queue.pop(2, HANG).await.unwrap();
+    assert_eq!(message_of(&held[0]).body.as_slice(), binary);
+    assert_eq!(message_of(&held[1]).size, 0);
+    queue.ack(&held).await.unwrap();
+
+    // Who waits already sees them, too.
+    for command in [["XADD", "prove", "*", "job", "late"].as_slice(), &["LPUSH", "prove:inbox", "late"]] {
+        let waiting = tokio::spawn({
+            let queue = queue.clone();
+            async move { body_soon(&queue).await }
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        server.run(command).await;
+        assert_eq!(tokio::time::timeout(HANG, waiting).await.unwrap().unwrap(), "late");
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_is_put_back_keeps_its_source() {
+    let server = Private::start(&[]).await;
+    let queue = server.open("prove").await;
+    server.run(&["XADD", "prove", "*", "job", "one"]).await;
+    let held = take_soon(&queue).await;
+    let source = message_of(&held).source.clone();
+    for _ in 0..3 {
+        let held = take_soon_again(&queue, &server, &source).await;
+        assert_eq!(message_of(&held).body.as_slice(), b"one");
+        queue.put_back(held).await.unwrap();
+    }
+    queue.put_back(held).await.unwrap();
+
+    // Its entry may be gone; then it is written again, from what is here.
+    let held = queue.pop(9, HANG).await.unwrap();
+    server.run(&["FLUSHALL"]).await;
+    for delivery in held {
+        queue.put_back(delivery).await.unwrap();
+    }
+    let held = take_soon(&queue).await;
+    assert_eq!(message_of(&held).source, source);
+    assert_eq!(message_of(&held).body.as_slice(), b"one");
+}
+
+/// Delivers what is pending once more, as to the heir of a dead worker.
+async fn take_soon_again(queue: &RedisQueue, server: &Private, source: &str) -> Delivery {
+    let waits = queue.depth().await.unwrap();
+    if waits == 0 {
+        server.run(&["XGROUP", "SETID", "prove", "workers", "0"]).await;
+    }
+    let held = take_soon(queue).await;
+    assert_eq!(message_of(&held).source, source);
+    held
+}
+
+#[tokio::test]
+async fn a_message_that_cannot_be_used_is_taken_out_and_noted() {
+    let shared = Shared::new();
+    let name = shared.name();
+    let queue = RedisQueue::open(settings(&shared_url(), &name)).await.unwrap();
+    let before: Vec<i64> = raw(&shared_url(), &["TIME"]).await;
+    let entry: String = raw(&shared_url(), &["XADD", &name, "*", "job", "not json"]).await;
+    let held = take_soon(&queue).await;
+    queue.set_aside(held, "expected a JSON object, got no JSON").await.unwrap();
+    let aside = queue.aside(10).await.unwrap();
+    let [noted] = aside.as_slice() else { panic!("expected one, got {aside:?}") };
+    assert_eq!(noted.source, format!("{name}/{entry}"));
+    assert_eq!(noted.why, "expected a JSON object, got no JSON");
+    assert_eq!(noted.size, 8);
+    assert_eq!(noted.sha256, hex::encode(Sha256::digest(b"not json")));
+    assert!(noted.at >= before[0] * 1000);
+    assert!(take(&queue).await.is_none());
+    assert_eq!(raw::<u64>(&shared_url(), &["XLEN", &name]).await, 0);
+    shared.clean().await;
+}
+
+#[tokio::test]
+async fn the_last_thousand_set_aside_are_remembered() {
+    let server = Private::start(&[]).await;
+    let queue = server.open("prove").await;
+    let many = "for n = 1, 1050 do redis.call('LPUSH', KEYS[1], 'message ' .. n) end";
+    server.run(&["EVAL", many, "1", "prove:inbox"]).await;
+    let mut n = 0;
+    while n < 1050 {
+        for held in queue.pop(100, HANG).await.unwrap() {
+            n += 1;
+            let why = format!("reason {n}");
+            assert_eq!(message_of(&held).body.as_slice(), format!("message {n}").as_bytes());
+            queue.set_aside(held, &why).await.unwrap();
+        }
+    }
+    let aside = queue.aside(usize::MAX).await.unwrap();
+    assert_eq!(aside.len(), 1000);
+    assert_eq!(aside[0].why, "reason 1050");
+    assert_eq!(aside[999].why, "reason 51");
+    assert_eq!(queue.aside(3).await.unwrap(), aside[..3]);
+    assert_eq!(queue.aside(0).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn entries_of_other_shapes_are_set_aside_and_hold_up_nothing() {
+    let server = Private::start(&[]).await;
+    let queue = server.open("prove").await;
+    server.run(&["XADD", "prove", "*", "payload", "secret", "other", "thing"]).await;
+    server.run(&["XADD", "prove", "*", "id", "not-a-uuid"]).await;
+    server.run(&["XADD", "prove", "*", "id", "-----------------------------------f"]).await;
+    server.run(&["XADD", "prove", "*", "id", "a-b-c-d-0123456789abcdef0123456789ab"]).await;
+    server.run(&["XADD", "prove:high", "*", "", ""]).await;
+    let known = JobId::new();
+    server.run(&["XADD", "prove", "*", "id", &known.to_string()]).await;
+    assert_eq!(pop_soon(&queue).await, known, "an id is an offer, whoever wrote it");
+    until("five are noted", async || queue.aside(10).await.unwrap().len() == 5).await;
+    for noted in queue.aside(10).await.unwrap() {
+        assert!(noted.why.contains("`job`") && noted.why.contains("`id`"), "{}", noted.why);
+        assert!(!noted.why.contains("secret") && !noted.why.contains("payload"));
+        assert!(!noted.source.is_empty() && noted.sha256.len() == 64);
+    }
+    assert_eq!(queue.depth().await.unwrap(), 0);
+    for stream in ["prove", "prove:high"] {
+        assert_eq!(server.raw::<u64>(&["XLEN", stream]).await, 0, "{stream}");
+    }
+}
+
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmHWM")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+}
+
+#[tokio::test]
+async fn a_message_of_100_mb_is_cut_and_never_sent_whole() {
+    const SIZE: u64 = 100_000_000;
+    let server = Private::start(&[]).await;
+    let queue = server.open("prove").await;
+    let big = "redis.call('SETRANGE', 'big', 99999999, 'x') local s = redis.call('GET', 'big') \
+               if ARGV[1] == 'l' then redis.call('LPUSH', KEYS[2], s) else redis.call('XADD', KEYS[1], '*', 'job', s) end";
+    let odd = "redis.call('XADD', KEYS[1], '*', 'blob', redis.call('GET', 'big'))";
+    let before = peak_memory();
+    for how in ["x", "l"] {
+        // Somebody waits already: a read that blocks would bring the whole of it.
+        let (held, ()) = tokio::join!(take_soon(&queue), async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            server.run(&["EVAL", big, "2", "prove", "prove:inbox", how]).await;
+        });
+        assert_eq!(message_of(&held).size, SIZE);
+        assert_eq!(message_of(&held).body.as_slice(), [0; 64 << 10]);
+        // Put back, it is as large as it was.
+        queue.put_back(held).await.unwrap();
+        let held = take_soon(&queue).await;
+        assert_eq!(message_of(&held).size, SIZE);
+        queue.set_aside(held, "expected 1 MiB at most").await.unwrap();
+        assert_eq!(queue.aside(1).await.unwrap()[0].size, SIZE);
+    }
+    server.run(&["EVAL", odd, "1", "prove"]).await;
+    assert!(take(&queue).await.is_none());
+    until("it is noted", async || queue.aside(9).await.unwrap().len() == 3).await;
+    assert_eq!(queue.aside(1).await.unwrap()[0].size, SIZE + 5);
+    let grown = peak_memory() - before;
+    assert!(grown < SIZE / 2, "expected less than half of the message, got {grown} bytes");
+    assert_eq!(server.raw::<u64>(&["XLEN", "prove"]).await, 0);
+}
+
+#[tokio::test]
+async fn many_large_messages_come_a_few_at_a_time() {
+    let server = Private::start(&[]).await;
+    let url = server.url();
+    let queue = RedisQueue::open(RedisSettings { max_message: 4 << 20, ..settings(&url, "prove") }).await.unwrap();
+    let many = "redis.call('SETRANGE', 'big', 4194303, 'x') local s = redis.call('GET', 'big') \
+                for n = 1, 20 do redis.call('XADD', KEYS[1], '*', 'job', s) end";
+    server.run(&["EVAL", many, "1", "prove"]).await;
+    let mut n = 0;
+    while n < 20 {
+        let held = queue.pop(100, HANG).await.unwrap();
+        assert!(!held.is_empty() && held.len() <= 2, "{}", held.len());
+        assert!(held.iter().all(|d| message_of(d).body.len() == 4 << 20));
+        n += held.len();
+        queue.ack(&held).await.unwrap();
+    }
+    assert!(take(&queue).await.is_none());
+}
+
+// Access.
+
+#[tokio::test]
+async fn an_acl_user_needs_no_more_than_the_queues_own_keys() {
+    let server = Private::start(&[]).await;
+    let password = "p@ss:/?#[w]%ö+ &=";
+    let encoded: String =
+        url::form_urlencoded::byte_serialize(password.as_bytes()).collect::<String>().replace('+', "%20");
+    let rule = format!(">{password}");
+    let url = format!("redis://worker:{encoded}@127.0.0.1:{}/0", server.port);
+    // As docs/producers.md has it, and without leave to ask for the version and the settings.
+    for more in [["+time", "+info", "+config|get"].as_slice(), &["+time"]] {
+        let mut acl = vec!["ACL", "SETUSER", "worker", "reset", "on", &rule, "~prove", "~prove:*"];
+        acl.extend(["+@read", "+@write", "+@stream", "+@scripting", "+@connection", "-@dangerous"]);
+        acl.extend(more);
+        server.run(&acl).await;
+        let queue = RedisQueue::open(settings(&url, "prove")).await.unwrap();
+        let id = JobId::new();
+        push(&queue, id, 0).await;
+        queue.push_after(id, Priority(0), Duration::ZERO).await.unwrap();
+        assert_eq!(pop_soon(&queue).await, id);
+        queue.upkeep().await.unwrap();
+        queue.depth().await.unwrap();
+        queue.close().await.unwrap();
+    }
+
+    // Another queue is not theirs; what goes wrong says so, and shows no password.
+    let other = RedisQueue::open(settings(&url, "other")).await.unwrap();
+    let error = push_all(&other, &ids(1)).await.unwrap_err().to_string();
+    assert!(error.to_lowercase().contains("perm") || error.contains("can't access"), "{error}");
+    for text in [error, format!("{:?}", settings(&url, "prove")), format!("{other:?}")] {
+        assert!(!text.contains(password) && !text.contains(&encoded) && !text.contains("p@ss"), "{text}");
+        assert!(text.contains("127.0.0.1"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_told_and_not_shown() {
+    let server = Private::start(&["--requirepass", "right"]).await;
+    for (url, name) in [
+        (format!("redis://:wr%40ng-secret@127.0.0.1:{}", server.port), "wrong"),
+        (format!("redis://someone:wr%40ng-secret@127.0.0.1:{}", server.port), "user"),
+        (format!("redis://127.0.0.1:{}", server.port), "none"),
+        ("redis://:wr%40ng-secret@127.0.0.1:1".into(), "nobody listens"),
+        ("redis://:wr%40ng-secret@:port".into(), "no address"),
+        ("http://:wr%40ng-secret@127.0.0.1".into(), "no redis"),
+        ("redis://:wr@ng-secret@127.0.0.1:x".into(), "not encoded"),
+    ] {
+        let error = RedisQueue::open(settings(&url, "prove")).await.unwrap_err();
+        for text in [error.to_string(), format!("{error:?}"), format!("{:?}", settings(&url, "prove"))] {
+            assert!(!text.contains("ng-secret"), "{name}: {text}");
+        }
+        let address = matches!(name, "no address" | "no redis" | "not encoded");
+        assert_eq!(matches!(error, QueueError::Unfit(_)), address, "{name}: {error}");
+    }
+    let queue =
+        RedisQueue::open(settings(&format!("redis://:right@127.0.0.1:{}", server.port), "prove")).await.unwrap();
+    queue.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_unix_socket_will_do() {
+    let server = Private::start(&["--unixsocket", "{dir}/redis.sock"]).await;
+    let path = server.path("redis.sock");
+    for scheme in ["unix", "redis+unix"] {
+        let url = format!("{scheme}://{}", path.display());
+        let queue = RedisQueue::open(settings(&url, "prove")).await.unwrap();
+        let id = JobId::new();
+        push(&queue, id, 0).await;
+        assert_eq!(pop_soon(&queue).await, id);
+    }
+}
+
+#[tokio::test]
+async fn a_key_of_another_kind_is_an_error_and_no_more() {
+    let server = Private::start(&[]).await;
+    server.run(&["SET", "prove", "somebody else's"]).await;
+    let queue = server.open("prove").await;
+    let error = push_all(&queue, &ids(1)).await.unwrap_err().to_string();
+    assert!(error.contains("WRONGTYPE") || error.contains("wrong kind"), "{error}");
+    assert!(queue.pop(1, Duration::ZERO).await.is_err());
+    server.run(&["DEL", "prove"]).await;
+    let id = JobId::new();
+    soon(|| push_all(&queue, std::slice::from_ref(&id))).await;
+    let held = soon(|| queue.pop(1, HANG)).await;
+    assert_eq!(held.iter().map(id_of).collect::<Vec<_>>(), [id]);
+}
+
+fn openssl(dir: &std::path::Path, args: &str) {
+    let out = Command::new("openssl").current_dir(dir).args(args.split(' ')).output().expect("openssl is needed");
+    assert!(out.status.success(), "{args}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+/// The environment names the authorities to trust, so the client is a child process: this very test, told where to go.
+const TLS_URL: &str = "PW_TEST_TLS_URL";
+
+#[tokio::test]
+async fn tls_is_spoken_and_certificates_are_checked() {
+    if let Ok(url) = std::env::var(TLS_URL) {
+        let id = JobId::new();
+        let queue = RedisQueue::open(settings(&url, "prove")).await.unwrap();
+        push(&queue, id, 0).await;
+        assert_eq!(pop_soon(&queue).await, id);
+        return;
+    }
+    let help = Command::new("redis-server").args(["--port", "0", "--tls-port", "x"]).output().unwrap();
+    let said = String::from_utf8_lossy(&help.stdout).into_owned() + &String::from_utf8_lossy(&help.stderr);
+    if said.contains("not built with TLS") || said.contains("Bad directive") {
+        eprintln!("SKIPPED: this redis-server was built without TLS: {said}");
+        return;
+    }
+    let certificates = tempfile::tempdir().unwrap();
+    let dir = certificates.path();
+    std::fs::write(dir.join("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1").unwrap();
+    openssl(dir, "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=test-ca");
+    openssl(dir, "req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=localhost");
+    openssl(
+        dir,
+        "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out server.crt -days 2 -extfile names",
+    );
+    let file = |name: &str| dir.join(name).to_string_lossy().into_owned();
+    let (crt, key, ca) = (file("server.crt"), file("server.key"), file("ca.crt"));
+    let tls = ["--port", "0", "--tls-port", "{port}", "--tls-auth-clients", "no"];
+    let files = ["--tls-cert-file", &crt, "--tls-key-file", &key, "--tls-ca-cert-file", &ca];
+    let server = Private::start(&[tls.as_slice(), &files].concat()).await;
+    let url = format!("rediss://localhost:{}", server.port);
+
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "redis::tls_is_spoken_and_certificates_are_checked", "--nocapture"])
+        .envs([(TLS_URL, url.as_str()), ("SSL_CERT_FILE", &ca)])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stdout).into_owned() + &String::from_utf8_lossy(&child.stderr);
+    assert!(child.status.success() && said.contains("1 passed"), "{said}");
+
+    // This process does not know the authority.
+    let error = RedisQueue::open(settings(&url, "prove")).await.unwrap_err();
+    assert!(matches!(error, QueueError::Unavailable(_)), "{error}");
+    // And does not fall back to plain text.
+    assert!(try_raw::<String>(&server.url(), &["PING"]).await.is_err());
+}

@@ -1,0 +1,769 @@
+//! Postgres only: the schema, several processes, lost connections and answers, wakes, plans and figures.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use prover_worker::model::{Attempt, FailureClass, JobId, JobState, Stage};
+use prover_worker::store::{
+    Cancelled, Held, JobFilter, PostgresStore, Requeued, Retry, Scope, Store, StoreError, StoreSettings, Submitted,
+};
+use sqlx::{Connection, PgConnection, Row};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use url::Url;
+
+use crate::conformance::Place;
+use crate::fixtures::*;
+
+/// Longer than anything here takes.
+const HANG: Duration = Duration::from_secs(120);
+
+fn server() -> Url {
+    let url = std::env::var("TEST_POSTGRES_URL");
+    url.as_deref().unwrap_or("postgres://postgres@127.0.0.1:5432/postgres").parse().unwrap()
+}
+
+/// A database of its own, gone with the test.
+pub struct PostgresDatabase {
+    name: String,
+    made: OnceCell<()>,
+}
+
+impl PostgresDatabase {
+    pub fn new() -> Self {
+        Self { name: format!("pw_test_{}", JobId::new().0.simple()), made: OnceCell::new() }
+    }
+
+    async fn url(&self) -> Url {
+        let make = || async { on_server(&format!("CREATE DATABASE {} TEMPLATE template0", self.name)).await };
+        self.made.get_or_init(make).await;
+        let mut url = server();
+        url.set_path(&self.name);
+        url
+    }
+
+    async fn raw(&self) -> PgConnection {
+        PgConnection::connect(self.url().await.as_str()).await.unwrap()
+    }
+
+    async fn execute(&self, sql: &str) {
+        let mut c = self.raw().await;
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut c).await.unwrap();
+        c.close().await.unwrap();
+    }
+
+    async fn number(&self, sql: &str) -> i64 {
+        let mut c = self.raw().await;
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql.to_owned())).fetch_one(&mut c).await.unwrap();
+        c.close().await.unwrap();
+        row.get(0)
+    }
+}
+
+async fn on_server(sql: &str) {
+    let mut c = PgConnection::connect(server().as_str()).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut c).await.unwrap();
+    c.close().await.unwrap();
+}
+
+impl Drop for PostgresDatabase {
+    fn drop(&mut self) {
+        if !self.made.initialized() {
+            return;
+        }
+        // A runtime of its own, since the test's may be the one that this runs on.
+        let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
+        let dropped = std::thread::spawn(move || {
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(on_server(&sql));
+        });
+        let _ = dropped.join();
+    }
+}
+
+impl Place for PostgresDatabase {
+    type Store = PostgresStore;
+
+    async fn open_with(&self, settings: StoreSettings) -> PostgresStore {
+        PostgresStore::open(self.url().await.as_str(), settings).await.unwrap()
+    }
+}
+
+async fn open(url: &Url) -> Result<PostgresStore, StoreError> {
+    PostgresStore::open(url.as_str(), StoreSettings::default()).await
+}
+
+/// Asks again and again until it holds.
+async fn until<F: Future<Output = bool>>(mut holds: impl FnMut() -> F) {
+    let waited = timeout(HANG, async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    waited.await.expect("it holds in time");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_open_an_empty_database_at_once() {
+    let database = PostgresDatabase::new();
+    let url = database.url().await;
+    let mut opening = JoinSet::new();
+    for _ in 0..12 {
+        let url = url.clone();
+        opening.spawn(async move { open(&url).await });
+    }
+    while let Some(opened) = opening.join_next().await {
+        opened.unwrap().unwrap().ping().await.unwrap();
+    }
+    assert_eq!(database.number("SELECT count(*) FROM prover_worker_schema").await, 1);
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused_and_left_alone() {
+    let database = PostgresDatabase::new();
+    database.open().await;
+    database.execute("INSERT INTO prover_worker_schema (version) VALUES (99)").await;
+    let refused = open(&database.url().await).await;
+    assert!(matches!(refused, Err(StoreError::NewerSchema)), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_table_of_another_program_is_not_touched() {
+    let database = PostgresDatabase::new();
+    database.execute("CREATE TABLE jobs (mine int)").await;
+    let refused = open(&database.url().await).await;
+    assert!(matches!(&refused, Err(StoreError::Open { why, .. }) if why.contains("jobs")), "{refused:?}");
+    let left = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
+    assert_eq!(database.number(left).await, 1, "nothing of ours remains");
+}
+
+#[tokio::test]
+async fn an_address_that_does_not_work_is_named_without_its_password() {
+    for (url, expected) in [
+        ("postgres://me:hunter2@127.0.0.1:1/jobs", "postgres://127.0.0.1:1/jobs"),
+        ("postgres://me:hunter2@127.0.0.1:port/jobs", "expected postgres://"),
+        ("postgres://me:hunter2@127.0.0.1:5432/jobs?sslmode=maybe", "maybe"),
+    ] {
+        let error = PostgresStore::open(url, StoreSettings::default()).await.unwrap_err();
+        assert!(matches!(error, StoreError::Open { .. }), "{error}");
+        let all = format!("{error} {error:?}");
+        assert!(all.contains(expected) && !all.contains("hunter2"), "{all}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_claimers_get_each_job_once() {
+    const JOBS: usize = 500;
+    let database = PostgresDatabase::new();
+    let mut stores = Vec::new();
+    for _ in 0..4 {
+        stores.push(Arc::new(database.open().await));
+    }
+    stores[0].put_circuit(&circuit("c", 1)).await.unwrap();
+    let mut submits = JoinSet::new();
+    for n in 0..JOBS {
+        let store = stores[n % 4].clone();
+        submits.spawn(async move {
+            let submitted = store.submit(&new_job("c"), plain(INPUT)).await.unwrap();
+            assert!(matches!(submitted, Submitted::Created(_)));
+            submitted.job().id
+        });
+    }
+    let ids: Arc<Vec<JobId>> = Arc::new(submits.join_all().await);
+
+    // Each wants every job, beginning elsewhere.
+    let mut claimers = JoinSet::new();
+    for n in 0..64 {
+        let (store, ids) = (stores[n % 4].clone(), ids.clone());
+        claimers.spawn(async move {
+            let mut got = Vec::new();
+            for k in 0..JOBS {
+                let id = ids[(k + n * 8) % JOBS];
+                if let Some(claim) = store.claim(id, &worker(n), LONG).await.unwrap() {
+                    assert_eq!((claim.job.id, claim.job.attempt), (id, Attempt(1)));
+                    assert_eq!(claim.input.as_slice(), INPUT);
+                    assert_eq!(claim.job.worker, Some(worker(n)));
+                    got.push(id);
+                }
+            }
+            got
+        });
+    }
+    let got: Vec<JobId> = claimers.join_all().await.concat();
+    assert_eq!(got.len(), JOBS);
+    assert_eq!(got.into_iter().collect::<HashSet<_>>().len(), JOBS);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn joint_changes_respect_each_fence() {
+    let database = PostgresDatabase::new();
+    let store = Arc::new(database.open().await);
+    let mut calls = JoinSet::new();
+    for n in 0..200u32 {
+        let (id, attempt) = claimed(&*store, LONG).await;
+        // Every third comes with an older token, every fifth is to be cancelled.
+        let stale = n % 3 == 0;
+        let cancel = n % 5 == 0;
+        if cancel {
+            assert_eq!(store.cancel(id).await.unwrap(), Cancelled::Requested);
+        }
+        let attempt = if stale { Attempt(attempt.0 - 1) } else { attempt };
+        let expected = if stale { Held::Lost } else { Held::Yes { cancel } };
+        let store = store.clone();
+        calls.spawn(async move {
+            let beat = store.heartbeat(id, attempt, LONG, Stage::Prove, 0.5).await.unwrap();
+            let mut own = result();
+            own.device = n.to_string();
+            let finished = store.finish(id, attempt, &own).await.unwrap();
+            let after = job(&*store, id).await;
+            assert_eq!((beat, finished), (expected, expected), "{n}");
+            match stale {
+                true => assert_eq!((after.state, after.result), (JobState::Running, None)),
+                false => assert_eq!((after.state, after.result), (JobState::Done, Some(own))),
+            }
+        });
+    }
+    assert_eq!(calls.join_all().await.len(), 200);
+}
+
+/// A job whose input is replaced while a claim waits for its row is not claimed with the old one.
+#[tokio::test]
+async fn a_claim_never_takes_an_input_that_was_replaced_meanwhile() {
+    let database = PostgresDatabase::new();
+    let store = Arc::new(database.open().await);
+    let id = submitted(&*store).await;
+    let mut other = database.raw().await;
+    let mut tx = other.begin().await.unwrap();
+    let change = format!("UPDATE jobs SET run_at = run_at WHERE id = '{id}'; UPDATE job_inputs SET input = 'new'");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(change)).execute(&mut *tx).await.unwrap();
+    let waiting = tokio::spawn({
+        let store = store.clone();
+        async move { claim(&*store, id, LONG).await }
+    });
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    until(|| async { database.number(waits).await == 1 }).await;
+    tx.commit().await.unwrap();
+    assert!(waiting.await.unwrap().is_none());
+    assert_eq!(claim(&*store, id, LONG).await.unwrap().input.as_slice(), b"new");
+}
+
+/// Circuits cannot go while a submit is under way, nor jobs come while one goes.
+#[tokio::test]
+async fn a_circuit_that_a_submit_holds_is_not_removed() {
+    let database = PostgresDatabase::new();
+    let store = Arc::new(database.open().await);
+    let id = submitted(&*store).await;
+    store.cancel(id).await.unwrap();
+    let mut other = database.raw().await;
+    let mut tx = other.begin().await.unwrap();
+    sqlx::raw_sql("SELECT FROM circuits FOR KEY SHARE").execute(&mut *tx).await.unwrap();
+    let removing = tokio::spawn({
+        let store = store.clone();
+        async move { store.remove_circuit(&name("c")).await }
+    });
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    until(|| async { database.number(waits).await == 1 }).await;
+    // Another submit passes meanwhile, and is seen by the removal.
+    store.submit(&new_job("c"), plain(INPUT)).await.unwrap();
+    tx.commit().await.unwrap();
+    let refused = removing.await.unwrap();
+    assert!(matches!(refused, Err(StoreError::InUse { unfinished: 1, .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_notice_wakes_another_store_at_once() {
+    let database = PostgresDatabase::new();
+    let (teller, listener) = (database.open().await, Arc::new(database.open().await));
+    let silent = database.open_with(StoreSettings { notify: false, ..StoreSettings::default() }).await;
+    let elsewhere =
+        database.open_with(StoreSettings { queue: "elsewhere".to_owned(), ..StoreSettings::default() }).await;
+    let listens = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'";
+    let wait = || {
+        let listener = listener.clone();
+        tokio::spawn(async move { timeout(HANG, listener.changed(2 * HANG)).await.expect("woken").unwrap() })
+    };
+    // The first look is due when the connection stands.
+    wait().await.unwrap();
+    until(|| async { database.number(listens).await == 1 }).await;
+
+    let waiting = wait();
+    let id = submitted(&teller).await;
+    waiting.await.unwrap();
+
+    let waiting = wait();
+    let token = claim(&teller, id, LONG).await.unwrap().job.attempt;
+    teller.release(id, token).await.unwrap();
+    waiting.await.unwrap();
+
+    let waiting = wait();
+    let token = claim(&teller, id, LONG).await.unwrap().job.attempt;
+    teller.fail(id, token, &error(FailureClass::Device), Retry::After(NONE)).await.unwrap();
+    waiting.await.unwrap();
+
+    let waiting = wait();
+    let token = claim(&teller, id, LONG).await.unwrap().job.attempt;
+    teller.fail(id, token, &error(FailureClass::Device), Retry::Never).await.unwrap();
+    assert!(matches!(teller.requeue(id, None).await.unwrap(), Requeued::Yes(_)));
+    waiting.await.unwrap();
+
+    for scope in [Scope::Queue, Scope::Circuit(name("c"))] {
+        let waiting = wait();
+        assert!(teller.set_paused(&scope, true).await.unwrap());
+        assert!(teller.set_paused(&scope, false).await.unwrap());
+        waiting.await.unwrap();
+    }
+
+    // What concerns nobody here wakes nobody: each notice would have come before the last one, which does.
+    let mut raw = sqlx::postgres::PgListener::connect(database.url().await.as_str()).await.unwrap();
+    raw.listen_all(["prover_worker_prove", "prover_worker_elsewhere"]).await.unwrap();
+    submitted(&silent).await;
+    let token = claim(&teller, id, LONG).await.unwrap().job.attempt;
+    teller.fail(id, token, &error(FailureClass::Device), Retry::After(LONG)).await.unwrap();
+    submitted(&elsewhere).await;
+    let first = timeout(HANG, raw.recv()).await.unwrap().unwrap();
+    assert_eq!(first.channel(), "prover_worker_elsewhere");
+    // A wait without a notice ends in time.
+    timeout(HANG, silent.changed(Duration::from_millis(1))).await.unwrap().unwrap();
+}
+
+/// Passes bytes on, and when armed loses the server's next answer and the connection with it.
+struct Cutter {
+    port: u16,
+    armed: Arc<AtomicBool>,
+}
+
+impl Cutter {
+    async fn new(to: &Url) -> Self {
+        let to = format!("{}:{}", to.host_str().unwrap(), to.port().unwrap_or(5432));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let armed = Arc::new(AtomicBool::new(false));
+        let flag = armed.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = tokio::net::TcpStream::connect(&to).await.unwrap();
+                tokio::spawn(pass(client, server, flag.clone()));
+            }
+        });
+        Self { port, armed }
+    }
+
+    /// Loses the answer to the next call.
+    fn arm(&self) {
+        self.armed.store(true, Ordering::SeqCst);
+    }
+
+    fn has_cut(&self) -> bool {
+        !self.armed.load(Ordering::SeqCst)
+    }
+}
+
+async fn pass(client: tokio::net::TcpStream, server: tokio::net::TcpStream, armed: Arc<AtomicBool>) {
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let up = tokio::spawn(async move { drop(tokio::io::copy(&mut from_client, &mut to_server).await) });
+    let mut buffer = vec![0; 1 << 16];
+    while let Ok(n @ 1..) = from_server.read(&mut buffer).await {
+        if armed.load(Ordering::SeqCst) {
+            // Only once it is complete: an answer that has ended has been committed.
+            let mut seen = buffer[..n].to_vec();
+            while !seen.ends_with(b"Z\0\0\0\x05I") {
+                let n = from_server.read(&mut buffer).await.unwrap();
+                assert_ne!(n, 0, "the server ends its answer");
+                seen.extend_from_slice(&buffer[..n]);
+            }
+            armed.store(false, Ordering::SeqCst);
+            break;
+        }
+        if to_client.write_all(&buffer[..n]).await.is_err() {
+            break;
+        }
+    }
+    up.abort();
+}
+
+/// Each change is made twice: once so that the statement is known to the connection, and once so that its answer, and
+/// not that of its preparation, is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_whose_answer_was_lost_are_recognised() {
+    let database = PostgresDatabase::new();
+    let direct = database.open().await;
+    let cutter = Cutter::new(&database.url().await).await;
+    let mut url = database.url().await;
+    url.set_host(Some("127.0.0.1")).unwrap();
+    url.set_port(Some(cutter.port)).unwrap();
+    let store = open(&url).await.unwrap();
+
+    let (a, b) = (claimed(&direct, LONG).await, claimed(&direct, LONG).await);
+    assert_eq!(store.finish(a.0, a.1, &result()).await.unwrap(), HELD);
+    cutter.arm();
+    assert_eq!(store.finish(b.0, b.1, &result()).await.unwrap(), HELD);
+    assert!(cutter.has_cut());
+    assert_eq!(store.finish(b.0, b.1, &result()).await.unwrap(), Held::Lost, "a second call, not a second try");
+
+    for retry in [Retry::Never, Retry::After(NONE), Retry::After(LONG)] {
+        let (a, b) = (claimed(&direct, LONG).await, claimed(&direct, LONG).await);
+        let why = error(FailureClass::Device);
+        assert_eq!(store.fail(a.0, a.1, &why, retry).await.unwrap(), HELD);
+        cutter.arm();
+        assert_eq!(store.fail(b.0, b.1, &why, retry).await.unwrap(), HELD);
+        assert!(cutter.has_cut());
+        let (a, b) = (job(&direct, a.0).await, job(&direct, b.0).await);
+        assert_eq!((a.state, a.tries, a.history.len()), (b.state, b.tries, b.history.len()));
+    }
+
+    for cancel in [false, true] {
+        let (a, b) = (claimed(&direct, LONG).await, claimed(&direct, LONG).await);
+        if cancel {
+            direct.cancel(a.0).await.unwrap();
+            direct.cancel(b.0).await.unwrap();
+        }
+        assert_eq!(store.release(a.0, a.1).await.unwrap(), Held::Yes { cancel });
+        cutter.arm();
+        assert_eq!(store.release(b.0, b.1).await.unwrap(), Held::Yes { cancel });
+        assert!(cutter.has_cut());
+    }
+
+    let (a, b) = (claimed(&direct, LONG).await, claimed(&direct, LONG).await);
+    for id in [a.0, b.0] {
+        direct.cancel(id).await.unwrap();
+    }
+    assert_eq!(store.confirm_cancel(a.0, a.1).await.unwrap(), HELD_AND_CANCELLED);
+    cutter.arm();
+    assert_eq!(store.confirm_cancel(b.0, b.1).await.unwrap(), HELD_AND_CANCELLED);
+    assert!(cutter.has_cut());
+
+    store.submit(&new_job("c"), plain(INPUT)).await.unwrap();
+    cutter.arm();
+    let new = new_job("c");
+    let again = store.submit(&new, plain(INPUT)).await.unwrap();
+    assert!(cutter.has_cut() && matches!(again, Submitted::Existing(_)), "{again:?}");
+
+    // A claim that was lost is an error, and the job comes back when its lease has lapsed.
+    let id = submitted(&direct).await;
+    assert!(claim(&store, id, LONG).await.is_some());
+    cutter.arm();
+    let lost = store.claim(new.id, &worker(1), NONE).await;
+    assert!(matches!(lost, Err(StoreError::Database(_))), "{lost:?}");
+    assert!(due_ids(&direct).await.contains(&new.id));
+    assert_eq!(claim(&store, new.id, LONG).await.unwrap().job.tries.lost, 1);
+}
+
+/// A server of the test's own, over a Unix socket.
+struct Cluster {
+    folder: tempfile::TempDir,
+    bin: PathBuf,
+    user: Option<u32>,
+}
+
+impl Cluster {
+    fn start() -> Self {
+        use std::os::unix::fs::{PermissionsExt, chown};
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let id = |args: &[&str]| {
+            let out = Command::new("id").args(args).output().unwrap();
+            String::from_utf8(out.stdout).unwrap().trim().parse::<u32>().unwrap()
+        };
+        // Postgres does not run as root.
+        let user = (id(&["-u"]) == 0).then(|| id(&["-u", "postgres"]));
+        if let Some(user) = user {
+            chown(folder.path(), Some(user), None).unwrap();
+        }
+        let cluster = Self { folder, bin: binaries(), user };
+        let data = cluster.data();
+        cluster
+            .run("initdb", &["-D", &data, "-A", "trust", "-U", "postgres", "--no-sync", "--no-locale", "-E", "UTF8"]);
+        cluster.up();
+        cluster
+    }
+
+    fn data(&self) -> String {
+        self.folder.path().join("data").display().to_string()
+    }
+
+    fn run(&self, program: &str, args: &[&str]) {
+        use std::os::unix::process::CommandExt;
+        let mut command = Command::new(self.bin.join(program));
+        // To a file, since the server keeps what it inherits open.
+        let log = std::fs::File::create(self.folder.path().join("out")).unwrap();
+        command.args(args).current_dir(self.folder.path()).stdout(log.try_clone().unwrap()).stderr(log);
+        if let Some(user) = self.user {
+            command.uid(user);
+        }
+        let status = command.status().unwrap();
+        let said = std::fs::read_to_string(self.folder.path().join("out")).unwrap();
+        assert!(status.success(), "{program} {args:?}: {said}");
+    }
+
+    fn up(&self) {
+        let socket = self.folder.path().display();
+        let options = format!("-c listen_addresses='' -c unix_socket_directories='{socket}' -c fsync=off");
+        let log = self.folder.path().join("log").display().to_string();
+        self.run("pg_ctl", &["-D", &self.data(), "-w", "-t", "60", "-l", &log, "-o", &options, "start"]);
+    }
+
+    fn down(&self) {
+        self.run("pg_ctl", &["-D", &self.data(), "-w", "-t", "60", "-m", "immediate", "stop"]);
+    }
+
+    fn url(&self) -> Url {
+        format!("postgres://postgres@/postgres?host={}", self.folder.path().display()).parse().unwrap()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if Path::new(&self.data()).join("postmaster.pid").exists() {
+            self.down();
+        }
+    }
+}
+
+/// Where the server's programs are.
+fn binaries() -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+    let mut found: Vec<PathBuf> = versions.map(|v| v.unwrap().path().join("bin")).collect();
+    if let Ok(out) = Command::new("pg_config").arg("--bindir").output() {
+        found.push(PathBuf::from(String::from_utf8(out.stdout).unwrap().trim()));
+    }
+    found.retain(|f| f.join("pg_ctl").exists());
+    found.sort();
+    found.pop().expect("the programs of a Postgres server (initdb, pg_ctl) are installed")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_restarts_is_survived() {
+    let cluster = Cluster::start();
+    let store = Arc::new(open(&cluster.url()).await.unwrap());
+    let (id, attempt) = claimed(&*store, LONG).await;
+    store.changed(Duration::from_secs(5)).await.unwrap();
+
+    // Calls go on all the while. None hangs, and a claim that was answered is there afterwards.
+    let going = Arc::new(AtomicBool::new(true));
+    let mut callers = JoinSet::new();
+    for n in 0..8 {
+        let (store, going) = (store.clone(), going.clone());
+        callers.spawn(async move {
+            let mut claims = Vec::new();
+            while going.load(Ordering::SeqCst) {
+                let new = new_job("c");
+                let called = timeout(HANG, async {
+                    store.submit(&new, plain(INPUT)).await?;
+                    store.claim(new.id, &worker(n), LONG).await
+                });
+                if let Ok(Some(claim)) = called.await.expect("a call ends") {
+                    claims.push((claim.job.id, claim.job.attempt));
+                }
+            }
+            claims
+        });
+    }
+    for _ in 0..2 {
+        cluster.down();
+        let down = timeout(HANG, store.job(id)).await.expect("a call ends");
+        assert!(matches!(down, Err(StoreError::Database(_))), "{down:?}");
+        cluster.up();
+        store.job(id).await.unwrap();
+    }
+    going.store(false, Ordering::SeqCst);
+    let claims = callers.join_all().await.concat();
+    assert!(!claims.is_empty());
+    for (id, attempt) in claims {
+        assert_eq!(store.finish(id, attempt, &result()).await.unwrap(), HELD);
+    }
+    assert_eq!(store.finish(id, attempt, &result()).await.unwrap(), HELD);
+
+    // It listens again: the wait ends by a notice, since it would not by itself.
+    let listens = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'";
+    until(|| async {
+        let mut c = PgConnection::connect(cluster.url().as_str()).await.unwrap();
+        let row = sqlx::query(listens).fetch_one(&mut c).await.unwrap();
+        row.get::<i64, _>(0) == 1
+    })
+    .await;
+    let waiting = tokio::spawn({
+        let store = store.clone();
+        async move { timeout(HANG, store.changed(2 * HANG)).await.expect("woken").unwrap() }
+    });
+    store.submit(&new_job("c"), plain(INPUT)).await.unwrap();
+    waiting.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_fall_silent_are_replaced() {
+    let cluster = Cluster::start();
+    let store = open(&cluster.url()).await.unwrap();
+    let id = submitted(&store).await;
+    let mut c = PgConnection::connect(cluster.url().as_str()).await.unwrap();
+    // More often than there are places for connections.
+    for round in 0..3 {
+        store.job(id).await.unwrap();
+        let ours = "SELECT pid FROM pg_stat_activity WHERE application_name = 'prover-worker'";
+        let pids: Vec<i32> = sqlx::query(ours).fetch_all(&mut c).await.unwrap().iter().map(|r| r.get(0)).collect();
+        let signal = |name: &str| {
+            let mut kill = Command::new("kill");
+            assert!(kill.arg(name).args(pids.iter().map(i32::to_string)).status().unwrap().success());
+        };
+        assert!(!pids.is_empty());
+        signal("-STOP");
+        // It fails or finds a living connection, within a bound; the next one is served.
+        let _ = timeout(HANG, store.job(id)).await.expect("a call ends");
+        timeout(HANG, store.job(id)).await.expect("a call ends").unwrap_or_else(|e| panic!("{round}: {e}"));
+        signal("-KILL");
+        // Postgres takes a killed process for a crash: it ends all others, this one's too, and starts anew.
+        while sqlx::query("SELECT 1").fetch_all(&mut c).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        until(|| async { PgConnection::connect(cluster.url().as_str()).await.is_ok() }).await;
+        c = PgConnection::connect(cluster.url().as_str()).await.unwrap();
+    }
+}
+
+/// Jobs that have ended, `n` of them, with proofs of a usual size, and 200 queued ones; a few of each other state.
+async fn filled(n: u32) -> PostgresDatabase {
+    let database = PostgresDatabase::new();
+    let store = database.open().await;
+    store.put_circuit(&circuit("c", 1)).await.unwrap();
+    database
+        .execute(&format!(
+            "SET synchronous_commit = off;
+             INSERT INTO jobs (id, queue, circuit, zkey, body, priority, state, progress, attempt, worker, result,
+                               error_class, error_message, created_at, run_at, started_at, finished_at)
+             SELECT gen_random_uuid(), 'prove', 'c', decode(repeat('01', 32), 'hex'),
+                    decode(repeat('02', 32), 'hex'), 0, s, 1, 1, 'worker-1',
+                    CASE WHEN s = 'done' THEN '{{\"proof_json\":\"' || repeat('7', 900) || '\",\"public_json\":\"[]\",' ||
+                    '\"device\":\"cpu\",\"times\":{{\"load_ms\":1,\"witness_ms\":1,\"prove_ms\":1,\"verify_ms\":1}}}}' END,
+                    CASE WHEN s = 'failed' THEN 'device' END, CASE WHEN s = 'failed' THEN 'made up' END,
+                    n, n, n, n
+             FROM (SELECT n, CASE WHEN n % 1000 = 0 THEN 'failed' ELSE 'done' END AS s
+                   FROM generate_series(1, {n}) AS n) AS n;
+             ANALYZE jobs"
+        ))
+        .await;
+    for _ in 0..200 {
+        store.submit(&new_job("c"), plain(INPUT)).await.unwrap();
+    }
+    database
+}
+
+#[tokio::test]
+async fn looks_go_by_their_indexes() {
+    let database = filled(50_000).await;
+    let store = database.open().await;
+    let plans = store.plans().await.unwrap();
+    let plan = |name: &str| &plans.iter().find(|(n, _)| *n == name).unwrap().1;
+    for (name, plan) in &plans {
+        assert!(!plan.contains("Seq Scan on jobs"), "{name}: {plan}");
+        assert!(!plan.contains("Seq Scan on job_inputs"), "{name}: {plan}");
+    }
+    for (name, index) in [
+        ("claim", "jobs_pkey"),
+        ("claim", "job_inputs_pkey"),
+        ("heartbeat", "jobs_pkey"),
+        ("finish", "jobs_pkey"),
+        ("fail", "jobs_pkey"),
+        ("status", "jobs_pkey"),
+        ("same jobs", "jobs_pkey"),
+        ("same jobs", "jobs_by_key"),
+        ("due", "jobs_queued"),
+        ("due", "jobs_running"),
+        ("load", "jobs_queued"),
+        ("load", "jobs_ended"),
+        ("expire", "jobs_expiring"),
+        ("end inputs", "job_inputs_expiring"),
+        ("purge", "jobs_ended"),
+        ("unfinished", "jobs_unfinished"),
+        ("content in use", "jobs_unfinished"),
+        ("list", "jobs_in_order"),
+        ("list failed", "jobs_put_aside"),
+        ("list of circuit", "jobs_by_circuit"),
+    ] {
+        assert!(plan(name).contains(&format!("using {index}")), "expected {index} for {name}: {}", plan(name));
+    }
+}
+
+/// The median of what `n` calls take, and the longest.
+async fn measured<F: Future>(n: usize, mut call: impl FnMut(usize) -> F) -> (Duration, Duration) {
+    let mut times = Vec::new();
+    for k in 0..n {
+        let began = Instant::now();
+        call(k).await;
+        times.push(began.elapsed());
+    }
+    times.sort();
+    (times[n / 2], times[n - 1])
+}
+
+/// Figures for docs/postgres.md.
+#[tokio::test]
+#[ignore = "takes a minute or two; prints figures"]
+async fn a_million_ended_jobs_slow_nothing_down() {
+    let began = Instant::now();
+    let database = filled(1_000_000).await;
+    println!("1,000,000 ended jobs written in {:.0?}", began.elapsed());
+    let store = database.open().await;
+    let due = due_ids(&store).await;
+    assert_eq!(due.len(), 200);
+    let all = store.jobs(JobFilter { limit: 10_000, ..JobFilter::default() }).await.unwrap();
+
+    let claims = measured(200, |n| claim(&store, due[n], LONG)).await;
+    let statuses = measured(1000, |n| job(&store, all[n * 7 % all.len()].id)).await;
+    for _ in 0..200 {
+        store.submit(&new_job("c"), plain(INPUT)).await.unwrap();
+    }
+    let dues = measured(200, |_| store.due(100)).await;
+    let loads = measured(200, |_| store.load()).await;
+    let counts = measured(3, |_| store.counts()).await;
+    let lists = measured(200, |_| store.jobs(JobFilter { limit: 100, ..JobFilter::default() })).await;
+    for (name, (median, longest)) in [
+        ("claim", claims),
+        ("status", statuses),
+        ("due", dues),
+        ("load", loads),
+        ("counts", counts),
+        ("list of 100", lists),
+    ] {
+        println!("{name}: median {median:.2?}, longest {longest:.2?}");
+    }
+    for (name, plan) in store.plans().await.unwrap() {
+        println!("\n{name}\n{plan}");
+    }
+    assert!(claims.0 < Duration::from_millis(5) && statuses.0 < Duration::from_millis(5));
+    assert!(dues.0 < Duration::from_millis(20) && loads.0 < Duration::from_millis(20));
+}
+
+/// Jobs a second through submit, claim and finish, by 64 callers at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "prints figures"]
+async fn two_thousand_jobs_a_second_go_through() {
+    const CALLERS: usize = 64;
+    const EACH: usize = 200;
+    let database = PostgresDatabase::new();
+    let store = Arc::new(database.open().await);
+    store.put_circuit(&circuit("c", 1)).await.unwrap();
+    let began = Instant::now();
+    let mut callers = JoinSet::new();
+    for n in 0..CALLERS {
+        let store = store.clone();
+        callers.spawn(async move {
+            let mut proof = result();
+            proof.proof_json = "7".repeat(900);
+            for _ in 0..EACH {
+                let new = new_job("c");
+                store.submit(&new, plain(INPUT)).await.unwrap();
+                let claim = store.claim(new.id, &worker(n), LONG).await.unwrap().unwrap();
+                assert_eq!(store.finish(new.id, claim.job.attempt, &proof).await.unwrap(), HELD);
+            }
+        });
+    }
+    callers.join_all().await;
+    let rate = (CALLERS * EACH) as f64 / began.elapsed().as_secs_f64();
+    println!("{rate:.0} jobs a second");
+    assert_eq!(store.counts().await.unwrap().done, (CALLERS * EACH) as u64);
+}
