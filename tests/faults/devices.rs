@@ -145,7 +145,15 @@ impl Site {
         let gpu = Gpu::new();
         let devices: Vec<Arc<dyn Backend>> = vec![Arc::new(gpu.clone()), gpu.cpu.clone()];
         let (store_of_worker, service_of_worker) = (store.clone(), service.clone());
-        let rooms = Rooms { store: store_of_worker, heartbeat, queue, artifacts, registry, service: service_of_worker, keyring };
+        let rooms = Rooms {
+            store: store_of_worker,
+            heartbeat,
+            queue,
+            artifacts,
+            registry,
+            service: service_of_worker,
+            keyring,
+        };
         let worker = Worker::start(rooms, devices, chosen).await.unwrap();
         Self { _dir: dir, service, worker, gpu, verifier: Verifier::new(&key.header.vk), store }
     }

@@ -26,7 +26,9 @@ impl TinyDisk {
         if mounted {
             eprintln!("the full disk: a tmpfs of {SIZE} bytes");
         } else {
-            eprintln!("!! NO FULL DISK: this test may not mount one; a file in place of the folder of proofs stands in");
+            eprintln!(
+                "!! NO FULL DISK: this test may not mount one; a file in place of the folder of proofs stands in"
+            );
         }
         for folder in ["zkeys", "wasms", "proofs"] {
             fs::create_dir(dir.join(folder)).unwrap();

@@ -29,7 +29,11 @@ fn bad_messages_are_rejected_or_set_aside() {
         (unknown, format!(r#"{{"id": "{unknown}", "circuit": "nothing", "input": {{{secret}}}}}"#), "nothing"),
         (wrong_type, format!(r#"{{"id": "{wrong_type}", "circuit": 7, "input": {{{secret}}}}}"#), "circuit"),
         (no_input, format!(r#"{{"id": "{no_input}", "circuit": "multiplier"}}"#), "input"),
-        (misspelt, format!(r#"{{"id": "{misspelt}", "circuit": "multiplier", "input": {{{secret}}}, "priorty": 1}}"#), "priority"),
+        (
+            misspelt,
+            format!(r#"{{"id": "{misspelt}", "circuit": "multiplier", "input": {{{secret}}}, "priorty": 1}}"#),
+            "priority",
+        ),
         (no_name, format!(r#"{{"id": "{no_name}", "circuit": "../../etc", "input": {{{secret}}}}}"#), "circuit"),
         (witness, format!(r#"{{"id": "{witness}", "circuit": "multiplier", "input": [3, 1, 4]}}"#), ""),
     ];
@@ -77,7 +81,11 @@ fn bad_messages_are_rejected_or_set_aside() {
     fleet.assert_proved(&fleet.end(good), 42);
     fleet.assert_proved(&fleet.end(first), 6);
 
-    for (id, _, why) in rejected.iter().map(|(id, body, why)| (*id, body, *why)).chain([(large, &String::new(), "PROVER_MAX_INPUT_BYTES")]) {
+    for (id, _, why) in rejected.iter().map(|(id, body, why)| (*id, body, *why)).chain([(
+        large,
+        &String::new(),
+        "PROVER_MAX_INPUT_BYTES",
+    )]) {
         recorded(id);
         let job = fleet.end(id);
         let error = job.error.as_ref().unwrap();

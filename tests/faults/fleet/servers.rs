@@ -90,7 +90,10 @@ impl Postgres {
             folders.push(version.path().join("bin"));
         }
         let has = |dir: &PathBuf| ["initdb", "postgres", "pg_isready"].iter().all(|p| dir.join(p).exists());
-        folders.into_iter().find(has).expect("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
+        folders
+            .into_iter()
+            .find(has)
+            .expect("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
     }
 
     fn data(&self) -> PathBuf {

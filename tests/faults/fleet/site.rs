@@ -83,7 +83,15 @@ impl Fleet {
         let logs = Mutex::default();
         let fleet = Self { through, direct, runtime, doors, postgres, redis, verifier, env, logs, dir };
         let wasm = circuits().join("multiplier.wasm");
-        fleet.json(&["circuits", "add", "multiplier", "--zkey", key.to_str().unwrap(), "--wasm", wasm.to_str().unwrap()]);
+        fleet.json(&[
+            "circuits",
+            "add",
+            "multiplier",
+            "--zkey",
+            key.to_str().unwrap(),
+            "--wasm",
+            wasm.to_str().unwrap(),
+        ]);
         fleet
     }
 
@@ -116,7 +124,9 @@ impl Fleet {
     /// The program as worker `n` of the fleet.
     pub fn command(&self, n: usize, args: &[&str]) -> Command {
         let mut command = program(args);
-        command.envs(self.env.iter().map(|(n, v)| (n, v))).env("PROVER_DATA_DIR", self.dir.path().join(format!("worker-{n}")));
+        command
+            .envs(self.env.iter().map(|(n, v)| (n, v)))
+            .env("PROVER_DATA_DIR", self.dir.path().join(format!("worker-{n}")));
         command
     }
 
@@ -205,9 +215,14 @@ impl Fleet {
         let begun = std::time::Instant::now();
         loop {
             left.clear();
-            for (key, length) in [(QUEUE.to_owned(), "XLEN"), (format!("{QUEUE}:high"), "XLEN"), (format!("{QUEUE}:low"), "XLEN"),
-                (format!("{QUEUE}:inbox"), "LLEN"), (format!("{QUEUE}:delayed"), "ZCARD"), (format!("{QUEUE}:ids"), "HLEN")]
-            {
+            for (key, length) in [
+                (QUEUE.to_owned(), "XLEN"),
+                (format!("{QUEUE}:high"), "XLEN"),
+                (format!("{QUEUE}:low"), "XLEN"),
+                (format!("{QUEUE}:inbox"), "LLEN"),
+                (format!("{QUEUE}:delayed"), "ZCARD"),
+                (format!("{QUEUE}:ids"), "HLEN"),
+            ] {
                 let n: u64 = self.redis(redis::cmd(length).arg(&key));
                 left.push((key, n));
             }

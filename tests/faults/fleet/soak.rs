@@ -19,13 +19,13 @@ use super::disk::TinyDisk;
 use super::jobs::{Feed, Planned, offer_again};
 use super::schedule::{Door, Event, ROUND, TINY, WORKERS, round};
 use super::servers::Postgres;
-use super::site::{Fleet, try_redis};
+use super::site::Fleet;
 use crate::harness::{HANG, Server};
 
 /// Leases of the workers.
 const LEASE: Duration = Duration::from_secs(2);
 /// Rounds where no time is asked for.
-const ROUNDS: u64 = 2;
+const ROUNDS: u64 = 3;
 /// Jobs on top while a worker still waits for the one that is to kill or stop it.
 const MORE: u64 = 20;
 /// How often the conductor looks.
@@ -95,9 +95,15 @@ enum Stand {
     /// It is to stop itself.
     Freezes,
     /// It stands still; whether by itself, as it would again.
-    Frozen { since: Instant, by_itself: bool },
+    Frozen {
+        since: Instant,
+        by_itself: bool,
+    },
     /// It was told to end, by SIGTERM or by SIGKILL, and is to be started anew with these arguments.
-    Leaves { killed: bool, then: Vec<String> },
+    Leaves {
+        killed: bool,
+        then: Vec<String>,
+    },
 }
 
 struct Worker {
@@ -310,10 +316,11 @@ impl Conductor {
     /// Waits until a worker has been through what was meant for it. That takes jobs, and there are more as it needs them.
     fn ready(&mut self, n: usize) {
         self.wait(|c| {
-            if c.feed.allowed.load(Ordering::SeqCst) < c.ended() + MORE {
+            let ready = c.workers[n].stand == Stand::Well && c.workers[n].started();
+            if !ready && c.feed.allowed.load(Ordering::SeqCst) < c.ended() + MORE {
                 c.feed.allowed.fetch_add(MORE, Ordering::SeqCst);
             }
-            c.workers[n].stand == Stand::Well && c.workers[n].started()
+            ready
         });
     }
 
@@ -345,10 +352,9 @@ impl Conductor {
             Event::Drain { worker } => self.leave(worker, false, &[]),
             Event::Flush => {
                 // It may be away.
-                let (flush, port) = (redis::cmd("FLUSHALL"), self.fleet.redis.port);
-                if self.fleet.block(try_redis::<String>(port, &flush)).is_ok() {
-                    self.count("FLUSHALL");
-                }
+                self.wait(|c| !c.undo.iter().any(|(_, what)| matches!(what, Undo::StartRedis)));
+                self.fleet.redis::<String>(&redis::cmd("FLUSHALL"));
+                self.count("FLUSHALL");
             }
             Event::RedisGone { jobs } => {
                 self.fleet.redis.kill();
@@ -356,6 +362,7 @@ impl Conductor {
                 self.count("Redis killed");
             }
             Event::PostgresCrash { ms } => {
+                self.wait(|c| !c.undo.iter().any(|(_, what)| matches!(what, Undo::StartPostgres)));
                 self.fleet.postgres.crash();
                 self.undo.push((after(ms), Undo::StartPostgres));
                 self.count("PostgreSQL stopped at once");
@@ -391,7 +398,8 @@ impl Conductor {
     }
 
     fn describe(&self) -> String {
-        let stands: Vec<String> = self.workers.iter().map(|w| format!("{:?} started={}", w.stand, w.started())).collect();
+        let stands: Vec<String> =
+            self.workers.iter().map(|w| format!("{:?} started={}", w.stand, w.started())).collect();
         let watch = self.watch.lock().unwrap();
         let seen = watch.at.map(|at| at.elapsed());
         let jobs = async {
@@ -521,7 +529,9 @@ impl Ended {
         assert_eq!(jobs.len() as u64, total, "as many jobs as were submitted");
         let by_name: HashMap<String, &Job> = jobs
             .iter()
-            .flat_map(|job| [Some(job.id.to_string()), job.idempotency_key.clone()].into_iter().flatten().map(move |n| (n, job)))
+            .flat_map(|job| {
+                [Some(job.id.to_string()), job.idempotency_key.clone()].into_iter().flatten().map(move |n| (n, job))
+            })
             .collect();
         for number in 0..total {
             let planned = Planned::new(seed, number);
