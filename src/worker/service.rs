@@ -114,15 +114,7 @@ impl JobService {
         let input = check_input(circuit, input).await?;
         let id = JobId::new();
         let body = body_hash(id, &name, idempotency_key.as_deref(), &input);
-        let new = NewJob {
-            id,
-            circuit: name,
-            idempotency_key,
-            body,
-            former_bodies: Vec::new(),
-            priority,
-            start_within: None,
-        };
+        let new = NewJob { id, circuit: name, idempotency_key, body, former_bodies: Vec::new(), priority, start_within: None };
         let submitted = self.store.submit(&new, crate::store::Input { bytes: &input, key: "" }).await?;
         if let (Submitted::Created(job), Some(queue)) = (&submitted, &self.queue)
             && let Err(error) = queue.push(&[(job.id, job.priority)]).await
