@@ -122,12 +122,7 @@ async fn rooms(config: &Config, report: &mut Report) {
     };
     let found = format!(
         "{}: {} queued, {} running, {} done, {} failed, {} cancelled",
-        config.database,
-        counts.queued,
-        counts.running,
-        counts.done,
-        counts.failed,
-        counts.cancelled
+        config.database, counts.queued, counts.running, counts.done, counts.failed, counts.cancelled
     );
     report.note("store", Verdict::Ok, found);
     match workspace.store().inputs_held().await {

@@ -13,8 +13,8 @@ pub use circuit::{Circuit, CircuitName, InvalidName};
 pub use curve::{FQ_MODULUS_DEC, FR_MODULUS_DEC, Fq, Fq2, Fr, G1, G1Affine, G2, G2Affine};
 pub use hash::ContentHash;
 pub use job::{
-    Attempt, FailedAttempt, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Priority, Stage, StageTimes, Tries,
-    WorkerId,
+    Attempt, FailedAttempt, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Priority, Stage,
+    StageTimes, Tries, WorkerId,
 };
 pub use key::{CoefficientEntry, KeyHeader, KeySections, ProvingKey, g1_raw, g2_raw};
 pub(crate) use key::{ENTRY_BYTES, G1_BYTES, G2_BYTES, entry, limbs};

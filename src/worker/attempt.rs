@@ -59,12 +59,7 @@ pub(super) async fn run(ctx: &Context, device: &Arc<Device>, claim: Claim) {
     conclude(ctx, &job, outcome, &stop, started).await;
 }
 
-async fn unseal(
-    ctx: &Context,
-    job: &Job,
-    key: String,
-    input: Zeroizing<Vec<u8>>,
-) -> Result<Zeroizing<Vec<u8>>, Ended> {
+async fn unseal(ctx: &Context, job: &Job, key: String, input: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, Ended> {
     if input.len() < LARGE {
         return Ok(ctx.keyring.open(job.id, &key, input)?);
     }
