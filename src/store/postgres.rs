@@ -229,7 +229,11 @@ impl PostgresStore {
             let parameters = (1..).take_while(|n| sql.contains(&format!("${n}"))).count();
             let prepare = format!("PREPARE watched AS {sql}");
             sqlx::raw_sql(sqlx::AssertSqlSafe(prepare)).execute(&mut taken.connection).await?;
-            let explain = format!("EXPLAIN (COSTS OFF) EXECUTE watched ({})", vec!["NULL"; parameters].join(", "));
+            let values = match parameters {
+                0 => String::new(),
+                n => format!(" ({})", vec!["NULL"; n].join(", ")),
+            };
+            let explain = format!("EXPLAIN (COSTS OFF) EXECUTE watched{values}");
             let lines = sqlx::raw_sql(sqlx::AssertSqlSafe(explain)).fetch_all(&mut taken.connection).await?;
             let lines: Vec<String> =
                 lines.iter().filter_map(|r| r.text("QUERY PLAN").transpose()).collect::<Result<_, _>>()?;
