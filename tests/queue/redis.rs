@@ -574,7 +574,8 @@ async fn a_message_of_100_mb_is_cut_and_never_sent_whole() {
     let server = Private::start(&[]).await;
     let queue = server.open("prove").await;
     let big = "redis.call('SETRANGE', 'big', 99999999, 'x') local s = redis.call('GET', 'big') \
-               if ARGV[1] == 'l' then redis.call('LPUSH', KEYS[2], s) else redis.call('XADD', KEYS[1], '*', 'job', s) end";
+               if ARGV[1] == 'l' then redis.call('LPUSH', KEYS[2], s) \
+               else redis.call('XADD', KEYS[1], '*', 'job', s) end";
     let odd = "redis.call('XADD', KEYS[1], '*', 'blob', redis.call('GET', 'big'))";
     let before = peak_memory();
     for how in ["x", "l"] {
