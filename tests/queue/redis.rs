@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use prover_worker::model::{JobId, Priority};
@@ -574,7 +574,8 @@ async fn a_message_of_100_mb_is_cut_and_never_sent_whole() {
     let server = Private::start(&[]).await;
     let queue = server.open("prove").await;
     let big = "redis.call('SETRANGE', 'big', 99999999, 'x') local s = redis.call('GET', 'big') \
-               if ARGV[1] == 'l' then redis.call('LPUSH', KEYS[2], s) else redis.call('XADD', KEYS[1], '*', 'job', s) end";
+               if ARGV[1] == 'l' then redis.call('LPUSH', KEYS[2], s) \
+               else redis.call('XADD', KEYS[1], '*', 'job', s) end";
     let odd = "redis.call('XADD', KEYS[1], '*', 'blob', redis.call('GET', 'big'))";
     let before = peak_memory();
     for how in ["x", "l"] {
@@ -654,6 +655,50 @@ async fn an_acl_user_needs_no_more_than_the_queues_own_keys() {
         assert!(!text.contains(password) && !text.contains(&encoded) && !text.contains("p@ss"), "{text}");
         assert!(text.contains("127.0.0.1"), "{text}");
     }
+}
+
+/// Where the log of one test goes.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    fn take(&self) -> String {
+        String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_drops_keys_when_full_is_warned_of() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let server = Private::start(&["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]).await;
+    let queue = server.open("prove").await;
+    push(&queue, JobId::new(), 0).await;
+    let said = log.take();
+    assert!(said.contains("WARN") && said.contains("allkeys-lru"), "{said}");
+
+    // Where the settings are not to be asked for, INFO tells.
+    server.run(&["ACL", "SETUSER", "default", "-config"]).await;
+    server.open("prove").await;
+    let said = log.take();
+    assert!(said.contains("allkeys-lru"), "{said}");
+
+    let server = Private::start(&["--maxmemory", "0", "--maxmemory-policy", "allkeys-lru"]).await;
+    server.open("prove").await;
+    assert_eq!(log.take(), "");
 }
 
 #[tokio::test]
