@@ -35,3 +35,9 @@ image tag="prover-worker:cpu":
 # Container image with the CUDA runtime.
 image-cuda tag="prover-worker:cuda":
     docker build -f Dockerfile.cuda -t {{tag}} .
+
+# Faults on a fleet for as long as you like (an hour unless FAULT_SECONDS says otherwise): workers killed and frozen,
+# servers wiped, stopped and cut off. FAULT_SEED decides what happens.
+soak:
+    FAULT_SECONDS="${FAULT_SECONDS:-3600}" cargo test --release --test faults -- --exact --nocapture \
+        fleet::soak::nothing_is_lost_and_nothing_is_done_twice

@@ -6,7 +6,7 @@ use prover_worker::worker::retry::LOST_WORKERS;
 
 use crate::harness::{Site, until};
 
-const SHORT_LEASE: [(&str, &str); 1] = [("PROVER_LEASE_SECS", "1")];
+const SHORT_LEASE: [(&str, &str); 2] = [("PROVER_LEASE_SECS", "1"), ("PROVER_KEEP_FAILED_INPUT_SECS", "0")];
 
 /// Killed at `point`, then restarted: the job ends once. `attempts` claims in all, `lost` of them lapsed.
 fn killed_at(point: &str, attempts: u64, lost: u64) {
@@ -74,6 +74,6 @@ fn a_poison_job_is_put_aside() {
     assert_eq!(job["error"]["class"], "lost_worker");
     let message = job["error"]["message"].as_str().unwrap();
     assert!(message.contains(&format!("{LOST_WORKERS} workers died")), "{message}");
-    assert_eq!(site.inputs_held(), 0);
+    until("its input to go", || (site.inputs_held() == 0).then_some(()));
     survivor.terminate();
 }

@@ -19,9 +19,10 @@ use prover_worker::groth16::{Verifier, setup};
 use prover_worker::model::{FailureClass, G1, Job, JobId, JobState, Priority, ProvingKey, StopToken, Witness};
 use prover_worker::queue::MemoryQueue;
 use prover_worker::registry::{Registry, RegistryLimits};
+use prover_worker::seal::Keyring;
 use prover_worker::store::{SqliteStore, Store, StoreSettings};
 use prover_worker::witness::ModuleCache;
-use prover_worker::worker::{JobService, Options, Rooms, SubmitRequest, Worker};
+use prover_worker::worker::{JobService, Options, Rooms, ServiceOptions, SubmitRequest, Worker};
 use zeroize::Zeroizing;
 
 use crate::harness::HANG;
@@ -135,13 +136,24 @@ impl Site {
         registry.add("multiplier".parse().unwrap(), &file, None, Arc::new(|_, _| {})).await.unwrap();
 
         let queue = Arc::new(MemoryQueue::new());
-        let service = JobService::new(store.clone(), Some(queue.clone()), artifacts.clone(), 1 << 20);
+        let keyring = Arc::new(Keyring::none());
+        let treatment = ServiceOptions { max_input: 1 << 20, start_within: None, keyring: keyring.clone() };
+        let service = JobService::new(store.clone(), Some(queue.clone()), artifacts.clone(), treatment);
         let config = Config::from_lookup(|n| (n == "PROVER_DATA_DIR").then(|| "unused".to_owned())).unwrap();
         let mut chosen = Options::from(&config);
         options(&mut chosen);
         let gpu = Gpu::new();
         let devices: Vec<Arc<dyn Backend>> = vec![Arc::new(gpu.clone()), gpu.cpu.clone()];
-        let rooms = Rooms { store: store.clone(), heartbeat, queue, artifacts, registry };
+        let (store_of_worker, service_of_worker) = (store.clone(), service.clone());
+        let rooms = Rooms {
+            store: store_of_worker,
+            heartbeat,
+            queue,
+            artifacts,
+            registry,
+            service: service_of_worker,
+            keyring,
+        };
         let worker = Worker::start(rooms, devices, chosen).await.unwrap();
         Self { _dir: dir, service, worker, gpu, verifier: Verifier::new(&key.header.vk), store }
     }
@@ -149,7 +161,7 @@ impl Site {
     async fn submit(&self, input: Vec<u8>) -> JobId {
         let circuit = "multiplier".parse().unwrap();
         let input = Zeroizing::new(input);
-        let request = SubmitRequest { circuit, input, idempotency_key: None, priority: Priority(0) };
+        let request = SubmitRequest { id: None, circuit, input, idempotency_key: None, priority: Priority(0) };
         self.service.submit(request).await.unwrap().job().id
     }
 

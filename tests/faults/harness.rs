@@ -32,19 +32,43 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// The program with nothing of this environment in it, and with no fixed port.
+pub fn program(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_prover-worker"));
+    for (name, _) in std::env::vars_os() {
+        let known = prover_worker::config::CATALOGUE.iter().any(|v| name.to_str() == Some(v.name));
+        if known {
+            command.env_remove(name);
+        }
+    }
+    command.args(args).env("METRICS_PORT", "0").env("METRICS_ADDR", "127.0.0.1").env("PROVER_API_ADDR", "off");
+    command.env("LOG_FORMAT", "json").stdin(Stdio::null());
+    command
+}
+
+/// A key for the circuit `multiplier` (c = a·b), in a file there, and what verifies its proofs.
+pub fn multiplier_key(dir: &Path) -> (PathBuf, Verifier) {
+    let circuit = r1cs::parse(&fs::read(circuits().join("multiplier.r1cs")).unwrap()).unwrap();
+    let key = setup::generate(&circuit, &|_| {}).unwrap();
+    let file = dir.join("multiplier.zkey");
+    let mut bytes = Vec::new();
+    zkey::write(&key, &mut bytes).unwrap();
+    fs::write(&file, bytes).unwrap();
+    (file, Verifier::new(&key.header.vk))
+}
+
+/// The project's own circuits.
+pub fn circuits() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits")
+}
+
 impl Site {
     /// Registers the circuit `multiplier` (c = a·b) with a fresh key.
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let circuits = Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits");
-        let circuit = r1cs::parse(&fs::read(circuits.join("multiplier.r1cs")).unwrap()).unwrap();
-        let key = setup::generate(&circuit, &|_| {}).unwrap();
-        let file = dir.path().join("multiplier.zkey");
-        let mut bytes = Vec::new();
-        zkey::write(&key, &mut bytes).unwrap();
-        fs::write(&file, bytes).unwrap();
-        let site = Self { dir, verifier: Verifier::new(&key.header.vk) };
-        let (zkey, wasm) = (file.to_str().unwrap(), circuits.join("multiplier.wasm"));
+        let (file, verifier) = multiplier_key(dir.path());
+        let site = Self { dir, verifier };
+        let (zkey, wasm) = (file.to_str().unwrap(), circuits().join("multiplier.wasm"));
         site.json(&["circuits", "add", "multiplier", "--zkey", zkey, "--wasm", wasm.to_str().unwrap()]);
         site
     }
@@ -54,15 +78,8 @@ impl Site {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_prover-worker"));
-        for (name, _) in std::env::vars_os() {
-            let known = prover_worker::config::CATALOGUE.iter().any(|v| name.to_str() == Some(v.name));
-            if known {
-                command.env_remove(name);
-            }
-        }
-        command.args(args).env("PROVER_DATA_DIR", self.data()).env("METRICS_PORT", "0").env("PROVER_API_ADDR", "off");
-        command.env("LOG_FORMAT", "json").stdin(Stdio::null());
+        let mut command = program(args);
+        command.env("PROVER_DATA_DIR", self.data());
         command
     }
 
@@ -93,17 +110,8 @@ impl Site {
     pub fn serve(&self, args: &[&str], env: &[(&str, &str)]) -> Server {
         let all: Vec<&str> = ["serve"].iter().chain(args).copied().collect();
         let mut command = self.command(&all);
-        command.envs(env.iter().copied()).stderr(Stdio::piped()).stdout(Stdio::null());
-        let mut child = command.spawn().unwrap();
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let written = log.clone();
-        std::thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                written.lock().unwrap().push(line);
-            }
-        });
-        Server { child, log }
+        command.envs(env.iter().copied());
+        Server::start(command)
     }
 
     /// The job is done once: one proof, which verifies for c = a·b, the same in the store and in the one folder of
@@ -130,8 +138,8 @@ impl Site {
     pub fn inputs_held(&self) -> u64 {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let store =
-                SqliteStore::open(&self.data().join("prover-worker.db"), StoreSettings::default()).await.unwrap();
+            let database = self.data().join("prover-worker.db");
+            let store = SqliteStore::open(&database, StoreSettings::default()).await.unwrap();
             store.inputs_held().await.unwrap().iter().map(|(_, n)| n).sum()
         })
     }
@@ -148,6 +156,29 @@ pub struct Server {
 }
 
 impl Server {
+    pub fn start(mut command: Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let written = log.clone();
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                written.lock().unwrap().push(line);
+            }
+        });
+        Self { child, log }
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Its log, which goes on growing.
+    pub fn lines(&self) -> Arc<Mutex<Vec<String>>> {
+        self.log.clone()
+    }
+
     fn id(&self) -> rustix::process::Pid {
         rustix::process::Pid::from_child(&self.child)
     }

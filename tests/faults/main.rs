@@ -10,5 +10,6 @@ mod crash;
 mod crowd;
 mod devices;
 mod drain;
+mod fleet;
 mod harness;
 mod lease;

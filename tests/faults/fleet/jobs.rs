@@ -1,0 +1,264 @@
+//! The jobs of a soak, by the seed, and their submitters: through the service and as messages of producers, each sent
+//! again until it is known to have come, and once more for good measure.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use prover_worker::model::{JobId, Priority};
+use prover_worker::store::Submitted;
+use prover_worker::worker::{JobService, ServiceError, SubmitRequest};
+use sqlx::{Connection, PgConnection, Row};
+use uuid::Uuid;
+
+use super::schedule::Dice;
+use super::servers::Postgres;
+use super::site::{QUEUE, request, try_redis};
+
+/// Jobs submitted and not ended, at most.
+const WINDOW: u64 = 120;
+/// Submitters at once.
+const SUBMITTERS: u64 = 4;
+/// How long a producer waits for its message to be recorded before it sends it again.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How a job comes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Way {
+    /// A submit under an idempotency key.
+    Service,
+    /// The same by two at once.
+    Together,
+    /// `XADD` of a message.
+    Stream,
+    /// `LPUSH` of a message.
+    List,
+}
+
+/// A job as it is to be.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    pub a: u64,
+    pub b: u64,
+    pub way: Way,
+    /// Its input lacks a signal: it must fail for that.
+    pub bad: bool,
+    /// Its idempotency key, or its id as a producer writes it.
+    pub name: String,
+    priority: i16,
+}
+
+impl Planned {
+    pub fn new(seed: u64, number: u64) -> Self {
+        let mut dice = Dice::new(seed ^ number.wrapping_mul(0xd134_2543_de82_ef95));
+        let way = match dice.within(0, 9) {
+            0..=5 => Way::Service,
+            6 => Way::Together,
+            7 | 8 => Way::Stream,
+            _ => Way::List,
+        };
+        let as_uuid = matches!(way, Way::Stream | Way::List) && dice.within(0, 1) == 0;
+        let uuid = Uuid::from_u64_pair(dice.next(), dice.next());
+        let name = if as_uuid { uuid.to_string() } else { format!("order {number} of {seed:x}") };
+        let (a, b) = (dice.within(2, 1 << 30), dice.within(2, 1 << 30));
+        Self { a, b, way, bad: dice.within(0, 39) == 0, name, priority: dice.within(0, 2) as i16 - 1 }
+    }
+
+    fn input(&self) -> String {
+        let Self { a, b, .. } = self;
+        if self.bad { format!(r#"{{"a": "{a}"}}"#) } else { format!(r#"{{"a": "{a}", "b": {b}}}"#) }
+    }
+
+    fn request(&self) -> SubmitRequest {
+        let key = Some(self.name.clone());
+        SubmitRequest { idempotency_key: key, priority: Priority(self.priority), ..request(self.input()) }
+    }
+
+    fn command(&self) -> redis::Cmd {
+        let (name, input, priority) = (&self.name, self.input(), self.priority);
+        let body = format!(r#"{{"id": "{name}", "circuit": "multiplier", "priority": {priority}, "input": {input}}}"#);
+        match self.way {
+            Way::List => redis::cmd("LPUSH").arg(format!("{QUEUE}:inbox")).arg(body).to_owned(),
+            _ => redis::cmd("XADD").arg(QUEUE).arg("*").arg("job").arg(body).to_owned(),
+        }
+    }
+
+    /// Whether a job in the store is this one.
+    pub fn is(&self, job: &prover_worker::model::Job) -> bool {
+        job.idempotency_key.as_deref() == Some(&self.name) || self.name.parse() == Ok(job.id)
+    }
+}
+
+/// An entry that offers a job by its id, as a worker makes it.
+pub fn offer_again(id: JobId) -> redis::Cmd {
+    redis::cmd("XADD").arg(QUEUE).arg("*").arg("id").arg(id.to_string()).to_owned()
+}
+
+/// How often what happened.
+#[derive(Default, Debug)]
+pub struct Tally {
+    /// Submits that failed and were made again.
+    pub submits_repeated: AtomicU64,
+    /// Repeats that found the job there: the first answer was lost.
+    pub answers_lost: AtomicU64,
+    /// Messages that did not arrive within a producer's patience and were sent again.
+    pub messages_resent: AtomicU64,
+    /// Ids offered a second time.
+    pub offers_doubled: AtomicU64,
+    /// Messages sent a second time at once.
+    pub messages_doubled: AtomicU64,
+}
+
+/// Submits jobs as the fleet ends them.
+pub struct Feed {
+    seed: u64,
+    /// Jobs to be submitted so far.
+    pub allowed: AtomicU64,
+    next: AtomicU64,
+    /// Jobs that have ended.
+    pub ended: AtomicU64,
+    /// Messages sent and not yet seen in the store.
+    open: Mutex<HashMap<u64, (Planned, Instant)>>,
+    /// Offers Redis did not take yet.
+    owed: Mutex<Vec<JobId>>,
+    pub wrong: Mutex<Vec<String>>,
+    pub tally: Tally,
+    service: JobService,
+    postgres: u16,
+    redis: u16,
+}
+
+impl Feed {
+    /// Starts submitting: through `service`, and with messages to the Redis server at that port. What has come of them
+    /// is looked up at that PostgreSQL server.
+    pub fn start(seed: u64, service: JobService, postgres: u16, redis: u16) -> Arc<Self> {
+        let feed = Arc::new(Self {
+            seed,
+            allowed: AtomicU64::new(0),
+            next: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
+            open: Mutex::default(),
+            owed: Mutex::default(),
+            wrong: Mutex::default(),
+            tally: Tally::default(),
+            service,
+            postgres,
+            redis,
+        });
+        for _ in 0..SUBMITTERS {
+            tokio::spawn(feed.clone().submit());
+        }
+        tokio::spawn(feed.clone().insist());
+        feed
+    }
+
+    async fn submit(self: Arc<Self>) {
+        loop {
+            let number = self.next.load(Ordering::SeqCst);
+            let room = self.allowed.load(Ordering::SeqCst).min(self.ended.load(Ordering::SeqCst) + WINDOW);
+            let taken = number < room
+                && self.next.compare_exchange(number, number + 1, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+            if !taken {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+            let planned = Planned::new(self.seed, number);
+            match planned.way {
+                Way::Service => {
+                    let id = self.insist_on(&planned).await;
+                    self.owed.lock().unwrap().push(id);
+                }
+                Way::Together => {
+                    let (one, two) = tokio::join!(self.insist_on(&planned), self.insist_on(&planned));
+                    if one != two {
+                        self.wrong.lock().unwrap().push(format!("{} is two jobs, {one} and {two}", planned.name));
+                    }
+                    self.owed.lock().unwrap().push(one);
+                }
+                Way::Stream | Way::List => {
+                    for _ in 0..2 {
+                        // One that Redis does not take is sent again in time.
+                        let _ = try_redis::<redis::Value>(self.redis, &planned.command()).await;
+                    }
+                    self.tally.messages_doubled.fetch_add(1, Ordering::SeqCst);
+                    self.open.lock().unwrap().insert(number, (planned, Instant::now()));
+                }
+            }
+        }
+    }
+
+    /// Submits until there is an answer.
+    async fn insist_on(&self, planned: &Planned) -> JobId {
+        let mut repeated = false;
+        loop {
+            match self.service.submit(planned.request()).await {
+                Ok(submitted) => {
+                    if repeated && matches!(submitted, Submitted::Existing(_)) {
+                        self.tally.answers_lost.fetch_add(1, Ordering::SeqCst);
+                    }
+                    return submitted.job().id;
+                }
+                Err(ServiceError::Store(_)) => {
+                    repeated = true;
+                    self.tally.submits_repeated.fetch_add(1, Ordering::SeqCst);
+                }
+                Err(e) => self.wrong.lock().unwrap().push(format!("{} is refused: {e}", planned.name)),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Sends again what has not come.
+    async fn insist(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let owed = std::mem::take(&mut *self.owed.lock().unwrap());
+            for id in owed {
+                match try_redis::<String>(self.redis, &offer_again(id)).await {
+                    Ok(_) => drop(self.tally.offers_doubled.fetch_add(1, Ordering::SeqCst)),
+                    Err(_) => self.owed.lock().unwrap().push(id),
+                }
+            }
+            let late: Vec<(u64, Planned)> = {
+                let open = self.open.lock().unwrap();
+                let late = open.iter().filter(|(_, (_, sent))| sent.elapsed() > PATIENCE);
+                late.map(|(n, (planned, _))| (*n, planned.clone())).collect()
+            };
+            let Ok(recorded) = self.recorded(&late).await else { continue };
+            for (number, planned) in late {
+                if recorded.contains(&number) {
+                    self.open.lock().unwrap().remove(&number);
+                } else if try_redis::<redis::Value>(self.redis, &planned.command()).await.is_ok() {
+                    self.tally.messages_resent.fetch_add(1, Ordering::SeqCst);
+                    self.open.lock().unwrap().insert(number, (planned, Instant::now()));
+                }
+            }
+        }
+    }
+
+    /// Which of these the store has.
+    async fn recorded(&self, these: &[(u64, Planned)]) -> sqlx::Result<Vec<u64>> {
+        if these.is_empty() {
+            return Ok(Vec::new());
+        }
+        let names: Vec<&str> = these.iter().map(|(_, p)| p.name.as_str()).collect();
+        let mut c = PgConnection::connect(&Postgres::url(self.postgres)).await?;
+        let there = "SELECT coalesce(idempotency_key, id::text) FROM jobs WHERE idempotency_key = ANY($1) OR id::text = ANY($1)";
+        let rows = sqlx::query(there).bind(&names).fetch_all(&mut c).await?;
+        let there: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        Ok(these.iter().filter(|(_, p)| there.contains(&p.name)).map(|(n, _)| *n).collect())
+    }
+}
+
+#[test]
+fn the_seed_decides_the_jobs() {
+    let all: Vec<Planned> = (0..1000).map(|n| Planned::new(7, n)).collect();
+    for way in [Way::Service, Way::Together, Way::Stream, Way::List] {
+        assert!(all.iter().any(|p| p.way == way), "{way:?}");
+    }
+    assert_eq!(all[5].name, Planned::new(7, 5).name);
+    assert_ne!((all[5].a, all[5].b), (Planned::new(8, 5).a, Planned::new(8, 5).b));
+    let names: std::collections::HashSet<&str> = all.iter().map(|p| p.name.as_str()).collect();
+    assert_eq!(names.len(), all.len());
+}

@@ -1,0 +1,115 @@
+//! Messages of producers that are no good.
+
+use prover_worker::model::{FailureClass, JobId, JobState};
+
+use super::site::{Fleet, QUEUE};
+use crate::harness::until;
+
+fn xadd(body: impl redis::ToSingleRedisArg) -> redis::Cmd {
+    redis::cmd("XADD").arg(QUEUE).arg("*").arg("job").arg(body).to_owned()
+}
+
+fn lpush(body: &str) -> redis::Cmd {
+    redis::cmd("LPUSH").arg(format!("{QUEUE}:inbox")).arg(body).to_owned()
+}
+
+/// What is wrong with a message is written down under its id where it has one, and noted among what was set aside where
+/// it has none. Nothing is tried again for ever, nothing of a message is kept, and the worker lives on.
+#[test]
+fn bad_messages_are_rejected_or_set_aside() {
+    let fleet = Fleet::new();
+    let worker = fleet.serve(0, &[], &[("PROVER_MAX_INPUT_BYTES", "64M")]);
+    worker.wait_started();
+    let id = || JobId::new();
+    let secret = "\"a\": \"31415926535\", \"b\": 2";
+
+    // A message with an id, and what the job it becomes must say.
+    let (unknown, wrong_type, no_input, misspelt, no_name, large, witness) = (id(), id(), id(), id(), id(), id(), id());
+    let rejected = [
+        (unknown, format!(r#"{{"id": "{unknown}", "circuit": "nothing", "input": {{{secret}}}}}"#), "nothing"),
+        (wrong_type, format!(r#"{{"id": "{wrong_type}", "circuit": 7, "input": {{{secret}}}}}"#), "circuit"),
+        (no_input, format!(r#"{{"id": "{no_input}", "circuit": "multiplier"}}"#), "input"),
+        (
+            misspelt,
+            format!(r#"{{"id": "{misspelt}", "circuit": "multiplier", "input": {{{secret}}}, "priorty": 1}}"#),
+            "priority",
+        ),
+        (no_name, format!(r#"{{"id": "{no_name}", "circuit": "../../etc", "input": {{{secret}}}}}"#), "circuit"),
+        (witness, format!(r#"{{"id": "{witness}", "circuit": "multiplier", "input": [3, 1, 4]}}"#), ""),
+    ];
+    for (_, body, _) in &rejected {
+        fleet.redis::<String>(&xadd(body.as_str()));
+    }
+    let mut huge = format!(r#"{{"id": "{large}", "circuit": "multiplier", "input": {{"a": ""#).into_bytes();
+    huge.resize(100_000_000, b'9');
+    huge.extend_from_slice(br#"", "b": 2}}"#);
+    let size = huge.len();
+    fleet.redis::<String>(&xadd(huge));
+    // An input the circuit does not take is found out by the job itself.
+    let short = id();
+    fleet.redis::<u64>(&lpush(&format!(r#"{{"id": "{short}", "circuit": "multiplier", "input": {{"a": 5}}}}"#)));
+
+    // Messages without an id that could be used.
+    let first = fleet.submit(2, 3);
+    let aside = [
+        "this is not JSON".to_owned(),
+        String::new(),
+        "[1, 2, 3]".to_owned(),
+        r#"{"circuit": "multiplier"}"#.to_owned(),
+        r#"{"id": 7, "circuit": "multiplier", "input": {}}"#.to_owned(),
+        format!(r#"{{"id": "{}", "circuit": "multiplier", "input": {{{secret}}}}}"#, "x".repeat(300)),
+        // An id that exists with another body.
+        format!(r#"{{"id": "{first}", "circuit": "multiplier", "input": {{{secret}}}}}"#),
+        "\u{1}\u{2}".to_owned(),
+    ];
+    for body in &aside {
+        fleet.redis::<String>(&xadd(body.as_str()));
+    }
+    fleet.redis::<u64>(&lpush("neither is this"));
+    // Entries of another shape altogether.
+    fleet.redis::<String>(redis::cmd("XADD").arg(QUEUE).arg("*").arg("what").arg("ever"));
+    fleet.redis::<String>(redis::cmd("XADD").arg(QUEUE).arg("*").arg("id").arg("no-uuid"));
+    // A job nobody knows is nothing to set aside: the queue may be older than the store.
+    fleet.redis::<String>(redis::cmd("XADD").arg(QUEUE).arg("*").arg("id").arg(id().to_string()));
+    let expected = aside.len() + 3;
+
+    let good = id();
+    let body = format!(r#"{{"id": "{good}", "circuit": "multiplier", "input": {{"a": 6, "b": "7"}}}}"#);
+    fleet.redis::<String>(&xadd(body.as_str()));
+    let recorded = |id: JobId| until(&format!("message {id}"), || fleet.jobs().into_iter().find(|j| j.id == id));
+    recorded(good);
+    fleet.assert_proved(&fleet.end(good), 42);
+    fleet.assert_proved(&fleet.end(first), 6);
+
+    for (id, _, why) in rejected.iter().map(|(id, body, why)| (*id, body, *why)).chain([(
+        large,
+        &String::new(),
+        "PROVER_MAX_INPUT_BYTES",
+    )]) {
+        recorded(id);
+        let job = fleet.end(id);
+        let error = job.error.as_ref().unwrap();
+        assert_eq!((job.state, error.class, job.attempt.0), (JobState::Failed, FailureClass::BadInput, 0), "{job:?}");
+        assert!(error.message.contains(why), "{why:?}: {job:?}");
+    }
+    recorded(short);
+    let job = fleet.end(short);
+    assert_eq!((job.state, job.attempt.0, job.error.unwrap().class), (JobState::Failed, 1, FailureClass::BadInput));
+
+    fleet.wait_settled();
+    let noted = fleet.json(&["queue", "aside"]);
+    let noted = noted.as_array().unwrap();
+    assert_eq!(noted.len(), expected, "{noted:#?}");
+    assert!(noted.iter().all(|n| !n["why"].as_str().unwrap().is_empty() && n["sha256"].as_str().unwrap().len() == 64));
+    let jobs = fleet.jobs();
+    assert_eq!(jobs.len(), rejected.len() + 4, "{jobs:#?}");
+    assert_eq!(fleet.inputs_held(), 0);
+    assert!(jobs.iter().any(|j| j.error.as_ref().is_some_and(|e| e.message.contains(&size.to_string()))));
+
+    // The same bad message again is the same failed job.
+    fleet.redis::<String>(&xadd(rejected[0].1.as_str()));
+    fleet.wait_settled();
+    assert_eq!(fleet.jobs(), jobs);
+    let log = worker.log();
+    assert!(!log.contains("31415926535") && !log.contains("panicked"), "{log}");
+}

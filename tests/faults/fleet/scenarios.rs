@@ -1,0 +1,204 @@
+//! Small fleets in the situations that users of such systems complain about.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::process::ExitStatusExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use prover_worker::model::JobState;
+use prover_worker::store::Cancelled;
+use serde_json::Value;
+
+use super::schedule::Dice;
+use super::site::{Fleet, QUEUE};
+use crate::harness::{Server, until};
+
+/// A lease that outlasts every wait of a test: whatever ends a job before it did not wait for a lapse.
+const LONG: (&str, &str) = ("PROVER_LEASE_SECS", "3600");
+const SHORT: (&str, &str) = ("PROVER_LEASE_SECS", "1");
+
+/// Where a worker listens.
+fn address(server: &Server, what: &str) -> String {
+    let wanted = format!("\"what\":\"{what}\"");
+    until("the worker to listen", || {
+        let log = server.log();
+        let line = log.lines().find(|l| l.contains(&wanted))?;
+        Some(serde_json::from_str::<Value>(line).unwrap()["addr"].as_str().unwrap().to_owned())
+    })
+}
+
+pub fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+pub fn metrics(server: &Server) -> String {
+    get(&address(server, "metrics"), "/metrics")
+}
+
+/// 220 pollers ask a worker how its jobs are, again and again, until the last has ended: every job is claimed and done
+/// meanwhile, and no lease suffers.
+#[test]
+fn a_storm_of_status_polls_stalls_nothing() {
+    let fleet = Fleet::new();
+    let ids: Vec<_> = (2..62).map(|i| fleet.submit(i, 7)).collect();
+    let workers = [0, 1].map(|n| fleet.serve(n, &[], &[("PROVER_API_ADDR", "127.0.0.1:0")]));
+    let doors = workers.each_ref().map(|w| address(w, "api"));
+    let (over, polls) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|s| {
+        for poller in 0..220 {
+            let (over, polls, ids, door) = (&over, &polls, &ids, &doors[poller % 2]);
+            s.spawn(move || {
+                for id in ids.iter().cycle().skip(poller) {
+                    if over.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    let answer = get(door, &format!("/v1/jobs/{id}"));
+                    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+                    polls.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        // Each poller has had its say before the storm may end.
+        until("60 jobs to end in the storm", || {
+            (fleet.ended() == 60 && polls.load(Ordering::SeqCst) >= 220).then(|| over.store(true, Ordering::SeqCst))
+        });
+    });
+    for job in fleet.jobs() {
+        assert_eq!((job.state, job.attempt.0), (JobState::Done, 1), "{job:?}");
+    }
+    eprintln!("{} polls", polls.into_inner());
+}
+
+/// Redis is wiped while two workers work: every job ends, once.
+#[test]
+fn a_wiped_queue_loses_nothing() {
+    let fleet = Fleet::new();
+    let ids: Vec<_> = (2..102).map(|i| fleet.submit(i, 3)).collect();
+    let workers = [0, 1].map(|n| fleet.serve(n, &[], &[LONG]));
+    for ended in [10, 40, 70] {
+        fleet.wait_ended(ended);
+        fleet.redis::<String>(&redis::cmd("FLUSHALL"));
+    }
+    for (id, i) in ids.iter().zip(2..) {
+        let job = fleet.end(*id);
+        assert_eq!(job.attempt.0, 1, "{job:?}");
+        fleet.assert_proved(&job, i * 3);
+    }
+    fleet.wait_settled();
+    assert_eq!(fleet.inputs_held(), 0);
+    until("100 lines on jobs done", || {
+        (workers.iter().map(|w| w.count("job done")).sum::<usize>() == 100).then_some(())
+    });
+}
+
+/// Killed between commit and acknowledgement: the delivery comes again, to another worker, and nothing is done again.
+#[test]
+fn a_delivery_that_comes_again_after_the_commit_does_nothing() {
+    let fleet = Fleet::new();
+    let mut first = fleet.serve(0, &["--fault-at", "after_commit:abort"], &[SHORT]);
+    first.wait_started();
+    let id = fleet.submit(6, 7);
+    assert_eq!(first.wait().signal(), Some(9));
+    let done = fleet.job(id);
+    fleet.assert_proved(&done, 42);
+    let pending: u64 = fleet.redis(redis::cmd("XLEN").arg(QUEUE));
+    assert_eq!(pending, 1, "the queue has not heard");
+
+    let second = fleet.serve(1, &[], &[SHORT]);
+    fleet.wait_settled();
+    assert_eq!(second.count("job claimed"), 0, "{}", second.log());
+    assert_eq!(fleet.job(id), done);
+    assert_eq!(fleet.inputs_held(), 0);
+    // The copy that the first could not write.
+    let copy = fleet.artifacts().join("proofs").join(id.to_string()).join("proof.json");
+    until("the proof's files", || copy.exists().then_some(()));
+}
+
+/// Each job is cancelled at another moment of its life. Whatever the cancel is told is what comes of the job.
+#[test]
+fn a_cancel_that_races_completion_has_one_outcome() {
+    const JOBS: u64 = 60;
+    let fleet = Fleet::new();
+    let _workers = [0, 1].map(|n| fleet.serve(n, &[], &[LONG]));
+    let (mut dice, mut outcomes) = (Dice::new(3), HashMap::new());
+    let mut told = Vec::new();
+    for i in 0..JOBS {
+        let id = fleet.submit(i + 2, 5);
+        std::thread::sleep(std::time::Duration::from_millis(dice.within(0, 60)));
+        told.push((id, fleet.block(fleet.service().cancel(id)).unwrap()));
+    }
+    for ((id, told), i) in told.into_iter().zip(0..) {
+        let job = fleet.end(id);
+        match told {
+            Cancelled::Now => assert_eq!((job.state, job.attempt.0), (JobState::Cancelled, 0), "{job:?}"),
+            Cancelled::Requested => assert!(matches!(job.state, JobState::Done | JobState::Cancelled), "{job:?}"),
+            Cancelled::TooLate(state) => assert_eq!((job.state, state), (JobState::Done, JobState::Done), "{job:?}"),
+            Cancelled::Unknown => panic!("{job:?}"),
+        }
+        if job.state == JobState::Done {
+            fleet.assert_proved(&job, (i + 2) * 5);
+        } else {
+            assert!(job.result.is_none(), "{job:?}");
+        }
+        *outcomes.entry((format!("{told:?}"), job.state)).or_insert(0) += 1;
+    }
+    eprintln!("{outcomes:?}");
+    assert_eq!(fleet.inputs_held(), 0);
+    fleet.wait_settled();
+}
+
+/// A worker that is told to end hands back what it cannot finish, and another has it at once: no lease lapses within an
+/// hour here.
+#[test]
+fn what_a_draining_worker_hands_back_is_taken_at_once() {
+    let fleet = Fleet::new();
+    let mut first = fleet.serve(0, &["--fault-at", "after_witness:sleep"], &[LONG, ("PROVER_GRACE_SECS", "0")]);
+    first.wait_started();
+    let ids = [fleet.submit(3, 4), fleet.submit(3, 5), fleet.submit(3, 6)];
+    first.wait_log("fault point reached", 3);
+    let second = fleet.serve(1, &[], &[LONG]);
+    second.wait_started();
+    first.terminate();
+    assert!(first.wait().success(), "{}", first.log());
+    assert_eq!(first.count("job handed back"), 3, "{}", first.log());
+    for (id, product) in ids.into_iter().zip([12, 15, 18]) {
+        let job = fleet.end(id);
+        fleet.assert_proved(&job, product);
+        assert_eq!((job.attempt.0, job.tries.lost, job.history.len()), (2, 0, 0), "{job:?}");
+    }
+    fleet.wait_settled();
+}
+
+/// The answer to a submit is lost with its connection; the same again gives the same job.
+#[test]
+fn a_submit_that_is_repeated_is_one_job() {
+    use super::schedule::Door;
+    use prover_worker::worker::{ServiceError, SubmitRequest};
+    let fleet = Fleet::new();
+    let mut failed = 0;
+    for i in 0..30u64 {
+        // Cut at another byte each time.
+        fleet.door(Door::Postgres).cut_in(i * 97);
+        let submit = || {
+            let key = Some(format!("order {i}"));
+            fleet.block(fleet.service().submit(SubmitRequest { idempotency_key: key, ..fleet.request(i + 2, 2) }))
+        };
+        let id = until("the submit", || match submit() {
+            Ok(submitted) => Some(submitted.job().id),
+            Err(ServiceError::Store(_)) => {
+                failed += 1;
+                None
+            }
+            Err(e) => panic!("{e}"),
+        });
+        assert_eq!(submit().unwrap().job().id, id);
+    }
+    eprintln!("{failed} submits failed, {} cuts", fleet.door(Door::Postgres).cuts());
+    assert!(fleet.door(Door::Postgres).cuts() > 0);
+    assert_eq!(fleet.jobs().len(), 30);
+}
