@@ -268,16 +268,16 @@ async fn readiness_follows_the_worker_and_metrics_are_served() {
     site.readiness.set(Status::Ready);
     assert_problem(&get("/readyz").await, 503, "draining");
 
-    let before = counter(&get("/metrics").await.text(), "jobs_processed_total");
+    let before = counter(&get("/metrics").await.text(), "jobs_processed_total{queue=\"prove\"}");
     let worker = site.work().await;
     let id = site.submit(2, 2).await;
     site.wait_done(&id).await;
     worker.drain().await;
     let get = |path: &'static str| request(site.ops, "GET", path, &[], b"");
     let text = get("/metrics").await.text();
-    assert!(counter(&text, "jobs_processed_total") > before, "{text}");
-    assert!(counter(&text, "device_proofs_total{device=\"cpu:0\"}") >= 1, "{text}");
-    assert!(!text.contains("job_stage_duration_seconds_count{stage=\"prove\"} 0"), "{text}");
+    assert!(counter(&text, "jobs_processed_total{queue=\"prove\"}") > before, "{text}");
+    assert!(counter(&text, "device_proofs_total{queue=\"prove\",device=\"cpu:0\"}") >= 1, "{text}");
+    assert!(!text.contains("job_stage_duration_seconds_count{queue=\"prove\",stage=\"prove\"} 0"), "{text}");
 }
 
 /// A counter's value. Tests in one process share the recorder, so others may count too.

@@ -815,7 +815,7 @@ async fn tls_is_spoken_and_certificates_are_checked() {
     assert!(child.status.success() && said.contains("1 passed"), "{said}");
 
     // This process does not know the authority.
-    let error = RedisQueue::open(settings(&url, "prove")).await.unwrap_err();
+    let error = RedisQueue::open(settings(&url, "prove")).await.unwrap().ping().await.unwrap_err();
     assert!(matches!(error, QueueError::Unavailable(_)), "{error}");
     // And does not fall back to plain text.
     assert!(try_raw::<String>(&server.url(), &["PING"]).await.is_err());
