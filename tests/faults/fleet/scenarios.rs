@@ -6,8 +6,9 @@ use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use prover_worker::model::JobState;
+use prover_worker::model::{FailureClass, JobState};
 use prover_worker::store::Cancelled;
+use prover_worker::worker::retry::LOST_WORKERS;
 use serde_json::Value;
 
 use super::schedule::Dice;
@@ -129,7 +130,7 @@ fn a_cancel_that_races_completion_has_one_outcome() {
     let mut told = Vec::new();
     for i in 0..JOBS {
         let id = fleet.submit(i + 2, 5);
-        std::thread::sleep(std::time::Duration::from_millis(dice.within(0, 60)));
+        std::thread::sleep(std::time::Duration::from_millis(dice.within(0, 25)));
         told.push((id, fleet.block(fleet.service().cancel(id)).unwrap()));
     }
     for ((id, told), i) in told.into_iter().zip(0..) {
@@ -150,6 +151,32 @@ fn a_cancel_that_races_completion_has_one_outcome() {
     eprintln!("{outcomes:?}");
     assert_eq!(fleet.inputs_held(), 0);
     fleet.wait_settled();
+}
+
+/// A job that takes down worker after worker is put aside with its reason, on a fleet as on one machine; the jobs beside
+/// it end well.
+#[test]
+fn a_job_that_kills_every_worker_is_put_aside() {
+    let fleet = Fleet::new();
+    let poison = fleet.submit(2, 3);
+    for _ in 0..LOST_WORKERS {
+        let mut dies = fleet.serve(0, &["--fault-at", "after_claim:abort"], &[SHORT, ("WORKER_CONCURRENCY", "1")]);
+        assert_eq!(dies.wait().signal(), Some(9), "{}", dies.log());
+    }
+    let others = [fleet.submit(2, 4), fleet.submit(2, 5)];
+    let survivor = fleet.serve(1, &[], &[SHORT]);
+    let job = fleet.end(poison);
+    let error = job.error.as_ref().unwrap();
+    assert_eq!((job.state, error.class), (JobState::Failed, FailureClass::LostWorker), "{job:?}");
+    assert_eq!((job.tries.lost, job.attempt.0), (LOST_WORKERS, LOST_WORKERS + 1), "{job:?}");
+    assert_eq!(job.history.len() as u32, LOST_WORKERS + 1, "{job:?}");
+    assert!(error.message.contains(&format!("{LOST_WORKERS} workers died")), "{}", error.message);
+    for (id, product) in others.into_iter().zip([8, 10]) {
+        fleet.assert_proved(&fleet.end(id), product);
+    }
+    until("its input to go", || (fleet.inputs_held() == 0).then_some(()));
+    fleet.wait_settled();
+    survivor.terminate();
 }
 
 /// A worker that is told to end hands back what it cannot finish, and another has it at once: no lease lapses within an

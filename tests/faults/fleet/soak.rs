@@ -212,10 +212,12 @@ impl Conductor {
     fn tick(&mut self) {
         std::thread::sleep(LOOK);
         let ended = self.ended();
-        let all = ended >= self.feed.allowed.load(Ordering::SeqCst);
+        // A worker does not start without its servers; where none is left at work, they come back.
+        let at_work = |w: &Worker| w.started() && !matches!(w.stand, Stand::Frozen { .. });
+        let idle = ended >= self.feed.allowed.load(Ordering::SeqCst) || !self.workers.iter().any(at_work);
         let due = |when: &When| match *when {
             When::At(at) => at <= Instant::now(),
-            When::Ended(n) => n <= ended || all,
+            When::Ended(n) => n <= ended || idle,
         };
         let (now, later) = std::mem::take(&mut self.undo).into_iter().partition(|(when, _)| due(when));
         self.undo = later;
@@ -332,6 +334,7 @@ impl Conductor {
     }
 
     fn happen(&mut self, event: &Event) {
+        eprintln!("{} jobs have ended: {event:?}", self.ended());
         let after = |ms| When::At(Instant::now() + Duration::from_millis(ms));
         match *event {
             Event::DieAt { worker, point } => {
@@ -400,8 +403,10 @@ impl Conductor {
     fn describe(&self) -> String {
         let stands: Vec<String> =
             self.workers.iter().map(|w| format!("{:?} started={}", w.stand, w.started())).collect();
-        let watch = self.watch.lock().unwrap();
-        let seen = watch.at.map(|at| at.elapsed());
+        let (seen, running) = {
+            let watch = self.watch.lock().unwrap();
+            (watch.at.map(|at| at.elapsed()), watch.running.clone())
+        };
         let jobs = async {
             let mut c = PgConnection::connect(&Postgres::url(self.fleet.postgres.port)).await?;
             let open = "SELECT t::text FROM jobs t WHERE finished_at IS NULL ORDER BY seq LIMIT 10";
@@ -413,7 +418,7 @@ impl Conductor {
             "{} of {} ended; store seen {seen:?} ago; running by {:?}; to be undone: {:?}\nworkers: {stands:#?}\n{:#?}\njobs: {jobs:#?}",
             self.ended(),
             self.feed.allowed.load(Ordering::SeqCst),
-            watch.running,
+            running,
             self.undo,
             self.feed.tally,
         )
