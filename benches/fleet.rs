@@ -200,7 +200,9 @@ fn fleet(c: &mut Criterion) {
     let (r1cs, witness) = circuit();
     let key = Arc::new(setup::generate(&r1cs, &|_| {}).unwrap());
     let site = Arc::new(runtime.block_on(Site::open(&key)));
-    let input = Arc::new(wtns::encode(&witness));
+    let mut input = Vec::new();
+    wtns::write(&witness, &mut input).unwrap();
+    let input = Arc::new(input);
     let mut group = c.benchmark_group("fleet");
     group.sample_size(10).throughput(Throughput::Elements(1));
 

@@ -122,14 +122,14 @@ fn memory(c: &mut Criterion) {
         let queue = MemoryQueue::new();
         runtime.block_on(async {
             for _ in 0..depth {
-                queue.push(JobId::new(), Priority(0)).await.unwrap();
+                queue.push(&[(JobId::new(), Priority(0))]).await.unwrap();
             }
         });
         group.bench_function(format!("push and pop at depth {depth}"), |b| {
             b.iter(|| {
                 runtime.block_on(async {
-                    queue.push(JobId::new(), Priority(0)).await.unwrap();
-                    queue.pop(Duration::ZERO).await.unwrap().unwrap()
+                    queue.push(&[(JobId::new(), Priority(0))]).await.unwrap();
+                    queue.pop(1, Duration::ZERO).await.unwrap().remove(0)
                 })
             });
         });

@@ -76,8 +76,8 @@ CREATE INDEX jobs_ended ON jobs (queue, finished_at, state) WHERE state IN ('don
 CREATE INDEX jobs_in_order ON jobs (queue, seq);
 CREATE INDEX jobs_by_circuit ON jobs (queue, circuit, seq);
 CREATE INDEX jobs_put_aside ON jobs (queue, state, seq) WHERE state IN ('failed', 'cancelled');
--- Whether a circuit is in use.
-CREATE INDEX jobs_unfinished ON jobs (circuit) WHERE state IN ('queued', 'running');
+-- Whether a circuit is in use. Not by state, or the planner would take it for queued ones too.
+CREATE INDEX jobs_unfinished ON jobs (circuit) WHERE finished_at IS NULL;
 
 -- Inputs are secrets: they live while their job is unfinished, and those of failed jobs until they expire.
 CREATE TABLE job_inputs (

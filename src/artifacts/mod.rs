@@ -3,7 +3,7 @@
 //! ```text
 //! zkeys/<sha256>   wasms/<sha256>          by content: written once, never changed, verified by hash
 //! proofs/<job>/{proof,public}.json          copies for people; the store has the authoritative ones
-//! damaged/{zkeys,wasms}/<sha256>            remote only: a download showed the object damaged; the next import mends it
+//! damaged/{zkeys,wasms}/<sha256>            remote only: a download showed damage, which the next import mends
 //! ```
 //!
 //! They lie in a folder ([`Artifacts::local`]), or in a store that many machines share ([`Artifacts::s3`]); then keys

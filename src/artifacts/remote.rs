@@ -169,8 +169,9 @@ mod tests {
 
     #[test]
     fn errors_keep_code_and_message_and_no_secret() {
-        let answer = "Server returned non-2xx status code: 400 Bad Request: <?xml version=\"1.0\"?><Error><Code>ExpiredToken\
-                      </Code><Message>The provided token has expired.</Message><Token-0>hunter2</Token-0></Error>";
+        let answer = "Server returned non-2xx status code: 400 Bad Request: <?xml version=\"1.0\"?><Error>\
+                      <Code>ExpiredToken</Code><Message>The provided token has expired.</Message>\
+                      <Token-0>hunter2</Token-0></Error>";
         let text = format!(
             "Generic S3 error: Error performing GET http://me:hunter2@s3.test:9/b/k?X-Sig=hunter2 in 3ms - {answer}"
         );

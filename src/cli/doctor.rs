@@ -10,6 +10,7 @@ use super::{CliError, Output};
 use crate::config::{Config, Setting};
 use crate::model::StopToken;
 use crate::registry::{CircuitContent, RegistryLimits};
+use crate::seal::Keyring;
 use crate::witness::{Inputs, WasmWitness, WitnessGenerator};
 use crate::worker::{Canary, Workspace, module_cache};
 
@@ -125,15 +126,12 @@ async fn rooms(config: &Config, report: &mut Report) {
     );
     report.note("store", Verdict::Ok, found);
     match workspace.store().inputs_held().await {
-        Ok(held) if held.iter().map(|(_, n)| n).sum::<u64>() > counts.queued + counts.running => {
-            let held: u64 = held.iter().map(|(_, n)| n).sum();
-            report.note("inputs", Verdict::Warning, format!("{held} are held, more than there are unfinished jobs"));
-        }
-        Ok(held) => {
-            let held: u64 = held.iter().map(|(_, n)| n).sum();
-            report.note("inputs", Verdict::Ok, format!("{held} held, none of a job that ended"));
-        }
+        Ok(held) => inputs(&held, workspace.keyring(), report),
         Err(e) => report.note("inputs", Verdict::Failed, e),
+    }
+    match workspace.queue().ping().await {
+        Ok(()) => report.note("queue", Verdict::Ok, "answers"),
+        Err(e) => report.note("queue", Verdict::Failed, format!("{e}; jobs are found in the store meanwhile")),
     }
     let circuits = match workspace.store().circuits().await {
         Ok(c) => c,
@@ -150,6 +148,26 @@ async fn rooms(config: &Config, report: &mut Report) {
     } else {
         report.note("circuits", Verdict::Failed, broken.join("; "));
     }
+}
+
+/// By which keys held inputs are sealed, and whether they are there.
+fn inputs(held: &[(String, u64)], keyring: &Keyring, report: &mut Report) {
+    let missing: Vec<&str> = held
+        .iter()
+        .map(|(key, _)| key.as_str())
+        .filter(|key| !key.is_empty() && keyring.names().all(|n| n != *key))
+        .collect();
+    if !missing.is_empty() {
+        let missing = missing.join(", ");
+        let why = format!("some are sealed with keys that PROVER_ENCRYPTION_KEYS lacks: {missing}");
+        return report.note("inputs", Verdict::Failed, why);
+    }
+    let by_key = held.iter().map(|(key, n)| match key.as_str() {
+        "" => format!("{n} in the clear"),
+        key => format!("{n} sealed with {key}"),
+    });
+    let by_key: Vec<String> = by_key.collect();
+    report.note("inputs", Verdict::Ok, if by_key.is_empty() { "none held".to_owned() } else { by_key.join(", ") });
 }
 
 /// Compiles and runs a small witness program, as a job would.

@@ -32,6 +32,8 @@ use crate::store::{Claim, Held, Retry, StoreError};
 use crate::telemetry;
 use crate::witness::{Inputs, WitnessGenerator};
 
+/// Inputs of so many bytes are unsealed on a thread of their own.
+const LARGE: usize = 256 << 10;
 /// How often waiting looks at the stop token.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -45,14 +47,24 @@ pub(super) async fn run(ctx: &Context, device: &Arc<Device>, claim: Claim) {
         counter!(telemetry::JOBS_RECLAIMED).increment(1);
     }
     tracing::info!(job = %job.id, circuit = %job.circuit, attempt = job.attempt.0, "job claimed");
-    let outcome = match (poisoned(&job), ctx.keyring.open(job.id, &input_key, input)) {
-        (Some(error), _) => Err(Ended::Failed(error)),
-        (None, Err(error)) => Err(error.into()),
-        (None, Ok(input)) => work(ctx, device, &job, input, &lease, &stop).await,
+    let outcome = match poisoned(&job) {
+        Some(error) => Err(Ended::Failed(error)),
+        None => match unseal(ctx, &job, input_key, input).await {
+            Ok(input) => work(ctx, device, &job, input, &lease, &stop).await,
+            Err(ended) => Err(ended),
+        },
     };
     let by_device = matches!(&outcome, Err(Ended::Failed(e)) if e.class == FailureClass::Device);
     ctx.fleet.remember(job.id, by_device.then_some(device));
     conclude(ctx, &job, outcome, &stop, started).await;
+}
+
+async fn unseal(ctx: &Context, job: &Job, key: String, input: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, Ended> {
+    if input.len() < LARGE {
+        return Ok(ctx.keyring.open(job.id, &key, input)?);
+    }
+    let (keyring, id) = (ctx.keyring.clone(), job.id);
+    offload(move || Ok(keyring.open(id, &key, input)?)).await
 }
 
 /// A job that took down too many workers gets no further one.

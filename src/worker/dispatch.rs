@@ -10,12 +10,14 @@ use tokio::task::JoinSet;
 
 use super::{Context, attempt, ingest};
 use crate::model::Job;
-use crate::queue::{Delivery, Offer};
+use crate::queue::{Delivery, Offer, QueueError};
 use crate::store::Claim;
 use crate::telemetry;
 
 /// How long the queue is listened to before looking up.
 const POP_WAIT: Duration = Duration::from_secs(1);
+/// How long a queue may take beyond that before it counts as failing.
+const POP_PATIENCE: Duration = Duration::from_secs(4);
 /// How often the store is asked in place of a queue that fails.
 const DETOUR: Duration = Duration::from_millis(250);
 /// Messages recorded at once at most, beside jobs.
@@ -39,7 +41,10 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
         let popped = tokio::select! {
             biased;
             _ = draining.changed() => break,
-            popped = ctx.queue.pop(free, POP_WAIT) => popped,
+            popped = tokio::time::timeout(POP_PATIENCE, ctx.queue.pop(free, POP_WAIT)) => {
+                let late = || QueueError::Unavailable(format!("no answer within {} s", POP_PATIENCE.as_secs()));
+                popped.unwrap_or_else(|_| Err(late()))
+            }
         };
         match popped {
             Ok(deliveries) => {

@@ -74,6 +74,11 @@ impl Workspace {
         &self.queue
     }
 
+    /// Keys that seal inputs.
+    pub fn keyring(&self) -> &Keyring {
+        &self.keyring
+    }
+
     /// Open circuits.
     pub fn registry(&self) -> &Registry {
         &self.registry

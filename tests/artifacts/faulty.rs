@@ -20,6 +20,8 @@ use object_store::{
 pub struct Plan {
     /// Downloads get no byte from here on, so many times.
     pub break_at: Option<(u64, u32)>,
+    /// Downloads that would get a byte from here on hang.
+    pub stall_at: Option<u64>,
     /// So many requests of any kind fail.
     pub fail: u32,
     /// So many pieces fail on their way up.
@@ -195,6 +197,10 @@ impl ObjectStore for Faulty {
             self.record().gets.push(range.clone());
         }
         let mut got = self.inner.get_opts(location, options).await?;
+        let stalls = self.plan().stall_at.is_some_and(|at| got.range.end > at);
+        if stalls {
+            futures::future::pending::<()>().await;
+        }
         let under_way = self.begin(got.range.end - got.range.start);
         let GetResultPayload::Stream(inner) = got.payload else { panic!("a stream from memory") };
         let chunks: Vec<Result<Bytes>> = inner.collect().await;

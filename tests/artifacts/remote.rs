@@ -70,6 +70,11 @@ async fn fetch(artifacts: &Artifacts, hash: ContentHash) -> Result<PathBuf, Arti
     }
 }
 
+/// What has been downloaded since the last look, as first byte and end.
+fn downloads(rooms: &Rooms) -> Vec<(u64, u64)> {
+    rooms.store.seen().gets.iter().map(|r| (r.start, r.end)).collect()
+}
+
 fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
@@ -151,6 +156,55 @@ async fn a_download_given_up_half_way_is_taken_up_by_the_next() {
     assert_eq!(names(&rooms.cached()), [hash.to_string()]);
 }
 
+/// A process that does not outlive its test.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Says to the inner test where the cache is.
+const FOLDER: &str = "TEST_CACHE_FOLDER";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_process_had_fetched_is_taken_up() {
+    let rooms = Rooms::new();
+    let (hash, content) = rooms.big().await;
+    let mut process = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "remote::inner_stalled_download", "--ignored"])
+        .env(FOLDER, rooms.dir.path())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .map(Ended)
+        .unwrap();
+    let size = |name: &String| std::fs::metadata(rooms.cached().join(name)).map_or(0, |m| m.len());
+    until(|| names(&rooms.cached()).first().is_some_and(|name| size(name) == 2 * PIECE)).await;
+    // While it lives its part is its own; then it is anybody's.
+    fetch(&rooms.artifacts, hash).await.unwrap();
+    assert_eq!(names(&rooms.cached()).len(), 2);
+    std::fs::remove_file(rooms.cached().join(hash.to_string())).unwrap();
+    process.0.kill().unwrap();
+    process.0.wait().unwrap();
+    rooms.store.seen();
+    assert!(std::fs::read(fetch(&rooms.artifacts, hash).await.unwrap()).unwrap() == content);
+    assert_eq!(rooms.store.seen().gets.iter().map(|r| r.start).min(), Some(2 * PIECE));
+    assert_eq!(names(&rooms.cached()), [hash.to_string()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by a test above, which kills it"]
+async fn inner_stalled_download() {
+    let folder = PathBuf::from(std::env::var_os(FOLDER).expect("run by what_a_killed_process_had_fetched_is_taken_up"));
+    let store = Faulty::default();
+    let artifacts = open(&store, &folder, 1 << 30);
+    let hash = artifacts.put(Kind::Zkey, noise(40, BIG).into()).await.unwrap();
+    store.plan().stall_at = Some(2 * PIECE);
+    fetch(&artifacts, hash).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_part_that_somebody_writes_is_left_alone() {
     let rooms = Rooms::new();
@@ -161,7 +215,7 @@ async fn a_part_that_somebody_writes_is_left_alone() {
     let path = fetch(&rooms.artifacts, hash).await.unwrap();
     assert_eq!(std::fs::read(path).unwrap(), noise(1, 50_000));
     assert_eq!(std::fs::metadata(&other).unwrap().len(), 20_000);
-    assert_eq!(rooms.store.seen().gets, [0..50_000]);
+    assert_eq!(downloads(&rooms), [(0, 50_000)]);
 }
 
 #[tokio::test]
@@ -172,7 +226,7 @@ async fn the_longest_part_that_was_left_is_taken_up_and_the_others_go() {
         file(&rooms.cached(), &format!("{hash}.part#{random}"), &noise(1, len));
     }
     fetch(&rooms.artifacts, hash).await.unwrap();
-    assert_eq!(rooms.store.seen().gets, [30_000..50_000]);
+    assert_eq!(downloads(&rooms), [(30_000, 50_000)]);
     assert_eq!(names(&rooms.cached()), [hash.to_string()]);
 }
 

@@ -73,7 +73,7 @@ fn every_command_in_the_readme_exists() {
         let words: Vec<&str> =
             rest.split_whitespace().take_while(|w| w.bytes().all(|b| b.is_ascii_lowercase())).collect();
         let command = match words.as_slice() {
-            [group @ ("circuits" | "export"), sub, ..] => vec![*group, *sub],
+            [group @ ("circuits" | "export" | "jobs" | "queue"), sub, ..] => vec![*group, *sub],
             [command, ..] => vec![*command],
             [] => continue,
         };

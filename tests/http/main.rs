@@ -19,10 +19,11 @@ use prover_worker::http::{self, App};
 use prover_worker::model::CircuitName;
 use prover_worker::queue::{MemoryQueue, Queue};
 use prover_worker::registry::{Registry, RegistryLimits};
+use prover_worker::seal::Keyring;
 use prover_worker::store::{SqliteStore, Store, StoreSettings};
 use prover_worker::telemetry::Metrics;
 use prover_worker::witness::ModuleCache;
-use prover_worker::worker::{JobService, Options, Readiness, Rooms, Status, Worker};
+use prover_worker::worker::{JobService, Options, Readiness, Rooms, ServiceOptions, Status, Worker};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -66,8 +67,11 @@ impl Site {
         }
 
         let queue: Arc<dyn Queue> = Arc::new(MemoryQueue::new());
-        let jobs = JobService::new(store.clone(), Some(queue.clone()), artifacts.clone(), MAX_INPUT);
+        let keyring = Arc::new(Keyring::none());
+        let options = ServiceOptions { max_input: MAX_INPUT, start_within: None, keyring: keyring.clone() };
+        let jobs = JobService::new(store.clone(), Some(queue.clone()), artifacts.clone(), options);
         let readiness = Readiness::starting("testing devices");
+        let service = jobs.clone();
         let app = App { jobs, metrics: Metrics::install("prove"), readiness: readiness.clone() };
         let (stop, stopped) = watch::channel(false);
         let mut addresses = Vec::new();
@@ -76,7 +80,7 @@ impl Site {
             addresses.push(listener.local_addr().unwrap());
             tokio::spawn(http::serve(listener, router, stopped.clone()));
         }
-        let rooms = Some(Rooms { store, heartbeat, queue, artifacts, registry });
+        let rooms = Some(Rooms { store, heartbeat, queue, artifacts, registry, service, keyring });
         let verifier = Verifier::new(&key.header.vk);
         Self { _dir: dir, rooms, readiness, verifier, api: addresses[0], ops: addresses[1], _stop: stop }
     }
@@ -264,16 +268,16 @@ async fn readiness_follows_the_worker_and_metrics_are_served() {
     site.readiness.set(Status::Ready);
     assert_problem(&get("/readyz").await, 503, "draining");
 
-    let before = counter(&get("/metrics").await.text(), "jobs_processed_total");
+    let before = counter(&get("/metrics").await.text(), "jobs_processed_total{queue=\"prove\"}");
     let worker = site.work().await;
     let id = site.submit(2, 2).await;
     site.wait_done(&id).await;
     worker.drain().await;
     let get = |path: &'static str| request(site.ops, "GET", path, &[], b"");
     let text = get("/metrics").await.text();
-    assert!(counter(&text, "jobs_processed_total") > before, "{text}");
-    assert!(counter(&text, "device_proofs_total{device=\"cpu:0\"}") >= 1, "{text}");
-    assert!(!text.contains("job_stage_duration_seconds_count{stage=\"prove\"} 0"), "{text}");
+    assert!(counter(&text, "jobs_processed_total{queue=\"prove\"}") > before, "{text}");
+    assert!(counter(&text, "device_proofs_total{queue=\"prove\",device=\"cpu:0\"}") >= 1, "{text}");
+    assert!(!text.contains("job_stage_duration_seconds_count{queue=\"prove\",stage=\"prove\"} 0"), "{text}");
 }
 
 /// A counter's value. Tests in one process share the recorder, so others may count too.

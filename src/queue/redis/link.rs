@@ -113,7 +113,12 @@ impl Link {
     }
 
     fn error(&self, e: &RedisError) -> QueueError {
-        QueueError::Unavailable(self.text(e))
+        let refused = matches!(e.code(), Some("NOAUTH" | "WRONGPASS"));
+        match e.kind() {
+            ErrorKind::AuthenticationFailed => QueueError::Unfit(self.text(e)),
+            _ if refused => QueueError::Unfit(self.text(e)),
+            _ => QueueError::Unavailable(self.text(e)),
+        }
     }
 
     fn text(&self, e: &RedisError) -> String {

@@ -253,8 +253,11 @@ impl Shared {
 }
 
 impl RedisQueue {
-    /// Connects, and checks that the server will do. Fails with [`QueueError::Unfit`] where it will not and
-    /// [`QueueError::Unavailable`] where it does not answer.
+    /// Connects, and checks that the server will do. One that does not answer yet is no error, since jobs are found in
+    /// the store meanwhile; it is connected to as soon as it does.
+    ///
+    /// # Errors
+    /// [`QueueError::Unfit`] for an address that is none and a server that will not do.
     pub async fn open(settings: RedisSettings) -> Result<Self, QueueError> {
         if settings.url.starts_with("rediss:") && rustls::crypto::CryptoProvider::get_default().is_none() {
             // If another thread was faster, one is installed, too.
@@ -277,7 +280,12 @@ impl RedisQueue {
             closing: Notify::new(),
             settings,
         });
-        server::check(&shared.commands).await?;
+        match server::check(&shared.commands).await {
+            Err(QueueError::Unavailable(error)) => {
+                tracing::warn!(error, "the queue's server does not answer yet; jobs are found in the store meanwhile");
+            }
+            checked => checked?,
+        }
         let reader = tokio::spawn(reader::read(shared.clone()));
         Ok(Self { shared, reader: Mutex::new(Some(reader)), scan: Mutex::new("0".into()) })
     }

@@ -31,6 +31,8 @@ pub(super) struct Hand {
     ended: u64,
     /// The last round, if it failed.
     failed: Option<(u64, String)>,
+    /// After a failure, until the next round.
+    paused: bool,
     closed: bool,
 }
 
@@ -81,7 +83,7 @@ pub(super) async fn pop(shared: &Shared, max: usize, wait: Duration) -> Result<V
             }
             // While the reader pauses after a failure, nobody waits longer than they said.
             if let Some((failed, why)) = &hand.failed
-                && (*failed >= round || late)
+                && (*failed >= round || (late && hand.paused))
             {
                 return Err(QueueError::Unavailable(why.clone()));
             }
@@ -135,8 +137,11 @@ pub(super) async fn read(shared: Arc<Shared>) {
                 end(&shared, Vec::new(), Some(why));
                 tokio::select! {
                     () = shared.closing.notified() => return,
-                    () = tokio::time::sleep(backoff(failures)) => continue,
+                    () = tokio::time::sleep(backoff(failures)) => {}
                 }
+                // Even if nobody asks now: who asks next waits for a look of its own.
+                shared.lock().paused = false;
+                continue;
             }
         };
         if got {
@@ -193,6 +198,7 @@ fn end(shared: &Shared, deliveries: Vec<Delivery>, failed: Option<String>) {
     {
         let mut hand = shared.lock();
         hand.ended = hand.begun;
+        hand.paused = failed.is_some();
         hand.failed = failed.map(|why| (hand.begun, why));
         hand.ready.extend(deliveries);
     }

@@ -27,10 +27,11 @@ macro_rules! circuit_columns {
         "name, zkey, wasm, n_vars, n_public, domain_size, created_at"
     };
 }
-/// The fence: the job is running, and by this attempt.
+/// The fence: the job is running, and by this attempt. A check of the table says that whoever has a lease is running;
+/// by its state, the planner would look for it among all that run.
 macro_rules! held {
     () => {
-        "WHERE id = $1::text::uuid AND attempt = $2 AND state = 'running'"
+        "WHERE id = $1::text::uuid AND attempt = $2 AND lease_expires_at IS NOT NULL"
     };
 }
 /// The job's circuit is not held back.
@@ -91,14 +92,12 @@ pub(super) const PUT_CIRCUIT: &str = concat!(
 pub(super) const CIRCUIT: &str = concat!("SELECT ", circuit_columns!(), " FROM circuits WHERE name = $1");
 pub(super) const CIRCUITS: &str = concat!("SELECT ", circuit_columns!(), " FROM circuits ORDER BY name");
 pub(super) const KNOWN_CIRCUITS: &str = "SELECT name FROM circuits WHERE name = ANY($1)";
-pub(super) const UNFINISHED: &str =
-    "SELECT count(*) AS n FROM jobs WHERE circuit = $1 AND state IN ('queued', 'running')";
+pub(super) const UNFINISHED: &str = "SELECT count(*) AS n FROM jobs WHERE circuit = $1 AND finished_at IS NULL";
 /// Its lock keeps submits out, which share the row, until the transaction ends.
 pub(super) const REMOVE_CIRCUIT: &str = "DELETE FROM circuits WHERE name = $1 RETURNING name";
 /// Content that unfinished jobs of any queue need.
-pub(super) const CONTENT_IN_USE: &str = "SELECT zkey AS content FROM jobs WHERE state IN ('queued', 'running') \
-                                         UNION SELECT wasm FROM jobs WHERE state IN ('queued', 'running') \
-                                         AND wasm IS NOT NULL";
+pub(super) const CONTENT_IN_USE: &str = "SELECT zkey AS content FROM jobs WHERE finished_at IS NULL \
+                                         UNION SELECT wasm FROM jobs WHERE finished_at IS NULL AND wasm IS NOT NULL";
 
 /// $1 is the queue, $2 the channel or null, the rest one array a column.
 pub(super) const SUBMIT: &str = concat!(
@@ -166,7 +165,7 @@ pub(super) const CLAIM: &str = concat!(
     // A lapsed job that somebody wanted cancelled: nobody is left to confirm it, and it must not run again.
     "cancelled AS (UPDATE jobs j SET state = 'cancelled', finished_at = ",
     now!(),
-    ", stage = NULL, lease_expires_at = NULL FROM q WHERE j.id = q.id AND j.state = 'running' ",
+    ", stage = NULL, lease_expires_at = NULL FROM q WHERE j.id = q.id ",
     "AND j.cancel_requested AND j.lease_expires_at <= ",
     now!(),
     "), taken AS (UPDATE jobs j SET tries_lost = o.tries_lost + (o.state = 'running')::int, ",
@@ -178,11 +177,11 @@ pub(super) const CLAIM: &str = concat!(
     "), lease_expires_at = ",
     now!(),
     " + q.lease FROM q JOIN jobs o ON o.id = q.id LEFT JOIN job_inputs i ON i.job = o.id ",
-    "WHERE j.id = q.id AND j.ctid = o.ctid AND ((o.state = 'queued' AND o.run_at <= ",
+    "WHERE j.id = q.id AND j.ctid = o.ctid AND ((o.lease_expires_at IS NULL AND o.finished_at IS NULL AND o.run_at <= ",
     now!(),
     " AND (o.start_by IS NULL OR o.start_by > ",
     now!(),
-    ")) OR (o.state = 'running' AND o.lease_expires_at <= ",
+    ")) OR (o.lease_expires_at <= ",
     now!(),
     " AND NOT o.cancel_requested)) AND o.circuit NOT IN (SELECT name FROM pauses WHERE scope = 'circuit') ",
     "AND o.queue NOT IN (SELECT name FROM pauses WHERE scope = 'queue') ",
@@ -197,7 +196,7 @@ pub(super) const HEARTBEAT: &str = concat!(
     "UPDATE jobs j SET lease_expires_at = ",
     now!(),
     " + q.lease, stage = q.stage, progress = q.progress FROM q ",
-    "WHERE j.id = q.id AND j.attempt = q.attempt AND j.state = 'running' RETURNING q.ord, j.cancel_requested"
+    "WHERE j.id = q.id AND j.attempt = q.attempt AND j.lease_expires_at IS NOT NULL RETURNING q.ord, j.cancel_requested"
 );
 /// $4 says that it was sent before and its answer lost: what it did then is its answer.
 pub(super) const FINISH: &str = concat!(
@@ -207,7 +206,7 @@ pub(super) const FINISH: &str = concat!(
     "done AS (UPDATE jobs j SET state = 'done', result = q.result, error_class = NULL, error_message = NULL, ",
     "stage = NULL, progress = 1, lease_expires_at = NULL, finished_at = ",
     now!(),
-    " FROM q WHERE j.id = q.id AND j.attempt = q.attempt AND j.state = 'running' RETURNING q.ord, j.cancel_requested) ",
+    " FROM q WHERE j.id = q.id AND j.attempt = q.attempt AND j.lease_expires_at IS NOT NULL RETURNING q.ord, j.cancel_requested) ",
     "SELECT ord, cancel_requested FROM done UNION ALL SELECT q.ord, j.cancel_requested FROM q JOIN jobs j ",
     "ON j.id = q.id WHERE $4::boolean AND j.attempt = q.attempt AND j.state = 'done' AND j.result = q.result"
 );
@@ -308,8 +307,7 @@ pub(super) const RESUME: &str = "DELETE FROM pauses WHERE scope = $1 AND name = 
 pub(super) const PAUSED: &str = "SELECT scope, name, since FROM pauses WHERE scope = 'circuit' OR name = $1 \
                                  ORDER BY scope DESC, name";
 /// Queues that have jobs of a circuit waiting.
-pub(super) const QUEUES_OF: &str =
-    "SELECT DISTINCT queue FROM jobs WHERE circuit = $1 AND state IN ('queued', 'running')";
+pub(super) const QUEUES_OF: &str = "SELECT DISTINCT queue FROM jobs WHERE circuit = $1 AND finished_at IS NULL";
 pub(super) const TELL: &str = "SELECT pg_notify(channel, '')::text AS told FROM unnest($1::text[]) AS channel";
 
 pub(super) const DUE: &str = concat!(
