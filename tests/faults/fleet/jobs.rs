@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use prover_worker::model::{JobId, Priority};
-use prover_worker::store::Submitted;
+use prover_worker::model::{JobId, JobState, Priority};
+use prover_worker::store::{Cancelled, Submitted};
 use prover_worker::worker::{JobService, ServiceError, SubmitRequest};
 use sqlx::{Connection, PgConnection, Row};
 use uuid::Uuid;
@@ -44,6 +44,8 @@ pub struct Planned {
     pub way: Way,
     /// Its input lacks a signal: it must fail for that.
     pub bad: bool,
+    /// It is cancelled soon after its submit.
+    pub cancel: bool,
     /// Its idempotency key, or its id as a producer writes it.
     pub name: String,
     priority: i16,
@@ -62,7 +64,9 @@ impl Planned {
         let uuid = Uuid::from_u64_pair(dice.next(), dice.next());
         let name = if as_uuid { uuid.to_string() } else { format!("order {number} of {seed:x}") };
         let (a, b) = (dice.within(2, 1 << 30), dice.within(2, 1 << 30));
-        Self { a, b, way, bad: dice.within(0, 39) == 0, name, priority: dice.within(0, 2) as i16 - 1 }
+        let (bad, priority) = (dice.within(0, 39) == 0, dice.within(0, 2) as i16 - 1);
+        let cancel = !bad && way == Way::Service && dice.within(0, 19) == 0;
+        Self { a, b, way, bad, cancel, name, priority }
     }
 
     fn input(&self) -> String {
@@ -104,6 +108,8 @@ pub struct Tally {
     pub answers_lost: AtomicU64,
     /// Messages that did not arrive within a producer's patience and were sent again.
     pub messages_resent: AtomicU64,
+    /// Jobs cancelled while they waited, while they ran, and when it was too late.
+    pub cancels: [AtomicU64; 3],
     /// Ids offered a second time.
     pub offers_doubled: AtomicU64,
     /// Messages sent a second time at once.
@@ -169,6 +175,9 @@ impl Feed {
                 Way::Service => {
                     let id = self.insist_on(&planned).await;
                     self.owed.lock().unwrap().push(id);
+                    if planned.cancel {
+                        self.cancel(id).await;
+                    }
                 }
                 Way::Together => {
                     let (one, two) = tokio::join!(self.insist_on(&planned), self.insist_on(&planned));
@@ -205,6 +214,23 @@ impl Feed {
                     self.tally.submits_repeated.fetch_add(1, Ordering::SeqCst);
                 }
                 Err(e) => self.wrong.lock().unwrap().push(format!("{} is refused: {e}", planned.name)),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Cancels until there is an answer.
+    async fn cancel(&self, id: JobId) {
+        loop {
+            match self.service.cancel(id).await {
+                Ok(Cancelled::Now) => return drop(self.tally.cancels[0].fetch_add(1, Ordering::SeqCst)),
+                Ok(Cancelled::Requested) => return drop(self.tally.cancels[1].fetch_add(1, Ordering::SeqCst)),
+                // Its own, where an answer was lost.
+                Ok(Cancelled::TooLate(JobState::Done | JobState::Cancelled)) => {
+                    return drop(self.tally.cancels[2].fetch_add(1, Ordering::SeqCst));
+                }
+                Err(ServiceError::Store(_)) => {}
+                other => self.wrong.lock().unwrap().push(format!("the cancel of {id}: {other:?}")),
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

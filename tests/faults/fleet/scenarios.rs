@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use prover_worker::model::{FailureClass, JobState};
 use prover_worker::store::Cancelled;
 use prover_worker::worker::retry::LOST_WORKERS;
+use rustix::process::Signal;
 use serde_json::Value;
 
 use super::schedule::Dice;
-use super::site::{Fleet, QUEUE};
+use super::site::{Fleet, QUEUE, request};
 use crate::harness::{Server, until};
 
 /// A lease that outlasts every wait of a test: whatever ends a job before it did not wait for a lapse.
@@ -150,6 +151,40 @@ fn a_cancel_that_races_completion_has_one_outcome() {
     }
     eprintln!("{outcomes:?}");
     assert_eq!(fleet.inputs_held(), 0);
+    fleet.wait_settled();
+}
+
+/// A worker wakes up with a failure in hand while another holds the job: the other's lease, the job's budgets and its
+/// history stay as they are.
+#[test]
+fn a_stale_failure_does_not_hit_the_new_lease() {
+    let fleet = Fleet::new();
+    let one = ("WORKER_CONCURRENCY", "1");
+    let stale = fleet.serve(0, &["--fault-at", "after_claim:freeze"], &[SHORT, one]);
+    stale.wait_started();
+    // The circuit does not take it, so whoever gets to the witness fails it for good.
+    let bad = fleet.block(fleet.service().submit(request(r#"{"a": 1, "c": 2}"#.to_owned()))).unwrap().job().id;
+    stale.wait_log("fault point reached", 1);
+    let mut holder = fleet.serve(1, &["--fault-at", "after_claim:sleep"], &[SHORT, one, ("PROVER_GRACE_SECS", "0")]);
+    holder.wait_log("fault point reached", 1);
+    let held = fleet.job(bad);
+    assert_eq!((held.state, held.attempt.0, held.tries.lost), (JobState::Running, 2, 1), "{held:?}");
+
+    stale.signal(Signal::CONT);
+    stale.wait_log("lease lost", 1);
+    let after = fleet.job(bad);
+    assert_eq!((after.state, after.attempt, &after.worker), (held.state, held.attempt, &held.worker), "{after:?}");
+    assert_eq!((after.tries, &after.error, &after.history), (held.tries, &held.error, &held.history), "{after:?}");
+    // It would take the job again.
+    drop(stale);
+
+    holder.terminate();
+    assert!(holder.wait().success(), "{}", holder.log());
+    let _last = fleet.serve(2, &[], &[SHORT]);
+    let job = fleet.end(bad);
+    let class = job.error.as_ref().unwrap().class;
+    assert_eq!((job.state, class, job.attempt.0), (JobState::Failed, FailureClass::BadInput, 3), "{job:?}");
+    assert_eq!(job.tries.lost, 1, "{job:?}");
     fleet.wait_settled();
 }
 

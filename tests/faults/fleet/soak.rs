@@ -510,6 +510,7 @@ struct Told {
 struct Ended {
     done: u64,
     bad_input: u64,
+    cancelled: u64,
     quarantined: u64,
     /// Ends by workers whose lease another had taken over: refused.
     stale_ends_refused: u64,
@@ -553,7 +554,7 @@ impl Ended {
         assert_eq!(conductor.fleet.inputs_held(), 0, "an input is left behind");
         let held = conductor.fleet.block(conductor.fleet.direct().queue().depth()).unwrap();
         assert_eq!(held, 0, "the queue's depth");
-        assert!(ended.done * 20 >= total * 19, "most jobs are done: {ended:?}");
+        assert!(ended.done * 10 >= total * 9, "most jobs are done: {ended:?}");
         assert!(ended.stale_ends_refused > 0, "no stale worker tried to end a job: {ended:?}");
         assert!(ended.proofs_not_copied > 0, "the full disk was met by nobody: {ended:?}");
         for door in [Door::Postgres, Door::Redis] {
@@ -586,7 +587,7 @@ impl Ended {
 
     fn judge(&mut self, conductor: &Conductor, planned: &Planned, job: &Job, told: Told, killed: &HashSet<String>) {
         let last = u64::from(job.attempt.0);
-        let stale = told.refused.iter().filter(|a| **a != last || job.state != JobState::Done).count();
+        let stale = told.refused.iter().filter(|a| **a != last).count();
         self.stale_ends_refused += stale as u64;
         match job.state {
             JobState::Done => {
@@ -605,6 +606,11 @@ impl Ended {
                     _ => panic!("failed without a reason to: {job:?}"),
                 }
                 assert!(told.done.is_empty(), "done {:?} and failed: {job:?}", told.done);
+                return;
+            }
+            JobState::Cancelled => {
+                assert!(planned.cancel && job.result.is_none() && told.done.is_empty(), "{job:?}");
+                self.cancelled += 1;
                 return;
             }
             _ => panic!("not ended: {job:?}"),
