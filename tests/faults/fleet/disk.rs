@@ -5,11 +5,15 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::harness::until;
+
 /// Room on it: for keys, programs and a few hundred proofs.
 const SIZE: &str = "8m";
+/// Where not even root can make a folder.
+const UNWRITABLE: &str = "/proc";
 
-/// A folder of artifacts on a disk of its own where this test may mount one. Elsewhere a folder in which no proof can
-/// be made takes the full disk's place.
+/// A folder of artifacts on a disk of its own where this test may mount one. Elsewhere a folder in which nobody can make
+/// anything takes the place of that of the proofs while the disk is to be full.
 pub struct TinyDisk {
     dir: PathBuf,
     mounted: bool,
@@ -26,9 +30,7 @@ impl TinyDisk {
         if mounted {
             eprintln!("the full disk: a tmpfs of {SIZE} bytes");
         } else {
-            eprintln!(
-                "!! NO FULL DISK: this test may not mount one; a file in place of the folder of proofs stands in"
-            );
+            eprintln!("!! NO FULL DISK: this test may not mount one; {UNWRITABLE} takes its place");
         }
         for folder in ["zkeys", "wasms", "proofs"] {
             fs::create_dir(dir.join(folder)).unwrap();
@@ -48,8 +50,11 @@ impl TinyDisk {
     /// No proof can be written from now on.
     pub fn fill(&self) {
         if !self.mounted {
-            fs::rename(self.dir.join("proofs"), self.dir.join("away")).unwrap();
-            return fs::write(self.dir.join("proofs"), "").unwrap();
+            // A worker may make the folder again in between.
+            return until("the folder of proofs to go", || {
+                let _ = fs::remove_dir_all(self.dir.join("proofs"));
+                std::os::unix::fs::symlink(UNWRITABLE, self.dir.join("proofs")).ok()
+            });
         }
         let mut junk = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("junk")).unwrap();
         for piece in [1 << 16, 1 << 10, 1] {
@@ -60,8 +65,7 @@ impl TinyDisk {
     /// There is room again.
     pub fn free(&self) {
         if !self.mounted {
-            fs::remove_file(self.dir.join("proofs")).unwrap();
-            return fs::rename(self.dir.join("away"), self.dir.join("proofs")).unwrap();
+            return fs::remove_file(self.dir.join("proofs")).unwrap();
         }
         fs::remove_file(self.dir.join("junk")).unwrap();
     }

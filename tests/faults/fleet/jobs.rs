@@ -222,15 +222,20 @@ impl Feed {
     /// Cancels until there is an answer.
     async fn cancel(&self, id: JobId) {
         loop {
-            match self.service.cancel(id).await {
-                Ok(Cancelled::Now) => return drop(self.tally.cancels[0].fetch_add(1, Ordering::SeqCst)),
-                Ok(Cancelled::Requested) => return drop(self.tally.cancels[1].fetch_add(1, Ordering::SeqCst)),
+            let outcome = match self.service.cancel(id).await {
+                Ok(Cancelled::Now) => Some(0),
+                Ok(Cancelled::Requested) => Some(1),
                 // Its own, where an answer was lost.
-                Ok(Cancelled::TooLate(JobState::Done | JobState::Cancelled)) => {
-                    return drop(self.tally.cancels[2].fetch_add(1, Ordering::SeqCst));
+                Ok(Cancelled::TooLate(JobState::Done | JobState::Cancelled)) => Some(2),
+                Err(ServiceError::Store(_)) => None,
+                other => {
+                    self.wrong.lock().unwrap().push(format!("the cancel of {id}: {other:?}"));
+                    None
                 }
-                Err(ServiceError::Store(_)) => {}
-                other => self.wrong.lock().unwrap().push(format!("the cancel of {id}: {other:?}")),
+            };
+            if let Some(outcome) = outcome {
+                self.tally.cancels[outcome].fetch_add(1, Ordering::SeqCst);
+                return;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

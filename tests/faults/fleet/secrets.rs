@@ -118,6 +118,10 @@ fn a_secret_is_nowhere_in_a_fleet() {
         if let Some(server) = server {
             assert_none(&format!("the metrics, {what}"), metrics(server).as_bytes());
             assert_none(&format!("the logs, {what}"), fleet.all_logs().as_bytes());
+            for log in ["postgres/log", "redis/log"] {
+                assert_none(&format!("{log}, {what}"), &fs::read(fleet.dir().join(log)).unwrap());
+            }
+            assert_none(&format!("the database's journal, {what}"), &files(&fleet.dir().join("postgres/data/pg_wal")));
             for n in 0..2 {
                 let dir = fleet.dir().join(format!("worker-{n}"));
                 if dir.exists() {

@@ -456,7 +456,7 @@ fn nothing_is_lost_and_nothing_is_done_twice() {
     let begun = Instant::now();
     let mut conductor = Conductor::new(seed);
     let mut rounds = 0;
-    while seconds.map_or(rounds < ROUNDS, |s| begun.elapsed() < s) {
+    while rounds == 0 || seconds.map_or(rounds < ROUNDS, |s| begun.elapsed() < s) {
         rounds += 1;
         let before = conductor.feed.allowed.fetch_add(ROUND, Ordering::SeqCst);
         for (at, event) in round(seed, rounds) {
