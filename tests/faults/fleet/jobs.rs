@@ -115,7 +115,8 @@ pub struct Feed {
     seed: u64,
     /// Jobs to be submitted so far.
     pub allowed: AtomicU64,
-    next: AtomicU64,
+    /// Jobs whose submission has begun.
+    pub next: AtomicU64,
     /// Jobs that have ended.
     pub ended: AtomicU64,
     /// Messages sent and not yet seen in the store.

@@ -36,6 +36,8 @@ const LOOK: Duration = Duration::from_millis(10);
 struct Watch {
     /// When it was looked at last.
     at: Option<Instant>,
+    /// Jobs in the store that have not ended.
+    open: i64,
     /// Running jobs by worker.
     running: HashMap<String, u64>,
     /// Attempt and digest of each result when it was first seen.
@@ -63,7 +65,9 @@ async fn watch(port: u16, feed: Arc<Feed>, watch: Arc<Mutex<Watch>>) {
 
 async fn look(c: &mut PgConnection, results: bool, feed: &Feed, watch: &Mutex<Watch>) -> sqlx::Result<()> {
     let begun = Instant::now();
-    let ended = sqlx::query("SELECT count(*) FROM jobs WHERE finished_at IS NOT NULL").fetch_one(&mut *c).await?;
+    let ended = "SELECT count(*) FILTER (WHERE finished_at IS NOT NULL), count(*) FILTER (WHERE finished_at IS NULL) FROM \
+                 jobs";
+    let ended = sqlx::query(ended).fetch_one(&mut *c).await?;
     let running = sqlx::query("SELECT worker, count(*) FROM jobs WHERE state = 'running' GROUP BY worker");
     let running = running.fetch_all(&mut *c).await?;
     let results = if results {
@@ -74,7 +78,7 @@ async fn look(c: &mut PgConnection, results: bool, feed: &Feed, watch: &Mutex<Wa
     };
     feed.ended.store(ended.get::<i64, _>(0) as u64, Ordering::SeqCst);
     let mut watch = watch.lock().unwrap();
-    watch.at = Some(begun);
+    (watch.at, watch.open) = (Some(begun), ended.get(1));
     watch.running = running.iter().map(|row| (row.get(0), row.get::<i64, _>(1) as u64)).collect();
     for row in results {
         let (id, now): (String, (i64, String)) = (row.get(0), (row.get(1), row.get(2)));
@@ -212,9 +216,11 @@ impl Conductor {
     fn tick(&mut self) {
         std::thread::sleep(LOOK);
         let ended = self.ended();
-        // A worker does not start without its servers; where none is left at work, they come back.
+        // A worker does not start without its servers, nor does a message come. Where no worker is left, or none has a
+        // job to end, they come back.
         let at_work = |w: &Worker| w.started() && !matches!(w.stand, Stand::Frozen { .. });
-        let idle = ended >= self.feed.allowed.load(Ordering::SeqCst) || !self.workers.iter().any(at_work);
+        let fed = self.feed.next.load(Ordering::SeqCst) >= self.feed.allowed.load(Ordering::SeqCst);
+        let idle = fed && self.watch.lock().unwrap().open == 0 || !self.workers.iter().any(at_work);
         let due = |when: &When| match *when {
             When::At(at) => at <= Instant::now(),
             When::Ended(n) => n <= ended || idle,
