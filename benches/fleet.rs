@@ -95,14 +95,7 @@ impl Site {
         sqlx::raw_sql(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut connection).await.unwrap();
         let url = format!("{}/{name}", admin.rsplit_once('/').unwrap().0);
         let store = Arc::new(PostgresStore::open(&url, settings(&name)).await.unwrap());
-        let queue = RedisQueue::open(RedisSettings {
-            url: server("TEST_REDIS_URL", "redis://127.0.0.1:6379"),
-            queue: name.clone(),
-            consumer: "bench".into(),
-            reclaim_after: Duration::from_secs(30),
-            max_message: 1 << 20,
-        });
-        let queue = Arc::new(queue.await.unwrap());
+        let queue = queue(&name).await;
         let dir = tempfile::tempdir().unwrap();
         let artifacts = Artifacts::local(&dir.path().join("data")).unwrap();
         let limits = RegistryLimits::for_witness(Duration::from_secs(60), 1 << 30);
@@ -130,7 +123,8 @@ impl Site {
         let rooms = Rooms {
             store: self.store.clone(),
             heartbeat: Arc::new(PostgresStore::open(&self.url, settings(&self.name)).await.unwrap()),
-            queue: self.queue.clone(),
+            // One of its own: it is closed when the worker drains.
+            queue: queue(&self.name).await,
             artifacts: self.artifacts.clone(),
             registry: self.registry.clone(),
             service: self.service.clone(),
@@ -189,6 +183,17 @@ impl Site {
         sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut connection).await.unwrap();
         assert_eq!(self.queue.depth().await.unwrap(), 0);
     }
+}
+
+async fn queue(name: &str) -> Arc<RedisQueue> {
+    let settings = RedisSettings {
+        url: server("TEST_REDIS_URL", "redis://127.0.0.1:6379"),
+        queue: name.to_owned(),
+        consumer: JobId::new().to_string(),
+        reclaim_after: Duration::from_secs(30),
+        max_message: 1 << 20,
+    };
+    Arc::new(RedisQueue::open(settings).await.unwrap())
 }
 
 fn settings(queue: &str) -> StoreSettings {
