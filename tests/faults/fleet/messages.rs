@@ -1,7 +1,9 @@
 //! Messages of producers that are no good.
 
 use prover_worker::model::{FailureClass, JobId, JobState};
+use rustix::process::Signal;
 
+use super::schedule::Door;
 use super::site::{Fleet, QUEUE};
 use crate::harness::until;
 
@@ -112,4 +114,31 @@ fn bad_messages_are_rejected_or_set_aside() {
     assert_eq!(fleet.jobs(), jobs);
     let log = worker.log();
     assert!(!log.contains("31415926535") && !log.contains("panicked"), "{log}");
+}
+
+/// A worker takes a message while the database is out of reach, and dies. The message is still there for the next.
+#[test]
+fn a_message_outlives_the_worker_that_took_it() {
+    let fleet = Fleet::new();
+    let lease = [("PROVER_LEASE_SECS", "1")];
+    let first = fleet.serve(0, &[], &lease);
+    first.wait_started();
+    fleet.door(Door::Postgres).refuse(true);
+    let ids = [JobId::new(), JobId::new()];
+    let body = |id: JobId| format!(r#"{{"id": "{id}", "circuit": "multiplier", "input": {{"a": 6, "b": "7"}}}}"#);
+    fleet.redis::<String>(&xadd(body(ids[0]).as_str()));
+    fleet.redis::<u64>(&lpush(&body(ids[1])));
+    until("the messages to be taken", || {
+        let pending: redis::Value = fleet.redis(redis::cmd("XPENDING").arg(QUEUE).arg("workers"));
+        matches!(pending, redis::Value::Array(of) if of.first() == Some(&redis::Value::Int(2))).then_some(())
+    });
+    first.signal(Signal::KILL);
+    assert!(fleet.jobs().is_empty());
+    fleet.door(Door::Postgres).refuse(false);
+    let _second = fleet.serve(1, &[], &lease);
+    until("the messages to be recorded", || (fleet.jobs().len() == 2).then_some(()));
+    for id in ids {
+        fleet.assert_proved(&fleet.end(id), 42);
+    }
+    fleet.wait_settled();
 }

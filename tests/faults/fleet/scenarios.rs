@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use prover_worker::model::{FailureClass, JobState};
 use prover_worker::store::Cancelled;
 use prover_worker::worker::retry::LOST_WORKERS;
+use prover_worker::worker::{ServiceError, SubmitRequest};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::schedule::Dice;
+use super::schedule::{Dice, Door};
 use super::site::{Fleet, QUEUE, request};
 use crate::harness::{Server, until};
 
@@ -239,8 +240,6 @@ fn what_a_draining_worker_hands_back_is_taken_at_once() {
 /// The answer to a submit is lost with its connection; the same again gives the same job.
 #[test]
 fn a_submit_that_is_repeated_is_one_job() {
-    use super::schedule::Door;
-    use prover_worker::worker::{ServiceError, SubmitRequest};
     let fleet = Fleet::new();
     let mut failed = 0;
     for i in 0..30u64 {
