@@ -128,10 +128,13 @@ fn a_message_outlives_the_worker_that_took_it() {
     let body = |id: JobId| format!(r#"{{"id": "{id}", "circuit": "multiplier", "input": {{"a": 6, "b": "7"}}}}"#);
     fleet.redis::<String>(&xadd(body(ids[0]).as_str()));
     fleet.redis::<u64>(&lpush(&body(ids[1])));
-    until("the messages to be taken", || {
+    let taken = || {
         let pending: redis::Value = fleet.redis(redis::cmd("XPENDING").arg(QUEUE).arg("workers"));
-        matches!(pending, redis::Value::Array(of) if of.first() == Some(&redis::Value::Int(2))).then_some(())
-    });
+        matches!(pending, redis::Value::Array(of) if of.first() == Some(&redis::Value::Int(2)))
+    };
+    until("the messages to be taken", || taken().then_some(()));
+    first.wait_log("a message could not be recorded yet", 2);
+    assert!(taken(), "a message that is not recorded is acknowledged");
     first.signal(Signal::KILL);
     assert!(fleet.jobs().is_empty());
     fleet.door(Door::Postgres).refuse(false);
