@@ -483,6 +483,21 @@ async fn a_message_that_is_put_back_keeps_its_source() {
     assert_eq!(message_of(&held).body.as_slice(), b"one");
 }
 
+/// Two messages under one name would be one job.
+#[tokio::test]
+async fn a_field_of_a_producers_own_names_no_message() {
+    let server = Private::start(&[]).await;
+    let queue = server.open("prove").await;
+    let mut sources = HashSet::new();
+    for own in ["billing", "billing", "other/1-1", "prove/1", "prove/x-1", ""] {
+        let entry: String = server.raw(&["XADD", "prove", "*", "job", "{}", "source", own]).await;
+        let held = take_soon(&queue).await;
+        assert_eq!(message_of(&held).source, format!("prove/{entry}"), "{own:?}");
+        sources.insert(message_of(&held).source.clone());
+    }
+    assert_eq!(sources.len(), 6);
+}
+
 /// Delivers what is pending once more, as to the heir of a dead worker.
 async fn take_soon_again(queue: &RedisQueue, server: &Private, source: &str) -> Delivery {
     let waits = queue.depth().await.unwrap();
