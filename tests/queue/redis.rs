@@ -531,6 +531,32 @@ async fn a_message_that_cannot_be_used_is_taken_out_and_noted() {
 }
 
 #[tokio::test]
+async fn a_full_server_keeps_a_message_that_it_cannot_note() {
+    let server = Private::start(&[]).await;
+    let queue = server.open("prove").await;
+    server.run(&["XADD", "prove", "*", "job", "not json"]).await;
+    let held = take_soon(&queue).await;
+    server.run(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    assert!(queue.set_aside(held, "expected JSON").await.is_err());
+    server.run(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    assert_eq!(server.raw::<u64>(&["XLEN", "prove"]).await, 1, "it is there still");
+
+    // Once only, whoever else does so.
+    server.run(&["XGROUP", "SETID", "prove", "workers", "0"]).await;
+    let (held, again) =
+        (take_soon(&queue).await, server.raw::<Vec<(String, Vec<String>)>>(&["XRANGE", "prove", "-", "+"]));
+    let receipt = format!("n {}", again.await[0].0);
+    let offer = Offer::Message(Message {
+        body: message_of(&held).body.clone(),
+        size: 8,
+        source: message_of(&held).source.clone(),
+    });
+    queue.set_aside(held, "expected JSON").await.unwrap();
+    queue.set_aside(Delivery { offer, receipt }, "expected JSON").await.unwrap();
+    assert_eq!(queue.aside(10).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn the_last_thousand_set_aside_are_remembered() {
     let server = Private::start(&[]).await;
     let queue = server.open("prove").await;
