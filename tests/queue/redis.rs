@@ -861,3 +861,117 @@ async fn tls_is_spoken_and_certificates_are_checked() {
     // And does not fall back to plain text.
     assert!(try_raw::<String>(&server.url(), &["PING"]).await.is_err());
 }
+
+// Everything at once.
+
+/// Many push, take, acknowledge, put back and leave things lying about, while consumers come and go: whatever was
+/// pushed is delivered after that, and nothing is left behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_storm_swallows_nothing() {
+    const WORKERS: u64 = 6;
+    const IDS: usize = 20;
+    let shared = Shared::new();
+    let name = shared.name();
+    let open = |n: u64| {
+        let mut settings = settings(&shared_url(), &name);
+        settings.consumer = format!("{n} {}", settings.consumer);
+        settings.reclaim_after = Duration::from_millis(150);
+        RedisQueue::open(settings)
+    };
+    let long: Option<u64> = std::env::var("STORM_S").ok().and_then(|s| s.parse().ok());
+    let ids = Arc::new(ids(IDS));
+    // Pushed, and not delivered since.
+    let wanted: Arc<Mutex<HashSet<JobId>>> = Arc::default();
+    let began = Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..WORKERS {
+        let queue = open(n).await.unwrap();
+        let (ids, wanted) = (ids.clone(), wanted.clone());
+        tasks.spawn(async move {
+            let mut dice = n + 1;
+            let mut roll = move |sides: u64| {
+                dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (dice >> 33) % sides
+            };
+            let (mut held, mut step) = (Vec::new(), 0_u64);
+            while long.map_or(step < 300, |s| began.elapsed() < Duration::from_secs(s)) {
+                step += 1;
+                let id = ids[roll(IDS as u64) as usize];
+                let priority = Priority(roll(3) as i16 - 1);
+                match roll(10) {
+                    0..3 => {
+                        wanted.lock().unwrap().insert(id);
+                        queue.push(&[(id, priority)]).await.unwrap();
+                    }
+                    3 => {
+                        wanted.lock().unwrap().insert(id);
+                        queue.push_after(id, priority, Duration::from_millis(roll(20))).await.unwrap();
+                    }
+                    4..7 => {
+                        let wait = Duration::from_millis(roll(5));
+                        for delivery in queue.pop(1 + roll(4) as usize, wait).await.unwrap() {
+                            wanted.lock().unwrap().remove(&id_of(&delivery));
+                            held.push(delivery);
+                        }
+                    }
+                    7 => drop(tokio::time::timeout(Duration::from_micros(roll(3000)), queue.pop(2, HANG)).await.map(
+                        |got| {
+                            for delivery in got.unwrap() {
+                                wanted.lock().unwrap().remove(&id_of(&delivery));
+                                held.push(delivery);
+                            }
+                        },
+                    )),
+                    _ if held.is_empty() => queue.upkeep().await.unwrap(),
+                    8 => {
+                        let delivery = held.swap_remove(roll(held.len() as u64) as usize);
+                        let id = id_of(&delivery);
+                        // It comes again, and whoever has it then will do.
+                        wanted.lock().unwrap().insert(id);
+                        queue.put_back(delivery).await.unwrap();
+                    }
+                    _ => {
+                        let delivery = held.swap_remove(roll(held.len() as u64) as usize);
+                        if roll(4) > 0 {
+                            queue.ack(&[delivery]).await.unwrap();
+                        }
+                    }
+                }
+            }
+            if n % 2 == 0 {
+                queue.close().await.unwrap();
+            }
+            step
+        });
+    }
+    let mut steps = 0;
+    while let Some(done) = tasks.join_next().await {
+        steps += done.unwrap();
+    }
+    let heir = open(99).await.unwrap();
+    let start = Instant::now();
+    while !wanted.lock().unwrap().is_empty() {
+        assert!(start.elapsed() < HANG, "never delivered: {:?}", wanted.lock().unwrap());
+        let got = heir.pop(100, Duration::from_millis(100)).await.unwrap();
+        for delivery in &got {
+            wanted.lock().unwrap().remove(&id_of(delivery));
+        }
+        heir.ack(&got).await.unwrap();
+    }
+    eprintln!("{steps} steps in {:?}", began.elapsed());
+    // What is left is pending with those who left it, until it is reclaimed.
+    until("all is gone", async || {
+        let got = heir.pop(100, Duration::from_millis(100)).await.unwrap();
+        heir.ack(&got).await.unwrap();
+        let mut left = 0;
+        for key in ["", ":high", ":low"] {
+            left += raw::<u64>(&shared_url(), &["XLEN", &format!("{name}{key}")]).await;
+        }
+        left += raw::<u64>(&shared_url(), &["HLEN", &format!("{name}:ids")]).await;
+        left += raw::<u64>(&shared_url(), &["HLEN", &format!("{name}:delayed:priority")]).await;
+        left == 0
+    })
+    .await;
+    assert_eq!(heir.depth().await.unwrap(), 0);
+    shared.clean().await;
+}
