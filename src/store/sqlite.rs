@@ -466,7 +466,7 @@ impl SqliteStore {
             StoreError::Database(e) => cannot_open(path, e),
             e => e,
         })?;
-        migrate(connection, path).await?;
+        migrate(connection, path, &settings.queue).await?;
 
         let pool = || {
             SqlitePoolOptions::new().test_before_acquire(false).idle_timeout(None).max_lifetime(None).after_release(
@@ -1034,14 +1034,18 @@ fn create_private(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Brings the schema up to date: all or nothing, under the lock, whoever comes first.
-async fn migrate(mut connection: SqliteConnection, path: &Path) -> Result<(), StoreError> {
+/// Brings the schema up to date: all or nothing, under the lock, whoever comes first. Jobs of a time when there was
+/// one queue only go on in this one.
+async fn migrate(mut connection: SqliteConnection, path: &Path, queue: &str) -> Result<(), StoreError> {
     let latest = MIGRATIONS.len();
     if schema_version(&mut connection, path).await? < latest {
         let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
         let version = schema_version(&mut tx, path).await?;
         for migration in MIGRATIONS.iter().skip(version) {
             sqlx::raw_sql(*migration).execute(&mut *tx).await?;
+        }
+        if version == 1 {
+            sqlx::query("UPDATE jobs SET queue = ?1").bind(queue).execute(&mut *tx).await?;
         }
         let mark = format!("PRAGMA user_version = {latest}; PRAGMA application_id = {APPLICATION_ID};");
         sqlx::raw_sql(sqlx::AssertSqlSafe(mark)).execute(&mut *tx).await?;
