@@ -735,13 +735,16 @@ impl Store for PostgresStore {
     }
 
     async fn confirm_cancel(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
-        let row =
-            self.session.row(Again::Always, |lost| fenced(statements::CONFIRM_CANCEL, job, attempt).bind(lost)).await?;
-        match held(row.as_ref())? {
-            Held::Lost => {
-                held(self.session.row(Again::Always, |_| fenced(statements::HOLDS, job, attempt)).await?.as_ref())
-            }
-            yes => Ok(yes),
+        let confirm =
+            || self.session.row(Again::Always, |lost| fenced(statements::CONFIRM_CANCEL, job, attempt).bind(lost));
+        if let yes @ Held::Yes { .. } = held(confirm().await?.as_ref())? {
+            return Ok(yes);
+        }
+        let looked = self.session.row(Again::Always, |_| fenced(statements::HOLDS, job, attempt)).await?;
+        match held(looked.as_ref())? {
+            // Somebody asked between the two. A request stays until the attempt ends.
+            Held::Yes { cancel: true } => held(confirm().await?.as_ref()),
+            other => Ok(other),
         }
     }
 

@@ -834,9 +834,14 @@ impl Store for SqliteStore {
     }
 
     async fn confirm_cancel(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
-        match self.ending(|| fenced(CONFIRM_CANCEL, job, attempt)).await? {
-            Held::Lost => held(fenced(HOLDS, job, attempt).fetch_optional(&self.writer).await?),
-            yes => Ok(yes),
+        let confirm = || self.ending(|| fenced(CONFIRM_CANCEL, job, attempt));
+        if let yes @ Held::Yes { .. } = confirm().await? {
+            return Ok(yes);
+        }
+        match held(fenced(HOLDS, job, attempt).fetch_optional(&self.writer).await?)? {
+            // Somebody asked between the two. A request stays until the attempt ends.
+            Held::Yes { cancel: true } => confirm().await,
+            other => Ok(other),
         }
     }
 
