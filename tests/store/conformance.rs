@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::fixtures::*;
 pub use crate::fleet::*;
+pub use crate::storm::*;
 
 /// A place that a store can be opened in, again and again; fresh for each test.
 pub trait Place: Send + Sync + 'static {
@@ -140,6 +141,7 @@ macro_rules! suite {
                 a_change_by_any_handle_ends_every_wait,
                 a_wait_ends_after_its_time,
                 a_change_before_a_wait_is_not_missed,
+                a_storm_leaves_everything_in_order,
             );
         }
     };
