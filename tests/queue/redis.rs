@@ -121,6 +121,15 @@ async fn a_deleted_stream_or_entry_is_noticed_at_the_next_push() {
     let _deleted: u64 = raw(&shared_url(), &["DEL", &name]).await;
     queue.upkeep().await.unwrap();
     assert_eq!(raw::<u64>(&shared_url(), &["HLEN", &format!("{name}:ids")]).await, 0);
+
+    // And so are the bands of those whose times are.
+    queue.push_after(ids[0], Priority(1), HANG * 10).await.unwrap();
+    let bands = format!("{name}:delayed:priority");
+    queue.upkeep().await.unwrap();
+    assert_eq!(raw::<u64>(&shared_url(), &["HLEN", &bands]).await, 1);
+    let _deleted: u64 = raw(&shared_url(), &["DEL", &format!("{name}:delayed")]).await;
+    queue.upkeep().await.unwrap();
+    assert_eq!(raw::<u64>(&shared_url(), &["HLEN", &bands]).await, 0);
     shared.clean().await;
 }
 
