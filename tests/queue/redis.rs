@@ -923,14 +923,14 @@ async fn a_storm_swallows_nothing() {
                             held.push(delivery);
                         }
                     }
-                    7 => drop(tokio::time::timeout(Duration::from_micros(roll(3000)), queue.pop(2, HANG)).await.map(
-                        |got| {
-                            for delivery in got.unwrap() {
-                                wanted.lock().unwrap().remove(&id_of(&delivery));
-                                held.push(delivery);
-                            }
-                        },
-                    )),
+                    7 => {
+                        // Gone before it is answered, or not.
+                        let pop = tokio::time::timeout(Duration::from_micros(roll(3000)), queue.pop(2, HANG));
+                        for delivery in pop.await.map_or_else(|_| Vec::new(), |got| got.unwrap()) {
+                            wanted.lock().unwrap().remove(&id_of(&delivery));
+                            held.push(delivery);
+                        }
+                    }
                     _ if held.is_empty() => queue.upkeep().await.unwrap(),
                     8 => {
                         let delivery = held.swap_remove(roll(held.len() as u64) as usize);

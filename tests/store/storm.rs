@@ -114,7 +114,9 @@ impl<S: Store> Storm<S> {
                 let Some((id, attempt, n)) = some else { return Ok(()) };
                 let token = (n, attempt.0);
                 match dice.of(6) {
-                    0 => drop(store.heartbeat(id, attempt, LONG, Stage::Prove, 0.5).await?),
+                    0 => {
+                        store.heartbeat(id, attempt, LONG, Stage::Prove, 0.5).await?;
+                    }
                     1 => self.end(token, "finish", store.finish(id, attempt, &result()).await?),
                     2 => {
                         let retry = match dice.of(3) {
@@ -178,8 +180,12 @@ impl<S: Store> Storm<S> {
                 }
                 store.put_circuit(&crate::fixtures::circuit(circuit, dice.of(5) as u8)).await?;
             }
-            97 => drop(store.due(100).await?),
-            98 => drop(store.load().await?),
+            97 => {
+                store.due(100).await?;
+            }
+            98 => {
+                store.load().await?;
+            }
             _ => {
                 let _kept = self.forgetting.read().await;
                 let id = *self.ids[slot].lock().unwrap();
