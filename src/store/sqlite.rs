@@ -466,7 +466,7 @@ impl SqliteStore {
             StoreError::Database(e) => cannot_open(path, e),
             e => e,
         })?;
-        migrate(connection, path).await?;
+        migrate(connection, path, &settings.queue).await?;
 
         let pool = || {
             SqlitePoolOptions::new().test_before_acquire(false).idle_timeout(None).max_lifetime(None).after_release(
@@ -834,9 +834,14 @@ impl Store for SqliteStore {
     }
 
     async fn confirm_cancel(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
-        match self.ending(|| fenced(CONFIRM_CANCEL, job, attempt)).await? {
-            Held::Lost => held(fenced(HOLDS, job, attempt).fetch_optional(&self.writer).await?),
-            yes => Ok(yes),
+        let confirm = || self.ending(|| fenced(CONFIRM_CANCEL, job, attempt));
+        if let yes @ Held::Yes { .. } = confirm().await? {
+            return Ok(yes);
+        }
+        match held(fenced(HOLDS, job, attempt).fetch_optional(&self.writer).await?)? {
+            // Somebody asked between the two. A request stays until the attempt ends.
+            Held::Yes { cancel: true } => confirm().await,
+            other => Ok(other),
         }
     }
 
@@ -1034,14 +1039,18 @@ fn create_private(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Brings the schema up to date: all or nothing, under the lock, whoever comes first.
-async fn migrate(mut connection: SqliteConnection, path: &Path) -> Result<(), StoreError> {
+/// Brings the schema up to date: all or nothing, under the lock, whoever comes first. Jobs of a time when there was
+/// one queue only go on in this one.
+async fn migrate(mut connection: SqliteConnection, path: &Path, queue: &str) -> Result<(), StoreError> {
     let latest = MIGRATIONS.len();
     if schema_version(&mut connection, path).await? < latest {
         let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
         let version = schema_version(&mut tx, path).await?;
         for migration in MIGRATIONS.iter().skip(version) {
             sqlx::raw_sql(*migration).execute(&mut *tx).await?;
+        }
+        if version == 1 {
+            sqlx::query("UPDATE jobs SET queue = ?1").bind(queue).execute(&mut *tx).await?;
         }
         let mark = format!("PRAGMA user_version = {latest}; PRAGMA application_id = {APPLICATION_ID};");
         sqlx::raw_sql(sqlx::AssertSqlSafe(mark)).execute(&mut *tx).await?;

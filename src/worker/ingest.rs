@@ -45,6 +45,7 @@ fn identity(queue: &str, text: &str) -> Result<Identity, String> {
         return Ok(Identity { id, key: None });
     }
     match text.chars().count() {
+        _ if text.contains('\0') => Err("an id has no character 0".to_owned()),
         1..=MAX_ID => Ok(Identity { id: derived(queue, "id", text), key: Some(text.to_owned()) }),
         got => Err(format!("an id is 1 to {MAX_ID} characters, got {got}")),
     }
@@ -154,5 +155,6 @@ mod tests {
         assert_ne!(own.id, identity("p", "order 7").unwrap().id);
         assert_ne!(own.id, derived("q", "entry", "order 7"));
         assert!(identity("q", "").is_err() && identity("q", &"x".repeat(257)).is_err());
+        assert!(identity("q", "a\0b").is_err(), "Postgres could not keep it, and the message would come for ever");
     }
 }

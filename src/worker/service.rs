@@ -154,6 +154,10 @@ impl JobService {
             let got = key.chars().count();
             return Err(ServiceError::Invalid(format!("an idempotency key is 1 to {MAX_KEY} characters, got {got}")));
         }
+        // Postgres keeps no such text.
+        if idempotency_key.as_ref().is_some_and(|key| key.contains('\0')) {
+            return Err(ServiceError::Invalid("an idempotency key has no character 0".to_owned()));
+        }
         let circuit = self.store.circuit(&name).await?.ok_or_else(|| ServiceError::UnknownCircuit(name.clone()))?;
         let input = self.checked(circuit, input).await?;
         let id = own_id.unwrap_or_default();

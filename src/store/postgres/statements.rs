@@ -3,7 +3,8 @@
 //! Each has one clock: `clock` reads the time once, and `now!()` is that reading throughout the statement.
 //!
 //! Statements over arrays (`q`) answer with `ord`, the place of the call in the arrays, counted from 1. They visit the
-//! jobs in the arrays' order, which is that of the ids, so that two of them lock in the same order.
+//! jobs in the arrays' order, which is that of the ids (in a submit, of the keys, then the ids), so that two of them
+//! lock in the same order.
 
 macro_rules! clock {
     () => {
