@@ -22,7 +22,7 @@ enum Fate {
     /// Nobody can use it, but it has an id under which its sender finds the reason.
     Rejected,
     SetAside(String),
-    /// The store does not answer: it is offered again later.
+    /// The store does not answer, or the input cannot be sealed: it is offered again later.
     Later,
 }
 
@@ -64,7 +64,7 @@ pub(super) async fn take(ctx: &Context, delivery: Delivery) {
         Fate::Recorded(id, priority) => {
             // Should this fail, the reconciler offers it.
             let _ = ctx.queue.push(&[(id, priority)]).await;
-            acknowledge(ctx, &delivery).await;
+            acknowledge(ctx, &[delivery]).await;
         }
         Fate::SetAside(why) => {
             tracing::warn!(source = %message.source, why, "a message is set aside");
@@ -72,7 +72,7 @@ pub(super) async fn take(ctx: &Context, delivery: Delivery) {
                 tracing::warn!(%error, "a message could not be set aside; it will be offered again");
             }
         }
-        Fate::Rejected | Fate::Later => acknowledge(ctx, &delivery).await,
+        Fate::Rejected | Fate::Later => acknowledge(ctx, &[delivery]).await,
     }
 }
 
@@ -104,7 +104,7 @@ async fn record(ctx: &Context, message: &Message) -> Fate {
             match ctx.service.record(request).await {
                 Ok(submitted) => return Fate::Recorded(submitted.job().id, submitted.job().priority),
                 Err(ServiceError::Conflict(why)) => return Fate::SetAside(why),
-                Err(e @ (ServiceError::Store(_) | ServiceError::Artifact(_))) => {
+                Err(e @ (ServiceError::Store(_) | ServiceError::Artifact(_) | ServiceError::Seal(_))) => {
                     tracing::warn!(source = %message.source, error = %e, "a message could not be recorded yet");
                     return Fate::Later;
                 }

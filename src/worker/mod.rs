@@ -22,11 +22,10 @@ mod service;
 mod workspace;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use metrics::gauge;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -135,8 +134,8 @@ struct Context {
     canary: Arc<Canary>,
     options: Options,
     id: WorkerId,
-    /// Messages being recorded.
-    messages: AtomicUsize,
+    /// Places for messages being recorded.
+    messages: Arc<Semaphore>,
 }
 
 /// Something that makes results in place of the worker's own devices, for measuring all the rest.
@@ -205,7 +204,7 @@ impl Worker {
         let Rooms { store, heartbeat, queue, artifacts, registry, service, keyring } = rooms;
         let keeper = Keeper::start(heartbeat, options.lease)?;
         let id = WorkerId(format!("{}-{}", std::process::id(), Uuid::now_v7().simple()));
-        let messages = AtomicUsize::new(0);
+        let messages = Arc::new(Semaphore::new(dispatch::MESSAGES));
         let ctx = Context {
             store,
             queue,
