@@ -274,7 +274,8 @@ mod tests {
     #[test]
     fn requests_of_other_sites_are_told_from_others() {
         let foreign = |pairs: &[(&'static str, &'static str)]| {
-            let header = |(k, v): &(&'static str, &'static str)| (HeaderName::from_static(k), HeaderValue::from_static(v));
+            let header =
+                |(k, v): &(&'static str, &'static str)| (HeaderName::from_static(k), HeaderValue::from_static(v));
             from_another_site(&pairs.iter().map(header).collect())
         };
         let host = ("host", "localhost:9180");
