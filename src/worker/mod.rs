@@ -226,6 +226,8 @@ impl Worker {
         let mut others = JoinSet::new();
         let reconciler = ctx.clone();
         others.spawn(unbroken("reconciler", move || reconcile::run(reconciler.clone())));
+        let tidier = ctx.clone();
+        others.spawn(unbroken("tidying", move || reconcile::tidy(tidier.clone())));
         let keeping = ctx.queue.clone();
         others.spawn(unbroken("queue upkeep", move || reconcile::keep_queue(keeping.clone())));
         others.spawn(heal(ctx.clone()));
