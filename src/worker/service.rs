@@ -214,7 +214,10 @@ impl JobService {
             }
             n += purged.len() as u64;
             for id in purged {
-                self.artifacts.remove_proof(id).await?;
+                // The jobs are forgotten: nobody would come back for the others' files.
+                if let Err(error) = self.artifacts.remove_proof(id).await {
+                    tracing::warn!(job = %id, %error, "the proof files of a forgotten job could not be removed");
+                }
             }
         }
     }
