@@ -19,6 +19,8 @@ const POP_WAIT: Duration = Duration::from_secs(1);
 const POP_PATIENCE: Duration = Duration::from_secs(4);
 /// How often the store is asked in place of a queue that fails.
 const DETOUR: Duration = Duration::from_millis(250);
+/// Jobs it is asked for beyond those there is room for.
+const SPARE: usize = 64;
 /// Messages recorded at once at most, beside jobs.
 pub(super) const MESSAGES: usize = 16;
 
@@ -117,13 +119,20 @@ async fn deal_out(ctx: &Arc<Context>, deliveries: Vec<Delivery>, hands: &mut Joi
     }
 }
 
-/// Jobs straight from the store, while the queue fails.
+/// Jobs straight from the store, while the queue fails. Every worker is given the same ones, so there are some to spare.
 async fn detour(ctx: &Arc<Context>, free: usize, hands: &mut JoinSet<()>) {
-    let limit = u32::try_from(free).unwrap_or(u32::MAX);
+    let limit = u32::try_from(free.saturating_add(SPARE)).unwrap_or(u32::MAX);
     let Ok(due) = ctx.store.due(limit).await else { return };
+    let mut left = free;
     for (id, _) in due {
+        if left == 0 {
+            return;
+        }
         match ctx.store.claim(id, &ctx.id, ctx.options.lease).await {
-            Ok(Some(claim)) => begin(ctx, claim, None, hands),
+            Ok(Some(claim)) => {
+                left -= 1;
+                begin(ctx, claim, None, hands);
+            }
             Ok(None) => {}
             Err(error) => return tracing::error!(job = %id, %error, "could not claim"),
         }
