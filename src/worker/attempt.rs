@@ -36,6 +36,8 @@ use crate::witness::{Inputs, WitnessGenerator};
 const LARGE: usize = 256 << 10;
 /// How often waiting looks at the stop token.
 const LOOK: Duration = Duration::from_millis(20);
+/// Longest wait for the copy of a proof, which whoever asks for it puts back if need be.
+const COPY: Duration = Duration::from_secs(10);
 
 /// Works on a claimed job and writes down how it ended.
 pub(super) async fn run(ctx: &Context, device: &Arc<Device>, claim: Claim) {
@@ -226,8 +228,15 @@ async fn conclude(ctx: &Context, job: &Job, outcome: Result<JobResult, Ended>, s
                 return;
             }
             ctx.pass(Point::AfterCommit, stop).await;
-            if let Err(error) = ctx.artifacts.put_proof(id, &result.proof_json, &result.public_json).await {
-                tracing::warn!(job = %id, %error, "the proof is in the store, but its files could not be written");
+            // The place is not kept for a store of artifacts that is slow to fail.
+            let copy = ctx.artifacts.put_proof(id, &result.proof_json, &result.public_json);
+            let why = match tokio::time::timeout(COPY, copy).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some(format!("not within {} s", COPY.as_secs())),
+            };
+            if let Some(error) = why {
+                tracing::warn!(job = %id, error, "the proof is in the store, but its files could not be written");
             }
             histogram!(telemetry::JOB_STAGE_DURATION, "stage" => Stage::Store.as_str())
                 .record(begun.elapsed().as_secs_f64());
