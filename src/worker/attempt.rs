@@ -26,7 +26,9 @@ use super::retry::{self, LOST_WORKERS};
 use crate::backend::LoadedKey;
 use crate::formats::{snarkjs, wtns};
 use crate::groth16::Proved;
-use crate::model::{FailureClass, Job, JobError, JobResult, Stage, StageTimes, StopReason, StopToken, Witness};
+use crate::model::{
+    FailedAttempt, FailureClass, Job, JobError, JobResult, Stage, StageTimes, StopReason, StopToken, Witness,
+};
 use crate::registry::{CircuitContent, ReadyCircuit};
 use crate::store::{Claim, Held, Retry, StoreError};
 use crate::telemetry;
@@ -45,7 +47,7 @@ pub(super) async fn run(ctx: &Context, device: &Arc<Device>, claim: Claim) {
     let Claim { job, input, input_key } = claim;
     let stop = StopToken::new().with_deadline(started + ctx.options.job_timeout);
     let lease = ctx.keeper.hold(job.id, job.attempt, stop.clone());
-    if job.tries.lost > 0 {
+    if reclaimed(&job) {
         counter!(telemetry::JOBS_RECLAIMED).increment(1);
     }
     tracing::info!(job = %job.id, circuit = %job.circuit, attempt = job.attempt.0, "job claimed");
@@ -67,6 +69,12 @@ async fn unseal(ctx: &Context, job: &Job, key: String, input: Zeroizing<Vec<u8>>
     }
     let (keyring, id) = (ctx.keyring.clone(), job.id);
     offload(move || Ok(keyring.open(id, &key, input)?)).await
+}
+
+/// Whether the attempt before this one ended with its lease.
+fn reclaimed(job: &Job) -> bool {
+    let lost = |e: &FailedAttempt| e.error.class == FailureClass::LostWorker && e.attempt.0 + 1 == job.attempt.0;
+    job.tries.lost > 0 && job.history.last().is_some_and(lost)
 }
 
 /// A job that took down too many workers gets no further one.
