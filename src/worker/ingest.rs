@@ -7,14 +7,11 @@ use metrics::counter;
 use uuid::Uuid;
 
 use super::dispatch::acknowledge;
-use super::service::{ServiceError, SubmitRequest, refuse};
+use super::service::{MAX_KEY, ServiceError, SubmitRequest, is_key, refuse};
 use super::{Context, request};
 use crate::model::{CircuitName, FailureClass, JobError, JobId, Priority};
 use crate::queue::{Delivery, Message, Offer};
 use crate::telemetry;
-
-/// Longest text of a producer's own that serves as an id, characters.
-const MAX_ID: usize = 256;
 
 /// What becomes of a message.
 enum Fate {
@@ -44,10 +41,11 @@ fn identity(queue: &str, text: &str) -> Result<Identity, String> {
     if let Ok(id) = text.parse() {
         return Ok(Identity { id, key: None });
     }
-    match text.chars().count() {
-        1..=MAX_ID => Ok(Identity { id: derived(queue, "id", text), key: Some(text.to_owned()) }),
-        got => Err(format!("an id is 1 to {MAX_ID} characters, got {got}")),
+    if is_key(text) {
+        return Ok(Identity { id: derived(queue, "id", text), key: Some(text.to_owned()) });
     }
+    let got = text.chars().count();
+    Err(format!("an id is 1 to {MAX_KEY} characters, none of them character 0; got {got}"))
 }
 
 /// Deals with a message.
@@ -153,6 +151,8 @@ mod tests {
         assert_eq!(own.id, identity("q", "order 7").unwrap().id, "the same each time");
         assert_ne!(own.id, identity("p", "order 7").unwrap().id);
         assert_ne!(own.id, derived("q", "entry", "order 7"));
-        assert!(identity("q", "").is_err() && identity("q", &"x".repeat(257)).is_err());
+        for none in ["", "a\0b", &"x".repeat(257)] {
+            assert!(identity("q", none).is_err(), "{none:?}");
+        }
     }
 }

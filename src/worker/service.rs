@@ -18,7 +18,7 @@ use crate::witness::Inputs;
 /// Jobs forgotten at a time.
 const PURGE_AT_A_TIME: u32 = 1000;
 /// Longest idempotency key, characters.
-const MAX_KEY: usize = 256;
+pub(super) const MAX_KEY: usize = 256;
 
 /// A job to submit.
 pub struct SubmitRequest {
@@ -149,10 +149,11 @@ impl JobService {
     pub(super) async fn record(&self, request: SubmitRequest) -> Result<Submitted, ServiceError> {
         let SubmitRequest { id: own_id, circuit: name, input, idempotency_key, priority } = request;
         if let Some(key) = &idempotency_key
-            && (key.is_empty() || key.chars().count() > MAX_KEY)
+            && !is_key(key)
         {
             let got = key.chars().count();
-            return Err(ServiceError::Invalid(format!("an idempotency key is 1 to {MAX_KEY} characters, got {got}")));
+            let expected = format!("an idempotency key is 1 to {MAX_KEY} characters, none of them character 0");
+            return Err(ServiceError::Invalid(format!("{expected}; got {got}")));
         }
         let circuit = self.store.circuit(&name).await?.ok_or_else(|| ServiceError::UnknownCircuit(name.clone()))?;
         let input = self.checked(circuit, input).await?;
@@ -306,6 +307,11 @@ impl JobService {
     pub async fn ping(&self) -> Result<(), ServiceError> {
         Ok(self.store.ping().await?)
     }
+}
+
+/// Whether a text can be an idempotency key. Postgres keeps no character 0.
+pub(super) fn is_key(text: &str) -> bool {
+    !text.is_empty() && text.chars().count() <= MAX_KEY && !text.contains('\0')
 }
 
 /// Refuses what no worker could use. On a thread of its own: the input may be large.
