@@ -145,7 +145,11 @@ const REMOVE_CIRCUIT: &str = "DELETE FROM circuits WHERE name = ?1";
 const CONTENT_IN_USE: &str = "SELECT zkey AS content FROM jobs INDEXED BY jobs_unfinished \
                               WHERE state IN ('queued', 'running') \
                               UNION SELECT wasm FROM jobs INDEXED BY jobs_unfinished \
-                              WHERE state IN ('queued', 'running') AND wasm IS NOT NULL";
+                              WHERE state IN ('queued', 'running') AND wasm IS NOT NULL \
+                              UNION SELECT zkey FROM job_inputs CROSS JOIN jobs ON seq = job \
+                              WHERE expires_at IS NOT NULL \
+                              UNION SELECT wasm FROM job_inputs CROSS JOIN jobs ON seq = job \
+                              WHERE expires_at IS NOT NULL AND wasm IS NOT NULL";
 
 /// The job that has this id or else, in this queue, this key.
 const SAME_JOB: &str = concat!(

@@ -238,7 +238,7 @@ pub async fn a_storm_leaves_everything_in_order(p: impl Place) {
 
     let store = &storm.stores[0];
     let jobs = store.jobs(JobFilter { limit: 1000, ..JobFilter::default() }).await.unwrap();
-    let seen = storm.seen.lock().unwrap();
+    let requeued = storm.seen.lock().unwrap().requeued.clone();
     let kept = |j: &&prover_worker::model::Job| !j.state.is_final() || j.state == JobState::Failed;
     let might = jobs.iter().filter(kept).count() as u64;
     let must = jobs.iter().filter(|j| !j.state.is_final()).count() as u64;
@@ -246,8 +246,6 @@ pub async fn a_storm_leaves_everything_in_order(p: impl Place) {
         assert!(j.history.len() <= 50);
         assert!(j.history.windows(2).all(|w| w[0].attempt < w[1].attempt), "{:?}", j.history);
     }
-    let requeued = seen.requeued.clone();
-    drop(seen);
     let held = inputs(store).await;
     assert!((must..=might).contains(&held), "{must} jobs need an input, {might} may have one, {held} are held");
     for j in jobs.iter().filter(|j| !j.state.is_final() && !requeued.contains(&j.id)) {

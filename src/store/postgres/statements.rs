@@ -98,7 +98,11 @@ pub(super) const UNFINISHED: &str = "SELECT count(*) AS n FROM jobs WHERE circui
 pub(super) const REMOVE_CIRCUIT: &str = "DELETE FROM circuits WHERE name = $1 RETURNING name";
 /// Content that unfinished jobs of any queue need.
 pub(super) const CONTENT_IN_USE: &str = "SELECT zkey AS content FROM jobs WHERE finished_at IS NULL \
-                                         UNION SELECT wasm FROM jobs WHERE finished_at IS NULL AND wasm IS NOT NULL";
+                                         UNION SELECT wasm FROM jobs WHERE finished_at IS NULL AND wasm IS NOT NULL \
+                                         UNION SELECT zkey FROM job_inputs JOIN jobs ON id = job \
+                                         WHERE expires_at IS NOT NULL \
+                                         UNION SELECT wasm FROM job_inputs JOIN jobs ON id = job \
+                                         WHERE expires_at IS NOT NULL AND wasm IS NOT NULL";
 
 /// $1 is the queue, $2 the channel or null, the rest one array a column.
 pub(super) const SUBMIT: &str = concat!(
