@@ -133,6 +133,22 @@ async fn a_deleted_stream_or_entry_is_noticed_at_the_next_push() {
     shared.clean().await;
 }
 
+/// A stream that is made anew within the millisecond may name an entry as the old one named another id's.
+#[tokio::test]
+async fn another_ids_entry_is_not_taken_for_ones_own() {
+    let shared = Shared::new();
+    let name = shared.name();
+    let queue = RedisQueue::open(settings(&shared_url(), &name)).await.unwrap();
+    let ids = ids(2);
+    push(&queue, ids[0], 0).await;
+    let known = format!("{name}:ids");
+    let entry: String = raw(&shared_url(), &["HGET", &known, &ids[0].to_string()]).await;
+    let _set: u64 = raw(&shared_url(), &["HSET", &known, &ids[1].to_string(), &entry]).await;
+    push(&queue, ids[1], 0).await;
+    assert_eq!(drain(&queue).await, ids);
+    shared.clean().await;
+}
+
 #[tokio::test]
 async fn a_server_that_is_killed_and_comes_back_empty_is_used_again() {
     let mut server = Private::start(&[]).await;
