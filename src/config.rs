@@ -431,16 +431,30 @@ pub fn markdown_table() -> String {
     out
 }
 
-/// A URL or other text with the password of `user:password@` and those among the parameters replaced.
+/// A URL or other text with the password of `user:password@` and those among the parameters replaced. What is no sound
+/// URL is shown less, not more: a scheme may be missing, and a password hold any character.
 pub fn mask(value: &str) -> String {
-    let Some((scheme, rest)) = value.split_once("://") else { return value.to_owned() };
+    let (scheme, rest) = match value.split_once("://") {
+        Some((scheme, rest)) => (format!("{scheme}://"), rest),
+        None => (String::new(), value),
+    };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, tail) = rest.split_at(end);
+    // The last @ ends the user part: a password may hold one itself, and where it is not encoded, a slash or a question
+    // mark too. Then what looks like a port is no number, or the path has an @.
+    let port = authority.rsplit_once(':').filter(|_| !authority.contains('@')).map(|(_, port)| port);
+    let open = match port {
+        Some(port) if port.chars().any(|c| !c.is_ascii_digit()) => tail.contains('@'),
+        _ => authority.contains(':') && tail.split('?').next().is_some_and(|path| path.contains('@')),
+    };
+    let (authority, tail) = match rest.rfind('@') {
+        Some(at) if open => rest.split_at(rest[at..].find(['/', '?', '#']).map_or(rest.len(), |n| at + n)),
+        _ => (authority, tail),
+    };
     let tail = mask_parameters(tail);
-    // The last @ ends the user part: a password may hold one itself.
-    let Some((user, host)) = authority.rsplit_once('@') else { return format!("{scheme}://{authority}{tail}") };
+    let Some((user, host)) = authority.rsplit_once('@') else { return format!("{scheme}{authority}{tail}") };
     let user = user.split_once(':').map_or(user, |(name, _)| name);
-    format!("{scheme}://{user}:***@{host}{tail}")
+    format!("{scheme}{user}:***@{host}{tail}")
 }
 
 fn mask_parameters(tail: &str) -> String {

@@ -113,6 +113,11 @@ fn passwords_are_masked() {
     assert_eq!(mask("redis://:secret@host"), "redis://:***@host");
     assert_eq!(mask("postgres://h/db?user=me&password=se%26cret&x=1"), "postgres://h/db?user=me&password=***&x=1");
     assert_eq!(mask("postgres://me:a@h/?sslpassword=b"), "postgres://me:***@h/?sslpassword=***");
+    assert_eq!(mask("postgres://me:se/c@r/et@host/db?x=1"), "postgres://me:***@host/db?x=1");
+    assert_eq!(mask("postgres://me:se?cr/et@host/db"), "postgres://me:***@host/db");
+    assert_eq!(mask("me:secret@host/db"), "me:***@host/db");
+    assert_eq!(mask("postgres://h:1/db?user=a@b"), "postgres://h:1/db?user=a@b");
+    assert_eq!(mask("info,prover_worker::worker=debug"), "info,prover_worker::worker=debug");
     assert_eq!(mask("sqlite:///var/x.db"), "sqlite:///var/x.db");
     let c = with(&[("DATABASE_URL", "sqlite:///var/x.db")]).unwrap();
     assert_eq!(c.database, Database::Sqlite("/var/x.db".into()));

@@ -101,9 +101,8 @@ pub fn prove_batch(key: &dyn LoadedKey, verifier: &Verifier, jobs: &[BatchJob<'_
     let commitments = if admitted.is_empty() { Vec::new() } else { key.commit_batch(&witnesses, &stops) };
     let commit_time = share(start.elapsed(), admitted.len());
     if commitments.len() != admitted.len() {
-        // A fault of the device's code: which result is whose cannot be known.
-        let (expected, got) = (admitted.len() as u64, commitments.len() as u64);
-        let error = BackendError::Shape { what: "results of a batch", expected, got };
+        // A fault of the device's code, not of the witnesses: which result is whose cannot be known.
+        let error = BackendError::Device { op: "a batch with so many results", code: commitments.len() as i64 };
         return results.into_iter().map(|r| r.and(Err(error.clone().into()))).collect();
     }
 

@@ -21,7 +21,7 @@ use std::net::IpAddr;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -39,6 +39,7 @@ use crate::worker::{SubmitRequest, request};
 const ENVELOPE: usize = 64 << 10;
 /// Jobs in a list at most.
 const MOST: u32 = 1000;
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 pub(super) fn routes(app: &App, loopback: bool) -> Router<App> {
     let routes = Router::new()
@@ -51,7 +52,28 @@ pub(super) fn routes(app: &App, loopback: bool) -> Router<App> {
         .route("/v1/circuits/{name}/{act}", post(pause_circuit))
         .route("/v1/circuits", get(circuits))
         .layer(DefaultBodyLimit::max(app.jobs.max_input().saturating_add(ENVELOPE)));
+    let routes = routes.layer(middleware::from_fn(same_site));
     if loopback { routes.layer(middleware::from_fn(local_only)) } else { routes }
+}
+
+/// Refuses what changes something and was sent by a page of another site: a browser sends a POST without a body
+/// anywhere, unasked.
+async fn same_site(request: Request, next: Next) -> Response {
+    if request.method().is_safe() || !from_another_site(request.headers()) {
+        return next.run(request).await;
+    }
+    Problem::new(StatusCode::FORBIDDEN, "pages of other sites cannot use this API").into_response()
+}
+
+/// What a browser says of the page that made it send a request: in `Sec-Fetch-Site`, or older ones in `Origin`.
+/// Other clients send neither.
+fn from_another_site(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).map(|v: &HeaderValue| v.to_str().unwrap_or("?"));
+    match (text(SEC_FETCH_SITE), text(header::ORIGIN)) {
+        (Some(site), _) => !matches!(site, "same-origin" | "none"),
+        (None, Some(origin)) => origin.split_once("://").map(|(_, host)| host) != text(header::HOST),
+        (None, None) => false,
+    }
 }
 
 /// Refuses a `Host` that does not name this machine: a page whose own name was made to point here.
@@ -246,6 +268,27 @@ mod tests {
         }
         for host in ["example.org", "127.0.0.1.example.org", "localhost.example.org:80", "10.0.0.1", "?", ""] {
             assert!(!names_this_machine(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn requests_of_other_sites_are_told_from_others() {
+        let foreign = |pairs: &[(&'static str, &'static str)]| {
+            let header =
+                |(k, v): &(&'static str, &'static str)| (HeaderName::from_static(k), HeaderValue::from_static(v));
+            from_another_site(&pairs.iter().map(header).collect())
+        };
+        let host = ("host", "localhost:9180");
+        for own in [&[host][..], &[host, ("origin", "http://localhost:9180")]] {
+            assert!(!foreign(own), "{own:?}");
+        }
+        // Behind a proxy that calls itself otherwise, too.
+        assert!(!foreign(&[host, ("origin", "https://prover.example"), ("sec-fetch-site", "same-origin")]));
+        for other in ["http://localhost:3000", "https://example.org", "null", "?"] {
+            assert!(foreign(&[host, ("origin", other)]), "{other}");
+        }
+        for site in ["cross-site", "same-site", "?"] {
+            assert!(foreign(&[host, ("origin", "http://localhost:9180"), ("sec-fetch-site", site)]), "{site}");
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Two listeners. The one for metrics (`METRICS_PORT`) serves nothing secret. The API (`PROVER_API_ADDR`) asks for no
 //! password, so by default it is on loopback, and it refuses requests that a web page could make a browser send there:
-//! a `Host` that is not an address of this machine, and a body that is not declared as JSON or bytes.
+//! a `Host` that is not an address of this machine. On whatever address, it refuses changes that a page of another site
+//! asks for, and a body that is not declared as JSON or bytes.
 
 mod api;
 mod ops;

@@ -321,7 +321,8 @@ pub trait Store: Send + Sync + 'static {
     async fn purge(&self, states: &[JobState], older_than: Duration, limit: u32) -> Result<Vec<JobId>, StoreError>;
     /// How busy the queue is.
     async fn load(&self) -> Result<Load, StoreError>;
-    /// Content (zkeys and wasms) that unfinished jobs of any queue need, without repeats.
+    /// Content (zkeys and wasms) that jobs of any queue need, without repeats: unfinished ones, and failed ones that keep
+    /// their input, since they may be queued again.
     async fn content_in_use(&self) -> Result<Vec<crate::model::ContentHash>, StoreError>;
     /// Jobs of this queue by state. Counts finished jobs one by one: for people, not for every second.
     async fn counts(&self) -> Result<Counts, StoreError>;

@@ -445,7 +445,8 @@ impl Call for SubmitCall {
 impl Joint<SubmitCall> for Session {
     async fn run(&self, calls: Vec<Arc<SubmitCall>>) -> Result<Vec<Result<Submitted, StoreError>>, StoreError> {
         let mut answers: Vec<Option<Result<Submitted, StoreError>>> = calls.iter().map(|_| None).collect();
-        let mut left = in_order(&calls, |c| c.new.id);
+        // By key first: the same keys may be under way elsewhere with other ids, and each is waited for.
+        let mut left = in_order(&calls, |c| (c.new.idempotency_key.clone(), c.new.id));
         // A job that stood in the way may be purged before it is read: then there is room for a new one.
         for _ in 0..TRIES {
             let these: Vec<&SubmitCall> = at(&left, &calls);
@@ -735,13 +736,16 @@ impl Store for PostgresStore {
     }
 
     async fn confirm_cancel(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
-        let row =
-            self.session.row(Again::Always, |lost| fenced(statements::CONFIRM_CANCEL, job, attempt).bind(lost)).await?;
-        match held(row.as_ref())? {
-            Held::Lost => {
-                held(self.session.row(Again::Always, |_| fenced(statements::HOLDS, job, attempt)).await?.as_ref())
-            }
-            yes => Ok(yes),
+        let confirm =
+            || self.session.row(Again::Always, |lost| fenced(statements::CONFIRM_CANCEL, job, attempt).bind(lost));
+        if let yes @ Held::Yes { .. } = held(confirm().await?.as_ref())? {
+            return Ok(yes);
+        }
+        let looked = self.session.row(Again::Always, |_| fenced(statements::HOLDS, job, attempt)).await?;
+        match held(looked.as_ref())? {
+            // Somebody asked between the two. A request stays until the attempt ends.
+            Held::Yes { cancel: true } => held(confirm().await?.as_ref()),
+            other => Ok(other),
         }
     }
 
@@ -931,10 +935,10 @@ fn all_held(rows: &[PgRow], order: &[usize]) -> Result<Vec<Held>, StoreError> {
     Ok(answers.into_iter().map(|a| a.unwrap_or(Held::Lost)).collect())
 }
 
-/// The places of the calls in the order of their jobs.
-fn in_order<C>(calls: &[Arc<C>], id: impl Fn(&C) -> JobId) -> Vec<usize> {
+/// The places of the calls in the order of what each locks.
+fn in_order<C, L: Ord>(calls: &[Arc<C>], locks: impl Fn(&C) -> L) -> Vec<usize> {
     let mut order: Vec<usize> = (0..calls.len()).collect();
-    order.sort_by_key(|n| calls.get(*n).map(|c| id(c)));
+    order.sort_by_cached_key(|n| calls.get(*n).map(|c| locks(c)));
     order
 }
 

@@ -145,7 +145,11 @@ const REMOVE_CIRCUIT: &str = "DELETE FROM circuits WHERE name = ?1";
 const CONTENT_IN_USE: &str = "SELECT zkey AS content FROM jobs INDEXED BY jobs_unfinished \
                               WHERE state IN ('queued', 'running') \
                               UNION SELECT wasm FROM jobs INDEXED BY jobs_unfinished \
-                              WHERE state IN ('queued', 'running') AND wasm IS NOT NULL";
+                              WHERE state IN ('queued', 'running') AND wasm IS NOT NULL \
+                              UNION SELECT zkey FROM job_inputs CROSS JOIN jobs ON seq = job \
+                              WHERE expires_at IS NOT NULL \
+                              UNION SELECT wasm FROM job_inputs CROSS JOIN jobs ON seq = job \
+                              WHERE expires_at IS NOT NULL AND wasm IS NOT NULL";
 
 /// The job that has this id or else, in this queue, this key.
 const SAME_JOB: &str = concat!(
@@ -466,7 +470,7 @@ impl SqliteStore {
             StoreError::Database(e) => cannot_open(path, e),
             e => e,
         })?;
-        migrate(connection, path).await?;
+        migrate(connection, path, &settings.queue).await?;
 
         let pool = || {
             SqlitePoolOptions::new().test_before_acquire(false).idle_timeout(None).max_lifetime(None).after_release(
@@ -834,9 +838,14 @@ impl Store for SqliteStore {
     }
 
     async fn confirm_cancel(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
-        match self.ending(|| fenced(CONFIRM_CANCEL, job, attempt)).await? {
-            Held::Lost => held(fenced(HOLDS, job, attempt).fetch_optional(&self.writer).await?),
-            yes => Ok(yes),
+        let confirm = || self.ending(|| fenced(CONFIRM_CANCEL, job, attempt));
+        if let yes @ Held::Yes { .. } = confirm().await? {
+            return Ok(yes);
+        }
+        match held(fenced(HOLDS, job, attempt).fetch_optional(&self.writer).await?)? {
+            // Somebody asked between the two. A request stays until the attempt ends.
+            Held::Yes { cancel: true } => confirm().await,
+            other => Ok(other),
         }
     }
 
@@ -1034,14 +1043,18 @@ fn create_private(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Brings the schema up to date: all or nothing, under the lock, whoever comes first.
-async fn migrate(mut connection: SqliteConnection, path: &Path) -> Result<(), StoreError> {
+/// Brings the schema up to date: all or nothing, under the lock, whoever comes first. Jobs of a time when there was
+/// one queue only go on in this one.
+async fn migrate(mut connection: SqliteConnection, path: &Path, queue: &str) -> Result<(), StoreError> {
     let latest = MIGRATIONS.len();
     if schema_version(&mut connection, path).await? < latest {
         let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
         let version = schema_version(&mut tx, path).await?;
         for migration in MIGRATIONS.iter().skip(version) {
             sqlx::raw_sql(*migration).execute(&mut *tx).await?;
+        }
+        if version == 1 {
+            sqlx::query("UPDATE jobs SET queue = ?1").bind(queue).execute(&mut *tx).await?;
         }
         let mark = format!("PRAGMA user_version = {latest}; PRAGMA application_id = {APPLICATION_ID};");
         sqlx::raw_sql(sqlx::AssertSqlSafe(mark)).execute(&mut *tx).await?;

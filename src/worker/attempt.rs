@@ -26,7 +26,9 @@ use super::retry::{self, LOST_WORKERS};
 use crate::backend::LoadedKey;
 use crate::formats::{snarkjs, wtns};
 use crate::groth16::Proved;
-use crate::model::{FailureClass, Job, JobError, JobResult, Stage, StageTimes, StopReason, StopToken, Witness};
+use crate::model::{
+    FailedAttempt, FailureClass, Job, JobError, JobResult, Stage, StageTimes, StopReason, StopToken, Witness,
+};
 use crate::registry::{CircuitContent, ReadyCircuit};
 use crate::store::{Claim, Held, Retry, StoreError};
 use crate::telemetry;
@@ -36,6 +38,8 @@ use crate::witness::{Inputs, WitnessGenerator};
 const LARGE: usize = 256 << 10;
 /// How often waiting looks at the stop token.
 const LOOK: Duration = Duration::from_millis(20);
+/// Longest wait for the copy of a proof, which whoever asks for it puts back if need be.
+const COPY: Duration = Duration::from_secs(10);
 
 /// Works on a claimed job and writes down how it ended.
 pub(super) async fn run(ctx: &Context, device: &Arc<Device>, claim: Claim) {
@@ -43,7 +47,7 @@ pub(super) async fn run(ctx: &Context, device: &Arc<Device>, claim: Claim) {
     let Claim { job, input, input_key } = claim;
     let stop = StopToken::new().with_deadline(started + ctx.options.job_timeout);
     let lease = ctx.keeper.hold(job.id, job.attempt, stop.clone());
-    if job.tries.lost > 0 {
+    if reclaimed(&job) {
         counter!(telemetry::JOBS_RECLAIMED).increment(1);
     }
     tracing::info!(job = %job.id, circuit = %job.circuit, attempt = job.attempt.0, "job claimed");
@@ -65,6 +69,12 @@ async fn unseal(ctx: &Context, job: &Job, key: String, input: Zeroizing<Vec<u8>>
     }
     let (keyring, id) = (ctx.keyring.clone(), job.id);
     offload(move || Ok(keyring.open(id, &key, input)?)).await
+}
+
+/// Whether the attempt before this one ended with its lease.
+fn reclaimed(job: &Job) -> bool {
+    let lost = |e: &FailedAttempt| e.error.class == FailureClass::LostWorker && e.attempt.0 + 1 == job.attempt.0;
+    job.tries.lost > 0 && job.history.last().is_some_and(lost)
 }
 
 /// A job that took down too many workers gets no further one.
@@ -226,8 +236,15 @@ async fn conclude(ctx: &Context, job: &Job, outcome: Result<JobResult, Ended>, s
                 return;
             }
             ctx.pass(Point::AfterCommit, stop).await;
-            if let Err(error) = ctx.artifacts.put_proof(id, &result.proof_json, &result.public_json).await {
-                tracing::warn!(job = %id, %error, "the proof is in the store, but its files could not be written");
+            // The place is not kept for a store of artifacts that is slow to fail.
+            let copy = ctx.artifacts.put_proof(id, &result.proof_json, &result.public_json);
+            let why = match tokio::time::timeout(COPY, copy).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some(format!("not within {} s", COPY.as_secs())),
+            };
+            if let Some(error) = why {
+                tracing::warn!(job = %id, error, "the proof is in the store, but its files could not be written");
             }
             histogram!(telemetry::JOB_STAGE_DURATION, "stage" => Stage::Store.as_str())
                 .record(begun.elapsed().as_secs_f64());

@@ -1,7 +1,6 @@
 //! From the queue to the slots: as many jobs as there is room for, and messages into the store.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use metrics::{counter, histogram};
@@ -20,8 +19,10 @@ const POP_WAIT: Duration = Duration::from_secs(1);
 const POP_PATIENCE: Duration = Duration::from_secs(4);
 /// How often the store is asked in place of a queue that fails.
 const DETOUR: Duration = Duration::from_millis(250);
+/// Jobs it is asked for beyond those there is room for.
+const SPARE: usize = 64;
 /// Messages recorded at once at most, beside jobs.
-const MESSAGES: usize = 16;
+pub(super) const MESSAGES: usize = 16;
 
 /// Takes jobs until the worker drains, then waits for those in hand.
 pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) {
@@ -77,52 +78,61 @@ fn report(done: Result<(), tokio::task::JoinError>) {
 async fn deal_out(ctx: &Arc<Context>, deliveries: Vec<Delivery>, hands: &mut JoinSet<()>) {
     // Places are counted when a job is claimed; the queue gave no more than there is room for.
     let mut claims = JoinSet::new();
+    let mut messages = Vec::new();
     for delivery in deliveries {
         match &delivery.offer {
             Offer::Job(id) => {
                 let (ctx, id) = (ctx.clone(), *id);
                 claims.spawn(async move { (ctx.store.claim(id, &ctx.id, ctx.options.lease).await, delivery) });
             }
-            Offer::Message(_) => {
-                while ctx.messages.load(Ordering::Relaxed) >= MESSAGES {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                ctx.messages.fetch_add(1, Ordering::Relaxed);
-                let ctx = ctx.clone();
-                hands.spawn(async move {
-                    ingest::take(&ctx, delivery).await;
-                    ctx.messages.fetch_sub(1, Ordering::Relaxed);
-                });
-            }
+            Offer::Message(_) => messages.push(delivery),
         }
     }
+    let mut over = Vec::new();
     let mut failed = false;
     while let Some(claimed) = claims.join_next().await {
         match claimed {
             Ok((Ok(Some(claim)), delivery)) => begin(ctx, claim, Some(delivery), hands),
             // Somebody else has it, it ended, or its time has not come.
-            Ok((Ok(None), delivery)) => acknowledge(ctx, &delivery).await,
+            Ok((Ok(None), delivery)) => over.push(delivery),
             Ok((Err(error), delivery)) => {
                 tracing::error!(offer = ?delivery.offer, %error, "could not claim");
                 // The reconciler offers it again, once the store answers.
-                acknowledge(ctx, &delivery).await;
+                over.push(delivery);
                 failed = true;
             }
             Err(_) => tracing::error!("a claim's task panicked; the job will be offered again"),
         }
+    }
+    // Only now, when no claimed job waits for its heartbeat: either may take long.
+    acknowledge(ctx, &over).await;
+    for delivery in messages {
+        let Ok(place) = ctx.messages.clone().acquire_owned().await else { return };
+        let ctx = ctx.clone();
+        hands.spawn(async move {
+            ingest::take(&ctx, delivery).await;
+            drop(place);
+        });
     }
     if failed {
         tokio::time::sleep(POP_WAIT).await;
     }
 }
 
-/// Jobs straight from the store, while the queue fails.
+/// Jobs straight from the store, while the queue fails. Every worker is given the same ones, so there are some to spare.
 async fn detour(ctx: &Arc<Context>, free: usize, hands: &mut JoinSet<()>) {
-    let limit = u32::try_from(free).unwrap_or(u32::MAX);
+    let limit = u32::try_from(free.saturating_add(SPARE)).unwrap_or(u32::MAX);
     let Ok(due) = ctx.store.due(limit).await else { return };
+    let mut left = free;
     for (id, _) in due {
+        if left == 0 {
+            return;
+        }
         match ctx.store.claim(id, &ctx.id, ctx.options.lease).await {
-            Ok(Some(claim)) => begin(ctx, claim, None, hands),
+            Ok(Some(claim)) => {
+                left -= 1;
+                begin(ctx, claim, None, hands);
+            }
             Ok(None) => {}
             Err(error) => return tracing::error!(job = %id, %error, "could not claim"),
         }
@@ -138,15 +148,18 @@ fn begin(ctx: &Arc<Context>, claim: Claim, delivery: Option<Delivery>, hands: &m
         attempt::run(&ctx, &place.device, claim).await;
         drop(place);
         if let Some(delivery) = delivery {
-            acknowledge(&ctx, &delivery).await;
+            acknowledge(&ctx, &[delivery]).await;
         }
     });
 }
 
-pub(super) async fn acknowledge(ctx: &Context, delivery: &Delivery) {
-    if let Err(error) = ctx.queue.ack(std::slice::from_ref(delivery)).await {
+pub(super) async fn acknowledge(ctx: &Context, deliveries: &[Delivery]) {
+    if deliveries.is_empty() {
+        return;
+    }
+    if let Err(error) = ctx.queue.ack(deliveries).await {
         counter!(telemetry::QUEUE_ERRORS).increment(1);
-        tracing::debug!(?delivery, %error, "the queue did not hear that a delivery is dealt with");
+        tracing::debug!(?deliveries, %error, "the queue did not hear that deliveries are dealt with");
     }
 }
 

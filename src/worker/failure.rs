@@ -52,11 +52,9 @@ impl From<WitnessError> for Ended {
 
 impl From<SealError> for Ended {
     fn from(e: SealError) -> Self {
-        match e {
-            // Another worker may have the key, and this one when it is started again.
-            SealError::UnknownKey { .. } | SealError::Randomness(_) => Self::failed(FailureClass::Transient, e),
-            SealError::Spec { .. } | SealError::Damaged => Self::failed(FailureClass::BadInput, e),
-        }
+        // Another worker may have the key, or the right one by that name, and this one when it is started again. As bad
+        // input it would be deleted, for what may be a slip in one worker's settings.
+        Self::failed(FailureClass::Transient, e)
     }
 }
 
@@ -97,5 +95,16 @@ impl From<RegistryError> for Ended {
                 Self::failed(FailureClass::Transient, e)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_input_that_does_not_open_here_is_not_bad_input() {
+        let ended = Ended::from(SealError::Damaged);
+        assert!(matches!(ended, Ended::Failed(JobError { class: FailureClass::Transient, .. })), "{ended:?}");
     }
 }

@@ -203,7 +203,8 @@ impl Fleet {
         let shares = share(&wanted, sizing.jobs);
         let total = shares.iter().sum();
         let slots = |i: usize| match workers.iter().position(|w| *w == i) {
-            Some(at) => shares[at],
+            // Where jobs are fewer than devices, the others stand in for one that is unfit.
+            Some(at) => shares[at].max(1),
             None => sizes[i].0.min(total),
         };
         let slots: Vec<_> = (0..backends.len()).map(slots).collect();
@@ -330,7 +331,9 @@ impl Fleet {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::backend::cpu::CpuBackend;
 
     fn device(kind: DeviceKind, threads: usize) -> DeviceInfo {
         DeviceInfo { kind, name: String::new(), ordinal: 0, threads, memory: 0 }
@@ -344,6 +347,16 @@ mod tests {
         assert_eq!(size(&device(DeviceKind::Cpu, 8), 64), (8, 8));
         assert_eq!(size(&device(DeviceKind::Cpu, 64), 64), (2, 1));
         assert_eq!(size(&device(DeviceKind::Cuda, 0), 16), (17, 1));
+    }
+
+    #[test]
+    fn a_job_goes_to_the_second_device_while_the_first_is_unfit() {
+        let devices = (0..2).map(|_| Arc::new(CpuBackend::new(1).unwrap()) as Arc<dyn Backend>).collect();
+        let batching = Batching { most: None, linger: Duration::ZERO };
+        let fleet = Fleet::new(devices, Sizing { jobs: Some(1), cpu_overflow: false, batching });
+        assert_eq!((fleet.slots(), fleet.free()), (1, 1));
+        fleet.devices[0].quarantined.store(true, Ordering::Relaxed);
+        assert_eq!(fleet.free(), 1);
     }
 
     #[test]

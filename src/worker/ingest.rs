@@ -7,14 +7,11 @@ use metrics::counter;
 use uuid::Uuid;
 
 use super::dispatch::acknowledge;
-use super::service::{ServiceError, SubmitRequest, refuse};
+use super::service::{MAX_KEY, ServiceError, SubmitRequest, is_key, refuse};
 use super::{Context, request};
 use crate::model::{CircuitName, FailureClass, JobError, JobId, Priority};
 use crate::queue::{Delivery, Message, Offer};
 use crate::telemetry;
-
-/// Longest text of a producer's own that serves as an id, characters.
-const MAX_ID: usize = 256;
 
 /// What becomes of a message.
 enum Fate {
@@ -22,7 +19,7 @@ enum Fate {
     /// Nobody can use it, but it has an id under which its sender finds the reason.
     Rejected,
     SetAside(String),
-    /// The store does not answer: it is offered again later.
+    /// The store does not answer, or the input cannot be sealed: it is offered again later.
     Later,
 }
 
@@ -44,10 +41,11 @@ fn identity(queue: &str, text: &str) -> Result<Identity, String> {
     if let Ok(id) = text.parse() {
         return Ok(Identity { id, key: None });
     }
-    match text.chars().count() {
-        1..=MAX_ID => Ok(Identity { id: derived(queue, "id", text), key: Some(text.to_owned()) }),
-        got => Err(format!("an id is 1 to {MAX_ID} characters, got {got}")),
+    if is_key(text) {
+        return Ok(Identity { id: derived(queue, "id", text), key: Some(text.to_owned()) });
     }
+    let got = text.chars().count();
+    Err(format!("an id is 1 to {MAX_KEY} characters, none of them character 0; got {got}"))
 }
 
 /// Deals with a message.
@@ -64,7 +62,7 @@ pub(super) async fn take(ctx: &Context, delivery: Delivery) {
         Fate::Recorded(id, priority) => {
             // Should this fail, the reconciler offers it.
             let _ = ctx.queue.push(&[(id, priority)]).await;
-            acknowledge(ctx, &delivery).await;
+            acknowledge(ctx, &[delivery]).await;
         }
         Fate::SetAside(why) => {
             tracing::warn!(source = %message.source, why, "a message is set aside");
@@ -72,7 +70,7 @@ pub(super) async fn take(ctx: &Context, delivery: Delivery) {
                 tracing::warn!(%error, "a message could not be set aside; it will be offered again");
             }
         }
-        Fate::Rejected | Fate::Later => acknowledge(ctx, &delivery).await,
+        Fate::Rejected | Fate::Later => acknowledge(ctx, &[delivery]).await,
     }
 }
 
@@ -104,7 +102,7 @@ async fn record(ctx: &Context, message: &Message) -> Fate {
             match ctx.service.record(request).await {
                 Ok(submitted) => return Fate::Recorded(submitted.job().id, submitted.job().priority),
                 Err(ServiceError::Conflict(why)) => return Fate::SetAside(why),
-                Err(e @ (ServiceError::Store(_) | ServiceError::Artifact(_))) => {
+                Err(e @ (ServiceError::Store(_) | ServiceError::Artifact(_) | ServiceError::Seal(_))) => {
                     tracing::warn!(source = %message.source, error = %e, "a message could not be recorded yet");
                     return Fate::Later;
                 }
@@ -153,6 +151,8 @@ mod tests {
         assert_eq!(own.id, identity("q", "order 7").unwrap().id, "the same each time");
         assert_ne!(own.id, identity("p", "order 7").unwrap().id);
         assert_ne!(own.id, derived("q", "entry", "order 7"));
-        assert!(identity("q", "").is_err() && identity("q", &"x".repeat(257)).is_err());
+        for none in ["", "a\0b", &"x".repeat(257)] {
+            assert!(identity("q", none).is_err(), "{none:?}");
+        }
     }
 }

@@ -22,11 +22,11 @@ mod service;
 mod workspace;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
+use futures::future::join_all;
 use metrics::gauge;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -53,6 +53,10 @@ use lease::Keeper;
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long stopped jobs have to notice. They look between steps of a proof.
 const STOP_WAIT: Duration = Duration::from_secs(10);
+/// How often they are told.
+const STOP_AGAIN: Duration = Duration::from_millis(100);
+/// How long the store has to take back the jobs that did not.
+const HAND_BACK: Duration = Duration::from_secs(2);
 /// Finished jobs whose proof files are looked for at start.
 const HEAL_LAST: u32 = 200;
 
@@ -135,8 +139,8 @@ struct Context {
     canary: Arc<Canary>,
     options: Options,
     id: WorkerId,
-    /// Messages being recorded.
-    messages: AtomicUsize,
+    /// Places for messages being recorded.
+    messages: Arc<Semaphore>,
 }
 
 /// Something that makes results in place of the worker's own devices, for measuring all the rest.
@@ -205,7 +209,7 @@ impl Worker {
         let Rooms { store, heartbeat, queue, artifacts, registry, service, keyring } = rooms;
         let keeper = Keeper::start(heartbeat, options.lease)?;
         let id = WorkerId(format!("{}-{}", std::process::id(), Uuid::now_v7().simple()));
-        let messages = AtomicUsize::new(0);
+        let messages = Arc::new(Semaphore::new(dispatch::MESSAGES));
         let ctx = Context {
             store,
             queue,
@@ -227,6 +231,8 @@ impl Worker {
         let mut others = JoinSet::new();
         let reconciler = ctx.clone();
         others.spawn(unbroken("reconciler", move || reconcile::run(reconciler.clone())));
+        let tidier = ctx.clone();
+        others.spawn(unbroken("tidying", move || reconcile::tidy(tidier.clone())));
         let keeping = ctx.queue.clone();
         others.spawn(unbroken("queue upkeep", move || reconcile::keep_queue(keeping.clone())));
         others.spawn(heal(ctx.clone()));
@@ -260,8 +266,16 @@ impl Worker {
         let mut left = 0;
         if tokio::time::timeout(grace, all).await.is_err() {
             left = self.ctx.keeper.held().len();
-            self.ctx.keeper.stop_all(StopReason::Draining);
-            let all = async { while self.dispatch.join_next().await.is_some() {} };
+            // Not once: the dispatcher may have been about to begin some.
+            let mut again = tokio::time::interval(STOP_AGAIN);
+            let all = async {
+                loop {
+                    tokio::select! {
+                        _ = again.tick() => self.ctx.keeper.stop_all(StopReason::Draining),
+                        ended = self.dispatch.join_next() => if ended.is_none() { return },
+                    }
+                }
+            };
             if tokio::time::timeout(STOP_WAIT, all).await.is_err() {
                 self.hand_back().await;
             }
@@ -277,12 +291,14 @@ impl Worker {
 
     /// Gives up the leases of jobs that did not stop in time, so that others need not wait for them to lapse.
     async fn hand_back(&self) {
-        for (job, attempt) in self.ctx.keeper.held() {
-            match tokio::time::timeout(Duration::from_secs(2), self.ctx.store.release(job, attempt)).await {
+        let held = self.ctx.keeper.held();
+        let each = held.into_iter().map(|(job, attempt)| async move {
+            match tokio::time::timeout(HAND_BACK, self.ctx.store.release(job, attempt)).await {
                 Ok(Ok(_)) => tracing::warn!(%job, "job handed back while still at work"),
                 _ => tracing::error!(%job, "job could not be handed back; its lease will lapse"),
             }
-        }
+        });
+        join_all(each).await;
     }
 }
 

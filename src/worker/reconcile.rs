@@ -1,17 +1,21 @@
-//! The reconciler: from the store, which knows, to the queue, which may forget. It tidies up on the way.
+//! The reconciler: from the store, which knows, to the queue, which may forget. And regular care of both.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
 
-use super::Context;
+use super::{Context, retry};
 use crate::queue::Queue;
-use crate::store::{Load, Sweep};
+use crate::store::{Load, StoreError, Sweep};
 use crate::telemetry;
 
 /// How often overdue things are looked for, and how busy the queue is.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
+const TIDY_EVERY: Duration = Duration::from_secs(1);
+/// How often all that is due is offered although as much waits.
+const OFFER_EVERY: Duration = Duration::from_secs(10);
+/// Least time between two looks for due jobs.
+const LEAST: Duration = Duration::from_millis(20);
 /// Jobs offered at a time. More than any worker starts before the next look.
 const AT_A_TIME: u32 = 1000;
 /// Jobs forgotten or failed at a time.
@@ -23,40 +27,67 @@ const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// second or quarter of a lease, whichever is shorter.
 pub(super) async fn run(ctx: Arc<Context>) {
     let at_least = (ctx.options.lease / 4).min(Duration::from_secs(1));
-    let mut swept = None::<Instant>;
     let mut well = true;
+    let mut offered = None;
     loop {
-        let looked = look(&ctx, &mut swept).await;
+        let looked = look(&ctx, &mut offered).await;
         if let Err(error) = &looked
             && well
         {
             tracing::error!(%error, "cannot look for due jobs; trying again every second");
         }
         well = looked.is_ok();
+        // One change wakes every worker of a fleet without Redis: let many changes be one look.
+        tokio::time::sleep(LEAST.mul_f64(1.0 + retry::jitter())).await;
         if ctx.store.changed(at_least).await.is_err() {
             tokio::time::sleep(at_least).await;
         }
     }
 }
 
-async fn look(ctx: &Context, swept: &mut Option<Instant>) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// `offered` is when all that was due was last offered, whether or not it waited already.
+async fn look(ctx: &Context, offered: &mut Option<Instant>) -> Result<(), StoreError> {
     let due = ctx.store.due(AT_A_TIME).await?;
-    if !due.is_empty()
-        && let Err(error) = ctx.queue.push(&due).await
-    {
+    if due.is_empty() {
+        return Ok(());
+    }
+    // As many wait as are due: most likely those. To offer them all again each second would be much of the work of a
+    // Redis server that many workers share.
+    let lately = offered.is_some_and(|at| at.elapsed() < OFFER_EVERY);
+    if lately && matches!(ctx.queue.depth().await, Ok(waiting) if waiting >= due.len() as u64) {
+        return Ok(());
+    }
+    *offered = Some(Instant::now());
+    if let Err(error) = ctx.queue.push(&due).await {
         // The dispatcher says so, and goes to the store itself.
         counter!(telemetry::QUEUE_ERRORS).increment(1);
         tracing::debug!(%error, "due jobs could not be offered");
     }
-    if swept.is_none_or(|at| at.elapsed() >= SWEEP_EVERY) {
-        *swept = Some(Instant::now());
-        sweep(ctx).await?;
-        show(&ctx.store.load().await?);
-    }
     Ok(())
 }
 
-async fn sweep(ctx: &Context) -> Result<(), crate::store::StoreError> {
+/// Fails and forgets what is overdue and shows how busy the queue is, for ever. A task of its own: removing many proofs
+/// from a remote store takes long, and due jobs must not wait for it.
+pub(super) async fn tidy(ctx: Arc<Context>) {
+    let mut tick = tokio::time::interval(TIDY_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut well = true;
+    loop {
+        tick.tick().await;
+        let tidied = match sweep(&ctx).await {
+            Ok(()) => ctx.store.load().await.map(|load| show(&load)),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &tidied
+            && well
+        {
+            tracing::error!(%error, "cannot look for overdue jobs; trying again every second");
+        }
+        well = tidied.is_ok();
+    }
+}
+
+async fn sweep(ctx: &Context) -> Result<(), StoreError> {
     let done = ctx.store.sweep(Sweep { retention: ctx.options.retention, limit: SWEEP_LIMIT }).await?;
     for job in &done.expired {
         tracing::warn!(%job, "job failed: no worker began it in time");

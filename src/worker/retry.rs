@@ -5,8 +5,9 @@ use std::time::Duration;
 use crate::model::{FailureClass, Tries};
 use crate::store::Retry;
 
-/// Attempts a job has at transient faults.
-pub const TRANSIENT_ATTEMPTS: u32 = 5;
+/// Attempts a job has at transient faults: the waits between them come to about three minutes, which is longer than most
+/// things that restart take.
+pub const TRANSIENT_ATTEMPTS: u32 = 10;
 /// Attempts a job has at running into a time-out. Few: what was too slow once tends to be too slow again.
 pub const TIMEOUT_ATTEMPTS: u32 = 2;
 /// Attempts a job has at failing devices: the device, another one, the processor.
@@ -68,7 +69,7 @@ mod tests {
     fn every_class_ends() {
         assert_eq!(attempts(FailureClass::BadInput), 1);
         assert_eq!(attempts(FailureClass::LostWorker), 1);
-        assert_eq!(attempts(FailureClass::Transient), 5);
+        assert_eq!(attempts(FailureClass::Transient), 10);
         assert_eq!(attempts(FailureClass::Timeout), 2);
         assert_eq!(attempts(FailureClass::Device), 3);
         assert_eq!(attempts(FailureClass::InvalidProof), 3);

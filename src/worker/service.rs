@@ -18,7 +18,7 @@ use crate::witness::Inputs;
 /// Jobs forgotten at a time.
 const PURGE_AT_A_TIME: u32 = 1000;
 /// Longest idempotency key, characters.
-const MAX_KEY: usize = 256;
+pub(super) const MAX_KEY: usize = 256;
 
 /// A job to submit.
 pub struct SubmitRequest {
@@ -149,11 +149,13 @@ impl JobService {
     pub(super) async fn record(&self, request: SubmitRequest) -> Result<Submitted, ServiceError> {
         let SubmitRequest { id: own_id, circuit: name, input, idempotency_key, priority } = request;
         if let Some(key) = &idempotency_key
-            && (key.is_empty() || key.chars().count() > MAX_KEY)
+            && !is_key(key)
         {
             let got = key.chars().count();
-            return Err(ServiceError::Invalid(format!("an idempotency key is 1 to {MAX_KEY} characters, got {got}")));
+            let expected = format!("an idempotency key is 1 to {MAX_KEY} characters, none of them character 0");
+            return Err(ServiceError::Invalid(format!("{expected}; got {got}")));
         }
+        // Postgres keeps no such text.
         let circuit = self.store.circuit(&name).await?.ok_or_else(|| ServiceError::UnknownCircuit(name.clone()))?;
         let input = self.checked(circuit, input).await?;
         let id = own_id.unwrap_or_default();
@@ -214,7 +216,10 @@ impl JobService {
             }
             n += purged.len() as u64;
             for id in purged {
-                self.artifacts.remove_proof(id).await?;
+                // The jobs are forgotten: nobody would come back for the others' files.
+                if let Err(error) = self.artifacts.remove_proof(id).await {
+                    tracing::warn!(job = %id, %error, "the proof files of a forgotten job could not be removed");
+                }
             }
         }
     }
@@ -303,6 +308,11 @@ impl JobService {
     pub async fn ping(&self) -> Result<(), ServiceError> {
         Ok(self.store.ping().await?)
     }
+}
+
+/// Whether a text can be an idempotency key. Postgres keeps no character 0.
+pub(super) fn is_key(text: &str) -> bool {
+    !text.is_empty() && text.chars().count() <= MAX_KEY && !text.contains('\0')
 }
 
 /// Refuses what no worker could use. On a thread of its own: the input may be large.

@@ -318,9 +318,9 @@ fn a_device_that_loses_a_result_proves_nothing() {
     });
     let (w, short, on) = (witness(&values(3)), witness(&values(3)[..2]), StopToken::new());
     let results = bench.go(&[(&w, &on), (&short, &on), (&w, &on)]);
-    let shape = BackendError::Shape { what: "results of a batch", expected: 2, got: 1 };
+    let fault = BackendError::Device { op: "a batch with so many results", code: 1 };
     for i in [0, 2] {
-        assert_eq!(results[i].as_ref().err(), Some(&ProveError::Backend(shape.clone())));
+        assert_eq!(results[i].as_ref().err(), Some(&ProveError::Backend(fault.clone())));
     }
     assert!(matches!(results[1], Err(ProveError::WitnessLength { .. })));
 }

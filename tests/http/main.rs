@@ -251,6 +251,18 @@ async fn a_foreign_host_is_refused_on_loopback() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_another_site_cannot_pause_the_queue() {
+    let site = Site::open().await;
+    let host = ("host", "localhost:9180");
+    for page in [("origin", "https://evil.example"), ("origin", "null"), ("sec-fetch-site", "cross-site")] {
+        let evil = request(site.api, "POST", "/v1/queue/pause", &[host, page], b"").await;
+        assert_problem(&evil, 403, "other sites");
+    }
+    assert_eq!(site.get("/v1/queue").await.json()["paused"], json!([]));
+    assert_eq!(request(site.api, "POST", "/v1/queue/pause", &[host], b"").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn readiness_follows_the_worker_and_metrics_are_served() {
     let mut site = Site::open().await;
     let get = |path: &'static str| request(site.ops, "GET", path, &[], b"");

@@ -121,6 +121,31 @@ async fn a_deleted_stream_or_entry_is_noticed_at_the_next_push() {
     let _deleted: u64 = raw(&shared_url(), &["DEL", &name]).await;
     queue.upkeep().await.unwrap();
     assert_eq!(raw::<u64>(&shared_url(), &["HLEN", &format!("{name}:ids")]).await, 0);
+
+    // And so are the bands of those whose times are.
+    queue.push_after(ids[0], Priority(1), HANG * 10).await.unwrap();
+    let bands = format!("{name}:delayed:priority");
+    queue.upkeep().await.unwrap();
+    assert_eq!(raw::<u64>(&shared_url(), &["HLEN", &bands]).await, 1);
+    let _deleted: u64 = raw(&shared_url(), &["DEL", &format!("{name}:delayed")]).await;
+    queue.upkeep().await.unwrap();
+    assert_eq!(raw::<u64>(&shared_url(), &["HLEN", &bands]).await, 0);
+    shared.clean().await;
+}
+
+/// A stream that is made anew within the millisecond may name an entry as the old one named another id's.
+#[tokio::test]
+async fn another_ids_entry_is_not_taken_for_ones_own() {
+    let shared = Shared::new();
+    let name = shared.name();
+    let queue = RedisQueue::open(settings(&shared_url(), &name)).await.unwrap();
+    let ids = ids(2);
+    push(&queue, ids[0], 0).await;
+    let known = format!("{name}:ids");
+    let entry: String = raw(&shared_url(), &["HGET", &known, &ids[0].to_string()]).await;
+    let _set: u64 = raw(&shared_url(), &["HSET", &known, &ids[1].to_string(), &entry]).await;
+    push(&queue, ids[1], 0).await;
+    assert_eq!(drain(&queue).await, ids);
     shared.clean().await;
 }
 
@@ -483,6 +508,21 @@ async fn a_message_that_is_put_back_keeps_its_source() {
     assert_eq!(message_of(&held).body.as_slice(), b"one");
 }
 
+/// Two messages under one name would be one job.
+#[tokio::test]
+async fn a_field_of_a_producers_own_names_no_message() {
+    let server = Private::start(&[]).await;
+    let queue = server.open("prove").await;
+    let mut sources = HashSet::new();
+    for own in ["billing", "billing", "other/1-1", "prove/1", "prove/x-1", ""] {
+        let entry: String = server.raw(&["XADD", "prove", "*", "job", "{}", "source", own]).await;
+        let held = take_soon(&queue).await;
+        assert_eq!(message_of(&held).source, format!("prove/{entry}"), "{own:?}");
+        sources.insert(message_of(&held).source.clone());
+    }
+    assert_eq!(sources.len(), 6);
+}
+
 /// Delivers what is pending once more, as to the heir of a dead worker.
 async fn take_soon_again(queue: &RedisQueue, server: &Private, source: &str) -> Delivery {
     let waits = queue.depth().await.unwrap();
@@ -513,6 +553,32 @@ async fn a_message_that_cannot_be_used_is_taken_out_and_noted() {
     assert!(take(&queue).await.is_none());
     assert_eq!(raw::<u64>(&shared_url(), &["XLEN", &name]).await, 0);
     shared.clean().await;
+}
+
+#[tokio::test]
+async fn a_full_server_keeps_a_message_that_it_cannot_note() {
+    let server = Private::start(&[]).await;
+    let queue = server.open("prove").await;
+    server.run(&["XADD", "prove", "*", "job", "not json"]).await;
+    let held = take_soon(&queue).await;
+    server.run(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    assert!(queue.set_aside(held, "expected JSON").await.is_err());
+    server.run(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    assert_eq!(server.raw::<u64>(&["XLEN", "prove"]).await, 1, "it is there still");
+
+    // Once only, whoever else does so.
+    server.run(&["XGROUP", "SETID", "prove", "workers", "0"]).await;
+    let (held, again) =
+        (take_soon(&queue).await, server.raw::<Vec<(String, Vec<String>)>>(&["XRANGE", "prove", "-", "+"]));
+    let receipt = format!("n {}", again.await[0].0);
+    let offer = Offer::Message(Message {
+        body: message_of(&held).body.clone(),
+        size: 8,
+        source: message_of(&held).source.clone(),
+    });
+    queue.set_aside(held, "expected JSON").await.unwrap();
+    queue.set_aside(Delivery { offer, receipt }, "expected JSON").await.unwrap();
+    assert_eq!(queue.aside(10).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -819,4 +885,118 @@ async fn tls_is_spoken_and_certificates_are_checked() {
     assert!(matches!(error, QueueError::Unavailable(_)), "{error}");
     // And does not fall back to plain text.
     assert!(try_raw::<String>(&server.url(), &["PING"]).await.is_err());
+}
+
+// Everything at once.
+
+/// Many push, take, acknowledge, put back and leave things lying about, while consumers come and go: whatever was
+/// pushed is delivered after that, and nothing is left behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_storm_swallows_nothing() {
+    const WORKERS: u64 = 6;
+    const IDS: usize = 20;
+    let shared = Shared::new();
+    let name = shared.name();
+    let open = |n: u64| {
+        let mut settings = settings(&shared_url(), &name);
+        settings.consumer = format!("{n} {}", settings.consumer);
+        settings.reclaim_after = Duration::from_millis(150);
+        RedisQueue::open(settings)
+    };
+    let long: Option<u64> = std::env::var("STORM_S").ok().and_then(|s| s.parse().ok());
+    let ids = Arc::new(ids(IDS));
+    // Pushed, and not delivered since.
+    let wanted: Arc<Mutex<HashSet<JobId>>> = Arc::default();
+    let began = Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..WORKERS {
+        let queue = open(n).await.unwrap();
+        let (ids, wanted) = (ids.clone(), wanted.clone());
+        tasks.spawn(async move {
+            let mut dice = n + 1;
+            let mut roll = move |sides: u64| {
+                dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (dice >> 33) % sides
+            };
+            let (mut held, mut step) = (Vec::new(), 0_u64);
+            while long.map_or(step < 300, |s| began.elapsed() < Duration::from_secs(s)) {
+                step += 1;
+                let id = ids[roll(IDS as u64) as usize];
+                let priority = Priority(roll(3) as i16 - 1);
+                match roll(10) {
+                    0..3 => {
+                        wanted.lock().unwrap().insert(id);
+                        queue.push(&[(id, priority)]).await.unwrap();
+                    }
+                    3 => {
+                        wanted.lock().unwrap().insert(id);
+                        queue.push_after(id, priority, Duration::from_millis(roll(20))).await.unwrap();
+                    }
+                    4..7 => {
+                        let wait = Duration::from_millis(roll(5));
+                        for delivery in queue.pop(1 + roll(4) as usize, wait).await.unwrap() {
+                            wanted.lock().unwrap().remove(&id_of(&delivery));
+                            held.push(delivery);
+                        }
+                    }
+                    7 => {
+                        // Gone before it is answered, or not.
+                        let pop = tokio::time::timeout(Duration::from_micros(roll(3000)), queue.pop(2, HANG));
+                        for delivery in pop.await.map_or_else(|_| Vec::new(), |got| got.unwrap()) {
+                            wanted.lock().unwrap().remove(&id_of(&delivery));
+                            held.push(delivery);
+                        }
+                    }
+                    _ if held.is_empty() => queue.upkeep().await.unwrap(),
+                    8 => {
+                        let delivery = held.swap_remove(roll(held.len() as u64) as usize);
+                        let id = id_of(&delivery);
+                        // It comes again, and whoever has it then will do.
+                        wanted.lock().unwrap().insert(id);
+                        queue.put_back(delivery).await.unwrap();
+                    }
+                    _ => {
+                        let delivery = held.swap_remove(roll(held.len() as u64) as usize);
+                        if roll(4) > 0 {
+                            queue.ack(&[delivery]).await.unwrap();
+                        }
+                    }
+                }
+            }
+            if n % 2 == 0 {
+                queue.close().await.unwrap();
+            }
+            step
+        });
+    }
+    let mut steps = 0;
+    while let Some(done) = tasks.join_next().await {
+        steps += done.unwrap();
+    }
+    let heir = open(99).await.unwrap();
+    let start = Instant::now();
+    while !wanted.lock().unwrap().is_empty() {
+        assert!(start.elapsed() < HANG, "never delivered: {:?}", wanted.lock().unwrap());
+        let got = heir.pop(100, Duration::from_millis(100)).await.unwrap();
+        for delivery in &got {
+            wanted.lock().unwrap().remove(&id_of(delivery));
+        }
+        heir.ack(&got).await.unwrap();
+    }
+    eprintln!("{steps} steps in {:?}", began.elapsed());
+    // What is left is pending with those who left it, until it is reclaimed.
+    until("all is gone", async || {
+        let got = heir.pop(100, Duration::from_millis(100)).await.unwrap();
+        heir.ack(&got).await.unwrap();
+        let mut left = 0;
+        for key in ["", ":high", ":low"] {
+            left += raw::<u64>(&shared_url(), &["XLEN", &format!("{name}{key}")]).await;
+        }
+        left += raw::<u64>(&shared_url(), &["HLEN", &format!("{name}:ids")]).await;
+        left += raw::<u64>(&shared_url(), &["HLEN", &format!("{name}:delayed:priority")]).await;
+        left == 0
+    })
+    .await;
+    assert_eq!(heir.depth().await.unwrap(), 0);
+    shared.clean().await;
 }

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::fixtures::*;
 pub use crate::fleet::*;
+pub use crate::storm::*;
 
 /// A place that a store can be opened in, again and again; fresh for each test.
 pub trait Place: Send + Sync + 'static {
@@ -83,6 +84,7 @@ macro_rules! suite {
                 a_heartbeat_still_saves_a_lapsed_job_to_be_cancelled,
                 a_cancel_that_races_the_finish_has_one_outcome,
                 a_confirmation_that_races_the_finish_one_wins,
+                a_confirmation_that_races_the_request_says_what_it_did,
                 a_cancel_that_races_the_claim_has_one_outcome,
                 a_claim_that_races_the_stale_workers_finish_one_wins,
                 an_input_lasts_until_its_job_ends_and_no_longer,
@@ -135,10 +137,11 @@ macro_rules! suite {
                 a_forgotten_jobs_id_and_key_are_free_again,
                 the_load_counts_what_waits_runs_and_has_ended,
                 the_load_tells_how_long_the_oldest_has_waited,
-                content_in_use_is_that_of_unfinished_jobs_of_every_queue,
+                content_in_use_is_that_of_jobs_that_may_run_yet,
                 a_change_by_any_handle_ends_every_wait,
                 a_wait_ends_after_its_time,
                 a_change_before_a_wait_is_not_missed,
+                a_storm_leaves_everything_in_order,
             );
         }
     };
@@ -901,6 +904,23 @@ pub async fn a_cancel_that_races_the_finish_has_one_outcome(p: impl Place) {
         }
         assert_eq!(job(&*b, id).await.state, JobState::Done);
         assert_eq!(inputs(&*b).await, 0);
+    }
+}
+
+pub async fn a_confirmation_that_races_the_request_says_what_it_did(p: impl Place) {
+    let (store, other) = (p.open().await, p.open().await);
+    for _ in 0..100 {
+        let (id, attempt) = claimed(&store, LONG).await;
+        let (asked, confirmed) = tokio::join!(other.cancel(id), store.confirm_cancel(id, attempt));
+        assert_eq!(asked.unwrap(), Cancelled::Requested);
+        let state = match confirmed.unwrap() {
+            HELD_AND_CANCELLED => JobState::Cancelled,
+            held => {
+                assert_eq!(held, HELD);
+                JobState::Running
+            }
+        };
+        assert_eq!(job(&store, id).await.state, state);
     }
 }
 

@@ -811,7 +811,7 @@ pub async fn the_load_tells_how_long_the_oldest_has_waited(p: impl Place) {
     }
 }
 
-pub async fn content_in_use_is_that_of_unfinished_jobs_of_every_queue(p: impl Place) {
+pub async fn content_in_use_is_that_of_jobs_that_may_run_yet(p: impl Place) {
     let (a, b) = (p.open_with(queue("a")).await, p.open_with(queue("b")).await);
     assert_eq!(a.content_in_use().await.unwrap(), []);
     let (one, two) = (circuit("one", 1), circuit("two", 2));
@@ -831,6 +831,10 @@ pub async fn content_in_use_is_that_of_unfinished_jobs_of_every_queue(p: impl Pl
     assert_eq!(sorted(a.content_in_use().await.unwrap()), all);
     a.finish(running, attempt, &result()).await.unwrap();
     assert_eq!(sorted(a.content_in_use().await.unwrap()), all);
+    let attempt = claim(&b, queued, LONG).await.unwrap().job.attempt;
+    b.fail(queued, attempt, &error(FailureClass::Transient), Retry::Never).await.unwrap();
+    assert_eq!(sorted(a.content_in_use().await.unwrap()), all, "it may be queued again");
+    assert!(matches!(b.requeue(queued, None).await.unwrap(), Requeued::Yes(_)));
     b.cancel(queued).await.unwrap();
     assert_eq!(a.content_in_use().await.unwrap(), [two.zkey]);
 }

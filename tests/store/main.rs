@@ -7,6 +7,7 @@ mod fleet;
 mod model_based;
 mod postgres;
 mod sqlite;
+mod storm;
 
 conformance::suite!(sqlite_conforms, crate::sqlite::SqliteFile::new());
 conformance::suite!(postgres_conforms, crate::postgres::PostgresDatabase::new());

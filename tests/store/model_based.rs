@@ -434,8 +434,8 @@ impl Model {
     }
 
     fn content_in_use(&self) -> BTreeSet<[u8; 32]> {
-        let unfinished = self.jobs.iter().filter(|e| !e.job.state.is_final());
-        unfinished.flat_map(|e| [Some(e.job.zkey), e.job.wasm]).flatten().map(|h| h.0).collect()
+        let may_run = self.jobs.iter().filter(|e| !e.job.state.is_final() || e.input.is_some());
+        may_run.flat_map(|e| [Some(e.job.zkey), e.job.wasm]).flatten().map(|h| h.0).collect()
     }
 
     fn counts(&self) -> Counts {

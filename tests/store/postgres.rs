@@ -108,6 +108,36 @@ async fn until<F: Future<Output = bool>>(mut holds: impl FnMut() -> F) {
     waited.await.expect("it holds in time");
 }
 
+/// As a client's requests, sent again by way of another server, are: joint statements of both meet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_same_keys_submitted_by_two_processes_meet_no_deadlock() {
+    let database = PostgresDatabase::new();
+    let url = database.url().await;
+    let stores = [Arc::new(open(&url).await.unwrap()), Arc::new(open(&url).await.unwrap())];
+    stores[0].put_circuit(&circuit("c", 1)).await.unwrap();
+    for round in 0..10 {
+        let mut submits = JoinSet::new();
+        for n in 0..200 {
+            for store in &stores {
+                let (store, key) = (store.clone(), format!("{round} {n}"));
+                let new = prover_worker::model::NewJob { idempotency_key: Some(key), ..new_job("c") };
+                submits.spawn(async move { store.submit(&new, plain(INPUT)).await.unwrap() });
+            }
+        }
+        let submitted = submits.join_all().await;
+        assert_eq!(submitted.iter().filter(|s| matches!(s, Submitted::Created(_))).count(), 200);
+    }
+    for store in stores {
+        store.close().await;
+    }
+    // What a session counted is there once it has ended.
+    let sessions =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    until(async || database.number(sessions).await == 0).await;
+    let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    assert_eq!(database.number(deadlocks).await, 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn many_open_an_empty_database_at_once() {
     let database = PostgresDatabase::new();

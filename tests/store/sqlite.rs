@@ -198,6 +198,18 @@ async fn a_file_of_the_first_version_is_brought_up_to_date() {
     }
 }
 
+/// Or nobody would run them.
+#[tokio::test]
+async fn jobs_of_the_first_version_go_on_in_the_queue_of_whoever_opens_the_file() {
+    let place = SqliteFile::new();
+    std::fs::write(place.path(), "").unwrap();
+    execute(&place.path(), VERSION_1).await;
+    let store = place.open_with(StoreSettings { queue: "mine".into(), ..StoreSettings::default() }).await;
+    assert_eq!(due_ids(&store).await.len(), 2);
+    assert_eq!(store.counts().await.unwrap().done, 1);
+    assert!(due_ids(&place.open().await).await.is_empty(), "they stay there");
+}
+
 #[tokio::test]
 async fn a_migration_that_was_cut_short_is_done_again() {
     // What a crash before the commit leaves: an empty file, in write-ahead mode or not.

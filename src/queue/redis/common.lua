@@ -49,7 +49,9 @@ local function add(id, band)
   if newest then
     local b, entry = string.match(newest, '^(%a) (%S+)$')
     local stream = STREAMS[b]
-    if stream and #redis.call('XRANGE', stream, entry, entry) > 0 then
+    local found = stream and redis.call('XRANGE', stream, entry, entry)[1]
+    -- A stream that was deleted and made anew in the same millisecond may give the entry's name to another id.
+    if found and value(found[2], 'id') == id then
       local last, refused = last_delivered(stream)
       if refused then return refused end
       if after(entry, last) then return 0 end

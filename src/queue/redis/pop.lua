@@ -7,11 +7,19 @@ local out, bytes = {}, 0
 
 local function full() return #out >= wanted or bytes >= budget end
 
+-- The name under which a message came first, if `source` is one: a field of a producer's own by that name is not.
+local function first_name(source)
+  local stream = source and string.match(source, '^(.*)/%d+%-%d+$')
+  for _, band in ipairs(BANDS) do
+    if stream == STREAMS[band] then return source end
+  end
+end
+
 local function offer(band, entry, fields)
-  local job, id, source = value(fields, 'job'), value(fields, 'id'), value(fields, 'source')
+  local job, id = value(fields, 'job'), value(fields, 'id')
   local origin = STREAMS[band] .. '/' .. entry
   if job then
-    if source and #source <= 200 then origin = source end
+    origin = first_name(value(fields, 'source')) or origin
     local body = job
     if #body > largest then body = string.sub(body, 1, kept) end
     bytes = bytes + #body

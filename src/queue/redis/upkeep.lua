@@ -13,6 +13,8 @@ for _, band in ipairs(BANDS) do
     end
   end
 end
+-- Bands of ids that wait for their time no more, since somebody else deleted the times.
+if redis.call('EXISTS', DELAYED) == 0 then redis.call('UNLINK', DELAYED_BANDS) end
 -- Ids whose entries somebody else deleted.
 local scan = redis.call('HSCAN', IDS, ARGV[3], 'COUNT', 200)
 for i = 1, #scan[2], 2 do

@@ -3,7 +3,8 @@
 //! Each has one clock: `clock` reads the time once, and `now!()` is that reading throughout the statement.
 //!
 //! Statements over arrays (`q`) answer with `ord`, the place of the call in the arrays, counted from 1. They visit the
-//! jobs in the arrays' order, which is that of the ids, so that two of them lock in the same order.
+//! jobs in the arrays' order, which is that of the ids (in a submit, of the keys, then the ids), so that two of them
+//! lock in the same order.
 
 macro_rules! clock {
     () => {
@@ -97,7 +98,11 @@ pub(super) const UNFINISHED: &str = "SELECT count(*) AS n FROM jobs WHERE circui
 pub(super) const REMOVE_CIRCUIT: &str = "DELETE FROM circuits WHERE name = $1 RETURNING name";
 /// Content that unfinished jobs of any queue need.
 pub(super) const CONTENT_IN_USE: &str = "SELECT zkey AS content FROM jobs WHERE finished_at IS NULL \
-                                         UNION SELECT wasm FROM jobs WHERE finished_at IS NULL AND wasm IS NOT NULL";
+                                         UNION SELECT wasm FROM jobs WHERE finished_at IS NULL AND wasm IS NOT NULL \
+                                         UNION SELECT zkey FROM job_inputs JOIN jobs ON id = job \
+                                         WHERE expires_at IS NOT NULL \
+                                         UNION SELECT wasm FROM job_inputs JOIN jobs ON id = job \
+                                         WHERE expires_at IS NOT NULL AND wasm IS NOT NULL";
 
 /// $1 is the queue, $2 the channel or null, the rest one array a column.
 pub(super) const SUBMIT: &str = concat!(
