@@ -12,8 +12,8 @@ const SIZE: &str = "8m";
 /// Where not even root can make a folder.
 const UNWRITABLE: &str = "/proc";
 
-/// A folder of artifacts on a disk of its own where this test may mount one. Elsewhere a folder in which nobody can make
-/// anything takes the place of that of the proofs while the disk is to be full.
+/// A folder of artifacts on a disk of its own where this test may mount one. Elsewhere a folder in which nobody can
+/// make anything takes the place of that of the proofs while the disk is to be full.
 pub struct TinyDisk {
     dir: PathBuf,
     mounted: bool,

@@ -276,7 +276,8 @@ impl Feed {
         }
         let names: Vec<&str> = these.iter().map(|(_, p)| p.name.as_str()).collect();
         let mut c = PgConnection::connect(&Postgres::url(self.postgres)).await?;
-        let there = "SELECT coalesce(idempotency_key, id::text) FROM jobs WHERE idempotency_key = ANY($1) OR id::text = ANY($1)";
+        let there = "SELECT coalesce(idempotency_key, id::text) FROM jobs \
+                     WHERE idempotency_key = ANY($1) OR id::text = ANY($1)";
         let rows = sqlx::query(there).bind(&names).fetch_all(&mut c).await?;
         let there: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
         Ok(these.iter().filter(|(_, p)| there.contains(&p.name)).map(|(n, _)| *n).collect())

@@ -189,8 +189,8 @@ fn a_stale_failure_does_not_hit_the_new_lease() {
     fleet.wait_settled();
 }
 
-/// A job that takes down worker after worker is put aside with its reason, on a fleet as on one machine; the jobs beside
-/// it end well.
+/// A job that takes down worker after worker is put aside with its reason, on a fleet as on one machine; the jobs
+/// beside it end well.
 #[test]
 fn a_job_that_kills_every_worker_is_put_aside() {
     let fleet = Fleet::new();

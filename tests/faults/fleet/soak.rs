@@ -65,8 +65,8 @@ async fn watch(port: u16, feed: Arc<Feed>, watch: Arc<Mutex<Watch>>) {
 
 async fn look(c: &mut PgConnection, results: bool, feed: &Feed, watch: &Mutex<Watch>) -> sqlx::Result<()> {
     let begun = Instant::now();
-    let ended = "SELECT count(*) FILTER (WHERE finished_at IS NOT NULL), count(*) FILTER (WHERE finished_at IS NULL) FROM \
-                 jobs";
+    let ended = "SELECT count(*) FILTER (WHERE finished_at IS NOT NULL), \
+                 count(*) FILTER (WHERE finished_at IS NULL) FROM jobs";
     let ended = sqlx::query(ended).fetch_one(&mut *c).await?;
     let running = sqlx::query("SELECT worker, count(*) FROM jobs WHERE state = 'running' GROUP BY worker");
     let running = running.fetch_all(&mut *c).await?;
@@ -321,7 +321,8 @@ impl Conductor {
         }
     }
 
-    /// Waits until a worker has been through what was meant for it. That takes jobs, and there are more as it needs them.
+    /// Waits until a worker has been through what was meant for it. That takes jobs, and there are more as it needs
+    /// them.
     fn ready(&mut self, n: usize) {
         self.wait(|c| {
             let ready = c.workers[n].stand == Stand::Well && c.workers[n].started();
@@ -421,7 +422,8 @@ impl Conductor {
         };
         let jobs = self.fleet.block(async { tokio::time::timeout(Duration::from_secs(5), jobs).await });
         format!(
-            "{} of {} ended; store seen {seen:?} ago; running by {:?}; to be undone: {:?}\nworkers: {stands:#?}\n{:#?}\njobs: {jobs:#?}",
+            "{} of {} ended; store seen {seen:?} ago; running by {:?}; to be undone: {:?}\nworkers: {stands:#?}\n\
+             {:#?}\njobs: {jobs:#?}",
             self.ended(),
             self.feed.allowed.load(Ordering::SeqCst),
             running,
