@@ -155,21 +155,29 @@ impl Site {
             let (me, input) = (self.clone(), input.clone());
             let share = n / abreast as u64 + u64::from(i < n % abreast as u64);
             submitters.spawn(async move {
+                let mut last = None;
                 for _ in 0..share {
-                    me.submit(circuit, &input).await;
+                    last = Some(me.submit(circuit, &input).await);
                 }
+                last
             });
         }
+        let mut last = Vec::new();
         while let Some(done) = submitters.join_next().await {
-            done.unwrap();
+            last.extend(done.unwrap());
+        }
+        // By id, and seldom: looking costs the cores that are measured.
+        for id in last {
+            while !self.store.job(id).await.unwrap().unwrap().state.is_final() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
         }
         loop {
             let load = self.store.load().await.unwrap();
             if load.queued + load.running == 0 {
                 break;
             }
-            // Seldom: looking costs the cores that are measured.
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let took = begun.elapsed();
         assert_eq!(self.store.counts().await.unwrap().done - before, n);

@@ -133,6 +133,9 @@ enum Place {
 #[derive(Clone)]
 pub struct Artifacts {
     store: Arc<dyn ObjectStore>,
+    /// The same for proofs. On a file system they are not synced: the database has them, and what a loss of power spoils
+    /// is written again.
+    proofs: Arc<dyn ObjectStore>,
     /// The store's name, for errors.
     what: Arc<str>,
     place: Place,
@@ -148,16 +151,19 @@ impl Artifacts {
             sweep(&root.join(kind.folder()));
         }
         let what: Arc<str> = root.display().to_string().into();
-        let store = LocalFileSystem::new_with_prefix(root)
-            .map_err(|e| ArtifactError::Store { what: what.to_string(), why: describe(&e) })?
-            .with_fsync(true)
-            .with_automatic_cleanup(false);
-        Ok(Self { store: Arc::new(store), what, place: Place::Folder(root.to_path_buf()) })
+        let open = || -> Result<LocalFileSystem, ArtifactError> {
+            let store = LocalFileSystem::new_with_prefix(root)
+                .map_err(|e| ArtifactError::Store { what: what.to_string(), why: describe(&e) })?;
+            Ok(store.with_automatic_cleanup(false))
+        };
+        let (store, proofs) = (Arc::new(open()?.with_fsync(true)), Arc::new(open()?));
+        Ok(Self { store, proofs, what, place: Place::Folder(root.to_path_buf()) })
     }
 
     /// Objects in memory, for tests.
     pub fn memory() -> Self {
-        Self { store: Arc::new(InMemory::new()), what: "memory".into(), place: Place::Memory }
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        Self { proofs: store.clone(), store, what: "memory".into(), place: Place::Memory }
     }
 
     /// Objects in a store elsewhere, called `what` in errors. Keys and programs that are used are kept in `cache_dir`,
@@ -171,7 +177,7 @@ impl Artifacts {
     ) -> Result<Self, ArtifactError> {
         let what: Arc<str> = what.into();
         let cache = Cache::open(store.clone(), what.clone(), cache_dir, cache_bytes)?;
-        Ok(Self { store, what, place: Place::Remote(Arc::new(cache)) })
+        Ok(Self { proofs: store.clone(), store, what, place: Place::Remote(Arc::new(cache)) })
     }
 
     /// Objects in a bucket, as by [`Artifacts::remote`]. Asks nothing of the server yet.
@@ -292,14 +298,23 @@ impl Artifacts {
         }
         for (file, text) in [("proof.json", proof), ("public.json", public)] {
             let at = proof_at(job, file);
-            self.store.put(&at, text.to_owned().into()).await.map_err(|e| self.failed(at.as_ref(), e))?;
+            self.proofs.put(&at, text.to_owned().into()).await.map_err(|e| self.failed(at.as_ref(), e))?;
         }
         Ok(())
     }
 
-    /// Whether a job's proof files are there.
+    /// Whether a job's proof files are there, and not empty as a loss of power may leave files.
     pub async fn has_proof(&self, job: JobId) -> Result<bool, ArtifactError> {
-        Ok(self.size_of(&proof_at(job, "public.json")).await?.is_some())
+        let files: &[&str] = match self.place {
+            Place::Folder(_) => &["public.json", "proof.json"],
+            Place::Memory | Place::Remote(_) => &["public.json"],
+        };
+        for file in files {
+            if self.size_of(&proof_at(job, file)).await?.is_none_or(|size| size == 0) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Removes a job's proof files; none is fine.
