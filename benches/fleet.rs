@@ -3,9 +3,12 @@
 //!
 //! Servers: TEST_POSTGRES_URL and TEST_REDIS_URL, or those on the usual ports of this machine. The bench makes a
 //! database and a queue of its own, and drops them.
+//!
+//! What is proved is `$PROVER_BENCH_DIR/tx14` (`circuit.zkey`, `circuit.wasm`, `input.json`) where that is set; else a
+//! chain of as many squares, whose jobs bring their whole witness.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +16,7 @@ use ark_ff::{Field, PrimeField};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use prover_worker::artifacts::Artifacts;
 use prover_worker::backend::cpu::CpuBackend;
+use prover_worker::backend::mapped::map_file;
 use prover_worker::backend::{Backend, Quiet};
 use prover_worker::config::Config;
 use prover_worker::formats::r1cs::{self, Constraints, R1cs};
@@ -23,7 +27,7 @@ use prover_worker::queue::{Queue, RedisQueue, RedisSettings};
 use prover_worker::registry::{Registry, RegistryLimits};
 use prover_worker::seal::Keyring;
 use prover_worker::store::{JobFilter, PostgresStore, Store, StoreSettings};
-use prover_worker::witness::ModuleCache;
+use prover_worker::witness::{Inputs, ModuleCache, WasmWitness, WitnessGenerator};
 use prover_worker::worker::{JobService, Options, Rooms, ServiceOptions, SubmitRequest, Work, Worker};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::runtime::Runtime;
@@ -37,8 +41,42 @@ fn server(variable: &str, usual: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| usual.to_owned())
 }
 
-/// A chain of squares, its witness, and its key.
-fn circuit() -> (R1cs, Witness) {
+/// A circuit to prove, as files, with an input and its witness.
+struct Subject {
+    zkey: PathBuf,
+    wasm: Option<PathBuf>,
+    input: Arc<Vec<u8>>,
+    witness: Witness,
+}
+
+impl Subject {
+    fn new(dir: &Path) -> Self {
+        let Some(given) = std::env::var_os("PROVER_BENCH_DIR").map(|d| Path::new(&d).join("tx14")) else {
+            let (r1cs, witness) = chain();
+            let (zkey, mut key, mut input) = (dir.join("chain.zkey"), Vec::new(), Vec::new());
+            zkey::write(&setup::generate(&r1cs, &|_| {}).unwrap(), &mut key).unwrap();
+            std::fs::write(&zkey, key).unwrap();
+            wtns::write(&witness, &mut input).unwrap();
+            return Self { zkey, wasm: None, input: Arc::new(input), witness };
+        };
+        let (zkey, wasm) = (given.join("circuit.zkey"), given.join("circuit.wasm"));
+        let input = std::fs::read(given.join("input.json")).unwrap();
+        let witness = program(&wasm).generate(&Inputs::parse(&input).unwrap(), &StopToken::new()).unwrap();
+        Self { zkey, wasm: Some(wasm), input: Arc::new(input), witness }
+    }
+}
+
+fn limits() -> RegistryLimits {
+    RegistryLimits::for_witness(Duration::from_secs(60), 1 << 30)
+}
+
+fn program(wasm: &Path) -> WasmWitness {
+    let modules = ModuleCache { dir: None, compiler: None };
+    WasmWitness::load(&std::fs::read(wasm).unwrap(), limits().witness, &modules).unwrap()
+}
+
+/// A chain of squares and its witness.
+fn chain() -> (R1cs, Witness) {
     let one = Fr::ONE.into_bigint();
     let mut constraints = Constraints { offsets: vec![0], terms: Vec::new() };
     let mut values = vec![Fr::ONE, Fr::ONE, Fr::from(7_u64)];
@@ -88,7 +126,7 @@ struct Site {
 }
 
 impl Site {
-    async fn open(key: &prover_worker::model::ProvingKey) -> Self {
+    async fn open(dir: tempfile::TempDir, subject: &Subject) -> Self {
         let name = format!("pw_bench_{}", JobId::new().0.simple());
         let admin = server("TEST_POSTGRES_URL", "postgres://postgres@127.0.0.1:5432/postgres");
         let mut connection = PgConnection::connect(&admin).await.unwrap();
@@ -96,21 +134,19 @@ impl Site {
         let url = format!("{}/{name}", admin.rsplit_once('/').unwrap().0);
         let store = Arc::new(PostgresStore::open(&url, settings(&name)).await.unwrap());
         let queue = queue(&name).await;
-        let dir = tempfile::tempdir().unwrap();
         let artifacts = Artifacts::local(&dir.path().join("data")).unwrap();
-        let limits = RegistryLimits::for_witness(Duration::from_secs(60), 1 << 30);
         let modules = ModuleCache { dir: None, compiler: None };
-        let registry = Registry::new(store.clone(), artifacts.clone(), modules, limits);
+        let registry = Registry::new(store.clone(), artifacts.clone(), modules, limits());
         let circuits = Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits");
         let tiny = r1cs::parse(&std::fs::read(circuits.join("multiplier.r1cs")).unwrap()).unwrap();
-        let tiny = setup::generate(&tiny, &|_| {}).unwrap();
+        let (zkey, mut key) = (dir.path().join("tiny.zkey"), Vec::new());
+        zkey::write(&setup::generate(&tiny, &|_| {}).unwrap(), &mut key).unwrap();
+        std::fs::write(&zkey, key).unwrap();
         let program = circuits.join("multiplier.wasm");
-        for (name, key, program) in [("tiny", &tiny, Some(program.as_path())), ("chain", key, None)] {
-            let file = dir.path().join(name);
-            let mut bytes = Vec::new();
-            zkey::write(key, &mut bytes).unwrap();
-            std::fs::write(&file, bytes).unwrap();
-            registry.add(name.parse().unwrap(), &file, program, Arc::new(|_, _| {})).await.unwrap();
+        for (name, zkey, program) in
+            [("tiny", &zkey, Some(program.as_path())), ("tx14", &subject.zkey, subject.wasm.as_deref())]
+        {
+            registry.add(name.parse().unwrap(), zkey, program, Arc::new(|_, _| {})).await.unwrap();
         }
         let options = ServiceOptions { max_input: 64 << 20, start_within: None, keyring: Arc::new(Keyring::none()) };
         let service = JobService::new(store.clone(), Some(queue.clone()), artifacts.clone(), options);
@@ -211,12 +247,10 @@ fn settings(queue: &str) -> StoreSettings {
 
 fn fleet(c: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
-    let (r1cs, witness) = circuit();
-    let key = Arc::new(setup::generate(&r1cs, &|_| {}).unwrap());
-    let site = Arc::new(runtime.block_on(Site::open(&key)));
-    let mut input = Vec::new();
-    wtns::write(&witness, &mut input).unwrap();
-    let input = Arc::new(input);
+    let dir = tempfile::tempdir().unwrap();
+    let subject = Subject::new(dir.path());
+    let key = Arc::new(zkey::parse(map_file(&subject.zkey).unwrap()).unwrap());
+    let site = Arc::new(runtime.block_on(Site::open(dir, &subject)));
     let mut group = c.benchmark_group("fleet");
     group.sample_size(10).throughput(Throughput::Elements(1));
 
@@ -254,15 +288,22 @@ fn fleet(c: &mut Criterion) {
     let verifier = Verifier::new(&key.header.vk);
     let cpu = CpuBackend::new(std::thread::available_parallelism().unwrap().get()).unwrap();
     let loaded = cpu.load(key.clone()).unwrap();
-    let prove = || {
-        groth16::prove(loaded.as_ref(), &verifier, &witness, &StopToken::new(), &Quiet).unwrap();
+    let prove = |witness: &Witness| {
+        groth16::prove(loaded.as_ref(), &verifier, witness, &StopToken::new(), &Quiet).unwrap();
     };
-    group.bench_function("tx14-sized proofs back to back", |b| b.iter(prove));
+    group.bench_function("tx14-sized proofs back to back", |b| b.iter(|| prove(&subject.witness)));
+    let witness_program = subject.wasm.as_deref().map(program);
+    group.bench_function("tx14-sized witnesses and proofs back to back", |b| {
+        b.iter(|| match &witness_program {
+            Some(p) => prove(&p.generate(&Inputs::parse(&subject.input).unwrap(), &StopToken::new()).unwrap()),
+            None => prove(&wtns::parse(&subject.input).unwrap()),
+        });
+    });
     let worker = runtime.block_on(site.work(None, None));
     group.bench_function("tx14-sized proofs as jobs", |b| {
         b.iter_custom(|n| {
-            let jobs = n.max(20);
-            runtime.block_on(site.run("chain", jobs, 4, &input)) / (jobs / n) as u32
+            let jobs = n.max(40);
+            runtime.block_on(site.run("tx14", jobs, 4, &subject.input)) / (jobs / n) as u32
         });
     });
     runtime.block_on(worker.drain());
