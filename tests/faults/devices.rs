@@ -3,20 +3,20 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ark_ff::BigInteger256;
 use prover_worker::artifacts::Artifacts;
 use prover_worker::backend::cpu::CpuBackend;
 use prover_worker::backend::{
-    Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress,
+    Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress, Quiet,
 };
 use prover_worker::config::Config;
 use prover_worker::formats::{r1cs, snarkjs, wtns, zkey};
 use prover_worker::groth16::{Verifier, setup};
-use prover_worker::model::{FailureClass, G1, Job, JobId, JobState, Priority, ProvingKey, StopToken, Witness};
+use prover_worker::model::{FailureClass, G1, Job, JobId, JobState, Priority, ProvingKey, Stage, StopToken, Witness};
 use prover_worker::queue::MemoryQueue;
 use prover_worker::registry::{Registry, RegistryLimits};
 use prover_worker::seal::Keyring;
@@ -44,18 +44,26 @@ struct Gpu {
     cpu: Arc<CpuBackend>,
     info: DeviceInfo,
     manner: Arc<AtomicU8>,
+    /// Witnesses given to it at once, for those that were several.
+    batches: Arc<Mutex<Vec<usize>>>,
 }
 
 struct GpuKey {
     key: Arc<dyn LoadedKey>,
     manner: Arc<AtomicU8>,
+    batches: Arc<Mutex<Vec<usize>>>,
 }
 
 impl Gpu {
     fn new() -> Self {
         let info =
             DeviceInfo { kind: DeviceKind::Cuda, name: "pretended".into(), ordinal: 0, threads: 1, memory: 1 << 30 };
-        Self { cpu: Arc::new(CpuBackend::new(1).unwrap()), info, manner: Arc::new(AtomicU8::new(0)) }
+        Self {
+            cpu: Arc::new(CpuBackend::new(1).unwrap()),
+            info,
+            manner: Arc::new(AtomicU8::new(0)),
+            batches: Arc::default(),
+        }
     }
 
     fn behave(&self, manner: Manner) {
@@ -73,13 +81,23 @@ impl Backend for Gpu {
     }
 
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
-        Ok(Arc::new(GpuKey { key: self.cpu.load(key)?, manner: self.manner.clone() }))
+        let (manner, batches) = (self.manner.clone(), self.batches.clone());
+        Ok(Arc::new(GpuKey { key: self.cpu.load(key)?, manner, batches }))
     }
 }
 
 impl LoadedKey for GpuKey {
     fn key(&self) -> &Arc<ProvingKey> {
         self.key.key()
+    }
+
+    fn batch(&self) -> usize {
+        4
+    }
+
+    fn commit_batch(&self, ws: &[&Witness], stops: &[&StopToken]) -> Vec<Result<Commitments, BackendError>> {
+        self.batches.lock().unwrap().push(ws.len());
+        ws.iter().zip(stops).map(|(w, stop)| self.commit(w, stop, &Quiet)).collect()
     }
 
     fn commit(&self, w: &Witness, stop: &StopToken, on: &dyn Progress) -> Result<Commitments, BackendError> {
@@ -219,6 +237,40 @@ async fn whatever_a_gpu_does_wrong_the_processor_does_right() {
         assert_eq!((job.attempt.0, job.tries.device, job.tries.transient), (2, 1, 0), "{manner:?}: {job:?}");
         site.worker.drain().await;
     }
+}
+
+/// What waits while the device is busy goes to it together, as much as it likes at once, and a witness that satisfies
+/// nothing costs the others of its batch nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_of_a_circuit_go_to_the_device_together() {
+    let site = Site::open(|o| o.concurrency = Some(8)).await;
+    site.gpu.behave(Manner::Hang);
+    let mut ids = Vec::new();
+    for input in [good(), good(), unsatisfying(), good(), good(), good()] {
+        ids.push(site.submit(input).await);
+        // The first is on the device before the others come, and they wait in this order.
+        let begun = Instant::now();
+        loop {
+            let job = site.service.job(ids[ids.len() - 1]).await.unwrap();
+            if job.stage == Some(Stage::Prove) {
+                break;
+            }
+            assert!(begun.elapsed() < HANG, "{job:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    site.gpu.behave(Manner::Sound);
+    for (i, id) in ids.iter().enumerate() {
+        let job = site.end(*id).await;
+        if i == 2 {
+            assert_eq!(job.error.as_ref().unwrap().class, FailureClass::BadInput, "{job:?}");
+        } else {
+            site.assert_done_on(&job, "cuda:0");
+            assert_eq!(job.attempt.0, 1);
+        }
+    }
+    assert_eq!(*site.gpu.batches.lock().unwrap(), [4], "one alone, four together, and the one that is left alone");
+    site.worker.drain().await;
 }
 
 /// A bad witness looks like a bad device until the processor has tried: then it is the input's fault.
