@@ -41,3 +41,8 @@ image-cuda tag="prover-worker:cuda":
 soak:
     FAULT_SECONDS="${FAULT_SECONDS:-3600}" cargo test --release --test faults -- --exact --nocapture \
         fleet::soak::nothing_is_lost_and_nothing_is_done_twice
+
+# The store at a million ended jobs, and through submit, claim and finish by 64 callers: asserts the medians, so it wants
+# a quiet machine.
+scale:
+    cargo nextest run --test store --run-ignored only --no-capture a_million two_thousand
