@@ -1,0 +1,126 @@
+//! Field elements side by side: what an instruction set offers to the code above it.
+//!
+//! The sums of points, the transforms and the sparse products are written once, over the traits here, and compiled for
+//! each instruction set. An instruction set chooses how it holds an element (radix, Montgomery factor, lazy
+//! reduction); conversions from and to arkworks' form are made at the borders only.
+//!
+//! **Soundness.** A value of an [`Isa`] is the proof that the processor has the instructions: it comes from a
+//! detection at run time. Vectors are made from such a value or from other vectors, so that whoever holds a vector may
+//! compute with it. Code is compiled for the instruction set by [`Isa::enter`]; called outside of it, the operations
+//! are right but slow.
+
+pub(in crate::backend::cpu) mod portable;
+#[cfg(test)]
+pub(in crate::backend::cpu) mod suite;
+
+use ark_ff::{AdditiveGroup, Field as _, PrimeField};
+use zeroize::Zeroize;
+
+use crate::model::{Fq, Fr};
+
+/// An instruction set, found on this processor.
+pub(in crate::backend::cpu) trait Isa: Copy + Send + Sync + 'static {
+    /// As in `PROVER_CPU`.
+    const NAME: &'static str;
+    /// Elements of a vector, at most 16.
+    const LANES: usize;
+    /// Coordinates of points.
+    type Fq: Lanes<Isa = Self, Element = Fq>;
+    /// Scalars.
+    type Fr: Lanes<Isa = Self, Element = Fr>;
+
+    /// Runs code compiled for this instruction set: [`Kernel::run`] and all it inlines.
+    fn enter<K: Kernel<Self>>(self, kernel: K) -> K::Out;
+}
+
+/// Code to be compiled for an instruction set. `run` and what it calls on vectors must be `#[inline(always)]`.
+pub(in crate::backend::cpu) trait Kernel<I: Isa> {
+    /// What it computes.
+    type Out;
+    /// Computes it.
+    fn run(self, isa: I) -> Self::Out;
+}
+
+/// Two packed elements in a cache line: the coordinates of a point of G1, or the halves of one coordinate in G2.
+///
+/// A packed element is x·2^[`Lanes::RADIX`] mod p as four limbs, least first, in any representative below 2^256. The
+/// point at infinity is all zeros; no other point has y = 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub(in crate::backend::cpu) struct Pair(pub [[u64; 4]; 2]);
+
+/// Arithmetic lane by lane, in a prime field or an extension.
+pub(in crate::backend::cpu) trait Field: Copy + Send + Sync + 'static {
+    /// A value that may only be a factor: sums and differences that were not reduced.
+    type Loose: Copy + From<Self>;
+
+    /// self + other
+    fn add(self, other: Self) -> Self;
+    /// self − other
+    fn sub(self, other: Self) -> Self;
+    /// 2·self
+    #[inline(always)]
+    fn double(self) -> Self {
+        self.add(self)
+    }
+    /// self + other, to be a factor
+    fn sum(self, other: Self) -> Self::Loose;
+    /// self − other, to be a factor
+    fn diff(self, other: Self) -> Self::Loose;
+    /// a·b
+    fn mul(a: impl Into<Self::Loose>, b: impl Into<Self::Loose>) -> Self;
+    /// a²
+    fn square(a: impl Into<Self::Loose>) -> Self;
+    /// −self in the lanes whose bit is set in `mask`, self in the others.
+    fn negate_where(self, mask: u32) -> Self;
+    /// `other` in the lanes whose bit is set in `mask`, self in the others.
+    fn select(self, other: Self, mask: u32) -> Self;
+    /// The lanes, by bits from the lowest, that are zero in the field.
+    fn zeros(self) -> u32;
+    /// 1/self lane by lane; 0 stays 0.
+    fn invert(self) -> Self;
+}
+
+/// A vector over a prime field.
+pub(in crate::backend::cpu) trait Lanes: Field + Zeroize {
+    /// The instruction set.
+    type Isa: Isa;
+    /// One element, as arkworks has it.
+    type Element: PrimeField<BigInt = ark_ff::BigInteger256>;
+    /// The Montgomery factor of packed elements is 2^RADIX.
+    const RADIX: u32;
+
+    /// The same element in every lane.
+    fn splat(isa: Self::Isa, x: Self::Element) -> Self;
+    /// Vector from one element a lane.
+    ///
+    /// # Panics
+    /// Unless there are [`Isa::LANES`] elements; so for the slices of all functions here.
+    fn encode(isa: Self::Isa, elements: &[Self::Element]) -> Self;
+    /// Elements from a vector.
+    fn decode(self, elements: &mut [Self::Element]);
+    /// Gathers two vectors: lane k from `from[at[k]]`.
+    ///
+    /// # Panics
+    /// On an index past the end.
+    fn gather(isa: Self::Isa, from: &[Pair], at: &[u32]) -> [Self; 2];
+    /// Writes lane k of two vectors to `to[k]`.
+    fn store(values: [Self; 2], to: &mut [Pair]);
+}
+
+/// A packed element as arkworks has it.
+pub(in crate::backend::cpu) fn unpack<L: Lanes>(packed: &[u64; 4]) -> L::Element {
+    let bytes: Vec<u8> = packed.iter().flat_map(|limb| limb.to_le_bytes()).collect();
+    let factor = L::Element::from(2u64).pow([u64::from(L::RADIX)]).inverse().unwrap_or_default();
+    L::Element::from_le_bytes_mod_order(&bytes) * factor
+}
+
+/// 1/x lane by lane, by one inversion of arkworks. For instruction sets that have nothing better.
+#[inline(never)]
+pub(in crate::backend::cpu) fn invert_by_ark<L: Lanes>(isa: L::Isa, x: L) -> L {
+    let mut elements = [L::Element::ZERO; 16];
+    let elements = &mut elements[..L::Isa::LANES];
+    x.decode(elements);
+    ark_ff::batch_inversion(elements);
+    L::encode(isa, elements)
+}

@@ -1,0 +1,148 @@
+//! Any processor: one element at a time, on arkworks' arithmetic.
+
+use ark_ff::{AdditiveGroup, BigInteger, BigInteger256, Field as _, Fp, MontBackend, MontConfig, PrimeField};
+use zeroize::Zeroize;
+
+use super::{Field, Isa, Kernel, Lanes, Pair};
+use crate::model::{Fq, Fr};
+
+/// No instructions but those that every processor has.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::backend::cpu) struct Portable;
+
+impl Isa for Portable {
+    const NAME: &'static str = "portable";
+    const LANES: usize = 1;
+    type Fq = One<ark_bn254::FqConfig>;
+    type Fr = One<ark_bn254::FrConfig>;
+
+    #[inline]
+    fn enter<K: Kernel<Self>>(self, kernel: K) -> K::Out {
+        kernel.run(self)
+    }
+}
+
+/// One element of arkworks, in its Montgomery form.
+pub(in crate::backend::cpu) struct One<C: MontConfig<4>>(Fp<MontBackend<C, 4>, 4>);
+
+impl<C: MontConfig<4>> Clone for One<C> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<C: MontConfig<4>> Copy for One<C> {}
+
+impl<C: MontConfig<4>> Zeroize for One<C> {
+    fn zeroize(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl<C: MontConfig<4>> Field for One<C> {
+    type Loose = Self;
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        Self(self.0 - other.0)
+    }
+    #[inline(always)]
+    fn double(self) -> Self {
+        Self(self.0.double())
+    }
+    #[inline(always)]
+    fn sum(self, other: Self) -> Self {
+        self.add(other)
+    }
+    #[inline(always)]
+    fn diff(self, other: Self) -> Self {
+        self.sub(other)
+    }
+    #[inline(always)]
+    fn mul(a: impl Into<Self>, b: impl Into<Self>) -> Self {
+        Self(a.into().0 * b.into().0)
+    }
+    #[inline(always)]
+    fn square(a: impl Into<Self>) -> Self {
+        Self(a.into().0.square())
+    }
+    #[inline(always)]
+    fn negate_where(self, mask: u32) -> Self {
+        if mask == 0 { self } else { Self(-self.0) }
+    }
+    #[inline(always)]
+    fn select(self, other: Self, mask: u32) -> Self {
+        if mask == 0 { self } else { other }
+    }
+    #[inline(always)]
+    fn zeros(self) -> u32 {
+        u32::from(self.0 == Fp::ZERO)
+    }
+    fn invert(self) -> Self {
+        Self(self.0.inverse().unwrap_or(Fp::ZERO))
+    }
+}
+
+macro_rules! lanes {
+    ($config:ty, $element:ty) => {
+        impl Lanes for One<$config> {
+            type Isa = Portable;
+            type Element = $element;
+            const RADIX: u32 = 256;
+
+            #[inline(always)]
+            fn splat(_: Portable, x: $element) -> Self {
+                Self(x)
+            }
+            #[inline(always)]
+            fn encode(_: Portable, elements: &[$element]) -> Self {
+                assert_eq!(elements.len(), 1);
+                Self(elements[0])
+            }
+            #[inline(always)]
+            fn decode(self, elements: &mut [$element]) {
+                assert_eq!(elements.len(), 1);
+                elements[0] = self.0;
+            }
+            #[inline(always)]
+            fn gather(_: Portable, from: &[Pair], at: &[u32]) -> [Self; 2] {
+                assert_eq!(at.len(), 1);
+                from[at[0] as usize].0.map(|limbs| Self(canonical(limbs)))
+            }
+            #[inline(always)]
+            fn store(values: [Self; 2], to: &mut [Pair]) {
+                assert_eq!(to.len(), 1);
+                to[0] = Pair(values.map(|v| v.0.0.0));
+            }
+        }
+    };
+}
+
+lanes!(ark_bn254::FqConfig, Fq);
+lanes!(ark_bn254::FrConfig, Fr);
+
+/// arkworks computes with representatives below p only. What this module packs is below p already.
+#[inline(always)]
+fn canonical<C: MontConfig<4>>(limbs: [u64; 4]) -> Fp<MontBackend<C, 4>, 4>
+where
+    Fp<MontBackend<C, 4>, 4>: PrimeField<BigInt = BigInteger256>,
+{
+    let mut x = BigInteger256::new(limbs);
+    while x >= C::MODULUS {
+        x.sub_with_borrow(&C::MODULUS);
+    }
+    Fp::new_unchecked(x)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn one_element_at_a_time() {
+        super::super::suite::conforms(super::Portable);
+    }
+}
