@@ -59,6 +59,7 @@ pub const CATALOGUE: &[Variable] = &[
         "keys, witness programs, proofs and the embedded database",
     ),
     var("PROVER_BACKEND", "auto", "auto, cuda, icicle or cpu"),
+    var("PROVER_CPU", "auto: the fastest this processor has", "instructions for the CPU: auto, avx512ifma, avx2 or portable"),
     var("PROVER_THREADS", "one per core", "threads a proof on the CPU may use: 1 to 1024"),
     var("PROVER_LEASE_SECS", "30", "a worker that is silent for so long has lost its job: 1 to 3600"),
     var("PROVER_WITNESS_TIMEOUT_SECS", "60", "longest witness generation: 1 to 86400"),
@@ -238,6 +239,8 @@ pub struct Config {
     pub api_addr: Option<SocketAddr>,
     /// `auto`, `cuda`, `icicle` or `cpu`.
     pub backend: String,
+    /// `auto`, `avx512ifma`, `avx2` or `portable`.
+    pub cpu: String,
     /// Threads of a CPU proof.
     pub threads: Option<usize>,
     /// How long a lease lasts without a heartbeat.
@@ -318,6 +321,7 @@ impl Config {
             None => default_data_dir().ok_or_else(|| r.wrong("PROVER_DATA_DIR", "a folder, since no home is known"))?,
         };
         let backend = r.parse("PROVER_BACKEND", "auto, cuda, icicle or cpu", backend)?;
+        let cpu = r.parse("PROVER_CPU", "auto, avx512ifma, avx2 or portable", cpu)?;
         let threads = r.number("PROVER_THREADS", 1, 1024)?;
         let mut secs = |name, default, low, high| -> Result<Duration, ConfigError> {
             Ok(Duration::from_secs(r.number(name, low, high)?.unwrap_or(default)))
@@ -378,6 +382,7 @@ impl Config {
             metrics_addr: metrics_port.map(|p| SocketAddr::new(ip, p)),
             api_addr: api.unwrap_or(Some(SocketAddr::from(([127, 0, 0, 1], 9180)))),
             backend: backend.unwrap_or_else(|| "auto".to_owned()),
+            cpu: cpu.unwrap_or_else(|| "auto".to_owned()),
             threads,
             lease,
             witness_timeout,
@@ -600,6 +605,10 @@ fn port(s: &str) -> Option<Option<u16>> {
 
 fn api_addr(s: &str) -> Option<Option<SocketAddr>> {
     if s == "off" { Some(None) } else { s.parse().ok().map(Some) }
+}
+
+fn cpu(s: &str) -> Option<String> {
+    matches!(s, "auto" | "avx512ifma" | "avx2" | "portable").then(|| s.to_owned())
 }
 
 fn backend(s: &str) -> Option<String> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::cpu::CpuBackend;
+use super::cpu::{CpuBackend, Instructions};
 use super::{Backend, BackendError, DeviceInfo, DeviceKind, selftest};
 
 /// Which backend the user wants.
@@ -61,9 +61,10 @@ pub struct Discovery {
 
 /// Looks for devices and tests those the choice permits.
 ///
-/// `threads` is the number a proof on the processor may use; all cores by default. Fails if the one kind asked for
-/// cannot be used, or if the processor itself fails its self-test.
-pub fn discover(choice: BackendChoice, threads: Option<usize>) -> Result<Discovery, BackendError> {
+/// `threads` is the number a proof on the processor may use, all cores by default, and `cpu` the instructions it is
+/// computed with. Fails if the one kind asked for cannot be used, if the processor does not have the instructions asked
+/// for, or if it fails its self-test.
+pub fn discover(choice: BackendChoice, threads: Option<usize>, cpu: Instructions) -> Result<Discovery, BackendError> {
     let mut report = vec![gated(DeviceKind::Cuda), gated(DeviceKind::Icicle)];
     for (kind, asked) in [(DeviceKind::Cuda, BackendChoice::Cuda), (DeviceKind::Icicle, BackendChoice::Icicle)] {
         if choice == asked {
@@ -72,7 +73,7 @@ pub fn discover(choice: BackendChoice, threads: Option<usize>) -> Result<Discove
         }
     }
     let all = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let cpu: Arc<dyn Backend> = Arc::new(CpuBackend::new(threads.unwrap_or(all))?);
+    let cpu: Arc<dyn Backend> = Arc::new(CpuBackend::with(threads.unwrap_or(all), cpu)?);
     selftest::run(cpu.as_ref())?;
     report.push(DeviceReport {
         kind: DeviceKind::Cpu,

@@ -1,16 +1,48 @@
-//! Files as memory.
+//! Memory as the kernel sees it: files mapped, pages given back, large pages asked for.
 //!
 //! Mapping is `unsafe` in Rust, since whoever shortens the file while it is mapped makes its reader fail with a bus
 //! error; so it lives here, and the rest of the crate sees plain bytes.
 #![allow(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use rustix::fs::OFlags;
+use rustix::mm::{Advice, madvise};
+
+/// Where files are mapped at present: first address and length.
+static MAPPED: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
+
+fn mapped() -> MutexGuard<'static, BTreeMap<usize, usize>> {
+    MAPPED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A mapped file, listed in [`MAPPED`] for as long as it lives.
+struct Mapped(memmap2::Mmap);
+
+impl Mapped {
+    fn new(map: memmap2::Mmap) -> Self {
+        mapped().insert(map.as_ptr() as usize, map.len());
+        Self(map)
+    }
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        mapped().remove(&(self.0.as_ptr() as usize));
+    }
+}
 
 /// Opens a file for reading. A pipe that nobody writes to would keep an ordinary open waiting for ever.
 fn open_without_waiting(path: &Path) -> io::Result<File> {
@@ -32,5 +64,76 @@ pub fn map_file(path: &Path) -> io::Result<Bytes> {
     // content-addressed copies, which are written once and renamed into place; the command line maps what its user
     // names, as every prover does.
     let map = unsafe { memmap2::Mmap::map(&file)? };
-    Ok(Bytes::from_owner(map))
+    Ok(Bytes::from_owner(Mapped::new(map)))
+}
+
+/// The whole pages within a range of addresses.
+fn pages(start: usize, len: usize) -> Option<(usize, usize)> {
+    let page = rustix::param::page_size();
+    let (first, end) = (start.next_multiple_of(page), (start + len) / page * page);
+    (first < end).then(|| (first, end - first))
+}
+
+/// Gives back the memory that pages of a mapped file take in this process. Their bytes stay readable: they come from the
+/// page cache or the file again when next touched. Does nothing for bytes that no file is mapped to.
+pub(super) fn release(bytes: &[u8]) {
+    let Some((start, len)) = pages(bytes.as_ptr() as usize, bytes.len()) else { return };
+    let known = mapped();
+    let inside = known.range(..=start).next_back().is_some_and(|(at, all)| start + len <= at + all);
+    if inside {
+        // SAFETY: the pages belong to a map of this process, which is private, read-only and never written to, and which
+        // cannot go while its list is locked. Dropping such pages changes no byte that anyone can read. A failure leaves
+        // them where they are.
+        let _ = unsafe { madvise(start as *mut _, len, Advice::LinuxDontNeed) };
+    }
+}
+
+/// An empty vector with room for `capacity` elements, on large pages where the kernel has them to give: random reads in a
+/// vector of many megabytes then cost no walk of the page table each, and touching it first far fewer faults.
+pub(super) fn large_vec<T>(capacity: usize) -> Vec<T> {
+    let vec = Vec::with_capacity(capacity);
+    let bytes = capacity.saturating_mul(size_of::<T>());
+    if bytes >= 4 << 20
+        && let Some((start, len)) = pages(vec.as_ptr() as usize, bytes)
+    {
+        // SAFETY: the pages belong to the vector's allocation. The advice changes how they are backed, not what they
+        // hold, and may be refused.
+        let _ = unsafe { madvise(start as *mut _, len, Advice::LinuxHugepage) };
+    }
+    vec
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn released_pages_read_the_same_and_other_memory_is_left_alone() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let content: Vec<u8> = (0..100_000u32).map(|i| (i * 7) as u8).collect();
+        std::fs::write(file.path(), &content).unwrap();
+        let map = map_file(file.path()).unwrap();
+        release(&map);
+        release(&map[5000..90_000]);
+        release(&[]);
+        assert!(map == content);
+        // Ordinary memory would read as zeros afterwards.
+        release(&content);
+        assert!(content.iter().any(|b| *b != 0) && map == content);
+        let at = map.as_ptr() as usize;
+        assert!(mapped().contains_key(&at));
+        drop(map);
+        assert!(!mapped().contains_key(&at));
+    }
+
+    #[test]
+    fn large_vectors_are_vectors() {
+        for capacity in [0, 10, 1 << 21] {
+            let mut vec = large_vec::<u64>(capacity);
+            vec.extend(0..capacity as u64);
+            assert!(vec.iter().enumerate().all(|(i, v)| i as u64 == *v));
+        }
+        assert_eq!(large_vec::<()>(7).len(), 0);
+    }
 }

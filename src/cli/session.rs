@@ -3,6 +3,7 @@
 use std::future::Future;
 
 use super::CliError;
+use crate::backend::cpu::Instructions;
 use crate::backend::{BackendChoice, Discovery, discover};
 use crate::config::Config;
 use crate::model::{CircuitName, JobId};
@@ -34,7 +35,8 @@ where
 /// The devices the configuration permits.
 pub fn devices(config: &Config) -> Result<Discovery, CliError> {
     let choice = config.backend.parse::<BackendChoice>().map_err(CliError::Usage)?;
-    discover(choice, config.threads).map_err(CliError::failed)
+    let cpu = config.cpu.parse::<Instructions>().map_err(CliError::Usage)?;
+    discover(choice, config.threads, cpu).map_err(CliError::failed)
 }
 
 /// A circuit's name from the command line.

@@ -50,6 +50,7 @@ fn a_wrong_value_names_variable_expected_and_got() {
         r#"WORKER_CONCURRENCY: expected a whole number from 1 to 1024, got "many""#
     );
     assert_eq!(error("PROVER_BACKEND", "gpu"), r#"PROVER_BACKEND: expected auto, cuda, icicle or cpu, got "gpu""#);
+    assert_eq!(error("PROVER_CPU", "sse2"), r#"PROVER_CPU: expected auto, avx512ifma, avx2 or portable, got "sse2""#);
     assert!(error("WORKER_CONCURRENCY", "0").contains("1 to 1024"));
     assert!(error("METRICS_PORT", "70000").contains("65535"));
     assert!(error("LOG_LEVEL", "inof").contains("debug"));

@@ -1,0 +1,65 @@
+//! Which instructions the processor's arithmetic is written in, chosen at run time.
+
+use std::str::FromStr;
+
+use super::super::BackendError;
+
+/// An instruction set that field arithmetic can be done in, or the best there is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Instructions {
+    /// The fastest that this processor has.
+    #[default]
+    Auto,
+    /// AVX-512 with IFMA: 52-bit integer products, eight at a time. Intel from Ice Lake, AMD from Zen 4.
+    Avx512Ifma,
+    /// AVX2 with FMA: 51-bit products by the floating-point units, four at a time. Intel from Haswell, AMD from Zen.
+    Avx2,
+    /// One product at a time, on any processor.
+    Portable,
+}
+
+impl Instructions {
+    /// Every set, fastest first.
+    pub const ALL: [Self; 3] = [Self::Avx512Ifma, Self::Avx2, Self::Portable];
+
+    /// As in `PROVER_CPU`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Avx512Ifma => "avx512ifma",
+            Self::Avx2 => "avx2",
+            Self::Portable => "portable",
+        }
+    }
+
+    /// Those that this processor has, fastest first; never empty, since any processor has the portable ones.
+    pub fn available() -> Vec<Self> {
+        Self::ALL.into_iter().filter(|set| set.present()).collect()
+    }
+
+    /// The set itself; for `auto` the fastest there is. Fails if this processor does not have it.
+    pub(super) fn resolve(self) -> Result<Self, BackendError> {
+        let there = Self::available();
+        match self {
+            Self::Auto => Ok(there.first().copied().unwrap_or(Self::Portable)),
+            set if there.contains(&set) => Ok(set),
+            set => {
+                let there: Vec<_> = there.into_iter().map(Self::as_str).collect();
+                let why = format!("this processor has no {}: it has {}", set.as_str(), there.join(", "));
+                Err(BackendError::Unavailable { device: "cpu:0".into(), why })
+            }
+        }
+    }
+}
+
+impl FromStr for Instructions {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let known = [Self::Auto].into_iter().chain(Self::ALL).find(|set| set.as_str() == s);
+        known.ok_or_else(|| {
+            let got: String = s.chars().take(40).collect();
+            format!("expected auto, avx512ifma, avx2 or portable, got {got:?}")
+        })
+    }
+}
