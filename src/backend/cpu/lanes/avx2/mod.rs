@@ -24,19 +24,18 @@
 
 #![allow(unsafe_code)]
 
+mod ops;
 mod product;
-mod simd;
 mod table;
 
-use std::arch::x86_64::{__m256d, __m256i};
+use std::arch::x86_64::__m256d;
 use std::marker::PhantomData;
-use std::mem::MaybeUninit;
 
 use ark_ff::{BigInteger, BigInteger256, Fp, MontBackend, MontConfig};
 use zeroize::Zeroize;
 
 use super::{Field, Isa, Kernel, Lanes, Pair, invert_by_ark};
-use table::{BITS, HIGH, LOW, MASK, TWO_52, Table};
+use table::Table;
 
 /// The instructions, found on this processor.
 #[derive(Clone, Copy, Debug)]
@@ -71,17 +70,13 @@ impl Isa for Avx2 {
 #[repr(C, align(32))]
 struct Limbs([[__m256d; 5]; 2]);
 
-impl Limbs {
-    #[inline(always)]
-    fn zip(&self, other: &Self, op: impl Fn(__m256d, __m256d) -> __m256d) -> Self {
-        let half = |h: usize| std::array::from_fn(|j| op(self.0[h][j], other.0[h][j]));
-        Self([half(0), half(1)])
-    }
-    /// The same limbs in every lane.
-    #[inline(always)]
-    fn splat(limbs: [f64; 5]) -> Self {
-        Self([limbs.map(simd::splat); 2])
-    }
+/// Calls functions compiled for the instruction set.
+macro_rules! with_features {
+    ($call:expr) => {
+        // SAFETY: whoever has a vector of this instruction set, or the set's value to make one from, found by detection
+        // that the processor has the instructions, which is all that these functions require.
+        unsafe { $call }
+    };
 }
 
 /// Eight elements, reduced.
@@ -124,9 +119,6 @@ impl<C> Zeroize for Eight<C> {
 
 impl<C: MontConfig<4>> Eight<C> {
     const TABLE: &'static Table = &Table::new(&C::MODULUS.0);
-    /// −p
-    const MINUS_P: [f64; 5] = table::limbs(&C::MODULUS.0, true);
-
     /// A reduced value, which debug builds check to be one.
     #[inline(always)]
     fn reduced(limbs: Limbs) -> Self {
@@ -140,91 +132,20 @@ impl<C: MontConfig<4>> Eight<C> {
     #[inline(never)]
     fn check(&self) {
         let p = 1.0 / Self::TABLE.at(Table::QUOTIENT);
-        for half in self.0.0 {
-            for (j, limb) in half.into_iter().enumerate() {
-                let mut lanes = [0; 4];
-                simd::write(simd::bits(limb), &mut lanes);
-                for x in lanes.map(f64::from_bits) {
-                    let most = if j < 4 { 0.5 * MASK as f64 + 0.5 } else { 0.69 * p + 1.0 };
-                    assert!(x.abs() <= most && x.fract() == 0.0, "limb {j} is {x}, not within {most}");
-                }
+        // SAFETY: a vector of four doubles has their size, and any bits are doubles.
+        let limbs: [[[f64; 4]; 5]; 2] = unsafe { std::mem::transmute(self.0.0) };
+        for (j, lanes) in limbs.iter().flat_map(|half| half.iter().enumerate()) {
+            let most = if j < 4 { (1u64 << 50) as f64 } else { 0.69 * p + 1.0 };
+            for x in lanes {
+                assert!(x.abs() <= most && x.fract() == 0.0, "limb {j} is {x}, not within {most}");
             }
         }
-    }
-
-    /// The reduced value of limbs that are integers below 2^52 in size.
-    #[inline(always)]
-    fn reduce(mut x: [__m256d; 5]) -> [__m256d; 5] {
-        let quotient = simd::round(simd::mul(x[4], simd::splat(Self::TABLE.at(Table::QUOTIENT))));
-        for (x, minus_p) in x.iter_mut().zip(Self::MINUS_P) {
-            *x = simd::mul_add(quotient, simd::splat(minus_p), *x);
-        }
-        let (high, down) = (simd::splat(HIGH), simd::splat(1.0 / (MASK + 1) as f64));
-        for j in 0..4 {
-            let carry = simd::sub(simd::add(x[j], high), high);
-            x[j] = simd::sub(x[j], carry);
-            x[j + 1] = simd::mul_add(carry, down, x[j + 1]);
-        }
-        x
     }
 
     /// The product of values in the bounds of loose ones.
     #[inline(always)]
     fn product(a: &Limbs, b: &Limbs) -> Self {
-        let mut out = MaybeUninit::uninit();
-        // SAFETY: whoever has a vector found that the processor has the instructions. The product writes all of `out`.
-        let out = unsafe {
-            product::product(a, b, Self::TABLE, &mut out);
-            out.assume_init()
-        };
-        Self::reduced(out)
-    }
-
-    /// Four packed elements in each half, transposed: part i has limb i of 64 bits.
-    #[inline(always)]
-    fn unpack(halves: [[__m256i; 4]; 2]) -> Self {
-        let mask = simd::int_splat(MASK);
-        let low = |x| simd::int_and(x, mask);
-        let exponent = simd::splat(TWO_52);
-        Self::reduced(Limbs(halves.map(|x| {
-            let limbs = [
-                low(x[0]),
-                low(simd::int_or(simd::right::<51>(x[0]), simd::left::<13>(x[1]))),
-                low(simd::int_or(simd::right::<38>(x[1]), simd::left::<26>(x[2]))),
-                low(simd::int_or(simd::right::<25>(x[2]), simd::left::<39>(x[3]))),
-                simd::right::<12>(x[3]),
-            ];
-            Self::reduce(limbs.map(|x| simd::sub(simd::or(simd::double(x), exponent), exponent)))
-        })))
-    }
-
-    /// The reverse, with representatives between 0 and 2p.
-    #[inline(always)]
-    fn pack(self) -> [[__m256i; 4]; 2] {
-        // What a sum with LOW has above 51 bits, and so carries into the next limb.
-        let carried = (LOW.to_bits() >> BITS) as f64;
-        let mask = simd::int_splat(MASK);
-        self.0.0.map(|limbs| {
-            let mut x: [__m256i; 5] = std::array::from_fn(|j| {
-                let start = match j {
-                    0 => LOW,
-                    4 => TWO_52 - carried,
-                    _ => LOW - carried,
-                };
-                simd::bits(simd::add(limbs[j], simd::splat(start - Self::MINUS_P[j])))
-            });
-            for j in 0..4 {
-                x[j + 1] = simd::int_add(x[j + 1], simd::right::<51>(x[j]));
-                x[j] = simd::int_and(x[j], mask);
-            }
-            [
-                simd::int_or(x[0], simd::left::<51>(x[1])),
-                simd::int_or(simd::right::<13>(x[1]), simd::left::<38>(x[2])),
-                simd::int_or(simd::right::<26>(x[2]), simd::left::<25>(x[3])),
-                // Shifting drops the exponent.
-                simd::int_or(simd::right::<39>(x[3]), simd::left::<12>(x[4])),
-            ]
-        })
+        Self::reduced(with_features!(product::product(a, b, Self::TABLE)))
     }
 }
 
@@ -233,19 +154,19 @@ impl<C: MontConfig<4>> Field for Eight<C> {
 
     #[inline(always)]
     fn add(self, other: Self) -> Self {
-        Self::reduced(Limbs(self.0.zip(&other.0, simd::add).0.map(Self::reduce)))
+        Self::reduced(with_features!(ops::reduce(ops::sum(&self.0, &other.0), Self::TABLE)))
     }
     #[inline(always)]
     fn sub(self, other: Self) -> Self {
-        Self::reduced(Limbs(self.0.zip(&other.0, simd::sub).0.map(Self::reduce)))
+        Self::reduced(with_features!(ops::reduce(ops::difference(&self.0, &other.0), Self::TABLE)))
     }
     #[inline(always)]
     fn sum(self, other: Self) -> Loose<C> {
-        Loose(self.0.zip(&other.0, simd::add), PhantomData)
+        Loose(with_features!(ops::sum(&self.0, &other.0)), PhantomData)
     }
     #[inline(always)]
     fn diff(self, other: Self) -> Loose<C> {
-        Loose(self.0.zip(&other.0, simd::sub), PhantomData)
+        Loose(with_features!(ops::difference(&self.0, &other.0)), PhantomData)
     }
     #[inline(always)]
     fn mul(a: impl Into<Loose<C>>, b: impl Into<Loose<C>>) -> Self {
@@ -258,27 +179,16 @@ impl<C: MontConfig<4>> Field for Eight<C> {
     }
     #[inline(always)]
     fn negate_where(self, mask: u32) -> Self {
-        let [low, high] = self.0.0;
-        let flip = |half: [__m256d; 5], mask| {
-            let signs = simd::signs(mask);
-            half.map(|limb| simd::xor(limb, signs))
-        };
-        Self(Limbs([flip(low, mask), flip(high, mask >> 4)]), PhantomData)
+        Self(with_features!(ops::negate_where(self.0, mask)), PhantomData)
     }
     #[inline(always)]
     fn select(self, other: Self, mask: u32) -> Self {
-        let half = |h: usize| {
-            let by = simd::signs(mask >> (4 * h));
-            std::array::from_fn(|j| simd::blend(self.0.0[h][j], other.0.0[h][j], by))
-        };
-        Self(Limbs([half(0), half(1)]), PhantomData)
+        Self(with_features!(ops::select(&self.0, &other.0, mask)), PhantomData)
     }
     #[inline(always)]
     fn zeros(self) -> u32 {
-        // Limbs of a reduced value are unique, and zero alone among the values of zero is in the bounds. The bits of
-        // limbs together have an exponent, or be it that of no number, unless each is a zero of either sign.
-        let [low, high] = self.0.0.map(|x| simd::is_zero(x.into_iter().reduce(simd::or).unwrap_or(x[0])));
-        low | high << 4
+        // Limbs of a reduced value are unique, and of the representatives of zero, 0 alone is in the bounds.
+        with_features!(ops::zeros(&self.0))
     }
     fn invert(self) -> Self {
         invert_by_ark(Avx2(()), self)
@@ -294,23 +204,21 @@ impl<C: MontConfig<4>> Lanes for Eight<C> {
     fn splat(isa: Avx2, x: Self::Element) -> Self {
         Self::encode(isa, &[x; Avx2::LANES])
     }
-    #[inline(always)]
     fn encode(_: Avx2, elements: &[Self::Element]) -> Self {
         assert_eq!(elements.len(), Avx2::LANES);
-        let half = |h: usize| simd::transpose(std::array::from_fn(|i| simd::load(&elements[4 * h + i].0.0)));
+        let packed = std::array::from_fn(|k| &elements[k].0.0);
+        let limbs = with_features!(ops::unpack(packed, Self::TABLE));
         // x·2^256 · 2^152 / 2^204
-        let factor = Limbs::splat([0.0, 0.0, (1u64 << 50) as f64, 0.0, 0.0]);
-        Self::product(&Self::unpack([half(0), half(1)]).0, &factor)
+        Self::product(&limbs, &with_features!(ops::splat([0.0, 0.0, (1u64 << 50) as f64, 0.0, 0.0])))
     }
-    #[inline(always)]
     fn decode(self, elements: &mut [Self::Element]) {
         assert_eq!(elements.len(), Avx2::LANES);
         // x·2^204 · 2^256 / 2^204
-        let factor = const { table::limbs(&C::R.0, false) };
-        let halves = Self::product(&self.0, &Limbs::splat(factor)).pack().map(simd::transpose);
-        for (packed, element) in halves.iter().flatten().zip(elements) {
-            let mut x = BigInteger256::new([0; 4]);
-            simd::write(*packed, &mut x.0);
+        let factor = with_features!(ops::splat(const { table::limbs(&C::R.0, false) }));
+        let mut packed = [[0; 4]; Avx2::LANES];
+        with_features!(ops::pack(&Self::product(&self.0, &factor).0, Self::TABLE, packed.each_mut()));
+        for (packed, element) in packed.into_iter().zip(elements) {
+            let mut x = BigInteger256::new(packed);
             if x >= C::MODULUS {
                 x.sub_with_borrow(&C::MODULUS);
             }
@@ -321,21 +229,14 @@ impl<C: MontConfig<4>> Lanes for Eight<C> {
     fn gather(_: Avx2, from: &[Pair], at: &[u32]) -> [Self; 2] {
         assert_eq!(at.len(), Avx2::LANES);
         let pairs: [&Pair; Avx2::LANES] = std::array::from_fn(|k| &from[at[k] as usize]);
-        std::array::from_fn(|coordinate| {
-            let half = |h: usize| {
-                simd::transpose(std::array::from_fn(|i| simd::load(&pairs[4 * h + i].0[coordinate])))
-            };
-            Self::unpack([half(0), half(1)])
-        })
+        [0, 1].map(|c| Self::reduced(with_features!(ops::unpack(pairs.map(|pair| &pair.0[c]), Self::TABLE))))
     }
     #[inline(always)]
     fn store(values: [Self; 2], to: &mut [Pair]) {
-        assert_eq!(to.len(), Avx2::LANES);
-        for (coordinate, value) in values.into_iter().enumerate() {
-            let halves = value.pack().map(simd::transpose);
-            for (pair, packed) in to.iter_mut().zip(halves.iter().flatten()) {
-                simd::write(*packed, &mut pair.0[coordinate]);
-            }
+        let Ok(to) = <&mut [Pair; Avx2::LANES]>::try_from(to) else { panic!("a pair a lane") };
+        for (c, value) in values.iter().enumerate() {
+            let places = to.each_mut().map(|pair| &mut pair.0[c]);
+            with_features!(ops::pack(&value.0, Self::TABLE, places));
         }
     }
 }

@@ -153,12 +153,10 @@ macro_rules! at {
 }
 
 /// a·b/2^204 modulo p, in the bounds of reduced values, of factors in the bounds of loose ones (see the module above).
-///
-/// # Safety
-/// The processor must have AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
 #[inline(never)]
-pub(super) unsafe fn product(a: &Limbs, b: &Limbs, table: &Table, out: &mut MaybeUninit<Limbs>) {
+pub(super) fn product(a: &Limbs, b: &Limbs, table: &Table) -> Limbs {
+    let mut out = MaybeUninit::uninit();
     // SAFETY: the text reads 320 bytes at each of a and b and 928 at the table, and writes 320 at out: the sizes of the
     // types behind these references, which are aligned to 32 bytes. Each register it changes is named as an output. It
     // uses no stack, leaves the flags alone, and has no jumps.
@@ -196,5 +194,6 @@ pub(super) unsafe fn product(a: &Limbs, b: &Limbs, table: &Table, out: &mut Mayb
             out("ymm12") _, out("ymm13") _, out("ymm14") _, out("ymm15") _,
             options(nostack, preserves_flags),
         );
+        out.assume_init()
     }
 }

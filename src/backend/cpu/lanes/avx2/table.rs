@@ -1,5 +1,7 @@
 //! Constants of a prime for the product, each in four lanes, computed by the compiler.
 
+use std::arch::x86_64::{__m256d, _mm256_load_pd};
+
 /// Bits of a limb.
 pub(super) const BITS: u32 = 51;
 /// Ones in a limb.
@@ -56,6 +58,14 @@ impl Table {
         rows[27] = [HIGH.to_bits(); 4];
         rows[28] = [(HIGH + LOW).to_bits(); 4];
         Self(rows)
+    }
+
+    /// A constant in four lanes.
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    pub(super) fn lanes(&self, row: usize) -> __m256d {
+        // SAFETY: the row is 32 bytes, aligned to as many.
+        unsafe { _mm256_load_pd(self.0[row].as_ptr().cast()) }
     }
 
     /// A constant.
