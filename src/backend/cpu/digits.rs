@@ -15,64 +15,72 @@ const BITS: usize = 253;
 /// Widest window whose digits fit 16 bits.
 const MAX_WINDOW: usize = 15;
 
+/// Set in an entry whose point is taken away rather than added; the rest of an entry is an index.
+pub(super) const MINUS: u32 = 1 << 31;
+
 /// The digits of some scalars. As secret as they are: overwritten when dropped.
+///
+/// Memory: 2 bytes for each window (at most 85 of them, 17 to 20 where there are many scalars) and 4 more, for each
+/// scalar that is not 0, 1 or −1; 4 bytes for each that is 1 or −1.
 pub(super) struct Digits {
     /// Bits of a window.
     pub(super) window: usize,
-    /// Number of windows.
-    pub(super) windows: usize,
-    count: usize,
-    /// By window, then by scalar. Scalars 1 and −1 have no digits: they are in `units`.
-    digits: Zeroizing<Vec<i16>>,
-    /// Which scalars are 1 or −1, as ±1; 0 for every other.
-    units: Zeroizing<Vec<i8>>,
+    /// By window, then as in `wires`: digits from −2^(window − 1) to 2^(window − 1).
+    pub(super) rows: Vec<Zeroizing<Vec<i16>>>,
+    /// Which scalars have digits: those that are not 0, 1 or −1, in ascending order.
+    pub(super) wires: Zeroizing<Vec<u32>>,
+    /// Which scalars are 1, and with [`MINUS`] which are −1, in ascending order.
+    pub(super) units: Zeroizing<Vec<u32>>,
 }
 
 /// Scalars a task cuts.
 const CHUNK: usize = 1 << 12;
 
 impl Digits {
-    /// Cuts plain scalars below r, with the window that suits their number.
+    /// Cuts plain scalars below r (fewer than 2^31), with the window that suits the number of those that need cutting.
     pub(super) fn new(scalars: &[BigInteger256]) -> Self {
-        let window = best_window(scalars.len());
+        // Both of full length at once: a vector that grows leaves copies behind.
+        let sift = |(k, chunk): (usize, &[BigInteger256])| {
+            let mut wires = Zeroizing::new(Vec::with_capacity(CHUNK));
+            let mut units = Zeroizing::new(Vec::with_capacity(CHUNK));
+            for (i, scalar) in chunk.iter().enumerate() {
+                let wire = (k * CHUNK + i) as u32;
+                let (negative, magnitude) = centred(scalar);
+                if magnitude == BigInteger256::one() {
+                    units.push(if negative { wire | MINUS } else { wire });
+                } else if !magnitude.is_zero() {
+                    wires.push(wire);
+                }
+            }
+            (wires, units)
+        };
+        let sifted: Vec<_> = scalars.par_chunks(CHUNK).enumerate().map(sift).collect();
+        let mut wires = Zeroizing::new(Vec::with_capacity(sifted.iter().map(|(wires, _)| wires.len()).sum()));
+        let mut units = Zeroizing::new(Vec::with_capacity(sifted.iter().map(|(_, units)| units.len()).sum()));
+        for (some_wires, some_units) in &sifted {
+            wires.extend_from_slice(some_wires);
+            units.extend_from_slice(some_units);
+        }
+        let window = best_window(wires.len());
         // One bit more than the scalar has, so that the last digit never carries.
         let windows = (BITS + 1).div_ceil(window);
-        let count = scalars.len();
-        let mut digits = Zeroizing::new(vec![0i16; windows * count]);
-        let mut units = Zeroizing::new(vec![0i8; count]);
+        let mut rows: Vec<_> = (0..windows).map(|_| Zeroizing::new(vec![0i16; wires.len()])).collect();
 
         // A task owns one chunk of scalars, and so one piece of each window's row.
-        let mut pieces: Vec<Vec<&mut [i16]>> = (0..count.div_ceil(CHUNK)).map(|_| Vec::new()).collect();
-        if count > 0 {
-            for row in digits.chunks_mut(count) {
-                for (piece, owner) in row.chunks_mut(CHUNK).zip(&mut pieces) {
-                    owner.push(piece);
-                }
+        let mut pieces: Vec<Vec<&mut [i16]>> = (0..wires.len().div_ceil(CHUNK)).map(|_| Vec::new()).collect();
+        for row in &mut rows {
+            for (piece, owner) in row.chunks_mut(CHUNK).zip(&mut pieces) {
+                owner.push(piece);
             }
         }
-        let tasks = scalars.par_chunks(CHUNK).zip(units.par_chunks_mut(CHUNK)).zip(pieces.par_iter_mut());
-        tasks.for_each(|((scalars, units), rows)| {
-            for (i, scalar) in scalars.iter().enumerate() {
-                let (negative, magnitude) = centred(scalar);
+        wires.par_chunks(CHUNK).zip(pieces.par_iter_mut()).for_each(|(wires, rows)| {
+            for (i, wire) in wires.iter().enumerate() {
+                let (negative, magnitude) = centred(&scalars[*wire as usize]);
                 let sign = if negative { -1 } else { 1 };
-                if magnitude == BigInteger256::one() {
-                    units[i] = sign as i8;
-                } else if !magnitude.is_zero() {
-                    cut(&magnitude.0, window, |w, digit| rows[w][i] = sign * digit);
-                }
+                cut(&magnitude.0, window, |w, digit| rows[w][i] = sign * digit);
             }
         });
-        Self { window, windows, count, digits, units }
-    }
-
-    /// The digits of one window, by scalar.
-    pub(super) fn row(&self, window: usize) -> &[i16] {
-        &self.digits[window * self.count..][..self.count]
-    }
-
-    /// By scalar: ±1 where it is 1 or −1, else 0.
-    pub(super) fn units(&self) -> &[i8] {
-        &self.units
+        Self { window, rows, wires, units }
     }
 }
 
@@ -108,32 +116,34 @@ fn cut(limbs: &[u64; 4], window: usize, mut put: impl FnMut(usize, i16)) {
     debug_assert_eq!(carry, 0, "the last digit carries nothing");
 }
 
-/// The window with the fewest field products: an addition into a bucket takes 6 (batched affine), the summation of a
-/// window's 2^(c−1) buckets about 24 each.
+/// The window with the fewest field products: an addition takes 6 (batched affine), and the 2^(c−1) buckets of a
+/// window take two each.
 fn best_window(n: usize) -> usize {
-    let cost = |c: usize| (BITS + 1).div_ceil(c) * (6 * n + 24 * (1 << (c - 1)));
+    let cost = |c: usize| (BITS + 1).div_ceil(c) * (6 * n + 12 * (1 << (c - 1)));
     (3..=MAX_WINDOW).min_by_key(|c| cost(*c)).unwrap_or(MAX_WINDOW)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ark_ff::{AdditiveGroup, Field, Zero};
+    use ark_ff::{AdditiveGroup, Field, One, Zero};
     use proptest::prelude::*;
-
-    fn sum(d: &Digits, i: usize) -> Fr {
-        let base = Fr::from(2u64).pow([d.window as u64]);
-        let digit = |v: i64| if v < 0 { -Fr::from(v.unsigned_abs()) } else { Fr::from(v as u64) };
-        let rows = (0..d.windows).rev().fold(Fr::ZERO, |acc, w| acc * base + digit(i64::from(d.row(w)[i])));
-        rows + digit(i64::from(d.units()[i]))
-    }
 
     fn check(values: &[Fr]) {
         let scalars: Vec<_> = values.iter().map(|v| v.into_bigint()).collect();
         let d = Digits::new(&scalars);
-        for (i, v) in values.iter().enumerate() {
-            assert_eq!(sum(&d, i), *v, "scalar {i} with windows of {}", d.window);
+        let base = Fr::from(2u64).pow([d.window as u64]);
+        let digit = |v: i16| if v < 0 { -Fr::from(v.unsigned_abs()) } else { Fr::from(v as u16) };
+        let mut got = vec![Fr::ZERO; values.len()];
+        for unit in d.units.iter() {
+            got[(unit & !MINUS) as usize] += if unit & MINUS == 0 { Fr::ONE } else { -Fr::ONE };
         }
+        for (i, wire) in d.wires.iter().enumerate() {
+            got[*wire as usize] += d.rows.iter().rev().fold(Fr::ZERO, |acc, row| acc * base + digit(row[i]));
+        }
+        assert_eq!(got, values, "with windows of {}", d.window);
+        let plain = values.iter().filter(|v| v.is_zero() || v.is_one() || (-**v).is_one()).count();
+        assert_eq!(d.wires.len(), values.len() - plain, "only scalars that need digits have any");
     }
 
     #[test]

@@ -14,8 +14,8 @@ use rayon::ThreadPool;
 
 use super::{Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress};
 use crate::model::{ProvingKey, StopToken, Witness};
-use digits::Digits;
-use msm::Query;
+use lanes::{Isa, portable::Portable};
+use msm::{Bases, InG1, InG2, Sorted};
 use quotient::Constraints;
 
 /// The processor as a device.
@@ -60,15 +60,16 @@ impl Backend for CpuBackend {
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
         let s = &key.sections;
         let private = key.header.n_public as usize + 1;
+        let isa = Portable;
         let (constraints, queries) = self.pool.install(|| {
             rayon::join(
                 || Constraints::index(&key),
                 || {
                     let ((a, b1), (b2, (c, h))) = rayon::join(
-                        || (Query::new(&s.a, 0), Query::new(&s.b1, 0)),
+                        || (Bases::new(isa, &s.a, 0), Bases::new(isa, &s.b1, 0)),
                         || {
-                            let c = Query::new(&s.c, private);
-                            (Query::new(&s.b2, 0), (c, Query::new(&s.h, 0)))
+                            let c = Bases::new(isa, &s.c, private);
+                            (Bases::new(isa, &s.b2, 0), (c, Bases::new(isa, &s.h, 0)))
                         },
                     );
                     (a, b1, b2, c, h)
@@ -77,23 +78,23 @@ impl Backend for CpuBackend {
         });
         let (constraints, (a, b1, b2, c, h)) = (constraints?, queries);
         let (a, b1, b2, c, h) = (a?, b1?, b2?, c?, h?);
-        Ok(Arc::new(CpuKey { key: key.clone(), pool: self.pool.clone(), constraints, a, b1, b2, c, h }))
+        Ok(Arc::new(CpuKey::<Portable> { key: key.clone(), pool: self.pool.clone(), constraints, a, b1, b2, c, h }))
     }
 }
 
 /// A key in memory: points decoded, those at infinity dropped.
-struct CpuKey {
+struct CpuKey<I: Isa> {
     key: Arc<ProvingKey>,
     pool: Arc<ThreadPool>,
     constraints: Constraints,
-    a: Query<ark_bn254::g1::Config>,
-    b1: Query<ark_bn254::g1::Config>,
-    b2: Query<ark_bn254::g2::Config>,
-    c: Query<ark_bn254::g1::Config>,
-    h: Query<ark_bn254::g1::Config>,
+    a: Bases<I, InG1>,
+    b1: Bases<I, InG1>,
+    b2: Bases<I, InG2>,
+    c: Bases<I, InG1>,
+    h: Bases<I, InG1>,
 }
 
-impl LoadedKey for CpuKey {
+impl<I: Isa> LoadedKey for CpuKey<I> {
     fn key(&self) -> &Arc<ProvingKey> {
         &self.key
     }
@@ -118,19 +119,19 @@ impl LoadedKey for CpuKey {
         self.pool.install(|| {
             let w = witness.values();
             step(0.0)?;
-            let digits = Digits::new(w);
-            let b2 = self.b2.msm(&digits, stop);
+            let sorted = Sorted::new(w);
+            let b2 = self.b2.msm(&sorted, stop);
             step(0.3)?;
-            let a = self.a.msm(&digits, stop);
+            let a = self.a.msm(&sorted, stop);
             step(0.45)?;
-            let b1 = self.b1.msm(&digits, stop);
+            let b1 = self.b1.msm(&sorted, stop);
             step(0.55)?;
-            let c = self.c.msm(&digits, stop);
-            drop(digits);
+            let c = self.c.msm(&sorted, stop);
+            drop(sorted);
             step(0.7)?;
             let h = self.constraints.quotient(&self.key, w);
             step(0.85)?;
-            let h = self.h.msm(&Digits::new(h.scalars()), stop);
+            let h = self.h.msm(&Sorted::new(h.scalars()), stop);
             step(1.0)?;
             Ok(Commitments { a, b1, b2, c, h })
         })

@@ -1,0 +1,258 @@
+//! Points of G1 and G2 in lanes.
+
+use ark_ec::short_weierstrass::{Affine, SWCurveConfig};
+use ark_ff::{AdditiveGroup, Field as _};
+
+use super::super::lanes::{Field, Isa, Lanes, Pair};
+use crate::model::{Fq, Fq2, Fr, G1_BYTES, G1Affine, G2_BYTES, G2Affine, g1_raw, g2_raw};
+
+/// Most lanes of any instruction set.
+pub(super) const MOST_LANES: usize = 16;
+
+/// A group of points, as an instruction set holds them.
+///
+/// In memory a point is a [`Pair`] in each *half*: G1 has one half, (x, y); G2 has two, its x = x₀ + x₁·i in the first
+/// and its y in the second.
+pub(in crate::backend::cpu) trait Curve<I: Isa>: Send + Sync + 'static {
+    /// The curve, as arkworks has it: y² = x³ + b.
+    type Config: SWCurveConfig<ScalarField = Fr>;
+    /// A coordinate of [`Isa::LANES`] points.
+    type Coordinate: Field;
+    /// Bytes of a point in a key's file.
+    const BYTES: usize;
+    /// Halves of a point, 1 or 2.
+    const HALVES: usize;
+
+    /// The point in so many bytes, unchecked.
+    fn read(raw: &[u8]) -> Affine<Self::Config>;
+    /// One in every lane.
+    fn one(isa: I) -> Self::Coordinate;
+    /// The coordinates x of the points at so many indices.
+    fn gather_x(isa: I, from: [&[Pair]; 2], at: &[u32]) -> Self::Coordinate;
+    /// x and y of the points at so many indices.
+    fn gather(isa: I, from: [&[Pair]; 2], at: &[u32]) -> [Self::Coordinate; 2];
+    /// Writes [`Isa::LANES`] points from index `at` on.
+    fn store(point: [Self::Coordinate; 2], to: &mut [&mut [Pair]; 2], at: usize);
+    /// Points in lanes; (0, 0) for the point at infinity.
+    fn encode(isa: I, points: &[Affine<Self::Config>]) -> [Self::Coordinate; 2];
+    /// Points as arkworks has them, none at infinity.
+    fn decode(point: [Self::Coordinate; 2], points: &mut [Affine<Self::Config>]);
+}
+
+/// Lanes with the bit of each lane set.
+pub(super) const fn all_lanes<I: Isa>() -> u32 {
+    ((1u64 << I::LANES) - 1) as u32
+}
+
+fn encode_by<I: Isa, P>(isa: I, points: &[P], coordinate: impl Fn(&P) -> Fq) -> I::Fq {
+    let mut elements = [Fq::ZERO; MOST_LANES];
+    for (element, point) in elements.iter_mut().zip(points) {
+        *element = coordinate(point);
+    }
+    I::Fq::encode(isa, &elements[..I::LANES])
+}
+
+fn decoded<L: Lanes<Element = Fq>>(coordinate: L) -> [Fq; MOST_LANES] {
+    let mut elements = [Fq::ZERO; MOST_LANES];
+    coordinate.decode(&mut elements[..L::Isa::LANES]);
+    elements
+}
+
+/// The curve over the prime field.
+pub(in crate::backend::cpu) struct InG1;
+
+impl<I: Isa> Curve<I> for InG1 {
+    type Config = ark_bn254::g1::Config;
+    type Coordinate = I::Fq;
+    const BYTES: usize = G1_BYTES;
+    const HALVES: usize = 1;
+
+    fn read(raw: &[u8]) -> G1Affine {
+        g1_raw(raw)
+    }
+    #[inline(always)]
+    fn one(isa: I) -> I::Fq {
+        I::Fq::splat(isa, Fq::ONE)
+    }
+    #[inline(always)]
+    fn gather_x(isa: I, from: [&[Pair]; 2], at: &[u32]) -> I::Fq {
+        I::Fq::gather(isa, from[0], at)[0]
+    }
+    #[inline(always)]
+    fn gather(isa: I, from: [&[Pair]; 2], at: &[u32]) -> [I::Fq; 2] {
+        I::Fq::gather(isa, from[0], at)
+    }
+    #[inline(always)]
+    fn store(point: [I::Fq; 2], to: &mut [&mut [Pair]; 2], at: usize) {
+        I::Fq::store(point, &mut to[0][at..at + I::LANES]);
+    }
+    fn encode(isa: I, points: &[G1Affine]) -> [I::Fq; 2] {
+        [encode_by(isa, points, |p| p.x), encode_by(isa, points, |p| p.y)]
+    }
+    fn decode([x, y]: [I::Fq; 2], points: &mut [G1Affine]) {
+        for (p, (x, y)) in points.iter_mut().zip(decoded(x).into_iter().zip(decoded(y))) {
+            *p = G1Affine::new_unchecked(x, y);
+        }
+    }
+}
+
+/// The curve over the quadratic extension.
+pub(in crate::backend::cpu) struct InG2;
+
+impl<I: Isa> Curve<I> for InG2 {
+    type Config = ark_bn254::g2::Config;
+    type Coordinate = Ext2<I::Fq>;
+    const BYTES: usize = G2_BYTES;
+    const HALVES: usize = 2;
+
+    fn read(raw: &[u8]) -> G2Affine {
+        g2_raw(raw)
+    }
+    #[inline(always)]
+    fn one(isa: I) -> Ext2<I::Fq> {
+        Ext2 { c0: I::Fq::splat(isa, Fq::ONE), c1: I::Fq::splat(isa, Fq::ZERO) }
+    }
+    #[inline(always)]
+    fn gather_x(isa: I, from: [&[Pair]; 2], at: &[u32]) -> Ext2<I::Fq> {
+        Ext2::from(I::Fq::gather(isa, from[0], at))
+    }
+    #[inline(always)]
+    fn gather(isa: I, from: [&[Pair]; 2], at: &[u32]) -> [Ext2<I::Fq>; 2] {
+        from.map(|half| Ext2::from(I::Fq::gather(isa, half, at)))
+    }
+    #[inline(always)]
+    fn store([x, y]: [Ext2<I::Fq>; 2], to: &mut [&mut [Pair]; 2], at: usize) {
+        I::Fq::store([x.c0, x.c1], &mut to[0][at..at + I::LANES]);
+        I::Fq::store([y.c0, y.c1], &mut to[1][at..at + I::LANES]);
+    }
+    fn encode(isa: I, points: &[G2Affine]) -> [Ext2<I::Fq>; 2] {
+        let x = Ext2 { c0: encode_by(isa, points, |p| p.x.c0), c1: encode_by(isa, points, |p| p.x.c1) };
+        [x, Ext2 { c0: encode_by(isa, points, |p| p.y.c0), c1: encode_by(isa, points, |p| p.y.c1) }]
+    }
+    fn decode([x, y]: [Ext2<I::Fq>; 2], points: &mut [G2Affine]) {
+        let [x0, x1, y0, y1] = [x.c0, x.c1, y.c0, y.c1].map(decoded);
+        for (i, p) in points.iter_mut().enumerate() {
+            *p = G2Affine::new_unchecked(Fq2::new(x0[i], x1[i]), Fq2::new(y0[i], y1[i]));
+        }
+    }
+}
+
+/// Vectors over the quadratic extension, c₀ + c₁·i with i² = −1.
+#[derive(Clone, Copy)]
+pub(in crate::backend::cpu) struct Ext2<L> {
+    c0: L,
+    c1: L,
+}
+
+impl<L> From<[L; 2]> for Ext2<L> {
+    #[inline(always)]
+    fn from([c0, c1]: [L; 2]) -> Self {
+        Self { c0, c1 }
+    }
+}
+
+impl<L: Lanes> Field for Ext2<L> {
+    /// Karatsuba's product adds the halves of a factor, so they must be reduced.
+    type Loose = Self;
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Self { c0: self.c0.add(other.c0), c1: self.c1.add(other.c1) }
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        Self { c0: self.c0.sub(other.c0), c1: self.c1.sub(other.c1) }
+    }
+    #[inline(always)]
+    fn double(self) -> Self {
+        Self { c0: self.c0.double(), c1: self.c1.double() }
+    }
+    #[inline(always)]
+    fn sum(self, other: Self) -> Self {
+        self.add(other)
+    }
+    #[inline(always)]
+    fn diff(self, other: Self) -> Self {
+        self.sub(other)
+    }
+    /// Three products (Karatsuba): a₀b₀ − a₁b₁ and (a₀ + a₁)(b₀ + b₁) − a₀b₀ − a₁b₁.
+    #[inline(always)]
+    fn mul(a: impl Into<Self>, b: impl Into<Self>) -> Self {
+        let (a, b) = (a.into(), b.into());
+        let cross = L::mul(a.c0.sum(a.c1), b.c0.sum(b.c1));
+        let (low, high) = (L::mul(a.c0, b.c0), L::mul(a.c1, b.c1));
+        Self { c0: low.sub(high), c1: cross.sub(low).sub(high) }
+    }
+    /// Two products: (a₀ + a₁)(a₀ − a₁) and 2·a₀a₁.
+    #[inline(always)]
+    fn square(a: impl Into<Self>) -> Self {
+        let a = a.into();
+        Self { c0: L::mul(a.c0.sum(a.c1), a.c0.diff(a.c1)), c1: L::mul(a.c0, a.c1).double() }
+    }
+    #[inline(always)]
+    fn negate_where(self, mask: u32) -> Self {
+        Self { c0: self.c0.negate_where(mask), c1: self.c1.negate_where(mask) }
+    }
+    #[inline(always)]
+    fn select(self, other: Self, mask: u32) -> Self {
+        Self { c0: self.c0.select(other.c0, mask), c1: self.c1.select(other.c1, mask) }
+    }
+    #[inline(always)]
+    fn zeros(self) -> u32 {
+        self.c0.zeros() & self.c1.zeros()
+    }
+    /// By the norm: (a₀ − a₁·i) / (a₀² + a₁²).
+    #[inline(always)]
+    fn invert(self) -> Self {
+        let norm = L::square(self.c0).add(L::square(self.c1)).invert();
+        let c1 = L::mul(self.c1, norm).negate_where(all_lanes::<L::Isa>());
+        Self { c0: L::mul(self.c0, norm), c1 }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use ark_ff::UniformRand;
+    use ark_std::rand::{Rng, SeedableRng, rngs::StdRng};
+
+    /// The extension against arkworks' own, lane by lane.
+    pub(in super::super) fn extension<I: Isa>(isa: I) {
+        let mut rng = StdRng::seed_from_u64(11);
+        let element = |rng: &mut StdRng| match rng.gen_range(0..6) {
+            0 => Fq2::ZERO,
+            1 => Fq2::new(Fq::ZERO, Fq::rand(rng)),
+            2 => Fq2::new(-Fq::ONE, Fq::ZERO),
+            _ => Fq2::rand(rng),
+        };
+        let vector = |x: &[Fq2]| {
+            let points: Vec<_> = x.iter().map(|x| G2Affine::new_unchecked(*x, *x)).collect();
+            InG2::encode(isa, &points)[0]
+        };
+        let check = |what: &str, got: Ext2<I::Fq>, expected: &dyn Fn(usize) -> Fq2| {
+            let mut points = [G2Affine::identity(); MOST_LANES];
+            <InG2 as Curve<I>>::decode([got, got], &mut points[..I::LANES]);
+            for (lane, point) in points[..I::LANES].iter().enumerate() {
+                assert_eq!(point.x, expected(lane), "{what} of lane {lane} on {}", I::NAME);
+            }
+        };
+        for _ in 0..300 {
+            let [a, b]: [Vec<Fq2>; 2] = std::array::from_fn(|_| (0..I::LANES).map(|_| element(&mut rng)).collect());
+            let (va, vb) = (vector(&a), vector(&b));
+            check("add", va.add(vb), &|i| a[i] + b[i]);
+            check("sub", va.sub(vb), &|i| a[i] - b[i]);
+            check("double", va.double(), &|i| a[i].double());
+            check("mul", Ext2::mul(va, vb), &|i| a[i] * b[i]);
+            check("mul of sums", Ext2::mul(va.sum(vb), va.diff(vb)), &|i| a[i].square() - b[i].square());
+            check("square", Ext2::square(va.diff(vb)), &|i| (a[i] - b[i]).square());
+            check("invert", va.invert(), &|i| a[i].inverse().unwrap_or_default());
+            let mask = rng.r#gen::<u32>() & all_lanes::<I>();
+            let bit = |i: usize| mask >> i & 1 == 1;
+            check("negate_where", va.negate_where(mask), &|i| if bit(i) { -a[i] } else { a[i] });
+            check("select", va.select(vb, mask), &|i| if bit(i) { b[i] } else { a[i] });
+            for (i, a) in a.iter().enumerate() {
+                assert_eq!(va.zeros() >> i & 1 == 1, *a == Fq2::ZERO, "zeros on {}", I::NAME);
+            }
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! Multi-scalar multiplication: Pippenger's buckets, summed by batched affine additions in lanes.
+//!
+//! Everything is a sum of segments of points ([`sums`]), three times over:
+//!
+//! 1. Bₖ, the sum of the points whose digit in a window is k, for each bucket k of each window;
+//! 2. of a window's buckets, with k = k₁·2ˢ + k₀, the row sums Σ Bₖ over k₀ and the column sums over k₁, so that
+//!    Σ k·Bₖ = 2ˢ·Σ k₁·row(k₁) + Σ k₀·column(k₀);
+//! 3. for each bit b of the scalars, of all windows, the sum of the rows or columns that have it in their weight.
+//!
+//! What is left are some 254 points with weights 2ᵇ, for Horner's rule. Buckets by batched affine additions are those
+//! of Bernstein et al., "Faster batch forgery identification" (2012), and, with one inversion for many additions, of
+//! gnark-crypto and others; sums of pairs in rounds need no scheduling, since no two additions of a round can meet.
+
+mod curve;
+mod sort;
+mod sums;
+#[cfg(test)]
+mod tests;
+
+use ark_ec::short_weierstrass::{Affine, Projective};
+use ark_ff::{AdditiveGroup, PrimeField, Zero};
+use rayon::prelude::*;
+
+use super::super::BackendError;
+use super::lanes::{Isa, Kernel, Pair};
+use crate::model::{Fq, StopToken, limbs};
+pub(super) use curve::{Curve, InG1, InG2};
+use sort::Segments;
+pub(super) use sort::Sorted;
+use sums::{Direct, GROUP, Points, Pool, Slots, Sums, sum};
+
+/// Points of one section of a key, packed; infinity is left out (up to two thirds of B in real keys).
+///
+/// Memory: 64 bytes a point in G1, 128 in G2; where there are points at infinity, 4 more for each of the section.
+pub(super) struct Bases<I: Isa, C: Curve<I>> {
+    isa: I,
+    points: Points,
+    places: Places,
+    curve: std::marker::PhantomData<C>,
+}
+
+/// Where the point of a wire lies.
+struct Places {
+    /// The wire of the section's first point.
+    first: u32,
+    /// Points in the section.
+    count: u32,
+    /// By wire, from the first on; [`NONE`] for a point at infinity. `None` if there is none at infinity.
+    slots: Option<Vec<u32>>,
+}
+
+const NONE: u32 = u32::MAX;
+
+impl Slots for Places {
+    #[inline]
+    fn slot(&self, wire: u32) -> Option<u32> {
+        let at = wire.checked_sub(self.first)?;
+        match &self.slots {
+            None => (at < self.count).then_some(at),
+            Some(slots) => slots.get(at as usize).copied().filter(|slot| *slot != NONE),
+        }
+    }
+}
+
+/// Points a task converts.
+const CHUNK: usize = 1 << 12;
+
+impl<I: Isa, C: Curve<I>> Bases<I, C> {
+    /// Converts a section of a key, whose first point belongs to wire `first`.
+    ///
+    /// Fails on coordinates that are not below q: field arithmetic relies on it. Whether the points are on their
+    /// curve is not looked at; sums of points off it are wrong, and the proof does not verify.
+    pub(super) fn new(isa: I, section: &[u8], first: usize) -> Result<Self, BackendError> {
+        let count = section.len() / C::BYTES;
+        let section = &section[..count * C::BYTES];
+        let look = |bytes: &[u8]| {
+            let wrong = bytes.chunks_exact(32).filter(|coordinate| limbs(coordinate) >= Fq::MODULUS).count();
+            if wrong > 0 {
+                let what = "coordinates of the key that are not below q";
+                return Err(BackendError::Shape { what, expected: 0, got: wrong as u64 });
+            }
+            Ok(bytes.chunks_exact(C::BYTES).filter(|raw| !at_infinity(raw)).count())
+        };
+        let kept: Vec<usize> = section.par_chunks(CHUNK * C::BYTES).map(look).collect::<Result<_, _>>()?;
+        let total = kept.iter().sum();
+        let mut points = Points::infinities::<I, C>(total);
+        let mut slots = (total < count).then(|| vec![NONE; count]);
+
+        // Each task has its piece of the points and of the slots.
+        let [mut x, mut y] = points.halves.each_mut().map(Vec::as_mut_slice);
+        let mut slots_left = slots.as_deref_mut().unwrap_or_default();
+        let mut tasks = Vec::with_capacity(kept.len());
+        let mut from = 0;
+        for (raw, kept) in section.chunks(CHUNK * C::BYTES).zip(&kept) {
+            let to = [&mut x, &mut y].map(|half| half.split_off_mut(..*kept.min(&half.len())).unwrap_or_default());
+            let slots = slots_left.split_off_mut(..CHUNK.min(slots_left.len())).unwrap_or_default();
+            tasks.push(Convert::<C> { raw, to, slots, from, curve: std::marker::PhantomData });
+            from += kept;
+        }
+        tasks.into_par_iter().for_each(|task| isa.enter(task));
+        let places = Places { first: first as u32, count: count as u32, slots };
+        Ok(Self { isa, points, places, curve: std::marker::PhantomData })
+    }
+
+    /// Σ scalar(wireᵢ)·pointᵢ, on the threads of the caller's pool. A stopped token ends it early with a meaningless
+    /// sum: the caller looks at the token.
+    ///
+    /// Memory: the buckets of as many windows as are summed at a time (64 or 128 bytes for each of 2^(window − 1)), and
+    /// 2.5 MB a thread.
+    pub(super) fn msm(&self, scalars: &Sorted, stop: &StopToken) -> Projective<C::Config> {
+        if self.points.len() == 0 {
+            return Projective::zero();
+        }
+        let pool = Pool::<I, C>::new();
+        // As many entries as leave a group's worth of points.
+        let full = GROUP / C::HALVES;
+        let group = (full * self.places.count as usize).div_ceil(self.points.len());
+        let from = (&self.points, &self.places);
+        let entries = scalars.buckets.range(0..scalars.buckets.len()).len();
+        // Windows with few entries are summed together.
+        let together = (2 * group * scalars.windows).div_ceil(entries.max(1)).clamp(1, scalars.windows);
+        let (units, lines) = rayon::join(
+            || sum(self.isa, from, (&scalars.units, 0..1), group, &pool, stop),
+            || {
+                let tasks = (0..scalars.windows.div_ceil(together)).into_par_iter();
+                let lines = tasks.map(|k| {
+                    let windows = k * together..((k + 1) * together).min(scalars.windows);
+                    self.lines(scalars, windows, group, &pool, stop)
+                });
+                lines.collect::<Vec<_>>()
+            },
+        );
+        let grid = Grid::new(scalars.window);
+        let mut all = units;
+        // Before them are the units, whose weight is one.
+        let ones = all.segments.len();
+        lines.iter().for_each(|lines| all.append(lines));
+        let bits = Segments::sort(scalars.windows * scalars.window, |each| {
+            for (at, segment) in all.segments.iter().enumerate() {
+                if at < ones {
+                    each(0, at as u32);
+                } else {
+                    grid.bits(*segment as usize, |bit| each(bit, at as u32));
+                }
+            }
+        });
+        let sums = sum(self.isa, (&all.points, &Direct), (&bits, 0..bits.len()), full, &pool, stop);
+        horner(&sums.segments, &sums.decode::<I, C>(self.isa))
+    }
+
+    /// The row and column sums of some windows.
+    fn lines(
+        &self,
+        scalars: &Sorted,
+        windows: std::ops::Range<usize>,
+        group: usize,
+        pool: &Pool<I, C>,
+        stop: &StopToken,
+    ) -> Sums {
+        let half = 1 << (scalars.window - 1);
+        let which = windows.start * half..windows.end * half;
+        let buckets = sum(self.isa, (&self.points, &self.places), (&scalars.buckets, which), group, pool, stop);
+        let grid = Grid::new(scalars.window);
+        let first = windows.start * grid.lines();
+        let mut lines = {
+            let sorted = Segments::sort(windows.len() * grid.lines(), |each| {
+                for (at, bucket) in buckets.segments.iter().enumerate() {
+                    let (window, k) = (*bucket as usize / half, *bucket as usize % half + 1);
+                    grid.lines_of(k, |line| each(window * grid.lines() + line - first, at as u32));
+                }
+            });
+            let from = (&buckets.points, &Direct);
+            sum(self.isa, from, (&sorted, 0..sorted.len()), GROUP / C::HALVES, pool, stop)
+        };
+        lines.segments.iter_mut().for_each(|line| *line += first as u32);
+        lines
+    }
+}
+
+/// The buckets of a window, 1 to 2^(window − 1), as rows and columns.
+#[derive(Clone, Copy)]
+struct Grid {
+    window: usize,
+    /// Bits of a column's number; those above are the row's.
+    low: usize,
+}
+
+impl Grid {
+    fn new(window: usize) -> Self {
+        Self { window, low: window / 2 }
+    }
+
+    /// Rows and columns of a window, with those that have no weight.
+    fn lines(self) -> usize {
+        (1 << self.low) + (1 << (self.window - 1 - self.low)) + 1
+    }
+
+    /// The column and the row of bucket k, as line numbers; none where the weight would be zero.
+    fn lines_of(self, k: usize, mut each: impl FnMut(usize)) {
+        let (column, row) = (k & ((1 << self.low) - 1), k >> self.low);
+        if column > 0 {
+            each(column);
+        }
+        if row > 0 {
+            each((1 << self.low) + row);
+        }
+    }
+
+    /// The bits of the weight of a line, counted from the lowest of the scalar, for a line numbered through all windows.
+    fn bits(self, line: usize, mut each: impl FnMut(usize)) {
+        let (window, line) = (line / self.lines(), line % self.lines());
+        let (weight, shift) = if line < 1 << self.low { (line, 0) } else { (line - (1 << self.low), self.low) };
+        for bit in (0..self.window).filter(|bit| weight >> bit & 1 == 1) {
+            each(window * self.window + shift + bit);
+        }
+    }
+}
+
+/// Σ 2^bit·point, by bits in ascending order.
+fn horner<P: ark_ec::short_weierstrass::SWCurveConfig>(bits: &[u32], points: &[Affine<P>]) -> Projective<P> {
+    let mut sum = Projective::zero();
+    let mut at = bits.last().copied().unwrap_or(0);
+    for (bit, point) in bits.iter().zip(points).rev() {
+        while at > *bit {
+            sum.double_in_place();
+            at -= 1;
+        }
+        sum += point;
+    }
+    for _ in 0..at {
+        sum.double_in_place();
+    }
+    sum
+}
+
+/// Whether the bytes of a point are those of the point at infinity: all zeros.
+fn at_infinity(raw: &[u8]) -> bool {
+    raw.iter().all(|byte| *byte == 0)
+}
+
+/// Converts some points of a section.
+struct Convert<'a, C> {
+    raw: &'a [u8],
+    /// Room for those not at infinity.
+    to: [&'a mut [Pair]; 2],
+    /// The slot of each, or empty if nobody asks.
+    slots: &'a mut [u32],
+    /// The slot of the first.
+    from: usize,
+    curve: std::marker::PhantomData<C>,
+}
+
+impl<I: Isa, C: Curve<I>> Kernel<I> for Convert<'_, C> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run(mut self, isa: I) {
+        let mut points = [Affine::identity(); curve::MOST_LANES];
+        let (mut waiting, mut stored) = (0, 0);
+        for (i, raw) in self.raw.chunks_exact(C::BYTES).enumerate() {
+            if at_infinity(raw) {
+                continue;
+            }
+            if let Some(slot) = self.slots.get_mut(i) {
+                *slot = (self.from + stored + waiting) as u32;
+            }
+            points[waiting] = C::read(raw);
+            waiting += 1;
+            if waiting == I::LANES {
+                C::store(C::encode(isa, &points[..I::LANES]), &mut self.to, stored);
+                (waiting, stored) = (0, stored + I::LANES);
+            }
+        }
+        if waiting > 0 {
+            let mut last = [const { Vec::new() }; 2];
+            for half in &mut last[..C::HALVES] {
+                *half = vec![Pair::default(); I::LANES];
+            }
+            let point = C::encode(isa, &points[..I::LANES]);
+            C::store(point, &mut last.each_mut().map(Vec::as_mut_slice), 0);
+            for (to, last) in self.to.iter_mut().zip(&last) {
+                for (to, pair) in to.iter_mut().skip(stored).zip(last) {
+                    *to = *pair;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Against arkworks' own products, on every instruction set at hand.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::model::{Fr, G1, G1Affine, G2};
+use ark_ec::{AffineRepr, CurveGroup, PrimeGroup, VariableBaseMSM};
+use ark_ff::{BigInteger, BigInteger256, One, UniformRand};
+use ark_std::rand::{Rng, SeedableRng, rngs::StdRng};
+
+/// Runs a test on each instruction set of this processor.
+macro_rules! on_every_isa {
+    ($test:expr) => {
+        $test(crate::backend::cpu::lanes::portable::Portable);
+    };
+}
+
+/// A section of a key with these points.
+fn section<I: Isa, C: Curve<I>>(points: &[Affine<C::Config>]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(points.len() * C::BYTES);
+    for p in points {
+        let mut raw = Vec::new();
+        for coordinate in [p.x, p.y] {
+            for element in ark_ff::Field::to_base_prime_field_elements(&coordinate) {
+                // Fq in either case; a key holds its inner form.
+                let element = Fq::from_le_bytes_mod_order(&element.into_bigint().to_bytes_le());
+                raw.extend(element.0.0.iter().flat_map(|limb| limb.to_le_bytes()));
+            }
+        }
+        if p.is_zero() { bytes.extend(vec![0; C::BYTES]) } else { bytes.extend(raw) }
+    }
+    bytes
+}
+
+fn check<I: Isa, C: Curve<I>>(isa: I, points: &[Affine<C::Config>], scalars: &[Fr], threads: usize) {
+    let plain: Vec<BigInteger256> = scalars.iter().map(|s| s.into_bigint()).collect();
+    let expected = Projective::<C::Config>::msm_bigint(points, &plain);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    let got = pool.install(|| {
+        let bases = Bases::<I, C>::new(isa, &section::<I, C>(points), 0).unwrap();
+        bases.msm(&Sorted::new(&plain), &StopToken::new())
+    });
+    assert!(got == expected, "{} points on {threads} threads, {}", points.len(), I::NAME);
+}
+
+fn points<G: CurveGroup>(n: usize, rng: &mut StdRng) -> Vec<G::Affine> {
+    // Cheap and all different: a walk with a random step.
+    let (mut at, step) = (G::rand(rng), G::rand(rng));
+    let walk: Vec<G> = (0..n)
+        .map(|_| {
+            at += step;
+            at
+        })
+        .collect();
+    G::normalize_batch(&walk)
+}
+
+fn scalars(kind: usize, n: usize, rng: &mut StdRng) -> Vec<Fr> {
+    let fixed = Fr::rand(rng);
+    (0..n)
+        .map(|i| match kind {
+            0 => Fr::rand(rng),
+            1 => Fr::zero(),
+            2 => Fr::one(),
+            3 => -Fr::one(),
+            4 => Fr::from(rng.gen_range(0..2u64)),
+            5 => fixed,
+            6 => Fr::from(rng.gen_range(0..1u64 << 20)),
+            7 => -Fr::from(rng.gen_range(0..300u64)),
+            8 => [Fr::zero(), Fr::one(), -Fr::one(), Fr::rand(rng)][i % 4],
+            _ => [fixed, -fixed][i % 2],
+        })
+        .collect()
+}
+
+fn any_mix_of_scalars<I: Isa>(isa: I) {
+    let mut rng = StdRng::seed_from_u64(1);
+    for kind in 0..10 {
+        for n in [0, 1, 2, 3, 15, 16, 17, 33, 255, 1023, 4097] {
+            let s = scalars(kind, n, &mut rng);
+            check::<I, InG1>(isa, &points::<G1>(n, &mut rng), &s, 1 + n % 3);
+            check::<I, InG2>(isa, &points::<G2>(n.min(300), &mut rng), &s[..n.min(300)], 2);
+        }
+    }
+}
+
+#[test]
+fn any_mix_of_scalars_at_awkward_sizes() {
+    on_every_isa!(any_mix_of_scalars);
+}
+
+fn large_ones<I: Isa>(isa: I) {
+    let mut rng = StdRng::seed_from_u64(2);
+    let (g1, g2) = (points::<G1>(40_001, &mut rng), points::<G2>(20_000, &mut rng));
+    for kind in [0, 4, 5, 8, 9] {
+        for (n, threads) in [(20_000, 2), (40_001, 24)] {
+            check::<I, InG1>(isa, &g1[..n], &scalars(kind, n, &mut rng), threads);
+        }
+        check::<I, InG2>(isa, &g2, &scalars(kind, g2.len(), &mut rng), 2);
+    }
+}
+
+#[test]
+fn sizes_that_make_groups_and_split() {
+    on_every_isa!(large_ones);
+}
+
+fn awkward_points<I: Isa>(isa: I) {
+    let mut rng = StdRng::seed_from_u64(3);
+    let n = 20_000;
+    let g = G1::generator().into_affine();
+    let walk = points::<G1>(n, &mut rng);
+    let patterns: [&dyn Fn(usize) -> G1Affine; 6] = [
+        &|_| g,
+        &|i| if i % 2 == 0 { g } else { -g },
+        &|i| if i % 3 == 0 { G1Affine::identity() } else { g },
+        &|_| G1Affine::identity(),
+        // Among many different points, a few that are equal or opposite to another or that sums come out to.
+        &|i| if i % 500 == 0 { -walk[i + 1] } else { walk[i] },
+        &|i| if i % 64 < 2 { walk[i / 64 * 64] } else { walk[i] },
+    ];
+    for (which, pattern) in patterns.into_iter().enumerate() {
+        let p: Vec<_> = (0..n).map(pattern).collect();
+        for kind in [0, 2, 3, 5, 6, 8, 9] {
+            check::<I, InG1>(isa, &p, &scalars(kind, n, &mut rng), 1 + which % 2);
+        }
+    }
+    let h = G2::generator().into_affine();
+    let p: Vec<_> = (0..2000).map(|i| if i % 3 == 0 { -h } else { h }).collect();
+    for kind in [0, 2, 9] {
+        check::<I, InG2>(isa, &p, &scalars(kind, p.len(), &mut rng), 2);
+    }
+}
+
+#[test]
+fn equal_and_opposite_points_and_infinity() {
+    on_every_isa!(awkward_points);
+}
+
+/// A few points and their negatives at random: sums of any two, three or four of them meet again and vanish.
+fn small_subgroup_like<I: Isa>(isa: I) {
+    let mut rng = StdRng::seed_from_u64(5);
+    let g = G1::generator();
+    let few: Vec<_> = (1..4u64).flat_map(|k| [g * Fr::from(k), -(g * Fr::from(k))]).collect();
+    let few = G1::normalize_batch(&few);
+    let h = G2::generator();
+    let few2: Vec<_> = (1..4u64).flat_map(|k| [h * Fr::from(k), -(h * Fr::from(k))]).collect();
+    let few2 = G2::normalize_batch(&few2);
+    for n in [2, 3, 4, 5, 8, 21, 100, 3000] {
+        for kind in [0, 2, 4, 5, 8] {
+            let s = scalars(kind, n, &mut rng);
+            let p: Vec<_> = (0..n).map(|_| few[rng.gen_range(0..few.len())]).collect();
+            check::<I, InG1>(isa, &p, &s, 1);
+            let p: Vec<_> = (0..n).map(|_| few2[rng.gen_range(0..few2.len())]).collect();
+            check::<I, InG2>(isa, &p, &s, 1);
+        }
+    }
+}
+
+#[test]
+fn sums_that_meet_and_vanish() {
+    on_every_isa!(small_subgroup_like);
+}
+
+fn private_wires_only<I: Isa>(isa: I) {
+    let mut rng = StdRng::seed_from_u64(4);
+    let n = 10_000;
+    let p = points::<G1>(n, &mut rng);
+    let holes = |p: &[G1Affine]| -> Vec<G1Affine> {
+        p.iter().enumerate().map(|(i, p)| if i % 5 < 2 { G1Affine::identity() } else { *p }).collect()
+    };
+    let s: Vec<BigInteger256> = scalars(8, n, &mut rng).iter().map(|s| s.into_bigint()).collect();
+    let sorted = Sorted::new(&s);
+    for first in [0, 1, 7, 4000, n] {
+        for p in [&p[first..], &holes(&p[first..]), &p[first..n - (n - first) / 2]] {
+            let bases = Bases::<I, InG1>::new(isa, &section::<I, InG1>(p), first).unwrap();
+            let expected = G1::msm_bigint(p, &s[first..first + p.len()]);
+            assert!(bases.msm(&sorted, &StopToken::new()) == expected, "from wire {first} on");
+            assert_eq!(bases.points.len(), p.iter().filter(|p| !p.is_zero()).count());
+        }
+    }
+}
+
+#[test]
+fn one_sort_serves_sections_with_other_wires() {
+    on_every_isa!(private_wires_only);
+}
+
+fn bad_coordinates<I: Isa>(isa: I) {
+    let mut rng = StdRng::seed_from_u64(6);
+    let p = points::<G1>(5000, &mut rng);
+    let good = section::<I, InG1>(&p);
+    for at in [0, 32, 64 * 4999 + 32] {
+        let mut bytes = good.clone();
+        bytes[at..at + 32].copy_from_slice(&Fq::MODULUS.0.iter().flat_map(|l| l.to_le_bytes()).collect::<Vec<_>>());
+        assert!(matches!(Bases::<I, InG1>::new(isa, &bytes, 0), Err(BackendError::Shape { got: 1, .. })));
+    }
+}
+
+#[test]
+fn coordinates_not_below_q_are_refused() {
+    on_every_isa!(bad_coordinates);
+}
+
+#[test]
+fn the_extension_agrees_with_arkworks() {
+    on_every_isa!(curve::tests::extension);
+}
+
+fn stopped<I: Isa>(isa: I) {
+    let mut rng = StdRng::seed_from_u64(7);
+    let p = points::<G1>(5000, &mut rng);
+    let s: Vec<BigInteger256> = scalars(8, p.len(), &mut rng).iter().map(|s| s.into_bigint()).collect();
+    let bases = Bases::<I, InG1>::new(isa, &section::<I, InG1>(&p), 0).unwrap();
+    let stop = StopToken::new();
+    stop.stop(crate::model::StopReason::Cancelled);
+    assert!(bases.msm(&Sorted::new(&s), &stop).is_zero(), "nothing was summed");
+}
+
+#[test]
+fn a_stopped_token_ends_the_sum() {
+    on_every_isa!(stopped);
+}
+
+#[test]
+fn every_bucket_has_its_weight_in_its_lines() {
+    for window in 3..=15 {
+        let grid = Grid::new(window);
+        for k in 1..=1usize << (window - 1) {
+            let mut weight = 0;
+            grid.lines_of(k, |line| {
+                assert!(line < grid.lines());
+                grid.bits(line, |bit| weight += 1 << bit);
+            });
+            assert_eq!(weight, k, "with windows of {window}");
+        }
+    }
+}
