@@ -6,7 +6,10 @@ mod digits;
 #[allow(dead_code)] // until the engine above it is merged
 mod lanes;
 mod msm;
+mod ntt;
 mod quotient;
+mod scattered;
+mod sparse;
 
 use std::sync::Arc;
 
@@ -15,6 +18,7 @@ use rayon::ThreadPool;
 use super::{Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress};
 use crate::model::{ProvingKey, StopToken, Witness};
 use digits::Digits;
+use lanes::portable::Portable;
 use msm::Query;
 use quotient::Constraints;
 
@@ -62,7 +66,7 @@ impl Backend for CpuBackend {
         let private = key.header.n_public as usize + 1;
         let (constraints, queries) = self.pool.install(|| {
             rayon::join(
-                || Constraints::index(&key),
+                || Constraints::index(Portable, &key),
                 || {
                     let ((a, b1), (b2, (c, h))) = rayon::join(
                         || (Query::new(&s.a, 0), Query::new(&s.b1, 0)),
@@ -85,7 +89,7 @@ impl Backend for CpuBackend {
 struct CpuKey {
     key: Arc<ProvingKey>,
     pool: Arc<ThreadPool>,
-    constraints: Constraints,
+    constraints: Constraints<Portable>,
     a: Query<ark_bn254::g1::Config>,
     b1: Query<ark_bn254::g1::Config>,
     b2: Query<ark_bn254::g2::Config>,
@@ -128,7 +132,7 @@ impl LoadedKey for CpuKey {
             let c = self.c.msm(&digits, stop);
             drop(digits);
             step(0.7)?;
-            let h = self.constraints.quotient(&self.key, w);
+            let h = self.constraints.quotient(Portable, w);
             step(0.85)?;
             let h = self.h.msm(&Digits::new(h.scalars()), stop);
             step(1.0)?;
