@@ -9,6 +9,8 @@
 //! compute with it. Code is compiled for the instruction set by [`Isa::enter`]; called outside of it, the operations
 //! are right but slow.
 
+#[cfg(target_arch = "x86_64")]
+pub(in crate::backend::cpu) mod avx2;
 pub(in crate::backend::cpu) mod portable;
 #[cfg(test)]
 pub(in crate::backend::cpu) mod suite;

@@ -1,0 +1,253 @@
+//! AVX2 with FMA: eight elements at a time, on the units for floating-point numbers.
+//!
+//! **Form.** An element x is held as x·2^204 mod p in five limbs of 51 bits, each an integer in a double. A processor
+//! without IFMA has no better multiplier: the halves of a product of 51 bits by 51 come from two fused
+//! multiply-adds, where the first adds a constant so large that the sum is rounded to the high half, and the second
+//! takes this half away (N. Emmart, F. Zheng, C. Weems, "Faster modular exponentiation using double precision floating
+//! point arithmetic on the GPU", 2018). Adding a constant also puts the bits of both halves where 64-bit integer
+//! additions sum them into columns.
+//!
+//! **Bounds.** Limbs are signed. A *reduced* value, `Self`, is between −0.69p and 0.69p; its four low limbs are between
+//! −2^50 and 2^50, which makes them unique. A *loose* value is a sum or difference of two reduced ones: between −1.38p
+//! and 1.38p, limbs between −2^51 and 2^51, so that a product of limbs is at most 2^102, which the constant of the first
+//! multiply-add allows for.
+//!
+//! **Reduction.** From below by four digits: with k = −1/p mod 2^51 the digit of N = p·k is the limb itself, for
+//! N = −1 mod 2^51, so that no product by the inverse delays the next digit; adding a digit times (N + 1)/2^51 one
+//! column higher is all. This divides by 2^204 and, the digits being between −2^50 and 2^50, adds at most N/2 < 2^49·p.
+//! Then from above by a multiple q·p, where q is the quotient by p of what the two highest columns hold, to the nearest
+//! integer. With factors below 1.38p, |q| ≤ 1.38²·p/2^204 + 2^49.02 < 0.975·2^51. The quotient is computed with an
+//! error of at most |q|·2^-55 < 0.061 from 2^255/p, which for both fields is a double with a quarter of the greatest
+//! rounding error, 2^-3 from the rounding of the sum, and less than 2^-10 from the rest; hence the result is at most
+//! (0.5 + 0.061 + 0.125 + 0.001)p, which is again below 0.69p. The highest column needs no exact sum: what it stands
+//! for is known to vanish.
+
+#![allow(unsafe_code)]
+
+mod ops;
+mod product;
+mod table;
+
+use std::arch::x86_64::__m256d;
+use std::marker::PhantomData;
+
+use ark_ff::{BigInteger, BigInteger256, Fp, MontBackend, MontConfig};
+use zeroize::Zeroize;
+
+use super::{Field, Isa, Kernel, Lanes, Pair, invert_by_ark};
+use table::Table;
+
+/// The instructions, found on this processor.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::backend::cpu) struct Avx2(());
+
+impl Avx2 {
+    /// Asks the processor.
+    pub(in crate::backend::cpu) fn detect() -> Option<Self> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
+    }
+}
+
+impl Isa for Avx2 {
+    const NAME: &'static str = "avx2";
+    const LANES: usize = 8;
+    type Fq = Eight<ark_bn254::FqConfig>;
+    type Fr = Eight<ark_bn254::FrConfig>;
+
+    #[inline]
+    fn enter<K: Kernel<Self>>(self, kernel: K) -> K::Out {
+        #[target_feature(enable = "avx2,fma")]
+        fn with_features<K: Kernel<Avx2>>(isa: Avx2, kernel: K) -> K::Out {
+            kernel.run(isa)
+        }
+        // SAFETY: this value exists only where the processor has the instructions.
+        unsafe { with_features(self, kernel) }
+    }
+}
+
+/// Limbs of eight elements: limb j of elements 0 to 3, then of elements 4 to 7.
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+struct Limbs([[__m256d; 5]; 2]);
+
+/// Calls functions compiled for the instruction set.
+macro_rules! with_features {
+    ($call:expr) => {
+        // SAFETY: whoever has a vector of this instruction set, or the set's value to make one from, found by detection
+        // that the processor has the instructions, which is all that these functions require.
+        unsafe { $call }
+    };
+}
+
+/// Eight elements, reduced.
+#[repr(transparent)]
+pub(in crate::backend::cpu) struct Eight<C>(Limbs, PhantomData<C>);
+
+/// Eight sums or differences of reduced elements.
+#[repr(transparent)]
+pub(in crate::backend::cpu) struct Loose<C>(Limbs, PhantomData<C>);
+
+impl<C> Clone for Eight<C> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<C> Copy for Eight<C> {}
+impl<C> Clone for Loose<C> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<C> Copy for Loose<C> {}
+
+impl<C> From<Eight<C>> for Loose<C> {
+    #[inline(always)]
+    fn from(x: Eight<C>) -> Self {
+        Self(x.0, PhantomData)
+    }
+}
+
+impl<C> Zeroize for Eight<C> {
+    fn zeroize(&mut self) {
+        let words: *mut [u64; 40] = (&raw mut self.0).cast();
+        // SAFETY: the type is forty doubles, aligned to more than they need, and zero bits are a value of it.
+        unsafe { &mut *words }.zeroize();
+    }
+}
+
+impl<C: MontConfig<4>> Eight<C> {
+    const TABLE: &'static Table = &Table::new(&C::MODULUS.0);
+    /// A reduced value, which debug builds check to be one.
+    #[inline(always)]
+    fn reduced(limbs: Limbs) -> Self {
+        let value = Self(limbs, PhantomData);
+        #[cfg(debug_assertions)]
+        value.check();
+        value
+    }
+
+    #[cfg(debug_assertions)]
+    #[inline(never)]
+    fn check(&self) {
+        let p = 1.0 / Self::TABLE.at(Table::QUOTIENT);
+        // SAFETY: a vector of four doubles has their size, and any bits are doubles.
+        let limbs: [[[f64; 4]; 5]; 2] = unsafe { std::mem::transmute(self.0.0) };
+        for (j, lanes) in limbs.iter().flat_map(|half| half.iter().enumerate()) {
+            let most = if j < 4 { (1u64 << 50) as f64 } else { 0.69 * p + 1.0 };
+            for x in lanes {
+                assert!(x.abs() <= most && x.fract() == 0.0, "limb {j} is {x}, not within {most}");
+            }
+        }
+    }
+
+    /// The product of values in the bounds of loose ones.
+    #[inline(always)]
+    fn product(a: &Limbs, b: &Limbs) -> Self {
+        Self::reduced(with_features!(product::product(a, b, Self::TABLE)))
+    }
+}
+
+impl<C: MontConfig<4>> Field for Eight<C> {
+    type Loose = Loose<C>;
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Self::reduced(with_features!(ops::reduce(ops::sum(&self.0, &other.0), Self::TABLE)))
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        Self::reduced(with_features!(ops::reduce(ops::difference(&self.0, &other.0), Self::TABLE)))
+    }
+    #[inline(always)]
+    fn sum(self, other: Self) -> Loose<C> {
+        Loose(with_features!(ops::sum(&self.0, &other.0)), PhantomData)
+    }
+    #[inline(always)]
+    fn diff(self, other: Self) -> Loose<C> {
+        Loose(with_features!(ops::difference(&self.0, &other.0)), PhantomData)
+    }
+    #[inline(always)]
+    fn mul(a: impl Into<Loose<C>>, b: impl Into<Loose<C>>) -> Self {
+        Self::product(&a.into().0, &b.into().0)
+    }
+    #[inline(always)]
+    fn square(a: impl Into<Loose<C>>) -> Self {
+        let a = a.into().0;
+        Self::product(&a, &a)
+    }
+    #[inline(always)]
+    fn negate_where(self, mask: u32) -> Self {
+        Self(with_features!(ops::negate_where(self.0, mask)), PhantomData)
+    }
+    #[inline(always)]
+    fn select(self, other: Self, mask: u32) -> Self {
+        Self(with_features!(ops::select(&self.0, &other.0, mask)), PhantomData)
+    }
+    #[inline(always)]
+    fn zeros(self) -> u32 {
+        // Limbs of a reduced value are unique, and of the representatives of zero, 0 alone is in the bounds.
+        with_features!(ops::zeros(&self.0))
+    }
+    fn invert(self) -> Self {
+        invert_by_ark(Avx2(()), self)
+    }
+}
+
+impl<C: MontConfig<4>> Lanes for Eight<C> {
+    type Isa = Avx2;
+    type Element = Fp<MontBackend<C, 4>, 4>;
+    const RADIX: u32 = 204;
+
+    #[inline(always)]
+    fn splat(isa: Avx2, x: Self::Element) -> Self {
+        Self::encode(isa, &[x; Avx2::LANES])
+    }
+    fn encode(_: Avx2, elements: &[Self::Element]) -> Self {
+        assert_eq!(elements.len(), Avx2::LANES);
+        let packed = std::array::from_fn(|k| &elements[k].0.0);
+        let limbs = with_features!(ops::unpack(packed, Self::TABLE));
+        // x·2^256 · 2^152 / 2^204
+        Self::product(&limbs, &with_features!(ops::splat([0.0, 0.0, (1u64 << 50) as f64, 0.0, 0.0])))
+    }
+    fn decode(self, elements: &mut [Self::Element]) {
+        assert_eq!(elements.len(), Avx2::LANES);
+        // x·2^204 · 2^256 / 2^204
+        let factor = with_features!(ops::splat(const { table::limbs(&C::R.0, false) }));
+        let mut packed = [[0; 4]; Avx2::LANES];
+        with_features!(ops::pack(&Self::product(&self.0, &factor).0, Self::TABLE, packed.each_mut()));
+        for (packed, element) in packed.into_iter().zip(elements) {
+            let mut x = BigInteger256::new(packed);
+            if x >= C::MODULUS {
+                x.sub_with_borrow(&C::MODULUS);
+            }
+            *element = Fp::new_unchecked(x);
+        }
+    }
+    #[inline(always)]
+    fn gather(_: Avx2, from: &[Pair], at: &[u32]) -> [Self; 2] {
+        assert_eq!(at.len(), Avx2::LANES);
+        let pairs: [&Pair; Avx2::LANES] = std::array::from_fn(|k| &from[at[k] as usize]);
+        [0, 1].map(|c| Self::reduced(with_features!(ops::unpack(pairs.map(|pair| &pair.0[c]), Self::TABLE))))
+    }
+    #[inline(always)]
+    fn store(values: [Self; 2], to: &mut [Pair]) {
+        let Ok(to) = <&mut [Pair; Avx2::LANES]>::try_from(to) else { panic!("a pair a lane") };
+        for (c, value) in values.iter().enumerate() {
+            let places = to.each_mut().map(|pair| &mut pair.0[c]);
+            with_features!(ops::pack(&value.0, Self::TABLE, places));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conforms() {
+        let Some(isa) = Avx2::detect() else { return };
+        super::super::suite::conforms(isa);
+    }
+}

@@ -1,0 +1,212 @@
+//! What is not a product: sums, selections, and the way to and from packed elements.
+//!
+//! Each is a whole function for the instruction set, and so is compiled for it wherever it is called from. Loops are
+//! written out, not handed to iterators by closures: the compiler would compile these for any processor.
+
+use std::arch::x86_64::*;
+
+use super::Limbs;
+use super::table::{BITS, HIGH, LOW, MASK, TWO_52, Table};
+
+/// Four lanes of a value.
+type Half = [__m256d; 5];
+
+/// a + b, limb by limb
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn sum(a: &Limbs, b: &Limbs) -> Limbs {
+    let mut out = *a;
+    for (out, b) in out.0.as_flattened_mut().iter_mut().zip(b.0.as_flattened()) {
+        *out = _mm256_add_pd(*out, *b);
+    }
+    out
+}
+
+/// a − b, limb by limb
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn difference(a: &Limbs, b: &Limbs) -> Limbs {
+    let mut out = *a;
+    for (out, b) in out.0.as_flattened_mut().iter_mut().zip(b.0.as_flattened()) {
+        *out = _mm256_sub_pd(*out, *b);
+    }
+    out
+}
+
+/// The reduced value of limbs that are integers of at most 2^52 in size.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn reduce(x: Limbs, table: &Table) -> Limbs {
+    let Limbs([low, high]) = x;
+    Limbs([reduce_half(low, table), reduce_half(high, table)])
+}
+
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn reduce_half(mut x: Half, table: &Table) -> Half {
+    let quotient = _mm256_mul_pd(x[4], table.lanes(Table::QUOTIENT));
+    let quotient = _mm256_round_pd::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(quotient);
+    for j in 0..5 {
+        x[j] = _mm256_fmadd_pd(quotient, table.lanes(Table::MINUS_P + j), x[j]);
+    }
+    let (high, down) = (_mm256_set1_pd(HIGH), _mm256_set1_pd(1.0 / (MASK + 1) as f64));
+    for j in 0..4 {
+        let carry = _mm256_sub_pd(_mm256_add_pd(x[j], high), high);
+        x[j] = _mm256_sub_pd(x[j], carry);
+        x[j + 1] = _mm256_fmadd_pd(carry, down, x[j + 1]);
+    }
+    x
+}
+
+/// Signs, in four lanes by the low four bits.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn signs(bits: u32) -> __m256d {
+    let bits = _mm256_sllv_epi64(_mm256_set1_epi64x(i64::from(bits)), _mm256_set_epi64x(60, 61, 62, 63));
+    _mm256_and_pd(_mm256_castsi256_pd(bits), _mm256_set1_pd(-0.0))
+}
+
+/// −a in the lanes set in `mask`.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn negate_where(mut a: Limbs, mask: u32) -> Limbs {
+    for (h, half) in a.0.iter_mut().enumerate() {
+        let signs = signs(mask >> (4 * h));
+        for limb in half {
+            *limb = _mm256_xor_pd(*limb, signs);
+        }
+    }
+    a
+}
+
+/// b in the lanes set in `mask`, a in the others.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn select(a: &Limbs, b: &Limbs, mask: u32) -> Limbs {
+    let mut out = *a;
+    for h in 0..2 {
+        let signs = signs(mask >> (4 * h));
+        for j in 0..5 {
+            out.0[h][j] = _mm256_blendv_pd(a.0[h][j], b.0[h][j], signs);
+        }
+    }
+    out
+}
+
+/// The lanes whose limbs are all zero, of either sign.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn zeros(a: &Limbs) -> u32 {
+    let mut lanes = 0;
+    for (h, x) in a.0.iter().enumerate() {
+        // The bits of the limbs together have an exponent, be it that of no number, unless each limb is zero.
+        let any = _mm256_or_pd(_mm256_or_pd(_mm256_or_pd(x[0], x[1]), _mm256_or_pd(x[2], x[3])), x[4]);
+        let zero = _mm256_cmp_pd::<_CMP_EQ_OQ>(any, _mm256_setzero_pd());
+        lanes |= (_mm256_movemask_pd(zero) as u32) << (4 * h);
+    }
+    lanes
+}
+
+/// Reduced values from packed ones, below 2^256.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn unpack(packed: [&[u64; 4]; 8], table: &Table) -> Limbs {
+    let [a, b, c, d, e, f, g, h] = packed;
+    let (low, high) = (transpose([load(a), load(b), load(c), load(d)]), transpose([load(e), load(f), load(g), load(h)]));
+    reduce(Limbs([split(low), split(high)]), table)
+}
+
+/// Packed values, between 0 and 2p, from reduced ones.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn pack(x: &Limbs, table: &Table, to: [&mut [u64; 4]; 8]) {
+    let Limbs([low, high]) = x;
+    let ([a, b, c, d], [e, f, g, h]) = (transpose(join(low, table)), transpose(join(high, table)));
+    for (to, x) in to.into_iter().zip([a, b, c, d, e, f, g, h]) {
+        write(x, to);
+    }
+}
+
+/// Limbs of 51 bits from limbs of 64.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn split(x: [__m256i; 4]) -> Half {
+    let mask = _mm256_set1_epi64x(MASK as i64);
+    let limbs = [
+        _mm256_and_si256(x[0], mask),
+        _mm256_and_si256(_mm256_or_si256(_mm256_srli_epi64::<51>(x[0]), _mm256_slli_epi64::<13>(x[1])), mask),
+        _mm256_and_si256(_mm256_or_si256(_mm256_srli_epi64::<38>(x[1]), _mm256_slli_epi64::<26>(x[2])), mask),
+        _mm256_and_si256(_mm256_or_si256(_mm256_srli_epi64::<25>(x[2]), _mm256_slli_epi64::<39>(x[3])), mask),
+        _mm256_srli_epi64::<12>(x[3]),
+    ];
+    let exponent = _mm256_set1_pd(TWO_52);
+    let mut out = [exponent; 5];
+    for j in 0..5 {
+        out[j] = _mm256_sub_pd(_mm256_or_pd(_mm256_castsi256_pd(limbs[j]), exponent), exponent);
+    }
+    out
+}
+
+/// Limbs of 64 bits, of x + p, from reduced limbs of 51.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn join(limbs: &Half, table: &Table) -> [__m256i; 4] {
+    // What a sum with LOW has above 51 bits, and so carries into the next limb.
+    let carried = (LOW.to_bits() >> BITS) as f64;
+    let starts = [LOW, LOW - carried, LOW - carried, LOW - carried, TWO_52 - carried];
+    let mut x = [_mm256_setzero_si256(); 5];
+    for j in 0..5 {
+        let start = _mm256_sub_pd(_mm256_set1_pd(starts[j]), table.lanes(Table::MINUS_P + j));
+        x[j] = _mm256_castpd_si256(_mm256_add_pd(limbs[j], start));
+    }
+    for j in 0..4 {
+        x[j + 1] = _mm256_add_epi64(x[j + 1], _mm256_srli_epi64::<51>(x[j]));
+        x[j] = _mm256_and_si256(x[j], _mm256_set1_epi64x(MASK as i64));
+    }
+    [
+        _mm256_or_si256(x[0], _mm256_slli_epi64::<51>(x[1])),
+        _mm256_or_si256(_mm256_srli_epi64::<13>(x[1]), _mm256_slli_epi64::<38>(x[2])),
+        _mm256_or_si256(_mm256_srli_epi64::<26>(x[2]), _mm256_slli_epi64::<25>(x[3])),
+        // The shift drops the exponent.
+        _mm256_or_si256(_mm256_srli_epi64::<39>(x[3]), _mm256_slli_epi64::<12>(x[4])),
+    ]
+}
+
+/// Lane i of part k of the result is lane k of part i.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn transpose(x: [__m256i; 4]) -> [__m256i; 4] {
+    let low = [_mm256_unpacklo_epi64(x[0], x[1]), _mm256_unpacklo_epi64(x[2], x[3])];
+    let high = [_mm256_unpackhi_epi64(x[0], x[1]), _mm256_unpackhi_epi64(x[2], x[3])];
+    [
+        _mm256_permute2x128_si256::<0x20>(low[0], low[1]),
+        _mm256_permute2x128_si256::<0x20>(high[0], high[1]),
+        _mm256_permute2x128_si256::<0x31>(low[0], low[1]),
+        _mm256_permute2x128_si256::<0x31>(high[0], high[1]),
+    ]
+}
+
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn load(x: &[u64; 4]) -> __m256i {
+    // SAFETY: the reference is to 32 bytes, and the load needs no alignment.
+    unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn write(x: __m256i, to: &mut [u64; 4]) {
+    // SAFETY: the reference is to 32 bytes, and the store needs no alignment.
+    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), x) }
+}
+
+/// The same limbs in every lane.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn splat(limbs: [f64; 5]) -> Limbs {
+    let mut out = [_mm256_setzero_pd(); 5];
+    for j in 0..5 {
+        out[j] = _mm256_set1_pd(limbs[j]);
+    }
+    Limbs([out; 2])
+}
