@@ -1,20 +1,33 @@
-//! The processor, on arkworks.
+//! The processor.
 //!
-//! Each backend has a pool of threads of its own, so that two proofs side by side keep to their slots.
+//! The code above [`lanes`] is written once and compiled for each instruction set; which one computes is chosen when the
+//! backend is made ([`Instructions`]). Each backend has a pool of threads of its own, so that two proofs side by side
+//! keep to their slots.
 
 mod digits;
-#[allow(dead_code)] // until the engine above it is merged
+mod instructions;
+#[doc(hidden)]
+pub mod lab;
 mod lanes;
 mod msm;
+mod ntt;
 mod quotient;
+mod scattered;
+mod sparse;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rayon::ThreadPool;
 
+use super::mapped::release;
 use super::{Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress};
-use crate::model::{ProvingKey, StopToken, Witness};
-use lanes::{Isa, portable::Portable};
+use crate::model::{G1, G2, ProvingKey, StopToken, Witness};
+pub use instructions::Instructions;
+use lanes::Isa;
+#[cfg(target_arch = "x86_64")]
+use lanes::{avx2::Avx2, ifma::Avx512Ifma};
+use lanes::portable::Portable;
 use msm::{Bases, InG1, InG2, Sorted};
 use quotient::Constraints;
 
@@ -22,25 +35,80 @@ use quotient::Constraints;
 pub struct CpuBackend {
     info: DeviceInfo,
     pool: Arc<ThreadPool>,
+    engine: Box<dyn Engine>,
 }
 
 impl CpuBackend {
-    /// A backend whose proofs use `threads` threads each (at least one).
+    /// A backend whose proofs use `threads` threads each (at least one), and the fastest instructions there are.
     pub fn new(threads: usize) -> Result<Self, BackendError> {
+        Self::with(threads, Instructions::Auto)
+    }
+
+    /// The same with instructions of choice. Fails if this processor does not have them.
+    pub fn with(threads: usize, instructions: Instructions) -> Result<Self, BackendError> {
         let threads = threads.max(1);
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("prove-{i}"))
-            .build()
-            .map_err(|e| BackendError::Unavailable { device: "cpu:0".into(), why: e.to_string() })?;
+        let engine = engine(instructions)?;
         let info = DeviceInfo {
             kind: DeviceKind::Cpu,
-            name: format!("{} ({threads} threads a proof)", std::env::consts::ARCH),
+            name: format!("{}, {} ({threads} threads a proof)", std::env::consts::ARCH, engine.name()),
             ordinal: 0,
             threads,
             memory: 0,
         };
-        Ok(Self { info, pool: Arc::new(pool) })
+        Ok(Self { info, pool: Arc::new(pool(threads)?), engine })
+    }
+}
+
+fn pool(threads: usize) -> Result<ThreadPool, BackendError> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("prove-{i}"));
+    pool.build().map_err(|e| BackendError::Unavailable { device: "cpu:0".into(), why: e.to_string() })
+}
+
+/// The code above [`lanes`] as compiled for one instruction set.
+trait Engine: Send + Sync {
+    /// The name of the instruction set.
+    fn name(&self) -> &'static str;
+    /// Makes a key ready.
+    fn load(&self, key: Arc<ProvingKey>, pool: &Arc<ThreadPool>) -> Result<Arc<dyn LoadedKey>, BackendError>;
+    /// Kernels by themselves, for benches.
+    fn lab(&self) -> &dyn lab::Bench;
+}
+
+/// The engine for these instructions.
+fn engine(instructions: Instructions) -> Result<Box<dyn Engine>, BackendError> {
+    let set = instructions.resolve()?;
+    #[cfg(target_arch = "x86_64")]
+    match set {
+        Instructions::Avx512Ifma => {
+            if let Some(isa) = Avx512Ifma::detect() {
+                return Ok(Box::new(On(isa)));
+            }
+        }
+        Instructions::Avx2 => {
+            if let Some(isa) = Avx2::detect() {
+                return Ok(Box::new(On(isa)));
+            }
+        }
+        Instructions::Auto | Instructions::Portable => {}
+    }
+    debug_assert_eq!(set, Instructions::Portable, "the only set that every processor has");
+    Ok(Box::new(On(Portable)))
+}
+
+/// An engine on an instruction set that is there.
+struct On<I>(I);
+
+impl<I: Isa> Engine for On<I> {
+    fn name(&self) -> &'static str {
+        I::NAME
+    }
+
+    fn load(&self, key: Arc<ProvingKey>, pool: &Arc<ThreadPool>) -> Result<Arc<dyn LoadedKey>, BackendError> {
+        Ok(Arc::new(pool.install(|| CpuKey::new(self.0, key, pool.clone()))?))
+    }
+
+    fn lab(&self) -> &dyn lab::Bench {
+        self
     }
 }
 
@@ -50,48 +118,69 @@ impl Backend for CpuBackend {
     }
 
     fn footprint(&self, key: &ProvingKey) -> Footprint {
-        // Points are copied out of the file, matrix entries are not. A proof holds three vectors over the domain, then
-        // the digits of one set of scalars (2 bytes for each of at most 85 windows, 17 to 20 on circuits of any size).
-        let points = (key.size() - key.sections.coefficients.len()) as u64;
+        // Resident: points, copied out of the file, and about as much again for the matrices as the file has of them. A
+        // proof holds the sorted digits of the witness (4 bytes for each of at most 20 windows), and beside them either
+        // three vectors over the domain (40 bytes an element) and the scalars of H, or these scalars' digits.
         let domain = u64::from(key.header.domain_size);
-        Footprint { resident: points, per_proof: 128 * domain + 64 * u64::from(key.header.n_vars).max(domain) }
+        let sorted = 88 * u64::from(key.header.n_vars).max(domain);
+        Footprint { resident: key.size() as u64, per_proof: 2 * sorted + 152 * domain }
     }
 
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
-        let s = &key.sections;
-        let private = key.header.n_public as usize + 1;
-        let isa = Portable;
-        let (constraints, queries) = self.pool.install(|| {
-            rayon::join(
-                || Constraints::index(&key),
-                || {
-                    let ((a, b1), (b2, (c, h))) = rayon::join(
-                        || (Bases::new(isa, &s.a, 0), Bases::new(isa, &s.b1, 0)),
-                        || {
-                            let c = Bases::new(isa, &s.c, private);
-                            (Bases::new(isa, &s.b2, 0), (c, Bases::new(isa, &s.h, 0)))
-                        },
-                    );
-                    (a, b1, b2, c, h)
-                },
-            )
-        });
-        let (constraints, (a, b1, b2, c, h)) = (constraints?, queries);
-        let (a, b1, b2, c, h) = (a?, b1?, b2?, c?, h?);
-        Ok(Arc::new(CpuKey::<Portable> { key: key.clone(), pool: self.pool.clone(), constraints, a, b1, b2, c, h }))
+        self.engine.load(key, &self.pool)
     }
 }
 
-/// A key in memory: points decoded, those at infinity dropped.
+/// A key in memory: points packed, those at infinity dropped; matrices compact.
 struct CpuKey<I: Isa> {
+    isa: I,
     key: Arc<ProvingKey>,
     pool: Arc<ThreadPool>,
-    constraints: Constraints,
+    constraints: Constraints<I>,
     a: Bases<I, InG1>,
     b1: Bases<I, InG1>,
     b2: Bases<I, InG2>,
     c: Bases<I, InG1>,
     h: Bases<I, InG1>,
+}
+
+impl<I: Isa> CpuKey<I> {
+    /// Converts section after section, each in parallel, and gives its pages of the mapped file back: the file and the
+    /// converted key are never both whole in memory.
+    fn new(isa: I, key: Arc<ProvingKey>, pool: Arc<ThreadPool>) -> Result<Self, BackendError> {
+        let s = &key.sections;
+        let private = key.header.n_public as usize + 1;
+        let constraints = Constraints::index(isa, &key)?;
+        release(&s.coefficients);
+        let g1 = |section: &[u8], first| {
+            let bases = Bases::new(isa, section, first)?;
+            release(section);
+            Ok::<_, BackendError>(bases)
+        };
+        let b2 = Bases::new(isa, &s.b2, 0)?;
+        release(&s.b2);
+        let (a, b1, c, h) = (g1(&s.a, 0)?, g1(&s.b1, 0)?, g1(&s.c, private)?, g1(&s.h, 0)?);
+        Ok(Self { isa, key, pool, constraints, a, b1, b2, c, h })
+    }
+}
+
+/// Counts what is done of a proof, in shares of the time that a dense circuit takes.
+struct Steps<'a> {
+    done: AtomicU32,
+    stop: &'a StopToken,
+    on: &'a dyn Progress,
+}
+
+impl Steps<'_> {
+    /// `percent` more is done. Fails if the work was asked to stop: what was computed since is meaningless then.
+    fn done(&self, percent: u32) -> Result<(), BackendError> {
+        if let Some(why) = self.stop.stopped() {
+            return Err(BackendError::Stopped(why));
+        }
+        let before = self.done.fetch_add(percent, Ordering::Relaxed);
+        self.on.report((before + percent) as f32 / 100.0);
+        Ok(())
+    }
 }
 
 impl<I: Isa> LoadedKey for CpuKey<I> {
@@ -108,31 +197,35 @@ impl<I: Isa> LoadedKey for CpuKey<I> {
                 got: witness.len() as u64,
             });
         }
-        // Shares of the time on a dense circuit, for the progress bar.
-        let step = |fraction: f32| match stop.stopped() {
-            Some(why) => Err(BackendError::Stopped(why)),
-            None => {
-                on.report(fraction);
-                Ok(())
-            }
-        };
+        let steps = Steps { done: AtomicU32::new(0), stop, on };
+        let w = witness.values();
         self.pool.install(|| {
-            let w = witness.values();
-            step(0.0)?;
-            let sorted = Sorted::new(w);
-            let b2 = self.b2.msm(&sorted, stop);
-            step(0.3)?;
-            let a = self.a.msm(&sorted, stop);
-            step(0.45)?;
-            let b1 = self.b1.msm(&sorted, stop);
-            step(0.55)?;
-            let c = self.c.msm(&sorted, stop);
-            drop(sorted);
-            step(0.7)?;
-            let h = self.constraints.quotient(&self.key, w);
-            step(0.85)?;
-            let h = self.h.msm(&Sorted::new(h.scalars()), stop);
-            step(1.0)?;
+            steps.done(0)?;
+            // Side by side, so that many threads have work where one of the two has none to share.
+            let (h, sums) = rayon::join(
+                || -> Result<G1, BackendError> {
+                    let h = self.constraints.quotient(self.isa, w);
+                    steps.done(10)?;
+                    let sorted = Sorted::new(h.scalars());
+                    drop(h);
+                    let h = self.h.msm(&sorted, stop);
+                    steps.done(20)?;
+                    Ok(h)
+                },
+                || -> Result<(G1, G1, G2, G1), BackendError> {
+                    let sorted = Sorted::new(w);
+                    let b2 = self.b2.msm(&sorted, stop);
+                    steps.done(25)?;
+                    let a = self.a.msm(&sorted, stop);
+                    steps.done(18)?;
+                    let b1 = self.b1.msm(&sorted, stop);
+                    steps.done(9)?;
+                    let c = self.c.msm(&sorted, stop);
+                    steps.done(18)?;
+                    Ok((a, b1, b2, c))
+                },
+            );
+            let (h, (a, b1, b2, c)) = (h?, sums?);
             Ok(Commitments { a, b1, b2, c, h })
         })
     }

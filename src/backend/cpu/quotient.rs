@@ -3,152 +3,382 @@
 //! With a = A·w, b = B·w on the domain and c = a∘b, each of the three is interpolated and evaluated on the coset
 //! ω₂ₙ·⟨ωₙ⟩. There a·b − c are the scalars of H: no division by the vanishing polynomial, since the key's H points
 //! are the odd Lagrange polynomials of the double domain, [L^(2n)_(2i+1)(τ)/δ]₁ (snarkjs's convention).
+//!
+//! **Factors.** The rows come as plain integers and are taken for packed elements as they are; the transforms leave
+//! out their division by n. One product at the end makes up for both: with radix R, a and b are n·R⁻¹ times too
+//! large there and c, with one factor n more, n²·R⁻²; and plain integers are what is to come out.
 
-use ark_ff::{BigInteger256, FftField, PrimeField};
+#![allow(unsafe_code)]
+
+use std::mem::MaybeUninit;
+
+use ark_ff::{BigInteger, BigInteger256, FftField, Field as _, PrimeField};
 use ark_poly::{EvaluationDomain, Radix2EvaluationDomain};
 use rayon::prelude::*;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::super::BackendError;
-use crate::model::{CoefficientEntry, ENTRY_BYTES, Fr, ProvingKey, entry};
+use super::lanes::portable::Portable;
+use super::lanes::{Field, Isa, Kernel, Lanes, Pair};
+use super::ntt::Plan;
+use super::scattered::Scattered;
+use super::sparse::Matrices;
+use crate::model::{Fr, ProvingKey};
 
-/// Where the rows of A and B lie among the key's matrix entries.
-pub(super) struct Constraints {
-    domain: Radix2EvaluationDomain<Fr>,
-    coset: Radix2EvaluationDomain<Fr>,
-    /// Entries by ascending row, or `None` where the file has them so already, as snarkjs writes it.
-    order: Option<Vec<u32>>,
-    /// Tasks: entries `from..to` are all those of rows `rows`.
-    blocks: Vec<Block>,
+/// What a key says about the quotient: the rows of A and B, and the domain.
+pub(super) struct Constraints<I: Isa> {
+    matrices: Matrices,
+    plan: Plans<I>,
 }
 
-struct Block {
-    entries: std::ops::Range<usize>,
-    first_row: usize,
-    rows: usize,
+enum Plans<I: Isa> {
+    Wide(Plan<I>),
+    /// For a domain too small for the instruction set.
+    Narrow(Plan<Portable>),
 }
-
-/// Rows a task multiplies.
-const ROWS_A_BLOCK: usize = 1 << 12;
 
 /// The scalars of H: as secret as the witness they come from.
-pub(super) struct HScalars(Zeroizing<Vec<BigInteger256>>);
+pub(super) struct HScalars(Secret<BigInteger256>);
 
 impl HScalars {
     pub(super) fn scalars(&self) -> &[BigInteger256] {
-        &self.0
+        &self.0.0
     }
 }
 
-fn too_large(what: &'static str, below: u32, got: u32) -> BackendError {
-    BackendError::Shape { what, expected: u64::from(below), got: u64::from(got) }
+/// A long vector that is overwritten when dropped, by all threads of the present pool.
+struct Secret<T: Zeroize + Send>(Vec<T>);
+
+impl<T: Zeroize + Send> Drop for Secret<T> {
+    fn drop(&mut self) {
+        self.0.par_iter_mut().with_min_len(1 << 12).for_each(Zeroize::zeroize);
+    }
 }
 
-impl Constraints {
+impl<I: Isa> Constraints<I> {
     /// Looks over the matrix entries once: every index in range, rows found.
-    pub(super) fn index(key: &ProvingKey) -> Result<Self, BackendError> {
+    ///
+    /// # Errors
+    /// `Shape` where the domain is not a power of two of at most 2^28, or a matrix entry is out of range.
+    pub(super) fn index(isa: I, key: &ProvingKey) -> Result<Self, BackendError> {
         let n = key.header.domain_size;
-        let bad_domain = || too_large("domain size (a power of two of at most 2^28)", 1 << 28, n);
+        let bad_domain = || BackendError::Shape {
+            what: "domain size (a power of two of at most 2^28)",
+            expected: 1 << 28,
+            got: u64::from(n),
+        };
         let domain = Radix2EvaluationDomain::<Fr>::new(n as usize).ok_or_else(bad_domain)?;
         if domain.size() != n as usize {
             return Err(bad_domain());
         }
+        let matrices = Matrices::new(key)?;
         // A domain of 2^28 has no double in this field; snarkjs shifts by the square of its non-residue 5 there.
         let shift = Fr::get_root_of_unity(2 * u64::from(n)).unwrap_or_else(|| Fr::from(25u64));
-        let coset = domain.get_coset(shift).ok_or_else(bad_domain)?;
-
-        let bytes = &key.sections.coefficients;
-        let sorted = bytes
-            .par_chunks(ENTRY_BYTES << 14)
-            .map(|chunk| {
-                let (mut sorted, mut last) = (true, 0);
-                for e in chunk.chunks_exact(ENTRY_BYTES).map(entry) {
-                    if e.matrix > 1 {
-                        return Err(too_large("matrix number of an entry (0 or 1; at least 2 here)", 1, e.matrix));
-                    }
-                    if e.row >= n {
-                        return Err(too_large("row of a matrix entry (below the domain size)", n, e.row));
-                    }
-                    if e.signal >= key.header.n_vars {
-                        return Err(too_large("wire of a matrix entry (below nVars)", key.header.n_vars, e.signal));
-                    }
-                    if e.value >= Fr::MODULUS {
-                        return Err(BackendError::Shape {
-                            what: "values of matrix entries not below r",
-                            expected: 0,
-                            got: 1,
-                        });
-                    }
-                    sorted &= e.row >= last;
-                    last = e.row;
-                }
-                Ok(sorted)
-            })
-            .try_reduce(|| true, |a, b| Ok(a && b))?;
-        let at = |i: usize| entry(&bytes[i * ENTRY_BYTES..]).row as usize;
-        let total = key.n_coefficients();
-        let borders_sorted = (1..total.div_ceil(1 << 14)).all(|k| at(k << 14) >= at((k << 14) - 1));
-        let order = (!sorted || !borders_sorted).then(|| {
-            let mut order: Vec<u32> = (0..total as u32).collect();
-            order.par_sort_by_key(|&i| at(i as usize));
-            order
-        });
-        let row = |i: usize| order.as_ref().map_or_else(|| at(i), |o| at(o[i] as usize));
-        let mut blocks = Vec::new();
-        let mut from = 0;
-        for first_row in (0..n as usize).step_by(ROWS_A_BLOCK) {
-            let rows = ROWS_A_BLOCK.min(n as usize - first_row);
-            // Binary search for the first entry past this block's rows.
-            let (mut lo, mut hi) = (from, total);
-            while lo < hi {
-                let mid = lo + (hi - lo) / 2;
-                if row(mid) < first_row + rows { lo = mid + 1 } else { hi = mid }
-            }
-            blocks.push(Block { entries: from..lo, first_row, rows });
-            from = lo;
-        }
-        Ok(Self { domain, coset, order, blocks })
+        let plan = match Plan::new(isa, &domain, shift) {
+            Some(plan) => Plans::Wide(plan),
+            None => Plans::Narrow(Plan::new(Portable, &domain, shift).ok_or_else(bad_domain)?),
+        };
+        Ok(Self { matrices, plan })
     }
 
-    /// A·w and B·w on the domain, in Montgomery form.
-    fn products(&self, key: &ProvingKey, w: &[BigInteger256]) -> (Zeroizing<Vec<Fr>>, Zeroizing<Vec<Fr>>) {
-        let n = self.domain.size();
-        let zero = Fr::new_unchecked(BigInteger256::zero());
-        let (mut a, mut b) = (Zeroizing::new(vec![zero; n]), Zeroizing::new(vec![zero; n]));
-        let bytes = &key.sections.coefficients;
-        let slots = a.par_chunks_mut(ROWS_A_BLOCK).zip(b.par_chunks_mut(ROWS_A_BLOCK));
-        slots.zip(self.blocks.par_iter()).for_each(|((a, b), block)| {
-            debug_assert_eq!(a.len(), block.rows);
-            let mut term = |e: CoefficientEntry| {
-                // v·R² times a plain w, by one Montgomery product: v·w in Montgomery form.
-                let value = Fr::new_unchecked(e.value) * Fr::new_unchecked(w[e.signal as usize]);
-                let row = e.row as usize - block.first_row;
-                if e.matrix == 0 { a[row] += value } else { b[row] += value }
-            };
-            match &self.order {
-                None => {
-                    let range = block.entries.start * ENTRY_BYTES..block.entries.end * ENTRY_BYTES;
-                    bytes[range].chunks_exact(ENTRY_BYTES).map(entry).for_each(&mut term);
-                }
-                Some(order) => {
-                    let mine = order[block.entries.clone()].iter();
-                    mine.map(|&i| entry(&bytes[i as usize * ENTRY_BYTES..])).for_each(&mut term);
-                }
-            }
-        });
-        (a, b)
+    /// The scalars of H, plain, from a witness of plain values below r, one a wire.
+    ///
+    /// Takes memory for three vectors over the domain, then for the scalars.
+    pub(super) fn quotient(&self, isa: I, w: &[BigInteger256]) -> HScalars {
+        match &self.plan {
+            Plans::Wide(plan) => quotient(isa, plan, &self.matrices, w),
+            Plans::Narrow(plan) => quotient(Portable, plan, &self.matrices, w),
+        }
+    }
+}
+
+fn quotient<I: Isa>(isa: I, plan: &Plan<I>, matrices: &Matrices, w: &[BigInteger256]) -> HScalars {
+    let (vectors, leaf, lanes) = (plan.vectors(), plan.leaf(), I::LANES);
+    let [mut a, mut b, mut c] = [(); 3].map(|()| Secret(Vec::<I::Fr>::with_capacity(vectors)));
+
+    let places = [&mut a, &mut b].map(|x| Scattered::new(&mut x.0.spare_capacity_mut()[..vectors]));
+    (0..matrices.blocks()).into_par_iter().for_each(|block| {
+        isa.enter(Products { plan, matrices, w, block, to: &places });
+    });
+    // SAFETY: the rows of all blocks together are all rows, and `Plan::position` maps vectors of rows one to one on
+    // 0..vectors; so each of the first `vectors` elements was written.
+    unsafe {
+        a.0.set_len(vectors);
+        b.0.set_len(vectors);
     }
 
-    /// The scalars of H, plain.
-    pub(super) fn quotient(&self, key: &ProvingKey, w: &[BigInteger256]) -> HScalars {
-        let (mut a, mut b) = self.products(key, w);
-        let c: Vec<Fr> = a.par_iter().zip(b.par_iter()).map(|(a, b)| *a * b).collect();
-        let mut c = Zeroizing::new(c);
-        for v in [&mut *a, &mut *b, &mut *c] {
-            self.domain.ifft_in_place(v);
-            self.coset.fft_in_place(v);
+    let leaves = (a.0.par_chunks_mut(leaf), b.0.par_chunks_mut(leaf));
+    let leaves = leaves.into_par_iter().zip(c.0.spare_capacity_mut()[..vectors].par_chunks_mut(leaf)).enumerate();
+    leaves.for_each_init(Vec::new, |factors, (leaf, ((a, b), c))| {
+        isa.enter(Interpolate { plan, leaf, a, b, c, factors });
+    });
+    // SAFETY: each leaf of c was written.
+    unsafe { c.0.set_len(vectors) };
+
+    plan.columns(isa, [&mut a, &mut b, &mut c].map(|x| &mut x.0[..]));
+
+    let mut h = Secret(Vec::with_capacity(vectors * lanes));
+    let scalars = Scattered::new(&mut h.0.spare_capacity_mut()[..vectors * lanes]);
+    // 2^RADIX/n²
+    let n = Fr::from((vectors * lanes) as u64);
+    let to_plain = Fr::from(2u64).pow([u64::from(I::Fr::RADIX)]) * n.square().inverse().unwrap_or_default();
+    let to_plain = I::Fr::splat(isa, to_plain);
+    let leaves = (a.0.par_chunks_mut(leaf), b.0.par_chunks_mut(leaf), c.0.par_chunks_mut(leaf));
+    leaves.into_par_iter().enumerate().for_each_init(Vec::new, |factors, (leaf, (a, b, c))| {
+        isa.enter(Evaluate { plan, leaf, a, b, c, factors, to_plain, to: &scalars });
+    });
+    // SAFETY: leaves together have all positions, and `Plan::position` maps them one to one on the vectors of scalars.
+    unsafe { h.0.set_len(vectors * lanes) };
+    HScalars(h)
+}
+
+/// Rows of A and B times the witness, into the positions the transforms want.
+struct Products<'a, I: Isa> {
+    plan: &'a Plan<I>,
+    matrices: &'a Matrices,
+    w: &'a [BigInteger256],
+    block: usize,
+    to: &'a [Scattered<'a, MaybeUninit<I::Fr>>; 2],
+}
+
+impl<I: Isa> Kernel<I> for Products<'_, I> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run(self, isa: I) {
+        let rows = self.matrices.rows_a_block();
+        let mut pairs = Zeroizing::new([Pair::default(); 16]);
+        let pairs = &mut pairs[..I::LANES];
+        let at: [u32; 16] = std::array::from_fn(|k| k as u32);
+        for first in (0..rows).step_by(I::LANES) {
+            for (k, pair) in pairs.iter_mut().enumerate() {
+                *pair = Pair(self.matrices.row(self.block, first + k, self.w));
+            }
+            let ab = I::Fr::gather(isa, pairs, &at[..I::LANES]);
+            let position = self.plan.position((self.block * rows + first) / I::LANES);
+            for (x, to) in ab.into_iter().zip(self.to) {
+                // SAFETY: no other row vector has this position.
+                unsafe { to.write(position, MaybeUninit::new(x)) };
+            }
         }
-        let h = a.par_iter().zip(b.par_iter()).zip(c.par_iter()).map(|((a, b), c)| (*a * b - c).into_bigint());
-        HScalars(Zeroizing::new(h.collect()))
+    }
+}
+
+/// A leaf of c, and the first levels of interpolation of all three.
+struct Interpolate<'a, I: Isa> {
+    plan: &'a Plan<I>,
+    leaf: usize,
+    a: &'a mut [I::Fr],
+    b: &'a mut [I::Fr],
+    c: &'a mut [MaybeUninit<I::Fr>],
+    factors: &'a mut Vec<I::Fr>,
+}
+
+impl<I: Isa> Kernel<I> for Interpolate<'_, I> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run(self, _: I) {
+        let c = self.c.write_copy_of_slice(self.a);
+        c.iter_mut().zip(&*self.b).for_each(|(c, b)| *c = I::Fr::mul(*c, *b));
+        self.plan.interpolate_leaf(self.leaf, [self.a, self.b, c], self.factors);
+    }
+}
+
+/// The last levels of evaluation, and the scalars of a leaf.
+struct Evaluate<'a, I: Isa> {
+    plan: &'a Plan<I>,
+    leaf: usize,
+    a: &'a mut [I::Fr],
+    b: &'a mut [I::Fr],
+    c: &'a mut [I::Fr],
+    factors: &'a mut Vec<I::Fr>,
+    to_plain: I::Fr,
+    to: &'a Scattered<'a, MaybeUninit<BigInteger256>>,
+}
+
+impl<I: Isa> Kernel<I> for Evaluate<'_, I> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run(self, _: I) {
+        let Self { plan, leaf, a, b, c, factors, to_plain, to } = self;
+        plan.evaluate_leaf(leaf, [&mut *a, &mut *b, &mut *c], factors);
+        let mut pairs = Zeroizing::new([Pair::default(); 16]);
+        let pairs = &mut pairs[..I::LANES];
+        let h = |i: usize| I::Fr::mul(I::Fr::mul(a[i], b[i]).diff(c[i]), to_plain);
+        for i in (0..a.len()).step_by(2) {
+            // A leaf of one vector stands in for its neighbour.
+            let both = [i, (i + 1).min(a.len() - 1)];
+            I::Fr::store(both.map(h), pairs);
+            for (half, i) in both.into_iter().enumerate() {
+                let first = plan.position(leaf * plan.leaf() + i) * I::LANES;
+                for (k, pair) in pairs.iter().enumerate() {
+                    // SAFETY: this position is this task's alone, and so are its scalars.
+                    unsafe { to.write(first + k, MaybeUninit::new(least(pair.0[half]))) };
+                }
+            }
+        }
+    }
+}
+
+/// The least representative mod r.
+#[inline(always)]
+fn least(limbs: [u64; 4]) -> BigInteger256 {
+    let mut x = BigInteger256::new(limbs);
+    while x >= Fr::MODULUS {
+        x.sub_with_borrow(&Fr::MODULUS);
+    }
+    x
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::super::lanes::wide::Wide;
+    use super::*;
+    use crate::model::{G1Affine, G2Affine, KeyHeader, KeySections, VerificationKey};
+    use ark_ec::AffineRepr;
+    use ark_ff::UniformRand;
+    use ark_std::rand::{Rng, SeedableRng, rngs::StdRng};
+
+    /// A matrix entry: matrix (0 A, 1 B), row, wire, value.
+    type Entry = (u32, u32, u32, Fr);
+
+    /// A key with no more in it than the quotient looks at.
+    fn key(n: u32, n_vars: u32, entries: &[Entry]) -> ProvingKey {
+        let r = Fr::from(2u64).pow([256]);
+        let mut coefficients = Vec::new();
+        for (matrix, row, wire, v) in entries {
+            coefficients.extend([matrix, row, wire].iter().flat_map(|word| word.to_le_bytes()));
+            coefficients.extend((*v * r).0.0.iter().flat_map(|limb| limb.to_le_bytes()));
+        }
+        let (g1, g2) = (G1Affine::generator(), G2Affine::generator());
+        let vk = VerificationKey { alpha_g1: g1, beta_g2: g2, gamma_g2: g2, delta_g2: g2, ic: vec![g1] };
+        let none = bytes::Bytes::new;
+        ProvingKey {
+            header: KeyHeader { n_vars, n_public: 0, domain_size: n, beta_g1: g1, delta_g1: g1, vk },
+            sections: KeySections {
+                coefficients: coefficients.into(),
+                a: none(),
+                b1: none(),
+                b2: none(),
+                c: none(),
+                h: none(),
+            },
+        }
+    }
+
+    /// Entries as circom writes them and worse: rows with none and with many, repeated wires, all kinds of values.
+    fn entries(rng: &mut StdRng, n: u32, n_vars: u32) -> Vec<Entry> {
+        let common: Vec<Fr> = (0..5).map(|_| Fr::rand(rng)).collect();
+        let mut entries = Vec::new();
+        for row in 0..n {
+            let terms = [0, 1, 1, 2, 3, 5, 30][rng.gen_range(0..7)];
+            for matrix in (0..terms).map(|_| rng.gen_range(0..2)).collect::<Vec<_>>() {
+                let v = match rng.gen_range(0..6) {
+                    0 | 1 => Fr::from(1u64),
+                    2 => -Fr::from(1u64),
+                    3 => Fr::from(rng.r#gen::<u32>()),
+                    4 => common[rng.gen_range(0..5)],
+                    _ => Fr::rand(rng),
+                };
+                entries.push((matrix, row, rng.gen_range(0..n_vars), v));
+            }
+        }
+        entries
+    }
+
+    fn witness(rng: &mut StdRng, n_vars: u32) -> Vec<BigInteger256> {
+        let value = |rng: &mut StdRng| match rng.gen_range(0..4) {
+            0 => Fr::from(0u64),
+            1 => Fr::from(1u64),
+            2 => -Fr::from(1u64),
+            _ => Fr::rand(rng),
+        };
+        (0..n_vars).map(|_| value(rng).into_bigint()).collect()
+    }
+
+    /// The quotient by arkworks' transforms.
+    fn twin(n: usize, entries: &[Entry], w: &[BigInteger256]) -> Vec<BigInteger256> {
+        let domain = Radix2EvaluationDomain::<Fr>::new(n).unwrap();
+        let coset = domain.get_coset(Fr::get_root_of_unity(2 * n as u64).unwrap()).unwrap();
+        let mut ab = [0, 1].map(|_| vec![Fr::from(0u64); n]);
+        for (matrix, row, wire, v) in entries {
+            ab[*matrix as usize][*row as usize] += *v * Fr::from(w[*wire as usize]);
+        }
+        let [a, b] = ab;
+        let c: Vec<Fr> = a.iter().zip(&b).map(|(a, b)| *a * b).collect();
+        let [a, b, c] = [a, b, c].map(|x| coset.fft(&domain.ifft(&x)));
+        (0..n).map(|i| (a[i] * b[i] - c[i]).into_bigint()).collect()
+    }
+
+    fn agrees<I: Isa>(isa: I, key: &ProvingKey, w: &[BigInteger256], expected: &[BigInteger256]) {
+        let constraints = Constraints::index(isa, key).unwrap();
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let got = pool.install(|| constraints.quotient(isa, w));
+            let n = expected.len();
+            assert!(got.scalars() == expected, "{n} points on {} with {threads} threads", I::NAME);
+        }
+    }
+
+    #[test]
+    fn quotients_of_all_sizes() {
+        let mut rng = StdRng::seed_from_u64(8);
+        for log_n in 0..=14 {
+            let (n, n_vars) = (1 << log_n, 1 + rng.gen_range(0..2u32 << log_n));
+            let mut entries = entries(&mut rng, n, n_vars);
+            let w = witness(&mut rng, n_vars);
+            let expected = twin(n as usize, &entries, &w);
+            let key_in_order = key(n, n_vars, &entries);
+            agrees(Portable, &key_in_order, &w, &expected);
+            agrees(Wide::<8>, &key_in_order, &w, &expected);
+            if log_n % 3 == 0 {
+                agrees(Wide::<4>, &key_in_order, &w, &expected);
+                agrees(Wide::<16>, &key_in_order, &w, &expected);
+                // In no order at all.
+                for i in (1..entries.len()).rev() {
+                    entries.swap(i, rng.gen_range(0..=i));
+                }
+                agrees(Wide::<8>, &key(n, n_vars, &entries), &w, &expected);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_in_the_matrices() {
+        agrees(Wide::<4>, &key(64, 1, &[]), &[1u64.into()], &[0u64.into(); 64]);
+        agrees(Portable, &key(1, 1, &[]), &[1u64.into()], &[0u64.into()]);
+    }
+
+    #[test]
+    fn the_index_looks_at_every_entry() {
+        let refused = |n, n_vars, entries: &[Entry]| match Constraints::index(Portable, &key(n, n_vars, entries)) {
+            Err(BackendError::Shape { what, .. }) => what,
+            _ => panic!("taken"),
+        };
+        let one = Fr::from(1u64);
+        let with = |bad: Entry| {
+            let mut all: Vec<Entry> = (0..40_000).map(|i| (i % 2, i % 64, i % 9, one)).collect();
+            all[33_333] = bad;
+            all
+        };
+        assert!(Constraints::index(Portable, &key(64, 9, &with((1, 63, 8, -one)))).is_ok());
+        assert!(refused(64, 9, &with((2, 0, 0, one))).contains("matrix number"));
+        assert!(refused(64, 9, &with((0, 64, 0, one))).contains("row"));
+        assert!(refused(64, 9, &with((0, 0, 9, one))).contains("wire"));
+        for n in [0, 3, 63, (1 << 28) + 1, 1 << 29] {
+            assert!(refused(n, 1, &[]).contains("domain size"), "{n}");
+        }
+        let good = key(64, 9, &with((0, 0, 0, one)));
+        let mut bytes = good.sections.coefficients.to_vec();
+        bytes[44 * 7 + 12..44 * 8].fill(0xff);
+        let bad = ProvingKey { sections: KeySections { coefficients: bytes.into(), ..good.sections }, ..good };
+        assert!(matches!(
+            Constraints::index(Portable, &bad),
+            Err(BackendError::Shape { what: "values of matrix entries not below r", .. })
+        ));
     }
 }

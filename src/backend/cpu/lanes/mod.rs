@@ -14,9 +14,11 @@ pub(in crate::backend::cpu) mod avx2;
 pub(in crate::backend::cpu) mod portable;
 #[cfg(test)]
 pub(in crate::backend::cpu) mod suite;
+#[cfg(test)]
+pub(in crate::backend::cpu) mod wide;
 
 use ark_ff::{AdditiveGroup, Field as _, PrimeField};
-use zeroize::Zeroize;
+use zeroize::{DefaultIsZeroes, Zeroize, Zeroizing};
 
 use crate::model::{Fq, Fr};
 
@@ -50,6 +52,8 @@ pub(in crate::backend::cpu) trait Kernel<I: Isa> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub(in crate::backend::cpu) struct Pair(pub [[u64; 4]; 2]);
+
+impl DefaultIsZeroes for Pair {}
 
 /// Arithmetic lane by lane, in a prime field or an extension.
 pub(in crate::backend::cpu) trait Field: Copy + Send + Sync + 'static {
@@ -108,6 +112,11 @@ pub(in crate::backend::cpu) trait Lanes: Field + Zeroize {
     fn gather(isa: Self::Isa, from: &[Pair], at: &[u32]) -> [Self; 2];
     /// Writes lane k of two vectors to `to[k]`.
     fn store(values: [Self; 2], to: &mut [Pair]);
+    /// Transposes [`Isa::LANES`] vectors in place: lane k of vector q becomes lane q of vector k.
+    #[inline(always)]
+    fn transpose(isa: Self::Isa, square: &mut [Self]) {
+        transpose_by_ark(isa, square);
+    }
 }
 
 /// A packed element as arkworks has it.
@@ -115,6 +124,24 @@ pub(in crate::backend::cpu) fn unpack<L: Lanes>(packed: &[u64; 4]) -> L::Element
     let bytes: Vec<u8> = packed.iter().flat_map(|limb| limb.to_le_bytes()).collect();
     let factor = L::Element::from(2u64).pow([u64::from(L::RADIX)]).inverse().unwrap_or_default();
     L::Element::from_le_bytes_mod_order(&bytes) * factor
+}
+
+/// Transposes by way of arkworks' elements. For instruction sets that have nothing better.
+#[inline(never)]
+pub(in crate::backend::cpu) fn transpose_by_ark<L: Lanes>(isa: L::Isa, square: &mut [L]) {
+    let lanes = L::Isa::LANES;
+    assert_eq!(square.len(), lanes);
+    let mut rows = Zeroizing::new([L::Element::ZERO; 16 * 16]);
+    for (vector, row) in square.iter().zip(rows.chunks_exact_mut(lanes)) {
+        vector.decode(row);
+    }
+    let mut column = Zeroizing::new([L::Element::ZERO; 16]);
+    for (q, vector) in square.iter_mut().enumerate() {
+        for (k, element) in column[..lanes].iter_mut().enumerate() {
+            *element = rows[k * lanes + q];
+        }
+        *vector = L::encode(isa, &column[..lanes]);
+    }
 }
 
 /// 1/x lane by lane, by one inversion of arkworks. For instruction sets that have nothing better.

@@ -119,6 +119,10 @@ macro_rules! lanes {
                 assert_eq!(to.len(), 1);
                 to[0] = Pair(values.map(|v| v.0.0.0));
             }
+            #[inline(always)]
+            fn transpose(_: Portable, square: &mut [Self]) {
+                assert_eq!(square.len(), 1);
+            }
         }
     };
 }

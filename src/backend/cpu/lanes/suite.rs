@@ -111,6 +111,15 @@ fn field<L: Lanes>(isa: L::Isa) {
             assert_eq!(va.sub(va).invert().zeros() & all, all, "1/0 is 0 on {}", L::Isa::NAME);
         }
 
+        // A square of vectors, some of them from a chain.
+        let rows: Vec<(Vec<L::Element>, L)> = (0..n).map(|_| vector::<L>(isa, &mut rng)).collect();
+        let mut square: Vec<L> = rows.iter().map(|(_, v)| *v).collect();
+        square[n - 1] = chain;
+        L::transpose(isa, &mut square);
+        for (q, column) in square.iter().enumerate() {
+            check("transpose", *column, |k| if k == n - 1 { twin[q] } else { rows[k].0[q] });
+        }
+
         // Packed, from scattered places; then with representatives that are not the least.
         let mut packed = vec![Pair::default(); 3 * n];
         L::store([va, vb], &mut packed[n..2 * n]);
