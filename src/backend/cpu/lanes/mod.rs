@@ -9,6 +9,8 @@
 //! compute with it. Code is compiled for the instruction set by [`Isa::enter`]; called outside of it, the operations
 //! are right but slow.
 
+#[cfg(any(test, target_arch = "x86_64"))]
+pub(in crate::backend::cpu) mod ifma;
 pub(in crate::backend::cpu) mod portable;
 #[cfg(test)]
 pub(in crate::backend::cpu) mod suite;
