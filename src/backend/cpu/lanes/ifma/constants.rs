@@ -28,6 +28,8 @@ impl<C: MontConfig<4>> Constants<C> {
     };
     /// 6p, more than any representative.
     pub(super) const P6: Limbs = times(&Self::P, 6);
+    /// 12p, more than any factor.
+    pub(super) const P12: Limbs = times(&Self::P, 12);
     /// −1/p mod 2^52
     pub(super) const DIGIT: u64 = C::INV & MASK;
     /// 2^−52 mod p and 2^−104 mod p.

@@ -2,7 +2,7 @@
 //!
 //! **Form.** An element x is a representative of x·2^260 mod p below 2^256 (p has 254 bits: up to 5.29p), in five
 //! limbs of 52 bits, each its own vector, least first. So everything that may lie in memory is a value as it is: what
-//! is gathered needs no reduction. What is only a factor ([`Loose`]) is below 2^258, and the bits above 52 of its lower
+//! is gathered needs no reduction. What is only a factor ([`Loose`]) is below 12p, and the bits above 52 of its lower
 //! four limbs mean nothing: the multiplier does not read them.
 //!
 //! **Product.** Montgomery's, with five digits of 52 bits, least first (P. L. Montgomery, *Modular multiplication
@@ -13,7 +13,7 @@
 //! within 52 bits; the fifth digit is Montgomery's, and takes these away:
 //!
 //! ```text
-//! a, b ≤ 11.3p:  a·b/2^260 + (2^−52 mod p) + (2^−104 mod p) + p  <  1.51p + p + p + p  <  2^256
+//! a, b < 12p:  a·b/2^260 + (2^−52 mod p) + (2^−104 mod p) + p  <  1.71p + p + p + p  <  2^256
 //! ```
 //!
 //! A product takes 100 multiply-adds, a square 80. No column overflows: it sums fewer than 32 terms below 2^52.
@@ -27,7 +27,7 @@ use std::marker::PhantomData;
 use ark_ff::{BigInteger256, Fp, MontBackend, MontConfig, PrimeField};
 use zeroize::Zeroize;
 
-use super::super::{Field, Isa, Lanes, Pair, invert_by_ark};
+use super::super::{Field, Lanes, Pair, invert_by_ark};
 use super::constants::{BITS, Constants, Limbs, MASK, Table, split};
 use super::words::Words;
 
@@ -40,13 +40,13 @@ pub(super) const LANES: usize = 8 * HALVES;
 
 /// [`LANES`] elements: representatives below 2^256, all limbs below 2^52.
 pub(in crate::backend::cpu) struct Vector<W, C> {
-    halves: [[W; 5]; HALVES],
+    pub(super) halves: [[W; 5]; HALVES],
     prime: PhantomData<C>,
 }
 
-/// [`LANES`] factors below 2^258. In limbs 0 to 3 the bits from 52 up are to be ignored.
+/// [`LANES`] factors below 12p. In limbs 0 to 3 the bits from 52 up are to be ignored.
 pub(in crate::backend::cpu) struct Loose<W, C> {
-    halves: [[W; 5]; HALVES],
+    pub(super) halves: [[W; 5]; HALVES],
     prime: PhantomData<C>,
 }
 
@@ -85,7 +85,7 @@ impl<W: Words, C> Zeroize for Vector<W, C> {
 
 impl<W: Words, C> Vector<W, C> {
     #[inline(always)]
-    fn new(halves: [[W; 5]; HALVES]) -> Self {
+    pub(super) fn new(halves: [[W; 5]; HALVES]) -> Self {
         for half in &halves {
             debug_assert!(normalised(half, 48), "limbs of a vector out of bounds");
         }
@@ -93,11 +93,12 @@ impl<W: Words, C> Vector<W, C> {
     }
 }
 
-impl<W: Words, C> Loose<W, C> {
+impl<W: Words, C: MontConfig<4>> Loose<W, C> {
     #[inline(always)]
-    fn new(halves: [[W; 5]; HALVES]) -> Self {
+    pub(super) fn new(halves: [[W; 5]; HALVES]) -> Self {
         for half in &halves {
-            debug_assert!(half[4].to_array().iter().all(|limb| limb >> 50 == 0), "a factor out of bounds");
+            let below = half[4].to_array().iter().all(|&limb| limb <= Constants::<C>::P12[4]);
+            debug_assert!(below, "a factor out of bounds");
         }
         Self { halves, prime: PhantomData }
     }
@@ -433,7 +434,7 @@ fn divide_last<W: Words, C: MontConfig<4>>(columns: &mut [W; 10]) -> [W; 5] {
     normal([a, b, c, d, e])
 }
 
-/// a·b / 2^260, of factors below 2^258.
+/// a·b / 2^260, of factors below 12p.
 #[inline(always)]
 fn product<W: Words, C: MontConfig<4>>(a: [W; 5], b: [W; 5]) -> [W; 5] {
     let mut columns = [W::splat(a[0].isa(), 0); 10];
@@ -448,7 +449,7 @@ fn product<W: Words, C: MontConfig<4>>(a: [W; 5], b: [W; 5]) -> [W; 5] {
     divide_last::<W, C>(&mut columns)
 }
 
-/// a² / 2^260, of a factor below 2^258.
+/// a² / 2^260, of a factor below 12p.
 #[inline(always)]
 fn square<W: Words, C: MontConfig<4>>(a: [W; 5]) -> [W; 5] {
     let mut columns = [W::splat(a[0].isa(), 0); 10];
