@@ -11,6 +11,8 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(in crate::backend::cpu) mod avx2;
+#[cfg(any(test, target_arch = "x86_64"))]
+pub(in crate::backend::cpu) mod ifma;
 pub(in crate::backend::cpu) mod portable;
 #[cfg(test)]
 pub(in crate::backend::cpu) mod suite;
