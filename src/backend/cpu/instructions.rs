@@ -3,6 +3,8 @@
 use std::str::FromStr;
 
 use super::super::BackendError;
+#[cfg(target_arch = "x86_64")]
+use super::lanes::{avx2::Avx2, ifma::Avx512Ifma};
 
 /// An instruction set that field arithmetic can be done in, or the best there is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -37,6 +39,18 @@ impl Instructions {
         Self::ALL.into_iter().filter(|set| set.present()).collect()
     }
 
+    fn present(self) -> bool {
+        match self {
+            Self::Auto | Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Ifma => Avx512Ifma::detect().is_some(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => Avx2::detect().is_some(),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx512Ifma | Self::Avx2 => false,
+        }
+    }
+
     /// The set itself; for `auto` the fastest there is. Fails if this processor does not have it.
     pub(super) fn resolve(self) -> Result<Self, BackendError> {
         let there = Self::available();
@@ -61,5 +75,29 @@ impl FromStr for Instructions {
             let got: String = s.chars().take(40).collect();
             format!("expected auto, avx512ifma, avx2 or portable, got {got:?}")
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn auto_is_the_fastest_there_is_and_what_is_not_there_is_refused() {
+        let there = Instructions::available();
+        assert_eq!(there.last(), Some(&Instructions::Portable));
+        assert_eq!(Instructions::Auto.resolve().unwrap(), there[0]);
+        for set in Instructions::ALL {
+            assert_eq!(set.as_str().parse(), Ok(set));
+            match set.resolve() {
+                Ok(resolved) => assert!(there.contains(&set) && resolved == set),
+                Err(error) => {
+                    assert!(!there.contains(&set));
+                    assert!(error.to_string().contains(set.as_str()) && error.to_string().contains("portable"));
+                }
+            }
+        }
+        assert!("sse2".parse::<Instructions>().unwrap_err().contains("avx512ifma"));
     }
 }
