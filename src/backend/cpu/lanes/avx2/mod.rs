@@ -30,6 +30,7 @@ mod table;
 
 use std::arch::x86_64::__m256d;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 use ark_ff::{BigInteger, BigInteger256, Fp, MontBackend, MontConfig};
 use zeroize::Zeroize;
@@ -145,7 +146,28 @@ impl<C: MontConfig<4>> Eight<C> {
     /// The product of values in the bounds of loose ones.
     #[inline(always)]
     fn product(a: &Limbs, b: &Limbs) -> Self {
-        Self::reduced(with_features!(product::product(a, b, Self::TABLE)))
+        let (a, b) = with_features!((ops::copy(a), ops::copy(b)));
+        let mut out = MaybeUninit::uninit();
+        // SAFETY: the processor has the instructions, as above; the three places are variables of this function. The
+        // product writes all of `out`.
+        let out = unsafe {
+            product::product(&mut out, &a, &b, Self::TABLE);
+            out.assume_init_ref()
+        };
+        Self::reduced(with_features!(ops::copy(out)))
+    }
+
+    /// The square of a value in the bounds of loose ones.
+    #[inline(always)]
+    fn squared(a: &Limbs) -> Self {
+        let a = with_features!(ops::copy(a));
+        let mut out = MaybeUninit::uninit();
+        // SAFETY: as above.
+        let out = unsafe {
+            product::product(&mut out, &a, &a, Self::TABLE);
+            out.assume_init_ref()
+        };
+        Self::reduced(with_features!(ops::copy(out)))
     }
 }
 
@@ -174,8 +196,7 @@ impl<C: MontConfig<4>> Field for Eight<C> {
     }
     #[inline(always)]
     fn square(a: impl Into<Loose<C>>) -> Self {
-        let a = a.into().0;
-        Self::product(&a, &a)
+        Self::squared(&a.into().0)
     }
     #[inline(always)]
     fn negate_where(self, mask: u32) -> Self {

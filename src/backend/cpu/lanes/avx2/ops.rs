@@ -11,6 +11,14 @@ use super::table::{BITS, HIGH, LOW, MASK, TWO_52, Table};
 /// Four lanes of a value.
 type Half = [__m256d; 5];
 
+/// The same value, limb by limb: left to itself the compiler calls the C library to copy as many bytes.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn copy(a: &Limbs) -> Limbs {
+    let Limbs([[a, b, c, d, e], [f, g, h, i, j]]) = *a;
+    Limbs([[a, b, c, d, e], [f, g, h, i, j]])
+}
+
 /// a + b, limb by limb
 #[target_feature(enable = "avx2,fma")]
 #[inline]
