@@ -13,6 +13,7 @@ use super::table::Table;
 
 /// Adds the product of `ymm14` and the memory operand `$b` to two columns: the low half to `$low`, the high half to
 /// `$high`, where these have the values `$low_was` and `$high_was` before.
+#[rustfmt::skip] // one instruction a line
 macro_rules! pair {
     ($b:expr, $low:literal, $low_was:expr, $high:literal, $high_was:expr) => {
         concat!(
@@ -27,6 +28,7 @@ macro_rules! pair {
 }
 
 /// The first row: a[0]·b, into columns that have their start values.
+#[rustfmt::skip] // one instruction a line
 macro_rules! first_row {
     ($a:literal, $b:tt, $c0:literal, $c1:literal, $c2:literal, $c3:literal, $c4:literal, $c5:literal) => {
         concat!(
@@ -41,6 +43,7 @@ macro_rules! first_row {
 }
 
 /// A further row: a[i]·b, onto columns i to i + 5.
+#[rustfmt::skip] // one instruction a line
 macro_rules! row {
     ($a:literal, $b:tt, $c0:literal, $c1:literal, $c2:literal, $c3:literal, $c4:literal, $c5:literal) => {
         concat!(
@@ -56,6 +59,7 @@ macro_rules! row {
 
 /// The digit that makes column `$c0` vanish, times (p·k + 1)/2^51, onto the next six columns. The last of these begins
 /// with its start value, in the register of the one that vanishes.
+#[rustfmt::skip] // one instruction a line
 macro_rules! reduce {
     ($start:literal, $c0:literal, $c1:literal, $c2:literal, $c3:literal, $c4:literal, $c5:literal) => {
         concat!(
@@ -71,6 +75,7 @@ macro_rules! reduce {
 }
 
 /// The multiple of p that leaves the least remainder, by the two highest columns; then the limbs of the result.
+#[rustfmt::skip] // one instruction a line
 macro_rules! finish {
     ($out:tt, $c4:literal, $c5:literal, $c6:literal, $c7:literal, $c8:literal, $c9:literal) => {
         concat!(
@@ -105,6 +110,7 @@ macro_rules! finish {
 }
 
 /// The low 51 bits of a column as a double, less the constant at the given place.
+#[rustfmt::skip] // one instruction a line
 macro_rules! digit {
     ($to:literal, $column:literal, $less:literal) => {
         concat!(
@@ -116,6 +122,7 @@ macro_rules! digit {
 }
 
 /// Adds what is above the low 51 bits of a column to the next. The column is lost.
+#[rustfmt::skip] // one instruction a line
 macro_rules! carry {
     ($column:literal, $next:literal) => {
         concat!("vpsrlq ", $column, ", ", $column, ", 51\n", "vpaddq ", $next, ", ", $next, ", ", $column, "\n")
@@ -123,6 +130,7 @@ macro_rules! carry {
 }
 
 /// Writes a limb of the result.
+#[rustfmt::skip] // one instruction a line
 macro_rules! limb {
     ($out:tt $j:tt, $column:literal, $less:literal) => {
         concat!(digit!("ymm14", $column, $less), "vmovapd ", at!($out $j), ", ymm14\n")
@@ -130,6 +138,7 @@ macro_rules! limb {
 }
 
 /// Limb j of a vector of four lanes: the first or second of a, b or out.
+#[rustfmt::skip] // one instruction a line
 macro_rules! at {
     (b0 $j:tt) => { at!("rdx" $j "0" "32" "64" "96" "128") };
     (b1 $j:tt) => { at!("rdx" $j "160" "192" "224" "256" "288") };
@@ -167,27 +176,27 @@ pub(super) unsafe extern "sysv64" fn product(out: &mut MaybeUninit<Limbs>, a: &L
     naked_asm!(
         "vmovapd ymm12, [rcx + 864]",
         "vmovapd ymm13, [rcx + 896]",
-            first_row!("[rsi]", b0, "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5"),
-            first_row!("[rsi + 160]", b1, "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11"),
-            reduce!("[rcx + 512]", "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5"),
-            reduce!("[rcx + 512]", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11"),
-            row!("[rsi + 32]", b0, "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm0"),
-            row!("[rsi + 192]", b1, "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm6"),
-            reduce!("[rcx + 544]", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm0"),
-            reduce!("[rcx + 544]", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm6"),
-            row!("[rsi + 64]", b0, "ymm2", "ymm3", "ymm4", "ymm5", "ymm0", "ymm1"),
-            row!("[rsi + 224]", b1, "ymm8", "ymm9", "ymm10", "ymm11", "ymm6", "ymm7"),
-            reduce!("[rcx + 576]", "ymm2", "ymm3", "ymm4", "ymm5", "ymm0", "ymm1"),
-            reduce!("[rcx + 576]", "ymm8", "ymm9", "ymm10", "ymm11", "ymm6", "ymm7"),
-            row!("[rsi + 96]", b0, "ymm3", "ymm4", "ymm5", "ymm0", "ymm1", "ymm2"),
-            row!("[rsi + 256]", b1, "ymm9", "ymm10", "ymm11", "ymm6", "ymm7", "ymm8"),
-            reduce!("[rcx + 608]", "ymm3", "ymm4", "ymm5", "ymm0", "ymm1", "ymm2"),
-            reduce!("[rcx + 608]", "ymm9", "ymm10", "ymm11", "ymm6", "ymm7", "ymm8"),
-            row!("[rsi + 128]", b0, "ymm4", "ymm5", "ymm0", "ymm1", "ymm2", "ymm3"),
-            row!("[rsi + 288]", b1, "ymm10", "ymm11", "ymm6", "ymm7", "ymm8", "ymm9"),
-            finish!(out0, "ymm4", "ymm5", "ymm0", "ymm1", "ymm2", "ymm3"),
-            finish!(out1, "ymm10", "ymm11", "ymm6", "ymm7", "ymm8", "ymm9"),
-            "vzeroupper",
-            "ret",
+        first_row!("[rsi]", b0, "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5"),
+        first_row!("[rsi + 160]", b1, "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11"),
+        reduce!("[rcx + 512]", "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5"),
+        reduce!("[rcx + 512]", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11"),
+        row!("[rsi + 32]", b0, "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm0"),
+        row!("[rsi + 192]", b1, "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm6"),
+        reduce!("[rcx + 544]", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm0"),
+        reduce!("[rcx + 544]", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm6"),
+        row!("[rsi + 64]", b0, "ymm2", "ymm3", "ymm4", "ymm5", "ymm0", "ymm1"),
+        row!("[rsi + 224]", b1, "ymm8", "ymm9", "ymm10", "ymm11", "ymm6", "ymm7"),
+        reduce!("[rcx + 576]", "ymm2", "ymm3", "ymm4", "ymm5", "ymm0", "ymm1"),
+        reduce!("[rcx + 576]", "ymm8", "ymm9", "ymm10", "ymm11", "ymm6", "ymm7"),
+        row!("[rsi + 96]", b0, "ymm3", "ymm4", "ymm5", "ymm0", "ymm1", "ymm2"),
+        row!("[rsi + 256]", b1, "ymm9", "ymm10", "ymm11", "ymm6", "ymm7", "ymm8"),
+        reduce!("[rcx + 608]", "ymm3", "ymm4", "ymm5", "ymm0", "ymm1", "ymm2"),
+        reduce!("[rcx + 608]", "ymm9", "ymm10", "ymm11", "ymm6", "ymm7", "ymm8"),
+        row!("[rsi + 128]", b0, "ymm4", "ymm5", "ymm0", "ymm1", "ymm2", "ymm3"),
+        row!("[rsi + 288]", b1, "ymm10", "ymm11", "ymm6", "ymm7", "ymm8", "ymm9"),
+        finish!(out0, "ymm4", "ymm5", "ymm0", "ymm1", "ymm2", "ymm3"),
+        finish!(out1, "ymm10", "ymm11", "ymm6", "ymm7", "ymm8", "ymm9"),
+        "vzeroupper",
+        "ret",
     )
 }
