@@ -11,18 +11,21 @@ use std::mem::MaybeUninit;
 use super::Limbs;
 use super::table::Table;
 
-/// Adds the product of `ymm14` and the memory operand `$b` to two columns: the low half to `$low`, the high half to
-/// `$high`, where these have the values `$low_was` and `$high_was` before.
+/// Adds a product to two columns: the low half to `$low`, the high half to `$high`, where these have the values
+/// `$low_was` and `$high_was` before. The factors are a register and an operand in memory.
 #[rustfmt::skip] // one instruction a line
 macro_rules! pair {
-    ($b:expr, $low:literal, $low_was:expr, $high:literal, $high_was:expr) => {
+    ($a:literal, $b:expr, $low:literal, $low_was:expr, $high:literal, $high_was:expr) => {
+        pair!($a, $b, $low, $low_was, $high, $high_was, "ymm15")
+    };
+    ($a:literal, $b:expr, $low:literal, $low_was:expr, $high:literal, $high_was:expr, $half:literal) => {
         concat!(
-            "vmovapd ymm15, ymm12\n",
-            "vfmadd231pd ymm15, ymm14, ", $b, "\n",
-            "vpaddq ", $high, ", ymm15, ", $high_was, "\n",
-            "vsubpd ymm15, ymm13, ymm15\n",
-            "vfmadd231pd ymm15, ymm14, ", $b, "\n",
-            "vpaddq ", $low, ", ymm15, ", $low_was, "\n",
+            "vmovapd ", $half, ", ymm12\n",
+            "vfmadd231pd ", $half, ", ", $a, ", ", $b, "\n",
+            "vpaddq ", $high, ", ", $half, ", ", $high_was, "\n",
+            "vsubpd ", $half, ", ymm13, ", $half, "\n",
+            "vfmadd231pd ", $half, ", ", $a, ", ", $b, "\n",
+            "vpaddq ", $low, ", ", $half, ", ", $low_was, "\n",
         )
     };
 }
@@ -33,78 +36,115 @@ macro_rules! first_row {
     ($a:literal, $b:tt, $c0:literal, $c1:literal, $c2:literal, $c3:literal, $c4:literal, $c5:literal) => {
         concat!(
             "vmovapd ymm14, ", $a, "\n",
-            pair!(at!($b 0), $c0, "[rcx + 320]", $c1, "[rcx + 352]"),
-            pair!(at!($b 1), $c1, $c1, $c2, "[rcx + 384]"),
-            pair!(at!($b 2), $c2, $c2, $c3, "[rcx + 416]"),
-            pair!(at!($b 3), $c3, $c3, $c4, "[rcx + 448]"),
-            pair!(at!($b 4), $c4, $c4, $c5, "[rcx + 480]"),
+            pair!("ymm14", at!($b 0), $c0, "[rcx + 320]", $c1, "[rcx + 352]"),
+            pair!("ymm14", at!($b 1), $c1, $c1, $c2, "[rcx + 384]"),
+            pair!("ymm14", at!($b 2), $c2, $c2, $c3, "[rcx + 416]"),
+            pair!("ymm14", at!($b 3), $c3, $c3, $c4, "[rcx + 448]"),
+            pair!("ymm14", at!($b 4), $c4, $c4, $c5, "[rcx + 480]"),
         )
     };
 }
 
-/// A further row: a[i]·b, onto columns i to i + 5.
+/// The digit m that makes column `$c0` vanish; a[i]·b, for a further i, and m·(p·k + 1)/2^51, both onto the next six
+/// columns. The last of these begins with its start value, in the register of the one that vanishes.
 #[rustfmt::skip] // one instruction a line
 macro_rules! row {
-    ($a:literal, $b:tt, $c0:literal, $c1:literal, $c2:literal, $c3:literal, $c4:literal, $c5:literal) => {
+    ($a:literal, $b:tt, $start:literal,
+     $c0:literal, $c1:literal, $c2:literal, $c3:literal, $c4:literal, $c5:literal) => {
         concat!(
+            "vpsrlq ymm15, ", $c0, ", 51\n",
+            digit!($c0, $c0, "704"),
+            "vpaddq ", $c1, ", ", $c1, ", ymm15\n",
+            // The digit takes its time: meanwhile what does not depend on it, as far as there are registers.
             "vmovapd ymm14, ", $a, "\n",
-            pair!(at!($b 0), $c0, $c0, $c1, $c1),
-            pair!(at!($b 1), $c1, $c1, $c2, $c2),
-            pair!(at!($b 2), $c2, $c2, $c3, $c3),
-            pair!(at!($b 3), $c3, $c3, $c4, $c4),
-            pair!(at!($b 4), $c4, $c4, $c5, $c5),
+            pair!("ymm14", at!($b 0), $c1, $c1, $c2, $c2),
+            pair!("ymm14", at!($b 1), $c2, $c2, $c3, $c3),
+            pair!("ymm14", at!($b 2), $c3, $c3, $c4, $c4),
+            pair!("ymm14", at!($b 3), $c4, $c4, $c5, $c5),
+            pair!($c0, "[rcx]", $c1, $c1, $c2, $c2),
+            pair!($c0, "[rcx + 32]", $c2, $c2, $c3, $c3),
+            pair!($c0, "[rcx + 64]", $c3, $c3, $c4, $c4),
+            pair!($c0, "[rcx + 96]", $c4, $c4, $c5, $c5),
+            // As any pair, but the digit's register becomes the new column's.
+            "vmovapd ymm15, ymm12\n",
+            "vfmadd231pd ymm15, ", $c0, ", [rcx + 128]\n",
+            "vsubpd ymm14, ymm13, ymm15\n",
+            "vfmadd231pd ymm14, ", $c0, ", [rcx + 128]\n",
+            "vpaddq ", $c0, ", ymm15, ", $start, "\n",
+            "vpaddq ", $c5, ", ", $c5, ", ymm14\n",
+            "vmovapd ymm14, ", $a, "\n",
+            pair!("ymm14", at!($b 4), $c5, $c5, $c0, $c0),
         )
     };
 }
 
-/// The digit that makes column `$c0` vanish, times (p·k + 1)/2^51, onto the next six columns. The last of these begins
-/// with its start value, in the register of the one that vanishes.
+/// The multiple of p that leaves the least remainder, by the two highest columns, into the highest.
 #[rustfmt::skip] // one instruction a line
-macro_rules! reduce {
-    ($start:literal, $c0:literal, $c1:literal, $c2:literal, $c3:literal, $c4:literal, $c5:literal) => {
+macro_rules! quotient {
+    ($c8:literal, $c9:literal, $other:literal) => {
         concat!(
-            digit!("ymm14", $c0, "704"),
-            carry!($c0, $c1),
-            pair!("[rcx]", $c1, $c1, $c2, $c2),
-            pair!("[rcx + 32]", $c2, $c2, $c3, $c3),
-            pair!("[rcx + 64]", $c3, $c3, $c4, $c4),
-            pair!("[rcx + 96]", $c4, $c4, $c5, $c5),
-            pair!("[rcx + 128]", $c5, $c5, $c0, $start),
+            "vpsrlq ", $other, ", ", $c8, ", 51\n",
+            "vpaddq ", $c9, ", ", $c9, ", ", $other, "\n",
+            digit!($other, $c8, "704"),
+            "vmulpd ", $other, ", ", $other, ", [rcx + 768]\n",
+            "vsubpd ", $c9, ", ", $c9, ", [rcx + 832]\n",
+            "vfmadd231pd ", $other, ", ", $c9, ", [rcx + 800]\n",
+            "vroundpd ", $c9, ", ", $other, ", 8\n",
         )
     };
 }
 
-/// The multiple of p that leaves the least remainder, by the two highest columns; then the limbs of the result.
+/// Adds the low half of a product to a column.
+#[rustfmt::skip] // one instruction a line
+macro_rules! low_half {
+    ($a:literal, $b:expr, $low:literal, $half:literal) => {
+        concat!(
+            "vmovapd ", $half, ", ymm12\n",
+            "vfmadd231pd ", $half, ", ", $a, ", ", $b, "\n",
+            "vsubpd ", $half, ", ymm13, ", $half, "\n",
+            "vfmadd231pd ", $half, ", ", $a, ", ", $b, "\n",
+            "vpaddq ", $low, ", ", $low, ", ", $half, "\n",
+        )
+    };
+}
+
+/// The multiples of p, and the limbs of the results, from the six columns left of either vector.
 #[rustfmt::skip] // one instruction a line
 macro_rules! finish {
-    ($out:tt, $c4:literal, $c5:literal, $c6:literal, $c7:literal, $c8:literal, $c9:literal) => {
+    ($c4:literal, $c5:literal, $c6:literal, $c7:literal, $c8:literal, $c9:literal,
+     $d4:literal, $d5:literal, $d6:literal, $d7:literal, $d8:literal, $d9:literal) => {
         concat!(
-            "vpsrlq ymm15, ", $c8, ", 51\n",
-            digit!("ymm14", $c8, "704"),
-            "vpaddq ", $c9, ", ", $c9, ", ymm15\n",
-            "vmulpd ymm14, ymm14, [rcx + 768]\n",
-            "vsubpd ", $c9, ", ", $c9, ", [rcx + 832]\n",
-            "vfmadd231pd ymm14, ", $c9, ", [rcx + 800]\n",
-            "vroundpd ymm14, ymm14, 8\n",
-            pair!("[rcx + 160]", $c4, $c4, $c5, $c5),
-            pair!("[rcx + 192]", $c5, $c5, $c6, $c6),
-            pair!("[rcx + 224]", $c6, $c6, $c7, $c7),
-            pair!("[rcx + 256]", $c7, $c7, $c8, $c8),
+            quotient!($c8, $c9, "ymm14"),
+            quotient!($d8, $d9, "ymm15"),
+            pair!($c9, "[rcx + 160]", $c4, $c4, $c5, $c5, "ymm14"),
+            pair!($d9, "[rcx + 160]", $d4, $d4, $d5, $d5, "ymm15"),
+            pair!($c9, "[rcx + 192]", $c5, $c5, $c6, $c6, "ymm14"),
+            pair!($d9, "[rcx + 192]", $d5, $d5, $d6, $d6, "ymm15"),
+            pair!($c9, "[rcx + 224]", $c6, $c6, $c7, $c7, "ymm14"),
+            pair!($d9, "[rcx + 224]", $d6, $d6, $d7, $d7, "ymm15"),
+            pair!($c9, "[rcx + 256]", $c7, $c7, $c8, $c8, "ymm14"),
+            pair!($d9, "[rcx + 256]", $d7, $d7, $d8, $d8, "ymm15"),
             // Of the last product the low half is enough: the limb is known to be short.
-            "vmovapd ", $c9, ", ymm12\n",
-            "vfmadd231pd ", $c9, ", ymm14, [rcx + 288]\n",
-            "vsubpd ", $c9, ", ymm13, ", $c9, "\n",
-            "vfmadd231pd ", $c9, ", ymm14, [rcx + 288]\n",
-            "vpaddq ", $c8, ", ", $c8, ", ", $c9, "\n",
-            limb!($out 0, $c4, "704"),
+            low_half!($c9, "[rcx + 288]", $c8, "ymm14"),
+            low_half!($d9, "[rcx + 288]", $d8, "ymm15"),
+            limb!(out0 0, $c4, "704"),
+            limb!(out1 0, $d4, "704"),
             carry!($c4, $c5),
-            limb!($out 1, $c5, "704"),
+            carry!($d4, $d5),
+            limb!(out0 1, $c5, "704"),
+            limb!(out1 1, $d5, "704"),
             carry!($c5, $c6),
-            limb!($out 2, $c6, "704"),
+            carry!($d5, $d6),
+            limb!(out0 2, $c6, "704"),
+            limb!(out1 2, $d6, "704"),
             carry!($c6, $c7),
-            limb!($out 3, $c7, "704"),
+            carry!($d6, $d7),
+            limb!(out0 3, $c7, "704"),
+            limb!(out1 3, $d7, "704"),
             carry!($c7, $c8),
-            limb!($out 4, $c8, "736"),
+            carry!($d7, $d8),
+            limb!(out0 4, $c8, "736"),
+            limb!(out1 4, $d8, "736"),
         )
     };
 }
@@ -178,24 +218,15 @@ pub(super) unsafe extern "sysv64" fn product(out: &mut MaybeUninit<Limbs>, a: &L
         "vmovapd ymm13, [rcx + 896]",
         first_row!("[rsi]", b0, "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5"),
         first_row!("[rsi + 160]", b1, "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11"),
-        reduce!("[rcx + 512]", "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5"),
-        reduce!("[rcx + 512]", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11"),
-        row!("[rsi + 32]", b0, "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm0"),
-        row!("[rsi + 192]", b1, "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm6"),
-        reduce!("[rcx + 544]", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm0"),
-        reduce!("[rcx + 544]", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm6"),
-        row!("[rsi + 64]", b0, "ymm2", "ymm3", "ymm4", "ymm5", "ymm0", "ymm1"),
-        row!("[rsi + 224]", b1, "ymm8", "ymm9", "ymm10", "ymm11", "ymm6", "ymm7"),
-        reduce!("[rcx + 576]", "ymm2", "ymm3", "ymm4", "ymm5", "ymm0", "ymm1"),
-        reduce!("[rcx + 576]", "ymm8", "ymm9", "ymm10", "ymm11", "ymm6", "ymm7"),
-        row!("[rsi + 96]", b0, "ymm3", "ymm4", "ymm5", "ymm0", "ymm1", "ymm2"),
-        row!("[rsi + 256]", b1, "ymm9", "ymm10", "ymm11", "ymm6", "ymm7", "ymm8"),
-        reduce!("[rcx + 608]", "ymm3", "ymm4", "ymm5", "ymm0", "ymm1", "ymm2"),
-        reduce!("[rcx + 608]", "ymm9", "ymm10", "ymm11", "ymm6", "ymm7", "ymm8"),
-        row!("[rsi + 128]", b0, "ymm4", "ymm5", "ymm0", "ymm1", "ymm2", "ymm3"),
-        row!("[rsi + 288]", b1, "ymm10", "ymm11", "ymm6", "ymm7", "ymm8", "ymm9"),
-        finish!(out0, "ymm4", "ymm5", "ymm0", "ymm1", "ymm2", "ymm3"),
-        finish!(out1, "ymm10", "ymm11", "ymm6", "ymm7", "ymm8", "ymm9"),
+        row!("[rsi + 32]", b0, "[rcx + 512]", "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5"),
+        row!("[rsi + 192]", b1, "[rcx + 512]", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11"),
+        row!("[rsi + 64]", b0, "[rcx + 544]", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm0"),
+        row!("[rsi + 224]", b1, "[rcx + 544]", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm6"),
+        row!("[rsi + 96]", b0, "[rcx + 576]", "ymm2", "ymm3", "ymm4", "ymm5", "ymm0", "ymm1"),
+        row!("[rsi + 256]", b1, "[rcx + 576]", "ymm8", "ymm9", "ymm10", "ymm11", "ymm6", "ymm7"),
+        row!("[rsi + 128]", b0, "[rcx + 608]", "ymm3", "ymm4", "ymm5", "ymm0", "ymm1", "ymm2"),
+        row!("[rsi + 288]", b1, "[rcx + 608]", "ymm9", "ymm10", "ymm11", "ymm6", "ymm7", "ymm8"),
+        finish!("ymm4", "ymm5", "ymm0", "ymm1", "ymm2", "ymm3", "ymm10", "ymm11", "ymm6", "ymm7", "ymm8", "ymm9"),
         "vzeroupper",
         "ret",
     )
