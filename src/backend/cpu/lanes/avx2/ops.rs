@@ -54,8 +54,8 @@ pub(super) fn reduce(x: Limbs, table: &Table) -> Limbs {
 fn reduce_half(mut x: Half, table: &Table) -> Half {
     let quotient = _mm256_mul_pd(x[4], table.lanes(Table::QUOTIENT));
     let quotient = _mm256_round_pd::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(quotient);
-    for j in 0..5 {
-        x[j] = _mm256_fmadd_pd(quotient, table.lanes(Table::MINUS_P + j), x[j]);
+    for (j, x) in x.iter_mut().enumerate() {
+        *x = _mm256_fmadd_pd(quotient, table.lanes(Table::MINUS_P + j), *x);
     }
     let (high, down) = (_mm256_set1_pd(HIGH), _mm256_set1_pd(1.0 / (MASK + 1) as f64));
     for j in 0..4 {
@@ -152,8 +152,8 @@ pub(super) fn pack(x: &Limbs, table: &Table, to: &mut [[u64; 4]; 8]) {
 #[inline]
 pub(super) fn pack_pairs(x: [&Limbs; 2], table: &Table, to: &mut [Pair; 8]) {
     for h in 0..2 {
-        for c in 0..2 {
-            let lanes = transpose(join(&x[c].0[h], table));
+        for (c, x) in x.iter().enumerate() {
+            let lanes = transpose(join(&x.0[h], table));
             for k in 0..4 {
                 write(lanes[k], &mut to[4 * h + k].0[c]);
             }
