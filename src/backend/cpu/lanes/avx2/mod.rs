@@ -7,29 +7,32 @@
 //! point arithmetic on the GPU", 2018). Adding a constant also puts the bits of both halves where 64-bit integer
 //! additions sum them into columns.
 //!
-//! **Bounds.** Limbs are signed. A *reduced* value, `Self`, is between −0.69p and 0.69p; its four low limbs are between
-//! −2^50 and 2^50, which makes them unique. A *loose* value is a sum or difference of two reduced ones: between −1.38p
-//! and 1.38p, limbs between −2^51 and 2^51, so that a product of limbs is at most 2^102, which the constant of the first
-//! multiply-add allows for.
+//! **Bounds.** Limbs are signed. A *reduced* value, `Self`, is between −0.69p and 0.69p, its four low limbs are between
+//! −2^50 and 2^50: thus zero in the field is zero in every limb. A *loose* value is a sum or difference of two reduced
+//! ones: between −1.38p and 1.38p, limbs between −2^51 and 2^51, so that a product of limbs is at most 2^102, which is
+//! just what the constant of the first multiply-add allows for. Debug builds check both.
 //!
-//! **Reduction.** From below by four digits: with k = −1/p mod 2^51 the digit of N = p·k is the limb itself, for
-//! N = −1 mod 2^51, so that no product by the inverse delays the next digit; adding a digit times (N + 1)/2^51 one
-//! column higher is all. This divides by 2^204 and, the digits being between −2^50 and 2^50, adds at most N/2 < 2^49·p.
-//! Then from above by a multiple q·p, where q is the quotient by p of what the two highest columns hold, to the nearest
-//! integer. With factors below 1.38p, |q| ≤ 1.38²·p/2^204 + 2^49.02 < 0.975·2^51. The quotient is computed with an
-//! error of at most |q|·2^-55 < 0.061 from 2^255/p, which for both fields is a double with a quarter of the greatest
-//! rounding error, 2^-3 from the rounding of the sum, and less than 2^-10 from the rest; hence the result is at most
-//! (0.5 + 0.061 + 0.125 + 0.001)p, which is again below 0.69p. The highest column needs no exact sum: what it stands
-//! for is known to vanish.
+//! **Reduction.** From below by four digits: with k = −1/p mod 2^51, between −2^50 and 2^50, the digit of N = p·k is the
+//! limb itself, for N = −1 mod 2^51, so that no product by the inverse delays the next digit; adding a digit times
+//! (N + 1)/2^51 one column higher is all. This divides by 2^204 and, the digits being between −2^50 and 2^50 too, adds
+//! at most p·k/2. Then from above by a multiple q·p, where q is the quotient by p of what the two highest columns hold,
+//! to the nearest integer. With factors below 1.38p, |q| < 1.38²·p/2^204 + |k|/2 + 1 < 0.85·2^51 for both fields. The
+//! errors of the quotient are at most |q|·2^-55 < 0.054 from 2^255/p, which for both fields is a double with a quarter
+//! of the greatest rounding error; 2^-3 from rounding the sum; and less than 2^-10 from what is left out. Hence the
+//! result is at most (0.5 + 0.054 + 0.125 + 0.001)p, which is below 0.69p again. The column above the five needs no
+//! exact sum, for all that it stands for is known to vanish.
 
 #![allow(unsafe_code)]
 
 mod ops;
 mod product;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::arch::x86_64::__m256d;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 use ark_ff::{BigInteger, BigInteger256, Fp, MontBackend, MontConfig};
 use zeroize::Zeroize;
@@ -119,25 +122,27 @@ impl<C> Zeroize for Eight<C> {
 
 impl<C: MontConfig<4>> Eight<C> {
     const TABLE: &'static Table = &Table::new(&C::MODULUS.0);
-    /// A reduced value, which debug builds check to be one.
+
+    /// A reduced value.
     #[inline(always)]
     fn reduced(limbs: Limbs) -> Self {
-        let value = Self(limbs, PhantomData);
-        #[cfg(debug_assertions)]
-        value.check();
-        value
+        Self::check(&limbs, 1.0);
+        Self(limbs, PhantomData)
     }
 
-    #[cfg(debug_assertions)]
-    #[inline(never)]
-    fn check(&self) {
-        let p = 1.0 / Self::TABLE.at(Table::QUOTIENT);
-        // SAFETY: a vector of four doubles has their size, and any bits are doubles.
-        let limbs: [[[f64; 4]; 5]; 2] = unsafe { std::mem::transmute(self.0.0) };
-        for (j, lanes) in limbs.iter().flat_map(|half| half.iter().enumerate()) {
-            let most = if j < 4 { (1u64 << 50) as f64 } else { 0.69 * p + 1.0 };
-            for x in lanes {
-                assert!(x.abs() <= most && x.fract() == 0.0, "limb {j} is {x}, not within {most}");
+    /// In debug builds, checks the bounds of a sum of `terms` reduced values.
+    #[inline(always)]
+    fn check(limbs: &Limbs, terms: f64) {
+        if cfg!(debug_assertions) {
+            // A unit more, for limbs below may be negative.
+            let top = 0.69 / Self::TABLE.at(Table::QUOTIENT) + 1.0;
+            // SAFETY: a vector of four doubles has their size, and any bits are doubles.
+            let limbs: [[[f64; 4]; 5]; 2] = unsafe { std::mem::transmute(limbs.0) };
+            for (j, lanes) in limbs.iter().flat_map(|half| half.iter().enumerate()) {
+                let most = terms * if j < 4 { (1u64 << 50) as f64 } else { top };
+                for x in lanes {
+                    debug_assert!(x.abs() <= most && x.fract() == 0.0, "limb {j} is {x}, not within {most}");
+                }
             }
         }
     }
@@ -145,7 +150,29 @@ impl<C: MontConfig<4>> Eight<C> {
     /// The product of values in the bounds of loose ones.
     #[inline(always)]
     fn product(a: &Limbs, b: &Limbs) -> Self {
-        Self::reduced(with_features!(product::product(a, b, Self::TABLE)))
+        let (a, b) = with_features!((ops::copy(a), ops::copy(b)));
+        Self::product_in_place(&a, &b)
+    }
+
+    /// The square of a value in the bounds of loose ones.
+    #[inline(always)]
+    fn squared(a: &Limbs) -> Self {
+        let a = with_features!(ops::copy(a));
+        Self::product_in_place(&a, &a)
+    }
+
+    #[inline(always)]
+    fn product_in_place(a: &Limbs, b: &Limbs) -> Self {
+        Self::check(a, 2.0);
+        Self::check(b, 2.0);
+        let mut out = MaybeUninit::uninit();
+        // SAFETY: the processor has the instructions, as above. `out` is a variable of this function, and the product
+        // writes all of it.
+        let out = unsafe {
+            product::product(&mut out, a, b, Self::TABLE);
+            out.assume_init_ref()
+        };
+        Self::reduced(with_features!(ops::copy(out)))
     }
 }
 
@@ -174,8 +201,7 @@ impl<C: MontConfig<4>> Field for Eight<C> {
     }
     #[inline(always)]
     fn square(a: impl Into<Loose<C>>) -> Self {
-        let a = a.into().0;
-        Self::product(&a, &a)
+        Self::squared(&a.into().0)
     }
     #[inline(always)]
     fn negate_where(self, mask: u32) -> Self {
@@ -187,7 +213,8 @@ impl<C: MontConfig<4>> Field for Eight<C> {
     }
     #[inline(always)]
     fn zeros(self) -> u32 {
-        // Limbs of a reduced value are unique, and of the representatives of zero, 0 alone is in the bounds.
+        // Of the multiples of p, 0 alone is in the bounds, and of its limbs the lowest is a multiple of 2^51 and within
+        // 2^50, hence zero; so are the others in turn.
         with_features!(ops::zeros(&self.0))
     }
     fn invert(self) -> Self {
@@ -216,7 +243,7 @@ impl<C: MontConfig<4>> Lanes for Eight<C> {
         // x·2^204 · 2^256 / 2^204
         let factor = with_features!(ops::splat(const { table::limbs(&C::R.0, false) }));
         let mut packed = [[0; 4]; Avx2::LANES];
-        with_features!(ops::pack(&Self::product(&self.0, &factor).0, Self::TABLE, packed.each_mut()));
+        with_features!(ops::pack(&Self::product(&self.0, &factor).0, Self::TABLE, &mut packed));
         for (packed, element) in packed.into_iter().zip(elements) {
             let mut x = BigInteger256::new(packed);
             if x >= C::MODULUS {
@@ -228,26 +255,16 @@ impl<C: MontConfig<4>> Lanes for Eight<C> {
     #[inline(always)]
     fn gather(_: Avx2, from: &[Pair], at: &[u32]) -> [Self; 2] {
         assert_eq!(at.len(), Avx2::LANES);
-        let pairs: [&Pair; Avx2::LANES] = std::array::from_fn(|k| &from[at[k] as usize]);
-        [0, 1].map(|c| Self::reduced(with_features!(ops::unpack(pairs.map(|pair| &pair.0[c]), Self::TABLE))))
+        let mut pairs = [&from[at[0] as usize]; Avx2::LANES];
+        for (pair, at) in pairs.iter_mut().zip(at) {
+            *pair = &from[*at as usize];
+        }
+        let [x, y] = with_features!(ops::unpack_pairs(pairs, Self::TABLE));
+        [Self::reduced(x), Self::reduced(y)]
     }
     #[inline(always)]
     fn store(values: [Self; 2], to: &mut [Pair]) {
         let Ok(to) = <&mut [Pair; Avx2::LANES]>::try_from(to) else { panic!("a pair a lane") };
-        for (c, value) in values.iter().enumerate() {
-            let places = to.each_mut().map(|pair| &mut pair.0[c]);
-            with_features!(ops::pack(&value.0, Self::TABLE, places));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn conforms() {
-        let Some(isa) = Avx2::detect() else { return };
-        super::super::suite::conforms(isa);
+        with_features!(ops::pack_pairs([&values[0].0, &values[1].0], Self::TABLE, to));
     }
 }

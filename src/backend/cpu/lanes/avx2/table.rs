@@ -14,7 +14,7 @@ pub(super) const TWO_52: f64 = (1u64 << 52) as f64;
 pub(super) const LOW: f64 = 1.5 * TWO_52;
 /// 1.5·2^103: what is added to it is rounded to a multiple of 2^51, which is in the low bits of the sum.
 pub(super) const HIGH: f64 = LOW * (1u64 << BITS) as f64;
-/// What columns carry above their value so that they are never negative: 2^56, and in the next column 2^5.
+/// What columns carry above their value, which is within 2^55, so that they are never negative.
 const BIAS: u64 = 1 << 56;
 /// [`BIAS`] as the next column sees it.
 const CARRIED: u64 = BIAS >> BITS;
@@ -41,6 +41,8 @@ impl Table {
         while j < 5 {
             rows[Self::STEP + j] = [step[j].to_bits(); 4];
             rows[Self::MINUS_P + j] = [minus_p[j].to_bits(); 4];
+            // Packing adds p to limbs and takes up to 2^12 away, within 51 bits and a sign.
+            assert!(minus_p[j].abs() <= (HALF - (1 << 12)) as f64);
             j += 1;
         }
         let mut j = 0;
