@@ -11,6 +11,8 @@ mod constants;
 #[cfg(test)]
 mod emulated;
 mod field;
+#[cfg(test)]
+mod outlined;
 mod words;
 #[cfg(target_arch = "x86_64")]
 mod zmm;

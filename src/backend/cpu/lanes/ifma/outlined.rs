@@ -1,0 +1,141 @@
+//! An instruction set whose every operation is a function of its own, compiled for it through [`Isa::enter`].
+//!
+//! The suite calls operations from ordinary code. Inlined there, each would be hundreds of calls of intrinsics: minutes
+//! to compile, and not the code that kernels run. So it runs on this.
+
+use zeroize::Zeroize;
+
+use super::super::{Field, Isa, Kernel, Lanes, Pair};
+
+/// The instruction set `I`, by calls.
+#[derive(Clone, Copy)]
+pub(in crate::backend::cpu) struct Outlined<I>(pub(super) I);
+
+/// A vector of it.
+#[derive(Clone, Copy)]
+pub(in crate::backend::cpu) struct Boxed<L: Lanes>(L::Isa, L);
+
+/// A factor of it.
+#[derive(Clone, Copy)]
+pub(in crate::backend::cpu) struct BoxedLoose<L: Lanes>(L::Isa, L::Loose);
+
+struct Call<F>(F);
+
+impl<I: Isa, T, F: FnOnce() -> T> Kernel<I> for Call<F> {
+    type Out = T;
+
+    #[inline(always)]
+    fn run(self, _: I) -> T {
+        (self.0)()
+    }
+}
+
+impl<I: Isa> Isa for Outlined<I> {
+    const NAME: &'static str = I::NAME;
+    const LANES: usize = I::LANES;
+    type Fq = Boxed<I::Fq>;
+    type Fr = Boxed<I::Fr>;
+
+    fn enter<K: Kernel<Self>>(self, kernel: K) -> K::Out {
+        kernel.run(self)
+    }
+}
+
+impl<L: Lanes> From<Boxed<L>> for BoxedLoose<L> {
+    fn from(x: Boxed<L>) -> Self {
+        Self(x.0, x.1.into())
+    }
+}
+
+impl<L: Lanes> Zeroize for Boxed<L> {
+    fn zeroize(&mut self) {
+        self.1.zeroize();
+    }
+}
+
+#[inline(never)]
+fn product<L: Lanes>(isa: L::Isa, a: L::Loose, b: L::Loose) -> Boxed<L> {
+    Boxed(isa, isa.enter(Call(|| L::mul(a, b))))
+}
+
+#[inline(never)]
+fn square<L: Lanes>(isa: L::Isa, a: L::Loose) -> Boxed<L> {
+    Boxed(isa, isa.enter(Call(|| L::square(a))))
+}
+
+impl<L: Lanes> Field for Boxed<L> {
+    type Loose = BoxedLoose<L>;
+
+    #[inline(never)]
+    fn add(self, other: Self) -> Self {
+        Self(self.0, self.0.enter(Call(|| self.1.add(other.1))))
+    }
+    #[inline(never)]
+    fn sub(self, other: Self) -> Self {
+        Self(self.0, self.0.enter(Call(|| self.1.sub(other.1))))
+    }
+    #[inline(never)]
+    fn double(self) -> Self {
+        Self(self.0, self.0.enter(Call(|| self.1.double())))
+    }
+    #[inline(never)]
+    fn sum(self, other: Self) -> BoxedLoose<L> {
+        BoxedLoose(self.0, self.0.enter(Call(|| self.1.sum(other.1))))
+    }
+    #[inline(never)]
+    fn diff(self, other: Self) -> BoxedLoose<L> {
+        BoxedLoose(self.0, self.0.enter(Call(|| self.1.diff(other.1))))
+    }
+    fn mul(a: impl Into<BoxedLoose<L>>, b: impl Into<BoxedLoose<L>>) -> Self {
+        let BoxedLoose(isa, a) = a.into();
+        product(isa, a, b.into().1)
+    }
+    fn square(a: impl Into<BoxedLoose<L>>) -> Self {
+        let BoxedLoose(isa, a) = a.into();
+        square(isa, a)
+    }
+    #[inline(never)]
+    fn negate_where(self, mask: u32) -> Self {
+        Self(self.0, self.0.enter(Call(|| self.1.negate_where(mask))))
+    }
+    #[inline(never)]
+    fn select(self, other: Self, mask: u32) -> Self {
+        Self(self.0, self.0.enter(Call(|| self.1.select(other.1, mask))))
+    }
+    #[inline(never)]
+    fn zeros(self) -> u32 {
+        self.0.enter(Call(|| self.1.zeros()))
+    }
+    #[inline(never)]
+    fn invert(self) -> Self {
+        Self(self.0, self.0.enter(Call(|| self.1.invert())))
+    }
+}
+
+impl<L: Lanes> Lanes for Boxed<L> {
+    type Isa = Outlined<L::Isa>;
+    type Element = L::Element;
+    const RADIX: u32 = L::RADIX;
+
+    #[inline(never)]
+    fn splat(Outlined(isa): Self::Isa, x: L::Element) -> Self {
+        Self(isa, isa.enter(Call(|| L::splat(isa, x))))
+    }
+    #[inline(never)]
+    fn encode(Outlined(isa): Self::Isa, elements: &[L::Element]) -> Self {
+        Self(isa, isa.enter(Call(|| L::encode(isa, elements))))
+    }
+    #[inline(never)]
+    fn decode(self, elements: &mut [L::Element]) {
+        self.0.enter(Call(|| self.1.decode(elements)));
+    }
+    #[inline(never)]
+    fn gather(Outlined(isa): Self::Isa, from: &[Pair], at: &[u32]) -> [Self; 2] {
+        isa.enter(Call(|| L::gather(isa, from, at))).map(|x| Self(isa, x))
+    }
+    #[inline(never)]
+    fn store(values: [Self; 2], to: &mut [Pair]) {
+        let isa = values[0].0;
+        isa.enter(Call(|| L::store(values.map(|x| x.1), to)));
+    }
+}
