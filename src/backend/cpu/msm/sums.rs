@@ -315,7 +315,7 @@ impl<I: Isa, C: Curve<I>> Kernel<I> for Rounds<'_, I, C> {
         let mut exact = false;
         let mut free = s.pair_up(0, true);
         let mut to = s.arena.halves.each_mut().map(Vec::as_mut_slice);
-        let pairs = Pairs { from: self.from, left: &s.left, right: &s.right };
+        let pairs = Pairs { from: self.from, left: &s.left, right: &s.right, far: true };
         round::<I, C>(isa, pairs, &mut s.prefixes, &mut to, 0, &mut exact);
         for at in s.singles.chunks_exact(I::LANES) {
             let (at, minus) = places(at);
@@ -333,7 +333,7 @@ impl<I: Isa, C: Curve<I>> Kernel<I> for Rounds<'_, I, C> {
                 half.split_at_mut(middle)
             });
             let (from, mut to) = ([&*x, &*y], [to_x, to_y]);
-            let pairs = Pairs { from, left: &s.left, right: &s.right };
+            let pairs = Pairs { from, left: &s.left, right: &s.right, far: false };
             round::<I, C>(isa, pairs, &mut s.prefixes, &mut to, 0, &mut exact);
             free = end;
         }
@@ -346,6 +346,8 @@ struct Pairs<'a> {
     from: [&'a [Pair]; 2],
     left: &'a [u32],
     right: &'a [u32],
+    /// Whether the points are all over memory.
+    far: bool,
 }
 
 impl<'a> Pairs<'a> {
@@ -365,25 +367,30 @@ fn places(entries: &[u32]) -> ([u32; MOST_LANES], u32) {
     (at, minus)
 }
 
-/// Entries by which reading is ahead of computing.
-const AHEAD: usize = 16;
+/// Entries by which asking for points is ahead of computing with them.
+const AHEAD: usize = 32;
 
-/// Asks for the points of the vector of entries that starts at `at`, if there is one.
+/// Asks for the points of the vector of pairs that starts at `at`, if there is one: in the first round only, for later
+/// ones find theirs in the cache.
 #[inline(always)]
-fn prefetch<I: Isa>(from: [&[Pair]; 2], entries: &[u32], at: usize) {
+fn prefetch<I: Isa, C: Curve<I>>(pairs: Pairs<'_>, at: usize) {
+    if !pairs.far {
+        return;
+    }
     #[cfg(target_arch = "x86_64")]
-    for entry in entries.get(at..at + I::LANES).unwrap_or_default() {
-        for half in from {
-            if let Some(pair) = half.get((entry & !MINUS) as usize) {
+    for list in [pairs.left, pairs.right] {
+        for entry in list.get(at..at + I::LANES).unwrap_or_default() {
+            for half in &pairs.from[..C::HALVES] {
                 use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                // SAFETY: prefetching is an instruction of every x86-64 processor, and the address is that of a
-                // reference.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(pair).cast()) };
+                let pair = half.as_ptr().wrapping_add((entry & !MINUS) as usize);
+                // SAFETY: prefetching is an instruction of every x86-64 processor; it is a hint, which may name any
+                // address.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(pair.cast()) };
             }
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (from, entries, at);
+    let _ = at;
 }
 
 /// Adds the pairs of a round and writes the sums from `to[at]` on. Sets `exact` once a sum is the point at infinity:
@@ -418,8 +425,7 @@ fn denominators<I: Isa, C: Curve<I>, const EXACT: bool>(
 ) -> C::Coordinate {
     let mut product = C::one(isa);
     for (k, ((left, right), prefix)) in pairs.vectors::<I>().zip(prefixes).enumerate() {
-        prefetch::<I>(pairs.from, pairs.left, k * I::LANES + AHEAD);
-        prefetch::<I>(pairs.from, pairs.right, k * I::LANES + AHEAD);
+        prefetch::<I, C>(pairs, k * I::LANES + AHEAD);
         *prefix = product;
         let ((l, l_minus), (r, r_minus)) = (places(left), places(right));
         if EXACT {
@@ -451,8 +457,7 @@ fn add<I: Isa, C: Curve<I>, const EXACT: bool>(
     let mut inverse = product.invert();
     for (k, (left, right)) in pairs.vectors::<I>().enumerate().rev() {
         if let Some(ahead) = (k * I::LANES).checked_sub(AHEAD) {
-            prefetch::<I>(pairs.from, pairs.left, ahead);
-            prefetch::<I>(pairs.from, pairs.right, ahead);
+            prefetch::<I, C>(pairs, ahead);
         }
         let ((l, l_minus), (r, r_minus)) = (places(left), places(right));
         let [x1, y1] = C::gather(isa, pairs.from, &l[..I::LANES]);

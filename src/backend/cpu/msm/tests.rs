@@ -11,6 +11,11 @@ use ark_std::rand::{Rng, SeedableRng, rngs::StdRng};
 macro_rules! on_every_isa {
     ($test:expr) => {
         $test(crate::backend::cpu::lanes::portable::Portable);
+        #[cfg(target_arch = "x86_64")]
+        match crate::backend::cpu::lanes::avx2::Avx2::detect() {
+            Some(isa) => $test(isa),
+            None => eprintln!("skipped on avx2, which this processor does not have"),
+        }
     };
 }
 
@@ -106,7 +111,7 @@ fn sizes_that_make_groups_and_split() {
 
 fn awkward_points<I: Isa>(isa: I) {
     let mut rng = StdRng::seed_from_u64(3);
-    let n = 20_000;
+    let n = 6_000;
     let g = G1::generator().into_affine();
     let walk = points::<G1>(n, &mut rng);
     let patterns: [&dyn Fn(usize) -> G1Affine; 6] = [
