@@ -239,6 +239,11 @@ impl<C: MontConfig<4>> Lanes for Eight<C> {
             with_features!(ops::pack(&value.0, Self::TABLE, places));
         }
     }
+    #[inline(always)]
+    fn transpose(_: Avx2, square: &mut [Self]) {
+        let Ok(square) = <&mut [Self; Avx2::LANES]>::try_from(square) else { panic!("a vector a lane") };
+        with_features!(ops::transpose_square(square.each_mut().map(|x| &mut x.0)));
+    }
 }
 
 #[cfg(test)]
