@@ -27,9 +27,12 @@
 mod ops;
 mod product;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::arch::x86_64::__m256d;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 use ark_ff::{BigInteger, BigInteger256, Fp, MontBackend, MontConfig};
 use zeroize::Zeroize;
@@ -145,7 +148,28 @@ impl<C: MontConfig<4>> Eight<C> {
     /// The product of values in the bounds of loose ones.
     #[inline(always)]
     fn product(a: &Limbs, b: &Limbs) -> Self {
-        Self::reduced(with_features!(product::product(a, b, Self::TABLE)))
+        let (a, b) = with_features!((ops::copy(a), ops::copy(b)));
+        let mut out = MaybeUninit::uninit();
+        // SAFETY: the processor has the instructions, as above; the three places are variables of this function. The
+        // product writes all of `out`.
+        let out = unsafe {
+            product::product(&mut out, &a, &b, Self::TABLE);
+            out.assume_init_ref()
+        };
+        Self::reduced(with_features!(ops::copy(out)))
+    }
+
+    /// The square of a value in the bounds of loose ones.
+    #[inline(always)]
+    fn squared(a: &Limbs) -> Self {
+        let a = with_features!(ops::copy(a));
+        let mut out = MaybeUninit::uninit();
+        // SAFETY: as above.
+        let out = unsafe {
+            product::product(&mut out, &a, &a, Self::TABLE);
+            out.assume_init_ref()
+        };
+        Self::reduced(with_features!(ops::copy(out)))
     }
 }
 
@@ -174,8 +198,7 @@ impl<C: MontConfig<4>> Field for Eight<C> {
     }
     #[inline(always)]
     fn square(a: impl Into<Loose<C>>) -> Self {
-        let a = a.into().0;
-        Self::product(&a, &a)
+        Self::squared(&a.into().0)
     }
     #[inline(always)]
     fn negate_where(self, mask: u32) -> Self {
@@ -216,7 +239,7 @@ impl<C: MontConfig<4>> Lanes for Eight<C> {
         // x·2^204 · 2^256 / 2^204
         let factor = with_features!(ops::splat(const { table::limbs(&C::R.0, false) }));
         let mut packed = [[0; 4]; Avx2::LANES];
-        with_features!(ops::pack(&Self::product(&self.0, &factor).0, Self::TABLE, packed.each_mut()));
+        with_features!(ops::pack(&Self::product(&self.0, &factor).0, Self::TABLE, &mut packed));
         for (packed, element) in packed.into_iter().zip(elements) {
             let mut x = BigInteger256::new(packed);
             if x >= C::MODULUS {
@@ -228,31 +251,21 @@ impl<C: MontConfig<4>> Lanes for Eight<C> {
     #[inline(always)]
     fn gather(_: Avx2, from: &[Pair], at: &[u32]) -> [Self; 2] {
         assert_eq!(at.len(), Avx2::LANES);
-        let pairs: [&Pair; Avx2::LANES] = std::array::from_fn(|k| &from[at[k] as usize]);
-        [0, 1].map(|c| Self::reduced(with_features!(ops::unpack(pairs.map(|pair| &pair.0[c]), Self::TABLE))))
+        let mut pairs = [&from[at[0] as usize]; Avx2::LANES];
+        for (pair, at) in pairs.iter_mut().zip(at) {
+            *pair = &from[*at as usize];
+        }
+        let [x, y] = with_features!(ops::unpack_pairs(pairs, Self::TABLE));
+        [Self::reduced(x), Self::reduced(y)]
     }
     #[inline(always)]
     fn store(values: [Self; 2], to: &mut [Pair]) {
         let Ok(to) = <&mut [Pair; Avx2::LANES]>::try_from(to) else { panic!("a pair a lane") };
-        for (c, value) in values.iter().enumerate() {
-            let places = to.each_mut().map(|pair| &mut pair.0[c]);
-            with_features!(ops::pack(&value.0, Self::TABLE, places));
-        }
+        with_features!(ops::pack_pairs([&values[0].0, &values[1].0], Self::TABLE, to));
     }
     #[inline(always)]
     fn transpose(_: Avx2, square: &mut [Self]) {
         let Ok(square) = <&mut [Self; Avx2::LANES]>::try_from(square) else { panic!("a vector a lane") };
         with_features!(ops::transpose_square(square.each_mut().map(|x| &mut x.0)));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn conforms() {
-        let Some(isa) = Avx2::detect() else { return };
-        super::super::suite::conforms(isa);
     }
 }

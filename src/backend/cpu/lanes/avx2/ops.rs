@@ -5,11 +5,19 @@
 
 use std::arch::x86_64::*;
 
-use super::Limbs;
 use super::table::{BITS, HIGH, LOW, MASK, TWO_52, Table};
+use super::{Limbs, Pair};
 
 /// Four lanes of a value.
 type Half = [__m256d; 5];
+
+/// The same value, limb by limb: left to itself the compiler calls the C library to copy as many bytes.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn copy(a: &Limbs) -> Limbs {
+    let Limbs([[a, b, c, d, e], [f, g, h, i, j]]) = *a;
+    Limbs([[a, b, c, d, e], [f, g, h, i, j]])
+}
 
 /// a + b, limb by limb
 #[target_feature(enable = "avx2,fma")]
@@ -110,20 +118,46 @@ pub(super) fn zeros(a: &Limbs) -> u32 {
 /// Reduced values from packed ones, below 2^256.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-pub(super) fn unpack(packed: [&[u64; 4]; 8], table: &Table) -> Limbs {
-    let [a, b, c, d, e, f, g, h] = packed;
-    let (low, high) = (transpose([load(a), load(b), load(c), load(d)]), transpose([load(e), load(f), load(g), load(h)]));
+pub(super) fn unpack(x: [&[u64; 4]; 8], table: &Table) -> Limbs {
+    let low = transpose([load(x[0]), load(x[1]), load(x[2]), load(x[3])]);
+    let high = transpose([load(x[4]), load(x[5]), load(x[6]), load(x[7])]);
     reduce(Limbs([split(low), split(high)]), table)
+}
+
+/// Reduced values from pairs of packed ones.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn unpack_pairs(x: [&Pair; 8], table: &Table) -> [Limbs; 2] {
+    let [mut first, mut second] = [[&x[0].0[0]; 8]; 2];
+    for k in 0..8 {
+        [first[k], second[k]] = x[k].0.each_ref();
+    }
+    [unpack(first, table), unpack(second, table)]
 }
 
 /// Packed values, between 0 and 2p, from reduced ones.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-pub(super) fn pack(x: &Limbs, table: &Table, to: [&mut [u64; 4]; 8]) {
-    let Limbs([low, high]) = x;
-    let ([a, b, c, d], [e, f, g, h]) = (transpose(join(low, table)), transpose(join(high, table)));
-    for (to, x) in to.into_iter().zip([a, b, c, d, e, f, g, h]) {
-        write(x, to);
+pub(super) fn pack(x: &Limbs, table: &Table, to: &mut [[u64; 4]; 8]) {
+    for h in 0..2 {
+        let lanes = transpose(join(&x.0[h], table));
+        for k in 0..4 {
+            write(lanes[k], &mut to[4 * h + k]);
+        }
+    }
+}
+
+/// Pairs of packed values from reduced ones.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn pack_pairs(x: [&Limbs; 2], table: &Table, to: &mut [Pair; 8]) {
+    for h in 0..2 {
+        for c in 0..2 {
+            let lanes = transpose(join(&x[c].0[h], table));
+            for k in 0..4 {
+                write(lanes[k], &mut to[4 * h + k].0[c]);
+            }
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //! other waits for a digit of its reduction, and the sixteen registers are exactly enough: six columns of either, the
 //! two constants that split a product, a factor, and one for everything else.
 
-use std::arch::asm;
+use std::arch::naked_asm;
 use std::mem::MaybeUninit;
 
 use super::Limbs;
@@ -13,6 +13,7 @@ use super::table::Table;
 
 /// Adds the product of `ymm14` and the memory operand `$b` to two columns: the low half to `$low`, the high half to
 /// `$high`, where these have the values `$low_was` and `$high_was` before.
+#[rustfmt::skip] // one instruction a line
 macro_rules! pair {
     ($b:expr, $low:literal, $low_was:expr, $high:literal, $high_was:expr) => {
         concat!(
@@ -27,20 +28,22 @@ macro_rules! pair {
 }
 
 /// The first row: a[0]·b, into columns that have their start values.
+#[rustfmt::skip] // one instruction a line
 macro_rules! first_row {
     ($a:literal, $b:tt, $c0:literal, $c1:literal, $c2:literal, $c3:literal, $c4:literal, $c5:literal) => {
         concat!(
             "vmovapd ymm14, ", $a, "\n",
-            pair!(at!($b 0), $c0, "[{t} + 320]", $c1, "[{t} + 352]"),
-            pair!(at!($b 1), $c1, $c1, $c2, "[{t} + 384]"),
-            pair!(at!($b 2), $c2, $c2, $c3, "[{t} + 416]"),
-            pair!(at!($b 3), $c3, $c3, $c4, "[{t} + 448]"),
-            pair!(at!($b 4), $c4, $c4, $c5, "[{t} + 480]"),
+            pair!(at!($b 0), $c0, "[rcx + 320]", $c1, "[rcx + 352]"),
+            pair!(at!($b 1), $c1, $c1, $c2, "[rcx + 384]"),
+            pair!(at!($b 2), $c2, $c2, $c3, "[rcx + 416]"),
+            pair!(at!($b 3), $c3, $c3, $c4, "[rcx + 448]"),
+            pair!(at!($b 4), $c4, $c4, $c5, "[rcx + 480]"),
         )
     };
 }
 
 /// A further row: a[i]·b, onto columns i to i + 5.
+#[rustfmt::skip] // one instruction a line
 macro_rules! row {
     ($a:literal, $b:tt, $c0:literal, $c1:literal, $c2:literal, $c3:literal, $c4:literal, $c5:literal) => {
         concat!(
@@ -56,40 +59,42 @@ macro_rules! row {
 
 /// The digit that makes column `$c0` vanish, times (p·k + 1)/2^51, onto the next six columns. The last of these begins
 /// with its start value, in the register of the one that vanishes.
+#[rustfmt::skip] // one instruction a line
 macro_rules! reduce {
     ($start:literal, $c0:literal, $c1:literal, $c2:literal, $c3:literal, $c4:literal, $c5:literal) => {
         concat!(
             digit!("ymm14", $c0, "704"),
             carry!($c0, $c1),
-            pair!("[{t}]", $c1, $c1, $c2, $c2),
-            pair!("[{t} + 32]", $c2, $c2, $c3, $c3),
-            pair!("[{t} + 64]", $c3, $c3, $c4, $c4),
-            pair!("[{t} + 96]", $c4, $c4, $c5, $c5),
-            pair!("[{t} + 128]", $c5, $c5, $c0, $start),
+            pair!("[rcx]", $c1, $c1, $c2, $c2),
+            pair!("[rcx + 32]", $c2, $c2, $c3, $c3),
+            pair!("[rcx + 64]", $c3, $c3, $c4, $c4),
+            pair!("[rcx + 96]", $c4, $c4, $c5, $c5),
+            pair!("[rcx + 128]", $c5, $c5, $c0, $start),
         )
     };
 }
 
 /// The multiple of p that leaves the least remainder, by the two highest columns; then the limbs of the result.
+#[rustfmt::skip] // one instruction a line
 macro_rules! finish {
     ($out:tt, $c4:literal, $c5:literal, $c6:literal, $c7:literal, $c8:literal, $c9:literal) => {
         concat!(
             "vpsrlq ymm15, ", $c8, ", 51\n",
             digit!("ymm14", $c8, "704"),
             "vpaddq ", $c9, ", ", $c9, ", ymm15\n",
-            "vmulpd ymm14, ymm14, [{t} + 768]\n",
-            "vsubpd ", $c9, ", ", $c9, ", [{t} + 832]\n",
-            "vfmadd231pd ymm14, ", $c9, ", [{t} + 800]\n",
+            "vmulpd ymm14, ymm14, [rcx + 768]\n",
+            "vsubpd ", $c9, ", ", $c9, ", [rcx + 832]\n",
+            "vfmadd231pd ymm14, ", $c9, ", [rcx + 800]\n",
             "vroundpd ymm14, ymm14, 8\n",
-            pair!("[{t} + 160]", $c4, $c4, $c5, $c5),
-            pair!("[{t} + 192]", $c5, $c5, $c6, $c6),
-            pair!("[{t} + 224]", $c6, $c6, $c7, $c7),
-            pair!("[{t} + 256]", $c7, $c7, $c8, $c8),
+            pair!("[rcx + 160]", $c4, $c4, $c5, $c5),
+            pair!("[rcx + 192]", $c5, $c5, $c6, $c6),
+            pair!("[rcx + 224]", $c6, $c6, $c7, $c7),
+            pair!("[rcx + 256]", $c7, $c7, $c8, $c8),
             // Of the last product the low half is enough: the limb is known to be short.
             "vmovapd ", $c9, ", ymm12\n",
-            "vfmadd231pd ", $c9, ", ymm14, [{t} + 288]\n",
+            "vfmadd231pd ", $c9, ", ymm14, [rcx + 288]\n",
             "vsubpd ", $c9, ", ymm13, ", $c9, "\n",
-            "vfmadd231pd ", $c9, ", ymm14, [{t} + 288]\n",
+            "vfmadd231pd ", $c9, ", ymm14, [rcx + 288]\n",
             "vpaddq ", $c8, ", ", $c8, ", ", $c9, "\n",
             limb!($out 0, $c4, "704"),
             carry!($c4, $c5),
@@ -105,17 +110,19 @@ macro_rules! finish {
 }
 
 /// The low 51 bits of a column as a double, less the constant at the given place.
+#[rustfmt::skip] // one instruction a line
 macro_rules! digit {
     ($to:literal, $column:literal, $less:literal) => {
         concat!(
-            "vpand ", $to, ", ", $column, ", [{t} + 640]\n",
-            "vpor ", $to, ", ", $to, ", [{t} + 672]\n",
-            "vsubpd ", $to, ", ", $to, ", [{t} + ", $less, "]\n",
+            "vpand ", $to, ", ", $column, ", [rcx + 640]\n",
+            "vpor ", $to, ", ", $to, ", [rcx + 672]\n",
+            "vsubpd ", $to, ", ", $to, ", [rcx + ", $less, "]\n",
         )
     };
 }
 
 /// Adds what is above the low 51 bits of a column to the next. The column is lost.
+#[rustfmt::skip] // one instruction a line
 macro_rules! carry {
     ($column:literal, $next:literal) => {
         concat!("vpsrlq ", $column, ", ", $column, ", 51\n", "vpaddq ", $next, ", ", $next, ", ", $column, "\n")
@@ -123,6 +130,7 @@ macro_rules! carry {
 }
 
 /// Writes a limb of the result.
+#[rustfmt::skip] // one instruction a line
 macro_rules! limb {
     ($out:tt $j:tt, $column:literal, $less:literal) => {
         concat!(digit!("ymm14", $column, $less), "vmovapd ", at!($out $j), ", ymm14\n")
@@ -130,70 +138,65 @@ macro_rules! limb {
 }
 
 /// Limb j of a vector of four lanes: the first or second of a, b or out.
+#[rustfmt::skip] // one instruction a line
 macro_rules! at {
-    (b0 $j:tt) => { at!("b" $j "0" "32" "64" "96" "128") };
-    (b1 $j:tt) => { at!("b" $j "160" "192" "224" "256" "288") };
-    (out0 $j:tt) => { at!("out" $j "0" "32" "64" "96" "128") };
-    (out1 $j:tt) => { at!("out" $j "160" "192" "224" "256" "288") };
+    (b0 $j:tt) => { at!("rdx" $j "0" "32" "64" "96" "128") };
+    (b1 $j:tt) => { at!("rdx" $j "160" "192" "224" "256" "288") };
+    (out0 $j:tt) => { at!("rdi" $j "0" "32" "64" "96" "128") };
+    (out1 $j:tt) => { at!("rdi" $j "160" "192" "224" "256" "288") };
     ($r:literal 0 $o0:literal $o1:literal $o2:literal $o3:literal $o4:literal) => {
-        concat!("[{", $r, "} + ", $o0, "]")
+        concat!("[", $r, " + ", $o0, "]")
     };
     ($r:literal 1 $o0:literal $o1:literal $o2:literal $o3:literal $o4:literal) => {
-        concat!("[{", $r, "} + ", $o1, "]")
+        concat!("[", $r, " + ", $o1, "]")
     };
     ($r:literal 2 $o0:literal $o1:literal $o2:literal $o3:literal $o4:literal) => {
-        concat!("[{", $r, "} + ", $o2, "]")
+        concat!("[", $r, " + ", $o2, "]")
     };
     ($r:literal 3 $o0:literal $o1:literal $o2:literal $o3:literal $o4:literal) => {
-        concat!("[{", $r, "} + ", $o3, "]")
+        concat!("[", $r, " + ", $o3, "]")
     };
     ($r:literal 4 $o0:literal $o1:literal $o2:literal $o3:literal $o4:literal) => {
-        concat!("[{", $r, "} + ", $o4, "]")
+        concat!("[", $r, " + ", $o4, "]")
     };
 }
 
-/// a·b/2^204 modulo p, in the bounds of reduced values, of factors in the bounds of loose ones (see the module above).
-#[target_feature(enable = "avx2,fma")]
-#[inline(never)]
-pub(super) fn product(a: &Limbs, b: &Limbs, table: &Table) -> Limbs {
-    let mut out = MaybeUninit::uninit();
-    // SAFETY: the text reads 320 bytes at each of a and b and 928 at the table, and writes 320 at out: the sizes of the
-    // types behind these references, which are aligned to 32 bytes. Each register it changes is named as an output. It
-    // uses no stack, leaves the flags alone, and has no jumps.
-    unsafe {
-        asm!(
-            "vmovapd ymm12, [{t} + 864]",
-            "vmovapd ymm13, [{t} + 896]",
-            first_row!("[{a}]", b0, "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5"),
-            first_row!("[{a} + 160]", b1, "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11"),
-            reduce!("[{t} + 512]", "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5"),
-            reduce!("[{t} + 512]", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11"),
-            row!("[{a} + 32]", b0, "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm0"),
-            row!("[{a} + 192]", b1, "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm6"),
-            reduce!("[{t} + 544]", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm0"),
-            reduce!("[{t} + 544]", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm6"),
-            row!("[{a} + 64]", b0, "ymm2", "ymm3", "ymm4", "ymm5", "ymm0", "ymm1"),
-            row!("[{a} + 224]", b1, "ymm8", "ymm9", "ymm10", "ymm11", "ymm6", "ymm7"),
-            reduce!("[{t} + 576]", "ymm2", "ymm3", "ymm4", "ymm5", "ymm0", "ymm1"),
-            reduce!("[{t} + 576]", "ymm8", "ymm9", "ymm10", "ymm11", "ymm6", "ymm7"),
-            row!("[{a} + 96]", b0, "ymm3", "ymm4", "ymm5", "ymm0", "ymm1", "ymm2"),
-            row!("[{a} + 256]", b1, "ymm9", "ymm10", "ymm11", "ymm6", "ymm7", "ymm8"),
-            reduce!("[{t} + 608]", "ymm3", "ymm4", "ymm5", "ymm0", "ymm1", "ymm2"),
-            reduce!("[{t} + 608]", "ymm9", "ymm10", "ymm11", "ymm6", "ymm7", "ymm8"),
-            row!("[{a} + 128]", b0, "ymm4", "ymm5", "ymm0", "ymm1", "ymm2", "ymm3"),
-            row!("[{a} + 288]", b1, "ymm10", "ymm11", "ymm6", "ymm7", "ymm8", "ymm9"),
-            finish!(out0, "ymm4", "ymm5", "ymm0", "ymm1", "ymm2", "ymm3"),
-            finish!(out1, "ymm10", "ymm11", "ymm6", "ymm7", "ymm8", "ymm9"),
-            a = in(reg) a,
-            b = in(reg) b,
-            t = in(reg) table,
-            out = in(reg) out.as_mut_ptr(),
-            out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _,
-            out("ymm4") _, out("ymm5") _, out("ymm6") _, out("ymm7") _,
-            out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _,
-            out("ymm12") _, out("ymm13") _, out("ymm14") _, out("ymm15") _,
-            options(nostack, preserves_flags),
-        );
-        out.assume_init()
-    }
+/// Writes a·b/2^204 modulo p, in the bounds of reduced values, of factors in the bounds of loose ones (see the module
+/// above).
+///
+/// # Safety
+/// The processor must have AVX2 and FMA. `a` and `b` may be the same; `out` must be apart from both.
+///
+/// The function is in machine code as a whole, so that it is not repeated wherever a product is: it is larger than the
+/// code of what calls it. It reads 320 bytes at either factor and 928 at the table, and writes 320 at `out`: the sizes
+/// of the types of its arguments, which are aligned to the 32 bytes that it relies on. By its calling convention all
+/// vector registers are the callee's. It uses no stack but for the return address, and has no jumps.
+#[unsafe(naked)]
+pub(super) unsafe extern "sysv64" fn product(out: &mut MaybeUninit<Limbs>, a: &Limbs, b: &Limbs, table: &Table) {
+    naked_asm!(
+        "vmovapd ymm12, [rcx + 864]",
+        "vmovapd ymm13, [rcx + 896]",
+        first_row!("[rsi]", b0, "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5"),
+        first_row!("[rsi + 160]", b1, "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11"),
+        reduce!("[rcx + 512]", "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5"),
+        reduce!("[rcx + 512]", "ymm6", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11"),
+        row!("[rsi + 32]", b0, "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm0"),
+        row!("[rsi + 192]", b1, "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm6"),
+        reduce!("[rcx + 544]", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm0"),
+        reduce!("[rcx + 544]", "ymm7", "ymm8", "ymm9", "ymm10", "ymm11", "ymm6"),
+        row!("[rsi + 64]", b0, "ymm2", "ymm3", "ymm4", "ymm5", "ymm0", "ymm1"),
+        row!("[rsi + 224]", b1, "ymm8", "ymm9", "ymm10", "ymm11", "ymm6", "ymm7"),
+        reduce!("[rcx + 576]", "ymm2", "ymm3", "ymm4", "ymm5", "ymm0", "ymm1"),
+        reduce!("[rcx + 576]", "ymm8", "ymm9", "ymm10", "ymm11", "ymm6", "ymm7"),
+        row!("[rsi + 96]", b0, "ymm3", "ymm4", "ymm5", "ymm0", "ymm1", "ymm2"),
+        row!("[rsi + 256]", b1, "ymm9", "ymm10", "ymm11", "ymm6", "ymm7", "ymm8"),
+        reduce!("[rcx + 608]", "ymm3", "ymm4", "ymm5", "ymm0", "ymm1", "ymm2"),
+        reduce!("[rcx + 608]", "ymm9", "ymm10", "ymm11", "ymm6", "ymm7", "ymm8"),
+        row!("[rsi + 128]", b0, "ymm4", "ymm5", "ymm0", "ymm1", "ymm2", "ymm3"),
+        row!("[rsi + 288]", b1, "ymm10", "ymm11", "ymm6", "ymm7", "ymm8", "ymm9"),
+        finish!(out0, "ymm4", "ymm5", "ymm0", "ymm1", "ymm2", "ymm3"),
+        finish!(out1, "ymm10", "ymm11", "ymm6", "ymm7", "ymm8", "ymm9"),
+        "vzeroupper",
+        "ret",
+    )
 }
