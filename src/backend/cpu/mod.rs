@@ -54,11 +54,14 @@ impl Backend for CpuBackend {
     }
 
     fn footprint(&self, key: &ProvingKey) -> Footprint {
-        // Points are copied out of the file, matrix entries are not. A proof holds three vectors over the domain, then
+        // Points are copied out of the file, matrix entries are written anew. A proof holds the quotient's vectors, then
         // the digits of one set of scalars (2 bytes for each of at most 85 windows, 17 to 20 on circuits of any size).
         let points = (key.size() - key.sections.coefficients.len()) as u64;
-        let domain = u64::from(key.header.domain_size);
-        Footprint { resident: points, per_proof: 128 * domain + 64 * u64::from(key.header.n_vars).max(domain) }
+        let digits = 64 * u64::from(key.header.n_vars).max(u64::from(key.header.domain_size));
+        Footprint {
+            resident: points + Constraints::<Portable>::resident(key),
+            per_proof: Constraints::<Portable>::per_proof(key) + digits,
+        }
     }
 
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {

@@ -1,0 +1,473 @@
+//! The field, on any implementation of eight words.
+//!
+//! **Form.** An element x is a representative of x·2^260 mod p below 2^256 (p has 254 bits: up to 5.29p), in five
+//! limbs of 52 bits, each its own vector, least first. So everything that may lie in memory is a value as it is: what
+//! is gathered needs no reduction. What is only a factor ([`Loose`]) is below 12p, and the bits above 52 of its lower
+//! four limbs mean nothing: the multiplier does not read them.
+//!
+//! **Product.** Montgomery's, with five digits of 52 bits, least first (P. L. Montgomery, *Modular multiplication
+//! without trial division*, 1985; on IFMA first by S. Gueron and V. Krasnov, *Accelerating big integer arithmetic using
+//! Intel IFMA extensions*, 2016). The first four digits are divided off otherwise: a digit m at 2^0 is worth
+//! m·(2^−104 mod p) at 2^104, and one at 2^52 is worth m·(2^−52 mod p). This is two digits at once, none of which is
+//! computed by a product, so that the chain of dependent instructions is short. It leaves m·p not exactly but to
+//! within 52 bits; the fifth digit is Montgomery's, and takes these away:
+//!
+//! ```text
+//! a, b < 12p:  a·b/2^260 + (2^−52 mod p) + (2^−104 mod p) + p  <  1.71p + p + p + p  <  2^256
+//! ```
+//!
+//! A product takes 100 multiply-adds, a square 80. No column overflows: it sums fewer than 32 terms below 2^52.
+//!
+//! **Sums.** The three bits at the top of a sum or a difference, before any carry, number the multiple of p to take
+//! away in a table, by a permutation: no carry is waited for and no comparison is made. The bits are off by at most
+//! one unit of the top limb, p/2^45; the tables allow for that.
+
+use std::marker::PhantomData;
+
+use ark_ff::{BigInteger256, Fp, MontBackend, MontConfig, PrimeField};
+use zeroize::Zeroize;
+
+use super::super::{Field, Lanes, Pair, invert_by_ark};
+use super::constants::{BITS, Constants, Limbs, MASK, Table, split};
+use super::words::Words;
+
+/// Vectors of eight in one of sixteen. Two independent chains of products hide the latency of four cycles: code that
+/// waits for its own product would otherwise leave a good part of the multipliers idle.
+const HALVES: usize = 2;
+
+/// Elements of a vector.
+pub(super) const LANES: usize = 8 * HALVES;
+
+/// [`LANES`] elements: representatives below 2^256, all limbs below 2^52.
+pub(in crate::backend::cpu) struct Vector<W, C> {
+    pub(super) halves: [[W; 5]; HALVES],
+    prime: PhantomData<C>,
+}
+
+/// [`LANES`] factors below 12p. In limbs 0 to 3 the bits from 52 up are to be ignored.
+pub(in crate::backend::cpu) struct Loose<W, C> {
+    pub(super) halves: [[W; 5]; HALVES],
+    prime: PhantomData<C>,
+}
+
+impl<W: Copy, C> Clone for Vector<W, C> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<W: Copy, C> Copy for Vector<W, C> {}
+
+impl<W: Copy, C> Clone for Loose<W, C> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<W: Copy, C> Copy for Loose<W, C> {}
+
+impl<W: Words, C> From<Vector<W, C>> for Loose<W, C> {
+    #[inline(always)]
+    fn from(x: Vector<W, C>) -> Self {
+        Self { halves: x.halves, prime: PhantomData }
+    }
+}
+
+impl<W: Words, C> Zeroize for Vector<W, C> {
+    fn zeroize(&mut self) {
+        for word in self.halves.as_flattened_mut() {
+            word.clear();
+        }
+    }
+}
+
+impl<W: Words, C> Vector<W, C> {
+    #[inline(always)]
+    pub(super) fn new(halves: [[W; 5]; HALVES]) -> Self {
+        for half in &halves {
+            debug_assert!(normalised(half, 48), "limbs of a vector out of bounds");
+        }
+        Self { halves, prime: PhantomData }
+    }
+}
+
+impl<W: Words, C: MontConfig<4>> Loose<W, C> {
+    #[inline(always)]
+    pub(super) fn new(halves: [[W; 5]; HALVES]) -> Self {
+        for half in &halves {
+            let below = half[4].to_array().iter().all(|&limb| limb <= Constants::<C>::P12[4]);
+            debug_assert!(below, "a factor out of bounds");
+        }
+        Self { halves, prime: PhantomData }
+    }
+}
+
+/// Whether the limbs are below 2^52 and the highest below 2^`top`.
+fn normalised<W: Words>(x: &[W; 5], top: u32) -> bool {
+    let below = |word: W, bits: u32| word.to_array().iter().all(|limb| limb >> bits == 0);
+    x[..4].iter().all(|&word| below(word, BITS)) && below(x[4], top)
+}
+
+/// The bits of eight lanes of a mask.
+#[inline(always)]
+fn part(mask: u32, half: usize) -> u8 {
+    (mask >> (8 * half)) as u8
+}
+
+impl<W, C> Field for Vector<W, C>
+where
+    W: Words,
+    C: MontConfig<4>,
+    Fp<MontBackend<C, 4>, 4>: PrimeField<BigInt = BigInteger256>,
+{
+    type Loose = Loose<W, C>;
+
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        let mut out = self.halves;
+        for h in 0..HALVES {
+            let sum = plus(out[h], other.halves[h]);
+            out[h] = normal(minus_multiple::<W, 46>(sum, Constants::<C>::OF_SUM));
+        }
+        Self::new(out)
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        let mut out = self.halves;
+        for h in 0..HALVES {
+            let difference = minus(out[h], other.halves[h]);
+            out[h] = normal(minus_multiple::<W, 46>(difference, Constants::<C>::OF_DIFFERENCE));
+        }
+        Self::new(out)
+    }
+    #[inline(always)]
+    fn sum(self, other: Self) -> Loose<W, C> {
+        let mut out = self.halves;
+        for h in 0..HALVES {
+            out[h] = carried(plus(out[h], other.halves[h]));
+        }
+        Loose::new(out)
+    }
+    #[inline(always)]
+    fn diff(self, other: Self) -> Loose<W, C> {
+        let mut out = self.halves;
+        for h in 0..HALVES {
+            let more = plus(out[h], splat(out[h][0], &Constants::<C>::P6));
+            out[h] = carried(minus(more, other.halves[h]));
+        }
+        Loose::new(out)
+    }
+    #[inline(always)]
+    fn mul(a: impl Into<Loose<W, C>>, b: impl Into<Loose<W, C>>) -> Self {
+        let (a, b) = (a.into(), b.into());
+        let mut out = a.halves;
+        for h in 0..HALVES {
+            out[h] = product::<W, C>(out[h], b.halves[h]);
+        }
+        Self::new(out)
+    }
+    #[inline(always)]
+    fn square(a: impl Into<Loose<W, C>>) -> Self {
+        let mut out = a.into().halves;
+        for h in 0..HALVES {
+            out[h] = square::<W, C>(out[h]);
+        }
+        Self::new(out)
+    }
+    #[inline(always)]
+    fn negate_where(self, mask: u32) -> Self {
+        let mut out = self.halves;
+        for h in 0..HALVES {
+            let above = multiple::<W, 45>(out[h][4], Constants::<C>::ABOVE);
+            let mask = part(mask, h);
+            for i in 0..5 {
+                // Other lanes keep their limbs, which carry nothing.
+                let negated = above[i].sub(out[h][i]);
+                out[h][i] = out[h][i].blend(negated, mask);
+            }
+            out[h] = normal(out[h]);
+        }
+        Self::new(out)
+    }
+    #[inline(always)]
+    fn select(self, other: Self, mask: u32) -> Self {
+        let mut out = self.halves;
+        for h in 0..HALVES {
+            for i in 0..5 {
+                out[h][i] = out[h][i].blend(other.halves[h][i], part(mask, h));
+            }
+        }
+        Self::new(out)
+    }
+    #[inline(always)]
+    fn zeros(self) -> u32 {
+        let mut zeros = 0;
+        for h in 0..HALVES {
+            let zero = multiple::<W, 45>(self.halves[h][4], Constants::<C>::ZEROS);
+            let mut mask = 0xff;
+            for i in 0..5 {
+                mask = self.halves[h][i].equal(zero[i], mask);
+            }
+            zeros |= u32::from(mask) << (8 * h);
+        }
+        zeros
+    }
+    #[inline(always)]
+    fn invert(self) -> Self {
+        invert_by_ark(self.halves[0][0].isa(), self)
+    }
+}
+
+impl<W, C> Lanes for Vector<W, C>
+where
+    W: Words,
+    C: MontConfig<4>,
+    Fp<MontBackend<C, 4>, 4>: PrimeField<BigInt = BigInteger256>,
+{
+    type Isa = W::Isa;
+    type Element = Fp<MontBackend<C, 4>, 4>;
+    const RADIX: u32 = 260;
+
+    #[inline(always)]
+    fn splat(isa: W::Isa, x: Self::Element) -> Self {
+        // arkworks holds x·2^256.
+        let times_16 = x + x;
+        let times_16 = times_16 + times_16;
+        let times_16 = times_16 + times_16;
+        let times_16 = times_16 + times_16;
+        let limbs = split(times_16.0.0);
+        Self::new([splat(W::splat(isa, 0), &limbs); HALVES])
+    }
+    #[inline(always)]
+    fn encode(isa: W::Isa, elements: &[Self::Element]) -> Self {
+        assert_eq!(elements.len(), LANES, "elements for a vector");
+        let factor = splat(W::splat(isa, 0), &Constants::<C>::FROM_ARK);
+        let mut out = [factor; HALVES];
+        for h in 0..HALVES {
+            let mut pairs = [Pair::default(); 8];
+            for (pair, element) in pairs.iter_mut().zip(&elements[8 * h..]) {
+                pair.0[0] = element.0.0;
+            }
+            let [limbs, _] = W::gather(isa, pairs.each_ref());
+            out[h] = product::<W, C>(narrow(limbs), factor);
+        }
+        Self::new(out)
+    }
+    #[inline(always)]
+    fn decode(self, elements: &mut [Self::Element]) {
+        assert_eq!(elements.len(), LANES, "elements for a vector");
+        for h in 0..HALVES {
+            let x = self.halves[h];
+            let x = canonical::<W, C>(product::<W, C>(x, splat(x[0], &Constants::<C>::TO_ARK)));
+            let mut pairs = [Pair::default(); 8];
+            W::scatter([widen(x), widen(x)], &mut pairs);
+            for (element, pair) in elements[8 * h..].iter_mut().zip(&pairs) {
+                *element = Fp::new_unchecked(BigInteger256::new(pair.0[0]));
+            }
+        }
+    }
+    #[inline(always)]
+    fn gather(isa: W::Isa, from: &[Pair], at: &[u32]) -> [Self; 2] {
+        assert_eq!(at.len(), LANES, "indices for a vector");
+        let mut out = [[[W::splat(isa, 0); 5]; HALVES]; 2];
+        for h in 0..HALVES {
+            let pair = |k: usize| &from[at[8 * h + k] as usize];
+            let pairs = [pair(0), pair(1), pair(2), pair(3), pair(4), pair(5), pair(6), pair(7)];
+            let [x, y] = W::gather(isa, pairs);
+            out[0][h] = narrow(x);
+            out[1][h] = narrow(y);
+        }
+        let [x, y] = out;
+        [Self::new(x), Self::new(y)]
+    }
+    #[inline(always)]
+    fn store(values: [Self; 2], to: &mut [Pair]) {
+        assert_eq!(to.len(), LANES, "places for a vector");
+        let [x, y] = values;
+        let (to, _) = to.as_chunks_mut::<8>();
+        for h in 0..HALVES {
+            W::scatter([widen(x.halves[h]), widen(y.halves[h])], &mut to[h]);
+        }
+    }
+}
+
+/// The same limbs in every lane. `like` proves the instruction set.
+#[inline(always)]
+fn splat<W: Words>(like: W, limbs: &Limbs) -> [W; 5] {
+    let mut out = [like; 5];
+    for i in 0..5 {
+        out[i] = W::splat(like.isa(), limbs[i]);
+    }
+    out
+}
+
+/// a + b limb by limb.
+#[inline(always)]
+fn plus<W: Words>(mut a: [W; 5], b: [W; 5]) -> [W; 5] {
+    for i in 0..5 {
+        a[i] = a[i].add(b[i]);
+    }
+    a
+}
+
+/// a − b limb by limb.
+#[inline(always)]
+fn minus<W: Words>(mut a: [W; 5], b: [W; 5]) -> [W; 5] {
+    for i in 0..5 {
+        a[i] = a[i].sub(b[i]);
+    }
+    a
+}
+
+/// The multiple of p that three bits of the top limb, from bit `BIT` up, number in a table.
+#[inline(always)]
+fn multiple<W: Words, const BIT: u32>(top: W, table: &'static Table) -> [W; 5] {
+    let number = top.shr::<BIT>();
+    let mut out = [top; 5];
+    for i in 0..5 {
+        out[i] = number.look_up(W::load(top.isa(), &table[i]));
+    }
+    out
+}
+
+/// x less such a multiple, limb by limb.
+#[inline(always)]
+fn minus_multiple<W: Words, const BIT: u32>(x: [W; 5], table: &'static Table) -> [W; 5] {
+    minus(x, multiple::<W, BIT>(x[4], table))
+}
+
+/// What the limbs have above 52 bits, or below zero, added to the next: the low 52 bits are right then, and the top
+/// limb. The value must not be negative.
+#[inline(always)]
+fn carried<W: Words>(mut x: [W; 5]) -> [W; 5] {
+    for i in 0..4 {
+        x[i + 1] = x[i + 1].add(x[i].sar::<BITS>());
+    }
+    x
+}
+
+/// The same, and the low 52 bits only.
+#[inline(always)]
+fn normal<W: Words>(x: [W; 5]) -> [W; 5] {
+    let mut x = carried(x);
+    let mask = W::splat(x[0].isa(), MASK);
+    for limb in &mut x[..4] {
+        *limb = limb.and(mask);
+    }
+    x
+}
+
+/// The least representative, with limbs below 2^52, of one below 2^256.
+#[inline(always)]
+fn canonical<W: Words, C: MontConfig<4>>(x: [W; 5]) -> [W; 5] {
+    let x = normal(minus_multiple::<W, 45>(x, Constants::<C>::OF_ELEMENT));
+    let mut less = normal(minus(x, splat(x[0], &Constants::<C>::P)));
+    let negative = less[4].negative();
+    for i in 0..5 {
+        less[i] = less[i].blend(x[i], negative);
+    }
+    less
+}
+
+/// Four limbs of 64 bits as five of 52.
+#[inline(always)]
+fn narrow<W: Words>(x: [W; 4]) -> [W; 5] {
+    let mask = W::splat(x[0].isa(), MASK);
+    [
+        x[0].and(mask),
+        x[0].shr::<52>().or(x[1].shl::<12>()).and(mask),
+        x[1].shr::<40>().or(x[2].shl::<24>()).and(mask),
+        x[2].shr::<28>().or(x[3].shl::<36>()).and(mask),
+        x[3].shr::<16>(),
+    ]
+}
+
+/// Five limbs of 52 bits, the highest of 48, as four of 64.
+#[inline(always)]
+fn widen<W: Words>(x: [W; 5]) -> [W; 4] {
+    [
+        x[0].or(x[1].shl::<52>()),
+        x[1].shr::<12>().or(x[2].shl::<40>()),
+        x[2].shr::<24>().or(x[3].shl::<28>()),
+        x[3].shr::<36>().or(x[4].shl::<16>()),
+    ]
+}
+
+/// Adds m·c at limb `at` of ten columns.
+#[inline(always)]
+fn add_row<W: Words>(columns: &mut [W; 10], at: usize, m: W, c: &[W; 5]) {
+    for j in 0..5 {
+        columns[at + j] = columns[at + j].madd_low(m, c[j]);
+        columns[at + j + 1] = columns[at + j + 1].madd_high(m, c[j]);
+    }
+}
+
+/// Adds two digits' worth, limbs `at` and `at` + 1 of ten columns, at limb `at` + 2. The columns may be below 2^63;
+/// what they have above 52 bits moves on.
+#[inline(always)]
+fn divide_two<W: Words, C: MontConfig<4>>(columns: &mut [W; 10], at: usize) {
+    let [one, two] = &Constants::<C>::SHIFTS;
+    let first = columns[at];
+    let second = columns[at + 1].add(first.shr::<BITS>());
+    columns[at + 2] = columns[at + 2].add(second.shr::<BITS>());
+    add_row(columns, at + 2, first, &splat(first, two));
+    add_row(columns, at + 2, second, &splat(first, one));
+}
+
+/// Takes the fifth digit, and the five limbs above it.
+#[inline(always)]
+fn divide_last<W: Words, C: MontConfig<4>>(columns: &mut [W; 10]) -> [W; 5] {
+    let last = columns[4];
+    let isa = last.isa();
+    let digit = W::splat(isa, 0).madd_low(last, W::splat(isa, Constants::<C>::DIGIT));
+    let p = splat(last, &Constants::<C>::P);
+    // The low product of p's lowest limb would make 52 bits of zeros: it carries one unless they were zeros before.
+    let carry = last.add(W::splat(isa, MASK)).shr::<BITS>();
+    columns[5] = columns[5].add(carry).madd_high(digit, p[0]);
+    for j in 1..5 {
+        columns[4 + j] = columns[4 + j].madd_low(digit, p[j]);
+        columns[5 + j] = columns[5 + j].madd_high(digit, p[j]);
+    }
+    let [.., a, b, c, d, e] = *columns;
+    normal([a, b, c, d, e])
+}
+
+/// a·b / 2^260, of factors below 12p.
+#[inline(always)]
+fn product<W: Words, C: MontConfig<4>>(a: [W; 5], b: [W; 5]) -> [W; 5] {
+    let mut columns = [W::splat(a[0].isa(), 0); 10];
+    // Digits are divided off as soon as they are complete, so that few columns are live at a time.
+    add_row(&mut columns, 0, b[0], &a);
+    add_row(&mut columns, 1, b[1], &a);
+    divide_two::<W, C>(&mut columns, 0);
+    add_row(&mut columns, 2, b[2], &a);
+    add_row(&mut columns, 3, b[3], &a);
+    divide_two::<W, C>(&mut columns, 2);
+    add_row(&mut columns, 4, b[4], &a);
+    divide_last::<W, C>(&mut columns)
+}
+
+/// a² / 2^260, of a factor below 12p.
+#[inline(always)]
+fn square<W: Words, C: MontConfig<4>>(a: [W; 5]) -> [W; 5] {
+    let mut columns = [W::splat(a[0].isa(), 0); 10];
+    // The products of different limbs count twice.
+    for i in 0..5 {
+        for j in i + 1..5 {
+            columns[i + j] = columns[i + j].madd_low(a[i], a[j]);
+            columns[i + j + 1] = columns[i + j + 1].madd_high(a[i], a[j]);
+        }
+    }
+    for column in &mut columns[1..9] {
+        *column = column.add(*column);
+    }
+    for i in 0..5 {
+        columns[2 * i] = columns[2 * i].madd_low(a[i], a[i]);
+        columns[2 * i + 1] = columns[2 * i + 1].madd_high(a[i], a[i]);
+    }
+    divide_two::<W, C>(&mut columns, 0);
+    divide_two::<W, C>(&mut columns, 2);
+    divide_last::<W, C>(&mut columns)
+}

@@ -1,0 +1,57 @@
+//! Eight words of 64 bits, and what the field does with them.
+
+use super::super::{Isa, Pair};
+
+/// Eight words of 64 bits. All operations work word by word and wrap around.
+///
+/// The instruction behind each is named with it; the instruction's definition is in volume 2 of Intel's manual
+/// *Intel 64 and IA-32 Architectures Software Developer's Manual*.
+pub(in crate::backend::cpu) trait Words: Copy + Send + Sync + 'static {
+    /// The instruction set that computes with these.
+    type Isa: Isa;
+
+    /// The instruction set: who holds words has it.
+    fn isa(self) -> Self::Isa;
+    /// The same word eight times (`vpbroadcastq`).
+    fn splat(isa: Self::Isa, word: u64) -> Self;
+    /// Eight words from memory (`vmovdqu64`).
+    fn load(isa: Self::Isa, words: &[u64; 8]) -> Self;
+    /// The words as an array.
+    fn to_array(self) -> [u64; 8];
+
+    /// self + other (`vpaddq`)
+    fn add(self, other: Self) -> Self;
+    /// self − other (`vpsubq`)
+    fn sub(self, other: Self) -> Self;
+    /// self − other in the words whose bit is set in `mask`, self in the others (`vpsubq` with a mask).
+    fn sub_from_where(self, other: Self, mask: u8) -> Self;
+    /// self & other (`vpandq`)
+    fn and(self, other: Self) -> Self;
+    /// self | other (`vporq`)
+    fn or(self, other: Self) -> Self;
+    /// self / 2^N of unsigned words (`vpsrlq`)
+    fn shr<const N: u32>(self) -> Self;
+    /// ⌊self / 2^N⌋ of words in two's complement (`vpsraq`)
+    fn sar<const N: u32>(self) -> Self;
+    /// self·2^N (`vpsllq`)
+    fn shl<const N: u32>(self) -> Self;
+    /// self + (a·b mod 2^52), of the low 52 bits of a and b (`vpmadd52luq`)
+    fn madd_low(self, a: Self, b: Self) -> Self;
+    /// self + ⌊a·b / 2^52⌋, of the low 52 bits of a and b (`vpmadd52huq`)
+    fn madd_high(self, a: Self, b: Self) -> Self;
+    /// In word k, the word of `table` that the low three bits of word k of self number (`vpermq`).
+    fn look_up(self, table: Self) -> Self;
+    /// `other` in the words whose bit is set in `mask`, self in the others (`vpblendmq`).
+    fn blend(self, other: Self, mask: u8) -> Self;
+    /// The words that equal those of `other`, among those whose bit is set in `mask` (`vpcmpeqq` with a mask).
+    fn equal(self, other: Self, mask: u8) -> u8;
+    /// The words whose highest bit is set (`vpmovq2m`).
+    fn negative(self) -> u8;
+
+    /// Limb i of element e of pair k into word k of vector i of [e]: the transpose of eight pairs.
+    fn gather(isa: Self::Isa, pairs: [&Pair; 8]) -> [[Self; 4]; 2];
+    /// The inverse of [`Words::gather`].
+    fn scatter(limbs: [[Self; 4]; 2], pairs: &mut [Pair; 8]);
+    /// Overwrites the words with zeros, as `zeroize` does.
+    fn clear(&mut self);
+}
