@@ -12,9 +12,9 @@
 //!
 //! **Memory.** The levels are cut into passes: that of the leaves, over blocks that lie together, and those of the
 //! columns, whose rows lie a stride apart and are brought together in a tile. A tile fits the cache of the second
-//! level. The last levels of the interpolation and the first ones of the evaluation share a pass, so that up to 2^18
-//! vectors a polynomial passes through memory three times. Bailey's "FFTs in external or hierarchical memory" (1990)
-//! has the idea.
+//! level. The last levels of the interpolation and the first ones of the evaluation share a pass, so that up to 2^20
+//! points a polynomial passes through memory three times. Bailey's "FFTs in external or hierarchical memory" (1990) has
+//! the idea.
 //!
 //! **Factors.** The factor of block b of `blocks` at stride s is (g·ωₙ^k)^s·ζ(b), ζ(b) = exp(2πi·reverse(b)/2·blocks);
 //! for a block of a pass it is the product of one that only the pass's place determines and one of the local number
@@ -438,6 +438,8 @@ fn evaluate<V: Field>(tile: &mut [V], width: usize, factors: &[V]) {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    #[cfg(target_arch = "x86_64")]
+    use super::super::lanes::{avx2::Avx2, ifma::Avx512Ifma};
     use super::super::lanes::{portable::Portable, wide::Wide};
     use super::*;
     use ark_ff::{FftField, UniformRand};
@@ -520,9 +522,15 @@ mod tests {
     #[test]
     fn any_number_of_lanes_agrees_with_arkworks() {
         agrees(Wide::<2>);
-        agrees(Wide::<4>);
         agrees(Wide::<8>);
         agrees(Wide::<16>);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn this_processor_agrees_with_arkworks() {
+        Avx2::detect().into_iter().for_each(agrees);
+        Avx512Ifma::detect().into_iter().for_each(agrees);
     }
 
     /// Σ fⱼ·xʲ at every point of the coset, with nothing of arkworks' transforms.
@@ -538,8 +546,8 @@ mod tests {
             let expected: Vec<Fr> = (0..n as u64).map(|i| at(shift * root.pow([i])) * Fr::from(n as u64)).collect();
             let plan = Plan::new(Portable, &domain, shift).unwrap();
             assert_eq!(extend(Portable, &plan, [&values; 3])[0], expected);
-            if let Some(plan) = Plan::new(Wide::<4>, &domain, shift) {
-                assert_eq!(extend(Wide::<4>, &plan, [&values; 3])[1], expected);
+            if let Some(plan) = Plan::new(Wide::<2>, &domain, shift) {
+                assert_eq!(extend(Wide::<2>, &plan, [&values; 3])[1], expected);
             }
         }
     }

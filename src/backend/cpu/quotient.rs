@@ -81,9 +81,20 @@ impl<I: Isa> Constraints<I> {
         Ok(Self { matrices, plan })
     }
 
+    /// Bytes in memory as long as the key is loaded, at a guess: distinct values repeat in a circuit, but nothing says
+    /// how often before all are read.
+    pub(super) fn resident(key: &ProvingKey) -> u64 {
+        16 * key.n_coefficients() as u64 + 8 * u64::from(key.header.domain_size)
+    }
+
+    /// Bytes of [`Constraints::quotient`]: three vectors over the domain, and the scalars of H.
+    pub(super) fn per_proof(key: &ProvingKey) -> u64 {
+        (3 * size_of::<I::Fr>() / I::LANES + size_of::<BigInteger256>()) as u64 * u64::from(key.header.domain_size)
+    }
+
     /// The scalars of H, plain, from a witness of plain values below r, one a wire.
     ///
-    /// Takes memory for three vectors over the domain, then for the scalars.
+    /// Takes memory as [`Constraints::per_proof`] has it.
     pub(super) fn quotient(&self, isa: I, w: &[BigInteger256]) -> HScalars {
         match &self.plan {
             Plans::Wide(plan) => quotient(isa, plan, &self.matrices, w),
@@ -129,6 +140,10 @@ fn quotient<I: Isa>(isa: I, plan: &Plan<I>, matrices: &Matrices, w: &[BigInteger
     });
     // SAFETY: leaves together have all positions, and `Plan::position` maps them one to one on the vectors of scalars.
     unsafe { h.0.set_len(vectors * lanes) };
+    // Overwritten already, while in the cache.
+    a.0.clear();
+    b.0.clear();
+    c.0.clear();
     HScalars(h)
 }
 
@@ -180,12 +195,14 @@ impl<I: Isa> Kernel<I> for Interpolate<'_, I> {
     #[inline(always)]
     fn run(self, _: I) {
         let c = self.c.write_copy_of_slice(self.a);
-        c.iter_mut().zip(&*self.b).for_each(|(c, b)| *c = I::Fr::mul(*c, *b));
+        for (c, b) in c.iter_mut().zip(&*self.b) {
+            *c = I::Fr::mul(*c, *b);
+        }
         self.plan.interpolate_leaf(self.leaf, [self.a, self.b, c], self.factors);
     }
 }
 
-/// The last levels of evaluation, and the scalars of a leaf.
+/// The last levels of evaluation, and the scalars of a leaf; zeros in place of the leaf.
 struct Evaluate<'a, I: Isa> {
     plan: &'a Plan<I>,
     leaf: usize,
@@ -206,12 +223,16 @@ impl<I: Isa> Kernel<I> for Evaluate<'_, I> {
         plan.evaluate_leaf(leaf, [&mut *a, &mut *b, &mut *c], factors);
         let mut pairs = Zeroizing::new([Pair::default(); 16]);
         let pairs = &mut pairs[..I::LANES];
-        let h = |i: usize| I::Fr::mul(I::Fr::mul(a[i], b[i]).diff(c[i]), to_plain);
         for i in (0..a.len()).step_by(2) {
             // A leaf of one vector stands in for its neighbour.
-            let both = [i, (i + 1).min(a.len() - 1)];
-            I::Fr::store(both.map(h), pairs);
-            for (half, i) in both.into_iter().enumerate() {
+            let j = (i + 1).min(a.len() - 1);
+            let x = I::Fr::mul(I::Fr::mul(a[i], b[i]).diff(c[i]), to_plain);
+            let y = I::Fr::mul(I::Fr::mul(a[j], b[j]).diff(c[j]), to_plain);
+            I::Fr::store([x, y], pairs);
+            for x in [&mut *a, &mut *b, &mut *c] {
+                x[i..=j].iter_mut().for_each(Zeroize::zeroize);
+            }
+            for (half, i) in [i, j].into_iter().enumerate() {
                 let first = plan.position(leaf * plan.leaf() + i) * I::LANES;
                 for (k, pair) in pairs.iter().enumerate() {
                     // SAFETY: this position is this task's alone, and so are its scalars.
@@ -237,6 +258,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::super::lanes::wide::Wide;
+    #[cfg(target_arch = "x86_64")]
+    use super::super::lanes::{avx2::Avx2, ifma::Avx512Ifma};
     use super::*;
     use crate::model::{G1Affine, G2Affine, KeyHeader, KeySections, VerificationKey};
     use ark_ec::AffineRepr;
@@ -335,8 +358,12 @@ mod tests {
             let key_in_order = key(n, n_vars, &entries);
             agrees(Portable, &key_in_order, &w, &expected);
             agrees(Wide::<8>, &key_in_order, &w, &expected);
+            #[cfg(target_arch = "x86_64")]
+            {
+                Avx2::detect().into_iter().for_each(|isa| agrees(isa, &key_in_order, &w, &expected));
+                Avx512Ifma::detect().into_iter().for_each(|isa| agrees(isa, &key_in_order, &w, &expected));
+            }
             if log_n % 3 == 0 {
-                agrees(Wide::<4>, &key_in_order, &w, &expected);
                 agrees(Wide::<16>, &key_in_order, &w, &expected);
                 // In no order at all.
                 for i in (1..entries.len()).rev() {
@@ -349,7 +376,7 @@ mod tests {
 
     #[test]
     fn nothing_in_the_matrices() {
-        agrees(Wide::<4>, &key(64, 1, &[]), &[1u64.into()], &[0u64.into(); 64]);
+        agrees(Wide::<8>, &key(64, 1, &[]), &[1u64.into()], &[0u64.into(); 64]);
         agrees(Portable, &key(1, 1, &[]), &[1u64.into()], &[0u64.into()]);
     }
 

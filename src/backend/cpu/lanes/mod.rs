@@ -117,7 +117,36 @@ pub(in crate::backend::cpu) trait Lanes: Field + Zeroize {
     /// Transposes [`Isa::LANES`] vectors in place: lane k of vector q becomes lane q of vector k.
     #[inline(always)]
     fn transpose(isa: Self::Isa, square: &mut [Self]) {
-        transpose_by_ark(isa, square);
+        transpose_packed(isa, square);
+    }
+}
+
+/// Transposes by way of packed elements. For instruction sets that have nothing better.
+///
+/// # Panics
+/// Unless the number of lanes is even, and that of vectors.
+#[inline(always)]
+pub(in crate::backend::cpu) fn transpose_packed<L: Lanes>(isa: L::Isa, square: &mut [L]) {
+    const MOST: usize = 16;
+    let lanes = L::Isa::LANES;
+    assert!(square.len() == lanes && lanes.is_multiple_of(2));
+    // Column 2·i and 2·i + 1 of the square, each `lanes` long, in the halves of the pairs from i·lanes on.
+    let mut pairs = Zeroizing::new([Pair::default(); MOST / 2 * MOST]);
+    let mut rows = Zeroizing::new([Pair::default(); MOST]);
+    for q in (0..lanes).step_by(2) {
+        L::store([square[q], square[q + 1]], &mut rows[..lanes]);
+        for (k, row) in rows[..lanes].iter().enumerate() {
+            let column = &mut pairs[k / 2 * lanes..];
+            (column[q].0[k % 2], column[q + 1].0[k % 2]) = (row.0[0], row.0[1]);
+        }
+    }
+    let mut at = [0; MOST];
+    for (k, at) in at.iter_mut().enumerate() {
+        *at = k as u32;
+    }
+    for k in (0..lanes).step_by(2) {
+        let columns = L::gather(isa, &pairs[k / 2 * lanes..], &at[..lanes]);
+        square[k..k + 2].copy_from_slice(&columns);
     }
 }
 
@@ -126,24 +155,6 @@ pub(in crate::backend::cpu) fn unpack<L: Lanes>(packed: &[u64; 4]) -> L::Element
     let bytes: Vec<u8> = packed.iter().flat_map(|limb| limb.to_le_bytes()).collect();
     let factor = L::Element::from(2u64).pow([u64::from(L::RADIX)]).inverse().unwrap_or_default();
     L::Element::from_le_bytes_mod_order(&bytes) * factor
-}
-
-/// Transposes by way of arkworks' elements. For instruction sets that have nothing better.
-#[inline(never)]
-pub(in crate::backend::cpu) fn transpose_by_ark<L: Lanes>(isa: L::Isa, square: &mut [L]) {
-    let lanes = L::Isa::LANES;
-    assert_eq!(square.len(), lanes);
-    let mut rows = Zeroizing::new([L::Element::ZERO; 16 * 16]);
-    for (vector, row) in square.iter().zip(rows.chunks_exact_mut(lanes)) {
-        vector.decode(row);
-    }
-    let mut column = Zeroizing::new([L::Element::ZERO; 16]);
-    for (q, vector) in square.iter_mut().enumerate() {
-        for (k, element) in column[..lanes].iter_mut().enumerate() {
-            *element = rows[k * lanes + q];
-        }
-        *vector = L::encode(isa, &column[..lanes]);
-    }
 }
 
 /// 1/x lane by lane, by one inversion of arkworks. For instruction sets that have nothing better.

@@ -267,4 +267,9 @@ impl<C: MontConfig<4>> Lanes for Eight<C> {
         let Ok(to) = <&mut [Pair; Avx2::LANES]>::try_from(to) else { panic!("a pair a lane") };
         with_features!(ops::pack_pairs([&values[0].0, &values[1].0], Self::TABLE, to));
     }
+    #[inline(always)]
+    fn transpose(_: Avx2, square: &mut [Self]) {
+        let Ok(square) = <&mut [Self; Avx2::LANES]>::try_from(square) else { panic!("a vector a lane") };
+        with_features!(ops::transpose_square(square.each_mut().map(|x| &mut x.0)));
+    }
 }

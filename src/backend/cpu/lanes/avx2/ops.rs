@@ -161,6 +161,39 @@ pub(super) fn pack_pairs(x: [&Limbs; 2], table: &Table, to: &mut [Pair; 8]) {
     }
 }
 
+/// Transposes eight vectors: lane k of vector q becomes lane q of vector k.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn transpose_square(square: [&mut Limbs; 8]) {
+    for limb in 0..5 {
+        // Squares of four lanes; the two off the diagonal also change places.
+        for (rows, half) in [(0, 0), (4, 1)] {
+            let x = transpose(four(&square, rows, half, limb));
+            for i in 0..4 {
+                square[rows + i].0[half][limb] = _mm256_castsi256_pd(x[i]);
+            }
+        }
+        let right = transpose(four(&square, 0, 1, limb));
+        let left = transpose(four(&square, 4, 0, limb));
+        for i in 0..4 {
+            square[i].0[1][limb] = _mm256_castsi256_pd(left[i]);
+            square[4 + i].0[0][limb] = _mm256_castsi256_pd(right[i]);
+        }
+    }
+}
+
+/// A limb of half of four vectors.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn four(square: &[&mut Limbs; 8], first: usize, half: usize, limb: usize) -> [__m256i; 4] {
+    [
+        _mm256_castpd_si256(square[first].0[half][limb]),
+        _mm256_castpd_si256(square[first + 1].0[half][limb]),
+        _mm256_castpd_si256(square[first + 2].0[half][limb]),
+        _mm256_castpd_si256(square[first + 3].0[half][limb]),
+    ]
+}
+
 /// Limbs of 51 bits from limbs of 64.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
