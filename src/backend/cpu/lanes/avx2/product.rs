@@ -1,9 +1,9 @@
 //! The product of two vectors of eight elements: the text of the machine code.
 //!
-//! The compiler's own order of the same operations takes twice the time: it moves the products of a column together,
-//! and then has no registers for the columns. Here two vectors of four lanes take turns, so that one computes while the
-//! other waits for a digit of its reduction, and the sixteen registers are exactly enough: six columns of either, the
-//! two constants that split a product, a factor, and one for everything else.
+//! The compiler orders such code otherwise: it moves the products of a column together, and then has no registers for
+//! the columns. Here two vectors of four lanes take turns, so that one computes while the other waits for a digit of its
+//! reduction, and the sixteen registers are exactly enough: six columns of either (0 to 5 and 6 to 11), the two
+//! constants that split a product (12 and 13), a factor (14), and one for everything else (15).
 
 use std::arch::naked_asm;
 use std::mem::MaybeUninit;
@@ -180,26 +180,31 @@ macro_rules! limb {
 /// Limb j of a vector of four lanes: the first or second of a, b or out.
 #[rustfmt::skip] // one instruction a line
 macro_rules! at {
-    (b0 $j:tt) => { at!("rdx" $j "0" "32" "64" "96" "128") };
-    (b1 $j:tt) => { at!("rdx" $j "160" "192" "224" "256" "288") };
-    (out0 $j:tt) => { at!("rdi" $j "0" "32" "64" "96" "128") };
-    (out1 $j:tt) => { at!("rdi" $j "160" "192" "224" "256" "288") };
-    ($r:literal 0 $o0:literal $o1:literal $o2:literal $o3:literal $o4:literal) => {
-        concat!("[", $r, " + ", $o0, "]")
-    };
-    ($r:literal 1 $o0:literal $o1:literal $o2:literal $o3:literal $o4:literal) => {
-        concat!("[", $r, " + ", $o1, "]")
-    };
-    ($r:literal 2 $o0:literal $o1:literal $o2:literal $o3:literal $o4:literal) => {
-        concat!("[", $r, " + ", $o2, "]")
-    };
-    ($r:literal 3 $o0:literal $o1:literal $o2:literal $o3:literal $o4:literal) => {
-        concat!("[", $r, " + ", $o3, "]")
-    };
-    ($r:literal 4 $o0:literal $o1:literal $o2:literal $o3:literal $o4:literal) => {
-        concat!("[", $r, " + ", $o4, "]")
-    };
+    (b0 0) => { "[rdx + 0]" };
+    (b0 1) => { "[rdx + 32]" };
+    (b0 2) => { "[rdx + 64]" };
+    (b0 3) => { "[rdx + 96]" };
+    (b0 4) => { "[rdx + 128]" };
+    (b1 0) => { "[rdx + 160]" };
+    (b1 1) => { "[rdx + 192]" };
+    (b1 2) => { "[rdx + 224]" };
+    (b1 3) => { "[rdx + 256]" };
+    (b1 4) => { "[rdx + 288]" };
+    (out0 0) => { "[rdi + 0]" };
+    (out0 1) => { "[rdi + 32]" };
+    (out0 2) => { "[rdi + 64]" };
+    (out0 3) => { "[rdi + 96]" };
+    (out0 4) => { "[rdi + 128]" };
+    (out1 0) => { "[rdi + 160]" };
+    (out1 1) => { "[rdi + 192]" };
+    (out1 2) => { "[rdi + 224]" };
+    (out1 3) => { "[rdi + 256]" };
+    (out1 4) => { "[rdi + 288]" };
 }
+
+// What the text below takes for granted.
+const _: () = assert!(size_of::<Limbs>() == 320 && align_of::<Limbs>() == 32);
+const _: () = assert!(size_of::<Table>() == 928 && align_of::<Table>() == 32);
 
 /// Writes a·b/2^204 modulo p, in the bounds of reduced values, of factors in the bounds of loose ones (see the module
 /// above).
