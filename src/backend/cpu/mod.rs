@@ -50,11 +50,12 @@ impl Backend for CpuBackend {
     }
 
     fn footprint(&self, key: &ProvingKey) -> Footprint {
-        // Points are copied out of the file, matrix entries are not. A proof holds three vectors over the domain, then
-        // the digits of one set of scalars (2 bytes for each of at most 85 windows, 17 to 20 on circuits of any size).
+        // Points are copied out of the file, matrix entries are not. A proof holds at most three vectors over the domain
+        // and its scalars of H, or one set of scalars and what it is sorted into: 6 bytes for each of at most 85
+        // windows (17 to 20 on circuits of any size) while it is sorted, 4 afterwards, and 8 more.
         let points = (key.size() - key.sections.coefficients.len()) as u64;
         let domain = u64::from(key.header.domain_size);
-        Footprint { resident: points, per_proof: 128 * domain + 64 * u64::from(key.header.n_vars).max(domain) }
+        Footprint { resident: points, per_proof: 32 * domain + 128 * u64::from(key.header.n_vars).max(domain) }
     }
 
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
