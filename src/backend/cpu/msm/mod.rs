@@ -106,7 +106,7 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
     /// sum: the caller looks at the token.
     ///
     /// Memory: the buckets of as many windows as are summed at a time (64 or 128 bytes for each of 2^(window − 1)), and
-    /// 2.5 MB a thread.
+    /// 1 MB a thread.
     pub(super) fn msm(&self, scalars: &Sorted, stop: &StopToken) -> Projective<C::Config> {
         if self.points.len() == 0 {
             return Projective::zero();

@@ -117,7 +117,7 @@ impl<I: Isa, C: Curve<I>> Kernel<I> for Decode<'_, C> {
 
 /// Scratch memory that tasks lend each other: as many as run at a time.
 ///
-/// One holds about 2 packed points for each of [`GROUP`] entries in G1, at most 2.5 MB in either group.
+/// One holds a packed point for each entry of a group, and half as many products: about 1 MB.
 pub(super) struct Pool<I: Isa, C: Curve<I>>(Mutex<Vec<Scratch<I, C>>>);
 
 impl<I: Isa, C: Curve<I>> Pool<I, C> {
