@@ -31,7 +31,7 @@ use super::lanes::{Field, Isa, Kernel, Lanes};
 use super::scattered::Scattered;
 use crate::model::Fr;
 
-/// Bytes of a tile: half of the smallest cache of the second level in use.
+/// Bytes of a tile. With its factors, as many bytes again, it fits a second-level cache of 512 KiB.
 const TILE: usize = 160 << 10;
 /// Bytes that lie together in a row of a tile: some cache lines, for the sake of the prefetcher.
 const ROW: usize = 256;
