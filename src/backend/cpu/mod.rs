@@ -55,7 +55,7 @@ impl Backend for CpuBackend {
 
     fn footprint(&self, key: &ProvingKey) -> Footprint {
         // Points are copied out of the file, matrix entries are written anew. A proof holds the quotient's vectors,
-        // then the digits of one set of scalars (2 bytes for each of at most 85 windows, 17 to 20 on circuits of any size).
+        // then the digits of one set of scalars (2 bytes for each of at most 85 windows, 17 to 20 on larger circuits).
         let points = (key.size() - key.sections.coefficients.len()) as u64;
         let digits = 64 * u64::from(key.header.n_vars).max(u64::from(key.header.domain_size));
         Footprint {

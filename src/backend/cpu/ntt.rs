@@ -7,8 +7,8 @@
 //! **Steps.** Lane k holds the values of f mod (x^m − ωₙ^(m·k)), since (ωₙ^i)^m depends on i mod L alone. So the lanes
 //! are interpolated side by side, by Gentleman and Sande's butterflies, from blocks of one vector to one block of m:
 //! x^2s − t² is put together from x^s − t and x^s + t. Then squares of L vectors are transposed, a transform of L
-//! points goes through each, the same everywhere, and back; and Cooley and Tukey's butterflies evaluate the lanes on the
-//! coset g·⟨ωₙ⟩, splitting x^2s − t² until x − g·ωₙ^i is left.
+//! points goes through each, the same everywhere, and back; and Cooley and Tukey's butterflies evaluate the lanes on
+//! the coset g·⟨ωₙ⟩, splitting x^2s − t² until x − g·ωₙ^i is left.
 //!
 //! **Memory.** The levels are cut into passes: that of the leaves, over blocks that lie together, and those of the
 //! columns, whose rows lie a stride apart and are brought together in a tile. A tile fits the cache of the second
