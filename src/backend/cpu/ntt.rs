@@ -6,9 +6,9 @@
 //!
 //! **Steps.** Lane k holds the values of f mod (x^m − ωₙ^(m·k)), since (ωₙ^i)^m depends on i mod L alone. So the lanes
 //! are interpolated side by side, by Gentleman and Sande's butterflies, from blocks of one vector to one block of m:
-//! x^2s − t² is put together from x^s − t and x^s + t. Then squares of L vectors are transposed, a transform of L points
-//! goes through each, the same everywhere, and back; and Cooley and Tukey's butterflies evaluate the lanes on the
-//! coset g·⟨ωₙ⟩, splitting x^2s − t² until x − g·ωₙ^i is left.
+//! x^2s − t² is put together from x^s − t and x^s + t. Then squares of L vectors are transposed, a transform of L
+//! points goes through each, the same everywhere, and back; and Cooley and Tukey's butterflies evaluate the lanes on
+//! the coset g·⟨ωₙ⟩, splitting x^2s − t² until x − g·ωₙ^i is left.
 //!
 //! **Memory.** The levels are cut into passes: that of the leaves, over blocks that lie together, and those of the
 //! columns, whose rows lie a stride apart and are brought together in a tile. A tile fits the cache of the second
@@ -31,7 +31,7 @@ use super::lanes::{Field, Isa, Kernel, Lanes};
 use super::scattered::Scattered;
 use crate::model::Fr;
 
-/// Bytes of a tile: half of the smallest cache of the second level in use.
+/// Bytes of a tile. With its factors, as many bytes again, it fits a second-level cache of 512 KiB.
 const TILE: usize = 160 << 10;
 /// Bytes that lie together in a row of a tile: some cache lines, for the sake of the prefetcher.
 const ROW: usize = 256;

@@ -263,7 +263,7 @@ fn reduce(x: [u64; 5]) -> [u64; 4] {
     const FACTOR: u64 = factor_of_the_estimate();
     // ⌊x/2^252⌋·FACTOR/2^64 is short of x/r by less than 1 for each of three roundings.
     let top = x[4] << 4 | x[3] >> 60;
-    let quotient = (u128::from(top) * u128::from(FACTOR) >> 64) as u64;
+    let quotient = ((u128::from(top) * u128::from(FACTOR)) >> 64) as u64;
     let (mut carry, mut borrow) = (0, false);
     std::array::from_fn(|i| {
         let product = multiply_add(0, MODULUS[i], quotient, &mut carry);
