@@ -145,14 +145,7 @@ fn rows(n: usize) -> ProvingKey {
             delta_g1: g1,
             vk: VerificationKey { alpha_g1: g1, beta_g2: g2, gamma_g2: g2, delta_g2: g2, ic: vec![g1; 2] },
         },
-        sections: KeySections {
-            coefficients: entries.into(),
-            a: none(),
-            b1: none(),
-            b2: none(),
-            c: none(),
-            h: none(),
-        },
+        sections: KeySections { coefficients: entries.into(), a: none(), b1: none(), b2: none(), c: none(), h: none() },
     }
 }
 

@@ -59,7 +59,11 @@ pub const CATALOGUE: &[Variable] = &[
         "keys, witness programs, proofs and the embedded database",
     ),
     var("PROVER_BACKEND", "auto", "auto, cuda, icicle or cpu"),
-    var("PROVER_CPU", "auto: the fastest this processor has", "instructions for the CPU: auto, avx512ifma, avx2 or portable"),
+    var(
+        "PROVER_CPU",
+        "auto: the fastest this processor has",
+        "instructions for the CPU: auto, avx512ifma, avx2 or portable",
+    ),
     var("PROVER_THREADS", "one per core", "threads a proof on the CPU may use: 1 to 1024"),
     var("PROVER_LEASE_SECS", "30", "a worker that is silent for so long has lost its job: 1 to 3600"),
     var("PROVER_WITNESS_TIMEOUT_SECS", "60", "longest witness generation: 1 to 86400"),

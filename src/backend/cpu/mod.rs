@@ -25,9 +25,9 @@ use super::{Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprin
 use crate::model::{G1, G2, ProvingKey, StopToken, Witness};
 pub use instructions::Instructions;
 use lanes::Isa;
+use lanes::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use lanes::{avx2::Avx2, ifma::Avx512Ifma};
-use lanes::portable::Portable;
 use msm::{Bases, InG1, InG2, Sorted};
 use quotient::Constraints;
 
