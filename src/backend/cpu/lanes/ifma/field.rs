@@ -22,6 +22,9 @@
 //! away in a table, by a permutation: no carry is waited for and no comparison is made. The bits are off by at most
 //! one unit of the top limb, p/2^45; the tables allow for that.
 
+// Loops over limbs index several arrays at once; chains of iterators might not be unrolled.
+#![allow(clippy::needless_range_loop)]
+
 use std::marker::PhantomData;
 
 use ark_ff::{BigInteger256, Fp, MontBackend, MontConfig, PrimeField};
