@@ -9,8 +9,8 @@
 //! without trial division*, 1985; on IFMA first by S. Gueron and V. Krasnov, *Accelerating big integer arithmetic using
 //! Intel IFMA extensions*, 2016). The first four digits are divided off otherwise: a digit m at 2^0 is worth
 //! m·(2^−104 mod p) at 2^104, and one at 2^52 is worth m·(2^−52 mod p). This is two digits at once, none of which is
-//! computed by a product, so that the chain of dependent instructions is short. It leaves m·p not exactly but to
-//! within 52 bits; the fifth digit is Montgomery's, and takes these away:
+//! computed by a product, so that the chain of dependent instructions is short. Such a step does not bring the value
+//! down to the size of p but to 52 bits above it; the fifth digit is Montgomery's own, and takes these away:
 //!
 //! ```text
 //! a, b < 12p:  a·b/2^260 + (2^−52 mod p) + (2^−104 mod p) + p  <  1.71p + p + p + p  <  2^256
@@ -21,6 +21,9 @@
 //! **Sums.** The three bits at the top of a sum or a difference, before any carry, number the multiple of p to take
 //! away in a table, by a permutation: no carry is waited for and no comparison is made. The bits are off by at most
 //! one unit of the top limb, p/2^45; the tables allow for that.
+
+// Loops over limbs index several arrays at once; chains of iterators might not be unrolled.
+#![allow(clippy::needless_range_loop)]
 
 use std::marker::PhantomData;
 
@@ -416,7 +419,7 @@ fn divide_two<W: Words, C: MontConfig<4>>(columns: &mut [W; 10], at: usize) {
     add_row(columns, at + 2, second, &splat(first, one));
 }
 
-/// Takes the fifth digit, and the five limbs above it.
+/// Divides the fifth digit off and returns the five limbs above it.
 #[inline(always)]
 fn divide_last<W: Words, C: MontConfig<4>>(columns: &mut [W; 10]) -> [W; 5] {
     let last = columns[4];

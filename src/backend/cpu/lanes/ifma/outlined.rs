@@ -13,11 +13,11 @@ pub(in crate::backend::cpu) struct Outlined<I>(pub(super) I);
 
 /// A vector of it.
 #[derive(Clone, Copy)]
-pub(in crate::backend::cpu) struct Boxed<L: Lanes>(L::Isa, L);
+pub(in crate::backend::cpu) struct OutlinedVector<L: Lanes>(L::Isa, L);
 
 /// A factor of it.
 #[derive(Clone, Copy)]
-pub(in crate::backend::cpu) struct BoxedLoose<L: Lanes>(L::Isa, L::Loose);
+pub(in crate::backend::cpu) struct OutlinedLoose<L: Lanes>(L::Isa, L::Loose);
 
 struct Call<F>(F);
 
@@ -33,38 +33,38 @@ impl<I: Isa, T, F: FnOnce() -> T> Kernel<I> for Call<F> {
 impl<I: Isa> Isa for Outlined<I> {
     const NAME: &'static str = I::NAME;
     const LANES: usize = I::LANES;
-    type Fq = Boxed<I::Fq>;
-    type Fr = Boxed<I::Fr>;
+    type Fq = OutlinedVector<I::Fq>;
+    type Fr = OutlinedVector<I::Fr>;
 
     fn enter<K: Kernel<Self>>(self, kernel: K) -> K::Out {
         kernel.run(self)
     }
 }
 
-impl<L: Lanes> From<Boxed<L>> for BoxedLoose<L> {
-    fn from(x: Boxed<L>) -> Self {
+impl<L: Lanes> From<OutlinedVector<L>> for OutlinedLoose<L> {
+    fn from(x: OutlinedVector<L>) -> Self {
         Self(x.0, x.1.into())
     }
 }
 
-impl<L: Lanes> Zeroize for Boxed<L> {
+impl<L: Lanes> Zeroize for OutlinedVector<L> {
     fn zeroize(&mut self) {
         self.1.zeroize();
     }
 }
 
 #[inline(never)]
-fn product<L: Lanes>(isa: L::Isa, a: L::Loose, b: L::Loose) -> Boxed<L> {
-    Boxed(isa, isa.enter(Call(|| L::mul(a, b))))
+fn product<L: Lanes>(isa: L::Isa, a: L::Loose, b: L::Loose) -> OutlinedVector<L> {
+    OutlinedVector(isa, isa.enter(Call(|| L::mul(a, b))))
 }
 
 #[inline(never)]
-fn square<L: Lanes>(isa: L::Isa, a: L::Loose) -> Boxed<L> {
-    Boxed(isa, isa.enter(Call(|| L::square(a))))
+fn square<L: Lanes>(isa: L::Isa, a: L::Loose) -> OutlinedVector<L> {
+    OutlinedVector(isa, isa.enter(Call(|| L::square(a))))
 }
 
-impl<L: Lanes> Field for Boxed<L> {
-    type Loose = BoxedLoose<L>;
+impl<L: Lanes> Field for OutlinedVector<L> {
+    type Loose = OutlinedLoose<L>;
 
     #[inline(never)]
     fn add(self, other: Self) -> Self {
@@ -79,19 +79,19 @@ impl<L: Lanes> Field for Boxed<L> {
         Self(self.0, self.0.enter(Call(|| self.1.double())))
     }
     #[inline(never)]
-    fn sum(self, other: Self) -> BoxedLoose<L> {
-        BoxedLoose(self.0, self.0.enter(Call(|| self.1.sum(other.1))))
+    fn sum(self, other: Self) -> OutlinedLoose<L> {
+        OutlinedLoose(self.0, self.0.enter(Call(|| self.1.sum(other.1))))
     }
     #[inline(never)]
-    fn diff(self, other: Self) -> BoxedLoose<L> {
-        BoxedLoose(self.0, self.0.enter(Call(|| self.1.diff(other.1))))
+    fn diff(self, other: Self) -> OutlinedLoose<L> {
+        OutlinedLoose(self.0, self.0.enter(Call(|| self.1.diff(other.1))))
     }
-    fn mul(a: impl Into<BoxedLoose<L>>, b: impl Into<BoxedLoose<L>>) -> Self {
-        let BoxedLoose(isa, a) = a.into();
+    fn mul(a: impl Into<OutlinedLoose<L>>, b: impl Into<OutlinedLoose<L>>) -> Self {
+        let OutlinedLoose(isa, a) = a.into();
         product(isa, a, b.into().1)
     }
-    fn square(a: impl Into<BoxedLoose<L>>) -> Self {
-        let BoxedLoose(isa, a) = a.into();
+    fn square(a: impl Into<OutlinedLoose<L>>) -> Self {
+        let OutlinedLoose(isa, a) = a.into();
         square(isa, a)
     }
     #[inline(never)]
@@ -112,7 +112,7 @@ impl<L: Lanes> Field for Boxed<L> {
     }
 }
 
-impl<L: Lanes> Lanes for Boxed<L> {
+impl<L: Lanes> Lanes for OutlinedVector<L> {
     type Isa = Outlined<L::Isa>;
     type Element = L::Element;
     const RADIX: u32 = L::RADIX;
