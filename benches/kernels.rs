@@ -6,7 +6,8 @@
 
 use std::time::Duration;
 
-use ark_bn254::{Fq, Fr, G1Affine, G1Projective, G2Affine, G2Projective};
+use ark_bn254::{Fq, Fr, G1Affine, G2Affine};
+use ark_ec::short_weierstrass::Projective;
 use ark_ec::{AffineRepr, CurveGroup, VariableBaseMSM};
 use ark_ff::{BigInteger256, FftField, Field, PrimeField, UniformRand};
 use ark_poly::{EvaluationDomain, Radix2EvaluationDomain};
@@ -15,7 +16,7 @@ use bytes::Bytes;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main, measurement::WallTime};
 use prover_worker::backend::cpu::lab::{Lab, Product};
 use prover_worker::formats::zkey::{encode_g1, encode_g2};
-use prover_worker::model::{ENTRY_BYTES, KeyHeader, KeySections, ProvingKey, VerificationKey};
+use prover_worker::model::{KeyHeader, KeySections, ProvingKey, VerificationKey};
 
 fn setting(name: &str, default: usize) -> usize {
     std::env::var(name).map_or(default, |v| v.parse().unwrap_or_else(|_| panic!("{name}: a number")))
@@ -26,6 +27,9 @@ fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
     group.sample_size(10).measurement_time(Duration::from_secs(1)).warm_up_time(Duration::from_millis(200));
     group
 }
+
+type G1 = Projective<ark_bn254::g1::Config>;
+type G2 = Projective<ark_bn254::g2::Config>;
 
 /// Scalars of one kind.
 type Scalars = fn(&mut StdRng, usize) -> Vec<Fr>;
@@ -80,7 +84,7 @@ trait Curve: CurveGroup<ScalarField = Fr> + VariableBaseMSM<MulBase = Self::Affi
     fn ours(lab: &Lab, section: &[u8]) -> Product<Self>;
 }
 
-impl Curve for G1Projective {
+impl Curve for G1 {
     const NAME: &'static str = "G1";
     fn section(points: &[Self::Affine]) -> Vec<u8> {
         encode_g1(points)
@@ -90,7 +94,7 @@ impl Curve for G1Projective {
     }
 }
 
-impl Curve for G2Projective {
+impl Curve for G2 {
     const NAME: &'static str = "G2";
     fn section(points: &[Self::Affine]) -> Vec<u8> {
         encode_g2(points)
@@ -125,7 +129,7 @@ fn sums<G: Curve>(c: &mut Criterion, labs: &[Lab], logs: &[usize]) {
 /// A key without points whose rows have one entry in A and one in B.
 fn rows(n: usize) -> ProvingKey {
     let (g1, g2) = (G1Affine::generator(), G2Affine::generator());
-    let mut entries = Vec::with_capacity(2 * n * ENTRY_BYTES);
+    let mut entries = Vec::new();
     // An entry v is stored as v·R², Montgomery form of v·R.
     let one = (Fr::from(2u64).pow([256u64])).0;
     for row in 0..n as u32 {
@@ -188,8 +192,8 @@ fn bench(c: &mut Criterion) {
     println!("{threads} threads; {}", labs.iter().map(Lab::name).collect::<Vec<_>>().join(", "));
     let logs = |most: usize| (10..=max.min(most)).step_by(2).collect::<Vec<_>>();
     field(c, &labs);
-    sums::<G1Projective>(c, &labs, &logs(20));
-    sums::<G2Projective>(c, &labs, &logs(18));
+    sums::<G1>(c, &labs, &logs(20));
+    sums::<G2>(c, &labs, &logs(18));
     quotient(c, &labs, &logs(20));
 }
 

@@ -1,4 +1,4 @@
-//! Memory as the kernel sees it: files mapped, pages given back, large pages asked for.
+//! Files as memory: mapped, and their pages given back.
 //!
 //! Mapping is `unsafe` in Rust, since whoever shortens the file while it is mapped makes its reader fail with a bus
 //! error; so it lives here, and the rest of the crate sees plain bytes.
@@ -88,21 +88,6 @@ pub(super) fn release(bytes: &[u8]) {
     }
 }
 
-/// An empty vector with room for `capacity` elements, on large pages where the kernel has them to give: random reads in a
-/// vector of many megabytes then cost no walk of the page table each, and touching it first far fewer faults.
-pub(super) fn large_vec<T>(capacity: usize) -> Vec<T> {
-    let vec = Vec::with_capacity(capacity);
-    let bytes = capacity.saturating_mul(size_of::<T>());
-    if bytes >= 4 << 20
-        && let Some((start, len)) = pages(vec.as_ptr() as usize, bytes)
-    {
-        // SAFETY: the pages belong to the vector's allocation. The advice changes how they are backed, not what they
-        // hold, and may be refused.
-        let _ = unsafe { madvise(start as *mut _, len, Advice::LinuxHugepage) };
-    }
-    vec
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -125,15 +110,5 @@ mod tests {
         assert!(mapped().contains_key(&at));
         drop(map);
         assert!(!mapped().contains_key(&at));
-    }
-
-    #[test]
-    fn large_vectors_are_vectors() {
-        for capacity in [0, 10, 1 << 21] {
-            let mut vec = large_vec::<u64>(capacity);
-            vec.extend(0..capacity as u64);
-            assert!(vec.iter().enumerate().all(|(i, v)| i as u64 == *v));
-        }
-        assert_eq!(large_vec::<()>(7).len(), 0);
     }
 }

@@ -68,6 +68,8 @@ fn pool(threads: usize) -> Result<ThreadPool, BackendError> {
 trait Engine: Send + Sync {
     /// The name of the instruction set.
     fn name(&self) -> &'static str;
+    /// Memory for a key.
+    fn footprint(&self, key: &ProvingKey) -> Footprint;
     /// Makes a key ready.
     fn load(&self, key: Arc<ProvingKey>, pool: &Arc<ThreadPool>) -> Result<Arc<dyn LoadedKey>, BackendError>;
     /// Kernels by themselves, for benches.
@@ -103,6 +105,18 @@ impl<I: Isa> Engine for On<I> {
         I::NAME
     }
 
+    fn footprint(&self, key: &ProvingKey) -> Footprint {
+        // Points are copied out of the file, matrices written anew. A proof holds the quotient's vectors and, beside
+        // them, what the witness is sorted into: 6 bytes for each of at most 85 windows (17 to 20 on circuits of any
+        // size) while it is sorted, 4 afterwards; H's scalars are sorted when the vectors are gone.
+        let points = (key.size() - key.sections.coefficients.len()) as u64;
+        let sorted = 128 * u64::from(key.header.n_vars).max(u64::from(key.header.domain_size));
+        Footprint {
+            resident: points + 4 * u64::from(key.header.n_vars) + Constraints::<I>::resident(key),
+            per_proof: Constraints::<I>::per_proof(key) + 2 * sorted,
+        }
+    }
+
     fn load(&self, key: Arc<ProvingKey>, pool: &Arc<ThreadPool>) -> Result<Arc<dyn LoadedKey>, BackendError> {
         Ok(Arc::new(pool.install(|| CpuKey::new(self.0, key, pool.clone()))?))
     }
@@ -118,12 +132,7 @@ impl Backend for CpuBackend {
     }
 
     fn footprint(&self, key: &ProvingKey) -> Footprint {
-        // Resident: points, copied out of the file, and about as much again for the matrices as the file has of them. A
-        // proof holds the sorted digits of the witness (4 bytes for each of at most 20 windows), and beside them either
-        // three vectors over the domain (40 bytes an element) and the scalars of H, or these scalars' digits.
-        let domain = u64::from(key.header.domain_size);
-        let sorted = 88 * u64::from(key.header.n_vars).max(domain);
-        Footprint { resident: key.size() as u64, per_proof: 2 * sorted + 152 * domain }
+        self.engine.footprint(key)
     }
 
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {

@@ -19,7 +19,9 @@ pub(in crate::backend::cpu) mod suite;
 #[cfg(test)]
 pub(in crate::backend::cpu) mod wide;
 
-use ark_ff::{AdditiveGroup, Field as _, PrimeField};
+#[cfg(test)]
+use ark_ff::Field as _;
+use ark_ff::{AdditiveGroup, PrimeField};
 use zeroize::{DefaultIsZeroes, Zeroize, Zeroizing};
 
 use crate::model::{Fq, Fr};
@@ -151,6 +153,7 @@ pub(in crate::backend::cpu) fn transpose_packed<L: Lanes>(isa: L::Isa, square: &
 }
 
 /// A packed element as arkworks has it.
+#[cfg(test)]
 pub(in crate::backend::cpu) fn unpack<L: Lanes>(packed: &[u64; 4]) -> L::Element {
     let bytes: Vec<u8> = packed.iter().flat_map(|limb| limb.to_le_bytes()).collect();
     let factor = L::Element::from(2u64).pow([u64::from(L::RADIX)]).inverse().unwrap_or_default();

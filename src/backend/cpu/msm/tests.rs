@@ -14,7 +14,12 @@ macro_rules! on_every_isa {
         #[cfg(target_arch = "x86_64")]
         match crate::backend::cpu::lanes::avx2::Avx2::detect() {
             Some(isa) => $test(isa),
-            None => eprintln!("skipped on avx2, which this processor does not have"),
+            None => eprintln!("SKIPPED on avx2, which this processor does not have"),
+        }
+        #[cfg(target_arch = "x86_64")]
+        match crate::backend::cpu::lanes::ifma::Avx512Ifma::detect() {
+            Some(isa) => $test(isa),
+            None => eprintln!("SKIPPED on avx512ifma, which this processor does not have"),
         }
     };
 }
@@ -110,8 +115,17 @@ fn sizes_that_make_groups_and_split() {
 }
 
 fn awkward_points<I: Isa>(isa: I) {
+    awkward_points_of(isa, 6_000);
+}
+
+/// AVX-512 IFMA in software: slow, but on any processor.
+#[test]
+fn equal_and_opposite_points_and_infinity_on_emulated_ifma() {
+    awkward_points_of(crate::backend::cpu::lanes::ifma::emulation(), 150);
+}
+
+fn awkward_points_of<I: Isa>(isa: I, n: usize) {
     let mut rng = StdRng::seed_from_u64(3);
-    let n = 6_000;
     let g = G1::generator().into_affine();
     let walk = points::<G1>(n, &mut rng);
     let patterns: [&dyn Fn(usize) -> G1Affine; 6] = [
@@ -120,7 +134,7 @@ fn awkward_points<I: Isa>(isa: I) {
         &|i| if i % 3 == 0 { G1Affine::identity() } else { g },
         &|_| G1Affine::identity(),
         // Among many different points, a few that are equal or opposite to another or that sums come out to.
-        &|i| if i % 500 == 0 { -walk[i + 1] } else { walk[i] },
+        &|i| if i % 500 == 0 && i + 1 < walk.len() { -walk[i + 1] } else { walk[i] },
         &|i| if i % 64 < 2 { walk[i / 64 * 64] } else { walk[i] },
     ];
     for (which, pattern) in patterns.into_iter().enumerate() {
@@ -130,7 +144,7 @@ fn awkward_points<I: Isa>(isa: I) {
         }
     }
     let h = G2::generator().into_affine();
-    let p: Vec<_> = (0..2000).map(|i| if i % 3 == 0 { -h } else { h }).collect();
+    let p: Vec<_> = (0..n / 3).map(|i| if i % 3 == 0 { -h } else { h }).collect();
     for kind in [0, 2, 9] {
         check::<I, InG2>(isa, &p, &scalars(kind, p.len(), &mut rng), 2);
     }

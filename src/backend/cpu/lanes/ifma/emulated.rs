@@ -59,9 +59,6 @@ impl Words for Emulated {
     fn sub(self, other: Self) -> Self {
         Self(from_fn(|k| self.0[k].wrapping_sub(other.0[k])))
     }
-    fn sub_from_where(self, other: Self, mask: u8) -> Self {
-        self.blend(self.sub(other), mask)
-    }
     fn and(self, other: Self) -> Self {
         Self(from_fn(|k| self.0[k] & other.0[k]))
     }

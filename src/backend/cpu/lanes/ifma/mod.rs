@@ -20,5 +20,11 @@ mod zmm;
 #[cfg(target_arch = "x86_64")]
 pub(in crate::backend::cpu) use zmm::Avx512Ifma;
 
+/// The instruction set in software, for tests of the code above it on any processor.
+#[cfg(test)]
+pub(in crate::backend::cpu) fn emulation() -> impl super::Isa {
+    outlined::Outlined(emulated::EmulatedIfma)
+}
+
 #[cfg(test)]
 mod tests;

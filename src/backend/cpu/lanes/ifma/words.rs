@@ -23,8 +23,6 @@ pub(in crate::backend::cpu) trait Words: Copy + Send + Sync + 'static {
     fn add(self, other: Self) -> Self;
     /// self − other (`vpsubq`)
     fn sub(self, other: Self) -> Self;
-    /// self − other in the words whose bit is set in `mask`, self in the others (`vpsubq` with a mask).
-    fn sub_from_where(self, other: Self, mask: u8) -> Self;
     /// self & other (`vpandq`)
     fn and(self, other: Self) -> Self;
     /// self | other (`vporq`)

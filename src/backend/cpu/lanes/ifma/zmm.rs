@@ -95,11 +95,6 @@ impl Words for Zmm {
         Self(unsafe { _mm512_sub_epi64(self.0, other.0) })
     }
     #[inline(always)]
-    fn sub_from_where(self, other: Self, mask: u8) -> Self {
-        // SAFETY: the processor has AVX-512F, as `self` proves.
-        Self(unsafe { _mm512_mask_sub_epi64(self.0, mask, self.0, other.0) })
-    }
-    #[inline(always)]
     fn and(self, other: Self) -> Self {
         // SAFETY: the processor has AVX-512F, as `self` proves.
         Self(unsafe { _mm512_and_si512(self.0, other.0) })
