@@ -22,6 +22,7 @@
 //! have.
 
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -418,6 +419,9 @@ pub struct SqliteStore {
     writer: SqlitePool,
     reader: SqlitePool,
     watch: Mutex<Watch>,
+    /// What the last look of a wait for changes saw. Not behind the lock of the connection: a wait that begins has to
+    /// know it before the looks of others move it on.
+    seen: std::sync::Mutex<Option<(i64, i64)>>,
     settings: StoreSettings,
     /// A job ended since the log was last truncated.
     ended: AtomicBool,
@@ -429,8 +433,6 @@ struct Watch {
     connection: Option<SqliteConnection>,
     /// Grows with every new connection, since their counts do not compare.
     epoch: i64,
-    /// What the last look of a wait for changes saw.
-    seen: Option<(i64, i64)>,
     tidied: Instant,
 }
 
@@ -482,7 +484,6 @@ impl SqliteStore {
             options: base.clone().busy_timeout(CHECKPOINT_TIMEOUT),
             connection: None,
             epoch: 0,
-            seen: None,
             tidied: Instant::now(),
         };
         Ok(Self {
@@ -491,6 +492,7 @@ impl SqliteStore {
             writer: pool().max_connections(1).connect_lazy_with(base.clone()),
             reader: pool().max_connections(READERS).connect_lazy_with(base.pragma("query_only", "ON")),
             watch: Mutex::new(watch),
+            seen: std::sync::Mutex::default(),
             settings,
             // Somebody may have died before truncating the log.
             ended: AtomicBool::new(true),
@@ -893,14 +895,14 @@ impl Store for SqliteStore {
     async fn changed(&self, at_most: Duration) -> Result<(), StoreError> {
         let began = Instant::now();
         // Callers at the same time wait from the same look on, and each learns of what came after it.
-        let before = self.watch.lock().await.seen;
+        let before = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let now = {
                 let mut watch = self.watch.lock().await;
                 self.tidy_now_and_then(&mut watch).await?;
                 let version = rows::number(&watch.row("PRAGMA data_version").await?, "data_version")?;
                 let now = Some((watch.epoch, version));
-                watch.seen = now;
+                *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = now;
                 now
             };
             let left = at_most.saturating_sub(began.elapsed());
