@@ -73,18 +73,34 @@ pub fn discover(choice: BackendChoice, threads: Option<usize>, cpu: Instructions
         }
     }
     let all = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let cpu: Arc<dyn Backend> = Arc::new(CpuBackend::with(threads.unwrap_or(all), cpu)?);
-    selftest::run(cpu.as_ref())?;
-    report.push(DeviceReport {
-        kind: DeviceKind::Cpu,
-        device: Some(cpu.device().clone()),
-        used: true,
-        status: "self-test passed".into(),
-    });
+    let (cpu, status) = processor(threads.unwrap_or(all), cpu)?;
+    report.push(DeviceReport { kind: DeviceKind::Cpu, device: Some(cpu.device().clone()), used: true, status });
     let others: Vec<_> =
         report.iter().filter(|r| !r.used).map(|r| format!("{}: {}", r.kind.as_str(), r.status)).collect();
     let summary = format!("proving on {}, {}; {}", cpu.device().label(), cpu.device().name, others.join("; "));
     Ok(Discovery { devices: vec![cpu], report, summary })
+}
+
+/// The processor, with the fastest instructions that pass the self-test, or the ones asked for; and one line about it.
+fn processor(threads: usize, instructions: Instructions) -> Result<(Arc<dyn Backend>, String), BackendError> {
+    let sets = match instructions {
+        Instructions::Auto => Instructions::available(),
+        set => vec![set],
+    };
+    let mut failed = Vec::new();
+    for set in sets {
+        let cpu = CpuBackend::with(threads, set)?;
+        match selftest::run(&cpu) {
+            Ok(()) => {
+                let before: String = failed.iter().map(|(name, why)| format!("; not {name}: {why}")).collect();
+                return Ok((Arc::new(cpu), format!("self-test passed{before}")));
+            }
+            Err(why) => failed.push((set.as_str(), why)),
+        }
+    }
+    let why = failed.pop().map(|(_, why)| why);
+    Err(why
+        .unwrap_or_else(|| BackendError::Unavailable { device: "cpu:0".into(), why: "it has no instructions".into() }))
 }
 
 /// A kind of device that this version has no driver for yet: says so, whether or not its feature is compiled in.
