@@ -63,7 +63,7 @@ pub fn map_file(path: &Path) -> io::Result<Bytes> {
     // ends this one by SIGBUS, and one that overwrites it in place changes the bytes: a worker maps only its own
     // content-addressed copies, which are written once and renamed into place; the command line maps what its user
     // names, as every prover does.
-    let map = unsafe { memmap2::Mmap::map(&file)? };
+    let map = unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file)? };
     Ok(Bytes::from_owner(Mapped::new(map)))
 }
 

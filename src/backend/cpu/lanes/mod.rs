@@ -161,11 +161,20 @@ pub(in crate::backend::cpu) fn unpack<L: Lanes>(packed: &[u64; 4]) -> L::Element
 }
 
 /// 1/x lane by lane, by one inversion of arkworks. For instruction sets that have nothing better.
-#[inline(never)]
+#[cfg(any(test, target_arch = "x86_64"))]
+#[inline(always)]
 pub(in crate::backend::cpu) fn invert_by_ark<L: Lanes>(isa: L::Isa, x: L) -> L {
     let mut elements = [L::Element::ZERO; 16];
     let elements = &mut elements[..L::Isa::LANES];
     x.decode(elements);
-    ark_ff::batch_inversion(elements);
+    invert_all(elements);
     L::encode(isa, elements)
+}
+
+/// The inverses of all elements but zeros, by one inversion. On this thread: arkworks' parallel form would take an
+/// inversion a thread, and let this thread run other tasks of the pool in the middle of a kernel.
+#[cfg(any(test, target_arch = "x86_64"))]
+#[inline(never)]
+fn invert_all<F: ark_ff::Field>(elements: &mut [F]) {
+    ark_ff::serial_batch_inversion_and_mul(elements, &F::ONE);
 }

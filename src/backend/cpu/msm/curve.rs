@@ -44,6 +44,7 @@ pub(super) const fn all_lanes<I: Isa>() -> u32 {
     ((1u64 << I::LANES) - 1) as u32
 }
 
+#[inline(always)]
 fn encode_by<I: Isa, P>(isa: I, points: &[P], coordinate: impl Fn(&P) -> Fq) -> I::Fq {
     let mut elements = [Fq::ZERO; MOST_LANES];
     for (element, point) in elements.iter_mut().zip(points) {
@@ -52,6 +53,7 @@ fn encode_by<I: Isa, P>(isa: I, points: &[P], coordinate: impl Fn(&P) -> Fq) -> 
     I::Fq::encode(isa, &elements[..I::LANES])
 }
 
+#[inline(always)]
 fn decoded<L: Lanes<Element = Fq>>(coordinate: L) -> [Fq; MOST_LANES] {
     let mut elements = [Fq::ZERO; MOST_LANES];
     coordinate.decode(&mut elements[..L::Isa::LANES]);
@@ -86,9 +88,11 @@ impl<I: Isa> Curve<I> for InG1 {
     fn store(point: [I::Fq; 2], to: &mut [&mut [Pair]; 2], at: usize) {
         I::Fq::store(point, &mut to[0][at..at + I::LANES]);
     }
+    #[inline(always)]
     fn encode(isa: I, points: &[G1Affine]) -> [I::Fq; 2] {
         [encode_by(isa, points, |p| p.x), encode_by(isa, points, |p| p.y)]
     }
+    #[inline(always)]
     fn decode([x, y]: [I::Fq; 2], points: &mut [G1Affine]) {
         for (p, (x, y)) in points.iter_mut().zip(decoded(x).into_iter().zip(decoded(y))) {
             *p = G1Affine::new_unchecked(x, y);
@@ -125,12 +129,14 @@ impl<I: Isa> Curve<I> for InG2 {
         I::Fq::store([x.c0, x.c1], &mut to[0][at..at + I::LANES]);
         I::Fq::store([y.c0, y.c1], &mut to[1][at..at + I::LANES]);
     }
+    #[inline(always)]
     fn encode(isa: I, points: &[G2Affine]) -> [Ext2<I::Fq>; 2] {
         let x = Ext2 { c0: encode_by(isa, points, |p| p.x.c0), c1: encode_by(isa, points, |p| p.x.c1) };
         [x, Ext2 { c0: encode_by(isa, points, |p| p.y.c0), c1: encode_by(isa, points, |p| p.y.c1) }]
     }
+    #[inline(always)]
     fn decode([x, y]: [Ext2<I::Fq>; 2], points: &mut [G2Affine]) {
-        let [x0, x1, y0, y1] = [x.c0, x.c1, y.c0, y.c1].map(decoded);
+        let (x0, x1, y0, y1) = (decoded(x.c0), decoded(x.c1), decoded(y.c0), decoded(y.c1));
         for (i, p) in points.iter_mut().enumerate() {
             *p = G2Affine::new_unchecked(Fq2::new(x0[i], x1[i]), Fq2::new(y0[i], y1[i]));
         }

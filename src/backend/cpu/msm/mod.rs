@@ -131,10 +131,10 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
             },
         );
         let grid = Grid::new(scalars.window);
-        let mut all = units;
-        // Before them are the units, whose weight is one.
-        let ones = all.segments.len();
-        lines.iter().for_each(|lines| all.append(lines));
+        // First come the units, whose weight is one.
+        let ones = units.segments.len();
+        let parts: Vec<Sums> = std::iter::once(units).chain(lines).collect();
+        let all = Sums::joined(&parts);
         let bits = Segments::sort(scalars.windows * scalars.window, |each| {
             for (at, segment) in all.segments.iter().enumerate() {
                 if at < ones {

@@ -4,6 +4,9 @@
 //! of a round are independent of each other: whatever the scalars are, no two of them meet. They share one inversion
 //! lane by lane (Montgomery's trick), so that an addition takes 5 products and a square. A group of some thousand
 //! points goes through all its rounds before the next one starts: its sums stay in the cache.
+//!
+//! Lists of which points are added, which tell digits of the witness, are overwritten when dropped. The sums of points
+//! are not, as arkworks' are not: they are many times as much memory.
 #![allow(unsafe_code)] // prefetching
 
 use std::ops::Range;
@@ -45,12 +48,6 @@ impl Points {
         self.halves.each_ref().map(Vec::as_slice)
     }
 
-    fn append(&mut self, other: &Self) {
-        for (half, more) in self.halves.iter_mut().zip(&other.halves) {
-            half.extend_from_slice(more);
-        }
-    }
-
     /// Adds a copy of a point at the end.
     fn push(&mut self, from: &Self, at: usize) {
         for (half, from) in self.halves.iter_mut().zip(&from.halves) {
@@ -82,10 +79,18 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    /// Those of `other` after those of `self`.
-    pub(super) fn append(&mut self, other: &Self) {
-        self.segments.extend_from_slice(&other.segments);
-        self.points.append(&other.points);
+    /// Those of all parts, one after another; of full length at once, for a vector that grows leaves copies behind.
+    pub(super) fn joined(parts: &[Self]) -> Self {
+        let count = parts.iter().map(|part| part.segments.len()).sum();
+        let mut sums = Self { segments: Zeroizing::new(Vec::with_capacity(count)), points: Points::default() };
+        for part in parts {
+            sums.segments.extend_from_slice(&part.segments);
+        }
+        for (h, half) in sums.points.halves.iter_mut().enumerate() {
+            half.reserve_exact(parts.iter().map(|part| part.points.halves[h].len()).sum());
+            parts.iter().for_each(|part| half.extend_from_slice(&part.points.halves[h]));
+        }
+        sums
     }
 
     /// The points as arkworks has them.
@@ -164,7 +169,7 @@ pub(super) fn sum<I: Isa, C: Curve<I>>(
     pool: &Pool<I, C>,
     stop: &StopToken,
 ) -> Sums {
-    let range = segments.range(which);
+    let range = segments.range(which.clone());
     // Groups of equal size.
     let groups = range.len().div_ceil(group);
     let size = range.len().div_ceil(groups.max(1));
@@ -175,8 +180,10 @@ pub(super) fn sum<I: Isa, C: Curve<I>>(
             return sums;
         }
         pool.with(|scratch| {
-            scratch.clear();
-            segments.walk(from..(from + size).min(range.end), |segment, entries| {
+            let range = from..(from + size).min(range.end);
+            scratch.clear(range.len());
+            sums.segments.reserve_exact(range.len().min(which.len()));
+            segments.walk(range, |segment, entries| {
                 let before = scratch.entries.len();
                 let kept = entries.iter().filter_map(|e| Some(slots.slot(e & !MINUS)? | e & MINUS));
                 scratch.entries.extend(kept);
@@ -205,12 +212,7 @@ pub(super) fn sum<I: Isa, C: Curve<I>>(
         sums
     };
     let parts: Vec<Sums> = (0..groups).into_par_iter().map(task).collect();
-    let mut parts = parts.into_iter();
-    let mut sums = parts.next().unwrap_or_default();
-    for part in parts {
-        sums.append(&part);
-    }
-    sums
+    Sums::joined(&parts)
 }
 
 /// What a group needs in its rounds.
@@ -218,7 +220,7 @@ struct Scratch<I: Isa, C: Curve<I>> {
     /// The terms that are left, by segment: before the first round entries of the caller, then places in the arena.
     entries: Zeroizing<Vec<u32>>,
     /// How many terms each segment has; none has 0.
-    lengths: Vec<u32>,
+    lengths: Zeroizing<Vec<u32>>,
     /// The summands of a round's pairs, filled up to whole vectors.
     left: Zeroizing<Vec<u32>>,
     right: Zeroizing<Vec<u32>>,
@@ -235,7 +237,7 @@ impl<I: Isa, C: Curve<I>> Scratch<I, C> {
         let list = || Zeroizing::new(Vec::with_capacity(2 * GROUP));
         Self {
             entries: list(),
-            lengths: Vec::new(),
+            lengths: list(),
             left: list(),
             right: list(),
             singles: list(),
@@ -244,9 +246,16 @@ impl<I: Isa, C: Curve<I>> Scratch<I, C> {
         }
     }
 
-    fn clear(&mut self) {
+    /// Empty, with room for so many entries: a list that grew would leave a copy behind.
+    fn clear(&mut self, entries: usize) {
         self.entries.clear();
+        if self.entries.capacity() < entries {
+            self.entries = Zeroizing::new(Vec::with_capacity(entries));
+        }
         self.lengths.clear();
+        if self.lengths.capacity() < entries {
+            self.lengths = Zeroizing::new(Vec::with_capacity(entries));
+        }
         self.singles.clear();
     }
 
@@ -260,7 +269,7 @@ impl<I: Isa, C: Curve<I>> Scratch<I, C> {
         let (mut read, mut write, mut place) = (0, 0, free as u32);
         self.left.clear();
         self.right.clear();
-        for length in &mut self.lengths {
+        for length in self.lengths.iter_mut() {
             let pairs = *length / 2;
             for _ in 0..pairs {
                 self.left.push(self.entries[read]);
