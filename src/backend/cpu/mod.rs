@@ -1,6 +1,6 @@
 //! The processor.
 //!
-//! The code above [`lanes`] is written once and compiled for each instruction set; which one computes is chosen when the
+//! The code above `lanes` is written once and compiled for each instruction set; which one computes is chosen when the
 //! backend is made ([`Instructions`]). Each backend has a pool of threads of its own, so that two proofs side by side
 //! keep to their slots.
 

@@ -30,7 +30,7 @@ macro_rules! pair {
     };
 }
 
-/// The first row: a[0]·b, into columns that have their start values.
+/// The first row: `a[0]`·b, into columns that have their start values.
 #[rustfmt::skip] // one instruction a line
 macro_rules! first_row {
     ($a:literal, $b:tt, $c0:literal, $c1:literal, $c2:literal, $c3:literal, $c4:literal, $c5:literal) => {
@@ -45,7 +45,7 @@ macro_rules! first_row {
     };
 }
 
-/// The digit m that makes column `$c0` vanish; a[i]·b, for a further i, and m·(p·k + 1)/2^51, both onto the next six
+/// The digit m that makes column `$c0` vanish; `a[i]`·b, for a further i, and m·(p·k + 1)/2^51, both onto the next six
 /// columns. The last of these begins with its start value, in the register of the one that vanishes.
 #[rustfmt::skip] // one instruction a line
 macro_rules! row {

@@ -11,7 +11,7 @@ pub(super) const MASK: u64 = (1 << BITS) - 1;
 
 /// Five limbs of 52 bits, least first; the highest may be longer.
 pub(super) type Limbs = [u64; 5];
-/// Multiples of the prime, one for each value of three bits. Limb i of the multiple for k is at [i][k]; the limbs of
+/// Multiples of the prime, one for each value of three bits. Limb i of the multiple for k is at `[i][k]`; the limbs of
 /// negative multiples are negative, in two's complement.
 pub(super) type Table = [[u64; 8]; 5];
 

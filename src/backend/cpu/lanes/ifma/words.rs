@@ -46,7 +46,7 @@ pub(in crate::backend::cpu) trait Words: Copy + Send + Sync + 'static {
     /// The words whose highest bit is set (`vpmovq2m`).
     fn negative(self) -> u8;
 
-    /// Limb i of element e of pair k into word k of vector i of [e]: the transpose of eight pairs.
+    /// Limb i of element e of pair k into word k of vector i of `[e]`: the transpose of eight pairs.
     fn gather(isa: Self::Isa, pairs: [&Pair; 8]) -> [[Self; 4]; 2];
     /// The inverse of [`Words::gather`].
     fn scatter(limbs: [[Self; 4]; 2], pairs: &mut [Pair; 8]);
