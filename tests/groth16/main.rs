@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use ark_ec::{AffineRepr, CurveGroup};
 use ark_ff::{BigInteger256, Field, PrimeField};
-use prover_worker::backend::cpu::CpuBackend;
+use prover_worker::backend::cpu::{CpuBackend, Instructions};
 use prover_worker::backend::{Backend, Quiet};
 use prover_worker::formats::r1cs::{Constraints, R1cs};
-use prover_worker::formats::{snarkjs, zkey};
+use prover_worker::formats::{snarkjs, wtns, zkey};
 use prover_worker::groth16::{ProveError, Verifier, prove, setup};
 use prover_worker::model::{Fr, G1Affine, G2Affine, ProvingKey, PublicInputs, StopToken, Witness};
 
@@ -123,6 +123,44 @@ fn commitments_do_not_depend_on_threads_and_blinding_hides_them() {
     assert_ne!(proofs[0].a, proofs[1].a);
     assert_ne!(proofs[0].b, proofs[1].b);
     assert_ne!(proofs[0].c, proofs[1].c);
+}
+
+/// Commitments on every instruction set of this processor, equal to those of the portable one.
+fn same_on_every_set(name: &str, key: &Arc<ProvingKey>, w: &Witness) {
+    let on = |set, threads| {
+        let loaded = CpuBackend::with(threads, set).unwrap().load(key.clone()).unwrap();
+        loaded.commit(w, &StopToken::new(), &Quiet).unwrap()
+    };
+    let portable = on(Instructions::Portable, 1);
+    for set in Instructions::ALL {
+        if !Instructions::available().contains(&set) {
+            eprintln!("SKIPPED: this processor has no {}", set.as_str());
+            continue;
+        }
+        for threads in [1, 2, 5] {
+            assert!(on(set, threads) == portable, "{name} with {} on {threads} threads", set.as_str());
+        }
+    }
+}
+
+#[test]
+fn every_instruction_set_gives_the_same_commitments() {
+    for n in [1, 6, 29, 300, 2000] {
+        let (circuit, values) = squarings(n, 5);
+        same_on_every_set(&format!("{n} squarings"), &key(&circuit), &witness(&values));
+    }
+    let cases = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/cases");
+    let Ok(folders) = std::fs::read_dir(&cases) else {
+        eprintln!("SKIPPED on real circuits: {} is not there", cases.display());
+        return;
+    };
+    for folder in folders.map(|f| f.unwrap().path()) {
+        let read = |name: &str| std::fs::read(folder.join(name)).ok();
+        if let (Some(zkey), Some(wtns)) = (read("circuit.zkey"), read("witness.wtns")) {
+            let key = Arc::new(zkey::parse(zkey.into()).unwrap());
+            same_on_every_set(&folder.display().to_string(), &key, &wtns::parse(&wtns).unwrap());
+        }
+    }
 }
 
 #[test]
