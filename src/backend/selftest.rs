@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use ark_ec::{AffineRepr, CurveGroup, PrimeGroup};
-use ark_ff::{BigInteger256, FftField, Field, One, PrimeField, Zero};
+use ark_ff::{BigInteger256, FftField, Field, One, PrimeField, Zero, serial_batch_inversion_and_mul};
 use bytes::Bytes;
 
 use super::{Backend, BackendError, Commitments, Quiet};
@@ -72,7 +72,7 @@ impl Case {
             *slot = value;
         }
         // Short, for the points are computed from them bit by bit, at every start of the program.
-        let mut short = || Fr::from((next().into_bigint().0[0] >> 44) | 1);
+        let mut short = || Fr::from((next().into_bigint().0[0] >> 52) | 1);
         let mut dlogs = |n: usize, holes: usize| -> Vec<Fr> {
             (0..n).map(|i| if holes > 0 && i % holes == 1 { Fr::zero() } else { short() }).collect()
         };
@@ -110,21 +110,18 @@ impl Case {
         let a: Vec<Fr> = (0..self.domain).map(|i| row(0, i)).collect();
         let b: Vec<Fr> = (0..self.domain).map(|i| row(1, i)).collect();
         let c: Vec<Fr> = a.iter().zip(&b).map(|(a, b)| *a * b).collect();
-        // L_i(x) = (xⁿ − 1)·ωⁱ / (n·(x − ωⁱ)); on odd points xⁿ = −1.
-        let at = |values: &[Fr], x: Fr| -> Fr {
-            let scale = (x.pow([n]) - Fr::one()) / Fr::from(n);
-            let term = |(i, v): (usize, &Fr)| {
-                let point = omega2.pow([2 * i as u64]);
-                *v * point / (x - point)
-            };
-            scale * values.iter().enumerate().map(term).sum::<Fr>()
+        // L_j(x) = (xⁿ − 1)·ωʲ / (n·(x − ωʲ)); on odd points xⁿ = −1.
+        let scale = -Fr::from(2u64) / Fr::from(n);
+        let quotient = |i: u64| {
+            let x = omega2.pow([2 * i + 1]);
+            let points: Vec<Fr> = (0..n).map(|j| omega2.pow([2 * j])).collect();
+            let mut lagrange: Vec<Fr> = points.iter().map(|point| x - point).collect();
+            serial_batch_inversion_and_mul(&mut lagrange, &scale);
+            let at =
+                |values: &[Fr]| values.iter().zip(&points).zip(&lagrange).map(|((v, p), l)| *v * p * l).sum::<Fr>();
+            at(&a) * at(&b) - at(&c)
         };
-        (0..n)
-            .map(|i| {
-                let x = omega2.pow([2 * i + 1]);
-                at(&a, x) * at(&b, x) - at(&c, x)
-            })
-            .collect()
+        (0..n).map(quotient).collect()
     }
 
     fn key(&self) -> ProvingKey {

@@ -114,14 +114,15 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let witness_ms = ms(start.elapsed());
 
     bar.set_message("load");
-    let found = session::devices(&config)?;
+    // Devices test themselves meanwhile: a small proof takes little longer.
+    let (found, verifier) = rayon::join(|| session::devices(&config), || Verifier::new(&key.header.vk));
+    let found = found?;
     let device = found.devices.first().ok_or_else(|| CliError::failed("no device passed its self-test"))?;
     let start = Instant::now();
     let loaded = device.load(Arc::new(key)).map_err(|e| about(&plan.zkey, e))?;
     let key_ms = ms(parse_time + start.elapsed());
 
     bar.set_message("prove");
-    let verifier = Verifier::new(&loaded.key().header.vk);
     let proved = groth16::prove(loaded.as_ref(), &verifier, &witness, &StopToken::new(), &Bar(&bar))
         .map_err(CliError::failed)?;
     bar.finish_and_clear();

@@ -174,11 +174,14 @@ fn blind(header: &KeyHeader, sums: &Commitments) -> Result<Proof, ProveError> {
 /// π_A = α + a + r·δ, π_B = β + b + s·δ, π_C = c + h + s·π_A + r·π_B¹ − r·s·δ, where π_B¹ is π_B in G1.
 fn assemble(header: &KeyHeader, sums: &Commitments, r: Fr, s: Fr) -> Proof {
     let vk = &header.vk;
-    let a = sums.a + vk.alpha_g1 + header.delta_g1 * r;
-    let b1 = sums.b1 + header.beta_g1 + header.delta_g1 * s;
-    let b2 = sums.b2 + vk.beta_g2 + vk.delta_g2 * s;
-    let c = sums.c + sums.h + a * s + b1 * r - header.delta_g1 * (r * s);
-    Proof { a: a.into_affine(), b: b2.into_affine(), c: c.into_affine() }
+    let in_g1 = || {
+        let a = sums.a + vk.alpha_g1 + header.delta_g1 * r;
+        let b1 = sums.b1 + header.beta_g1 + header.delta_g1 * s;
+        (a.into_affine(), (sums.c + sums.h + a * s + b1 * r - header.delta_g1 * (r * s)).into_affine())
+    };
+    let in_g2 = || (sums.b2 + vk.beta_g2 + vk.delta_g2 * s).into_affine();
+    let ((a, c), b) = rayon::join(in_g1, in_g2);
+    Proof { a, b, c }
 }
 
 /// A uniform scalar from the operating system's generator: 512 bits reduced, so that the bias is below 2^-256.

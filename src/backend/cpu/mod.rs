@@ -11,6 +11,7 @@ pub mod lab;
 mod lanes;
 mod msm;
 mod ntt;
+mod pages;
 mod quotient;
 mod scattered;
 mod sparse;

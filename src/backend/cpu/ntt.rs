@@ -228,7 +228,7 @@ impl<I: Isa> Plan<I> {
             for (factor, zeta) in level.iter_mut().zip(local).skip(1) {
                 *factor = I::Fr::mul(first, *zeta);
             }
-            first = I::Fr::square(first);
+            first = first.square();
             blocks /= 2;
         }
     }
@@ -289,12 +289,24 @@ impl<I: Isa> Pass<I> {
             let group = |group: usize| {
                 let of_group = root.pow([(lanes * reverse(group, log_groups)) as u64]);
                 let factors: Vec<Fr> = lane.iter().map(|lane| *lane * of_group).collect();
-                I::Fr::encode(isa, &factors)
+                isa.enter(Encode(&factors))
             };
             (0..1usize << log_groups).into_par_iter().with_min_len(16).map(group).collect()
         };
         let first = [first(Fr::ONE, domain.group_gen_inv()), first(shift, domain.group_gen())];
         Self { log_stride, log_rows, first }
+    }
+}
+
+/// [`Lanes::encode`].
+struct Encode<'a>(&'a [Fr]);
+
+impl<I: Isa> Kernel<I> for Encode<'_> {
+    type Out = I::Fr;
+
+    #[inline(always)]
+    fn run(self, isa: I) -> I::Fr {
+        I::Fr::encode(isa, self.0)
     }
 }
 

@@ -21,6 +21,7 @@ use super::super::BackendError;
 use super::lanes::portable::Portable;
 use super::lanes::{Field, Isa, Kernel, Lanes, Pair};
 use super::ntt::Plan;
+use super::pages;
 use super::scattered::Scattered;
 use super::sparse::Matrices;
 use crate::model::{Fr, ProvingKey};
@@ -105,7 +106,7 @@ impl<I: Isa> Constraints<I> {
 
 fn quotient<I: Isa>(isa: I, plan: &Plan<I>, matrices: &Matrices, w: &[BigInteger256]) -> HScalars {
     let (vectors, leaf, lanes) = (plan.vectors(), plan.leaf(), I::LANES);
-    let [mut a, mut b, mut c] = [(); 3].map(|()| Secret(Vec::<I::Fr>::with_capacity(vectors)));
+    let [mut a, mut b, mut c] = [(); 3].map(|()| Secret(pages::vector::<I::Fr>(vectors)));
 
     let places = [&mut a, &mut b].map(|x| Scattered::new(&mut x.0.spare_capacity_mut()[..vectors]));
     (0..matrices.blocks()).into_par_iter().for_each(|block| {
@@ -128,7 +129,7 @@ fn quotient<I: Isa>(isa: I, plan: &Plan<I>, matrices: &Matrices, w: &[BigInteger
 
     plan.columns(isa, [&mut a, &mut b, &mut c].map(|x| &mut x.0[..]));
 
-    let mut h = Secret(Vec::with_capacity(vectors * lanes));
+    let mut h = Secret(pages::vector(vectors * lanes));
     let scalars = Scattered::new(&mut h.0.spare_capacity_mut()[..vectors * lanes]);
     // 2^RADIX/n²
     let n = Fr::from((vectors * lanes) as u64);

@@ -155,8 +155,15 @@ impl Block {
         let mut terms = vec![Term::default(); starts[2 * rows + 1] as usize];
         let mut values = Vec::new();
         let mut known = HashMap::new();
+        // Few values are most of the entries, and a hash that withstands chosen values takes longer than all the rest.
+        let mut recent = [([0; 4], 0); 64]; // the factor of 0 is 0
         for e in entries() {
-            let factor = *known.entry(e.value.0).or_insert_with(|| factor(e.value, &mut values));
+            let limbs = e.value.0;
+            let recent = &mut recent[(limbs[0] >> 58) as usize];
+            if recent.0 != limbs {
+                *recent = (limbs, *known.entry(limbs).or_insert_with(|| factor(e.value, &mut values)));
+            }
+            let factor = recent.1;
             let next = &mut starts[slot(&e) + 1];
             terms[*next as usize] = Term { wire: e.signal, factor };
             *next += 1;

@@ -13,6 +13,7 @@
 pub(in crate::backend::cpu) mod avx2;
 #[cfg(any(test, target_arch = "x86_64"))]
 pub(in crate::backend::cpu) mod ifma;
+mod inverse;
 pub(in crate::backend::cpu) mod portable;
 #[cfg(test)]
 pub(in crate::backend::cpu) mod suite;
@@ -22,6 +23,7 @@ pub(in crate::backend::cpu) mod wide;
 #[cfg(test)]
 use ark_ff::Field as _;
 use ark_ff::{AdditiveGroup, PrimeField};
+use inverse::inverse;
 use zeroize::{DefaultIsZeroes, Zeroize, Zeroizing};
 
 use crate::model::{Fq, Fr};
@@ -63,6 +65,8 @@ impl DefaultIsZeroes for Pair {}
 pub(in crate::backend::cpu) trait Field: Copy + Send + Sync + 'static {
     /// A value that may only be a factor: sums and differences that were not reduced.
     type Loose: Copy + From<Self>;
+    /// An element with a sign for each lane, which may not have been applied yet.
+    type Signed: Copy;
 
     /// self + other
     fn add(self, other: Self) -> Self;
@@ -77,10 +81,18 @@ pub(in crate::backend::cpu) trait Field: Copy + Send + Sync + 'static {
     fn sum(self, other: Self) -> Self::Loose;
     /// self − other, to be a factor
     fn diff(self, other: Self) -> Self::Loose;
+    /// −self in the lanes whose bit is set in `minus`, self in the others.
+    fn signed(self, minus: u32) -> Self::Signed;
+    /// a − b, to be a factor
+    fn diff_signed(a: Self::Signed, b: Self::Signed) -> Self::Loose;
     /// a·b
-    fn mul(a: impl Into<Self::Loose>, b: impl Into<Self::Loose>) -> Self;
-    /// a²
-    fn square(a: impl Into<Self::Loose>) -> Self;
+    fn mul(a: impl Into<Self::Loose>, b: Self) -> Self;
+    /// a·b − c
+    fn mul_sub(a: impl Into<Self::Loose>, b: Self, c: Self::Signed) -> Self;
+    /// a² − b − c
+    fn square_sub(a: Self, b: Self, c: Self) -> Self;
+    /// self²
+    fn square(self) -> Self;
     /// −self in the lanes whose bit is set in `mask`, self in the others.
     fn negate_where(self, mask: u32) -> Self;
     /// `other` in the lanes whose bit is set in `mask`, self in the others.
@@ -97,8 +109,23 @@ pub(in crate::backend::cpu) trait Lanes: Field + Zeroize {
     type Isa: Isa;
     /// One element, as arkworks has it.
     type Element: PrimeField<BigInt = ark_ff::BigInteger256>;
+    /// Half of a factor in the quadratic extension by i² = −1.
+    type Half: Copy + From<Self>;
     /// The Montgomery factor of packed elements is 2^RADIX.
     const RADIX: u32;
+
+    /// a·b
+    fn product(a: Self::Loose, b: Self::Loose) -> Self;
+    /// a + b, to be half of a factor
+    fn half_sum(a: Self, b: Self) -> Self::Half;
+    /// a − b, to be half of a factor
+    fn half_diff(a: Self::Signed, b: Self::Signed) -> Self::Half;
+    /// (a₀ + a₁·i)·(b₀ + b₁·i)
+    fn complex_mul(a: [Self::Half; 2], b: [Self; 2]) -> [Self; 2];
+    /// The same less c₀ + c₁·i
+    fn complex_mul_sub(a: [Self::Half; 2], b: [Self; 2], c: [Self::Signed; 2]) -> [Self; 2];
+    /// (a₀ + a₁·i)² less b₀ + b₁·i and c₀ + c₁·i
+    fn complex_square_sub(a: [Self; 2], b: [Self; 2], c: [Self; 2]) -> [Self; 2];
 
     /// The same element in every lane.
     fn splat(isa: Self::Isa, x: Self::Element) -> Self;
@@ -122,6 +149,61 @@ pub(in crate::backend::cpu) trait Lanes: Field + Zeroize {
         transpose_packed(isa, square);
     }
 }
+
+/// For instruction sets that gain nothing by putting reductions together: what [`Field`] and [`Lanes`] have in signs and
+/// differences, by the other operations.
+macro_rules! separate_reductions {
+    (Field) => {
+        type Signed = Self;
+        #[inline(always)]
+        fn signed(self, minus: u32) -> Self {
+            self.negate_where(minus)
+        }
+        #[inline(always)]
+        fn diff_signed(a: Self, b: Self) -> Self::Loose {
+            a.diff(b)
+        }
+        #[inline(always)]
+        fn mul_sub(a: impl Into<Self::Loose>, b: Self, c: Self) -> Self {
+            Self::mul(a, b).sub(c)
+        }
+        #[inline(always)]
+        fn square_sub(a: Self, b: Self, c: Self) -> Self {
+            a.square().sub(b).sub(c)
+        }
+    };
+    (Lanes) => {
+        // Karatsuba's product adds the halves of a factor, so they must be reduced.
+        type Half = Self;
+        #[inline(always)]
+        fn half_sum(a: Self, b: Self) -> Self {
+            a.add(b)
+        }
+        #[inline(always)]
+        fn half_diff(a: Self, b: Self) -> Self {
+            a.sub(b)
+        }
+        /// Three products: a₀b₀ − a₁b₁ and (a₀ + a₁)(b₀ + b₁) − a₀b₀ − a₁b₁.
+        #[inline(always)]
+        fn complex_mul(a: [Self; 2], b: [Self; 2]) -> [Self; 2] {
+            let cross = Self::product(a[0].sum(a[1]), b[0].sum(b[1]));
+            let (low, high) = (Self::mul(a[0], b[0]), Self::mul(a[1], b[1]));
+            [low.sub(high), cross.sub(low).sub(high)]
+        }
+        #[inline(always)]
+        fn complex_mul_sub(a: [Self; 2], b: [Self; 2], c: [Self; 2]) -> [Self; 2] {
+            let product = Self::complex_mul(a, b);
+            [product[0].sub(c[0]), product[1].sub(c[1])]
+        }
+        /// Two products: (a₀ + a₁)(a₀ − a₁) and 2·a₀a₁.
+        #[inline(always)]
+        fn complex_square_sub(a: [Self; 2], b: [Self; 2], c: [Self; 2]) -> [Self; 2] {
+            let square = [Self::product(a[0].sum(a[1]), a[0].diff(a[1])), Self::mul(a[0], a[1]).double()];
+            [square[0].sub(b[0]).sub(c[0]), square[1].sub(b[1]).sub(c[1])]
+        }
+    };
+}
+pub(in crate::backend::cpu) use separate_reductions;
 
 /// Transposes by way of packed elements. For instruction sets that have nothing better.
 ///
@@ -160,7 +242,7 @@ pub(in crate::backend::cpu) fn unpack<L: Lanes>(packed: &[u64; 4]) -> L::Element
     L::Element::from_le_bytes_mod_order(&bytes) * factor
 }
 
-/// 1/x lane by lane, by one inversion of arkworks. For instruction sets that have nothing better.
+/// 1/x lane by lane, element by element. For instruction sets that have nothing better.
 #[cfg(any(test, target_arch = "x86_64"))]
 #[inline(always)]
 pub(in crate::backend::cpu) fn invert_by_ark<L: Lanes>(isa: L::Isa, x: L) -> L {
@@ -171,10 +253,22 @@ pub(in crate::backend::cpu) fn invert_by_ark<L: Lanes>(isa: L::Isa, x: L) -> L {
     L::encode(isa, elements)
 }
 
-/// The inverses of all elements but zeros, by one inversion. On this thread: arkworks' parallel form would take an
-/// inversion a thread, and let this thread run other tasks of the pool in the middle of a kernel.
+/// The inverses of all elements, zero's being zero, by one inversion (Montgomery's trick).
 #[cfg(any(test, target_arch = "x86_64"))]
 #[inline(never)]
-fn invert_all<F: ark_ff::Field>(elements: &mut [F]) {
-    ark_ff::serial_batch_inversion_and_mul(elements, &F::ONE);
+fn invert_all<F: PrimeField<BigInt = ark_ff::BigInteger256>>(elements: &mut [F]) {
+    let mut before = [F::ONE; 16];
+    let mut product = F::ONE;
+    for (before, x) in before.iter_mut().zip(&*elements) {
+        *before = product;
+        if !x.is_zero() {
+            product *= x;
+        }
+    }
+    let mut inverse = inverse(product);
+    for (x, before) in elements.iter_mut().zip(before).rev() {
+        if !x.is_zero() {
+            (inverse, *x) = (inverse * *x, inverse * before);
+        }
+    }
 }

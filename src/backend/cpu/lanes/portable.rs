@@ -3,7 +3,8 @@
 use ark_ff::{AdditiveGroup, BigInteger, BigInteger256, Field as _, Fp, MontBackend, MontConfig, PrimeField};
 use zeroize::Zeroize;
 
-use super::{Field, Isa, Kernel, Lanes, Pair};
+use super::inverse::inverse;
+use super::{Field, Isa, Kernel, Lanes, Pair, separate_reductions};
 use crate::model::{Fq, Fr};
 
 /// No instructions but those that every processor has.
@@ -40,8 +41,12 @@ impl<C: MontConfig<4>> Zeroize for One<C> {
     }
 }
 
-impl<C: MontConfig<4>> Field for One<C> {
+impl<C: MontConfig<4>> Field for One<C>
+where
+    Fp<MontBackend<C, 4>, 4>: PrimeField<BigInt = BigInteger256>,
+{
     type Loose = Self;
+    separate_reductions!(Field);
 
     #[inline(always)]
     fn add(self, other: Self) -> Self {
@@ -64,12 +69,12 @@ impl<C: MontConfig<4>> Field for One<C> {
         self.sub(other)
     }
     #[inline(always)]
-    fn mul(a: impl Into<Self>, b: impl Into<Self>) -> Self {
-        Self(a.into().0 * b.into().0)
+    fn mul(a: impl Into<Self>, b: Self) -> Self {
+        Self(a.into().0 * b.0)
     }
     #[inline(always)]
-    fn square(a: impl Into<Self>) -> Self {
-        Self(a.into().0.square())
+    fn square(self) -> Self {
+        Self(self.0.square())
     }
     #[inline(always)]
     fn negate_where(self, mask: u32) -> Self {
@@ -84,7 +89,7 @@ impl<C: MontConfig<4>> Field for One<C> {
         u32::from(self.0 == Fp::ZERO)
     }
     fn invert(self) -> Self {
-        Self(self.0.inverse().unwrap_or(Fp::ZERO))
+        Self(inverse(self.0))
     }
 }
 
@@ -94,7 +99,12 @@ macro_rules! lanes {
             type Isa = Portable;
             type Element = $element;
             const RADIX: u32 = 256;
+            separate_reductions!(Lanes);
 
+            #[inline(always)]
+            fn product(a: Self, b: Self) -> Self {
+                Self::mul(a, b)
+            }
             #[inline(always)]
             fn splat(_: Portable, x: $element) -> Self {
                 Self(x)

@@ -60,15 +60,20 @@ fn field<L: Lanes>(isa: L::Isa) {
         check("sub", va.sub(vb), |i| a[i] - b[i]);
         check("double", va.double(), |i| a[i].double());
         check("mul", L::mul(va, vb), |i| a[i] * b[i]);
-        check("square", L::square(va), |i| a[i].square());
+        check("square", va.square(), |i| a[i].square());
         // Unreduced factors on both sides, and their squares.
-        check("mul of differences", L::mul(va.diff(vb), vb.diff(vc)), |i| (a[i] - b[i]) * (b[i] - c[i]));
-        check("mul of sums", L::mul(va.sum(vb), vb.sum(vc)), |i| (a[i] + b[i]) * (b[i] + c[i]));
-        check("square of a difference", L::square(va.diff(vb)), |i| (a[i] - b[i]).square());
-        check("square of a sum", L::square(va.sum(vb)), |i| (a[i] + b[i]).square());
+        check("mul of differences", L::product(va.diff(vb), vb.diff(vc)), |i| (a[i] - b[i]) * (b[i] - c[i]));
+        check("mul of sums", L::product(va.sum(vb), vb.sum(vc)), |i| (a[i] + b[i]) * (b[i] + c[i]));
+        check("square of a difference", L::product(va.diff(vb), va.diff(vb)), |i| (a[i] - b[i]).square());
+        check("square of a sum", L::product(va.sum(vb), va.sum(vb)), |i| (a[i] + b[i]).square());
         let mask = rng.r#gen::<u32>() & all;
         let bit = |i: usize| mask >> i & 1 == 1;
         check("negate_where", va.negate_where(mask), |i| if bit(i) { -a[i] } else { a[i] });
+        let sign = |i: usize, x: L::Element| if bit(i) { -x } else { x };
+        let (signed, minus) = (va.signed(mask), vc.signed(!mask & all));
+        check("diff_signed", L::mul(L::diff_signed(signed, minus), vb), |i| (sign(i, a[i] + c[i])) * b[i]);
+        check("mul_sub", L::mul_sub(va.diff(vb), vc, signed), |i| (a[i] - b[i]) * c[i] - sign(i, a[i]));
+        check("square_sub", L::square_sub(va, vb, vc), |i| a[i].square() - b[i] - c[i]);
         check("select", va.select(vb, mask), |i| if bit(i) { b[i] } else { a[i] });
         check("splat", L::splat(isa, a[0]), |_| a[0]);
 
@@ -88,10 +93,10 @@ fn field<L: Lanes>(isa: L::Isa) {
         let (mut chain, mut twin) = (va, a.clone());
         for step in 0..20 {
             chain = match step % 5 {
-                0 => L::mul(chain.sum(chain), vb.diff(chain)),
+                0 => L::product(chain.sum(chain), vb.diff(chain)),
                 1 => chain.add(chain),
                 2 => vb.sub(chain),
-                3 => L::square(chain.diff(vc)),
+                3 => chain.sub(vc).square(),
                 _ => chain.sub(vc).sub(vb).double().negate_where(mask),
             };
             for (i, t) in twin.iter_mut().enumerate() {
@@ -141,7 +146,7 @@ fn field<L: Lanes>(isa: L::Isa) {
         let [x, y] = L::gather(isa, &packed, &at);
         check("gather", x, |i| unpack::<L>(&packed[at[i] as usize].0[0]));
         check("gather", y, |i| unpack::<L>(&packed[at[i] as usize].0[1]));
-        check("mul of gathered", L::mul(x.diff(y), y.sum(x)), |i| {
+        check("mul of gathered", L::product(x.diff(y), y.sum(x)), |i| {
             let [x, y] = packed[at[i] as usize].0;
             unpack::<L>(&x).square() - unpack::<L>(&y).square()
         });

@@ -6,7 +6,7 @@ use ark_ff::{BigInteger256, Fp, MontBackend, MontConfig, PrimeField};
 use zeroize::Zeroize;
 
 use super::portable::{One, Portable};
-use super::{Field, Isa, Kernel, Lanes, Pair};
+use super::{Field, Isa, Kernel, Lanes, Pair, separate_reductions};
 
 /// `N` lanes, a power of two of at most 16.
 #[derive(Clone, Copy, Debug)]
@@ -44,8 +44,12 @@ fn each<C: MontConfig<4>, const N: usize>(f: impl Fn(usize) -> One<C>) -> Row<C,
     Row(std::array::from_fn(f))
 }
 
-impl<C: MontConfig<4>, const N: usize> Field for Row<C, N> {
+impl<C: MontConfig<4>, const N: usize> Field for Row<C, N>
+where
+    Fp<MontBackend<C, 4>, 4>: PrimeField<BigInt = BigInteger256>,
+{
     type Loose = Self;
+    separate_reductions!(Field);
 
     fn add(self, other: Self) -> Self {
         each(|k| self.0[k].add(other.0[k]))
@@ -59,13 +63,12 @@ impl<C: MontConfig<4>, const N: usize> Field for Row<C, N> {
     fn diff(self, other: Self) -> Self {
         self.sub(other)
     }
-    fn mul(a: impl Into<Self>, b: impl Into<Self>) -> Self {
-        let (a, b) = (a.into(), b.into());
+    fn mul(a: impl Into<Self>, b: Self) -> Self {
+        let a = a.into();
         each(|k| One::mul(a.0[k], b.0[k]))
     }
-    fn square(a: impl Into<Self>) -> Self {
-        let a = a.into();
-        each(|k| One::square(a.0[k]))
+    fn square(self) -> Self {
+        each(|k| self.0[k].square())
     }
     fn negate_where(self, mask: u32) -> Self {
         each(|k| self.0[k].negate_where(mask >> k & 1))
@@ -89,6 +92,11 @@ where
     type Isa = Wide<N>;
     type Element = Fp<MontBackend<C, 4>, 4>;
     const RADIX: u32 = 256;
+    separate_reductions!(Lanes);
+
+    fn product(a: Self, b: Self) -> Self {
+        Self::mul(a, b)
+    }
 
     fn splat(_: Wide<N>, x: Self::Element) -> Self {
         each(|_| One::splat(Portable, x))

@@ -122,7 +122,8 @@ impl<I: Isa> Curve<I> for InG2 {
     }
     #[inline(always)]
     fn gather(isa: I, from: [&[Pair]; 2], at: &[u32]) -> [Ext2<I::Fq>; 2] {
-        from.map(|half| Ext2::from(I::Fq::gather(isa, half, at)))
+        // Not by `map`, whose closure may be compiled by itself, without the instructions.
+        [Ext2::from(I::Fq::gather(isa, from[0], at)), Ext2::from(I::Fq::gather(isa, from[1], at))]
     }
     #[inline(always)]
     fn store([x, y]: [Ext2<I::Fq>; 2], to: &mut [&mut [Pair]; 2], at: usize) {
@@ -157,9 +158,27 @@ impl<L> From<[L; 2]> for Ext2<L> {
     }
 }
 
+impl<L> Ext2<L> {
+    #[inline(always)]
+    fn halves(self) -> [L; 2] {
+        [self.c0, self.c1]
+    }
+}
+
+/// A factor.
+#[derive(Clone, Copy)]
+pub(in crate::backend::cpu) struct Ext2Loose<H>([H; 2]);
+
+impl<L: Lanes> From<Ext2<L>> for Ext2Loose<L::Half> {
+    #[inline(always)]
+    fn from(x: Ext2<L>) -> Self {
+        Self([x.c0.into(), x.c1.into()])
+    }
+}
+
 impl<L: Lanes> Field for Ext2<L> {
-    /// Karatsuba's product adds the halves of a factor, so they must be reduced.
-    type Loose = Self;
+    type Loose = Ext2Loose<L::Half>;
+    type Signed = [L::Signed; 2];
 
     #[inline(always)]
     fn add(self, other: Self) -> Self {
@@ -174,26 +193,36 @@ impl<L: Lanes> Field for Ext2<L> {
         Self { c0: self.c0.double(), c1: self.c1.double() }
     }
     #[inline(always)]
-    fn sum(self, other: Self) -> Self {
-        self.add(other)
+    fn sum(self, other: Self) -> Self::Loose {
+        Ext2Loose([L::half_sum(self.c0, other.c0), L::half_sum(self.c1, other.c1)])
     }
     #[inline(always)]
-    fn diff(self, other: Self) -> Self {
-        self.sub(other)
+    fn diff(self, other: Self) -> Self::Loose {
+        Self::diff_signed(self.signed(0), other.signed(0))
     }
-    /// Three products (Karatsuba): a₀b₀ − a₁b₁ and (a₀ + a₁)(b₀ + b₁) − a₀b₀ − a₁b₁.
     #[inline(always)]
-    fn mul(a: impl Into<Self>, b: impl Into<Self>) -> Self {
-        let (a, b) = (a.into(), b.into());
-        let cross = L::mul(a.c0.sum(a.c1), b.c0.sum(b.c1));
-        let (low, high) = (L::mul(a.c0, b.c0), L::mul(a.c1, b.c1));
-        Self { c0: low.sub(high), c1: cross.sub(low).sub(high) }
+    fn signed(self, minus: u32) -> Self::Signed {
+        [self.c0.signed(minus), self.c1.signed(minus)]
     }
-    /// Two products: (a₀ + a₁)(a₀ − a₁) and 2·a₀a₁.
     #[inline(always)]
-    fn square(a: impl Into<Self>) -> Self {
-        let a = a.into();
-        Self { c0: L::mul(a.c0.sum(a.c1), a.c0.diff(a.c1)), c1: L::mul(a.c0, a.c1).double() }
+    fn diff_signed(a: Self::Signed, b: Self::Signed) -> Self::Loose {
+        Ext2Loose([L::half_diff(a[0], b[0]), L::half_diff(a[1], b[1])])
+    }
+    #[inline(always)]
+    fn mul(a: impl Into<Self::Loose>, b: Self) -> Self {
+        L::complex_mul(a.into().0, b.halves()).into()
+    }
+    #[inline(always)]
+    fn mul_sub(a: impl Into<Self::Loose>, b: Self, c: Self::Signed) -> Self {
+        L::complex_mul_sub(a.into().0, b.halves(), c).into()
+    }
+    #[inline(always)]
+    fn square_sub(a: Self, b: Self, c: Self) -> Self {
+        L::complex_square_sub(a.halves(), b.halves(), c.halves()).into()
+    }
+    #[inline(always)]
+    fn square(self) -> Self {
+        Self { c0: L::product(self.c0.sum(self.c1), self.c0.diff(self.c1)), c1: L::mul(self.c0, self.c1).double() }
     }
     #[inline(always)]
     fn negate_where(self, mask: u32) -> Self {
@@ -210,7 +239,7 @@ impl<L: Lanes> Field for Ext2<L> {
     /// By the norm: (a₀ − a₁·i) / (a₀² + a₁²).
     #[inline(always)]
     fn invert(self) -> Self {
-        let norm = L::square(self.c0).add(L::square(self.c1)).invert();
+        let norm = self.c0.square().add(self.c1.square()).invert();
         let c1 = L::mul(self.c1, norm).negate_where(all_lanes::<L::Isa>());
         Self { c0: L::mul(self.c0, norm), c1 }
     }
@@ -249,13 +278,21 @@ pub(super) mod tests {
             check("sub", va.sub(vb), &|i| a[i] - b[i]);
             check("double", va.double(), &|i| a[i].double());
             check("mul", Ext2::mul(va, vb), &|i| a[i] * b[i]);
-            check("mul of sums", Ext2::mul(va.sum(vb), va.diff(vb)), &|i| a[i].square() - b[i].square());
-            check("square", Ext2::square(va.diff(vb)), &|i| (a[i] - b[i]).square());
+            check("mul of a sum", Ext2::mul(va.sum(vb), va), &|i| (a[i] + b[i]) * a[i]);
+            check("mul of a difference", Ext2::mul(va.diff(vb), vb), &|i| (a[i] - b[i]) * b[i]);
+            check("square", va.square(), &|i| a[i].square());
             check("invert", va.invert(), &|i| a[i].inverse().unwrap_or_default());
             let mask = rng.r#gen::<u32>() & all_lanes::<I>();
             let bit = |i: usize| mask >> i & 1 == 1;
             check("negate_where", va.negate_where(mask), &|i| if bit(i) { -a[i] } else { a[i] });
             check("select", va.select(vb, mask), &|i| if bit(i) { b[i] } else { a[i] });
+            let sign = |i: usize, x: Fq2| if bit(i) { -x } else { x };
+            let (signed, minus) = (va.signed(mask), vb.signed(!mask & all_lanes::<I>()));
+            check("diff_signed", Ext2::mul(Ext2::<I::Fq>::diff_signed(signed, minus), vb), &|i| {
+                sign(i, a[i] + b[i]) * b[i]
+            });
+            check("mul_sub", Ext2::mul_sub(va.diff(vb), vb, signed), &|i| (a[i] - b[i]) * b[i] - sign(i, a[i]));
+            check("square_sub", Ext2::square_sub(vb, va, va), &|i| b[i].square() - a[i].double());
             for (i, a) in a.iter().enumerate() {
                 assert_eq!(va.zeros() >> i & 1 == 1, *a == Fq2::ZERO, "zeros on {}", I::NAME);
             }

@@ -31,7 +31,8 @@ use sums::{Direct, GROUP, Points, Pool, Slots, Sums, sum};
 
 /// Points of one section of a key, packed; infinity is left out (up to two thirds of B in real keys).
 ///
-/// Memory: 64 bytes a point in G1, 128 in G2; where there are points at infinity, 4 more for each of the section.
+/// Memory: 64 bytes a point in G1, 128 in G2; where there are points at infinity, 12 more for 64 of the
+/// section.
 pub(super) struct Bases<I: Isa, C: Curve<I>> {
     isa: I,
     points: Points,
@@ -45,24 +46,33 @@ struct Places {
     first: u32,
     /// Points in the section.
     count: u32,
-    /// By wire, from the first on; [`NONE`] for a point at infinity. `None` if there is none at infinity.
-    slots: Option<Vec<u32>>,
+    /// By 64 wires, from the first on. `None` if no point is at infinity.
+    runs: Option<Vec<Run>>,
 }
 
-const NONE: u32 = u32::MAX;
+/// Which of 64 points are kept. Looked up for every entry, in no order, so it should fit a first-level cache.
+#[derive(Clone, Copy, Default)]
+struct Run {
+    /// The slot of the first that is kept.
+    slot: u32,
+    /// Those kept, from the lowest bit on, in halves: so that a run is 12 bytes long.
+    kept: [u32; 2],
+}
 
 impl Slots for Places {
     #[inline]
     fn slot(&self, wire: u32) -> Option<u32> {
-        let at = wire.checked_sub(self.first)?;
-        match &self.slots {
-            None => (at < self.count).then_some(at),
-            Some(slots) => slots.get(at as usize).copied().filter(|slot| *slot != NONE),
-        }
+        let at = wire.checked_sub(self.first).filter(|at| *at < self.count)?;
+        let Some(runs) = &self.runs else { return Some(at) };
+        let run = runs[at as usize / 64];
+        let kept = u64::from(run.kept[0]) | u64::from(run.kept[1]) << 32;
+        let bit = 1 << (at % 64);
+        let slot = run.slot + (kept & (bit - 1)).count_ones();
+        (kept & bit != 0).then_some(slot)
     }
 }
 
-/// Points a task converts.
+/// Points a task converts: whole runs.
 const CHUNK: usize = 1 << 12;
 
 impl<I: Isa, C: Curve<I>> Bases<I, C> {
@@ -84,21 +94,21 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
         let kept: Vec<usize> = section.par_chunks(CHUNK * C::BYTES).map(look).collect::<Result<_, _>>()?;
         let total = kept.iter().sum();
         let mut points = Points::infinities::<I, C>(total);
-        let mut slots = (total < count).then(|| vec![NONE; count]);
+        let mut runs = (total < count).then(|| vec![Run::default(); count.div_ceil(64)]);
 
-        // Each task has its piece of the points and of the slots.
+        // Each task has its piece of the points and of the runs.
         let [mut x, mut y] = points.halves.each_mut().map(Vec::as_mut_slice);
-        let mut slots_left = slots.as_deref_mut().unwrap_or_default();
+        let mut runs_left = runs.as_deref_mut().unwrap_or_default();
         let mut tasks = Vec::with_capacity(kept.len());
         let mut from = 0;
         for (raw, kept) in section.chunks(CHUNK * C::BYTES).zip(&kept) {
             let to = [&mut x, &mut y].map(|half| half.split_off_mut(..*kept.min(&half.len())).unwrap_or_default());
-            let slots = slots_left.split_off_mut(..CHUNK.min(slots_left.len())).unwrap_or_default();
-            tasks.push(Convert::<C> { raw, to, slots, from, curve: std::marker::PhantomData });
+            let runs = runs_left.split_off_mut(..(CHUNK / 64).min(runs_left.len())).unwrap_or_default();
+            tasks.push(Convert::<C> { raw, to, runs, from, curve: std::marker::PhantomData });
             from += kept;
         }
         tasks.into_par_iter().for_each(|task| isa.enter(task));
-        let places = Places { first: first as u32, count: count as u32, slots };
+        let places = Places { first: first as u32, count: count as u32, runs };
         Ok(Self { isa, points, places, curve: std::marker::PhantomData })
     }
 
@@ -106,7 +116,7 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
     /// sum: the caller looks at the token.
     ///
     /// Memory: the buckets of as many windows as are summed at a time (64 or 128 bytes for each of 2^(window − 1)), and
-    /// 1 MB a thread.
+    /// half a megabyte a thread.
     pub(super) fn msm(&self, scalars: &Sorted, stop: &StopToken) -> Projective<C::Config> {
         if self.points.len() == 0 {
             return Projective::zero();
@@ -243,8 +253,8 @@ struct Convert<'a, C> {
     raw: &'a [u8],
     /// Room for those not at infinity.
     to: [&'a mut [Pair]; 2],
-    /// The slot of each, or empty if nobody asks.
-    slots: &'a mut [u32],
+    /// Where they will lie, or empty if nobody asks.
+    runs: &'a mut [Run],
     /// The slot of the first.
     from: usize,
     curve: std::marker::PhantomData<C>,
@@ -261,8 +271,11 @@ impl<I: Isa, C: Curve<I>> Kernel<I> for Convert<'_, C> {
             if at_infinity(raw) {
                 continue;
             }
-            if let Some(slot) = self.slots.get_mut(i) {
-                *slot = (self.from + stored + waiting) as u32;
+            if let Some(run) = self.runs.get_mut(i / 64) {
+                if run.kept == [0; 2] {
+                    run.slot = (self.from + stored + waiting) as u32;
+                }
+                run.kept[i / 32 % 2] |= 1 << (i % 32);
             }
             points[waiting] = C::read(raw);
             waiting += 1;

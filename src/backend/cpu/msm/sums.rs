@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 
 use super::super::digits::MINUS;
 use super::super::lanes::{Field, Isa, Kernel, Pair};
+use super::super::pages;
 use super::curve::{Curve, MOST_LANES, all_lanes};
 use super::sort::Segments;
 use crate::model::StopToken;
@@ -33,6 +34,7 @@ impl Points {
     pub(super) fn infinities<I: Isa, C: Curve<I>>(count: usize) -> Self {
         let mut points = Self::default();
         for half in &mut points.halves[..C::HALVES] {
+            *half = pages::vector(count);
             rayon::iter::repeat_n(Pair::default(), count).collect_into_vec(half);
         }
         points
@@ -48,15 +50,10 @@ impl Points {
         self.halves.each_ref().map(Vec::as_slice)
     }
 
-    /// Adds a copy of a point at the end.
-    fn push(&mut self, from: &Self, at: usize) {
-        for (half, from) in self.halves.iter_mut().zip(&from.halves) {
-            half.extend(from.get(at));
-        }
-    }
-
     fn is_infinity(&self, at: usize) -> bool {
-        self.halves.iter().all(|half| half.get(at).is_none_or(|pair| *pair == Pair::default()))
+        self.halves
+            .iter()
+            .all(|half| half.get(at).is_none_or(|pair| pair.0.as_flattened().iter().all(|limb| *limb == 0)))
     }
 
     /// Grows to at least so many points.
@@ -87,7 +84,7 @@ impl Sums {
             sums.segments.extend_from_slice(&part.segments);
         }
         for (h, half) in sums.points.halves.iter_mut().enumerate() {
-            half.reserve_exact(parts.iter().map(|part| part.points.halves[h].len()).sum());
+            *half = pages::vector(parts.iter().map(|part| part.points.halves[h].len()).sum());
             parts.iter().for_each(|part| half.extend_from_slice(&part.points.halves[h]));
         }
         sums
@@ -122,7 +119,7 @@ impl<I: Isa, C: Curve<I>> Kernel<I> for Decode<'_, C> {
 
 /// Scratch memory that tasks lend each other: as many as run at a time.
 ///
-/// One holds a packed point for each entry of a group, and half as many products: about 1 MB.
+/// One holds a packed point for each entry of a group, and half as many products: about half a megabyte.
 pub(super) struct Pool<I: Isa, C: Curve<I>>(Mutex<Vec<Scratch<I, C>>>);
 
 impl<I: Isa, C: Curve<I>> Pool<I, C> {
@@ -140,8 +137,8 @@ impl<I: Isa, C: Curve<I>> Pool<I, C> {
 }
 
 /// Entries of a group in G1; in G2, whose points are twice as large, half as many. Each round of a group takes an
-/// inversion; much larger groups would leave the cache.
-pub(super) const GROUP: usize = 1 << 13;
+/// inversion; a group's points, its sums and the next group's points are to fit a second-level cache.
+pub(super) const GROUP: usize = 1 << 12;
 
 /// Where the points of entries lie.
 pub(super) trait Slots: Sync {
@@ -173,54 +170,97 @@ pub(super) fn sum<I: Isa, C: Curve<I>>(
     // Groups of equal size.
     let groups = range.len().div_ceil(group);
     let size = range.len().div_ceil(groups.max(1));
-    let task = |k: usize| {
-        let mut sums = Sums::default();
-        let from = range.start + k * size;
-        if stop.stopped().is_some() {
-            return sums;
-        }
+    // A task takes neighbouring groups, if there are many: in each it asks for the points of the next.
+    let run = (groups / (4 * rayon::current_num_threads())).clamp(1, MOST_GROUPS_A_TASK);
+    let task = |first: usize| {
+        let last = (first + run).min(groups);
+        let terms = |k: usize, to: &mut Terms| {
+            let from = range.start + k * size;
+            to.list(segments, from..(from + size).min(range.end), slots);
+        };
         pool.with(|scratch| {
-            let range = from..(from + size).min(range.end);
-            scratch.clear(range.len());
-            sums.segments.reserve_exact(range.len().min(which.len()));
-            segments.walk(range, |segment, entries| {
-                let before = scratch.entries.len();
-                let kept = entries.iter().filter_map(|e| Some(slots.slot(e & !MINUS)? | e & MINUS));
-                scratch.entries.extend(kept);
-                let kept = scratch.entries.len() - before;
-                if kept > 0 {
-                    scratch.lengths.push(kept as u32);
-                    sums.segments.push(segment as u32);
+            let mut sums = Vec::with_capacity(last - first);
+            terms(first, &mut scratch.next);
+            for k in first..last {
+                if stop.stopped().is_some() {
+                    break;
                 }
-            });
-            isa.enter(Rounds { from: points.view(), scratch });
-            // Infinities are dropped, so that no sum has any among its terms.
-            let mut at = 0;
-            sums.segments.retain(|_| {
-                at += 1;
-                !scratch.arena.is_infinity(scratch.entries[at - 1] as usize)
-            });
-            for half in &mut sums.points.halves[..C::HALVES] {
-                half.reserve_exact(sums.segments.len());
+                std::mem::swap(&mut scratch.terms, &mut scratch.next);
+                scratch.next.clear();
+                if k + 1 < last {
+                    terms(k + 1, &mut scratch.next);
+                }
+                isa.enter(Rounds { from: points.view(), scratch });
+                sums.push(scratch.sums());
             }
-            for at in scratch.entries.iter().map(|at| *at as usize) {
-                if !scratch.arena.is_infinity(at) {
-                    sums.points.push(&scratch.arena, at);
-                }
+            sums
+        })
+    };
+    let parts: Vec<Vec<Sums>> = (0..groups).into_par_iter().step_by(run).map(task).collect();
+    Sums::joined(&parts.into_iter().flatten().collect::<Vec<_>>())
+}
+
+/// Groups that a task takes at most: so many that most of them are asked for in time, so few that threads end together.
+const MOST_GROUPS_A_TASK: usize = 8;
+
+/// What a group adds up, segment by segment.
+struct Terms {
+    /// Indices of points, with [`MINUS`] where they are taken away.
+    entries: Zeroizing<Vec<u32>>,
+    /// How many terms each segment has; none has 0.
+    lengths: Zeroizing<Vec<u32>>,
+    /// Which segments these are.
+    segments: Zeroizing<Vec<u32>>,
+}
+
+impl Terms {
+    fn new() -> Self {
+        let list = || Zeroizing::new(Vec::with_capacity(2 * GROUP));
+        Self { entries: list(), lengths: list(), segments: list() }
+    }
+
+    fn clear(&mut self) {
+        self.entries.clear();
+        self.lengths.clear();
+        self.segments.clear();
+    }
+
+    /// Lists what a range of entries adds up.
+    fn list(&mut self, segments: &Segments, range: Range<usize>, slots: &impl Slots) {
+        for list in [&mut self.entries, &mut self.lengths, &mut self.segments] {
+            // With room for all at once: a list that grew would leave a copy behind.
+            list.clear();
+            if list.capacity() < range.len() + SLACK {
+                *list = Zeroizing::new(Vec::with_capacity(range.len() + SLACK));
+            }
+        }
+        // Which entries have a slot cannot be predicted: those that have none are overwritten.
+        self.entries.resize(range.len(), 0);
+        let mut count = 0;
+        segments.walk(range, |segment, entries| {
+            let before = count;
+            for entry in entries {
+                let slot = slots.slot(entry & !MINUS);
+                self.entries[count] = slot.unwrap_or(0) | entry & MINUS;
+                count += usize::from(slot.is_some());
+            }
+            if count > before {
+                self.lengths.push((count - before) as u32);
+                self.segments.push(segment as u32);
             }
         });
-        sums
-    };
-    let parts: Vec<Sums> = (0..groups).into_par_iter().map(task).collect();
-    Sums::joined(&parts)
+        self.entries.truncate(count);
+    }
 }
 
 /// What a group needs in its rounds.
 struct Scratch<I: Isa, C: Curve<I>> {
-    /// The terms that are left, by segment: before the first round entries of the caller, then places in the arena.
-    entries: Zeroizing<Vec<u32>>,
-    /// How many terms each segment has; none has 0.
-    lengths: Zeroizing<Vec<u32>>,
+    /// The terms that are left: before the first round those listed, then places in the arena.
+    terms: Terms,
+    /// Those of the group that comes next, if it is known.
+    next: Terms,
+    /// What terms are left after a round.
+    after: Zeroizing<Vec<u32>>,
     /// The summands of a round's pairs, filled up to whole vectors.
     left: Zeroizing<Vec<u32>>,
     right: Zeroizing<Vec<u32>>,
@@ -232,12 +272,26 @@ struct Scratch<I: Isa, C: Curve<I>> {
     prefixes: Vec<C::Coordinate>,
 }
 
+/// Pairs of a segment that are listed at a time.
+const STEP: usize = 4;
+/// Room past the end of a list, for pairs that are listed in vain.
+const SLACK: usize = 2 * STEP;
+
+/// So many entries of a list that has its full length at once: one that grew would leave a copy behind.
+fn room(list: &mut Zeroizing<Vec<u32>>, len: usize) {
+    if list.capacity() < len {
+        *list = Zeroizing::new(Vec::with_capacity(len));
+    }
+    list.resize(len, 0);
+}
+
 impl<I: Isa, C: Curve<I>> Scratch<I, C> {
     fn new() -> Self {
         let list = || Zeroizing::new(Vec::with_capacity(2 * GROUP));
         Self {
-            entries: list(),
-            lengths: list(),
+            terms: Terms::new(),
+            next: Terms::new(),
+            after: list(),
             left: list(),
             right: list(),
             singles: list(),
@@ -246,17 +300,19 @@ impl<I: Isa, C: Curve<I>> Scratch<I, C> {
         }
     }
 
-    /// Empty, with room for so many entries: a list that grew would leave a copy behind.
-    fn clear(&mut self, entries: usize) {
-        self.entries.clear();
-        if self.entries.capacity() < entries {
-            self.entries = Zeroizing::new(Vec::with_capacity(entries));
+    /// What is left after the last round.
+    fn sums(&self) -> Sums {
+        // Infinities are dropped, so that no sum has any among its terms.
+        let (arena, places) = (&self.arena, &self.terms.entries);
+        let kept = || places.iter().zip(self.terms.segments.iter()).filter(|(at, _)| !arena.is_infinity(**at as usize));
+        let count = kept().count();
+        let mut sums = Sums { segments: Zeroizing::new(Vec::with_capacity(count)), points: Points::default() };
+        sums.segments.extend(kept().map(|(_, segment)| *segment));
+        for (half, from) in sums.points.halves.iter_mut().zip(&arena.halves[..C::HALVES]) {
+            half.reserve_exact(count);
+            half.extend(kept().map(|(at, _)| from[*at as usize]));
         }
-        self.lengths.clear();
-        if self.lengths.capacity() < entries {
-            self.lengths = Zeroizing::new(Vec::with_capacity(entries));
-        }
-        self.singles.clear();
+        sums
     }
 
     /// Pairs neighbours up: their sums will be in the arena from `free` on. Returns where those end.
@@ -264,41 +320,62 @@ impl<I: Isa, C: Curve<I>> Scratch<I, C> {
     /// A term without a partner stays as it is; but in the `first` round it is listed in `singles`, to be copied to the
     /// arena after the sums.
     fn pair_up(&mut self, free: usize, first: bool) -> usize {
-        let pairs: usize = self.lengths.iter().map(|length| *length as usize / 2).sum();
+        let entries = &mut self.terms.entries;
+        let lengths = &mut self.terms.lengths;
+        let pairs: usize = lengths.iter().map(|length| *length as usize / 2).sum();
         let end = free + pairs.next_multiple_of(I::LANES);
-        let (mut read, mut write, mut place) = (0, 0, free as u32);
-        self.left.clear();
-        self.right.clear();
-        for length in self.lengths.iter_mut() {
-            let pairs = *length / 2;
-            for _ in 0..pairs {
-                self.left.push(self.entries[read]);
-                self.right.push(self.entries[read + 1]);
-                self.entries[write] = place;
-                (read, write, place) = (read + 2, write + 1, place + 1);
-            }
-            if *length % 2 == 1 {
-                let single = self.entries[read];
-                self.entries[write] = if first { (end + self.singles.len()) as u32 } else { single };
-                if first {
-                    self.singles.push(single);
+        let terms = entries.len();
+        entries.resize(terms + SLACK, 0);
+        room(&mut self.after, terms - pairs + SLACK);
+        room(&mut self.left, pairs.next_multiple_of(I::LANES) + SLACK);
+        room(&mut self.right, pairs.next_multiple_of(I::LANES) + SLACK);
+        room(&mut self.singles, if first { (terms - 2 * pairs).next_multiple_of(I::LANES) + SLACK } else { 0 });
+        // Segments are short and of any length: that of the loop over a segment's pairs would be predicted wrongly time
+        // and again. So some pairs are listed at once, and those that are none are overwritten by what follows.
+        let (mut read, mut write, mut pair, mut single) = (0, 0, 0, 0);
+        for length in lengths.iter_mut() {
+            let mut pairs = *length as usize / 2;
+            loop {
+                let from: &[u32] = &entries[read..read + 2 * STEP];
+                let (left, right) = (&mut self.left[pair..pair + STEP], &mut self.right[pair..pair + STEP]);
+                let after = &mut self.after[write..write + STEP];
+                for k in 0..STEP {
+                    left[k] = from[2 * k];
+                    right[k] = from[2 * k + 1];
+                    after[k] = (free + pair + k) as u32;
                 }
-                (read, write) = (read + 1, write + 1);
+                let listed = pairs.min(STEP);
+                (read, write, pair, pairs) = (read + 2 * listed, write + listed, pair + listed, pairs - listed);
+                if pairs == 0 {
+                    break;
+                }
             }
-            *length -= pairs;
+            let odd = *length as usize % 2;
+            let last = entries[read];
+            if first {
+                self.singles[single] = last;
+                self.after[write] = (end + single) as u32;
+                single += odd;
+            } else {
+                self.after[write] = last;
+            }
+            (read, write) = (read + odd, write + odd);
+            *length = length.div_ceil(2);
         }
-        self.entries.truncate(write);
-        fill_up::<I>(&mut self.left);
-        fill_up::<I>(&mut self.right);
-        fill_up::<I>(&mut self.singles);
+        self.after.truncate(write);
+        std::mem::swap(entries, &mut self.after);
+        fill_up::<I>(&mut self.left, pair);
+        fill_up::<I>(&mut self.right, pair);
+        fill_up::<I>(&mut self.singles, single);
         end
     }
 }
 
-/// Repeats the last entry up to a whole vector.
-fn fill_up<I: Isa>(list: &mut Vec<u32>) {
+/// Cuts a list after `len` entries and repeats the last one up to a whole vector.
+fn fill_up<I: Isa>(list: &mut Vec<u32>, len: usize) {
+    list.truncate(len);
     if let Some(last) = list.last().copied() {
-        list.resize(list.len().next_multiple_of(I::LANES), last);
+        list.resize(len.next_multiple_of(I::LANES), last);
     }
 }
 
@@ -315,7 +392,7 @@ impl<I: Isa, C: Curve<I>> Kernel<I> for Rounds<'_, I, C> {
     fn run(self, isa: I) {
         let s = self.scratch;
         // A term for each entry at most, and less than a vector more in each round and for the singles.
-        let terms = s.entries.len();
+        let terms = s.terms.entries.len();
         s.arena.reserve::<I, C>(terms + (terms.max(1).ilog2() as usize + 4) * I::LANES);
         let vectors = (terms / 2).div_ceil(I::LANES);
         if s.prefixes.len() < vectors {
@@ -324,7 +401,7 @@ impl<I: Isa, C: Curve<I>> Kernel<I> for Rounds<'_, I, C> {
         let mut exact = false;
         let mut free = s.pair_up(0, true);
         let mut to = s.arena.halves.each_mut().map(Vec::as_mut_slice);
-        let pairs = Pairs { from: self.from, left: &s.left, right: &s.right, far: true };
+        let pairs = Pairs { from: self.from, left: &s.left, right: &s.right, next: Some(&s.next.entries) };
         round::<I, C>(isa, pairs, &mut s.prefixes, &mut to, 0, &mut exact);
         for at in s.singles.chunks_exact(I::LANES) {
             let (at, minus) = places(at);
@@ -342,7 +419,7 @@ impl<I: Isa, C: Curve<I>> Kernel<I> for Rounds<'_, I, C> {
                 half.split_at_mut(middle)
             });
             let (from, mut to) = ([&*x, &*y], [to_x, to_y]);
-            let pairs = Pairs { from, left: &s.left, right: &s.right, far: false };
+            let pairs = Pairs { from, left: &s.left, right: &s.right, next: None };
             round::<I, C>(isa, pairs, &mut s.prefixes, &mut to, 0, &mut exact);
             free = end;
         }
@@ -355,8 +432,8 @@ struct Pairs<'a> {
     from: [&'a [Pair]; 2],
     left: &'a [u32],
     right: &'a [u32],
-    /// Whether the points are all over memory.
-    far: bool,
+    /// In the first round, where points are all over memory: the entries of the next group.
+    next: Option<&'a [u32]>,
 }
 
 impl<'a> Pairs<'a> {
@@ -380,26 +457,50 @@ fn places(entries: &[u32]) -> ([u32; MOST_LANES], u32) {
 const AHEAD: usize = 32;
 
 /// Asks for the points of the vector of pairs that starts at `at`, if there is one: in the first round only, for later
-/// ones find theirs in the cache.
+/// ones find theirs in the cache. Most should be in the second-level cache by [`prefetch_next`].
 #[inline(always)]
 fn prefetch<I: Isa, C: Curve<I>>(pairs: Pairs<'_>, at: usize) {
-    if !pairs.far {
-        return;
+    if pairs.next.is_some() {
+        for list in [pairs.left, pairs.right] {
+            prefetch_points::<I, C, true>(pairs.from, list.get(at..at + I::LANES).unwrap_or_default());
+        }
     }
+}
+
+/// Asks for as many points of the next group as there are in the vector of pairs that starts at `at`: for part `part`
+/// of [`PARTS`]. Memory takes longer to bring them than the first pass over the pairs lasts, and has nothing to do in
+/// the second. Few can be on their way at a time; in parts, those that wait do not hold the computation up.
+#[inline(always)]
+fn prefetch_next<I: Isa, C: Curve<I>>(pairs: Pairs<'_>, at: usize, part: usize) {
+    if let Some(next) = pairs.next {
+        let (at, size) = (2 * at, (2 * I::LANES).div_ceil(PARTS));
+        let part = at + part * size..(at + (part + 1) * size).min(at + 2 * I::LANES);
+        prefetch_points::<I, C, false>(pairs.from, next.get(part).unwrap_or_default());
+    }
+}
+
+/// Products of an addition in the second pass, before each of which some points are asked for.
+const PARTS: usize = 4;
+
+#[inline(always)]
+fn prefetch_points<I: Isa, C: Curve<I>, const NEAR: bool>(from: [&[Pair]; 2], entries: &[u32]) {
     #[cfg(target_arch = "x86_64")]
-    for list in [pairs.left, pairs.right] {
-        for entry in list.get(at..at + I::LANES).unwrap_or_default() {
-            for half in &pairs.from[..C::HALVES] {
-                use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                let pair = half.as_ptr().wrapping_add((entry & !MINUS) as usize);
-                // SAFETY: prefetching is an instruction of every x86-64 processor; it is a hint, which may name any
-                // address.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(pair.cast()) };
+    for entry in entries {
+        for half in &from[..C::HALVES] {
+            use core::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+            let pair = half.as_ptr().wrapping_add((entry & !MINUS) as usize).cast();
+            // SAFETY: prefetching is an instruction of every x86-64 processor; it is a hint, which may name any address.
+            unsafe {
+                if NEAR {
+                    _mm_prefetch::<_MM_HINT_T0>(pair);
+                } else {
+                    _mm_prefetch::<_MM_HINT_T1>(pair);
+                }
             }
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
+    let _ = (from, entries);
 }
 
 /// Adds the pairs of a round and writes the sums from `to[at]` on. Sets `exact` once a sum is the point at infinity:
@@ -445,7 +546,7 @@ fn denominators<I: Isa, C: Curve<I>, const EXACT: bool>(
         } else {
             let x1 = C::gather_x(isa, pairs.from, &l[..I::LANES]);
             let x2 = C::gather_x(isa, pairs.from, &r[..I::LANES]);
-            product = C::Coordinate::mul(product, x2.diff(x1));
+            product = C::Coordinate::mul(x2.diff(x1), product);
         }
     }
     product
@@ -465,20 +566,18 @@ fn add<I: Isa, C: Curve<I>, const EXACT: bool>(
     let mut infinities = false;
     let mut inverse = product.invert();
     for (k, (left, right)) in pairs.vectors::<I>().enumerate().rev() {
-        if let Some(ahead) = (k * I::LANES).checked_sub(AHEAD) {
-            prefetch::<I, C>(pairs, ahead);
-        }
         let ((l, l_minus), (r, r_minus)) = (places(left), places(right));
         let [x1, y1] = C::gather(isa, pairs.from, &l[..I::LANES]);
         let [x2, y2] = C::gather(isa, pairs.from, &r[..I::LANES]);
-        let (y1, y2) = (y1.negate_where(l_minus), y2.negate_where(r_minus));
+        prefetch_next::<I, C>(pairs, k * I::LANES, 0);
         let reciprocal = C::Coordinate::mul(inverse, prefixes[k]);
         let at = at + k * I::LANES;
         if EXACT {
+            let (y1, y2) = (y1.negate_where(l_minus), y2.negate_where(r_minus));
             let case = Exact::of::<I, C>(isa, [x1, y1], [x2, y2]);
             inverse = C::Coordinate::mul(inverse, case.denominator);
             let slope = C::Coordinate::mul(case.numerator, reciprocal);
-            let [x3, y3] = third(slope, x1, y1, x2);
+            let [x3, y3] = third(slope, x1, y1.signed(0), x2);
             let x3 = x3.select(x2, case.left_infinite).select(x1, case.right_infinite);
             let y3 = y3.select(y2, case.left_infinite).select(y1, case.right_infinite);
             C::store([x3, y3], to, at);
@@ -490,8 +589,12 @@ fn add<I: Isa, C: Curve<I>, const EXACT: bool>(
                 }
             }
         } else {
-            inverse = C::Coordinate::mul(inverse, x2.diff(x1));
-            let slope = C::Coordinate::mul(y2.diff(y1), reciprocal);
+            let (y1, y2) = (y1.signed(l_minus), y2.signed(r_minus));
+            prefetch_next::<I, C>(pairs, k * I::LANES, 1);
+            inverse = C::Coordinate::mul(x2.diff(x1), inverse);
+            prefetch_next::<I, C>(pairs, k * I::LANES, 2);
+            let slope = C::Coordinate::mul(C::Coordinate::diff_signed(y2, y1), reciprocal);
+            prefetch_next::<I, C>(pairs, k * I::LANES, 3);
             C::store(third(slope, x1, y1, x2), to, at);
         }
     }
@@ -500,9 +603,9 @@ fn add<I: Isa, C: Curve<I>, const EXACT: bool>(
 
 /// The third point on a line, mirrored: the sum of the two that it was drawn through.
 #[inline(always)]
-fn third<F: Field>(slope: F, x1: F, y1: F, x2: F) -> [F; 2] {
-    let x3 = F::square(slope).sub(x1).sub(x2);
-    [x3, F::mul(slope, x1.diff(x3)).sub(y1)]
+fn third<F: Field>(slope: F, x1: F, y1: F::Signed, x2: F) -> [F; 2] {
+    let x3 = F::square_sub(slope, x1, x2);
+    [x3, F::mul_sub(x1.diff(x3), slope, y1)]
 }
 
 /// A vector of additions in which any points may meet.
@@ -528,7 +631,7 @@ impl<F: Field> Exact<F> {
         // No point of the curve has y = 0; where a key that is not on it has one, its double is at infinity.
         let equal = upright & rise.zeros() & !y1.zeros();
         let opposite = upright & !equal;
-        let square = F::square(x1);
+        let square = x1.square();
         // The curves have a = 0.
         let numerator = rise.select(square.double().add(square), equal);
         let denominator = run.select(y1.double(), equal).select(C::one(isa), infinite | opposite);

@@ -37,7 +37,7 @@ use std::mem::MaybeUninit;
 use ark_ff::{BigInteger, BigInteger256, Fp, MontBackend, MontConfig};
 use zeroize::Zeroize;
 
-use super::{Field, Isa, Kernel, Lanes, Pair, invert_by_ark};
+use super::{Field, Isa, Kernel, Lanes, Pair, invert_by_ark, separate_reductions};
 use table::Table;
 
 /// The instructions, found on this processor.
@@ -149,12 +149,12 @@ impl<C: MontConfig<4>> Eight<C> {
 
     /// The product of values in the bounds of loose ones.
     #[inline(always)]
-    fn product(a: &Limbs, b: &Limbs) -> Self {
+    fn multiplied(a: &Limbs, b: &Limbs) -> Self {
         let (a, b) = with_features!((ops::copy(a), ops::copy(b)));
         Self::product_in_place(&a, &b)
     }
 
-    /// The square of a value in the bounds of loose ones.
+    /// The square of a reduced value.
     #[inline(always)]
     fn squared(a: &Limbs) -> Self {
         let a = with_features!(ops::copy(a));
@@ -178,6 +178,7 @@ impl<C: MontConfig<4>> Eight<C> {
 
 impl<C: MontConfig<4>> Field for Eight<C> {
     type Loose = Loose<C>;
+    separate_reductions!(Field);
 
     #[inline(always)]
     fn add(self, other: Self) -> Self {
@@ -196,12 +197,12 @@ impl<C: MontConfig<4>> Field for Eight<C> {
         Loose(with_features!(ops::difference(&self.0, &other.0)), PhantomData)
     }
     #[inline(always)]
-    fn mul(a: impl Into<Loose<C>>, b: impl Into<Loose<C>>) -> Self {
-        Self::product(&a.into().0, &b.into().0)
+    fn mul(a: impl Into<Loose<C>>, b: Self) -> Self {
+        Self::multiplied(&a.into().0, &b.0)
     }
     #[inline(always)]
-    fn square(a: impl Into<Loose<C>>) -> Self {
-        Self::squared(&a.into().0)
+    fn square(self) -> Self {
+        Self::squared(&self.0)
     }
     #[inline(always)]
     fn negate_where(self, mask: u32) -> Self {
@@ -226,6 +227,12 @@ impl<C: MontConfig<4>> Lanes for Eight<C> {
     type Isa = Avx2;
     type Element = Fp<MontBackend<C, 4>, 4>;
     const RADIX: u32 = 204;
+    separate_reductions!(Lanes);
+
+    #[inline(always)]
+    fn product(a: Loose<C>, b: Loose<C>) -> Self {
+        Self::multiplied(&a.0, &b.0)
+    }
 
     #[inline(always)]
     fn splat(isa: Avx2, x: Self::Element) -> Self {
@@ -236,14 +243,14 @@ impl<C: MontConfig<4>> Lanes for Eight<C> {
         let packed = std::array::from_fn(|k| &elements[k].0.0);
         let limbs = with_features!(ops::unpack(packed, Self::TABLE));
         // x·2^256 · 2^152 / 2^204
-        Self::product(&limbs, &with_features!(ops::splat([0.0, 0.0, (1u64 << 50) as f64, 0.0, 0.0])))
+        Self::multiplied(&limbs, &with_features!(ops::splat([0.0, 0.0, (1u64 << 50) as f64, 0.0, 0.0])))
     }
     fn decode(self, elements: &mut [Self::Element]) {
         assert_eq!(elements.len(), Avx2::LANES);
         // x·2^204 · 2^256 / 2^204
         let factor = with_features!(ops::splat(const { table::limbs(&C::R.0, false) }));
         let mut packed = [[0; 4]; Avx2::LANES];
-        with_features!(ops::pack(&Self::product(&self.0, &factor).0, Self::TABLE, &mut packed));
+        with_features!(ops::pack(&Self::multiplied(&self.0, &factor).0, Self::TABLE, &mut packed));
         for (packed, element) in packed.into_iter().zip(elements) {
             let mut x = BigInteger256::new(packed);
             if x >= C::MODULUS {

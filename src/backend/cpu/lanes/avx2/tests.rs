@@ -68,7 +68,7 @@ fn products<C: MontConfig<4>>() {
     let divisor = Element::<C>::from(2u64).pow([204]).inverse().unwrap();
     for round in 0..3000 {
         let (a, b) = (extreme(&mut rng, loose), extreme(&mut rng, if round % 3 == 0 { reduced } else { loose }));
-        let product = lanes(&Eight::<C>::product(&limbs(&a), &limbs(&b)).0);
+        let product = lanes(&Eight::<C>::multiplied(&limbs(&a), &limbs(&b)).0);
         let square = lanes(&Eight::<C>::squared(&limbs(&a)).0);
         for k in 0..8 {
             let (x, y) = (value::<C>(&a[k]), value::<C>(&b[k]));
@@ -90,7 +90,7 @@ fn corners<C: MontConfig<4>>() {
         let a = [signed(bits); 8];
         for others in 0..4 {
             let b: [[i64; 5]; 8] = std::array::from_fn(|k| signed(8 * others + k));
-            let product = lanes(&Eight::<C>::product(&limbs(&a), &limbs(&b)).0);
+            let product = lanes(&Eight::<C>::multiplied(&limbs(&a), &limbs(&b)).0);
             for k in 0..8 {
                 assert_eq!(value::<C>(&product[k]), value::<C>(&a[k]) * value::<C>(&b[k]) * divisor);
                 assert_reduced::<C>(&product[k]);

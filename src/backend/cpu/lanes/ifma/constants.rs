@@ -15,6 +15,9 @@ pub(super) type Limbs = [u64; 5];
 /// negative multiples are negative, in two's complement.
 pub(super) type Table = [[u64; 8]; 5];
 
+/// Likewise for each value of four bits.
+pub(super) type LongTable = [[[u64; 8]; 2]; 5];
+
 /// The constants of arkworks' prime `C`, one of 254 bits.
 pub(super) struct Constants<C>(PhantomData<C>);
 
@@ -40,6 +43,8 @@ impl<C: MontConfig<4>> Constants<C> {
     };
     /// 2^264 mod p: times this, arkworks' form x·2^256 becomes x·2^260.
     pub(super) const FROM_ARK: Limbs = shifted(&Self::P, 264);
+    /// 2^780 mod p: times this, the inverse of the integer x·2^260 becomes the form of 1/x.
+    pub(super) const OF_INVERSE: Limbs = shifted(&Self::P, 780);
     /// 2^256 mod p: times this, x·2^260 becomes arkworks' form.
     pub(super) const TO_ARK: Limbs = shifted(&Self::P, 256);
 
@@ -69,6 +74,29 @@ impl<C: MontConfig<4>> Constants<C> {
         }
         quotients[4] = -quotient(&Self::P, 4, 46) - 1;
         table(&Self::P, quotients)
+    };
+    /// For −2^257 ≤ x < 2^257, by bits 254 to 257, which may be counted two units of the top limb too high, or 40 too
+    /// low: a multiple of p that leaves between 0 and 2.4p when subtracted.
+    pub(super) const OF_PRODUCT: &LongTable = &{
+        let mut quotients = [0; 16];
+        // What counts as [0, 2^254) can be negative by two units: one p more.
+        quotients[0] = -1;
+        let mut k = 1;
+        while k < 8 {
+            quotients[k] = quotient(&Self::P, k as u64, 46);
+            quotients[16 - k] = -quotient(&Self::P, k as u64, 46) - 1;
+            k += 1;
+        }
+        quotients[8] = -quotient(&Self::P, 8, 46) - 1;
+        let (low, high) = quotients.split_at(8);
+        let halves = [table(&Self::P, eight(low)), table(&Self::P, eight(high))];
+        let mut out = [[[0; 8]; 2]; 5];
+        let mut i = 0;
+        while i < 5 {
+            out[i] = [halves[0][i], halves[1][i]];
+            i += 1;
+        }
+        out
     };
     /// For x < 2^256, by bits 253 to 255: subtracting it leaves less than 1.7p.
     pub(super) const OF_ELEMENT: &Table = &{
@@ -194,6 +222,10 @@ const fn quotient(p: &Limbs, k: u64, bit: u32) -> i64 {
         q += 1;
     }
     q
+}
+
+const fn eight(x: &[i64]) -> [i64; 8] {
+    [x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]]
 }
 
 const fn table(p: &Limbs, quotients: [i64; 8]) -> Table {

@@ -83,6 +83,9 @@ impl Words for Emulated {
     fn look_up(self, table: Self) -> Self {
         Self(self.0.map(|x| table.0[(x & 7) as usize]))
     }
+    fn look_up_16(self, tables: [Self; 2]) -> Self {
+        Self(self.0.map(|x| tables[(x >> 3 & 1) as usize].0[(x & 7) as usize]))
+    }
     fn blend(self, other: Self, mask: u8) -> Self {
         Self(from_fn(|k| if mask >> k & 1 == 1 { other.0[k] } else { self.0[k] }))
     }
@@ -91,6 +94,12 @@ impl Words for Emulated {
     }
     fn negative(self) -> u8 {
         mask(|k| (self.0[k] as i64) < 0)
+    }
+    fn rotate<const N: i32>(self) -> Self {
+        Self(from_fn(|k| self.0[(k + N as usize) % 8]))
+    }
+    fn transpose(square: [Self; 8]) -> [Self; 8] {
+        from_fn(|q| Self(from_fn(|k| square[k].0[q])))
     }
     fn gather(_: EmulatedIfma, pairs: [&Pair; 8]) -> [[Self; 4]; 2] {
         from_fn(|e| from_fn(|i| Self(from_fn(|k| pairs[k].0[e][i]))))

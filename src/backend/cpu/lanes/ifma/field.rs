@@ -2,7 +2,7 @@
 //!
 //! **Form.** An element x is a representative of x·2^260 mod p below 2^256 (p has 254 bits: up to 5.29p), in five
 //! limbs of 52 bits, each its own vector, least first. So everything that may lie in memory is a value as it is: what
-//! is gathered needs no reduction. What is only a factor ([`Loose`]) is below 12p, and the bits above 52 of its lower
+//! is gathered needs no reduction. What is only a factor ([`Loose`]) is at most 12p, and the bits above 52 of its lower
 //! four limbs mean nothing: the multiplier does not read them.
 //!
 //! **Product.** Montgomery's, with five digits of 52 bits, least first (P. L. Montgomery, *Modular multiplication
@@ -13,7 +13,7 @@
 //! down to the size of p but to 52 bits above it; the fifth digit is Montgomery's own, and takes these away:
 //!
 //! ```text
-//! a, b < 12p:  a·b/2^260 + (2^−52 mod p) + (2^−104 mod p) + p  <  1.71p + p + p + p  <  2^256
+//! a, b ≤ 12p:  a·b/2^260 + (2^−52 mod p) + (2^−104 mod p) + p  <  1.71p + p + p + p  <  2^256
 //! ```
 //!
 //! A product takes 100 multiply-adds, a square 80. No column overflows: it sums fewer than 32 terms below 2^52.
@@ -27,10 +27,11 @@
 
 use std::marker::PhantomData;
 
-use ark_ff::{BigInteger256, Fp, MontBackend, MontConfig, PrimeField};
+use ark_ff::{BigInteger256, Field as _, Fp, MontBackend, MontConfig, PrimeField};
 use zeroize::Zeroize;
 
-use super::super::{Field, Lanes, Pair, invert_by_ark};
+use super::super::inverse::inverse_of_integer;
+use super::super::{Field, Lanes, Pair};
 use super::constants::{BITS, Constants, Limbs, MASK, Table, split};
 use super::words::Words;
 
@@ -47,11 +48,26 @@ pub(in crate::backend::cpu) struct Vector<W, C> {
     prime: PhantomData<C>,
 }
 
-/// [`LANES`] factors below 12p. In limbs 0 to 3 the bits from 52 up are to be ignored.
+/// [`LANES`] factors of at most 12p. In limbs 0 to 3 the bits from 52 up are to be ignored.
 pub(in crate::backend::cpu) struct Loose<W, C> {
     pub(super) halves: [[W; 5]; HALVES],
     prime: PhantomData<C>,
 }
+
+/// Elements, to be negated in the lanes whose bit is set. That waits for a sum or a product that is reduced anyway.
+pub(in crate::backend::cpu) struct Signed<W, C> {
+    value: Vector<W, C>,
+    minus: u32,
+}
+
+impl<W: Copy, C> Clone for Signed<W, C> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<W: Copy, C> Copy for Signed<W, C> {}
 
 impl<W: Copy, C> Clone for Vector<W, C> {
     #[inline(always)]
@@ -126,6 +142,7 @@ where
     Fp<MontBackend<C, 4>, 4>: PrimeField<BigInt = BigInteger256>,
 {
     type Loose = Loose<W, C>;
+    type Signed = Signed<W, C>;
 
     #[inline(always)]
     fn add(self, other: Self) -> Self {
@@ -163,19 +180,46 @@ where
         Loose::new(out)
     }
     #[inline(always)]
-    fn mul(a: impl Into<Loose<W, C>>, b: impl Into<Loose<W, C>>) -> Self {
-        let (a, b) = (a.into(), b.into());
-        let mut out = a.halves;
+    fn signed(self, minus: u32) -> Signed<W, C> {
+        Signed { value: self, minus }
+    }
+    #[inline(always)]
+    fn diff_signed(a: Signed<W, C>, b: Signed<W, C>) -> Loose<W, C> {
+        let mut out = a.value.halves;
         for h in 0..HALVES {
-            out[h] = product::<W, C>(out[h], b.halves[h]);
+            let a = below_6p::<W, C>(out[h], part(a.minus, h));
+            let b = below_6p::<W, C>(b.value.halves[h], part(!b.minus, h));
+            out[h] = carried(plus(a, b));
+        }
+        Loose::new(out)
+    }
+    #[inline(always)]
+    fn mul(a: impl Into<Loose<W, C>>, b: Self) -> Self {
+        Self::product(a.into(), b.into())
+    }
+    #[inline(always)]
+    fn mul_sub(a: impl Into<Loose<W, C>>, b: Self, c: Signed<W, C>) -> Self {
+        let mut out = a.into().halves;
+        for h in 0..HALVES {
+            let product = product::<W, C>(out[h], b.halves[h]);
+            out[h] = reduced::<W, C>(less_signed(product, c, h));
         }
         Self::new(out)
     }
     #[inline(always)]
-    fn square(a: impl Into<Loose<W, C>>) -> Self {
-        let mut out = a.into().halves;
+    fn square_sub(a: Self, b: Self, c: Self) -> Self {
+        let mut out = a.halves;
         for h in 0..HALVES {
-            out[h] = square::<W, C>(out[h]);
+            let square = square::<W, C>(out[h]);
+            out[h] = reduced::<W, C>(minus(minus(square, b.halves[h]), c.halves[h]));
+        }
+        Self::new(out)
+    }
+    #[inline(always)]
+    fn square(self) -> Self {
+        let mut out = self.halves;
+        for h in 0..HALVES {
+            out[h] = normal(square::<W, C>(out[h]));
         }
         Self::new(out)
     }
@@ -219,7 +263,7 @@ where
     }
     #[inline(always)]
     fn invert(self) -> Self {
-        invert_by_ark(self.halves[0][0].isa(), self)
+        invert::<W, C>(self)
     }
 }
 
@@ -231,7 +275,58 @@ where
 {
     type Isa = W::Isa;
     type Element = Fp<MontBackend<C, 4>, 4>;
+    type Half = Loose<W, C>;
     const RADIX: u32 = 260;
+
+    #[inline(always)]
+    fn product(a: Loose<W, C>, b: Loose<W, C>) -> Self {
+        let mut out = a.halves;
+        for h in 0..HALVES {
+            out[h] = normal(product::<W, C>(out[h], b.halves[h]));
+        }
+        Self::new(out)
+    }
+    #[inline(always)]
+    fn half_sum(a: Self, b: Self) -> Loose<W, C> {
+        a.sum(b)
+    }
+    #[inline(always)]
+    fn half_diff(a: Signed<W, C>, b: Signed<W, C>) -> Loose<W, C> {
+        Self::diff_signed(a, b)
+    }
+    #[inline(always)]
+    fn complex_mul(a: [Loose<W, C>; 2], b: [Self; 2]) -> [Self; 2] {
+        let mut out = b;
+        for h in 0..HALVES {
+            let [x, y] = complex_product::<W, C>([a[0].halves[h], a[1].halves[h]], [b[0].halves[h], b[1].halves[h]]);
+            out[0].halves[h] = normal(x);
+            out[1].halves[h] = normal(y);
+        }
+        [Self::new(out[0].halves), Self::new(out[1].halves)]
+    }
+    #[inline(always)]
+    fn complex_mul_sub(a: [Loose<W, C>; 2], b: [Self; 2], c: [Signed<W, C>; 2]) -> [Self; 2] {
+        let mut out = b;
+        for h in 0..HALVES {
+            let [x, y] = complex_product::<W, C>([a[0].halves[h], a[1].halves[h]], [b[0].halves[h], b[1].halves[h]]);
+            out[0].halves[h] = reduced::<W, C>(less_signed(x, c[0], h));
+            out[1].halves[h] = reduced::<W, C>(less_signed(y, c[1], h));
+        }
+        [Self::new(out[0].halves), Self::new(out[1].halves)]
+    }
+    /// By (a₀ + a₁)(a₀ − a₁) and 2a₀·a₁.
+    #[inline(always)]
+    fn complex_square_sub(a: [Self; 2], b: [Self; 2], c: [Self; 2]) -> [Self; 2] {
+        let (sum, diff, twice) = (a[0].sum(a[1]), a[0].diff(a[1]), a[0].sum(a[0]));
+        let mut out = a;
+        for h in 0..HALVES {
+            let x = product::<W, C>(sum.halves[h], diff.halves[h]);
+            let y = product::<W, C>(twice.halves[h], a[1].halves[h]);
+            out[0].halves[h] = reduced::<W, C>(minus(minus(x, b[0].halves[h]), c[0].halves[h]));
+            out[1].halves[h] = reduced::<W, C>(minus(minus(y, b[1].halves[h]), c[1].halves[h]));
+        }
+        [Self::new(out[0].halves), Self::new(out[1].halves)]
+    }
 
     #[inline(always)]
     fn splat(isa: W::Isa, x: Self::Element) -> Self {
@@ -254,7 +349,7 @@ where
                 pair.0[0] = element.0.0;
             }
             let [limbs, _] = W::gather(isa, pairs.each_ref());
-            out[h] = product::<W, C>(narrow(limbs), factor);
+            out[h] = normal(product::<W, C>(narrow(limbs), factor));
         }
         Self::new(out)
     }
@@ -263,7 +358,8 @@ where
         assert_eq!(elements.len(), LANES, "elements for a vector");
         for h in 0..HALVES {
             let x = self.halves[h];
-            let x = canonical::<W, C>(product::<W, C>(x, splat(x[0], &Constants::<C>::TO_ARK)));
+            let x = normal(product::<W, C>(x, splat(x[0], &Constants::<C>::TO_ARK)));
+            let x = canonical::<W, C>(x);
             let mut pairs = [Pair::default(); 8];
             W::scatter([widen(x), widen(x)], &mut pairs);
             for (element, pair) in elements[8 * h..].iter_mut().zip(&pairs) {
@@ -294,6 +390,68 @@ where
             W::scatter([widen(x.halves[h]), widen(y.halves[h])], &mut to[h]);
         }
     }
+    /// Limb by limb, in blocks of eight by eight words.
+    #[inline(always)]
+    fn transpose(_: W::Isa, square: &mut [Self]) {
+        assert_eq!(square.len(), LANES, "vectors of a square");
+        for a in 0..HALVES {
+            for b in 0..=a {
+                for i in 0..5 {
+                    let (mut lower, mut upper) = ([square[0].halves[0][0]; 8], [square[0].halves[0][0]; 8]);
+                    for r in 0..8 {
+                        lower[r] = square[8 * a + r].halves[b][i];
+                        upper[r] = square[8 * b + r].halves[a][i];
+                    }
+                    (lower, upper) = (W::transpose(lower), W::transpose(upper));
+                    for r in 0..8 {
+                        square[8 * b + r].halves[a][i] = lower[r];
+                        square[8 * a + r].halves[b][i] = upper[r];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Montgomery's trick as a tree: products of two lanes, then of four, down to that of all, whose inverse goes the
+/// same way back.
+#[inline(always)]
+fn invert<W: Words, C: MontConfig<4>>(x: Vector<W, C>) -> Vector<W, C>
+where
+    Fp<MontBackend<C, 4>, 4>: PrimeField<BigInt = BigInteger256>,
+{
+    let zeros = x.zeros();
+    let [a, b] = x.select(Vector::splat(x.halves[0][0].isa(), Fp::ONE), zeros).halves;
+    let two = times::<W, C>(a, b);
+    let four = times::<W, C>(two, rotated::<W, 4>(two));
+    let eight = times::<W, C>(four, rotated::<W, 2>(four));
+    let all = times::<W, C>(eight, rotated::<W, 1>(eight));
+
+    // The same in every lane.
+    let all = widen(all).map(|word| word.to_array()[0]);
+    let inverse = splat(two[0], &split(inverse_of_integer(all, C::MODULUS.0)));
+    let inverse = times::<W, C>(inverse, splat(two[0], &Constants::<C>::OF_INVERSE));
+
+    let inverse = times::<W, C>(inverse, rotated::<W, 1>(eight));
+    let inverse = times::<W, C>(inverse, rotated::<W, 2>(four));
+    let inverse = times::<W, C>(inverse, rotated::<W, 4>(two));
+    let inverses = Vector::new([times::<W, C>(inverse, b), times::<W, C>(inverse, a)]);
+    inverses.select(x, zeros)
+}
+
+/// a·b / 2^260
+#[inline(always)]
+fn times<W: Words, C: MontConfig<4>>(a: [W; 5], b: [W; 5]) -> [W; 5] {
+    normal(product::<W, C>(a, b))
+}
+
+/// Lane k + N in lane k.
+#[inline(always)]
+fn rotated<W: Words, const N: i32>(mut x: [W; 5]) -> [W; 5] {
+    for i in 0..5 {
+        x[i] = x[i].rotate::<N>();
+    }
+    x
 }
 
 /// The same limbs in every lane. `like` proves the instruction set.
@@ -339,6 +497,38 @@ fn multiple<W: Words, const BIT: u32>(top: W, table: &'static Table) -> [W; 5] {
 #[inline(always)]
 fn minus_multiple<W: Words, const BIT: u32>(x: [W; 5], table: &'static Table) -> [W; 5] {
     minus(x, multiple::<W, BIT>(x[4], table))
+}
+
+/// 6p − x in the lanes whose bit is set, x in the others; of an element, at most 6p. The limbs may be negative.
+#[inline(always)]
+fn below_6p<W: Words, C: MontConfig<4>>(mut x: [W; 5], mask: u8) -> [W; 5] {
+    let p6 = splat(x[0], &Constants::<C>::P6);
+    for i in 0..5 {
+        x[i] = x[i].blend(p6[i].sub(x[i]), mask);
+    }
+    x
+}
+
+/// A product less a half of signed elements, limb by limb.
+#[inline(always)]
+fn less_signed<W: Words, C>(mut x: [W; 5], c: Signed<W, C>, half: usize) -> [W; 5] {
+    let (c, minus) = (c.value.halves[half], part(c.minus, half));
+    for i in 0..5 {
+        x[i] = x[i].sub(c[i]).blend(x[i].add(c[i]), minus);
+    }
+    x
+}
+
+/// An element, from a product that at most two elements were taken from, or one was added to, limb by limb.
+#[inline(always)]
+fn reduced<W: Words, C: MontConfig<4>>(mut x: [W; 5]) -> [W; 5] {
+    let number = x[4].shr::<46>();
+    for i in 0..5 {
+        let [low, high] = &Constants::<C>::OF_PRODUCT[i];
+        let tables = [W::load(number.isa(), low), W::load(number.isa(), high)];
+        x[i] = x[i].sub(number.look_up_16(tables));
+    }
+    normal(x)
 }
 
 /// What the limbs have above 52 bits, or below zero, added to the next: the low 52 bits are right then, and the top
@@ -434,10 +624,10 @@ fn divide_last<W: Words, C: MontConfig<4>>(columns: &mut [W; 10]) -> [W; 5] {
         columns[5 + j] = columns[5 + j].madd_high(digit, p[j]);
     }
     let [.., a, b, c, d, e] = *columns;
-    normal([a, b, c, d, e])
+    [a, b, c, d, e]
 }
 
-/// a·b / 2^260, of factors below 12p.
+/// a·b / 2^260, of factors of at most 12p. The limbs, below 2^57, are yet to be made [`normal`]; so of all products.
 #[inline(always)]
 fn product<W: Words, C: MontConfig<4>>(a: [W; 5], b: [W; 5]) -> [W; 5] {
     let mut columns = [W::splat(a[0].isa(), 0); 10];
@@ -452,7 +642,35 @@ fn product<W: Words, C: MontConfig<4>>(a: [W; 5], b: [W; 5]) -> [W; 5] {
     divide_last::<W, C>(&mut columns)
 }
 
-/// a² / 2^260, of a factor below 12p.
+/// The halves of (a₀ + a₁·i)·(b₀ + b₁·i) / 2^260, of factors a of at most 12p and b below 2^256.
+///
+/// Four products, of which two at a time share a reduction: as many multiply-adds as Karatsuba's three products and
+/// three reductions, and no sums. The bound is
+///
+/// ```text
+/// (12p·2^256 + 12p·6p)/2^260 + p + p + p  <  1.61p + 3p  <  2^256
+/// ```
+#[inline(always)]
+fn complex_product<W: Words, C: MontConfig<4>>(a: [[W; 5]; 2], b: [[W; 5]; 2]) -> [[W; 5]; 2] {
+    let negative = carried(below_6p::<W, C>(b[1], 0xff));
+    [sum_of_products::<W, C>(a, [b[0], negative]), sum_of_products::<W, C>(a, [b[1], b[0]])]
+}
+
+/// (a₀·b₀ + a₁·b₁) / 2^260.
+#[inline(always)]
+fn sum_of_products<W: Words, C: MontConfig<4>>(a: [[W; 5]; 2], b: [[W; 5]; 2]) -> [W; 5] {
+    let mut columns = [W::splat(a[0][0].isa(), 0); 10];
+    for j in 0..5 {
+        add_row(&mut columns, j, b[0][j], &a[0]);
+        add_row(&mut columns, j, b[1][j], &a[1]);
+        if j % 2 == 1 {
+            divide_two::<W, C>(&mut columns, j - 1);
+        }
+    }
+    divide_last::<W, C>(&mut columns)
+}
+
+/// a² / 2^260, of a factor of at most 12p, and likewise.
 #[inline(always)]
 fn square<W: Words, C: MontConfig<4>>(a: [W; 5]) -> [W; 5] {
     let mut columns = [W::splat(a[0].isa(), 0); 10];

@@ -19,6 +19,14 @@ pub(in crate::backend::cpu) struct OutlinedVector<L: Lanes>(L::Isa, L);
 #[derive(Clone, Copy)]
 pub(in crate::backend::cpu) struct OutlinedLoose<L: Lanes>(L::Isa, L::Loose);
 
+/// A signed vector of it.
+#[derive(Clone, Copy)]
+pub(in crate::backend::cpu) struct OutlinedSigned<L: Lanes>(L::Isa, L::Signed);
+
+/// Half of a factor of it.
+#[derive(Clone, Copy)]
+pub(in crate::backend::cpu) struct OutlinedHalf<L: Lanes>(L::Isa, L::Half);
+
 struct Call<F>(F);
 
 impl<I: Isa, T, F: FnOnce() -> T> Kernel<I> for Call<F> {
@@ -47,6 +55,12 @@ impl<L: Lanes> From<OutlinedVector<L>> for OutlinedLoose<L> {
     }
 }
 
+impl<L: Lanes> From<OutlinedVector<L>> for OutlinedHalf<L> {
+    fn from(x: OutlinedVector<L>) -> Self {
+        Self(x.0, x.1.into())
+    }
+}
+
 impl<L: Lanes> Zeroize for OutlinedVector<L> {
     fn zeroize(&mut self) {
         self.1.zeroize();
@@ -54,17 +68,18 @@ impl<L: Lanes> Zeroize for OutlinedVector<L> {
 }
 
 #[inline(never)]
-fn product<L: Lanes>(isa: L::Isa, a: L::Loose, b: L::Loose) -> OutlinedVector<L> {
+fn mul<L: Lanes>(isa: L::Isa, a: L::Loose, b: L) -> OutlinedVector<L> {
     OutlinedVector(isa, isa.enter(Call(|| L::mul(a, b))))
 }
 
 #[inline(never)]
-fn square<L: Lanes>(isa: L::Isa, a: L::Loose) -> OutlinedVector<L> {
-    OutlinedVector(isa, isa.enter(Call(|| L::square(a))))
+fn mul_sub<L: Lanes>(isa: L::Isa, a: L::Loose, b: L, c: L::Signed) -> OutlinedVector<L> {
+    OutlinedVector(isa, isa.enter(Call(|| L::mul_sub(a, b, c))))
 }
 
 impl<L: Lanes> Field for OutlinedVector<L> {
     type Loose = OutlinedLoose<L>;
+    type Signed = OutlinedSigned<L>;
 
     #[inline(never)]
     fn add(self, other: Self) -> Self {
@@ -86,13 +101,29 @@ impl<L: Lanes> Field for OutlinedVector<L> {
     fn diff(self, other: Self) -> OutlinedLoose<L> {
         OutlinedLoose(self.0, self.0.enter(Call(|| self.1.diff(other.1))))
     }
-    fn mul(a: impl Into<OutlinedLoose<L>>, b: impl Into<OutlinedLoose<L>>) -> Self {
-        let OutlinedLoose(isa, a) = a.into();
-        product(isa, a, b.into().1)
+    #[inline(never)]
+    fn signed(self, minus: u32) -> OutlinedSigned<L> {
+        OutlinedSigned(self.0, self.0.enter(Call(|| self.1.signed(minus))))
     }
-    fn square(a: impl Into<OutlinedLoose<L>>) -> Self {
+    #[inline(never)]
+    fn diff_signed(a: OutlinedSigned<L>, b: OutlinedSigned<L>) -> OutlinedLoose<L> {
+        OutlinedLoose(a.0, a.0.enter(Call(|| L::diff_signed(a.1, b.1))))
+    }
+    fn mul(a: impl Into<OutlinedLoose<L>>, b: Self) -> Self {
         let OutlinedLoose(isa, a) = a.into();
-        square(isa, a)
+        mul(isa, a, b.1)
+    }
+    fn mul_sub(a: impl Into<OutlinedLoose<L>>, b: Self, c: OutlinedSigned<L>) -> Self {
+        let OutlinedLoose(isa, a) = a.into();
+        mul_sub(isa, a, b.1, c.1)
+    }
+    #[inline(never)]
+    fn square_sub(a: Self, b: Self, c: Self) -> Self {
+        Self(a.0, a.0.enter(Call(|| L::square_sub(a.1, b.1, c.1))))
+    }
+    #[inline(never)]
+    fn square(self) -> Self {
+        Self(self.0, self.0.enter(Call(|| self.1.square())))
     }
     #[inline(never)]
     fn negate_where(self, mask: u32) -> Self {
@@ -115,7 +146,38 @@ impl<L: Lanes> Field for OutlinedVector<L> {
 impl<L: Lanes> Lanes for OutlinedVector<L> {
     type Isa = Outlined<L::Isa>;
     type Element = L::Element;
+    type Half = OutlinedHalf<L>;
     const RADIX: u32 = L::RADIX;
+
+    #[inline(never)]
+    fn product(a: OutlinedLoose<L>, b: OutlinedLoose<L>) -> Self {
+        Self(a.0, a.0.enter(Call(|| L::product(a.1, b.1))))
+    }
+    #[inline(never)]
+    fn half_sum(a: Self, b: Self) -> OutlinedHalf<L> {
+        OutlinedHalf(a.0, a.0.enter(Call(|| L::half_sum(a.1, b.1))))
+    }
+    #[inline(never)]
+    fn half_diff(a: OutlinedSigned<L>, b: OutlinedSigned<L>) -> OutlinedHalf<L> {
+        OutlinedHalf(a.0, a.0.enter(Call(|| L::half_diff(a.1, b.1))))
+    }
+    #[inline(never)]
+    fn complex_mul(a: [OutlinedHalf<L>; 2], b: [Self; 2]) -> [Self; 2] {
+        let isa = a[0].0;
+        isa.enter(Call(|| L::complex_mul(a.map(|x| x.1), b.map(|x| x.1)))).map(|x| Self(isa, x))
+    }
+    #[inline(never)]
+    fn complex_mul_sub(a: [OutlinedHalf<L>; 2], b: [Self; 2], c: [OutlinedSigned<L>; 2]) -> [Self; 2] {
+        let isa = a[0].0;
+        let out = isa.enter(Call(|| L::complex_mul_sub(a.map(|x| x.1), b.map(|x| x.1), c.map(|x| x.1))));
+        out.map(|x| Self(isa, x))
+    }
+    #[inline(never)]
+    fn complex_square_sub(a: [Self; 2], b: [Self; 2], c: [Self; 2]) -> [Self; 2] {
+        let isa = a[0].0;
+        let out = isa.enter(Call(|| L::complex_square_sub(a.map(|x| x.1), b.map(|x| x.1), c.map(|x| x.1))));
+        out.map(|x| Self(isa, x))
+    }
 
     #[inline(never)]
     fn splat(Outlined(isa): Self::Isa, x: L::Element) -> Self {

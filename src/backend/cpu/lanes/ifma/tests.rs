@@ -4,7 +4,7 @@
 use std::array::from_fn;
 
 use ark_bn254::{FqConfig, FrConfig};
-use ark_ff::MontConfig;
+use ark_ff::{BigInteger256, Fp, MontBackend, MontConfig, PrimeField};
 use ark_std::rand::{Rng, SeedableRng, rngs::StdRng};
 use num_bigint::{BigInt, BigUint};
 
@@ -144,8 +144,8 @@ impl<I: Isa> Kernel<I> for Everything<'_> {
     #[inline(always)]
     fn run(self, isa: I) -> Self::Out {
         let [x, y] = I::Fq::gather(isa, self.from, self.at);
-        let product = I::Fq::mul(x.diff(y), y.sum(x));
-        let square = I::Fq::square(y.diff(product));
+        let product = I::Fq::product(x.diff(y), y.sum(x));
+        let square = y.sub(product).square();
         let zeros = x.sub(y).zeros() | square.sub(square).zeros() << 16;
         let mixed = square.select(x.add(y), 0x3aa5).negate_where(0x0ff0);
         let constant = I::Fq::splat(isa, 77u64.into());
@@ -215,7 +215,7 @@ fn bounds<W: Words>(isa: W::Isa) {
 /// Sums, differences, negatives and zeros of representatives at their bounds.
 fn sums<W: Words, C: MontConfig<4>>(isa: W::Isa)
 where
-    Vector<W, C>: Field<Loose = Loose<W, C>>,
+    Fp<MontBackend<C, 4>, 4>: PrimeField<BigInt = BigInteger256>,
 {
     let mut rng = StdRng::seed_from_u64(11);
     let p = prime::<C>();
@@ -253,7 +253,7 @@ where
 /// Products and squares of factors up to 12p, with limbs that have bits to be ignored.
 fn products<W: Words, C: MontConfig<4>>(isa: W::Isa)
 where
-    Vector<W, C>: Field<Loose = Loose<W, C>>,
+    Fp<MontBackend<C, 4>, 4>: PrimeField<BigInt = BigInteger256>,
 {
     let mut rng = StdRng::seed_from_u64(12);
     let p = prime::<C>();
@@ -279,12 +279,57 @@ where
                 }),
             ))
         });
-        let (product, square) = (Vector::mul(x, y), Vector::square(x));
+        let elements: [[BigUint; LANES]; 4] = from_fn(|_| {
+            from_fn(|_| match rng.gen_range(0..4) {
+                0 => (BigUint::from(1u32) << 256u32) - 1u32 - rng.gen_range(0..3u32),
+                1 => BigUint::from(rng.gen_range(0..3u32)),
+                _ => extreme::<C>(&mut rng, 256),
+            })
+        });
+        let [c, d, e, f] =
+            [0, 1, 2, 3].map(|i| Vector::<W, C>::new(join(isa, &from_fn(|k| digits(&elements[i][k], 52)))));
+        let minus = rng.r#gen::<u32>();
+        let [complex, complex_less] = [
+            Vector::complex_mul([x, y], [c, d]),
+            Vector::complex_mul_sub([x, y], [c, d], [e.signed(minus), f.signed(!minus)]),
+        ];
+        let [real, imaginary] = Vector::complex_square_sub([c, d], [e, f], [f, e]);
+        let got = [
+            Vector::product(x, y),
+            c.square(),
+            Vector::mul_sub(x, c, d.signed(minus)),
+            Vector::square_sub(c, d, e),
+            complex[0],
+            complex[1],
+            complex_less[0],
+            complex_less[1],
+            real,
+            imaginary,
+        ];
+        let p = BigInt::from(p.clone());
+        let radix = BigInt::from(1) << 260;
         for k in 0..LANES {
-            for (got, b) in [(lane(&product, k), &b[k]), (lane(&square, k), &a[k])] {
-                let a = &a[k];
-                assert!(got.bits() <= 256, "{a} times {b} is below 2^256");
-                assert_eq!((got << 260) % &p, a * b % &p, "{a} times {b}");
+            let [a, b] = [&a[k], &b[k]].map(|n| BigInt::from(n.clone()));
+            let [c, d, e, f] = [0, 1, 2, 3].map(|i| BigInt::from(elements[i][k].clone()));
+            let sign = if minus >> k & 1 == 1 { BigInt::from(-1) } else { BigInt::from(1) };
+            let (real, imaginary) = (&a * &c - &b * &d, &a * &d + &b * &c);
+            let expected = [
+                &a * &b,
+                &c * &c,
+                &a * &c - &sign * &d * &radix,
+                &c * &c - (&d + &e) * &radix,
+                real.clone(),
+                imaginary.clone(),
+                real - &sign * &e * &radix,
+                imaginary + &sign * &f * &radix,
+                &c * &c - &d * &d - (&e + &f) * &radix,
+                &c * &d * 2 - (&e + &f) * &radix,
+            ];
+            for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+                let got = lane(got, k);
+                assert!(got.bits() <= 256, "{i} is below 2^256: of {a}, {b}, {c}, {d}, {e}, {f}");
+                let difference = BigInt::from(got) * &radix - expected;
+                assert_eq!(difference % &p, BigInt::ZERO, "{i}: of {a}, {b}, {c}, {d}, {e}, {f}");
             }
         }
     }
@@ -309,6 +354,7 @@ fn constants<C: MontConfig<4>>() {
     }
     assert_eq!(unsigned(&Constants::<C>::FROM_ARK), power(264) % &p);
     assert_eq!(unsigned(&Constants::<C>::TO_ARK), power(256) % &p);
+    assert_eq!(unsigned(&Constants::<C>::OF_INVERSE), power(780) % &p);
 
     let entry = |table: &Table, k: usize| number(&from_fn(|i| table[i][k]));
     let p = BigInt::from(p);
@@ -324,6 +370,14 @@ fn constants<C: MontConfig<4>>() {
         let (low, high) = (power(254) * signed - &unit, power(254) * (signed + 1));
         let difference = entry(Constants::<C>::OF_DIFFERENCE, k);
         assert!(low >= difference && (high - &difference) * 5 < &p * 12, "differences {k}");
+
+        for (k, half) in [(k as i64, 0), (k as i64 - 8, 1)] {
+            let (low, high) = (power(254) * k - &unit * 2, power(254) * (k + 1) + &unit * 40);
+            let entry = k.rem_euclid(8) as usize;
+            let product = number(&from_fn(|i| Constants::<C>::OF_PRODUCT[i][half][entry]));
+            assert!(low >= product && (high - &product) * 5 < &p * 12, "products {k}");
+            assert_eq!(product % &p, BigInt::ZERO, "multiples of p");
+        }
 
         let (low, high) = (power(253) * k, power(253) * (k + 1));
         let element = entry(Constants::<C>::OF_ELEMENT, k);

@@ -39,6 +39,8 @@ pub(in crate::backend::cpu) trait Words: Copy + Send + Sync + 'static {
     fn madd_high(self, a: Self, b: Self) -> Self;
     /// In word k, the word of `table` that the low three bits of word k of self number (`vpermq`).
     fn look_up(self, table: Self) -> Self;
+    /// The same of sixteen words in two tables, by the low four bits (`vpermt2q`).
+    fn look_up_16(self, tables: [Self; 2]) -> Self;
     /// `other` in the words whose bit is set in `mask`, self in the others (`vpblendmq`).
     fn blend(self, other: Self, mask: u8) -> Self;
     /// The words that equal those of `other`, among those whose bit is set in `mask` (`vpcmpeqq` with a mask).
@@ -46,6 +48,10 @@ pub(in crate::backend::cpu) trait Words: Copy + Send + Sync + 'static {
     /// The words whose highest bit is set (`vpmovq2m`).
     fn negative(self) -> u8;
 
+    /// Word k + N mod 8 in word k (`valignq`).
+    fn rotate<const N: i32>(self) -> Self;
+    /// Word q of vector k to word k of vector q (by `vpunpcklqdq`, `vpunpckhqdq` and `vshufi64x2`).
+    fn transpose(square: [Self; 8]) -> [Self; 8];
     /// Limb i of element e of pair k into word k of vector i of `[e]`: the transpose of eight pairs.
     fn gather(isa: Self::Isa, pairs: [&Pair; 8]) -> [[Self; 4]; 2];
     /// The inverse of [`Words::gather`].

@@ -58,6 +58,20 @@ const EVEN_PAIRS: [u64; 8] = [0, 1, 8, 9, 4, 5, 12, 13];
 /// Words 2, 3, 6 and 7, likewise.
 const ODD_PAIRS: [u64; 8] = [2, 3, 10, 11, 6, 7, 14, 15];
 
+/// The even words of two vectors, one of each by turns; then the odd ones.
+#[inline(always)]
+fn interleave(a: Zmm, b: Zmm) -> [Zmm; 2] {
+    // SAFETY: the processor has AVX-512F, as the vectors prove.
+    unsafe { [Zmm(_mm512_unpacklo_epi64(a.0, b.0)), Zmm(_mm512_unpackhi_epi64(a.0, b.0))] }
+}
+
+/// The even 128 bits of two vectors, one vector's after the other's; then the odd ones.
+#[inline(always)]
+fn quarters(a: Zmm, b: Zmm) -> [Zmm; 2] {
+    // SAFETY: the processor has AVX-512F, as the vectors prove.
+    unsafe { [Zmm(_mm512_shuffle_i64x2::<0x88>(a.0, b.0)), Zmm(_mm512_shuffle_i64x2::<0xdd>(a.0, b.0))] }
+}
+
 impl Words for Zmm {
     type Isa = Avx512Ifma;
 
@@ -135,6 +149,11 @@ impl Words for Zmm {
         Self(unsafe { _mm512_permutexvar_epi64(self.0, table.0) })
     }
     #[inline(always)]
+    fn look_up_16(self, [low, high]: [Self; 2]) -> Self {
+        // SAFETY: the processor has AVX-512F, as `self` proves.
+        Self(unsafe { _mm512_permutex2var_epi64(low.0, self.0, high.0) })
+    }
+    #[inline(always)]
     fn blend(self, other: Self, mask: u8) -> Self {
         // SAFETY: the processor has AVX-512F, as `self` proves.
         Self(unsafe { _mm512_mask_blend_epi64(mask, self.0, other.0) })
@@ -150,6 +169,23 @@ impl Words for Zmm {
         unsafe { _mm512_movepi64_mask(self.0) }
     }
 
+    #[inline(always)]
+    fn rotate<const N: i32>(self) -> Self {
+        // SAFETY: the processor has AVX-512F, as `self` proves.
+        Self(unsafe { _mm512_alignr_epi64::<N>(self.0, self.0) })
+    }
+    #[inline(always)]
+    fn transpose(square: [Self; 8]) -> [Self; 8] {
+        let [a, b, c, d, e, f, g, h] = square;
+        let [[ab, ba], [cd, dc]] = [interleave(a, b), interleave(c, d)];
+        let [[ef, fe], [gh, hg]] = [interleave(e, f), interleave(g, h)];
+        // In 128 bits m of `ab` and the like is column 2m, of `ba` and the like column 2m + 1.
+        let ([low, low_2], [high, high_2]) = (quarters(ab, cd), quarters(ef, gh));
+        let ([c0, c4], [c2, c6]) = (quarters(low, high), quarters(low_2, high_2));
+        let ([low, low_2], [high, high_2]) = (quarters(ba, dc), quarters(fe, hg));
+        let ([c1, c5], [c3, c7]) = (quarters(low, high), quarters(low_2, high_2));
+        [c0, c1, c2, c3, c4, c5, c6, c7]
+    }
     #[inline(always)]
     fn gather(isa: Avx512Ifma, pairs: [&Pair; 8]) -> [[Self; 4]; 2] {
         let (even, odd) = (Self::load(isa, &EVEN_PAIRS).0, Self::load(isa, &ODD_PAIRS).0);
