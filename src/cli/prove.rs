@@ -114,7 +114,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let witness_ms = ms(start.elapsed());
 
     bar.set_message("load");
-    // Devices test themselves meanwhile: a small proof takes little longer.
+    // Prepared while the devices test themselves, which takes as long as a small proof.
     let (found, verifier) = rayon::join(|| session::devices(&config), || Verifier::new(&key.header.vk));
     let found = found?;
     let device = found.devices.first().ok_or_else(|| CliError::failed("no device passed its self-test"))?;

@@ -452,7 +452,7 @@ mod tests {
 
     #[cfg(target_arch = "x86_64")]
     use super::super::lanes::{avx2::Avx2, ifma::Avx512Ifma};
-    use super::super::lanes::{portable::Portable, wide::Wide};
+    use super::super::lanes::{ifma, portable::Portable, wide::Wide};
     use super::*;
     use ark_ff::{FftField, UniformRand};
     use ark_std::rand::{SeedableRng, rngs::StdRng};
@@ -503,8 +503,12 @@ mod tests {
 
     /// All sizes that are not slow, with tiles of all shapes, against arkworks.
     fn agrees<I: Isa>(isa: I) {
+        up_to(isa, 14);
+    }
+
+    fn up_to<I: Isa>(isa: I, most: u32) {
         let mut rng = StdRng::seed_from_u64(3);
-        for log_n in 0..=14 {
+        for log_n in 0..=most {
             let domain = Radix2EvaluationDomain::<Fr>::new(1 << log_n).unwrap();
             let n = domain.size();
             let usual = Fr::get_root_of_unity(2 * n as u64).unwrap();
@@ -536,6 +540,11 @@ mod tests {
         agrees(Wide::<2>);
         agrees(Wide::<8>);
         agrees(Wide::<16>);
+    }
+
+    #[test]
+    fn emulated_ifma_agrees_with_arkworks() {
+        up_to(ifma::emulation(), 9);
     }
 
     #[cfg(target_arch = "x86_64")]

@@ -1,30 +1,44 @@
-//! Long vectors in large pages.
+//! Long vectors in huge pages.
 //!
 //! Points are read in the order of digits, which is none, and columns of a transform lie far apart: with pages of
-//! 4 KiB, most reads would also look up a page.
+//! 4 KiB, most reads would also miss the TLB.
 #![allow(unsafe_code)]
 
 /// An empty vector with room for `len` elements, in pages of 2 MiB where the system has them and the vector is long.
 pub(super) fn vector<T>(len: usize) -> Vec<T> {
     let vector = Vec::with_capacity(len);
     #[cfg(target_os = "linux")]
-    {
+    if let Some((start, bytes)) = huge_pages(vector.as_ptr() as usize, len * size_of::<T>()) {
         use rustix::mm::{Advice, madvise};
-        const LARGE: usize = 2 << 20;
-        // Other allocations have the large pages at both ends in part.
-        let start = (vector.as_ptr() as usize).next_multiple_of(LARGE);
-        let end = (vector.as_ptr() as usize + len * size_of::<T>()) / LARGE * LARGE;
-        if start < end {
-            // SAFETY: the range is within the allocation of `vector`, and the advice changes no byte of it. A failure
-            // leaves small pages.
-            let _ = unsafe { madvise(start as *mut _, end - start, Advice::LinuxHugepage) };
-        }
+        // SAFETY: the range is within the allocation of `vector`, and the advice changes no byte of it. A failure leaves
+        // small pages. The advice may outlive the vector, where the allocator keeps the range for others: it does them no
+        // harm.
+        let _ = unsafe { madvise(start as *mut _, bytes, Advice::LinuxHugepage) };
     }
     vector
 }
 
+/// The whole huge pages within a range of addresses: other allocations have those at both ends in part.
+#[cfg(target_os = "linux")]
+fn huge_pages(start: usize, bytes: usize) -> Option<(usize, usize)> {
+    const HUGE: usize = 2 << 20;
+    let (first, end) = (start.next_multiple_of(HUGE), (start + bytes) / HUGE * HUGE);
+    (first < end).then(|| (first, end - first))
+}
+
 #[cfg(test)]
 mod tests {
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn only_whole_pages_are_asked_for() {
+        const MB: usize = 1 << 20;
+        assert_eq!(super::huge_pages(0, 2 * MB - 1), None);
+        assert_eq!(super::huge_pages(2 * MB, 2 * MB), Some((2 * MB, 2 * MB)));
+        assert_eq!(super::huge_pages(2 * MB + 1, 4 * MB - 2), None);
+        assert_eq!(super::huge_pages(3 * MB, 5 * MB), Some((4 * MB, 4 * MB)));
+        assert_eq!(super::huge_pages(2 * MB - 64, 4 * MB), Some((2 * MB, 2 * MB)));
+    }
+
     #[test]
     fn long_and_short_ones_hold_what_is_written() {
         for len in [0, 1, 1000, 3 << 20] {

@@ -36,7 +36,7 @@ pub(super) fn inverse_of_integer(x: [u64; 4], p: [u64; 4]) -> [u64; 4] {
         p_inverse = p_inverse.wrapping_mul(2u64.wrapping_sub(p_low.wrapping_mul(p_inverse)));
     }
 
-    // All along f ≡ d·x and g ≡ e·x mod p, to a power of two that `reduce` takes away.
+    // At the top of the loop f ≡ d·x and g ≡ e·x mod p: `reduce` divides by 2⁶² modulo p, as `apply` does in the integers.
     let p = split(p);
     let (mut f, mut g) = (p, split(x));
     let (mut d, mut e): (Limbs, Limbs) = ([0; 5], [1, 0, 0, 0, 0]);
@@ -109,7 +109,8 @@ fn apply(s: &Steps, (f, g): (&Limbs, &Limbs)) -> (Limbs, Limbs) {
 #[inline]
 fn reduce(s: &Steps, (d, e): (&Limbs, &Limbs), p: &Limbs, p_inverse: u64) -> (Limbs, Limbs) {
     let row = |a: i64, b: i64| {
-        // p for each factor of something negative, less what makes the sum divisible.
+        // Where d or e is negative, p is added to it, as a multiple of p in the sum; then the multiple below 2⁶² is taken
+        // off that makes the sum divisible.
         let start = (a & d[4] >> 63) + (b & e[4] >> 63);
         let mut sum = dot((a, d[0]), (b, e[0]));
         let excess = p_inverse.wrapping_mul(sum as u64).wrapping_add(start as u64) as i64 & MASK;
@@ -184,6 +185,18 @@ mod tests {
                 agrees(-x);
                 agrees(inverse(x));
             }
+        }
+    }
+
+    #[test]
+    fn the_greatest_integers() {
+        let p = Fr::MODULUS.0;
+        let mut x = [u64::MAX; 4];
+        for k in 0..1000u64 {
+            x[0] = u64::MAX - k;
+            let bytes: Vec<u8> = x.iter().flat_map(|limb| limb.to_le_bytes()).collect();
+            let residue = Fr::from_le_bytes_mod_order(&bytes).into_bigint().0;
+            assert_eq!(inverse_of_integer(x, p), inverse_of_integer(residue, p), "of 2^256 − 1 − {k}");
         }
     }
 

@@ -23,7 +23,6 @@ pub(in crate::backend::cpu) mod wide;
 #[cfg(test)]
 use ark_ff::Field as _;
 use ark_ff::{AdditiveGroup, PrimeField};
-use inverse::inverse;
 use zeroize::{DefaultIsZeroes, Zeroize, Zeroizing};
 
 use crate::model::{Fq, Fr};
@@ -109,21 +108,21 @@ pub(in crate::backend::cpu) trait Lanes: Field + Zeroize {
     type Isa: Isa;
     /// One element, as arkworks has it.
     type Element: PrimeField<BigInt = ark_ff::BigInteger256>;
-    /// Half of a factor in the quadratic extension by i² = −1.
-    type Half: Copy + From<Self>;
+    /// A component of a factor in the quadratic extension by i² = −1.
+    type Component: Copy + From<Self>;
     /// The Montgomery factor of packed elements is 2^RADIX.
     const RADIX: u32;
 
     /// a·b
     fn product(a: Self::Loose, b: Self::Loose) -> Self;
-    /// a + b, to be half of a factor
-    fn half_sum(a: Self, b: Self) -> Self::Half;
-    /// a − b, to be half of a factor
-    fn half_diff(a: Self::Signed, b: Self::Signed) -> Self::Half;
+    /// a + b, to be a component of a factor
+    fn component_sum(a: Self, b: Self) -> Self::Component;
+    /// a − b, to be a component of a factor
+    fn component_diff(a: Self::Signed, b: Self::Signed) -> Self::Component;
     /// (a₀ + a₁·i)·(b₀ + b₁·i)
-    fn complex_mul(a: [Self::Half; 2], b: [Self; 2]) -> [Self; 2];
+    fn complex_mul(a: [Self::Component; 2], b: [Self; 2]) -> [Self; 2];
     /// The same less c₀ + c₁·i
-    fn complex_mul_sub(a: [Self::Half; 2], b: [Self; 2], c: [Self::Signed; 2]) -> [Self; 2];
+    fn complex_mul_sub(a: [Self::Component; 2], b: [Self; 2], c: [Self::Signed; 2]) -> [Self; 2];
     /// (a₀ + a₁·i)² less b₀ + b₁·i and c₀ + c₁·i
     fn complex_square_sub(a: [Self; 2], b: [Self; 2], c: [Self; 2]) -> [Self; 2];
 
@@ -173,14 +172,14 @@ macro_rules! separate_reductions {
         }
     };
     (Lanes) => {
-        // Karatsuba's product adds the halves of a factor, so they must be reduced.
-        type Half = Self;
+        // Karatsuba's product adds the components of a factor, so they must be reduced.
+        type Component = Self;
         #[inline(always)]
-        fn half_sum(a: Self, b: Self) -> Self {
+        fn component_sum(a: Self, b: Self) -> Self {
             a.add(b)
         }
         #[inline(always)]
-        fn half_diff(a: Self, b: Self) -> Self {
+        fn component_diff(a: Self, b: Self) -> Self {
             a.sub(b)
         }
         /// Three products: a₀b₀ − a₁b₁ and (a₀ + a₁)(b₀ + b₁) − a₀b₀ − a₁b₁.
@@ -242,10 +241,10 @@ pub(in crate::backend::cpu) fn unpack<L: Lanes>(packed: &[u64; 4]) -> L::Element
     L::Element::from_le_bytes_mod_order(&bytes) * factor
 }
 
-/// 1/x lane by lane, element by element. For instruction sets that have nothing better.
+/// 1/x lane by lane, by one inversion, of decoded elements. For instruction sets that have nothing better.
 #[cfg(any(test, target_arch = "x86_64"))]
 #[inline(always)]
-pub(in crate::backend::cpu) fn invert_by_ark<L: Lanes>(isa: L::Isa, x: L) -> L {
+pub(in crate::backend::cpu) fn invert_decoded<L: Lanes>(isa: L::Isa, x: L) -> L {
     let mut elements = [L::Element::ZERO; 16];
     let elements = &mut elements[..L::Isa::LANES];
     x.decode(elements);
@@ -265,7 +264,7 @@ fn invert_all<F: PrimeField<BigInt = ark_ff::BigInteger256>>(elements: &mut [F])
             product *= x;
         }
     }
-    let mut inverse = inverse(product);
+    let mut inverse = inverse::inverse(product);
     for (x, before) in elements.iter_mut().zip(before).rev() {
         if !x.is_zero() {
             (inverse, *x) = (inverse * *x, inverse * before);

@@ -50,7 +50,7 @@ struct Places {
     runs: Option<Vec<Run>>,
 }
 
-/// Which of 64 points are kept. Looked up for every entry, in no order, so it should fit a first-level cache.
+/// Which of 64 points are kept. Looked up for every entry, in no order: those of 2^18 wires fit a first-level cache.
 #[derive(Clone, Copy, Default)]
 struct Run {
     /// The slot of the first that is kept.
@@ -116,15 +116,15 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
     /// sum: the caller looks at the token.
     ///
     /// Memory: the buckets of as many windows as are summed at a time (64 or 128 bytes for each of 2^(window − 1)), and
-    /// half a megabyte a thread.
+    /// a megabyte a thread.
     pub(super) fn msm(&self, scalars: &Sorted, stop: &StopToken) -> Projective<C::Config> {
         if self.points.len() == 0 {
             return Projective::zero();
         }
         let pool = Pool::<I, C>::new();
-        // As many entries as leave a group's worth of points.
+        // As many entries as leave a group's worth of points, unless hardly any leaves one.
         let full = GROUP / C::HALVES;
-        let group = (full * self.places.count as usize).div_ceil(self.points.len());
+        let group = (full * self.places.count as usize).div_ceil(self.points.len()).min(16 * full);
         let from = (&self.points, &self.places);
         let entries = scalars.buckets.range(0..scalars.buckets.len()).len();
         // Windows with few entries are summed together.

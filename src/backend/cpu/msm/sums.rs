@@ -119,7 +119,7 @@ impl<I: Isa, C: Curve<I>> Kernel<I> for Decode<'_, C> {
 
 /// Scratch memory that tasks lend each other: as many as run at a time.
 ///
-/// One holds a packed point for each entry of a group, and half as many products: about half a megabyte.
+/// One holds a packed point for each entry of a group, and half as many products: less than a megabyte.
 pub(super) struct Pool<I: Isa, C: Curve<I>>(Mutex<Vec<Scratch<I, C>>>);
 
 impl<I: Isa, C: Curve<I>> Pool<I, C> {
@@ -137,7 +137,7 @@ impl<I: Isa, C: Curve<I>> Pool<I, C> {
 }
 
 /// Entries of a group in G1; in G2, whose points are twice as large, half as many. Each round of a group takes an
-/// inversion; a group's points, its sums and the next group's points are to fit a second-level cache.
+/// inversion; a group's points and sums with the next group's points, 0.9 MB, are to fit a second-level cache of 1 MB.
 pub(super) const GROUP: usize = 1 << 12;
 
 /// Where the points of entries lie.
@@ -230,8 +230,9 @@ impl Terms {
         for list in [&mut self.entries, &mut self.lengths, &mut self.segments] {
             // With room for all at once: a list that grew would leave a copy behind.
             list.clear();
-            if list.capacity() < range.len() + SLACK {
-                *list = Zeroizing::new(Vec::with_capacity(range.len() + SLACK));
+            let most = range.len() + SLACK;
+            if list.capacity() < most {
+                *list = Zeroizing::new(Vec::with_capacity(most));
             }
         }
         // Which entries have a slot cannot be predicted: those that have none are overwritten.
@@ -467,9 +468,9 @@ fn prefetch<I: Isa, C: Curve<I>>(pairs: Pairs<'_>, at: usize) {
     }
 }
 
-/// Asks for as many points of the next group as there are in the vector of pairs that starts at `at`: for part `part`
-/// of [`PARTS`]. Memory takes longer to bring them than the first pass over the pairs lasts, and has nothing to do in
-/// the second. Few can be on their way at a time; in parts, those that wait do not hold the computation up.
+/// Asks the second-level cache for part `part` of [`PARTS`] of as many points of the next group as there are in the
+/// vector of pairs that starts at `at`. In the second pass, which otherwise leaves memory idle; and spread over an
+/// addition, since the processor tracks few misses at a time. Exact rounds, which are rare, ask for the first part only.
 #[inline(always)]
 fn prefetch_next<I: Isa, C: Curve<I>>(pairs: Pairs<'_>, at: usize, part: usize) {
     if let Some(next) = pairs.next {

@@ -37,7 +37,7 @@ use std::mem::MaybeUninit;
 use ark_ff::{BigInteger, BigInteger256, Fp, MontBackend, MontConfig};
 use zeroize::Zeroize;
 
-use super::{Field, Isa, Kernel, Lanes, Pair, invert_by_ark, separate_reductions};
+use super::{Field, Isa, Kernel, Lanes, Pair, invert_decoded, separate_reductions};
 use table::Table;
 
 /// The instructions, found on this processor.
@@ -219,7 +219,7 @@ impl<C: MontConfig<4>> Field for Eight<C> {
         with_features!(ops::zeros(&self.0))
     }
     fn invert(self) -> Self {
-        invert_by_ark(Avx2(()), self)
+        invert_decoded(Avx2(()), self)
     }
 }
 

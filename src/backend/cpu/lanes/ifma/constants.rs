@@ -76,7 +76,7 @@ impl<C: MontConfig<4>> Constants<C> {
         table(&Self::P, quotients)
     };
     /// For −2^257 ≤ x < 2^257, by bits 254 to 257, which may be counted two units of the top limb too high, or 40 too
-    /// low: a multiple of p that leaves between 0 and 2.4p when subtracted.
+    /// low, as long as the top limb as it stands is within −2^49 and 2^49: a multiple of p that leaves between 0 and 2.4p when subtracted.
     pub(super) const OF_PRODUCT: &LongTable = &{
         let mut quotients = [0; 16];
         // What counts as [0, 2^254) can be negative by two units: one p more.

@@ -20,7 +20,8 @@
 //!
 //! **Sums.** The three bits at the top of a sum or a difference, before any carry, number the multiple of p to take
 //! away in a table, by a permutation: no carry is waited for and no comparison is made. The bits are off by at most
-//! one unit of the top limb, p/2^45; the tables allow for that.
+//! one unit of the top limb, p/2^45; the tables allow for that. What is taken from a product is taken before its carries:
+//! there four bits number the multiple, and are at most 2 units too high or 13 too low.
 
 // Loops over limbs index several arrays at once; chains of iterators might not be unrolled.
 #![allow(clippy::needless_range_loop)]
@@ -54,7 +55,8 @@ pub(in crate::backend::cpu) struct Loose<W, C> {
     prime: PhantomData<C>,
 }
 
-/// Elements, to be negated in the lanes whose bit is set. That waits for a sum or a product that is reduced anyway.
+/// Elements, to be negated in the lanes whose bit is set. The negation is put off to the sum or the product that reduces
+/// anyway.
 pub(in crate::backend::cpu) struct Signed<W, C> {
     value: Vector<W, C>,
     minus: u32,
@@ -275,7 +277,7 @@ where
 {
     type Isa = W::Isa;
     type Element = Fp<MontBackend<C, 4>, 4>;
-    type Half = Loose<W, C>;
+    type Component = Loose<W, C>;
     const RADIX: u32 = 260;
 
     #[inline(always)]
@@ -287,11 +289,11 @@ where
         Self::new(out)
     }
     #[inline(always)]
-    fn half_sum(a: Self, b: Self) -> Loose<W, C> {
+    fn component_sum(a: Self, b: Self) -> Loose<W, C> {
         a.sum(b)
     }
     #[inline(always)]
-    fn half_diff(a: Signed<W, C>, b: Signed<W, C>) -> Loose<W, C> {
+    fn component_diff(a: Signed<W, C>, b: Signed<W, C>) -> Loose<W, C> {
         Self::diff_signed(a, b)
     }
     #[inline(always)]
@@ -421,21 +423,22 @@ where
     Fp<MontBackend<C, 4>, 4>: PrimeField<BigInt = BigInteger256>,
 {
     let zeros = x.zeros();
-    let [a, b] = x.select(Vector::splat(x.halves[0][0].isa(), Fp::ONE), zeros).halves;
-    let two = times::<W, C>(a, b);
+    let [first, second] = x.select(Vector::splat(x.halves[0][0].isa(), Fp::ONE), zeros).halves;
+    let two = times::<W, C>(first, second);
     let four = times::<W, C>(two, rotated::<W, 4>(two));
     let eight = times::<W, C>(four, rotated::<W, 2>(four));
     let all = times::<W, C>(eight, rotated::<W, 1>(eight));
 
     // The same in every lane.
-    let all = widen(all).map(|word| word.to_array()[0]);
+    let [a, b, c, d] = widen(all);
+    let all = [a.to_array()[0], b.to_array()[0], c.to_array()[0], d.to_array()[0]];
     let inverse = splat(two[0], &split(inverse_of_integer(all, C::MODULUS.0)));
     let inverse = times::<W, C>(inverse, splat(two[0], &Constants::<C>::OF_INVERSE));
 
     let inverse = times::<W, C>(inverse, rotated::<W, 1>(eight));
     let inverse = times::<W, C>(inverse, rotated::<W, 2>(four));
     let inverse = times::<W, C>(inverse, rotated::<W, 4>(two));
-    let inverses = Vector::new([times::<W, C>(inverse, b), times::<W, C>(inverse, a)]);
+    let inverses = Vector::new([times::<W, C>(inverse, second), times::<W, C>(inverse, first)]);
     inverses.select(x, zeros)
 }
 

@@ -23,9 +23,9 @@ pub(in crate::backend::cpu) struct OutlinedLoose<L: Lanes>(L::Isa, L::Loose);
 #[derive(Clone, Copy)]
 pub(in crate::backend::cpu) struct OutlinedSigned<L: Lanes>(L::Isa, L::Signed);
 
-/// Half of a factor of it.
+/// A component of a factor of it.
 #[derive(Clone, Copy)]
-pub(in crate::backend::cpu) struct OutlinedHalf<L: Lanes>(L::Isa, L::Half);
+pub(in crate::backend::cpu) struct OutlinedComponent<L: Lanes>(L::Isa, L::Component);
 
 struct Call<F>(F);
 
@@ -55,7 +55,7 @@ impl<L: Lanes> From<OutlinedVector<L>> for OutlinedLoose<L> {
     }
 }
 
-impl<L: Lanes> From<OutlinedVector<L>> for OutlinedHalf<L> {
+impl<L: Lanes> From<OutlinedVector<L>> for OutlinedComponent<L> {
     fn from(x: OutlinedVector<L>) -> Self {
         Self(x.0, x.1.into())
     }
@@ -146,7 +146,7 @@ impl<L: Lanes> Field for OutlinedVector<L> {
 impl<L: Lanes> Lanes for OutlinedVector<L> {
     type Isa = Outlined<L::Isa>;
     type Element = L::Element;
-    type Half = OutlinedHalf<L>;
+    type Component = OutlinedComponent<L>;
     const RADIX: u32 = L::RADIX;
 
     #[inline(never)]
@@ -154,20 +154,20 @@ impl<L: Lanes> Lanes for OutlinedVector<L> {
         Self(a.0, a.0.enter(Call(|| L::product(a.1, b.1))))
     }
     #[inline(never)]
-    fn half_sum(a: Self, b: Self) -> OutlinedHalf<L> {
-        OutlinedHalf(a.0, a.0.enter(Call(|| L::half_sum(a.1, b.1))))
+    fn component_sum(a: Self, b: Self) -> OutlinedComponent<L> {
+        OutlinedComponent(a.0, a.0.enter(Call(|| L::component_sum(a.1, b.1))))
     }
     #[inline(never)]
-    fn half_diff(a: OutlinedSigned<L>, b: OutlinedSigned<L>) -> OutlinedHalf<L> {
-        OutlinedHalf(a.0, a.0.enter(Call(|| L::half_diff(a.1, b.1))))
+    fn component_diff(a: OutlinedSigned<L>, b: OutlinedSigned<L>) -> OutlinedComponent<L> {
+        OutlinedComponent(a.0, a.0.enter(Call(|| L::component_diff(a.1, b.1))))
     }
     #[inline(never)]
-    fn complex_mul(a: [OutlinedHalf<L>; 2], b: [Self; 2]) -> [Self; 2] {
+    fn complex_mul(a: [OutlinedComponent<L>; 2], b: [Self; 2]) -> [Self; 2] {
         let isa = a[0].0;
         isa.enter(Call(|| L::complex_mul(a.map(|x| x.1), b.map(|x| x.1)))).map(|x| Self(isa, x))
     }
     #[inline(never)]
-    fn complex_mul_sub(a: [OutlinedHalf<L>; 2], b: [Self; 2], c: [OutlinedSigned<L>; 2]) -> [Self; 2] {
+    fn complex_mul_sub(a: [OutlinedComponent<L>; 2], b: [Self; 2], c: [OutlinedSigned<L>; 2]) -> [Self; 2] {
         let isa = a[0].0;
         let out = isa.enter(Call(|| L::complex_mul_sub(a.map(|x| x.1), b.map(|x| x.1), c.map(|x| x.1))));
         out.map(|x| Self(isa, x))
@@ -194,6 +194,14 @@ impl<L: Lanes> Lanes for OutlinedVector<L> {
     #[inline(never)]
     fn gather(Outlined(isa): Self::Isa, from: &[Pair], at: &[u32]) -> [Self; 2] {
         isa.enter(Call(|| L::gather(isa, from, at))).map(|x| Self(isa, x))
+    }
+    #[inline(never)]
+    fn transpose(Outlined(isa): Self::Isa, square: &mut [Self]) {
+        let mut inner: Vec<L> = square.iter().map(|x| x.1).collect();
+        isa.enter(Call(|| L::transpose(isa, &mut inner)));
+        for (to, x) in square.iter_mut().zip(inner) {
+            to.1 = x;
+        }
     }
     #[inline(never)]
     fn store(values: [Self; 2], to: &mut [Pair]) {

@@ -111,11 +111,17 @@ fn every_operation<W: Words>(isa: W::Isa, [a, b, c]: [W; 3], mask: u8) -> Vec<(&
         ("madd_low", a.madd_low(b, c)),
         ("madd_high", a.madd_high(b, c)),
         ("look_up", a.look_up(b)),
+        ("look_up_16", a.look_up_16([b, c])),
+        ("rotate", a.rotate::<1>()),
+        ("rotate", a.rotate::<2>()),
+        ("rotate", a.rotate::<4>()),
         ("blend", a.blend(b, mask)),
     ]
     .map(|(what, words)| (what, words.to_array()))
     .into();
     let same = a.blend(b, 0x3c);
+    let square = W::transpose([a, b, c, a.add(b), b.rotate::<1>(), a.sub(c), c.rotate::<2>(), b.sub(c)]);
+    outcomes.extend(square.map(|words| ("transpose", words.to_array())));
     outcomes.push(("equal", [u64::from(a.equal(same, mask)); 8]));
     outcomes.push(("negative", [u64::from(a.negative()); 8]));
     let mut cleared = a;
@@ -152,9 +158,26 @@ impl<I: Isa> Kernel<I> for Everything<'_> {
         let mut elements = vec![ark_bn254::Fq::from(0u64); I::LANES];
         I::Fq::mul(mixed, constant).decode(&mut elements);
         let encoded = I::Fq::encode(isa, &elements);
-        let mut out = vec![Pair::default(); 2 * I::LANES];
+        let less =
+            I::Fq::mul_sub(I::Fq::diff_signed(x.signed(0x1234), y.signed(0xf0f0)), mixed, product.signed(0x5aa5));
+        let square_less = I::Fq::square_sub(less, mixed, x);
+        let factor = [I::Fq::component_sum(x, y), I::Fq::component_diff(y.signed(0), less.signed(0xff))];
+        let complex = I::Fq::complex_mul(factor, [square_less, x]);
+        let complex_less = I::Fq::complex_mul_sub(factor, complex, [x.signed(0x0f0f), less.signed(0xff00)]);
+        let complex_square = I::Fq::complex_square_sub(complex_less, complex, [less, y]);
+        let mut rows = vec![y.invert(); I::LANES];
+        for (k, row) in rows.iter_mut().enumerate() {
+            *row = if k % 2 == 0 { *row } else { complex_square[k / 2 % 2] };
+        }
+        rows[3] = square_less;
+        I::Fq::transpose(isa, &mut rows);
+        let mut out = vec![Pair::default(); 6 * I::LANES];
+        I::Fq::store([less, square_less], &mut out[2 * I::LANES..3 * I::LANES]);
+        I::Fq::store(complex_less, &mut out[3 * I::LANES..4 * I::LANES]);
+        I::Fq::store(complex_square, &mut out[4 * I::LANES..5 * I::LANES]);
+        I::Fq::store([rows[0], rows[5]], &mut out[5 * I::LANES..]);
         I::Fq::store([product, square.double()], &mut out[..I::LANES]);
-        I::Fq::store([mixed.sub(encoded), I::Fq::mul(encoded, encoded)], &mut out[I::LANES..]);
+        I::Fq::store([mixed.sub(encoded), I::Fq::mul(encoded, encoded)], &mut out[I::LANES..2 * I::LANES]);
         (out, zeros, elements)
     }
 }
@@ -226,6 +249,27 @@ where
         let [sum, difference, negated] = [x.add(y), x.sub(y), x.negate_where(0x5555)];
         let (loose_sum, loose_difference) = (x.sum(y), x.diff(y));
         let zeros = x.zeros();
+        let signs = [(0, 0), (0x3c3c, 0), (0, 0x9999), (0xffff, 0x0f0f)];
+        for (minus, other) in signs {
+            let difference = Vector::diff_signed(x.signed(minus), y.signed(other));
+            for k in 0..LANES {
+                let signed = |n: &BigUint, mask: u32| {
+                    let n = BigInt::from(n.clone());
+                    if mask >> k & 1 == 1 { -n } else { n }
+                };
+                let limbs = difference.halves[k / 8].map(|word| word.to_array()[k % 8] & MASK);
+                let got = number(&limbs);
+                let expected = signed(&a[k], minus) - signed(&b[k], other);
+                assert_eq!(
+                    (&got - expected) % BigInt::from(p.clone()),
+                    BigInt::ZERO,
+                    "a factor of {} and {}",
+                    a[k],
+                    b[k]
+                );
+                assert!(got >= BigInt::ZERO && got <= BigInt::from(&p * 12u32), "a factor is at most 12p");
+            }
+        }
         for k in 0..LANES {
             let (a, b) = (&a[k], &b[k]);
             for (what, got, expected) in
@@ -279,21 +323,26 @@ where
                 }),
             ))
         });
-        let elements: [[BigUint; LANES]; 4] = from_fn(|_| {
+        let mut elements: [[BigUint; LANES]; 5] = from_fn(|_| {
             from_fn(|_| match rng.gen_range(0..4) {
                 0 => (BigUint::from(1u32) << 256u32) - 1u32 - rng.gen_range(0..3u32),
                 1 => BigUint::from(rng.gen_range(0..3u32)),
                 _ => extreme::<C>(&mut rng, 256),
             })
         });
-        let [c, d, e, f] =
-            [0, 1, 2, 3].map(|i| Vector::<W, C>::new(join(isa, &from_fn(|k| digits(&elements[i][k], 52)))));
+        // The least there is: zero, from which the greatest are taken.
+        elements[0][3] = BigUint::ZERO;
+        for greatest in &mut elements[1..] {
+            greatest[3] = (BigUint::from(1u32) << 256u32) - 1u32;
+        }
+        let [c, d, e, f, g] =
+            [0, 1, 2, 3, 4].map(|i| Vector::<W, C>::new(join(isa, &from_fn(|k| digits(&elements[i][k], 52)))));
         let minus = rng.r#gen::<u32>();
         let [complex, complex_less] = [
             Vector::complex_mul([x, y], [c, d]),
             Vector::complex_mul_sub([x, y], [c, d], [e.signed(minus), f.signed(!minus)]),
         ];
-        let [real, imaginary] = Vector::complex_square_sub([c, d], [e, f], [f, e]);
+        let [real, imaginary] = Vector::complex_square_sub([c, d], [e, f], [g, c]);
         let got = [
             Vector::product(x, y),
             c.square(),
@@ -310,7 +359,7 @@ where
         let radix = BigInt::from(1) << 260;
         for k in 0..LANES {
             let [a, b] = [&a[k], &b[k]].map(|n| BigInt::from(n.clone()));
-            let [c, d, e, f] = [0, 1, 2, 3].map(|i| BigInt::from(elements[i][k].clone()));
+            let [c, d, e, f, g] = [0, 1, 2, 3, 4].map(|i| BigInt::from(elements[i][k].clone()));
             let sign = if minus >> k & 1 == 1 { BigInt::from(-1) } else { BigInt::from(1) };
             let (real, imaginary) = (&a * &c - &b * &d, &a * &d + &b * &c);
             let expected = [
@@ -322,8 +371,8 @@ where
                 imaginary.clone(),
                 real - &sign * &e * &radix,
                 imaginary + &sign * &f * &radix,
-                &c * &c - &d * &d - (&e + &f) * &radix,
-                &c * &d * 2 - (&e + &f) * &radix,
+                &c * &c - &d * &d - (&e + &g) * &radix,
+                &c * &d * 2 - (&f + &c) * &radix,
             ];
             for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
                 let got = lane(got, k);
