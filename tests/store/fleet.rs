@@ -1,6 +1,7 @@
 //! The rules of `trait Store` that a fleet needs: queues, pauses, deadlines, histories, another try, sweeping up.
 
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use prover_worker::model::{
@@ -845,16 +846,17 @@ pub async fn content_in_use_is_that_of_jobs_that_may_run_yet(p: impl Place) {
 async fn wakes<S: Store, T>(store: &Arc<S>, what: &str, change: impl Future<Output = T>) -> T {
     // What was before is known.
     store.changed(NONE).await.unwrap();
-    let waiting: Vec<_> = (0..3)
-        .map(|_| {
-            let store = store.clone();
-            tokio::spawn(async move { store.changed(LONG).await.unwrap() })
-        })
-        .collect();
-    let done = change.await;
-    for waiter in waiting {
-        tokio::time::timeout(HANG, waiter).await.unwrap_or_else(|_| panic!("{what} wakes nobody")).unwrap();
-    }
+    let mut waits = std::pin::pin!(futures::future::join_all((0..3).map(|_| store.changed(LONG))));
+    // All have begun before the change: one that begins after another was told of it waits for the next.
+    let begun = std::future::poll_fn(|context| Poll::Ready(waits.as_mut().poll(context))).await;
+    let wakened = async {
+        match begun {
+            Poll::Ready(wakened) => wakened,
+            Poll::Pending => tokio::time::timeout(HANG, waits).await.unwrap_or_else(|_| panic!("{what} wakes nobody")),
+        }
+    };
+    let (done, wakened) = tokio::join!(change, wakened);
+    wakened.into_iter().for_each(|wait| wait.unwrap());
     done
 }
 
