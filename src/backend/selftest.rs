@@ -112,9 +112,9 @@ impl Case {
         let c: Vec<Fr> = a.iter().zip(&b).map(|(a, b)| *a * b).collect();
         // L_j(x) = (xⁿ − 1)·ωʲ / (n·(x − ωʲ)); on odd points xⁿ = −1.
         let scale = -Fr::from(2u64) / Fr::from(n);
+        let points: Vec<Fr> = (0..n).map(|j| omega2.pow([2 * j])).collect();
         let quotient = |i: u64| {
             let x = omega2.pow([2 * i + 1]);
-            let points: Vec<Fr> = (0..n).map(|j| omega2.pow([2 * j])).collect();
             let mut lagrange: Vec<Fr> = points.iter().map(|point| x - point).collect();
             serial_batch_inversion_and_mul(&mut lagrange, &scale);
             let at =

@@ -36,7 +36,8 @@ pub(super) fn inverse_of_integer(x: [u64; 4], p: [u64; 4]) -> [u64; 4] {
         p_inverse = p_inverse.wrapping_mul(2u64.wrapping_sub(p_low.wrapping_mul(p_inverse)));
     }
 
-    // At the top of the loop f ≡ d·x and g ≡ e·x mod p: `reduce` divides by 2⁶² modulo p, as `apply` does in the integers.
+    // At the top of the loop f ≡ d·x and g ≡ e·x mod p: `reduce` divides by 2⁶² modulo p as `apply` does in the
+    // integers.
     let p = split(p);
     let (mut f, mut g) = (p, split(x));
     let (mut d, mut e): (Limbs, Limbs) = ([0; 5], [1, 0, 0, 0, 0]);
@@ -91,17 +92,7 @@ fn divide(eta: &mut i64, mut f: u64, mut g: u64) -> Steps {
 /// (f, g) after a batch.
 #[inline]
 fn apply(s: &Steps, (f, g): (&Limbs, &Limbs)) -> (Limbs, Limbs) {
-    let row = |a, b| {
-        let mut sum = dot((a, f[0]), (b, g[0])) >> BITS;
-        let mut out = [0; 5];
-        for i in 1..5 {
-            sum += dot((a, f[i]), (b, g[i]));
-            out[i - 1] = sum as i64 & MASK;
-            sum >>= BITS;
-        }
-        out[4] = sum as i64;
-        out
-    };
+    let row = |a, b| divided(|i| dot((a, f[i]), (b, g[i])));
     (row(s.u, s.v), row(s.q, s.r))
 }
 
@@ -112,20 +103,26 @@ fn reduce(s: &Steps, (d, e): (&Limbs, &Limbs), p: &Limbs, p_inverse: u64) -> (Li
         // Where d or e is negative, p is added to it, as a multiple of p in the sum; then the multiple below 2⁶² is taken
         // off that makes the sum divisible.
         let start = (a & d[4] >> 63) + (b & e[4] >> 63);
-        let mut sum = dot((a, d[0]), (b, e[0]));
-        let excess = p_inverse.wrapping_mul(sum as u64).wrapping_add(start as u64) as i64 & MASK;
+        let low = dot((a, d[0]), (b, e[0])) as u64;
+        let excess = p_inverse.wrapping_mul(low).wrapping_add(start as u64) as i64 & MASK;
         let multiple = start - excess;
-        sum = (sum + i128::from(p[0]) * i128::from(multiple)) >> BITS;
-        let mut out = [0; 5];
-        for i in 1..5 {
-            sum += dot((a, d[i]), (b, e[i])) + i128::from(p[i]) * i128::from(multiple);
-            out[i - 1] = sum as i64 & MASK;
-            sum >>= BITS;
-        }
-        out[4] = sum as i64;
-        out
+        divided(|i| dot((a, d[i]), (b, e[i])) + i128::from(p[i]) * i128::from(multiple))
     };
     (row(s.u, s.v), row(s.q, s.r))
+}
+
+/// Σ column(i)·2^(62·i) / 2⁶², of a sum that 2⁶² divides.
+#[inline(always)]
+fn divided(column: impl Fn(usize) -> i128) -> Limbs {
+    let mut sum = column(0) >> BITS;
+    let mut out = [0; 5];
+    for i in 1..5 {
+        sum += column(i);
+        out[i - 1] = sum as i64 & MASK;
+        sum >>= BITS;
+    }
+    out[4] = sum as i64;
+    out
 }
 
 #[inline]

@@ -20,9 +20,11 @@ pub(in crate::backend::cpu) mod suite;
 #[cfg(test)]
 pub(in crate::backend::cpu) mod wide;
 
+#[cfg(any(test, target_arch = "x86_64"))]
+use ark_ff::AdditiveGroup;
 #[cfg(test)]
 use ark_ff::Field as _;
-use ark_ff::{AdditiveGroup, PrimeField};
+use ark_ff::PrimeField;
 use zeroize::{DefaultIsZeroes, Zeroize, Zeroizing};
 
 use crate::model::{Fq, Fr};

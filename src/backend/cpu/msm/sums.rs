@@ -186,9 +186,10 @@ pub(super) fn sum<I: Isa, C: Curve<I>>(
                     break;
                 }
                 std::mem::swap(&mut scratch.terms, &mut scratch.next);
-                scratch.next.clear();
                 if k + 1 < last {
                     terms(k + 1, &mut scratch.next);
+                } else {
+                    scratch.next.entries.clear();
                 }
                 isa.enter(Rounds { from: points.view(), scratch });
                 sums.push(scratch.sums());
@@ -217,12 +218,6 @@ impl Terms {
     fn new() -> Self {
         let list = || Zeroizing::new(Vec::with_capacity(2 * GROUP));
         Self { entries: list(), lengths: list(), segments: list() }
-    }
-
-    fn clear(&mut self) {
-        self.entries.clear();
-        self.lengths.clear();
-        self.segments.clear();
     }
 
     /// Lists what a range of entries adds up.

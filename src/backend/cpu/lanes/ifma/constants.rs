@@ -61,39 +61,18 @@ impl<C: MontConfig<4>> Constants<C> {
     };
     /// For differences −2^256 < x < 2^256, by bits 254 to 256, which may be counted one unit of the top limb too
     /// high: a multiple of p that leaves between 0 and 2.4p when subtracted.
-    pub(super) const OF_DIFFERENCE: &Table = &{
-        let mut quotients = [0; 8];
-        // What counts as [0, 2^254) can be negative by one unit: one p more.
-        quotients[0] = -1;
-        let mut k = 1;
-        while k < 4 {
-            quotients[k] = quotient(&Self::P, k as u64, 46);
-            // Rounded down: no multiple of 2^254 is one of p.
-            quotients[8 - k] = -quotient(&Self::P, k as u64, 46) - 1;
-            k += 1;
-        }
-        quotients[4] = -quotient(&Self::P, 4, 46) - 1;
-        table(&Self::P, quotients)
-    };
+    pub(super) const OF_DIFFERENCE: &Table = &table(&Self::P, two_sided(&Self::P));
     /// For −2^257 ≤ x < 2^257, by bits 254 to 257, which may be counted two units of the top limb too high, or 40 too
-    /// low, as long as the top limb as it stands is within −2^49 and 2^49: a multiple of p that leaves between 0 and 2.4p when subtracted.
+    /// low, as long as the top limb as it stands is within −2^49 and 2^49: a multiple of p that leaves between 0 and 2.4p
+    /// when subtracted.
     pub(super) const OF_PRODUCT: &LongTable = &{
-        let mut quotients = [0; 16];
-        // What counts as [0, 2^254) can be negative by two units: one p more.
-        quotients[0] = -1;
-        let mut k = 1;
-        while k < 8 {
-            quotients[k] = quotient(&Self::P, k as u64, 46);
-            quotients[16 - k] = -quotient(&Self::P, k as u64, 46) - 1;
-            k += 1;
-        }
-        quotients[8] = -quotient(&Self::P, 8, 46) - 1;
-        let (low, high) = quotients.split_at(8);
-        let halves = [table(&Self::P, eight(low)), table(&Self::P, eight(high))];
+        let [q0, q1, q2, q3, q4, q5, q6, q7, q8, q9, q10, q11, q12, q13, q14, q15] = two_sided(&Self::P);
+        let low = table(&Self::P, [q0, q1, q2, q3, q4, q5, q6, q7]);
+        let high = table(&Self::P, [q8, q9, q10, q11, q12, q13, q14, q15]);
         let mut out = [[[0; 8]; 2]; 5];
         let mut i = 0;
         while i < 5 {
-            out[i] = [halves[0][i], halves[1][i]];
+            out[i] = [low[i], high[i]];
             i += 1;
         }
         out
@@ -224,8 +203,20 @@ const fn quotient(p: &Limbs, k: u64, bit: u32) -> i64 {
     q
 }
 
-const fn eight(x: &[i64]) -> [i64; 8] {
-    [x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]]
+/// For k·2^254, k counted as N values in two's complement: ⌊k·2^254 / p⌋, and −1 for k = 0, since what counts as below
+/// 2^254 may be a little below zero. Elsewhere rounding down leaves room: no multiple of 2^254 is one of p.
+const fn two_sided<const N: usize>(p: &Limbs) -> [i64; N] {
+    let mut quotients = [-1; N];
+    let mut k = 1;
+    while k <= N / 2 {
+        let quotient = quotient(p, k as u64, 46);
+        quotients[N - k] = -quotient - 1;
+        if k < N / 2 {
+            quotients[k] = quotient;
+        }
+        k += 1;
+    }
+    quotients
 }
 
 const fn table(p: &Limbs, quotients: [i64; 8]) -> Table {
