@@ -7,18 +7,18 @@ _default:
 test:
     ./scripts/test.sh
 
-# The tests alone; arguments go to nextest.
+# The tests alone, the kernels' on this processor among them; arguments go to nextest.
 t *args:
-    cargo nextest run {{args}}
+    cargo nextest run --features kernels-on-host {{args}}
 
-# Format, then the lints.
+# Format, then the lints, which need no code for GPUs.
 lint:
     cargo fmt --all
-    cargo clippy --all-targets --all-features -- -D warnings
+    CUDA_ARCHS=none cargo clippy --all-targets --all-features -- -D warnings
 
 # The crate's documentation, private items and all.
 doc:
-    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+    CUDA_ARCHS=none RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items --all-features
 
 # Licences, advisories, doubled crates, sources.
 deny:
@@ -28,11 +28,20 @@ deny:
 demo:
     cargo run --release -- demo
 
+# The kernels without a GPU: run by this processor with sanitizers, and compiled for every GPU within their budget.
+# --write writes docs/gpu/compiler.md, --budget kernels/budget.txt.
+kernels *options:
+    scripts/kernels.sh {{options}}
+
+# The checks and benches that need a GPU, where there is one; else they are built, to be carried to one.
+gpu *options:
+    scripts/gpu_check.sh {{options}}
+
 # Container image for machines without a GPU.
 image tag="prover-worker:cpu":
     docker build -f Dockerfile.cpu -t {{tag}} .
 
-# Container image with the CUDA runtime.
+# Container image for machines with NVIDIA GPUs.
 image-cuda tag="prover-worker:cuda":
     docker build -f Dockerfile.cuda -t {{tag}} .
 

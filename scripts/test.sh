@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Every check of the project, on a Debian machine that has Rust. Installs what is missing: a C compiler, Node.js,
-# PostgreSQL and Redis from Debian's packages, cargo-nextest, snarkjs and moto from their registries. Uses the servers at
-# TEST_POSTGRES_URL and TEST_REDIS_URL, or those on the usual ports of this machine, or starts its own for the time of
-# the tests. The tests' closing line comes last.
+# Every check of the project, on a Debian machine that has Rust. Installs what is missing: compilers for C and C++,
+# Node.js, PostgreSQL and Redis from Debian's packages, cargo-nextest, snarkjs, moto and nvcc from their registries. No
+# check needs a GPU; those that do are scripts/gpu_check.sh's. Uses the servers at TEST_POSTGRES_URL and TEST_REDIS_URL, or
+# those on the usual ports of this machine, or starts its own for the time of the tests. The tests' closing line comes
+# last.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
@@ -40,7 +41,21 @@ snarkjs() {
     [ -d ../shared/cases ] || note "../shared/cases is not there: the tests on those circuits are SKIPPED"
 }
 
+# The kernels, for this processor and as nvcc compiles them for GPUs. Where nvcc cannot be had these are left out; in CI
+# that is an error.
+kernels() {
+    if [ -z "${NVCC:-}" ] && ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
+        scripts/nvcc.sh || {
+            [ -z "${CI:-}" ] || return 1
+            note "nvcc could not be installed from PyPI: the kernels are NOT COMPILED for GPUs"
+            export CUDA_ARCHS=none
+        }
+    fi
+    scripts/kernels.sh
+}
+
 debian cc gcc libc6-dev
+debian c++ g++
 step "snarkjs"
 snarkjs
 if ! command -v cargo-nextest >/dev/null; then
@@ -143,9 +158,12 @@ if command -v cargo-deny >/dev/null; then
 else
     note "cargo-deny is not installed: licences and sources are not checked"
 fi
+# Without code for GPUs, which lints and pages do not need.
 step "clippy"
-cargo clippy --locked --all-targets --all-features -- -D warnings
+CUDA_ARCHS=none cargo clippy --locked --all-targets --all-features -- -D warnings
 step "documentation"
-RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+CUDA_ARCHS=none RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --all-features
+step "kernels"
+kernels
 step "tests"
-cargo nextest run --locked
+cargo nextest run --locked --features kernels-on-host

@@ -4,6 +4,8 @@
 //! deterministic, so that any two backends compare exactly. Blinding and assembly are `groth16`'s.
 
 pub mod cpu;
+#[cfg(any(feature = "cuda", feature = "kernels-on-host"))]
+pub mod cuda;
 mod discover;
 pub mod mapped;
 pub mod selftest;

@@ -19,7 +19,7 @@ fn read(name: &str) -> String {
 
 /// The Markdown files of the project.
 fn pages() -> Vec<PathBuf> {
-    let folders = [".", "docs", "circuits", "kernels"].map(|d| root().join(d));
+    let folders = [".", "docs", "docs/gpu", "circuits", "kernels"].map(|d| root().join(d));
     let entries = folders.iter().filter_map(|d| fs::read_dir(d).ok()).flatten();
     let mut pages: Vec<_> =
         entries.map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "md")).collect();

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod batch;
+#[cfg(feature = "kernels-on-host")]
+mod kernels;
 
 use std::sync::Arc;
 

@@ -16,17 +16,17 @@ fn src() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }
 
-/// Every `.rs` file under `dir`, as (path below `src`, text).
+/// Every `.rs` file under `dir`, as (path below it, text).
 fn files(dir: &Path) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut left = vec![dir.to_path_buf()];
-    while let Some(dir) = left.pop() {
-        for entry in fs::read_dir(&dir).unwrap() {
+    while let Some(folder) = left.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 left.push(path);
             } else if path.extension().is_some_and(|e| e == "rs") {
-                let name = path.strip_prefix(src()).unwrap().to_string_lossy().replace('\\', "/");
+                let name = path.strip_prefix(dir).unwrap().to_string_lossy().replace('\\', "/");
                 found.push((name, fs::read_to_string(&path).unwrap()));
             }
         }
@@ -54,6 +54,17 @@ fn the_sources_keep_the_rules() {
     assert!(files.len() > 20, "expected the crate's sources under src, found {} files", files.len());
     let broken: Vec<String> = files.iter().flat_map(|(name, text)| check(name, text)).collect();
     assert!(broken.is_empty(), "{} broken rules:\n{}", broken.len(), broken.join("\n"));
+}
+
+/// Tests and benches that drive a device do so by `src/backend`.
+#[test]
+fn what_is_not_below_src_has_no_unsafe() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut texts = vec![("build.rs".to_owned(), fs::read_to_string(root.join("build.rs")).unwrap())];
+    texts.extend(["benches", "tests"].iter().flat_map(|folder| files(&root.join(folder))));
+    let has_unsafe = |text: &str| source::tokens(text).iter().any(|(token, _)| *token == source::Token::Word("unsafe"));
+    let found: Vec<_> = texts.iter().filter(|(_, text)| has_unsafe(text)).map(|(name, _)| name).collect();
+    assert!(texts.len() > 40 && found.is_empty(), "unsafe outside src/backend: {found:?}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ mod ntt;
 mod pages;
 mod quotient;
 mod scattered;
-mod sparse;
+pub(super) mod sparse;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

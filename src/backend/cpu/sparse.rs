@@ -23,6 +23,9 @@ const INV: u64 = <ark_bn254::FrConfig as MontConfig<4>>::INV;
 /// Rows of a block at most, and at least where there are so many.
 const BLOCK_ROWS: Range<usize> = 1 << 6..1 << 12;
 
+/// Matrix entries that a task of [`check`] looks at.
+const CHECKED: usize = 1 << 14;
+
 /// A full factor: the other bits are its place in [`Block::values`].
 const FULL: u32 = 1 << 31;
 /// A small factor is below 0: the other bits are its magnitude.
@@ -54,44 +57,54 @@ fn too_large(what: &'static str, below: u32, got: u32) -> BackendError {
     BackendError::Shape { what, expected: u64::from(below), got: u64::from(got) }
 }
 
+/// Looks over the matrix entries once: every matrix, row, wire and value in range. Whether rows ascend within each
+/// [`CHECKED`] entries.
+///
+/// # Errors
+/// `Shape` on one that is out of range.
+pub(in crate::backend) fn check(key: &ProvingKey) -> Result<bool, BackendError> {
+    let n = key.header.domain_size;
+    key.sections
+        .coefficients
+        .par_chunks(ENTRY_BYTES * CHECKED)
+        .map(|chunk| {
+            let (mut sorted, mut last) = (true, 0);
+            for e in chunk.chunks_exact(ENTRY_BYTES).map(entry) {
+                if e.matrix > 1 {
+                    return Err(too_large("matrix number of an entry (0 or 1; at least 2 here)", 1, e.matrix));
+                }
+                if e.row >= n {
+                    return Err(too_large("row of a matrix entry (below the domain size)", n, e.row));
+                }
+                if e.signal >= key.header.n_vars {
+                    return Err(too_large("wire of a matrix entry (below nVars)", key.header.n_vars, e.signal));
+                }
+                if e.value >= Fr::MODULUS {
+                    return Err(BackendError::Shape {
+                        what: "values of matrix entries not below r",
+                        expected: 0,
+                        got: 1,
+                    });
+                }
+                sorted &= e.row >= last;
+                last = e.row;
+            }
+            Ok(sorted)
+        })
+        .try_reduce(|| true, |a, b| Ok(a && b))
+}
+
 impl Matrices {
     /// Looks over the matrix entries once, every index in range, and sorts them by row.
     ///
     /// # Errors
     /// `Shape` on a matrix, row, wire or value out of range.
     pub(super) fn new(key: &ProvingKey) -> Result<Self, BackendError> {
-        let n = key.header.domain_size;
         let bytes = &key.sections.coefficients;
-        let sorted = bytes
-            .par_chunks(ENTRY_BYTES << 14)
-            .map(|chunk| {
-                let (mut sorted, mut last) = (true, 0);
-                for e in chunk.chunks_exact(ENTRY_BYTES).map(entry) {
-                    if e.matrix > 1 {
-                        return Err(too_large("matrix number of an entry (0 or 1; at least 2 here)", 1, e.matrix));
-                    }
-                    if e.row >= n {
-                        return Err(too_large("row of a matrix entry (below the domain size)", n, e.row));
-                    }
-                    if e.signal >= key.header.n_vars {
-                        return Err(too_large("wire of a matrix entry (below nVars)", key.header.n_vars, e.signal));
-                    }
-                    if e.value >= Fr::MODULUS {
-                        return Err(BackendError::Shape {
-                            what: "values of matrix entries not below r",
-                            expected: 0,
-                            got: 1,
-                        });
-                    }
-                    sorted &= e.row >= last;
-                    last = e.row;
-                }
-                Ok(sorted)
-            })
-            .try_reduce(|| true, |a, b| Ok(a && b))?;
+        let sorted = check(key)?;
         let at = |i: usize| entry(&bytes[i * ENTRY_BYTES..]);
         let total = key.n_coefficients();
-        let borders_sorted = (1..total.div_ceil(1 << 14)).all(|k| at(k << 14).row >= at((k << 14) - 1).row);
+        let borders_sorted = (1..total.div_ceil(CHECKED)).all(|k| at(k * CHECKED).row >= at(k * CHECKED - 1).row);
         // Entries by ascending row, where the file does not have them so already, as snarkjs writes it.
         let order = (!sorted || !borders_sorted).then(|| {
             let mut order: Vec<u32> = (0..total as u32).collect();
@@ -100,7 +113,7 @@ impl Matrices {
         });
         let nth = |i: usize| at(order.as_ref().map_or(i, |o| o[i] as usize));
 
-        let n = n as usize;
+        let n = key.header.domain_size as usize;
         let rows_a_block = (n / 64).clamp(BLOCK_ROWS.start, BLOCK_ROWS.end).min(n);
         let borders: Vec<usize> = (0..=n)
             .step_by(rows_a_block)

@@ -1,0 +1,378 @@
+//! Products of points with scalars, transforms and whole commitments: checked against known answers and the processor's
+//! backend, and timed.
+
+use std::sync::Arc;
+
+use ark_ec::short_weierstrass::{Projective, SWCurveConfig};
+use ark_ec::{CurveGroup, PrimeGroup};
+use ark_ff::{AdditiveGroup, BigInteger256, FftField, Field, One, PrimeField, UniformRand};
+use ark_poly::{EvaluationDomain, Radix2EvaluationDomain};
+use ark_std::rand::{Rng, SeedableRng, rngs::StdRng};
+use prover_worker::backend::cpu::CpuBackend;
+use prover_worker::backend::cuda::CudaBackend;
+use prover_worker::backend::cuda::lab::{InG1, InG2, Lab, Lettered, Product};
+use prover_worker::backend::{Backend, BackendError, Quiet, selftest};
+use prover_worker::model::{
+    Fq, Fr, G1, G1Affine, G2, G2Affine, KeyHeader, KeySections, ProvingKey, StopToken, VerificationKey, Witness,
+};
+
+use super::{Adding, Msm, Record, Run};
+
+/// Different points; larger sets repeat them.
+const POINTS: usize = 1 << 12;
+/// As many multiples of each point as there are windows.
+const ALL: u64 = 256;
+
+/// Coordinates of a point as a key has them.
+trait Raw {
+    fn put(&self, out: &mut Vec<u8>);
+}
+
+impl Raw for Fq {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend(self.0.0.iter().flat_map(|limb| limb.to_le_bytes()));
+    }
+}
+
+impl Raw for prover_worker::model::Fq2 {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.c0.put(out);
+        self.c1.put(out);
+    }
+}
+
+/// A section of `n` points, point i being (i mod POINTS + 1)·G.
+fn section<C: SWCurveConfig>(n: usize) -> Vec<u8>
+where
+    C::BaseField: Raw,
+{
+    let (mut at, step) = (Projective::<C>::ZERO, Projective::<C>::generator());
+    let mut walk = || {
+        at += step;
+        at
+    };
+    let points: Vec<Projective<C>> = (0..n.min(POINTS)).map(|_| walk()).collect();
+    let mut bytes = Vec::new();
+    for p in Projective::<C>::normalize_batch(&points) {
+        p.x.put(&mut bytes);
+        p.y.put(&mut bytes);
+    }
+    let each = bytes.len() / n.clamp(1, POINTS);
+    bytes.iter().copied().cycle().take(n * each).collect()
+}
+
+/// Which scalars.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Random,
+    /// Three fifths 0 or 1, as witnesses of many circuits.
+    Circuit,
+    ZeroOrOne,
+    Equal,
+    /// Every digit the same, at most windows.
+    Repeated,
+}
+
+const KINDS: [Kind; 5] = [Kind::Random, Kind::Circuit, Kind::ZeroOrOne, Kind::Equal, Kind::Repeated];
+
+fn scalars(kind: Kind, n: usize, seed: u64) -> Vec<Fr> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let fixed = Fr::rand(&mut rng);
+    let ones = Fr::from(0x0101_0101_0101_0101u64).square().square();
+    let mut one = |_| match kind {
+        Kind::Random => Fr::rand(&mut rng),
+        Kind::Circuit if rng.gen_range(0..5) < 2 => Fr::rand(&mut rng),
+        Kind::Circuit | Kind::ZeroOrOne => Fr::from(rng.gen_range(0..2u64)),
+        Kind::Equal => fixed,
+        Kind::Repeated => ones,
+    };
+    (0..n).map(&mut one).collect()
+}
+
+fn plain(scalars: &[Fr]) -> Vec<BigInteger256> {
+    scalars.iter().map(|s| s.into_bigint()).collect()
+}
+
+/// Σ sᵢ·Pᵢ for the points of `section`.
+fn known<C: SWCurveConfig<ScalarField = Fr>>(scalars: &[Fr]) -> Projective<C> {
+    let sum: Fr = scalars.iter().enumerate().map(|(i, s)| *s * Fr::from((i % POINTS) as u64 + 1)).sum();
+    Projective::<C>::generator() * sum
+}
+
+fn sizes(run: &Run, largest: usize) -> Vec<usize> {
+    let all = [1, 2, 31, 33, 1 << 10, (1 << 12) - 1, 1 << 14, (1 << 16) + 1, 1 << 18, 1 << 20, 1 << 22];
+    let most = if run.small { 1 << 10 } else { largest };
+    all.into_iter().filter(|n| *n <= most).collect()
+}
+
+macro_rules! check_products {
+    ($name:ident, $group:ty, $config:ty, $largest:expr) => {
+        pub(super) fn $name(run: &Run) -> Result<String, String> {
+            let told = |e: BackendError| e.to_string();
+            let lab = Lab::new(run.driver.clone()).map_err(told)?;
+            let mut done = 0;
+            for n in sizes(run, $largest) {
+                let section = section::<$config>(n);
+                for multiples in [ALL, 2] {
+                    let product = lab.product::<$group>(&section, multiples, None).map_err(told)?;
+                    for kind in KINDS {
+                        let s = scalars(kind, n, n as u64);
+                        product.scalars(&plain(&s)).map_err(told)?;
+                        product.run().map_err(told)?;
+                        if product.read().map_err(told)? != known::<$config>(&s) {
+                            return Err(format!("{n} points, {kind:?}, {}: a wrong sum", product.plan()));
+                        }
+                        done += 1;
+                    }
+                }
+            }
+            Ok(format!("{done} products"))
+        }
+    };
+}
+
+check_products!(products_g1, InG1, ark_bn254::g1::Config, 1 << 22);
+check_products!(products_g2, InG2, ark_bn254::g2::Config, 1 << 20);
+
+/// The known-answer test that every device passes before it is used.
+pub(super) fn self_test(run: &Run) -> Result<String, String> {
+    let backend = CudaBackend::new(run.driver.clone());
+    selftest::run(&backend).map(|()| String::new()).map_err(|e| e.to_string())
+}
+
+/// Against arkworks, and there and back.
+pub(super) fn transforms(run: &Run) -> Result<String, String> {
+    let told = |e: BackendError| e.to_string();
+    let lab = Lab::new(run.driver.clone()).map_err(told)?;
+    let logs: Vec<u32> = if run.small { (0..12).collect() } else { (0..19).chain([20, 22, 23, 24]).collect() };
+    for log in &logs {
+        let n = 1usize << log;
+        let x = scalars(Kind::Random, n, u64::from(*log));
+        let transforms = lab.transforms(*log, 1, None).map_err(told)?;
+        transforms.upload(&x).map_err(told)?;
+        transforms.inverse().map_err(told)?;
+        let coefficients = transforms.download().map_err(told)?;
+        let domain = Radix2EvaluationDomain::<Fr>::new(n).ok_or("no domain")?;
+        let expected = domain.ifft(&x);
+        let reversed = |i: usize| i.reverse_bits() >> (usize::BITS - log).min(usize::BITS - 1);
+        let size = Fr::from(n as u64);
+        let wrong = |i: &usize| coefficients[if *log == 0 { 0 } else { reversed(*i) }] != expected[*i] * size;
+        if let Some(i) = (0..n).find(wrong) {
+            return Err(format!("2^{log}: coefficient {i} is wrong"));
+        }
+        transforms.forward(true).map_err(told)?;
+        let values = transforms.download().map_err(told)?;
+        let odd = Fr::get_root_of_unity(2 * n as u64).ok_or("no root")?;
+        let expected = domain.get_coset(odd).ok_or("no coset")?.fft(&expected);
+        if let Some(i) = (0..n).find(|i| values[*i] != expected[*i] * size) {
+            return Err(format!("2^{log}: value {i} on the odd coset is wrong"));
+        }
+    }
+    Ok(format!("{} sizes", logs.len()))
+}
+
+/// A key of 2^log rows and wires, of points whose sums mean nothing but can be compared.
+fn key(log: u32) -> ProvingKey {
+    let n = 1usize << log;
+    let (g1, g2) = (section::<ark_bn254::g1::Config>(n), section::<ark_bn254::g2::Config>(n));
+    let mut rng = StdRng::seed_from_u64(u64::from(log));
+    let mut entries = Vec::new();
+    for row in 0..n as u32 {
+        for matrix in 0..2u32 {
+            for _ in 0..rng.gen_range(1..4) {
+                let wire = rng.gen_range(0..n as u32);
+                let factor = if rng.gen_range(0..4) == 0 { Fr::rand(&mut rng) } else { Fr::one() };
+                for word in [matrix, row, wire] {
+                    entries.extend(word.to_le_bytes());
+                }
+                entries.extend(factor.0.0.iter().flat_map(|limb| limb.to_le_bytes()));
+            }
+        }
+    }
+    let (one, two) = (G1Affine::from(G1::generator()), G2Affine::from(G2::generator()));
+    let vk = VerificationKey { alpha_g1: one, beta_g2: two, gamma_g2: two, delta_g2: two, ic: vec![one; 2] };
+    ProvingKey {
+        header: KeyHeader { n_vars: n as u32, n_public: 1, domain_size: n as u32, beta_g1: one, delta_g1: one, vk },
+        sections: KeySections {
+            coefficients: entries.into(),
+            a: g1.clone().into(),
+            b1: g1.clone().into(),
+            b2: g2.into(),
+            c: g1[..(n - 2) * 64].to_vec().into(),
+            h: g1.into(),
+        },
+    }
+}
+
+fn witness(kind: Kind, log: u32) -> Witness {
+    Witness::from_canonical(plain(&scalars(kind, 1 << log, 5)))
+}
+
+/// Whole commitments, equal to the processor's.
+pub(super) fn commitments(run: &Run) -> Result<String, String> {
+    let told = |e: BackendError| e.to_string();
+    let logs: &[u32] = if run.small { &[4, 8] } else { &[2, 6, 10, 14, 18] };
+    let cpu = CpuBackend::new(std::thread::available_parallelism().map_or(1, |n| n.get())).map_err(told)?;
+    let gpu = CudaBackend::new(run.driver.clone());
+    for log in logs {
+        let key = Arc::new(key(*log));
+        let (on_cpu, on_gpu) = (cpu.load(key.clone()).map_err(told)?, gpu.load(key).map_err(told)?);
+        for kind in KINDS {
+            let w = witness(kind, *log);
+            let expected = on_cpu.commit(&w, &StopToken::new(), &Quiet).map_err(told)?;
+            // Twice: the second takes the memory of the first.
+            for _ in 0..2 {
+                let got = on_gpu.commit(&w, &StopToken::new(), &Quiet).map_err(told)?;
+                if got != expected {
+                    return Err(format!("2^{log} rows, {kind:?}: not the processor's commitments"));
+                }
+            }
+        }
+    }
+    Ok(format!("{} sizes, {} kinds of witness", logs.len(), KINDS.len()))
+}
+
+fn product<G: Lettered>(
+    lab: &Lab,
+    section: &[u8],
+    n: usize,
+    kind: Kind,
+    multiples: u64,
+    window: Option<u32>,
+) -> Result<Product<G>, BackendError> {
+    let product = lab.product::<G>(section, multiples, window)?;
+    product.scalars(&plain(&scalars(kind, n, 3)))?;
+    Ok(product)
+}
+
+fn time_products<G: Lettered>(
+    run: &Run,
+    name: &str,
+    second: bool,
+    section: impl Fn(usize) -> Vec<u8>,
+) -> Result<Vec<Record>, BackendError> {
+    let lab = Lab::new(run.driver.clone())?;
+    let mut records = Vec::new();
+    for log2 in [12, 14, 16, 18, 20, 22] {
+        let n = 1usize << log2;
+        let points = section(n);
+        let floor = run.floor.msm(Msm { log2, second, tables: true, adding: Adding::Xyzz, density: 1.0 }).0;
+        for (kind, note) in [(Kind::Random, "random"), (Kind::Circuit, "3/5 are 0 or 1"), (Kind::Equal, "all equal")] {
+            if kind != Kind::Random && log2 != 20 {
+                continue;
+            }
+            let product = product::<G>(&lab, &points, n, kind, ALL, None)?;
+            let times = lab.time(run.rounds + 1, || product.run())?;
+            let record = Record::of(name, Some(log2), &times).note(format!("{note}; {}", product.plan()));
+            records.push(if kind == Kind::Random { record.floor(floor) } else { record });
+            if run.trace {
+                for (kernel, ms) in lab.trace(|| product.run())? {
+                    println!("    {kernel}: {ms:.4} ms");
+                }
+            }
+        }
+        if run.trace && log2 == 20 {
+            for window in [15, 16, 17, 18, 19, 20, 21] {
+                let product = product::<G>(&lab, &points, n, Kind::Random, ALL, Some(window))?;
+                let times = lab.time(4, || product.run())?;
+                println!("    window {window}: {:.3} ms", times.iter().copied().fold(f64::INFINITY, f64::min));
+            }
+        }
+    }
+    Ok(records)
+}
+
+pub(super) fn msm_g1(run: &Run) -> Result<Vec<Record>, BackendError> {
+    time_products::<InG1>(run, "MSM in G1", false, section::<ark_bn254::g1::Config>)
+}
+
+pub(super) fn msm_g2(run: &Run) -> Result<Vec<Record>, BackendError> {
+    time_products::<InG2>(run, "MSM in G2", true, section::<ark_bn254::g2::Config>)
+}
+
+pub(super) fn ntt(run: &Run) -> Result<Vec<Record>, BackendError> {
+    let lab = Lab::new(run.driver.clone())?;
+    let mut records = Vec::new();
+    for log2 in [12, 14, 16, 18, 20, 22, 24] {
+        let n = 1usize << log2;
+        let floor = run.floor.ntt(log2);
+        let others = [Some(1), Some(2), Some(3)].into_iter().filter(|_| run.trace);
+        for stages in others.chain([None]) {
+            let transforms = lab.transforms(log2, 1, stages)?;
+            transforms.upload(&scalars(Kind::Random, n, 1))?;
+            let inverse = lab.time(run.rounds + 1, || transforms.inverse())?;
+            let forward = lab.time(run.rounds + 1, || transforms.forward(true))?;
+            let both = lab.time(run.rounds + 1, || transforms.to_odd_coset())?;
+            let least = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
+            if let Some(stages) = stages {
+                let [a, b, c] = [&inverse, &forward, &both].map(|times| least(times));
+                println!("    2^{log2}, {stages} stages: inverse {a:.4}, forward {b:.4}, to the coset {c:.4} ms");
+                continue;
+            }
+            records.push(Record::of("NTT, inverse", Some(log2), &inverse).floor(floor));
+            records.push(Record::of("NTT, forward to the odd coset", Some(log2), &forward).floor(floor));
+            records.push(Record::of("from domain to odd coset", Some(log2), &both).floor(2.0 * floor));
+            let three = lab.transforms(log2, 3, None)?;
+            three.upload(&scalars(Kind::Random, 3 * n, 1))?;
+            let both = lab.time(run.rounds + 1, || three.to_odd_coset())?;
+            records.push(Record::of("the same, three vectors", Some(log2), &both).floor(6.0 * floor));
+            if run.trace {
+                for (kernel, ms) in lab.trace(|| three.to_odd_coset())? {
+                    println!("    {kernel}: {ms:.4} ms");
+                }
+            }
+        }
+    }
+    Ok(records)
+}
+
+/// From a witness in memory to five points.
+pub(super) fn commit(run: &Run) -> Result<Vec<Record>, BackendError> {
+    let gpu = CudaBackend::new(run.driver.clone());
+    let mut records = Vec::new();
+    for log2 in [12, 16, 18, 20] {
+        let key = Arc::new(key(log2));
+        let start = std::time::Instant::now();
+        let loaded = gpu.load(key)?;
+        println!("    2^{log2}: loaded in {:.3} s", start.elapsed().as_secs_f64());
+        for (kind, note) in [(Kind::Random, "dense"), (Kind::Circuit, "3/5 are 0 or 1")] {
+            let w = witness(kind, log2);
+            let mut times = Vec::new();
+            for _ in 0..=run.rounds {
+                let start = std::time::Instant::now();
+                loaded.commit(&w, &StopToken::new(), &Quiet)?;
+                times.push(start.elapsed().as_secs_f64() * 1e3);
+            }
+            records.push(Record::of("commitments", Some(log2), &times).note(note.into()));
+        }
+    }
+    Ok(records)
+}
+
+/// Proofs a second, several at a time.
+pub(super) fn throughput(run: &Run) -> Result<Vec<Record>, BackendError> {
+    let gpu = CudaBackend::new(run.driver.clone());
+    let mut records = Vec::new();
+    for log2 in [10, 12, 14, 16, 20] {
+        let loaded = gpu.load(Arc::new(key(log2)))?;
+        let w = witness(Kind::Circuit, log2);
+        let each = if log2 > 18 { 6 } else { 40 };
+        for together in [1, 2, 4] {
+            let mut times = Vec::new();
+            for _ in 0..=run.rounds.min(4) {
+                let start = std::time::Instant::now();
+                std::thread::scope(|scope| {
+                    let prove = || (0..each).try_for_each(|_| loaded.commit(&w, &StopToken::new(), &Quiet).map(drop));
+                    let all: Vec<_> = (0..together).map(|_| scope.spawn(prove)).collect();
+                    all.into_iter().try_for_each(|one| one.join().unwrap_or(Ok(())))
+                })?;
+                times.push(start.elapsed().as_secs_f64() * 1e3 / f64::from(each * together));
+            }
+            let name = format!("a commitment, of {together} at a time");
+            let record = Record::of(&name, Some(log2), &times);
+            let rate = 1e3 / record.median_ms;
+            records.push(record.note(format!("{rate:.0} a second; 3/5 are 0 or 1")));
+        }
+    }
+    Ok(records)
+}

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Checks kernels/ without a GPU: the fibers that run kernels on a processor and the backend's tests over them, under the
+# sanitizers (gcc's); and what nvcc makes of the kernels for every architecture (CUDA_ARCHS), with warnings as errors,
+# against kernels/budget.txt. With --write it writes docs/gpu/compiler.md, with --budget kernels/budget.txt anew. nvcc
+# comes from PyPI where there is none.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+options=()
+for option in "$@"; do
+    case $option in
+        --write | --budget) options+=("$option") ;;
+        *)
+            echo "expected --write or --budget, got $option" >&2
+            exit 2
+            ;;
+    esac
+done
+
+target=${CARGO_TARGET_DIR:-target}
+mkdir -p "$target/kernels"
+echo "kernels on this processor, with the sanitizers"
+"${CXX:-c++}" -std=c++17 -O1 -g1 -Wall -Wextra -Werror -pthread -fsanitize=address,undefined \
+    -fno-sanitize-recover=all kernels/host/check.cc kernels/host/host.cc kernels/host/fibers.cc -o "$target/kernels/check"
+"$target/kernels/check"
+
+# The same for the host code and every kernel, by the Rust tests, but for those that take minutes with sanitizers and
+# launch nothing that others do not. The runtime has to be the first library of the process;
+# Rust's own threads and caches look like leaks to it.
+echo "the backend's tests on this processor, with the sanitizers"
+triple=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+env SANITIZE_KERNELS=1 ASAN_OPTIONS=detect_leaks=0 \
+    "CARGO_TARGET_${triple}_RUNNER=env LD_PRELOAD=$("${CXX:-c++}" -print-file-name=libasan.so)" \
+    cargo test --locked --features kernels-on-host --lib backend::cuda -- --skip stray_writes \
+    --skip cuda::tests::any_ --skip cuda::tests::many_ --skip transforms_of --skip many_scalars
+
+if [ "${CUDA_ARCHS:-}" = none ]; then
+    echo "!! CUDA_ARCHS=none: the kernels are not compiled for GPUs, and the compiler's report is not checked" >&2
+    exit 0
+fi
+if [ -z "${NVCC:-}" ] && ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
+    scripts/nvcc.sh
+fi
+echo "kernels for GPUs"
+cargo check --locked --all-features --lib --message-format=json-render-diagnostics |
+    python3 scripts/kernels.py "${options[@]}"

@@ -1,0 +1,906 @@
+//! A GPU by NVIDIA's driver, whose library is found when the program runs.
+//!
+//! A program without that library, without a GPU, or with a driver that cannot use our kernels gets a sentence, never a
+//! panic: `cudarc` panics where the library or one of its functions is missing, so both are looked for first.
+//!
+//! Calls may come from any thread: each makes the device's primary context current on its thread, which costs next to
+//! nothing. A fault of a kernel (code 700, an illegal address, and its like) kills that context: every later call fails
+//! with the same code until the process ends, whatever key or proof it is for. The device's slot is then of no use any
+//! more; nothing here tries to revive it.
+//!
+//! Witnesses are secret. Uploads, small ones too, pass through pinned memory of ours, which is set to zero once the
+//! device has read it, at the next download or synchronisation of the stream at the latest. What is on the device is
+//! the caller's to overwrite. Downloads go through buffers of NVIDIA's driver, out of our reach: they are for results.
+#![allow(unsafe_code)]
+
+use std::collections::{HashMap, VecDeque};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ops::Range;
+use std::ptr::{self, NonNull};
+use std::slice;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
+
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
+use rayon::prelude::*;
+use zeroize::Zeroize;
+
+use super::super::super::BackendError;
+use super::{Address, Argument, Driver, Event, Launch, Properties, Stream};
+
+/// What build.rs makes of `kernels/`: `FATBIN`, machine code for the architectures `ARCHS` and PTX of the oldest.
+mod kernels {
+    include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+}
+
+/// Shared memory that a block gets without asking, bytes.
+const SHARED_UNASKED: u32 = 48 << 10;
+
+/// Arguments that a launch may have.
+const ARGUMENTS: usize = 32;
+
+/// Pinned memory of a stream that uploads, bytes.
+const STAGING: usize = 16 << 20;
+
+/// Bytes copied to pinned memory at once. While the bus takes one piece, the processor copies the next: small enough
+/// for the bus to begin soon, large enough that the calls (some microseconds) do not show.
+const PIECE: usize = 2 << 20;
+
+/// From here on, one core does not copy as fast as the bus takes.
+const PARALLEL: usize = 512 << 10;
+
+/// Pieces start at multiples of this, bytes.
+const ALIGNMENT: usize = 256;
+
+/// Pieces on their way at once: of small ones, the ring would hold too many to look through.
+const PIECES: usize = 1024;
+
+/// Every function of the driver's library that is called here, but `elapsed`'s. An old driver may lack some.
+const FUNCTIONS: [&str; 34] = [
+    "cuInit",
+    "cuDriverGetVersion",
+    "cuGetErrorName",
+    "cuDeviceGetCount",
+    "cuDeviceGet",
+    "cuDeviceGetName",
+    "cuDeviceGetAttribute",
+    "cuDeviceTotalMem_v2",
+    "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuCtxSetCurrent",
+    "cuCtxSynchronize",
+    "cuModuleLoadDataEx",
+    "cuModuleUnload",
+    "cuModuleGetFunction",
+    "cuFuncSetAttribute",
+    "cuLaunchKernel",
+    "cuMemGetInfo_v2",
+    "cuMemAlloc_v2",
+    "cuMemFree_v2",
+    "cuMemHostAlloc",
+    "cuMemFreeHost",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemsetD8Async",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamSynchronize",
+    "cuStreamWaitEvent",
+    "cuEventCreate",
+    "cuEventRecord",
+    "cuEventQuery",
+    "cuEventSynchronize",
+    "cuEventDestroy_v2",
+];
+
+/// Drivers before 12.8 have the older of the two only, and from 13 on `cudarc` knows the newer only.
+const ELAPSED: [&str; 2] = ["cuEventElapsedTime_v2", "cuEventElapsedTime"];
+
+type Elapsed = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> CUresult;
+
+/// Of a device and its driver, what only people and floors want to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Card {
+    /// The newest CUDA version that the driver knows, major and minor.
+    pub cuda: (u32, u32),
+    /// Highest clock of the multiprocessors, kHz.
+    pub clock_khz: u32,
+    /// Highest clock of the memory, kHz.
+    pub memory_clock_khz: u32,
+    /// Width of the memory bus, bits.
+    pub bus_bits: u32,
+    /// Level-2 cache, bytes.
+    pub l2_bytes: u32,
+}
+
+/// One NVIDIA GPU, with our kernels loaded.
+pub struct NvidiaDriver {
+    properties: Properties,
+    card: Card,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    module: sys::CUmodule,
+    elapsed: Elapsed,
+    kernels: RwLock<HashMap<&'static str, Kernel>>,
+    /// Pinned memory of the streams that upload, and that of streams which have ended.
+    staging: Mutex<HashMap<Stream, Arc<Mutex<Staging>>>>,
+    spare: Mutex<Vec<Staging>>,
+}
+
+#[derive(Clone, Copy)]
+struct Kernel {
+    function: sys::CUfunction,
+    /// Dynamic shared memory that it may have, bytes.
+    shared: u32,
+}
+
+// SAFETY: the pointers are handles of the driver, which takes them from any thread on which their context is current,
+// and every call here makes it so first. What changes is behind locks.
+unsafe impl Send for NvidiaDriver {}
+// SAFETY: as above; the driver's functions may be called by several threads at once.
+unsafe impl Sync for NvidiaDriver {}
+
+impl NvidiaDriver {
+    /// Every GPU that the driver shows, in its order: ready, or one sentence on why it is not. One sentence for all of
+    /// them where there is no driver, no GPU or no device code.
+    pub fn all() -> Result<Vec<Result<Self, String>>, String> {
+        let elapsed = library()?;
+        let count = start()?;
+        let cuda = driver_version()?;
+        let Some(fatbin) = kernels::FATBIN else {
+            return Err("this build has no device code (it was built with CUDA_ARCHS=none)".into());
+        };
+        Ok((0..count).map(|ordinal| Self::open(ordinal, cuda, fatbin, elapsed)).collect())
+    }
+
+    fn open(ordinal: u32, cuda: (u32, u32), fatbin: &[u8], elapsed: Elapsed) -> Result<Self, String> {
+        let (device, properties, card) = look(ordinal, cuda)?;
+        let name = &properties.name;
+        let mut context = ptr::null_mut();
+        // SAFETY: `device` is one of the driver's, and there is a place for the result.
+        let retained = unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) };
+        told(retained).map_err(|why| format!("{name} could not be opened: {why}"))?;
+        // SAFETY: the context was retained above.
+        let loaded = told(unsafe { sys::cuCtxSetCurrent(context) })
+            .map_err(|why| format!("{name} could not be opened: {why}"))
+            .and_then(|()| load(fatbin, &properties, cuda));
+        let module = loaded.inspect_err(|_| {
+            // SAFETY: retained above, and given back once.
+            let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(device) };
+        })?;
+        let (kernels, staging, spare) = Default::default();
+        Ok(Self { properties, card, device, context, module, elapsed, kernels, staging, spare })
+    }
+
+    /// What people and floors want to know of it.
+    pub fn card(&self) -> &Card {
+        &self.card
+    }
+
+    /// What comes back of bytes that are sent to the device and fetched again.
+    pub fn echo(&self, from: &[u8]) -> Result<Vec<u8>, BackendError> {
+        let stream = self.create_stream()?;
+        let echoed = self.allocate(from.len() as u64).and_then(|at| {
+            let mut back = vec![0; from.len()];
+            // SAFETY: `at` has room for as many bytes.
+            let sent = unsafe { self.upload(stream, at, from) };
+            // SAFETY: as above.
+            let fetched = sent.and_then(|()| unsafe { self.download(stream, &mut back, at) });
+            // SAFETY: it was allocated above and is not used any more.
+            unsafe { self.release(at) };
+            fetched.map(|()| back)
+        });
+        self.destroy_stream(stream);
+        echoed
+    }
+
+    /// Milliseconds that an upload of so many bytes takes, from ordinary memory until the device has them; one figure a
+    /// round.
+    pub fn time_uploads(&self, bytes: u64, rounds: usize) -> Result<Vec<f64>, BackendError> {
+        let from = vec![0x5a_u8; bytes as usize];
+        self.time_at(bytes, rounds, |stream, to| {
+            // SAFETY: `to` has room for as many bytes.
+            unsafe { self.upload(stream, to, &from) }
+        })
+    }
+
+    /// Milliseconds of the device to set so many bytes to zero, one figure a round.
+    pub fn time_zero(&self, bytes: u64, rounds: usize) -> Result<Vec<f64>, BackendError> {
+        self.time_at(bytes, rounds, |stream, at| {
+            // SAFETY: `at` has room for as many bytes.
+            unsafe { self.zero(stream, at, bytes) }
+        })
+    }
+
+    /// Milliseconds of one launch of the kernel `nothing`, which has no arguments: each round's figure is the mean of
+    /// `launches` in a row with one wait at their end.
+    pub fn time_launches(&self, launches: u32, rounds: usize) -> Result<Vec<f64>, BackendError> {
+        let nothing = Launch { kernel: "nothing", grid: (1, 1), block: 32, shared: 0, arguments: &[] };
+        let stream = self.create_stream()?;
+        let round = |_| {
+            let start = Instant::now();
+            for _ in 0..launches {
+                // SAFETY: the kernel takes no arguments and touches nothing.
+                unsafe { self.launch(stream, nothing)? };
+            }
+            self.synchronize(stream)?;
+            Ok(start.elapsed().as_secs_f64() * 1e3 / f64::from(launches.max(1)))
+        };
+        let times = (0..rounds).map(round).collect();
+        self.destroy_stream(stream);
+        times
+    }
+
+    /// Milliseconds between events before and after work on a stream and on so many bytes of the device.
+    fn time_at(
+        &self,
+        bytes: u64,
+        rounds: usize,
+        work: impl Fn(Stream, Address) -> Result<(), BackendError>,
+    ) -> Result<Vec<f64>, BackendError> {
+        let stream = self.create_stream()?;
+        let times = self.allocate(bytes).and_then(|at| {
+            let round = |_| {
+                let start = self.record(stream)?;
+                let worked = work(stream, at);
+                let end = self.record(stream).inspect_err(|_| self.destroy_event(start))?;
+                let waited = worked.and_then(|()| self.synchronize(stream));
+                let time = waited.and_then(|()| self.elapsed(start, end));
+                self.destroy_event(start);
+                self.destroy_event(end);
+                time.map(f64::from)
+            };
+            let times = (0..rounds).map(round).collect();
+            // SAFETY: it was allocated above and is not used any more.
+            unsafe { self.release(at) };
+            times
+        });
+        self.destroy_stream(stream);
+        times
+    }
+
+    /// Makes the context current on this thread.
+    fn enter(&self) -> Result<(), BackendError> {
+        // SAFETY: the context is retained as long as `self` is.
+        check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })
+    }
+
+    /// The kernel, allowed as much shared memory.
+    fn kernel(&self, name: &'static str, shared: u32) -> Result<sys::CUfunction, BackendError> {
+        let known = self.kernels.read().unwrap_or_else(PoisonError::into_inner).get(name).copied();
+        if let Some(kernel) = known.filter(|kernel| shared <= kernel.shared) {
+            return Ok(kernel.function);
+        }
+        let mut kernels = self.kernels.write().unwrap_or_else(PoisonError::into_inner);
+        let mut kernel = match kernels.get(name) {
+            Some(kernel) => *kernel,
+            None => {
+                let text = CString::new(name).map_err(|_| not_found(name))?;
+                let mut function = ptr::null_mut();
+                // SAFETY: the module is loaded as long as `self` is, and the name ends with a zero.
+                check(name, unsafe { sys::cuModuleGetFunction(&mut function, self.module, text.as_ptr()) })?;
+                Kernel { function, shared: SHARED_UNASKED }
+            }
+        };
+        if shared > kernel.shared {
+            let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is one of the module.
+            check(name, unsafe { sys::cuFuncSetAttribute(kernel.function, most, shared as c_int) })?;
+            kernel.shared = shared;
+        }
+        kernels.insert(name, kernel);
+        Ok(kernel.function)
+    }
+
+    /// The pinned memory of a stream.
+    fn staging(&self, stream: Stream) -> Result<Arc<Mutex<Staging>>, BackendError> {
+        let mut all = locked(&self.staging);
+        if let Some(staging) = all.get(&stream) {
+            return Ok(staging.clone());
+        }
+        let spare = locked(&self.spare).pop();
+        let staging = Arc::new(Mutex::new(spare.map_or_else(Staging::new, Ok)?));
+        all.insert(stream, staging.clone());
+        Ok(staging)
+    }
+
+    /// Sets to zero what the device has read of the stream's uploads.
+    fn tidy(&self, stream: Stream) -> Result<(), BackendError> {
+        let staging = locked(&self.staging).get(&stream).cloned();
+        staging.map_or(Ok(()), |staging| locked(&staging).tidy())
+    }
+}
+
+impl Driver for NvidiaDriver {
+    fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    fn free_memory(&self) -> Result<u64, BackendError> {
+        self.enter()?;
+        free()
+    }
+
+    fn allocate(&self, bytes: u64) -> Result<Address, BackendError> {
+        self.enter()?;
+        let mut at = 0;
+        // The driver refuses zero bytes. Its addresses are multiples of 256.
+        // SAFETY: there is a place for the result.
+        let code = unsafe { sys::cuMemAlloc_v2(&mut at, bytes.max(1) as usize) };
+        if code == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            return Err(BackendError::OutOfMemory { needed: bytes, free: free()? });
+        }
+        check("cuMemAlloc", code)?;
+        Ok(Address(at))
+    }
+
+    unsafe fn release(&self, address: Address) {
+        // A context that fails here is dead, and its memory goes with the process.
+        if self.enter().is_ok() {
+            // SAFETY: the caller's word; no work on the device uses it any more.
+            let _ = unsafe { (sys::cuCtxSynchronize(), sys::cuMemFree_v2(address.0)) };
+        }
+    }
+
+    fn create_stream(&self) -> Result<Stream, BackendError> {
+        self.enter()?;
+        let mut stream = ptr::null_mut();
+        // Not ordered with the default stream, which nobody uses.
+        let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: there is a place for the result.
+        check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
+        Ok(Stream(stream as u64))
+    }
+
+    fn destroy_stream(&self, stream: Stream) {
+        // Of a dead context there is nothing to wait for, and what it staged is set to zero all the same.
+        let _ = self.synchronize(stream);
+        let staging = locked(&self.staging).remove(&stream).and_then(Arc::into_inner);
+        locked(&self.spare).extend(staging.map(|s| s.into_inner().unwrap_or_else(PoisonError::into_inner)));
+        // SAFETY: it came from `create_stream`, and is forgotten once.
+        let _ = unsafe { sys::cuStreamDestroy_v2(stream.raw()) };
+    }
+
+    /// Where more is uploaded than pinned memory holds (16 MiB), this waits until the stream has come to the first of
+    /// it: large uploads belong on a stream of their own.
+    // All through pinned memory, however small: of other memory, CUDA says that a copy "might be synchronous", which is
+    // no promise that `from` may be changed on return.
+    unsafe fn upload(&self, stream: Stream, to: Address, from: &[u8]) -> Result<(), BackendError> {
+        if from.is_empty() {
+            return Ok(());
+        }
+        self.enter()?;
+        let staging = self.staging(stream)?;
+        let mut staging = locked(&staging);
+        let mut at = to.0;
+        for piece in from.chunks(PIECE) {
+            // SAFETY: the caller's word on `to`, piece by piece.
+            unsafe { staging.send(stream, at, piece)? };
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    unsafe fn download(&self, stream: Stream, to: &mut [u8], from: Address) -> Result<(), BackendError> {
+        self.enter()?;
+        // Here, the device is mostly still busy with what it computes, and has long read its inputs.
+        self.tidy(stream)?;
+        if !to.is_empty() {
+            // SAFETY: the caller's word on `from`; `to` outlives the copy, for the stream is waited for before the
+            // return. Should that fail, the context is dead and copies no more.
+            let code = unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from.0, to.len(), stream.raw()) };
+            check("cuMemcpyDtoHAsync", code)?;
+        }
+        self.synchronize(stream)
+    }
+
+    unsafe fn zero(&self, stream: Stream, at: Address, bytes: u64) -> Result<(), BackendError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.enter()?;
+        // SAFETY: the caller's word.
+        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(at.0, 0, bytes as usize, stream.raw()) })
+    }
+
+    unsafe fn launch(&self, stream: Stream, launch: Launch<'_>) -> Result<(), BackendError> {
+        let (what, expected, got) = ("arguments of a kernel at most", ARGUMENTS as u64, launch.arguments.len() as u64);
+        if got > expected {
+            return Err(BackendError::Shape { what, expected, got });
+        }
+        self.enter()?;
+        let function = self.kernel(launch.kernel, launch.shared)?;
+        // Little-endian, so that a uint32_t is the start of its word.
+        let mut words = [0u64; ARGUMENTS];
+        let mut pointers = [ptr::null_mut::<c_void>(); ARGUMENTS];
+        for ((word, pointer), argument) in words.iter_mut().zip(&mut pointers).zip(launch.arguments) {
+            *word = match *argument {
+                Argument::Pointer(address) => address.0,
+                Argument::U32(value) => value.into(),
+            };
+            *pointer = ptr::from_mut(word).cast();
+        }
+        let (x, y) = launch.grid;
+        // SAFETY: the caller's word on the arguments, which the driver copies before it returns.
+        let code = unsafe {
+            let (shared, stream, none) = (launch.shared, stream.raw(), ptr::null_mut());
+            sys::cuLaunchKernel(function, x, y, 1, launch.block, 1, 1, shared, stream, pointers.as_mut_ptr(), none)
+        };
+        check(launch.kernel, code)
+    }
+
+    fn synchronize(&self, stream: Stream) -> Result<(), BackendError> {
+        let waited = self.enter().and_then(|()| {
+            // SAFETY: it came from `create_stream` and was not destroyed.
+            check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream.raw()) })
+        });
+        // Also of a stream that failed: its secrets must not stay.
+        let tidied = self.tidy(stream);
+        waited.and(tidied)
+    }
+
+    fn record(&self, stream: Stream) -> Result<Event, BackendError> {
+        self.enter()?;
+        let event = create_event(sys::CUevent_flags_enum::CU_EVENT_DEFAULT)?;
+        // SAFETY: both are of this context.
+        let recorded = check("cuEventRecord", unsafe { sys::cuEventRecord(event, stream.raw()) });
+        recorded.inspect_err(|_| self.destroy_event(Event(event as u64)))?;
+        Ok(Event(event as u64))
+    }
+
+    fn wait(&self, stream: Stream, event: Event) -> Result<(), BackendError> {
+        self.enter()?;
+        // SAFETY: both are of this context, and neither was destroyed.
+        check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream.raw(), event.raw(), 0) })
+    }
+
+    fn elapsed(&self, from: Event, to: Event) -> Result<f32, BackendError> {
+        self.enter()?;
+        let mut milliseconds = 0.0;
+        // SAFETY: both were recorded and not destroyed; the function is the driver's own of this signature.
+        check("cuEventElapsedTime", unsafe { (self.elapsed)(&mut milliseconds, from.raw(), to.raw()) })?;
+        Ok(milliseconds)
+    }
+
+    fn destroy_event(&self, event: Event) {
+        if self.enter().is_ok() {
+            // SAFETY: it came from `record`, and is forgotten once.
+            let _ = unsafe { sys::cuEventDestroy_v2(event.raw()) };
+        }
+    }
+}
+
+impl Drop for NvidiaDriver {
+    fn drop(&mut self) {
+        // Failures leave things to the end of the process.
+        let _ = self.enter();
+        // SAFETY: no call is in progress, for nobody else has `self`.
+        let _ = unsafe { sys::cuCtxSynchronize() };
+        let mut spare = std::mem::take(&mut *locked(&self.spare));
+        let used = std::mem::take(&mut *locked(&self.staging)).into_values().filter_map(Arc::into_inner);
+        spare.extend(used.map(|s| s.into_inner().unwrap_or_else(PoisonError::into_inner)));
+        drop(spare);
+        // SAFETY: all work has ended, and neither the module nor the context is used again.
+        let _ = unsafe { (sys::cuModuleUnload(self.module), sys::cuDevicePrimaryCtxRelease_v2(self.device)) };
+    }
+}
+
+/// Pinned memory through which one stream's uploads go: a ring of pieces, each taken again when the device has read it.
+///
+/// Used and dropped where its context is current.
+struct Staging {
+    memory: NonNull<u8>,
+    /// Pieces that the device may still read, in the order of the stream and of the ring.
+    pieces: VecDeque<Piece>,
+    /// Events to use again.
+    events: Vec<sys::CUevent>,
+    /// Where the next piece goes.
+    next: usize,
+}
+
+/// Whether to wait for a piece.
+enum Wait {
+    Not,
+    /// Until the device has read it. These bytes are overwritten next, and need not be set to zero.
+    Until(Range<usize>),
+}
+
+struct Piece {
+    at: usize,
+    bytes: usize,
+    /// Comes after the copy.
+    read: sys::CUevent,
+}
+
+// SAFETY: the memory is its own, and the events are handles that any thread may use.
+unsafe impl Send for Staging {}
+
+impl Staging {
+    fn new() -> Result<Self, BackendError> {
+        let mut memory = ptr::null_mut();
+        // SAFETY: there is a place for the result.
+        let code = unsafe { sys::cuMemHostAlloc(&mut memory, STAGING, 0) };
+        // The host's memory, hence not `OutOfMemory` whatever the code.
+        let failed = BackendError::Device { op: "cuMemHostAlloc", code: code as i64 };
+        let memory = NonNull::new(memory.cast()).filter(|_| code == CUresult::CUDA_SUCCESS).ok_or(failed)?;
+        // SAFETY: as many bytes were just allocated. Zeroes, so that slices of it are of initialised bytes.
+        unsafe { memory.write_bytes(0, STAGING) };
+        Ok(Self { memory, pieces: VecDeque::new(), events: Vec::new(), next: 0 })
+    }
+
+    /// Copies at most `PIECE` bytes and sends them on their way.
+    ///
+    /// # Safety
+    /// At `to` on the device is room for as many bytes.
+    unsafe fn send(&mut self, stream: Stream, to: u64, from: &[u8]) -> Result<(), BackendError> {
+        let untimed = || create_event(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING);
+        let read = self.events.pop().map_or_else(untimed, Ok)?;
+        let at = self.room(from.len()).inspect_err(|_| self.events.push(read))?;
+        copy(self.slice(at, from.len()), from);
+        let pinned = self.memory.as_ptr().wrapping_add(at);
+        // SAFETY: the caller's word on `to`; the piece stays as it is until `read` has happened.
+        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(to, pinned.cast(), from.len(), stream.raw()) };
+        let sent = check("cuMemcpyHtoDAsync", code).and_then(|()| {
+            // SAFETY: both are of this context.
+            check("cuEventRecord", unsafe { sys::cuEventRecord(read, stream.raw()) })
+        });
+        if let Err(error) = sent {
+            // The copy may be on its way without an event after it.
+            // SAFETY: the stream is of this context.
+            let _ = unsafe { sys::cuStreamSynchronize(stream.raw()) };
+            self.wipe(at, from.len());
+            self.events.push(read);
+            return Err(error);
+        }
+        self.pieces.push_back(Piece { at, bytes: from.len(), read });
+        self.next = (at + from.len()).next_multiple_of(ALIGNMENT);
+        Ok(())
+    }
+
+    /// A place in the ring, when the device has read what was there.
+    fn room(&mut self, bytes: usize) -> Result<usize, BackendError> {
+        let at = if self.next + bytes > STAGING { 0 } else { self.next };
+        let end = at + bytes;
+        while self.pieces.len() >= PIECES || self.pieces.iter().any(|p| p.at < end && at < p.at + p.bytes) {
+            self.retire(Wait::Until(at..end))?;
+        }
+        Ok(at)
+    }
+
+    /// Sets to zero what the device has read.
+    fn tidy(&mut self) -> Result<(), BackendError> {
+        while !self.pieces.is_empty() {
+            if !self.retire(Wait::Not)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back the oldest piece if the device has read it, or waits for that. Says whether there was one.
+    fn retire(&mut self, wait: Wait) -> Result<bool, BackendError> {
+        let Some(piece) = self.pieces.pop_front() else { return Ok(false) };
+        // SAFETY: the event was recorded and not destroyed.
+        let code = unsafe {
+            match wait {
+                Wait::Not => sys::cuEventQuery(piece.read),
+                Wait::Until(_) => sys::cuEventSynchronize(piece.read),
+            }
+        };
+        if code == CUresult::CUDA_ERROR_NOT_READY {
+            self.pieces.push_front(piece);
+            return Ok(false);
+        }
+        let read = check("cuEventSynchronize", code);
+        let overwritten = match wait {
+            Wait::Until(soon) => soon.start <= piece.at && piece.at + piece.bytes <= soon.end,
+            Wait::Not => false,
+        };
+        if read.is_err() || !overwritten {
+            self.wipe(piece.at, piece.bytes);
+        }
+        self.events.push(piece.read);
+        if read.is_err() {
+            // The context is dead and copies no more, so that all pieces are ours again.
+            while let Some(Piece { at, bytes, read }) = self.pieces.pop_front() {
+                self.wipe(at, bytes);
+                self.events.push(read);
+            }
+        }
+        read.map(|()| true)
+    }
+
+    fn slice(&mut self, at: usize, bytes: usize) -> &mut [u8] {
+        assert!(at <= STAGING && bytes <= STAGING - at, "a piece is within its ring");
+        // SAFETY: within the allocation, initialised, and borrowed of `self`; the device does not read it, for it
+        // belongs to no piece that is on its way.
+        unsafe { slice::from_raw_parts_mut(self.memory.as_ptr().add(at), bytes) }
+    }
+
+    fn wipe(&mut self, at: usize, bytes: usize) {
+        let slice = self.slice(at, bytes);
+        // In words: byte by byte it would take several times as long.
+        // SAFETY: any bytes are a u64.
+        let (head, words, tail) = unsafe { slice.align_to_mut::<u64>() };
+        head.zeroize();
+        words.zeroize();
+        tail.zeroize();
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        while self.retire(Wait::Until(0..0)).is_ok_and(|any| any) {}
+        // SAFETY: nothing is on its way any more, and neither memory nor events are used again.
+        unsafe {
+            for event in self.events.drain(..) {
+                let _ = sys::cuEventDestroy_v2(event);
+            }
+            let _ = sys::cuMemFreeHost(self.memory.as_ptr().cast());
+        }
+    }
+}
+
+/// Copies as fast as memory allows.
+fn copy(to: &mut [u8], from: &[u8]) {
+    if from.len() < PARALLEL {
+        to.copy_from_slice(from);
+    } else {
+        const PART: usize = PARALLEL / 2;
+        to.par_chunks_mut(PART).zip(from.par_chunks(PART)).for_each(|(to, from)| to.copy_from_slice(from));
+    }
+}
+
+impl Stream {
+    fn raw(self) -> sys::CUstream {
+        self.0 as sys::CUstream
+    }
+}
+
+impl Event {
+    fn raw(self) -> sys::CUevent {
+        self.0 as sys::CUevent
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn create_event(flags: sys::CUevent_flags_enum) -> Result<sys::CUevent, BackendError> {
+    let mut event = ptr::null_mut();
+    // SAFETY: there is a place for the result.
+    check("cuEventCreate", unsafe { sys::cuEventCreate(&mut event, flags as u32) })?;
+    Ok(event)
+}
+
+/// Free memory of the current context's device, bytes.
+fn free() -> Result<u64, BackendError> {
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: there are places for the results.
+    let code = unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) };
+    if code != CUresult::CUDA_SUCCESS {
+        return Err(BackendError::Device { op: "cuMemGetInfo", code: code as i64 });
+    }
+    Ok(free as u64)
+}
+
+fn check(op: &'static str, code: CUresult) -> Result<(), BackendError> {
+    match code {
+        CUresult::CUDA_SUCCESS => Ok(()),
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+            // The driver does not say how much it wanted: more than there is.
+            let free = free()?;
+            Err(BackendError::OutOfMemory { needed: free.saturating_add(1), free })
+        }
+        code => Err(BackendError::Device { op, code: code as i64 }),
+    }
+}
+
+fn not_found(kernel: &'static str) -> BackendError {
+    BackendError::Device { op: kernel, code: CUresult::CUDA_ERROR_NOT_FOUND as i64 }
+}
+
+/// A code for people.
+fn told(code: CUresult) -> Result<(), String> {
+    if code == CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let mut name: *const c_char = ptr::null();
+    // SAFETY: there is a place for the result, which is a constant of the library or left null.
+    let name = unsafe {
+        let _ = sys::cuGetErrorName(code, &mut name);
+        if name.is_null() { "a code without a name".into() } else { CStr::from_ptr(name).to_string_lossy() }
+    };
+    Err(format!("{name} ({})", code as u32))
+}
+
+/// Finds the driver's library and all that is needed of it.
+fn library() -> Result<Elapsed, String> {
+    // SAFETY: loading NVIDIA's library runs its initialisers, which any program that uses it has to trust.
+    if !unsafe { sys::is_culib_present() } {
+        return Err("no NVIDIA driver: its library, libcuda.so.1, was not found".into());
+    }
+    // SAFETY: as above.
+    let library = unsafe { sys::culib() };
+    for name in FUNCTIONS {
+        // SAFETY: it is looked up and not called.
+        if unsafe { library.get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_err() {
+            return Err(format!("the NVIDIA driver is too old: its library lacks {name}"));
+        }
+    }
+    // SAFETY: both have this signature.
+    let found = ELAPSED.iter().find_map(|name| unsafe { library.get::<Elapsed>(name.as_bytes()) }.ok());
+    found
+        .map(|elapsed| *elapsed)
+        .ok_or_else(|| format!("the NVIDIA driver is too old: its library lacks {}", ELAPSED[1]))
+}
+
+/// Starts the driver: the number of devices, not zero.
+fn start() -> Result<u32, String> {
+    let none = || "the NVIDIA driver shows no GPU".to_owned();
+    // SAFETY: a plain call.
+    let code = unsafe { sys::cuInit(0) };
+    match code {
+        CUresult::CUDA_ERROR_NO_DEVICE => return Err(none()),
+        CUresult::CUDA_ERROR_STUB_LIBRARY => {
+            return Err("the libcuda.so found is the CUDA toolkit's stub, not an NVIDIA driver's".into());
+        }
+        code => told(code).map_err(|why| format!("the NVIDIA driver did not start: {why}"))?,
+    }
+    let mut count = 0;
+    // SAFETY: there is a place for the result.
+    told(unsafe { sys::cuDeviceGetCount(&mut count) })
+        .map_err(|why| format!("the NVIDIA driver did not count its GPUs: {why}"))?;
+    u32::try_from(count).ok().filter(|count| *count > 0).ok_or_else(none)
+}
+
+/// The newest CUDA version that the driver knows.
+fn driver_version() -> Result<(u32, u32), String> {
+    let mut version = 0;
+    // SAFETY: there is a place for the result.
+    told(unsafe { sys::cuDriverGetVersion(&mut version) })
+        .map_err(|why| format!("the NVIDIA driver did not tell its version: {why}"))?;
+    let version = version.unsigned_abs();
+    Ok((version / 1000, version % 1000 / 10))
+}
+
+/// What is fixed of a device.
+fn look(ordinal: u32, cuda: (u32, u32)) -> Result<(sys::CUdevice, Properties, Card), String> {
+    let failed = |why| format!("GPU {ordinal} did not tell its properties: {why}");
+    let mut device = 0;
+    let mut name = [0; 256];
+    let mut memory = 0;
+    // SAFETY: there are places for the results, and the length is that of `name`.
+    let codes = unsafe {
+        [
+            sys::cuDeviceGet(&mut device, ordinal as c_int),
+            sys::cuDeviceGetName(name.as_mut_ptr().cast(), name.len() as c_int, device),
+            sys::cuDeviceTotalMem_v2(&mut memory, device),
+        ]
+    };
+    codes.into_iter().try_for_each(told).map_err(failed)?;
+    let attribute = |which| {
+        let mut value = 0;
+        // SAFETY: there is a place for the result.
+        told(unsafe { sys::cuDeviceGetAttribute(&mut value, which, device) }).map_err(failed)?;
+        Ok::<u32, String>(value.unsigned_abs())
+    };
+    let properties = Properties {
+        name: CStr::from_bytes_until_nul(&name).map_or_else(|_| String::new(), |n| n.to_string_lossy().into_owned()),
+        ordinal,
+        capability: (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        memory: memory as u64,
+    };
+    // Nothing depends on these: 0 where a device does not tell.
+    let card = Card {
+        cuda,
+        clock_khz: attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE).unwrap_or(0),
+        memory_clock_khz: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE).unwrap_or(0),
+        bus_bits: attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH).unwrap_or(0),
+        l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE).unwrap_or(0),
+    };
+    Ok((device, properties, card))
+}
+
+/// Loads our kernels in the current context.
+fn load(fatbin: &[u8], properties: &Properties, cuda: (u32, u32)) -> Result<sys::CUmodule, String> {
+    if !has_code(kernels::ARCHS, properties.capability) {
+        return Err(no_code(kernels::ARCHS, properties));
+    }
+    let mut log = vec![0u8; 8 << 10];
+    let mut options =
+        [sys::CUjit_option_enum::CU_JIT_ERROR_LOG_BUFFER, sys::CUjit_option_enum::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+    let mut values: [*mut c_void; 2] = [log.as_mut_ptr().cast(), ptr::without_provenance_mut(log.len())];
+    let mut module = ptr::null_mut();
+    // SAFETY: the image is whole, tells its own size and is aligned (build.rs); options and values are as many as said,
+    // and the log has the size given with it.
+    let code = unsafe {
+        let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
+        sys::cuModuleLoadDataEx(&mut module, fatbin.as_ptr().cast(), 2, options, values)
+    };
+    let Err(why) = told(code) else { return Ok(module) };
+    let name = &properties.name;
+    let log = CStr::from_bytes_until_nul(&log).map(|log| log.to_string_lossy()).unwrap_or_default();
+    let log = log.split_whitespace().collect::<Vec<_>>().join(" ");
+    let log = if log.is_empty() { why } else { format!("{why}: {}", log.chars().take(400).collect::<String>()) };
+    Err(match code {
+        // There is code for the device, so it is the driver that does not read it.
+        CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+        | CUresult::CUDA_ERROR_INVALID_IMAGE
+        | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
+            let (major, minor) = cuda;
+            format!("the driver of {name} (up to CUDA {major}.{minor}) is too old for this build's device code: {log}")
+        }
+        _ => format!("{name} did not load this build's device code: {log}"),
+    })
+}
+
+/// Whether code for these architectures (90 for 9.0) runs on a device: the driver compiles the PTX of the oldest for
+/// whatever is newer and has no machine code of its own.
+fn has_code(archs: &[u32], (major, minor): (u32, u32)) -> bool {
+    archs.iter().min().is_some_and(|oldest| *oldest <= 10 * major + minor)
+}
+
+fn no_code(archs: &[u32], properties: &Properties) -> String {
+    let (name, (major, minor)) = (&properties.name, properties.capability);
+    let archs: Vec<_> = archs.iter().map(|arch| format!("{}.{}", arch / 10, arch % 10)).collect();
+    let archs = archs.join(", ");
+    format!(
+        "{name} has compute capability {major}.{minor}, and this build has device code for {archs} only (CUDA_ARCHS)"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_driver_there_is_a_sentence_and_no_panic() {
+        // SAFETY: NVIDIA's library or none.
+        let present = unsafe { sys::is_culib_present() };
+        let found = NvidiaDriver::all().map(|devices| devices.len());
+        if present {
+            assert!(found.as_ref().map_or_else(|why| !why.is_empty(), |devices| *devices > 0), "{found:?}");
+        } else {
+            assert_eq!(found, Err("no NVIDIA driver: its library, libcuda.so.1, was not found".into()));
+        }
+    }
+
+    #[test]
+    fn code_runs_from_the_oldest_architecture_on() {
+        let archs = [75, 80, 86, 89, 90, 120];
+        for (capability, runs) in [
+            ((7, 0), false),
+            ((7, 5), true),
+            ((8, 0), true),
+            ((8, 7), true),
+            ((9, 0), true),
+            ((10, 0), true),
+            ((12, 0), true),
+            ((12, 1), true),
+            ((13, 0), true),
+        ] {
+            assert_eq!(has_code(&archs, capability), runs, "{capability:?}");
+        }
+        assert!(!has_code(&[86], (8, 0)) && has_code(&[90], (10, 0)) && !has_code(&[], (9, 0)));
+        let properties = Properties {
+            name: "Tesla V100".into(),
+            ordinal: 0,
+            capability: (7, 0),
+            multiprocessors: 80,
+            shared_per_block: 0,
+            memory: 0,
+        };
+        assert_eq!(
+            no_code(&archs, &properties),
+            "Tesla V100 has compute capability 7.0, and this build has device code for 7.5, 8.0, 8.6, 8.9, 9.0, 12.0 \
+             only (CUDA_ARCHS)"
+        );
+    }
+}

@@ -1,0 +1,377 @@
+//! Kernels by themselves, for benches and for the check of a GPU: no part of the worker uses this.
+
+#![allow(unsafe_code)]
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ark_ec::short_weierstrass::Projective;
+use ark_ff::{BigInteger256, PrimeField};
+
+use super::super::BackendError;
+use super::driver::{Address, Argument, Driver, Event, Launch, Properties, Stream};
+use super::memory::Buffer;
+use super::msm::{self, Bases, Group, Index, Needs, Scratch, Sums};
+pub use super::msm::{InG1, InG2, Plan};
+use super::ntt::{Domain, ELEMENT, Points, Radix};
+use crate::model::Fr;
+
+/// A device to try kernels on.
+pub struct Lab {
+    driver: Arc<dyn Driver>,
+    traced: Arc<Traced>,
+    stream: Stream,
+}
+
+impl Lab {
+    /// The laboratory on this device.
+    pub fn new(driver: Arc<dyn Driver>) -> Result<Self, BackendError> {
+        let stream = driver.create_stream()?;
+        let traced = Arc::new(Traced { inner: driver, launches: Mutex::default() });
+        Ok(Self { driver: traced.clone(), traced, stream })
+    }
+
+    /// Milliseconds that the device takes for what `work` puts into the stream, `rounds` times.
+    pub fn time(
+        &self,
+        rounds: usize,
+        mut work: impl FnMut() -> Result<(), BackendError>,
+    ) -> Result<Vec<f64>, BackendError> {
+        let mut times = Vec::with_capacity(rounds);
+        for _ in 0..rounds {
+            let from = self.driver.record(self.stream)?;
+            work()?;
+            let to = self.driver.record(self.stream)?;
+            self.driver.synchronize(self.stream)?;
+            times.push(f64::from(self.driver.elapsed(from, to)?));
+            self.driver.destroy_event(from);
+            self.driver.destroy_event(to);
+        }
+        Ok(times)
+    }
+
+    /// The kernels that `work` puts into the stream, with the milliseconds of each, launch gaps included.
+    pub fn trace(
+        &self,
+        work: impl FnOnce() -> Result<(), BackendError>,
+    ) -> Result<Vec<(&'static str, f64)>, BackendError> {
+        let launches = || self.traced.launches.lock().unwrap_or_else(PoisonError::into_inner);
+        *launches() = Some(Vec::new());
+        let done = work();
+        let traced = launches().take().unwrap_or_default();
+        done?;
+        self.driver.synchronize(self.stream)?;
+        let mut times = Vec::with_capacity(traced.len());
+        for (kernel, from, to) in traced {
+            times.push((kernel, f64::from(self.driver.elapsed(from, to)?)));
+            self.driver.destroy_event(from);
+            self.driver.destroy_event(to);
+        }
+        Ok(times)
+    }
+
+    /// Σ scalarᵢ·pointᵢ for the points of a section of a key, by a window of choice or the one that should be best, with
+    /// at most so many multiples of each point in memory.
+    pub fn product<G: Lettered>(
+        &self,
+        section: &[u8],
+        multiples: u64,
+        window: Option<u32>,
+    ) -> Result<Product<G>, BackendError> {
+        let there = msm::present::<G::Group>(section)?;
+        let index = Index::new(&self.driver, self.stream, &there, 0)?;
+        let n = there.len() as u64;
+        let plan = match window {
+            Some(window) => Plan::of(window, n, multiples),
+            None => Plan::new(n, multiples, msm::parts::<G::Group>(&*self.driver)),
+        };
+        let scalars = Buffer::new(&self.driver, msm::SCALAR_BYTES * (section.len() / G::Group::BYTES) as u64)?;
+        Ok(Product {
+            bases: Bases::new(&self.driver, self.stream, section, &index, 0, plan)?,
+            scratch: Scratch::new(&self.driver, Needs::of::<G::Group>(&*self.driver, n, &plan))?,
+            sums: Sums::new(&self.driver, plan)?,
+            index,
+            scalars,
+            stream: self.stream,
+        })
+    }
+
+    /// Transforms of `vectors` vectors of 2^log elements, with 1, 2 or 3 stages between exchanges or as many as should be
+    /// best.
+    pub fn transforms(&self, log: u32, vectors: u32, stages: Option<u32>) -> Result<Transforms, BackendError> {
+        let radix = match stages {
+            Some(1) => Some(Radix::Two),
+            Some(2) => Some(Radix::Four),
+            Some(_) => Some(Radix::Eight),
+            None => None,
+        };
+        let domain = match radix {
+            Some(radix) => Domain::with(&self.driver, self.stream, log, radix)?,
+            None => Domain::new(&self.driver, self.stream, log)?,
+        };
+        let data = Buffer::new(&self.driver, (u64::from(vectors) * ELEMENT) << log)?;
+        self.driver.synchronize(self.stream)?;
+        Ok(Transforms { domain, data, vectors, stream: self.stream })
+    }
+
+    /// What the fields' operations give for each pair of operands, by kernel `check_…_operations`: elements of so many
+    /// words each, in Montgomery's form, below twice the modulus; seven results a pair.
+    pub fn operations(
+        &self,
+        kernel: &'static str,
+        a: &[u64],
+        b: &[u64],
+        words: usize,
+    ) -> Result<Vec<u64>, BackendError> {
+        const RESULTS: usize = 7;
+        if a.len() != b.len() || a.len() % words != 0 {
+            let what = "words of operands";
+            return Err(BackendError::Shape { what, expected: a.len() as u64, got: b.len() as u64 });
+        }
+        let bytes = |x: &[u64]| x.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+        let (n, block) = ((a.len() / words) as u32, 64);
+        let [a, b] = [a, b].map(|x| Buffer::with(&self.driver, self.stream, &bytes(x)));
+        let (a, b) = (a?, b?);
+        let out = Buffer::new(&self.driver, RESULTS as u64 * a.bytes())?;
+        let arguments = [a.argument(), b.argument(), out.argument(), Argument::U32(n)];
+        // Two threads an element at most.
+        let launch =
+            Launch { kernel, grid: ((2 * n).div_ceil(block).max(1), 1), block, shared: 0, arguments: &arguments };
+        // SAFETY: these are the arguments of each of the three kernels, on `n` elements of `words` words; `out` has room
+        // for seven times as many.
+        unsafe { self.driver.launch(self.stream, launch)? };
+        let mut results = vec![0; out.bytes() as usize];
+        out.download(self.stream, 0, &mut results)?;
+        Ok(results.chunks_exact(8).map(|word| word.iter().rev().fold(0, |x, byte| x << 8 | u64::from(*byte))).collect())
+    }
+
+    /// A kernel `bench_…`, which takes memory of `bytes` bytes with any content and one number: `threads` threads in
+    /// blocks of `block`.
+    pub fn bench(
+        &self,
+        kernel: &'static str,
+        bytes: u64,
+        threads: u32,
+        block: u32,
+        number: u32,
+    ) -> Result<Bench, BackendError> {
+        let memory = Buffer::new(&self.driver, bytes)?;
+        let filler: Vec<u8> = (0..bytes as usize).map(|i| (i * 7 + i / 251) as u8 & 0x1f).collect();
+        memory.upload(self.stream, 0, &filler)?;
+        Ok(Bench {
+            driver: self.driver.clone(),
+            stream: self.stream,
+            memory,
+            kernel,
+            grid: threads / block,
+            block,
+            number,
+        })
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.driver.destroy_stream(self.stream);
+    }
+}
+
+/// A group, as named outside of this room.
+pub trait Lettered {
+    /// The group.
+    #[doc(hidden)]
+    #[allow(private_bounds)]
+    type Group: Group;
+}
+
+impl Lettered for InG1 {
+    type Group = Self;
+}
+
+impl Lettered for InG2 {
+    type Group = Self;
+}
+
+/// A multi-scalar product.
+pub struct Product<G: Lettered> {
+    bases: Bases<G::Group>,
+    scratch: Scratch,
+    sums: Sums<G::Group>,
+    index: Index,
+    scalars: Buffer,
+    stream: Stream,
+}
+
+impl<G: Lettered> Product<G> {
+    /// Its plan.
+    pub fn plan(&self) -> String {
+        format!("{:?}", self.bases.plan)
+    }
+
+    /// Brings scalars to the device: plain, below r, one a point of the section.
+    pub fn scalars(&self, scalars: &[BigInteger256]) -> Result<(), BackendError> {
+        let bytes: Vec<u8> = scalars.iter().flat_map(|s| s.0).flat_map(u64::to_le_bytes).collect();
+        self.scalars.upload(self.stream, 0, &bytes)
+    }
+
+    /// Puts the product into the stream.
+    pub fn run(&self) -> Result<(), BackendError> {
+        self.sort()?;
+        self.sum()
+    }
+
+    /// Its first half.
+    pub fn sort(&self) -> Result<(), BackendError> {
+        self.scratch.sort(self.stream, &self.scalars, &self.index, &self.bases.plan)
+    }
+
+    /// Its second half.
+    pub fn sum(&self) -> Result<(), BackendError> {
+        self.scratch.sum(self.stream, &self.bases, &self.index, &self.sums)
+    }
+
+    /// Waits for the result.
+    pub fn read(&self) -> Result<Projective<<G::Group as Group>::Config>, BackendError> {
+        self.sums.read(self.stream)
+    }
+}
+
+/// Transforms in place.
+pub struct Transforms {
+    domain: Domain,
+    data: Buffer,
+    vectors: u32,
+    stream: Stream,
+}
+
+impl Transforms {
+    /// Brings elements to the device.
+    pub fn upload(&self, elements: &[Fr]) -> Result<(), BackendError> {
+        let bytes: Vec<u8> = elements.iter().flat_map(|x| x.0.0).flat_map(u64::to_le_bytes).collect();
+        self.data.upload(self.stream, 0, &bytes)
+    }
+
+    /// From values to n times the coefficients, in bit-reversed order.
+    pub fn inverse(&self) -> Result<(), BackendError> {
+        self.domain.inverse(self.stream, &self.data, self.vectors)
+    }
+
+    /// From coefficients in bit-reversed order to values on the domain, or on its odd coset.
+    pub fn forward(&self, coset: bool) -> Result<(), BackendError> {
+        let points = if coset { Points::OddCoset } else { Points::Domain };
+        self.domain.forward(self.stream, &self.data, self.vectors, points)
+    }
+
+    /// From values on the domain to n times those on its odd coset.
+    pub fn to_odd_coset(&self) -> Result<(), BackendError> {
+        self.domain.to_odd_coset(self.stream, &self.data, self.vectors)
+    }
+
+    /// The elements.
+    pub fn download(&self) -> Result<Vec<Fr>, BackendError> {
+        let mut bytes = vec![0; self.data.bytes() as usize];
+        self.data.download(self.stream, 0, &mut bytes)?;
+        let element = |bytes: &[u8]| {
+            let mut words = crate::model::limbs(bytes);
+            while words >= Fr::MODULUS {
+                ark_ff::BigInteger::sub_with_borrow(&mut words, &Fr::MODULUS);
+            }
+            Fr::new_unchecked(words)
+        };
+        Ok(bytes.chunks_exact(ELEMENT as usize).map(element).collect())
+    }
+}
+
+/// A kernel of `kernels/bench.cu`.
+pub struct Bench {
+    driver: Arc<dyn Driver>,
+    stream: Stream,
+    memory: Buffer,
+    kernel: &'static str,
+    grid: u32,
+    block: u32,
+    number: u32,
+}
+
+impl Bench {
+    /// Puts it into the stream.
+    pub fn run(&self) -> Result<(), BackendError> {
+        let arguments = [self.memory.argument(), Argument::U32(self.number)];
+        let launch =
+            Launch { kernel: self.kernel, grid: (self.grid, 1), block: self.block, shared: 0, arguments: &arguments };
+        // SAFETY: kernels in bench.cu take memory and a number; their callers, all in benches/, know how much each needs.
+        unsafe { self.driver.launch(self.stream, launch) }
+    }
+}
+
+/// A launch with the events before and after it.
+type Timed = (&'static str, Event, Event);
+
+/// A driver that notes when launches begin and end, if asked to.
+struct Traced {
+    inner: Arc<dyn Driver>,
+    launches: Mutex<Option<Vec<Timed>>>,
+}
+
+impl Driver for Traced {
+    fn properties(&self) -> &Properties {
+        self.inner.properties()
+    }
+    fn free_memory(&self) -> Result<u64, BackendError> {
+        self.inner.free_memory()
+    }
+    fn allocate(&self, bytes: u64) -> Result<Address, BackendError> {
+        self.inner.allocate(bytes)
+    }
+    unsafe fn release(&self, address: Address) {
+        // SAFETY: passed on.
+        unsafe { self.inner.release(address) }
+    }
+    fn create_stream(&self) -> Result<Stream, BackendError> {
+        self.inner.create_stream()
+    }
+    fn destroy_stream(&self, stream: Stream) {
+        self.inner.destroy_stream(stream)
+    }
+    unsafe fn upload(&self, stream: Stream, to: Address, from: &[u8]) -> Result<(), BackendError> {
+        // SAFETY: passed on.
+        unsafe { self.inner.upload(stream, to, from) }
+    }
+    unsafe fn download(&self, stream: Stream, to: &mut [u8], from: Address) -> Result<(), BackendError> {
+        // SAFETY: passed on.
+        unsafe { self.inner.download(stream, to, from) }
+    }
+    unsafe fn zero(&self, stream: Stream, at: Address, bytes: u64) -> Result<(), BackendError> {
+        // SAFETY: passed on.
+        unsafe { self.inner.zero(stream, at, bytes) }
+    }
+    unsafe fn launch(&self, stream: Stream, launch: Launch<'_>) -> Result<(), BackendError> {
+        let tracing = self.launches.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if !tracing {
+            // SAFETY: passed on.
+            return unsafe { self.inner.launch(stream, launch) };
+        }
+        let from = self.inner.record(stream)?;
+        // SAFETY: passed on.
+        unsafe { self.inner.launch(stream, launch)? };
+        let to = self.inner.record(stream)?;
+        if let Some(launches) = &mut *self.launches.lock().unwrap_or_else(PoisonError::into_inner) {
+            launches.push((launch.kernel, from, to));
+        }
+        Ok(())
+    }
+    fn synchronize(&self, stream: Stream) -> Result<(), BackendError> {
+        self.inner.synchronize(stream)
+    }
+    fn record(&self, stream: Stream) -> Result<Event, BackendError> {
+        self.inner.record(stream)
+    }
+    fn wait(&self, stream: Stream, event: Event) -> Result<(), BackendError> {
+        self.inner.wait(stream, event)
+    }
+    fn elapsed(&self, from: Event, to: Event) -> Result<f32, BackendError> {
+        self.inner.elapsed(from, to)
+    }
+    fn destroy_event(&self, event: Event) {
+        self.inner.destroy_event(event)
+    }
+}

@@ -1,0 +1,60 @@
+//! NVIDIA GPUs by the project's own kernels.
+//!
+//! From the upload of the witness to the download of a few hundred points everything stays on the device: quotient
+//! (`quotient`), transforms (`ntt`) and multi-scalar products (`msm`) put their kernels into a stream, and the host
+//! waits once. The host code drives a [`driver::Driver`], which is NVIDIA's or, for tests, this processor running the same
+//! kernels.
+
+pub mod driver;
+mod key;
+#[doc(hidden)]
+pub mod lab;
+mod memory;
+mod msm;
+mod ntt;
+mod quotient;
+mod sort;
+
+use std::sync::Arc;
+
+use self::driver::Driver;
+use super::{Backend, BackendError, DeviceInfo, DeviceKind, Footprint, LoadedKey};
+use crate::model::ProvingKey;
+
+/// A GPU as a device.
+pub struct CudaBackend {
+    info: DeviceInfo,
+    driver: Arc<dyn Driver>,
+}
+
+impl CudaBackend {
+    /// A backend on the driver's device.
+    pub fn new(driver: Arc<dyn Driver>) -> Self {
+        let p = driver.properties();
+        let info = DeviceInfo {
+            kind: DeviceKind::Cuda,
+            name: p.name.clone(),
+            ordinal: p.ordinal,
+            threads: 1,
+            memory: p.memory,
+        };
+        Self { info, driver }
+    }
+}
+
+impl Backend for CudaBackend {
+    fn device(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn footprint(&self, key: &ProvingKey) -> Footprint {
+        key::footprint(&*self.driver, key)
+    }
+
+    fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
+        Ok(Arc::new(key::CudaKey::new(&self.driver, key)?))
+    }
+}
+
+#[cfg(all(test, feature = "kernels-on-host"))]
+mod tests;

@@ -1,0 +1,498 @@
+//! Multi-scalar multiplication on a device: the host's side of `kernels/msm.cu`, which says how it is done.
+//!
+//! Bases are made once, when a key is loaded: points at infinity are dropped, and multiples computed while the memory
+//! granted for them lasts. A multiplication is two steps, so that bases of one index (B in G1 and in G2) share the first:
+//! [`Scratch::sort`] sorts the digits of the scalars, [`Scratch::sum`] adds up the points. Neither waits for the device;
+//! [`Sums::read`] does.
+//!
+//! **Cost.** The parts that the entries are cut into are as many as the device has threads for, and each adds an entry
+//! after the other: the time is that of a part, of the partial sums of a bucket, and of the buckets' rows and columns
+//! ([`Plan::cost`], in microseconds on an H200; only their ratios matter).
+
+#![allow(unsafe_code)]
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use ark_bn254::{g1, g2};
+use ark_ec::short_weierstrass::{Projective, SWCurveConfig};
+use ark_ff::{AdditiveGroup, Field, PrimeField};
+use rayon::prelude::*;
+
+use super::super::BackendError;
+use super::driver::{Argument, Driver, Launch, Stream};
+use super::memory::Buffer;
+use super::sort::{self, Sorter};
+use crate::model::{Fq, Fq2, G1_BYTES, G2_BYTES, limbs};
+
+/// Bits of a scalar's digits together: those of (r − 1)/2, and one for the last carry.
+const SCALAR_BITS: u32 = 254;
+/// Bytes of a plain scalar.
+pub(super) const SCALAR_BYTES: u64 = 32;
+/// Parts have no fewer entries than this: the sums they leave are work, too.
+const LEAST_PART: u32 = 8;
+/// Threads of a block: `msm_accumulate` and `msm_join`; those that sum over a block.
+const PART_THREADS: u32 = 128;
+const SUM_THREADS: u32 = 128;
+/// Blocks of [`PART_THREADS`] that a multiprocessor holds: `msm.cu` binds registers accordingly.
+const BLOCKS: u32 = 3;
+/// A span has more partial sums than this.
+const FEW: u32 = 16;
+/// Bytes of a `Span`.
+const SPAN_BYTES: u64 = 12;
+/// Entries have 31 bits for their place in the table.
+const MOST_MULTIPLES: u64 = 1 << 31;
+
+/// A group of points that the kernels know.
+pub trait Group: Send + Sync + 'static {
+    /// The curve in arkworks.
+    type Config: SWCurveConfig<BaseField = Self::Coordinate>;
+    /// A coordinate of a point.
+    type Coordinate: Field;
+    /// Bytes of an affine point.
+    const BYTES: usize;
+    /// Threads that sum points together.
+    const LANES: u32;
+    /// Kernels of this group.
+    const KERNELS: Kernels;
+
+    /// A coordinate from the bytes of its words in Montgomery's form, not above 2q each.
+    fn coordinate(bytes: &[u8]) -> Self::Coordinate;
+}
+
+/// Names of the kernels of a group.
+pub struct Kernels {
+    accumulate: &'static str,
+    join: &'static str,
+    join_pieces: &'static str,
+    join_spans: &'static str,
+    lines: &'static str,
+    bits: &'static str,
+    table: &'static str,
+}
+
+/// G1.
+pub struct InG1;
+/// G2.
+pub struct InG2;
+
+fn coordinate(bytes: &[u8]) -> Fq {
+    let mut words = limbs(bytes);
+    while words >= Fq::MODULUS {
+        ark_ff::BigInteger::sub_with_borrow(&mut words, &Fq::MODULUS);
+    }
+    Fq::new_unchecked(words)
+}
+
+impl Group for InG1 {
+    type Config = g1::Config;
+    type Coordinate = Fq;
+    const BYTES: usize = G1_BYTES;
+    const LANES: u32 = 1;
+    const KERNELS: Kernels = Kernels {
+        accumulate: "msm_accumulate_g1",
+        join: "msm_join_g1",
+        join_pieces: "msm_join_pieces_g1",
+        join_spans: "msm_join_spans_g1",
+        lines: "msm_lines_g1",
+        bits: "msm_bits_g1",
+        table: "msm_table_g1",
+    };
+
+    fn coordinate(bytes: &[u8]) -> Fq {
+        coordinate(bytes)
+    }
+}
+
+impl Group for InG2 {
+    type Config = g2::Config;
+    type Coordinate = Fq2;
+    const BYTES: usize = G2_BYTES;
+    const LANES: u32 = 2;
+    const KERNELS: Kernels = Kernels {
+        accumulate: "msm_accumulate_g2",
+        join: "msm_join_g2",
+        join_pieces: "msm_join_pieces_g2",
+        join_spans: "msm_join_spans_g2",
+        lines: "msm_lines_g2",
+        bits: "msm_bits_g2",
+        table: "msm_table_g2",
+    };
+
+    fn coordinate(bytes: &[u8]) -> Fq2 {
+        let (c0, c1) = bytes.split_at(bytes.len() / 2);
+        Fq2::new(coordinate(c0), coordinate(c1))
+    }
+}
+
+/// Bytes of a point as kernels sum it.
+const fn xyzz_bytes<G: Group>() -> u64 {
+    2 * G::BYTES as u64
+}
+
+/// How scalars are cut into digits, and which multiples of a base are in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Plan {
+    /// Bits of a digit.
+    pub(super) window: u32,
+    /// Digits of a scalar.
+    pub(super) windows: u32,
+    /// Windows that have buckets of their own.
+    pub(super) groups: u32,
+}
+
+impl Plan {
+    /// The plan that costs least for `n` bases with at most `multiples` multiples of each in memory, on a device that
+    /// sums `parts` parts at a time.
+    pub(super) fn new(n: u64, multiples: u64, parts: u32) -> Self {
+        let plans = (4..=22).map(|window| Self::of(window, n, multiples));
+        let least = plans.min_by(|a, b| a.cost(n, parts).total_cmp(&b.cost(n, parts)));
+        least.unwrap_or(Self { window: 8, windows: 32, groups: 32 })
+    }
+
+    /// The plan with this window.
+    pub(super) fn of(window: u32, n: u64, multiples: u64) -> Self {
+        let windows = SCALAR_BITS.div_ceil(window);
+        let multiples = multiples.min((MOST_MULTIPLES - 1) / n.max(1)).clamp(1, u64::from(windows)) as u32;
+        Self { window, windows, groups: windows.div_ceil(multiples) }
+    }
+
+    /// Microseconds, measured and rounded: an addition to a bucket takes 5.5 where few threads run and twice that on a
+    /// full device, one of partial sums 7; a full device sums the rows and columns of as many buckets as it has threads
+    /// in 60. The highest digit has few bits in some plans, so that its buckets have the sums of many parts.
+    fn cost(&self, n: u64, parts: u32) -> f64 {
+        let entries = (n * u64::from(self.windows)) as f64;
+        let (buckets, parts) = (f64::from(self.buckets()), f64::from(parts));
+        let each = (entries / parts).max(f64::from(LEAST_PART));
+        let busy = (entries / each / parts).min(1.0);
+        let highest = SCALAR_BITS - (self.windows - 1) * self.window;
+        let crowd = n as f64 / 2f64.powi(highest as i32 - 1) / each;
+        let spans = if crowd > f64::from(FEW) { 80.0 } else { 0.0 };
+        each * 5.5 * (1.0 + busy) + 7.0 * (entries / buckets / each) + 60.0 * buckets / parts + spans
+    }
+
+    /// Multiples of a base in memory.
+    pub(super) fn multiples(&self) -> u32 {
+        self.windows.div_ceil(self.groups)
+    }
+
+    /// Buckets of all groups.
+    pub(super) fn buckets(&self) -> u32 {
+        self.groups << (self.window - 1)
+    }
+
+    /// Bits of the number of a row and of a column of buckets.
+    fn line_bits(&self) -> (u32, u32) {
+        let columns = (self.window - 1) / 2;
+        (self.window - 1 - columns, columns)
+    }
+
+    /// Sums that are left of a group for the host.
+    fn sums(&self) -> u32 {
+        self.window
+    }
+}
+
+/// Which wires have a base that is not infinity.
+pub(super) struct Index {
+    /// Their numbers, a word each.
+    pub(super) wires: Buffer,
+    /// How many they are.
+    pub(super) len: u32,
+}
+
+/// Looks over a section's points: the numbers of those that are not infinity.
+///
+/// # Errors
+/// `Shape` if a coordinate is not below q.
+pub(super) fn present<G: Group>(section: &[u8]) -> Result<Vec<u32>, BackendError> {
+    const CHUNK: usize = 1 << 12;
+    let look = |(k, bytes): (usize, &[u8])| {
+        let wrong = bytes.chunks_exact(32).filter(|coordinate| limbs(coordinate) >= Fq::MODULUS).count();
+        if wrong > 0 {
+            let what = "coordinates of the key that are not below q";
+            return Err(BackendError::Shape { what, expected: 0, got: wrong as u64 });
+        }
+        let points = bytes.chunks_exact(G::BYTES).enumerate();
+        let there = points.filter(|(_, raw)| raw.iter().any(|byte| *byte != 0));
+        Ok(there.map(|(i, _)| (k * CHUNK + i) as u32).collect::<Vec<_>>())
+    };
+    let chunks: Vec<Vec<u32>> =
+        section.par_chunks(CHUNK * G::BYTES).enumerate().map(look).collect::<Result<_, BackendError>>()?;
+    Ok(chunks.concat())
+}
+
+impl Index {
+    /// The wires `first` + i for i in `points`.
+    pub(super) fn new(
+        driver: &Arc<dyn Driver>,
+        stream: Stream,
+        points: &[u32],
+        first: u32,
+    ) -> Result<Self, BackendError> {
+        let bytes: Vec<u8> = points.iter().flat_map(|i| (i + first).to_le_bytes()).collect();
+        Ok(Self { wires: Buffer::with(driver, stream, &bytes)?, len: points.len() as u32 })
+    }
+}
+
+/// The bases of a product and their multiples, on a device.
+pub(super) struct Bases<G> {
+    table: Buffer,
+    /// How they are used.
+    pub(super) plan: Plan,
+    group: PhantomData<G>,
+}
+
+impl<G: Group> Bases<G> {
+    /// Bytes for `n` bases.
+    pub(super) fn bytes(n: u64, plan: &Plan) -> u64 {
+        n * u64::from(plan.multiples()) * G::BYTES as u64
+    }
+
+    /// The points of `section` that `index` names, of which that of wire `first` is the first of the section.
+    pub(super) fn new(
+        driver: &Arc<dyn Driver>,
+        stream: Stream,
+        section: &[u8],
+        index: &Index,
+        first: u32,
+        plan: Plan,
+    ) -> Result<Self, BackendError> {
+        let table = Buffer::new(driver, Self::bytes(u64::from(index.len), &plan))?;
+        if index.len > 0 {
+            let points = Buffer::with(driver, stream, section)?;
+            let arguments = [
+                points.argument(),
+                index.wires.argument(),
+                Argument::U32(first),
+                Argument::U32(index.len),
+                Argument::U32(plan.window * plan.groups),
+                Argument::U32(plan.multiples()),
+                table.argument(),
+            ];
+            let grid = (index.len.div_ceil(PART_THREADS / G::LANES), 1);
+            let launch =
+                Launch { kernel: G::KERNELS.table, grid, block: PART_THREADS, shared: 0, arguments: &arguments };
+            // SAFETY: the index has `len` wires, each that of a point of the section; the table has room for
+            // `multiples` times as many points.
+            unsafe { driver.launch(stream, launch)? };
+            driver.synchronize(stream)?;
+        }
+        Ok(Self { table, plan, group: PhantomData })
+    }
+}
+
+/// Memory for one multiplication at a time.
+pub(super) struct Scratch {
+    driver: Arc<dyn Driver>,
+    sorter: Sorter,
+    buckets: Buffer,
+    partials: Buffer,
+    span_count: Buffer,
+    spans: Buffer,
+    lines: Buffer,
+    needs: Needs,
+}
+
+/// What a multiplication needs of its memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Needs {
+    sort: sort::Needs,
+    bucket_bytes: u64,
+    partial_bytes: u64,
+    line_bytes: u64,
+}
+
+/// Parts that the entries are cut into on this device.
+pub(super) fn parts<G: Group>(driver: &dyn Driver) -> u32 {
+    driver.properties().multiprocessors * BLOCKS * PART_THREADS / G::LANES
+}
+
+impl Needs {
+    /// Those of `n` scalars with bases by this plan.
+    pub(super) fn of<G: Group>(driver: &dyn Driver, n: u64, plan: &Plan) -> Self {
+        let (rows, columns) = plan.line_bits();
+        Self {
+            sort: sort::Needs::of(n, plan),
+            bucket_bytes: u64::from(plan.buckets()) * xyzz_bytes::<G>(),
+            partial_bytes: 2 * u64::from(parts::<G>(driver)) * xyzz_bytes::<G>(),
+            line_bytes: u64::from(plan.groups) * ((1 << rows) + (1 << columns)) * xyzz_bytes::<G>(),
+        }
+    }
+
+    /// Enough for either.
+    pub(super) fn or(self, other: Self) -> Self {
+        Self {
+            sort: self.sort.or(other.sort),
+            bucket_bytes: self.bucket_bytes.max(other.bucket_bytes),
+            partial_bytes: self.partial_bytes.max(other.partial_bytes),
+            line_bytes: self.line_bytes.max(other.line_bytes),
+        }
+    }
+
+    /// Spans at most: each has [`FEW`] parts to itself but for the first and the last.
+    fn spans(&self) -> u64 {
+        self.partial_bytes / (4 * 64 * u64::from(FEW)) + 1
+    }
+
+    /// Bytes of a [`Scratch`] for this.
+    pub(super) fn bytes(&self) -> u64 {
+        let sums = self.bucket_bytes + self.partial_bytes + self.line_bytes + SPAN_BYTES * self.spans();
+        self.sort.bytes() + sums
+    }
+
+    fn covers(&self, other: &Self) -> bool {
+        self.or(*other) == *self
+    }
+}
+
+impl Scratch {
+    /// Memory for multiplications that need no more than `needs`.
+    pub(super) fn new(driver: &Arc<dyn Driver>, needs: Needs) -> Result<Self, BackendError> {
+        let room = |bytes| Buffer::new(driver, bytes);
+        Ok(Self {
+            driver: driver.clone(),
+            sorter: Sorter::new(driver, needs.sort)?,
+            buckets: room(needs.bucket_bytes)?,
+            partials: room(needs.partial_bytes)?,
+            span_count: room(4)?,
+            spans: room(SPAN_BYTES * needs.spans())?,
+            lines: room(needs.line_bytes)?,
+            needs,
+        })
+    }
+
+    fn launch(
+        &self,
+        stream: Stream,
+        kernel: &'static str,
+        grid: (u32, u32),
+        block: u32,
+        shared: u64,
+        arguments: &[Argument],
+    ) -> Result<(), BackendError> {
+        // SAFETY: the callers below pass what the kernels declare; that the buffers are large enough `sum` checks
+        // against `needs`.
+        unsafe { self.driver.launch(stream, Launch { kernel, grid, block, shared: shared as u32, arguments }) }
+    }
+
+    /// Overwrites what tells of the scalars.
+    pub(super) fn clear(&self, stream: Stream) -> Result<(), BackendError> {
+        for buffer in [&self.buckets, &self.partials, &self.lines] {
+            buffer.zero(stream, 0, buffer.bytes())?;
+        }
+        self.sorter.clear(stream)
+    }
+
+    fn check(&self, needs: &Needs) -> Result<(), BackendError> {
+        if self.needs.covers(needs) {
+            return Ok(());
+        }
+        let what = "bytes of a multiplication's memory";
+        Err(BackendError::Shape { what, expected: self.needs.bytes(), got: needs.bytes() })
+    }
+
+    /// Sorts the digits of the scalars of the wires of `index`, for bases of this plan.
+    pub(super) fn sort(
+        &self,
+        stream: Stream,
+        scalars: &Buffer,
+        index: &Index,
+        plan: &Plan,
+    ) -> Result<(), BackendError> {
+        self.sorter.sort(stream, scalars, index, plan)
+    }
+
+    /// Adds up the points that the digits last sorted select, into `sums`.
+    pub(super) fn sum<G: Group>(
+        &self,
+        stream: Stream,
+        bases: &Bases<G>,
+        index: &Index,
+        sums: &Sums<G>,
+    ) -> Result<(), BackendError> {
+        let plan = &bases.plan;
+        let driver = &*self.driver;
+        self.check(&Needs::of::<G>(driver, u64::from(index.len), plan))?;
+        let expected = u64::from(plan.groups * plan.sums());
+        if sums.plan != *plan || sums.out.bytes() < expected * xyzz_bytes::<G>() {
+            return Err(BackendError::Shape { what: "sums of a multiplication", expected, got: sums.count() });
+        }
+        let count = Argument::U32(plan.buckets());
+        let part_count = parts::<G>(driver);
+        let blocks = (driver.properties().multiprocessors * BLOCKS, 1);
+        let least = Argument::U32(LEAST_PART);
+        let [offsets, buckets, partials] = [self.sorter.offsets(), &self.buckets, &self.partials].map(Buffer::argument);
+        let [span_count, spans, lines] = [&self.span_count, &self.spans, &self.lines].map(Buffer::argument);
+        let shared = u64::from(SUM_THREADS / G::LANES) * xyzz_bytes::<G>();
+        self.buckets.zero(stream, 0, u64::from(plan.buckets()) * xyzz_bytes::<G>())?;
+        self.span_count.zero(stream, 0, 4)?;
+        let k = &G::KERNELS;
+        let arguments =
+            [self.sorter.entries().argument(), offsets, count, bases.table.argument(), least, buckets, partials];
+        self.launch(stream, k.accumulate, blocks, PART_THREADS, 0, &arguments)?;
+        let arguments = [offsets, count, Argument::U32(part_count), least, buckets, partials, span_count, spans];
+        self.launch(stream, k.join, blocks, PART_THREADS, 0, &arguments)?;
+        self.launch(stream, k.join_pieces, blocks, SUM_THREADS, shared, &[span_count, spans, partials])?;
+        self.launch(stream, k.join_spans, blocks, SUM_THREADS, shared, &[span_count, spans, partials, buckets])?;
+        let (row_bits, column_bits) = plan.line_bits();
+        let grid = ((1 << row_bits) + (1 << column_bits), plan.groups);
+        let bits = [Argument::U32(row_bits), Argument::U32(column_bits)];
+        self.launch(stream, k.lines, grid, SUM_THREADS, shared, &[buckets, bits[0], bits[1], lines])?;
+        let grid = (plan.sums(), plan.groups);
+        self.launch(stream, k.bits, grid, SUM_THREADS, shared, &[lines, bits[0], bits[1], sums.out.argument()])
+    }
+}
+
+/// What is left of a multiplication for the host.
+pub(super) struct Sums<G> {
+    out: Buffer,
+    plan: Plan,
+    group: PhantomData<G>,
+}
+
+impl<G: Group> Sums<G> {
+    /// Room for those of bases of this plan.
+    pub(super) fn new(driver: &Arc<dyn Driver>, plan: Plan) -> Result<Self, BackendError> {
+        let out = Buffer::new(driver, u64::from(plan.groups * plan.sums()) * xyzz_bytes::<G>())?;
+        Ok(Self { out, plan, group: PhantomData })
+    }
+
+    fn count(&self) -> u64 {
+        self.out.bytes() / xyzz_bytes::<G>()
+    }
+
+    /// Waits for them and puts them together.
+    pub(super) fn read(&self, stream: Stream) -> Result<Projective<G::Config>, BackendError> {
+        let mut bytes = vec![0; self.out.bytes() as usize];
+        self.out.download(stream, 0, &mut bytes)?;
+        let points: Vec<_> = bytes.chunks_exact(xyzz_bytes::<G>() as usize).map(point::<G>).collect();
+        let mut sum = Projective::<G::Config>::ZERO;
+        for group in points.chunks_exact(self.plan.sums() as usize).rev() {
+            // The window's highest bit has no sum: a digit is at most 2^(window − 1), a bucket's number below it.
+            let (total, bits) = match group.split_last() {
+                Some((total, bits)) => (*total, bits),
+                None => continue,
+            };
+            sum.double_in_place();
+            let mut here = Projective::<G::Config>::ZERO;
+            for bit in bits.iter().rev() {
+                sum.double_in_place();
+                here.double_in_place();
+                here += bit;
+            }
+            sum += here + total;
+        }
+        Ok(sum)
+    }
+}
+
+/// A point as kernels leave it: X, Y, ZZ, ZZZ for (X/ZZ, Y/ZZZ).
+fn point<G: Group>(bytes: &[u8]) -> Projective<G::Config> {
+    let mut coordinates = bytes.chunks_exact(bytes.len() / 4).map(G::coordinate);
+    let mut next = || coordinates.next().unwrap_or(G::Coordinate::ZERO);
+    let (x, y, zz, zzz) = (next(), next(), next(), next());
+    // With Z = ZZ²: X·ZZZ²/Z² = X/ZZ and Y·ZZZ³/Z³ = Y/ZZZ, for ZZ³ = ZZZ².
+    let square = zzz.square();
+    Projective::new_unchecked(x * square, y * square * zzz, zz.square())
+}
