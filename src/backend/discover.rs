@@ -1,12 +1,23 @@
 //! Which devices there are, and which are used.
 
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::cpu::{CpuBackend, Instructions};
 use super::{Backend, BackendError, DeviceInfo, DeviceKind, selftest};
+
+/// Longest time for the driver to show its GPUs: for one that is newer than this build it assembles the kernels, which
+/// takes minutes.
+#[cfg(feature = "cuda")]
+const LONGEST_LOOK: Duration = Duration::from_secs(600);
+/// Longest self-test of a GPU, which takes milliseconds: one that takes so long hangs.
+const LONGEST_TEST: Duration = Duration::from_secs(60);
+
+const NOT_COMPILED: &str = "not compiled in";
 
 /// Which backend the user wants.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -36,7 +47,7 @@ impl FromStr for BackendChoice {
     }
 }
 
-/// What was found of one kind of device.
+/// What was found of one device, or of a kind of which there is none.
 #[derive(Clone, Debug, Serialize)]
 pub struct DeviceReport {
     /// Its kind.
@@ -59,26 +70,145 @@ pub struct Discovery {
     pub summary: String,
 }
 
+/// GPUs in their driver's order, each a device or one sentence on why it is none; or one sentence for all of them.
+type Gpus = Result<Vec<Result<Arc<dyn Backend>, String>>, String>;
+
 /// Looks for devices and tests those the choice permits.
 ///
 /// `threads` is the number a proof on the processor may use, all cores by default, and `cpu` the instructions it is
 /// computed with. Fails if the one kind asked for cannot be used, if the processor does not have the instructions asked
 /// for, or if it fails its self-test.
 pub fn discover(choice: BackendChoice, threads: Option<usize>, cpu: Instructions) -> Result<Discovery, BackendError> {
-    let mut report = vec![gated(DeviceKind::Cuda), gated(DeviceKind::Icicle)];
+    let all = thread::available_parallelism().map_or(1, |n| n.get());
+    let processor = processor(threads.unwrap_or(all), cpu)?;
+    let gpus = match choice {
+        BackendChoice::Auto | BackendChoice::Cuda => gpus(),
+        // A driver takes its time and memory to start.
+        BackendChoice::Icicle | BackendChoice::Cpu if cfg!(feature = "cuda") => {
+            Err("not looked for, since another kind was asked for".into())
+        }
+        BackendChoice::Icicle | BackendChoice::Cpu => Err(NOT_COMPILED.into()),
+    };
+    choose(choice, gpus, processor, LONGEST_TEST)
+}
+
+/// Tests the GPUs and puts the devices in order.
+fn choose(
+    choice: BackendChoice,
+    gpus: Gpus,
+    (cpu, status): (Arc<dyn Backend>, String),
+    limit: Duration,
+) -> Result<Discovery, BackendError> {
+    let none = |kind, status| DeviceReport { kind, device: None, used: false, status };
+    let (mut devices, mut report) = match gpus {
+        Ok(gpus) if gpus.is_empty() => (Vec::new(), vec![none(DeviceKind::Cuda, "there is no GPU".into())]),
+        Ok(gpus) => tested(gpus, limit),
+        Err(why) => (Vec::new(), vec![none(DeviceKind::Cuda, why)]),
+    };
+    let icicle = if cfg!(feature = "icicle") { "not implemented in this version" } else { NOT_COMPILED };
+    report.push(none(DeviceKind::Icicle, icicle.into()));
     for (kind, asked) in [(DeviceKind::Cuda, BackendChoice::Cuda), (DeviceKind::Icicle, BackendChoice::Icicle)] {
-        if choice == asked {
-            let why = report.iter().find(|r| r.kind == kind).map_or_else(String::new, |r| r.status.clone());
-            return Err(BackendError::Unavailable { device: kind.as_str().into(), why });
+        if choice == asked && report.iter().all(|r| r.kind != kind || !r.used) {
+            let why: Vec<_> = report.iter().filter(|r| r.kind == kind).map(|r| r.status.as_str()).collect();
+            return Err(BackendError::Unavailable { device: kind.as_str().into(), why: why.join("; ") });
         }
     }
-    let all = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let (cpu, status) = processor(threads.unwrap_or(all), cpu)?;
-    report.push(DeviceReport { kind: DeviceKind::Cpu, device: Some(cpu.device().clone()), used: true, status });
-    let others: Vec<_> =
-        report.iter().filter(|r| !r.used).map(|r| format!("{}: {}", r.kind.as_str(), r.status)).collect();
-    let summary = format!("proving on {}, {}; {}", cpu.device().label(), cpu.device().name, others.join("; "));
-    Ok(Discovery { devices: vec![cpu], report, summary })
+    devices.push(cpu);
+    report.push(DeviceReport { kind: DeviceKind::Cpu, device: devices.last().map(info), used: true, status });
+    Ok(Discovery { summary: summary(&devices, &report), devices, report })
+}
+
+fn info(device: &Arc<dyn Backend>) -> DeviceInfo {
+    device.device().clone()
+}
+
+/// What is used, and why nothing else is.
+fn summary(devices: &[Arc<dyn Backend>], report: &[DeviceReport]) -> String {
+    let named = |d: &Arc<dyn Backend>| format!("{}, {}", d.device().label(), d.device().name);
+    let (first, fallback) = match devices {
+        [gpus @ .., cpu] if !gpus.is_empty() => (gpus, Some(cpu)),
+        all => (all, None),
+    };
+    let first = first.iter().map(named).collect::<Vec<_>>().join(", and ");
+    let fallback = fallback.map(|cpu| format!("{} is the fallback", cpu.device().label()));
+    let others = report.iter().filter(|r| !r.used).map(|r| {
+        let label = r.device.as_ref().map_or_else(|| r.kind.as_str().to_owned(), DeviceInfo::label);
+        format!("{label}: {}", r.status)
+    });
+    [format!("proving on {first}")].into_iter().chain(fallback).chain(others).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpus() -> Gpus {
+    Err(NOT_COMPILED.into())
+}
+
+/// The GPUs that NVIDIA's driver shows.
+#[cfg(feature = "cuda")]
+fn gpus() -> Gpus {
+    use super::cuda::CudaBackend;
+    use super::cuda::driver::nvidia::NvidiaDriver;
+
+    let found = result(begin(NvidiaDriver::all), LONGEST_LOOK);
+    let found = found.map_err(|why| format!("the look for GPUs {why}"))??;
+    let device = |gpu| -> Arc<dyn Backend> { Arc::new(CudaBackend::new(Arc::new(gpu))) };
+    Ok(found.into_iter().map(|gpu: Result<NvidiaDriver, String>| gpu.map(device)).collect())
+}
+
+/// The GPUs that pass their self-test, and a report on all. They are tested at once and each by itself, so that one that
+/// fails, kills its context or hangs takes nothing from the others.
+fn tested(gpus: Vec<Result<Arc<dyn Backend>, String>>, limit: Duration) -> (Vec<Arc<dyn Backend>>, Vec<DeviceReport>) {
+    let test = |gpu: Arc<dyn Backend>| {
+        let info = info(&gpu);
+        // One that fails is closed there too: that may hang like anything on it.
+        (info, begin(move || selftest::run(gpu.as_ref()).map(|()| gpu)))
+    };
+    let begun: Vec<_> = gpus.into_iter().map(|gpu| gpu.map(test)).collect();
+    let until = Instant::now() + limit;
+    let mut fit = Vec::new();
+    let mut report = Vec::new();
+    for (ordinal, gpu) in begun.into_iter().enumerate() {
+        let (device, passed) = match gpu {
+            Ok((info, test)) => {
+                let passed = match result(test, until.saturating_duration_since(Instant::now())) {
+                    Ok(Ok(gpu)) => Ok(gpu),
+                    Ok(Err(BackendError::Unavailable { why, .. })) => Err(why),
+                    Ok(Err(why)) => Err(format!("its self-test failed: {why}")),
+                    Err(why) => Err(format!("its self-test {why}")),
+                };
+                (Some(info), passed)
+            }
+            Err(why) => (None, Err(format!("GPU {ordinal}: {why}"))),
+        };
+        let used = passed.is_ok();
+        let status = passed.as_ref().err().map_or_else(|| "self-test passed".into(), String::clone);
+        fit.extend(passed);
+        report.push(DeviceReport { kind: DeviceKind::Cuda, device, used, status });
+    }
+    (fit, report)
+}
+
+/// Begins work that may hang, on a thread that is left behind then: nothing can end a call that waits for a GPU.
+fn begin<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> mpsc::Receiver<T> {
+    let (done, result) = mpsc::channel();
+    // Where no thread can be had, `done` is dropped, which is told below.
+    let _ = thread::Builder::new().name("gpu-test".into()).spawn(move || {
+        // A pool of its own, for whoever waits may be a thread of the common one and keep it from helping.
+        let result = match rayon::ThreadPoolBuilder::new().num_threads(1).build() {
+            Ok(pool) => pool.install(work),
+            Err(_) => work(),
+        };
+        let _ = done.send(result);
+    });
+    result
+}
+
+/// What the work gave, or how it ended.
+fn result<T>(of: mpsc::Receiver<T>, within: Duration) -> Result<T, String> {
+    of.recv_timeout(within).map_err(|e| match e {
+        mpsc::RecvTimeoutError::Timeout => "did not end in time".to_owned(),
+        mpsc::RecvTimeoutError::Disconnected => "ended in a panic of the program's code; see its log".to_owned(),
+    })
 }
 
 /// The processor, with the fastest instructions that pass the self-test, or the ones asked for; and one line about it.
@@ -103,13 +233,131 @@ fn processor(threads: usize, instructions: Instructions) -> Result<(Arc<dyn Back
         .unwrap_or_else(|| BackendError::Unavailable { device: "cpu:0".into(), why: "it has no instructions".into() }))
 }
 
-/// A kind of device that this version has no driver for yet: says so, whether or not its feature is compiled in.
-fn gated(kind: DeviceKind) -> DeviceReport {
-    let compiled = match kind {
-        DeviceKind::Cuda => cfg!(feature = "cuda"),
-        DeviceKind::Icicle => cfg!(feature = "icicle"),
-        DeviceKind::Cpu => true,
-    };
-    let status = if compiled { "not implemented in this version" } else { "not compiled in" };
-    DeviceReport { kind, device: None, used: false, status: status.into() }
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::backend::{Footprint, LoadedKey};
+    use crate::model::ProvingKey;
+
+    #[derive(Clone, Copy)]
+    enum Manner {
+        Sound,
+        Fails,
+        Panics,
+        Hangs,
+    }
+
+    /// A pretended GPU: the processor, with its own ways of loading a key.
+    struct Gpu {
+        cpu: CpuBackend,
+        info: DeviceInfo,
+        manner: Manner,
+    }
+
+    fn gpu(ordinal: u32, manner: Manner) -> Result<Arc<dyn Backend>, String> {
+        let info = DeviceInfo { kind: DeviceKind::Cuda, name: "pretended".into(), ordinal, threads: 1, memory: 0 };
+        Ok(Arc::new(Gpu { cpu: CpuBackend::new(1).unwrap(), info, manner }))
+    }
+
+    impl Backend for Gpu {
+        fn device(&self) -> &DeviceInfo {
+            &self.info
+        }
+
+        fn footprint(&self, key: &ProvingKey) -> Footprint {
+            self.cpu.footprint(key)
+        }
+
+        fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
+            match self.manner {
+                Manner::Sound => self.cpu.load(key),
+                Manner::Fails => Err(BackendError::Device { op: "launch", code: 719 }),
+                Manner::Panics => panic!("a pretended bug"),
+                Manner::Hangs => loop {
+                    thread::park();
+                },
+            }
+        }
+    }
+
+    fn chosen(choice: BackendChoice, gpus: Gpus) -> Result<Discovery, BackendError> {
+        let cpu = processor(1, Instructions::Portable).unwrap();
+        choose(choice, gpus, cpu, Duration::from_secs(5))
+    }
+
+    fn labels(found: &Discovery) -> Vec<String> {
+        found.devices.iter().map(|d| d.device().label()).collect()
+    }
+
+    #[test]
+    fn gpus_come_first_and_one_that_is_unfit_harms_nobody() {
+        let gpus = vec![
+            gpu(0, Manner::Hangs),
+            gpu(1, Manner::Sound),
+            gpu(2, Manner::Fails),
+            gpu(3, Manner::Panics),
+            Err("no code for it".into()),
+            gpu(5, Manner::Sound),
+        ];
+        let found = chosen(BackendChoice::Auto, Ok(gpus)).unwrap();
+        assert_eq!(labels(&found), ["cuda:1", "cuda:5", "cpu:0"]);
+        let told: Vec<_> = found.report.iter().map(|r| (r.kind.as_str(), r.used, r.status.as_str())).collect();
+        assert_eq!(
+            told[..6],
+            [
+                ("cuda", false, "its self-test did not end in time"),
+                ("cuda", true, "self-test passed"),
+                ("cuda", false, "its self-test failed: launch failed on the device with code 719"),
+                ("cuda", false, "its self-test ended in a panic of the program's code; see its log"),
+                ("cuda", false, "GPU 4: no code for it"),
+                ("cuda", true, "self-test passed"),
+            ]
+        );
+        let says = "proving on cuda:1, pretended, and cuda:5, pretended; cpu:0 is the fallback; cuda:0: its self-test did \
+                    not end in time; ";
+        assert!(found.summary.starts_with(says) && found.summary.lines().count() == 1, "{}", found.summary);
+    }
+
+    #[test]
+    fn whoever_waits_may_be_the_only_thread_of_the_common_pool() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let found = pool.install(|| chosen(BackendChoice::Cuda, Ok(vec![gpu(0, Manner::Sound)]))).unwrap();
+        assert_eq!(labels(&found), ["cuda:0", "cpu:0"]);
+    }
+
+    #[test]
+    fn without_a_gpu_the_processor_proves_unless_one_was_asked_for() {
+        for gpus in [Err("no NVIDIA driver".to_owned()), Ok(vec![gpu(0, Manner::Fails)]), Ok(Vec::new())] {
+            let why = match &gpus {
+                Err(why) => why.clone(),
+                Ok(none) if none.is_empty() => "there is no GPU".into(),
+                Ok(_) => "its self-test failed: launch failed on the device with code 719".into(),
+            };
+            let again = match &gpus {
+                Ok(gpus) => Ok(gpus.iter().map(|_| gpu(0, Manner::Fails)).collect()),
+                Err(why) => Err(why.clone()),
+            };
+            let found = chosen(BackendChoice::Auto, gpus).unwrap();
+            assert_eq!(labels(&found), ["cpu:0"]);
+            assert!(
+                found.summary.starts_with("proving on cpu:0, ") && found.summary.contains(&why),
+                "{}",
+                found.summary
+            );
+            let refused = chosen(BackendChoice::Cuda, again).map(|_| ()).unwrap_err();
+            assert_eq!(refused, BackendError::Unavailable { device: "cuda".into(), why });
+        }
+    }
+
+    #[test]
+    fn a_kind_that_is_not_there_is_refused_and_the_processor_is_not() {
+        let portable = |choice| discover(choice, Some(1), Instructions::Portable);
+        let refused = portable(BackendChoice::Icicle).map(|_| ()).unwrap_err().to_string();
+        assert!(refused.starts_with("icicle cannot be used: not "), "{refused}");
+        let found = portable(BackendChoice::Cpu).unwrap();
+        assert_eq!(labels(&found), ["cpu:0"]);
+        let looked = if cfg!(feature = "cuda") { "cuda: not looked for" } else { "cuda: not compiled in" };
+        assert!(found.summary.contains(looked), "{}", found.summary);
+    }
 }

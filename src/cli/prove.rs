@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use super::files::{self, about};
 use super::{CliError, Output, session, witness};
-use crate::backend::Progress;
+use crate::backend::{BackendError, Progress};
 use crate::formats::{snarkjs, wtns};
-use crate::groth16::{self, Verifier};
+use crate::groth16::{self, ProveError, Verifier};
 use crate::model::{StopToken, Witness};
 
 /// Arguments of `prove`.
@@ -117,14 +117,27 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     // Prepared while the devices test themselves, which takes as long as a small proof.
     let (found, verifier) = rayon::join(|| session::devices(&config), || Verifier::new(&key.header.vk));
     let found = found?;
-    let device = found.devices.first().ok_or_else(|| CliError::failed("no device passed its self-test"))?;
-    let start = Instant::now();
-    let loaded = device.load(Arc::new(key)).map_err(|e| about(&plan.zkey, e))?;
-    let key_ms = ms(parse_time + start.elapsed());
-
-    bar.set_message("prove");
-    let proved = groth16::prove(loaded.as_ref(), &verifier, &witness, &StopToken::new(), &Bar(&bar))
-        .map_err(CliError::failed)?;
+    let key = Arc::new(key);
+    let mut devices = found.devices.iter().peekable();
+    let (device, load_time, proved) = loop {
+        let device = devices.next().ok_or_else(|| CliError::failed("no device passed its self-test"))?;
+        let start = Instant::now();
+        let loaded = device.load(key.clone()).map_err(ProveError::from);
+        let load_time = start.elapsed();
+        bar.set_message("prove");
+        let proved = loaded
+            .and_then(|loaded| groth16::prove(loaded.as_ref(), &verifier, &witness, &StopToken::new(), &Bar(&bar)));
+        match proved {
+            Ok(proved) => break (device, load_time, proved),
+            Err(ProveError::Backend(e @ BackendError::Shape { .. })) => return Err(about(&plan.zkey, e)),
+            // What may be the device's fault is tried on the next one; the processor is the last.
+            Err(e @ (ProveError::Backend(_) | ProveError::Invalid)) if devices.peek().is_some() => {
+                out.note(format!("{}: {e}; trying the next device", device.device().label()));
+            }
+            Err(e) => return Err(CliError::failed(e)),
+        }
+    };
+    let key_ms = ms(parse_time + load_time);
     bar.finish_and_clear();
 
     files::write_text(&plan.proof, &snarkjs::proof_to_json(&proved.proof))?;

@@ -16,6 +16,13 @@ use crate::model::{FailureClass, StopToken, Witness};
 use crate::registry::ReadyCircuit;
 use crate::telemetry;
 
+/// Beyond its time-out, which it looks at between steps, a proof on a GPU has as long again for its step, up to this.
+/// Then it hangs.
+const LONGEST_STEP: Duration = Duration::from_secs(30);
+
+/// Where an answer goes.
+type Answer = oneshot::Sender<Result<Proved, Ended>>;
+
 /// How batches are gathered.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Batching {
@@ -28,28 +35,66 @@ pub(super) struct Batching {
 /// A witness to be proved.
 pub(super) struct Order {
     pub(super) key: Arc<dyn LoadedKey>,
-    pub(super) circuit: Arc<ReadyCircuit>,
-    pub(super) witness: Witness,
+    circuit: Arc<ReadyCircuit>,
+    witness: Witness,
     /// The job's own token.
-    pub(super) stop: StopToken,
-    pub(super) lease: Arc<Lease>,
-    answer: oneshot::Sender<Result<Proved, Ended>>,
+    stop: StopToken,
+    lease: Arc<Lease>,
 }
 
 /// Orders that wait.
+#[derive(Default)]
+struct Waiting {
+    orders: VecDeque<(Order, Answer)>,
+    /// Why no orders are taken, once for each call to the device that does not come back.
+    closed: Vec<String>,
+}
+
+/// Orders that wait, and who waits for them.
 pub(super) struct Desk {
-    waiting: Mutex<VecDeque<Order>>,
+    waiting: Mutex<Waiting>,
     came: Notify,
+    closing: Notify,
     batching: Batching,
 }
 
 impl Desk {
     pub(super) fn new(batching: Batching) -> Self {
-        Self { waiting: Mutex::default(), came: Notify::new(), batching }
+        Self { waiting: Mutex::default(), came: Notify::new(), closing: Notify::new(), batching }
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Order>> {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes no more orders, and refuses those that wait, until it is opened as often as it was closed.
+    pub(super) fn close(&self, why: &str) {
+        let refused = {
+            let mut waiting = self.lock();
+            waiting.closed.push(why.to_owned());
+            std::mem::take(&mut waiting.orders)
+        };
+        self.closing.notify_waiters();
+        refuse(refused.into_iter().map(|(_, answer)| answer), why);
+    }
+
+    /// Returns why it is closed, as soon as it is.
+    async fn closed(&self) -> String {
+        loop {
+            let closing = self.closing.notified();
+            if let Some(why) = self.lock().closed.last() {
+                return why.clone();
+            }
+            closing.await;
+        }
+    }
+
+    fn open(&self) {
+        self.lock().closed.pop();
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        !self.lock().closed.is_empty()
     }
 
     /// Leaves an order; its answer comes when the device has dealt with it, or never where the worker's code panicked.
@@ -62,66 +107,121 @@ impl Desk {
         lease: Arc<Lease>,
     ) -> oneshot::Receiver<Result<Proved, Ended>> {
         let (answer, answered) = oneshot::channel();
-        self.lock().push_back(Order { key, circuit, witness, stop, lease, answer });
-        self.came.notify_one();
+        let mut waiting = self.lock();
+        match waiting.closed.last() {
+            Some(why) => refuse([answer], why),
+            None => {
+                waiting.orders.push_back((Order { key, circuit, witness, stop, lease }, answer));
+                self.came.notify_one();
+            }
+        }
+        drop(waiting);
         answered
     }
 
     /// The oldest order and others of its circuit, as many as the device likes at once.
-    async fn next(&self) -> Vec<Order> {
-        let mut batch = vec![self.first().await];
-        let most = self.batching.most.unwrap_or_else(|| batch[0].key.batch()).max(1);
+    async fn next(&self) -> Vec<(Order, Answer)> {
+        let (mut batch, most) = self.first().await;
         let until = tokio::time::Instant::now() + self.batching.linger;
-        loop {
-            self.gather(&mut batch, most);
-            if batch.len() >= most || tokio::time::timeout_at(until, self.came.notified()).await.is_err() {
-                break;
-            }
+        while batch.len() < most && tokio::time::timeout_at(until, self.came.notified()).await.is_ok() {
+            gather(&mut self.lock().orders, &mut batch, most);
         }
         // The wake-up of an order that is left for another batch may have been heard here.
-        if !self.lock().is_empty() {
+        if !self.lock().orders.is_empty() {
             self.came.notify_one();
         }
         batch
     }
 
-    async fn first(&self) -> Order {
+    /// The oldest order and what waits with it, taken at once: the device may have others at the desk, who would take it.
+    async fn first(&self) -> (Vec<(Order, Answer)>, usize) {
         loop {
-            if let Some(order) = self.lock().pop_front() {
-                return order;
+            if let Some(begun) = self.begin() {
+                return begun;
             }
             self.came.notified().await;
         }
     }
 
-    fn gather(&self, batch: &mut Vec<Order>, most: usize) {
-        let mut waiting = self.lock();
-        let mut at = 0;
-        while batch.len() < most
-            && let Some(order) = waiting.get(at)
-        {
-            if !Arc::ptr_eq(&order.key, &batch[0].key) {
-                at += 1;
-            } else if let Some(order) = waiting.remove(at) {
-                batch.push(order);
-            }
+    fn begin(&self) -> Option<(Vec<(Order, Answer)>, usize)> {
+        let orders = &mut self.lock().orders;
+        let mut batch = vec![orders.pop_front()?];
+        let most = self.batching.most.unwrap_or_else(|| batch[0].0.key.batch()).max(1);
+        gather(orders, &mut batch, most);
+        Some((batch, most))
+    }
+}
+
+/// Takes orders of the batch's circuit to it, up to `most`.
+fn gather(orders: &mut VecDeque<(Order, Answer)>, batch: &mut Vec<(Order, Answer)>, most: usize) {
+    let mut at = 0;
+    while batch.len() < most
+        && let Some((order, _)) = orders.get(at)
+    {
+        if !Arc::ptr_eq(&order.key, &batch[0].0.key) {
+            at += 1;
+        } else if let Some(order) = orders.remove(at) {
+            batch.push(order);
         }
+    }
+}
+
+fn refuse(answers: impl IntoIterator<Item = Answer>, why: &str) {
+    for answer in answers {
+        let _ = answer.send(Err(Ended::failed(FailureClass::Device, why)));
     }
 }
 
 /// Takes batches from a device's desk to the device, for ever.
 pub(super) async fn serve(device: Arc<Device>, allowed: Duration) {
     loop {
-        let batch = device.desk.next().await;
+        let (batch, answers): (Vec<_>, Vec<_>) = device.desk.next().await.into_iter().unzip();
         histogram!(telemetry::BATCH_SIZE, "device" => device.label.clone()).record(batch.len() as f64);
-        let device = device.clone();
-        // Orders that a panic took with it are told by the loss of their answer's sender.
-        let _ = tokio::task::spawn_blocking(move || prove(&device, batch, allowed)).await;
+        let memory = tokio::select! {
+            biased;
+            why = device.desk.closed() => {
+                refuse(answers, &why);
+                continue;
+            }
+            memory = device.memory_for(&batch) => memory,
+        };
+        let n = u32::try_from(batch.len()).unwrap_or(u32::MAX);
+        let at_work = device.clone();
+        let mut proving = tokio::task::spawn_blocking(move || {
+            let _memory = memory;
+            prove(&at_work, batch, allowed)
+        });
+        // The processor may be slow in a step, and does not hang.
+        let patience = (!device.is_cpu()).then(|| allowed * n + allowed.min(LONGEST_STEP));
+        let proved = match patience {
+            Some(patience) => tokio::time::timeout(patience, &mut proving).await,
+            None => Ok((&mut proving).await),
+        };
+        match proved {
+            Ok(Ok(proved)) => {
+                for (answer, done) in answers.into_iter().zip(proved) {
+                    // Whoever left the order may have stopped waiting.
+                    let _ = answer.send(done);
+                }
+            }
+            // They are told by the loss of their answer's sender.
+            Ok(Err(_)) => drop(answers),
+            Err(_) => {
+                let patience = patience.unwrap_or_default();
+                let why =
+                    format!("{} hangs: a proof did not come back in {:.0} s", device.label, patience.as_secs_f64());
+                device.hangs(&why, patience);
+                refuse(answers, &why);
+                // Nothing can end the call, and more of them would only hang, too.
+                let _ = proving.await;
+                device.desk.open();
+            }
+        }
     }
 }
 
-/// Proves a batch and answers each order. Each has the time of all, since all wait for each other.
-fn prove(device: &Device, batch: Vec<Order>, allowed: Duration) {
+/// Proves a batch: one result an order. Each has the time of all, since all wait for each other.
+fn prove(device: &Device, batch: Vec<Order>, allowed: Duration) -> Vec<Result<Proved, Ended>> {
     let n = u32::try_from(batch.len()).unwrap_or(u32::MAX);
     let begun = Instant::now();
     let bounded: Vec<StopToken> = batch.iter().map(|o| o.stop.with_deadline(begun + allowed * n)).collect();
@@ -135,11 +235,7 @@ fn prove(device: &Device, batch: Vec<Order>, allowed: Duration) {
         }
     };
     let share = begun.elapsed() / n.max(1);
-    for (order, proved) in batch.into_iter().zip(proved) {
-        let done = judge(device, &order.stop, proved, share, allowed);
-        // Whoever left the order may have stopped waiting.
-        let _ = order.answer.send(done);
-    }
+    batch.iter().zip(proved).map(|(order, proved)| judge(device, &order.stop, proved, share, allowed)).collect()
 }
 
 /// Notes how the device did.

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge, histogram};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::canary::Canary;
-use super::desk::{Batching, Desk};
+use super::desk::{Batching, Desk, Order};
 use crate::backend::{Backend, DeviceInfo, DeviceKind};
 use crate::model::{FailureClass, Job, JobId};
 use crate::telemetry;
@@ -19,6 +19,11 @@ const SUSPICIOUS: u32 = 3;
 /// How long a device that failed its canary sits out, doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// Proofs on a GPU at once. While it computes one, the other's witness comes up, and its points go down to be
+/// assembled and verified.
+const GPU_PROOFS: usize = 2;
+/// Memory of a device is shared out to proofs in units of so many bytes.
+const UNIT: u64 = 1 << 20;
 /// Jobs whose failing device is remembered.
 const MOST_REMEMBERED: usize = 10_000;
 
@@ -30,6 +35,8 @@ pub(super) struct Device {
     pub(super) desk: Desk,
     /// Proofs, or batches of them, at once.
     pub(super) proofs: usize,
+    /// Memory that proofs at work share, in units; unbounded where it is unknown, and on the processor.
+    memory: Option<(Arc<Semaphore>, u32)>,
     /// Jobs in hand at once; of the processor beside other devices, while those cannot take any.
     slots: usize,
     in_hand: AtomicUsize,
@@ -44,11 +51,13 @@ impl Device {
     fn new(backend: Arc<dyn Backend>, slots: usize, proofs: usize, batching: Batching) -> Self {
         let label = backend.device().label();
         telemetry::start_device(&label);
+        let memory = memory_of_proofs(backend.device()).map(|units| (Arc::new(Semaphore::new(units as usize)), units));
         Self {
             backend,
             label,
             desk: Desk::new(batching),
             proofs,
+            memory,
             slots,
             in_hand: AtomicUsize::new(0),
             failures: AtomicU32::new(0),
@@ -61,6 +70,30 @@ impl Device {
 
     pub(super) fn is_cpu(&self) -> bool {
         self.backend.device().kind == DeviceKind::Cpu
+    }
+
+    /// Memory for a batch, as soon as there is enough beside the proofs at work, and at once where there are none: what
+    /// is larger than all of it is still tried.
+    pub(super) async fn memory_for(&self, batch: &[Order]) -> Option<OwnedSemaphorePermit> {
+        let (free, all) = self.memory.as_ref()?;
+        let each = self.backend.footprint(batch.first()?.key.key()).per_proof;
+        let units = each.saturating_mul(batch.len() as u64).div_ceil(UNIT).min(u64::from(*all));
+        free.clone().acquire_many_owned(units as u32).await.ok()
+    }
+
+    /// Takes the device out of use, for a call to it does not come back: whoever waits for it is told, and it must sing
+    /// before it gets jobs again.
+    pub(super) fn hangs(&self, why: &str, busy: Duration) {
+        tracing::error!(device = %self.label, why, "device sits out: it hangs");
+        self.failed(FailureClass::Device, busy);
+        self.quarantine(true);
+        self.desk.close(why);
+    }
+
+    fn quarantine(&self, sits_out: bool) {
+        self.quarantined.store(sits_out, Ordering::Relaxed);
+        let shown = if sits_out { 1.0 } else { 0.0 };
+        gauge!(telemetry::DEVICE_QUARANTINED, "device" => self.label.clone()).set(shown);
     }
 
     /// Notes a verified proof and the share of the device's time it took.
@@ -88,7 +121,8 @@ impl Device {
 
     /// Whether it gets jobs. After failures in a row it must sing first.
     fn is_fit(&self) -> bool {
-        !self.quarantined.load(Ordering::Relaxed) && self.failures.load(Ordering::Relaxed) < SUSPICIOUS
+        let trusted = !self.quarantined.load(Ordering::Relaxed) && self.failures.load(Ordering::Relaxed) < SUSPICIOUS;
+        trusted && !self.desk.is_closed()
     }
 
     fn free(&self) -> usize {
@@ -119,9 +153,7 @@ impl Device {
                 tracing::info!(device = %self.label, "device is fit: its canary passes");
             }
         }
-        self.quarantined.store(sung.is_err(), Ordering::Relaxed);
-        let quarantined = if sung.is_err() { 1.0 } else { 0.0 };
-        gauge!(telemetry::DEVICE_QUARANTINED, "device" => self.label.clone()).set(quarantined);
+        self.quarantine(sung.is_err());
     }
 }
 
@@ -165,19 +197,25 @@ impl Drop for Placement {
     }
 }
 
-/// How many jobs and how many proofs at once a device is good for on a machine with so many cores.
+/// Units of memory that proofs on a device may have together: the half that the registry does not fill with keys.
+fn memory_of_proofs(device: &DeviceInfo) -> Option<u32> {
+    let units = u32::try_from(device.memory / 2 / UNIT).unwrap_or(u32::MAX >> 3);
+    (device.kind != DeviceKind::Cpu && units > 0).then_some(units)
+}
+
+/// How many jobs and how many proofs at once a device is good for, on a machine with so many cores and GPUs.
 ///
 /// A proof on the CPU uses `threads` cores, so cores ÷ threads run side by side. Beyond that, one job more is worth
 /// having: its witness, which takes one core, is made while the others' proofs run, and a proof's last, narrow stages
-/// leave a core idle. So there are never fewer than two jobs. On a GPU one proof at a time keeps it busy, and witnesses
-/// are the bottleneck: one a core.
-fn size(device: &DeviceInfo, cores: usize) -> (usize, usize) {
+/// leave a core idle. So there are never fewer than two jobs. On a GPU two proofs at a time keep it busy, where its memory
+/// takes both ([`Device::memory_for`]), and witnesses are the bottleneck: one a core, over all GPUs.
+fn size(device: &DeviceInfo, cores: usize, gpus: usize) -> (usize, usize) {
     match device.kind {
         DeviceKind::Cpu => {
             let proofs = (cores / device.threads.max(1)).max(1);
             (proofs.max(2), proofs)
         }
-        DeviceKind::Cuda | DeviceKind::Icicle => (1 + cores, 1),
+        DeviceKind::Cuda | DeviceKind::Icicle => (GPU_PROOFS + cores.div_ceil(gpus.max(1)), GPU_PROOFS),
     }
 }
 
@@ -194,11 +232,11 @@ impl Fleet {
     /// Sizes the devices.
     pub(super) fn new(backends: Vec<Arc<dyn Backend>>, sizing: Sizing) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let sizes: Vec<_> = backends.iter().map(|b| size(b.device(), cores)).collect();
         let is_cpu = |i: &usize| backends[*i].device().kind == DeviceKind::Cpu;
         let all = 0..backends.len();
-        let others = all.clone().any(|i| !is_cpu(&i));
-        let workers: Vec<_> = all.filter(|i| !others || sizing.cpu_overflow || !is_cpu(i)).collect();
+        let others = all.clone().filter(|i| !is_cpu(i)).count();
+        let sizes: Vec<_> = backends.iter().map(|b| size(b.device(), cores, others)).collect();
+        let workers: Vec<_> = all.filter(|i| others == 0 || sizing.cpu_overflow || !is_cpu(i)).collect();
         let wanted: Vec<_> = workers.iter().map(|i| sizes[*i].0).collect();
         let shares = share(&wanted, sizing.jobs);
         let total = shares.iter().sum();
@@ -231,7 +269,8 @@ impl Fleet {
 
     /// Lets unfit devices sing whose time has come. Does not wait for them: a device may take long to fail.
     pub(super) fn look_after(&self, canary: &Arc<Canary>) {
-        for device in self.devices.iter().filter(|d| !d.is_fit()) {
+        // One that hangs would only keep the canary, too.
+        for device in self.devices.iter().filter(|d| !d.is_fit() && !d.desk.is_closed()) {
             if !device.singing.swap(true, Ordering::AcqRel) {
                 let (device, canary) = (device.clone(), canary.clone());
                 tokio::spawn(async move {
@@ -341,12 +380,27 @@ mod tests {
 
     #[test]
     fn a_small_processor_takes_two_jobs_and_proves_one_at_a_time() {
-        assert_eq!(size(&device(DeviceKind::Cpu, 2), 2), (2, 1));
-        assert_eq!(size(&device(DeviceKind::Cpu, 1), 1), (2, 1));
-        assert_eq!(size(&device(DeviceKind::Cpu, 1), 2), (2, 2));
-        assert_eq!(size(&device(DeviceKind::Cpu, 8), 64), (8, 8));
-        assert_eq!(size(&device(DeviceKind::Cpu, 64), 64), (2, 1));
-        assert_eq!(size(&device(DeviceKind::Cuda, 0), 16), (17, 1));
+        assert_eq!(size(&device(DeviceKind::Cpu, 2), 2, 0), (2, 1));
+        assert_eq!(size(&device(DeviceKind::Cpu, 1), 1, 0), (2, 1));
+        assert_eq!(size(&device(DeviceKind::Cpu, 1), 2, 0), (2, 2));
+        assert_eq!(size(&device(DeviceKind::Cpu, 8), 64, 1), (8, 8));
+        assert_eq!(size(&device(DeviceKind::Cpu, 64), 64, 0), (2, 1));
+    }
+
+    #[test]
+    fn gpus_take_two_proofs_each_and_share_the_cores_for_witnesses() {
+        assert_eq!(size(&device(DeviceKind::Cuda, 1), 16, 1), (18, 2));
+        assert_eq!(size(&device(DeviceKind::Cuda, 1), 16, 8), (4, 2));
+        assert_eq!(size(&device(DeviceKind::Cuda, 1), 2, 8), (3, 2));
+    }
+
+    #[test]
+    fn proofs_share_what_a_gpu_has_beside_its_keys() {
+        let with = |kind, memory| memory_of_proofs(&DeviceInfo { memory, ..device(kind, 1) });
+        assert_eq!(with(DeviceKind::Cuda, 80 << 30), Some(40 << 10));
+        assert_eq!(with(DeviceKind::Cuda, u64::MAX), Some(u32::MAX >> 3));
+        assert_eq!(with(DeviceKind::Cuda, 0), None);
+        assert_eq!(with(DeviceKind::Cpu, 80 << 30), None);
     }
 
     #[test]

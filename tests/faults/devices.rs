@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,8 @@ enum Manner {
     OutOfMemory,
     Panic,
     Hang,
+    /// As `Hang`, but deaf: as a kernel that does not end.
+    Stuck,
 }
 
 #[derive(Clone)]
@@ -46,12 +48,15 @@ struct Gpu {
     manner: Arc<AtomicU8>,
     /// Witnesses given to it at once, for those that were several.
     batches: Arc<Mutex<Vec<usize>>>,
+    /// Memory of a proof that it asks for, bytes.
+    per_proof: Arc<AtomicU64>,
+    /// Proofs that it has in hand.
+    at_work: Arc<AtomicUsize>,
 }
 
 struct GpuKey {
     key: Arc<dyn LoadedKey>,
-    manner: Arc<AtomicU8>,
-    batches: Arc<Mutex<Vec<usize>>>,
+    gpu: Gpu,
 }
 
 impl Gpu {
@@ -63,6 +68,8 @@ impl Gpu {
             info,
             manner: Arc::new(AtomicU8::new(0)),
             batches: Arc::default(),
+            per_proof: Arc::default(),
+            at_work: Arc::default(),
         }
     }
 
@@ -77,12 +84,11 @@ impl Backend for Gpu {
     }
 
     fn footprint(&self, key: &ProvingKey) -> Footprint {
-        self.cpu.footprint(key)
+        Footprint { per_proof: self.per_proof.load(Ordering::SeqCst), ..self.cpu.footprint(key) }
     }
 
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
-        let (manner, batches) = (self.manner.clone(), self.batches.clone());
-        Ok(Arc::new(GpuKey { key: self.cpu.load(key)?, manner, batches }))
+        Ok(Arc::new(GpuKey { key: self.cpu.load(key)?, gpu: self.clone() }))
     }
 }
 
@@ -96,12 +102,26 @@ impl LoadedKey for GpuKey {
     }
 
     fn commit_batch(&self, ws: &[&Witness], stops: &[&StopToken]) -> Vec<Result<Commitments, BackendError>> {
-        self.batches.lock().unwrap().push(ws.len());
+        self.gpu.batches.lock().unwrap().push(ws.len());
         ws.iter().zip(stops).map(|(w, stop)| self.commit(w, stop, &Quiet)).collect()
     }
 
     fn commit(&self, w: &Witness, stop: &StopToken, on: &dyn Progress) -> Result<Commitments, BackendError> {
-        let is = |m: Manner| self.manner.load(Ordering::SeqCst) == m as u8;
+        self.gpu.at_work.fetch_add(1, Ordering::SeqCst);
+        let done = self.commit_in_its_manner(w, stop, on);
+        self.gpu.at_work.fetch_sub(1, Ordering::SeqCst);
+        done
+    }
+}
+
+impl GpuKey {
+    fn commit_in_its_manner(
+        &self,
+        w: &Witness,
+        stop: &StopToken,
+        on: &dyn Progress,
+    ) -> Result<Commitments, BackendError> {
+        let is = |m: Manner| self.gpu.manner.load(Ordering::SeqCst) == m as u8;
         if is(Manner::Error) {
             return Err(BackendError::Device { op: "launch", code: 719 });
         }
@@ -113,6 +133,9 @@ impl LoadedKey for GpuKey {
             if let Some(why) = stop.stopped() {
                 return Err(BackendError::Stopped(why));
             }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        while is(Manner::Stuck) {
             std::thread::sleep(Duration::from_millis(5));
         }
         let mut c = self.key.commit(w, stop, on)?;
@@ -248,11 +271,12 @@ async fn jobs_of_a_circuit_go_to_the_device_together() {
     let mut ids = Vec::new();
     for input in [good(), good(), unsatisfying(), good(), good(), good()] {
         ids.push(site.submit(input).await);
-        // The first is on the device before the others come, and they wait in this order.
+        // The first two are on the device before the others come, and those wait in this order.
         let begun = Instant::now();
         loop {
             let job = site.service.job(ids[ids.len() - 1]).await.unwrap();
-            if job.stage == Some(Stage::Prove) {
+            let at_work = site.gpu.at_work.load(Ordering::SeqCst);
+            if job.stage == Some(Stage::Prove) && at_work == ids.len().min(2) {
                 break;
             }
             assert!(begun.elapsed() < HANG, "{job:?}");
@@ -269,8 +293,44 @@ async fn jobs_of_a_circuit_go_to_the_device_together() {
             assert_eq!(job.attempt.0, 1);
         }
     }
-    assert_eq!(*site.gpu.batches.lock().unwrap(), [4], "one alone, four together, and the one that is left alone");
+    assert_eq!(*site.gpu.batches.lock().unwrap(), [4], "two alone, and four together");
     site.worker.drain().await;
+}
+
+/// Two proofs are on a GPU at once where half of its memory takes both.
+#[tokio::test(flavor = "multi_thread")]
+async fn proofs_that_do_not_fit_together_go_to_the_device_one_by_one() {
+    for (per_proof, at_once) in [(300 << 20, 1), (200 << 20, 2), (2 << 30, 1)] {
+        let site = Site::open(|o| {
+            o.concurrency = Some(8);
+            o.batch_max = Some(1);
+        })
+        .await;
+        site.gpu.per_proof.store(per_proof, Ordering::SeqCst);
+        site.gpu.behave(Manner::Hang);
+        let mut ids = Vec::new();
+        for _ in 0..3 {
+            ids.push(site.submit(good()).await);
+        }
+        let begun = Instant::now();
+        for id in &ids {
+            while site.service.job(*id).await.unwrap().stage != Some(Stage::Prove) {
+                assert!(begun.elapsed() < HANG);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        while site.gpu.at_work.load(Ordering::SeqCst) < at_once {
+            assert!(begun.elapsed() < HANG);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(site.gpu.at_work.load(Ordering::SeqCst), at_once, "{per_proof} bytes each");
+        site.gpu.behave(Manner::Sound);
+        for id in ids {
+            site.assert_done_on(&site.end(id).await, "cuda:0");
+        }
+        site.worker.drain().await;
+    }
 }
 
 /// A bad witness looks like a bad device until the processor has tried: then it is the input's fault.
@@ -316,6 +376,43 @@ async fn a_hanging_proof_times_out() {
     site.gpu.behave(Manner::Sound);
     let job = site.end(site.submit(good()).await).await;
     site.assert_done_on(&job, "cuda:0");
+    site.worker.drain().await;
+}
+
+/// A GPU that does not come back is charged with it: what waits for it goes to the processor at once, and so does all
+/// that comes, until the GPU has come back and proved its canary.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gpu_that_does_not_come_back_sits_out() {
+    let site = Site::open(|o| {
+        o.prove_timeout = Duration::from_secs(1);
+        o.concurrency = Some(8);
+    })
+    .await;
+    site.gpu.behave(Manner::Stuck);
+    let mut ids = Vec::new();
+    for _ in 0..6 {
+        ids.push(site.submit(good()).await);
+    }
+    for id in ids {
+        let job = site.end(id).await;
+        site.assert_done_on(&job, "cpu:0");
+        assert_eq!((job.attempt.0, job.tries.device, job.tries.transient), (2, 1, 0), "{job:?}");
+        assert!(job.history[0].error.message.contains("cuda:0 hangs"), "{job:?}");
+    }
+    let job = site.end(site.submit(good()).await).await;
+    site.assert_done_on(&job, "cpu:0");
+    assert_eq!(job.attempt.0, 1, "{job:?}");
+
+    site.gpu.behave(Manner::Sound);
+    let begun = Instant::now();
+    loop {
+        let job = site.end(site.submit(good()).await).await;
+        if job.result.as_ref().unwrap().device == "cuda:0" {
+            break;
+        }
+        assert!(begun.elapsed() < HANG, "{job:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     site.worker.drain().await;
 }
 
