@@ -24,7 +24,7 @@ static constexpr uint32_t FEW = 16;
 static constexpr uint32_t PIECE = 256;
 // Threads of a block that sums points: as many, or half as many over Fq2, points at a time.
 static constexpr uint32_t SUM_THREADS = 128;
-// Blocks of 128 threads that a multiprocessor holds: with more, registers do not suffice, and arithmetic is no faster.
+// Blocks of 128 threads that a multiprocessor holds at least: bound to more, kernels spill registers and are no faster.
 static constexpr uint32_t BLOCKS = 3;
 
 // How the entries are cut into parts.

@@ -34,8 +34,6 @@ const LEAST_PART: u32 = 8;
 /// Threads of a block: `msm_accumulate` and `msm_join`; those that sum over a block.
 const PART_THREADS: u32 = 128;
 const SUM_THREADS: u32 = 128;
-/// Blocks of [`PART_THREADS`] that a multiprocessor holds: `msm.cu` binds registers accordingly.
-const BLOCKS: u32 = 3;
 /// A span has more partial sums than this.
 const FEW: u32 = 16;
 /// Bytes of a `Span`.
@@ -53,6 +51,8 @@ pub trait Group: Send + Sync + 'static {
     const BYTES: usize;
     /// Threads that sum points together.
     const LANES: u32;
+    /// Blocks of [`PART_THREADS`] that a multiprocessor holds, by the registers of `accumulate`.
+    const BLOCKS: u32;
     /// Kernels of this group.
     const KERNELS: Kernels;
 
@@ -89,6 +89,7 @@ impl Group for InG1 {
     type Coordinate = Fq;
     const BYTES: usize = G1_BYTES;
     const LANES: u32 = 1;
+    const BLOCKS: u32 = 4;
     const KERNELS: Kernels = Kernels {
         accumulate: "msm_accumulate_g1",
         join: "msm_join_g1",
@@ -109,6 +110,7 @@ impl Group for InG2 {
     type Coordinate = Fq2;
     const BYTES: usize = G2_BYTES;
     const LANES: u32 = 2;
+    const BLOCKS: u32 = 3;
     const KERNELS: Kernels = Kernels {
         accumulate: "msm_accumulate_g2",
         join: "msm_join_g2",
@@ -305,7 +307,7 @@ pub(super) struct Needs {
 
 /// Parts that the entries are cut into on this device.
 pub(super) fn parts<G: Group>(driver: &dyn Driver) -> u32 {
-    driver.properties().multiprocessors * BLOCKS * PART_THREADS / G::LANES
+    driver.properties().multiprocessors * G::BLOCKS * PART_THREADS / G::LANES
 }
 
 impl Needs {
@@ -420,7 +422,7 @@ impl Scratch {
         }
         let count = Argument::U32(plan.buckets());
         let part_count = parts::<G>(driver);
-        let blocks = (driver.properties().multiprocessors * BLOCKS, 1);
+        let blocks = (driver.properties().multiprocessors * G::BLOCKS, 1);
         let least = Argument::U32(LEAST_PART);
         let [offsets, buckets, partials] = [self.sorter.offsets(), &self.buckets, &self.partials].map(Buffer::argument);
         let [span_count, spans, lines] = [&self.span_count, &self.spans, &self.lines].map(Buffer::argument);
