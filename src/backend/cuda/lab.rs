@@ -123,7 +123,7 @@ impl Lab {
         words: usize,
     ) -> Result<Vec<u64>, BackendError> {
         const RESULTS: usize = 7;
-        if a.len() != b.len() || a.len() % words != 0 {
+        if a.len() != b.len() || !a.len().is_multiple_of(words) {
             let what = "words of operands";
             return Err(BackendError::Shape { what, expected: a.len() as u64, got: b.len() as u64 });
         }
