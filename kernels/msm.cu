@@ -25,6 +25,7 @@ static constexpr uint32_t PIECE = 256;
 // Threads of a block that sums points: as many, or half as many over Fq2, points at a time.
 static constexpr uint32_t SUM_THREADS = 128;
 // Blocks of 128 threads that a multiprocessor holds at least: bound to more, kernels spill registers and are no faster.
+// The host launches as many blocks as registers turn out to leave room for, which are more in G1.
 static constexpr uint32_t BLOCKS = 3;
 
 // How the entries are cut into parts.

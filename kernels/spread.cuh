@@ -2,7 +2,7 @@
 //
 // A point over Fq2 in one thread takes all of its registers, and a multiprocessor then holds too few threads to have
 // something to do while a chain of carries waits for itself. Spread, a product in Fq2 is a sum of two products in each
-// lane, with the registers of one over Fq. All lanes of a warp come
+// lane, and a point takes half as many registers. All lanes of a warp come
 // to an operation together, and the two take the same branches.
 #pragma once
 

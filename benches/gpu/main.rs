@@ -14,7 +14,7 @@ use std::time::Instant;
 use prover_worker::backend::BackendError;
 use prover_worker::backend::cuda::driver::Driver;
 use prover_worker::backend::cuda::driver::nvidia::NvidiaDriver;
-use prover_worker::backend::cuda::lab::Lab;
+use prover_worker::backend::cuda::lab::{Arithmetic, Lab};
 use serde_json::{Value, json};
 
 /// What is checked, in this order. The answer is a remark, or what is wrong.
@@ -234,23 +234,23 @@ fn memory(run: &Run) -> Result<Vec<Record>, BackendError> {
 
 /// What the arithmetic alone comes to: kernels that do nothing else, on as many threads as the device holds.
 fn arithmetic(run: &Run) -> Result<Vec<Record>, BackendError> {
-    const BLOCK: u32 = 128;
+    const THREADS: u32 = 2048;
     let lab = Lab::new(run.driver.clone())?;
-    let threads = run.driver.properties().multiprocessors * 2048;
-    let record = |(name, kernel, lanes, bytes, count, slots): (&str, _, u32, u64, u32, f64)| {
-        let bench = lab.bench(kernel, bytes * u64::from(threads / lanes), threads, BLOCK, count)?;
+    let blocks = run.driver.properties().multiprocessors * (THREADS / 128);
+    let record = |(name, what, count, slots): (&str, Arithmetic, u32, f64)| {
+        let bench = lab.bench(what, blocks, count)?;
         let record = Record::of(name, None, &lab.time(run.rounds + 1, || bench.run())?);
-        let operations = f64::from(threads / lanes) * f64::from(count);
+        let operations = f64::from(blocks * 128 / what.lanes()) * f64::from(count);
         let rate = operations / record.median_ms / 1e6;
         Ok(record.floor(run.floor.slots(operations * slots)).note(format!("{rate:.2} G/s")))
     };
     let [g1, g2] = [false, true].map(|second| mixed_addition(second, Adding::Xyzz));
     [
-        ("products in Fq", "bench_fq_products", 1, 32, 1000, PRODUCT),
-        ("squares in Fq", "bench_fq_squares", 1, 32, 1000, SQUARE),
-        ("products in Fq2", "bench_fq2_products", 2, 64, 300, PRODUCT2),
-        ("additions in G1", "bench_g1_additions", 1, 128, 100, g1),
-        ("additions in G2", "bench_g2_additions", 2, 256, 40, g2),
+        ("products in Fq", Arithmetic::Products, 1000, PRODUCT),
+        ("squares in Fq", Arithmetic::Squares, 1000, SQUARE),
+        ("products in Fq2", Arithmetic::ProductsInFq2, 300, PRODUCT2),
+        ("additions in G1", Arithmetic::AdditionsInG1, 100, g1),
+        ("additions in G2", Arithmetic::AdditionsInG2, 40, g2),
     ]
     .into_iter()
     .map(record)

@@ -20,6 +20,12 @@ pub fn run(backend: &dyn Backend) -> Result<(), BackendError> {
     compare(backend, &Case::new(23, 2, 16))
 }
 
+/// The key of the test.
+#[cfg(all(test, feature = "kernels-on-host"))]
+pub(crate) fn small_key() -> ProvingKey {
+    Case::new(23, 2, 16).key()
+}
+
 fn compare(backend: &dyn Backend, case: &Case) -> Result<(), BackendError> {
     let expected = case.expected();
     let loaded = backend.load(Arc::new(case.key()))?;

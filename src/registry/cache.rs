@@ -69,7 +69,13 @@ where
                 .await
                 .cloned();
             match (&value, bytes) {
-                (Ok(_), Some(bytes)) => cache.lock().loaded(&key, &cell, bytes),
+                (Ok(_), Some(bytes)) => {
+                    let evicted = cache.lock().loaded(&key, &cell, bytes);
+                    if !evicted.is_empty() {
+                        // What the cache held last is closed here, and a GPU does that when its work has ended.
+                        tokio::task::spawn_blocking(move || drop(evicted));
+                    }
+                }
                 (Ok(_), None) => {}
                 (Err(_), _) => cache.lock().forget_failed(&key, &cell),
             }
@@ -90,10 +96,9 @@ where
 
     /// Forgets whatever nobody holds; answers whether there was any.
     pub(super) fn forget_idle(&self) -> bool {
-        let mut inner = self.lock();
-        let before = inner.entries.len();
-        inner.entries.retain(|_, e| !e.is_idle());
-        inner.entries.len() < before
+        // Closed when the lock is free again: that may take as long as a device works.
+        let idle: Vec<_> = self.lock().entries.extract_if(|_, e| e.is_idle()).collect();
+        !idle.is_empty()
     }
 }
 
@@ -117,7 +122,9 @@ impl<K: Eq + Hash + Clone, V: ?Sized> Inner<K, V> {
         self.entries.values().map(|e| e.bytes).sum()
     }
 
-    fn loaded(&mut self, key: &K, cell: &Arc<OnceCell<Arc<V>>>, bytes: u64) {
+    /// Notes the size of what was loaded; gives what has to go for it.
+    fn loaded(&mut self, key: &K, cell: &Arc<OnceCell<Arc<V>>>, bytes: u64) -> Vec<Entry<V>> {
+        let mut evicted = Vec::new();
         if let Some(entry) = self.entries.get_mut(key)
             && Arc::ptr_eq(&entry.cell, cell)
         {
@@ -131,9 +138,10 @@ impl<K: Eq + Hash + Clone, V: ?Sized> Inner<K, V> {
                 .min_by_key(|(_, e)| (!e.is_idle(), e.used))
                 .map(|(k, _)| k.clone());
             // One value larger than the limit stays alone: it is needed now.
-            let Some(oldest) = oldest else { return };
-            self.entries.remove(&oldest);
+            let Some(oldest) = oldest else { break };
+            evicted.extend(self.entries.remove(&oldest));
         }
+        evicted
     }
 
     fn forget_failed(&mut self, key: &K, cell: &Arc<OnceCell<Arc<V>>>) {

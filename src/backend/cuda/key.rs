@@ -9,10 +9,11 @@ use super::driver::{Driver, Stream};
 use super::memory::Buffer;
 use super::msm::{self, Bases, InG1, InG2, Index, Needs, Plan, Sums};
 use super::quotient::{self, Constraints};
-use crate::model::{G1_BYTES, ProvingKey, StopToken, Witness};
+use crate::model::{G1_BYTES, G2_BYTES, ProvingKey, StopToken, Witness};
 
-/// The share of a device's memory that multiples of one key's points may take.
-const TABLE_SHARE: u64 = 4;
+/// The share of a device's memory that multiples of one key's points may take: such that two of the largest keys, with all
+/// else that they need, stay in the half that is for keys.
+const TABLE_SHARE: u64 = 6;
 
 /// Multiples of each point that a device with `memory` bytes keeps.
 fn multiples(key: &ProvingKey, memory: u64) -> u64 {
@@ -44,7 +45,7 @@ impl Plans {
     }
 }
 
-/// What a key needs of the device, at most: not every wire has a point in every section.
+/// What a key needs of the device, within a few per cent: as if every wire had a point in every section.
 pub(super) fn footprint(driver: &dyn Driver, key: &ProvingKey) -> Footprint {
     let s = &key.sections;
     let memory = driver.properties().memory;
@@ -120,15 +121,15 @@ impl CudaKey {
     }
 
     fn on(driver: &Arc<dyn Driver>, stream: Stream, key: Arc<ProvingKey>) -> Result<Self, BackendError> {
+        check_lengths(&key)?;
         let s = &key.sections;
         let private = key.header.n_public + 1;
         let constraints = Constraints::index(driver, stream, &key)?;
         let (there_b, there_b2) = (msm::present::<InG1>(&s.b1)?, msm::present::<InG2>(&s.b2)?);
         if there_b != there_b2 {
-            // Wires that B has in one group only: no such key is sound, but the sum is what its points say.
-            let what = "points of B in G2 at infinity that are not so in G1, or the other way round";
-            let got = there_b.len().abs_diff(there_b2.len()).max(1) as u64;
-            return Err(BackendError::Shape { what, expected: 0, got });
+            // No sound key has wires in B in one group only, but their sums are defined, and the processor has them.
+            let why = "the key has points of B that are infinity in one group only, which share no digits".into();
+            return Err(BackendError::Unavailable { device: driver.properties().name.clone(), why });
         }
         let index = |points: &[u32], first| Index::new(driver, stream, points, first);
         let in_a = index(&msm::present::<InG1>(&s.a)?, 0)?;
@@ -175,7 +176,8 @@ impl CudaKey {
         Ok(slot)
     }
 
-    /// Puts the work of a proof into the slot's stream, then waits for its results.
+    /// Puts the work of a proof into the slot's streams, then waits for its results. A stop that comes when all is put there
+    /// is heeded at the end.
     fn commit_in(&self, slot: &Slot, witness: &Witness, stop: &StopToken) -> Result<Commitments, BackendError> {
         let go_on = || stop.stopped().map_or(Ok(()), |why| Err(BackendError::Stopped(why)));
         let Slot { stream, beside, msm, msm_beside, witness: wires, quotient, .. } = slot;
@@ -226,11 +228,11 @@ impl LoadedKey for CudaKey {
         let commitments = self.commit_in(&slot, witness, stop);
         // The witness does not stay on the device, whatever came of it.
         let cleared = slot.clear();
-        let commitments = commitments?;
         cleared?;
+        // Also after a stop: the next proof then finds its memory.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(slot);
         on.report(1.0);
-        Ok(commitments)
+        commitments
     }
 }
 
@@ -242,8 +244,33 @@ impl Slot {
         self.witness.zero(self.stream, 0, self.witness.bytes())?;
         self.msm.clear(self.stream)?;
         self.quotient.clear(self.beside)?;
-        self.msm_beside.clear(self.beside)
+        self.msm_beside.clear(self.beside)?;
+        let [a, b1, c] = [&self.a, &self.b1, &self.c].map(|sums| sums.clear(self.stream));
+        a.and(b1).and(c).and(self.b2.clear(self.stream)).and(self.h.clear(self.beside))
     }
+}
+
+/// That the sections have as many points as the header's numbers say: kernels take the wires of points as they come.
+fn check_lengths(key: &ProvingKey) -> Result<(), BackendError> {
+    let (h, s) = (&key.header, &key.sections);
+    let (wires, domain) = (u64::from(h.n_vars), u64::from(h.domain_size));
+    let Some(private) = wires.checked_sub(u64::from(h.n_public) + 1) else {
+        let (what, expected) = ("wires of a key, at least", u64::from(h.n_public) + 1);
+        return Err(BackendError::Shape { what, expected, got: wires });
+    };
+    for (what, section, count, bytes) in [
+        ("bytes of A's points", &s.a, wires, G1_BYTES),
+        ("bytes of B's points in G1", &s.b1, wires, G1_BYTES),
+        ("bytes of B's points in G2", &s.b2, wires, G2_BYTES),
+        ("bytes of C's points", &s.c, private, G1_BYTES),
+        ("bytes of H's points", &s.h, domain, G1_BYTES),
+    ] {
+        let (expected, got) = (count * bytes as u64, section.len() as u64);
+        if got != expected {
+            return Err(BackendError::Shape { what, expected, got });
+        }
+    }
+    Ok(())
 }
 
 /// A stream that is destroyed where it goes out of scope.

@@ -19,13 +19,13 @@ use crate::model::Fr;
 pub struct Lab {
     driver: Arc<dyn Driver>,
     traced: Arc<Traced>,
-    stream: Stream,
+    stream: Arc<Owned>,
 }
 
 impl Lab {
     /// The laboratory on this device.
     pub fn new(driver: Arc<dyn Driver>) -> Result<Self, BackendError> {
-        let stream = driver.create_stream()?;
+        let stream = Arc::new(Owned { id: driver.create_stream()?, driver: driver.clone() });
         let traced = Arc::new(Traced { inner: driver, launches: Mutex::default() });
         Ok(Self { driver: traced.clone(), traced, stream })
     }
@@ -38,10 +38,10 @@ impl Lab {
     ) -> Result<Vec<f64>, BackendError> {
         let mut times = Vec::with_capacity(rounds);
         for _ in 0..rounds {
-            let from = self.driver.record(self.stream)?;
+            let from = self.driver.record(self.stream.id)?;
             work()?;
-            let to = self.driver.record(self.stream)?;
-            self.driver.synchronize(self.stream)?;
+            let to = self.driver.record(self.stream.id)?;
+            self.driver.synchronize(self.stream.id)?;
             times.push(f64::from(self.driver.elapsed(from, to)?));
             self.driver.destroy_event(from);
             self.driver.destroy_event(to);
@@ -59,7 +59,7 @@ impl Lab {
         let done = work();
         let traced = launches().take().unwrap_or_default();
         done?;
-        self.driver.synchronize(self.stream)?;
+        self.driver.synchronize(self.stream.id)?;
         let mut times = Vec::with_capacity(traced.len());
         for (kernel, from, to) in traced {
             times.push((kernel, f64::from(self.driver.elapsed(from, to)?)));
@@ -78,7 +78,7 @@ impl Lab {
         window: Option<u32>,
     ) -> Result<Product<G>, BackendError> {
         let there = msm::present::<G::Group>(section)?;
-        let index = Index::new(&self.driver, self.stream, &there, 0)?;
+        let index = Index::new(&self.driver, self.stream.id, &there, 0)?;
         let n = there.len() as u64;
         let plan = match window {
             Some(window) => Plan::of(window, n, multiples),
@@ -86,12 +86,12 @@ impl Lab {
         };
         let scalars = Buffer::new(&self.driver, msm::SCALAR_BYTES * (section.len() / G::Group::BYTES) as u64)?;
         Ok(Product {
-            bases: Bases::new(&self.driver, self.stream, section, &index, 0, plan)?,
+            bases: Bases::new(&self.driver, self.stream.id, section, &index, 0, plan)?,
             scratch: Scratch::new(&self.driver, Needs::of::<G::Group>(&*self.driver, n, &plan))?,
             sums: Sums::new(&self.driver, plan)?,
             index,
             scalars,
-            stream: self.stream,
+            stream: self.stream.clone(),
         })
     }
 
@@ -105,73 +105,113 @@ impl Lab {
             None => None,
         };
         let domain = match radix {
-            Some(radix) => Domain::with(&self.driver, self.stream, log, radix)?,
-            None => Domain::new(&self.driver, self.stream, log)?,
+            Some(radix) => Domain::with(&self.driver, self.stream.id, log, radix)?,
+            None => Domain::new(&self.driver, self.stream.id, log)?,
         };
         let data = Buffer::new(&self.driver, (u64::from(vectors) * ELEMENT) << log)?;
-        self.driver.synchronize(self.stream)?;
-        Ok(Transforms { domain, data, vectors, stream: self.stream })
+        self.driver.synchronize(self.stream.id)?;
+        Ok(Transforms { domain, data, vectors, stream: self.stream.clone() })
     }
 
-    /// What the fields' operations give for each pair of operands, by kernel `check_…_operations`: elements of so many
-    /// words each, in Montgomery's form, below twice the modulus; seven results a pair.
-    pub fn operations(
-        &self,
-        kernel: &'static str,
-        a: &[u64],
-        b: &[u64],
-        words: usize,
-    ) -> Result<Vec<u64>, BackendError> {
-        const RESULTS: usize = 7;
+    /// What the field's operations give for each pair of operands, by the kernels of `kernels/check.cu`: elements in
+    /// Montgomery's form below twice the modulus, four words each or twice as many in Fq2; seven results a pair.
+    pub fn operations(&self, field: Field, a: &[u64], b: &[u64]) -> Result<Vec<u64>, BackendError> {
+        const RESULTS: u64 = 7;
+        let (kernel, words) = match field {
+            Field::Fq => ("check_fq_operations", 4),
+            Field::Fr => ("check_fr_operations", 4),
+            Field::Fq2 => ("check_fq2_operations", 8),
+        };
         if a.len() != b.len() || !a.len().is_multiple_of(words) {
             let what = "words of operands";
             return Err(BackendError::Shape { what, expected: a.len() as u64, got: b.len() as u64 });
         }
         let bytes = |x: &[u64]| x.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
         let (n, block) = ((a.len() / words) as u32, 64);
-        let [a, b] = [a, b].map(|x| Buffer::with(&self.driver, self.stream, &bytes(x)));
+        let [a, b] = [a, b].map(|x| Buffer::with(&self.driver, self.stream.id, &bytes(x)));
         let (a, b) = (a?, b?);
-        let out = Buffer::new(&self.driver, RESULTS as u64 * a.bytes())?;
+        let out = Buffer::new(&self.driver, RESULTS * 8 * words as u64 * u64::from(n))?;
         let arguments = [a.argument(), b.argument(), out.argument(), Argument::U32(n)];
         // Two threads an element at most.
-        let launch =
-            Launch { kernel, grid: ((2 * n).div_ceil(block).max(1), 1), block, shared: 0, arguments: &arguments };
+        let grid = ((2 * n).div_ceil(block).max(1), 1);
+        let launch = Launch { kernel, grid, block, shared: 0, arguments: &arguments };
         // SAFETY: these are the arguments of each of the three kernels, on `n` elements of `words` words; `out` has room
         // for seven times as many.
-        unsafe { self.driver.launch(self.stream, launch)? };
+        unsafe { self.driver.launch(self.stream.id, launch)? };
         let mut results = vec![0; out.bytes() as usize];
-        out.download(self.stream, 0, &mut results)?;
+        out.download(self.stream.id, 0, &mut results)?;
         Ok(results.chunks_exact(8).map(|word| word.iter().rev().fold(0, |x, byte| x << 8 | u64::from(*byte))).collect())
     }
 
-    /// A kernel `bench_…`, which takes memory of `bytes` bytes with any content and one number: `threads` threads in
-    /// blocks of `block`.
-    pub fn bench(
-        &self,
-        kernel: &'static str,
-        bytes: u64,
-        threads: u32,
-        block: u32,
-        number: u32,
-    ) -> Result<Bench, BackendError> {
-        let memory = Buffer::new(&self.driver, bytes)?;
-        let filler: Vec<u8> = (0..bytes as usize).map(|i| (i * 7 + i / 251) as u8 & 0x1f).collect();
-        memory.upload(self.stream, 0, &filler)?;
-        Ok(Bench {
-            driver: self.driver.clone(),
-            stream: self.stream,
-            memory,
-            kernel,
-            grid: threads / block,
-            block,
-            number,
-        })
+    /// Arithmetic alone, `count` times in each of so many blocks of 128 threads, on any content.
+    pub fn bench(&self, what: Arithmetic, blocks: u32, count: u32) -> Result<Bench, BackendError> {
+        let memory = Buffer::new(&self.driver, u64::from(blocks * BENCH_THREADS) * what.bytes_a_thread())?;
+        let filler: Vec<u8> = (0..memory.bytes() as usize).map(|i| (i * 7 + i / 251) as u8 & 0x1f).collect();
+        memory.upload(self.stream.id, 0, &filler)?;
+        Ok(Bench { driver: self.driver.clone(), stream: self.stream.clone(), memory, what, blocks, count })
     }
 }
 
-impl Drop for Lab {
+/// Threads of a block of a [`Bench`].
+const BENCH_THREADS: u32 = 128;
+
+/// Fields whose operations can be tried.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Field {
+    /// Of the coordinates of G1.
+    Fq,
+    /// Of the scalars.
+    Fr,
+    /// Of the coordinates of G2.
+    Fq2,
+}
+
+/// What a [`Bench`] computes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arithmetic {
+    /// Products in Fq, one a thread.
+    Products,
+    /// Squares in Fq.
+    Squares,
+    /// Products in Fq2, one for two threads.
+    ProductsInFq2,
+    /// Additions of an affine point in G1, one a thread.
+    AdditionsInG1,
+    /// The same in G2, one for two threads.
+    AdditionsInG2,
+}
+
+impl Arithmetic {
+    /// Threads that compute one together.
+    pub fn lanes(self) -> u32 {
+        if matches!(self, Self::ProductsInFq2 | Self::AdditionsInG2) { 2 } else { 1 }
+    }
+
+    /// Memory that its kernel reads and writes.
+    fn bytes_a_thread(self) -> u64 {
+        if matches!(self, Self::AdditionsInG1 | Self::AdditionsInG2) { 128 } else { 32 }
+    }
+
+    fn kernel(self) -> &'static str {
+        match self {
+            Self::Products => "bench_fq_products",
+            Self::Squares => "bench_fq_squares",
+            Self::ProductsInFq2 => "bench_fq2_products",
+            Self::AdditionsInG1 => "bench_g1_additions",
+            Self::AdditionsInG2 => "bench_g2_additions",
+        }
+    }
+}
+
+/// A stream that lasts as long as somebody has work for it.
+struct Owned {
+    driver: Arc<dyn Driver>,
+    id: Stream,
+}
+
+impl Drop for Owned {
     fn drop(&mut self) {
-        self.driver.destroy_stream(self.stream);
+        self.driver.destroy_stream(self.id);
     }
 }
 
@@ -198,7 +238,7 @@ pub struct Product<G: Lettered> {
     sums: Sums<G::Group>,
     index: Index,
     scalars: Buffer,
-    stream: Stream,
+    stream: Arc<Owned>,
 }
 
 impl<G: Lettered> Product<G> {
@@ -210,7 +250,7 @@ impl<G: Lettered> Product<G> {
     /// Brings scalars to the device: plain, below r, one a point of the section.
     pub fn scalars(&self, scalars: &[BigInteger256]) -> Result<(), BackendError> {
         let bytes: Vec<u8> = scalars.iter().flat_map(|s| s.0).flat_map(u64::to_le_bytes).collect();
-        self.scalars.upload(self.stream, 0, &bytes)
+        self.scalars.upload(self.stream.id, 0, &bytes)
     }
 
     /// Puts the product into the stream.
@@ -221,17 +261,17 @@ impl<G: Lettered> Product<G> {
 
     /// Its first half.
     pub fn sort(&self) -> Result<(), BackendError> {
-        self.scratch.sort(self.stream, &self.scalars, &self.index, &self.bases.plan)
+        self.scratch.sort(self.stream.id, &self.scalars, &self.index, &self.bases.plan)
     }
 
     /// Its second half.
     pub fn sum(&self) -> Result<(), BackendError> {
-        self.scratch.sum(self.stream, &self.bases, &self.index, &self.sums)
+        self.scratch.sum(self.stream.id, &self.bases, &self.index, &self.sums)
     }
 
     /// Waits for the result.
     pub fn read(&self) -> Result<Projective<<G::Group as Group>::Config>, BackendError> {
-        self.sums.read(self.stream)
+        self.sums.read(self.stream.id)
     }
 }
 
@@ -240,36 +280,36 @@ pub struct Transforms {
     domain: Domain,
     data: Buffer,
     vectors: u32,
-    stream: Stream,
+    stream: Arc<Owned>,
 }
 
 impl Transforms {
     /// Brings elements to the device.
     pub fn upload(&self, elements: &[Fr]) -> Result<(), BackendError> {
         let bytes: Vec<u8> = elements.iter().flat_map(|x| x.0.0).flat_map(u64::to_le_bytes).collect();
-        self.data.upload(self.stream, 0, &bytes)
+        self.data.upload(self.stream.id, 0, &bytes)
     }
 
     /// From values to n times the coefficients, in bit-reversed order.
     pub fn inverse(&self) -> Result<(), BackendError> {
-        self.domain.inverse(self.stream, &self.data, self.vectors)
+        self.domain.inverse(self.stream.id, &self.data, self.vectors)
     }
 
     /// From coefficients in bit-reversed order to values on the domain, or on its odd coset.
     pub fn forward(&self, coset: bool) -> Result<(), BackendError> {
         let points = if coset { Points::OddCoset } else { Points::Domain };
-        self.domain.forward(self.stream, &self.data, self.vectors, points)
+        self.domain.forward(self.stream.id, &self.data, self.vectors, points)
     }
 
     /// From values on the domain to n times those on its odd coset.
     pub fn to_odd_coset(&self) -> Result<(), BackendError> {
-        self.domain.to_odd_coset(self.stream, &self.data, self.vectors)
+        self.domain.to_odd_coset(self.stream.id, &self.data, self.vectors)
     }
 
     /// The elements.
     pub fn download(&self) -> Result<Vec<Fr>, BackendError> {
         let mut bytes = vec![0; self.data.bytes() as usize];
-        self.data.download(self.stream, 0, &mut bytes)?;
+        self.data.download(self.stream.id, 0, &mut bytes)?;
         let element = |bytes: &[u8]| {
             let mut words = crate::model::limbs(bytes);
             while words >= Fr::MODULUS {
@@ -284,22 +324,22 @@ impl Transforms {
 /// A kernel of `kernels/bench.cu`.
 pub struct Bench {
     driver: Arc<dyn Driver>,
-    stream: Stream,
+    stream: Arc<Owned>,
     memory: Buffer,
-    kernel: &'static str,
-    grid: u32,
-    block: u32,
-    number: u32,
+    what: Arithmetic,
+    blocks: u32,
+    count: u32,
 }
 
 impl Bench {
     /// Puts it into the stream.
     pub fn run(&self) -> Result<(), BackendError> {
-        let arguments = [self.memory.argument(), Argument::U32(self.number)];
-        let launch =
-            Launch { kernel: self.kernel, grid: (self.grid, 1), block: self.block, shared: 0, arguments: &arguments };
-        // SAFETY: kernels in bench.cu take memory and a number; their callers, all in benches/, know how much each needs.
-        unsafe { self.driver.launch(self.stream, launch) }
+        let (kernel, block) = (self.what.kernel(), BENCH_THREADS);
+        let arguments = [self.memory.argument(), Argument::U32(self.count)];
+        let launch = Launch { kernel, grid: (self.blocks, 1), block, shared: 0, arguments: &arguments };
+        // SAFETY: these are the arguments of all these kernels, and `Lab::bench` has given the memory that each thread of
+        // theirs uses.
+        unsafe { self.driver.launch(self.stream.id, launch) }
     }
 }
 

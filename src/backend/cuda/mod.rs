@@ -1,8 +1,8 @@
 //! NVIDIA GPUs by the project's own kernels.
 //!
 //! From the upload of the witness to the download of a few hundred points everything stays on the device: quotient
-//! (`quotient`), transforms (`ntt`) and multi-scalar products (`msm`) put their kernels into a stream, and the host
-//! waits once. The host code drives a [`driver::Driver`], which is NVIDIA's or, for tests, this processor running the same
+//! (`quotient`), transforms (`ntt`) and multi-scalar products (`msm`) put their kernels into two streams, and the
+//! host waits at the end. The host code drives a [`driver::Driver`], which is NVIDIA's or, for tests, this processor running the same
 //! kernels.
 
 pub mod driver;

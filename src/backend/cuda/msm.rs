@@ -18,6 +18,7 @@ use ark_bn254::{g1, g2};
 use ark_ec::short_weierstrass::{Projective, SWCurveConfig};
 use ark_ff::{AdditiveGroup, Field, PrimeField};
 use rayon::prelude::*;
+use zeroize::Zeroizing;
 
 use super::super::BackendError;
 use super::driver::{Argument, Driver, Launch, Stream};
@@ -36,6 +37,9 @@ const PART_THREADS: u32 = 128;
 const SUM_THREADS: u32 = 128;
 /// A span has more partial sums than this.
 const FEW: u32 = 16;
+/// What `msm.cu` has, too, by its names there.
+#[cfg(all(test, feature = "kernels-on-host"))]
+pub(super) const CONSTANTS: [(&str, u32); 2] = [("FEW", FEW), ("SUM_THREADS", SUM_THREADS)];
 /// Bytes of a `Span`.
 const SPAN_BYTES: u64 = 12;
 /// Entries have 31 bits for their place in the table.
@@ -380,7 +384,7 @@ impl Scratch {
 
     /// Overwrites what tells of the scalars.
     pub(super) fn clear(&self, stream: Stream) -> Result<(), BackendError> {
-        for buffer in [&self.buckets, &self.partials, &self.lines] {
+        for buffer in [&self.buckets, &self.partials, &self.lines, &self.span_count, &self.spans] {
             buffer.zero(stream, 0, buffer.bytes())?;
         }
         self.sorter.clear(stream)
@@ -464,9 +468,14 @@ impl<G: Group> Sums<G> {
         self.out.bytes() / xyzz_bytes::<G>()
     }
 
+    /// Overwrites them: the commitments follow from them, before they are blinded.
+    pub(super) fn clear(&self, stream: Stream) -> Result<(), BackendError> {
+        self.out.zero(stream, 0, self.out.bytes())
+    }
+
     /// Waits for them and puts them together.
     pub(super) fn read(&self, stream: Stream) -> Result<Projective<G::Config>, BackendError> {
-        let mut bytes = vec![0; self.out.bytes() as usize];
+        let mut bytes = Zeroizing::new(vec![0; self.out.bytes() as usize]);
         self.out.download(stream, 0, &mut bytes)?;
         let points: Vec<_> = bytes.chunks_exact(xyzz_bytes::<G>() as usize).map(point::<G>).collect();
         let mut sum = Projective::<G::Config>::ZERO;

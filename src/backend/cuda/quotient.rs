@@ -104,12 +104,17 @@ impl Constraints {
     /// Looks over the matrix entries, every index in range, and brings them to the device.
     ///
     /// # Errors
-    /// `Shape` where the domain is not a power of two of at most 2^27, or a matrix entry is out of range.
+    /// `Shape` where the domain is not a power of two, or a matrix entry is out of range; `Unavailable` where the domain
+    /// is larger than 2^27.
     pub(super) fn index(driver: &Arc<dyn Driver>, stream: Stream, key: &ProvingKey) -> Result<Self, BackendError> {
         let n = key.header.domain_size;
-        if !n.is_power_of_two() || n > 1 << MOST_LOG {
-            let what = "domain size (a power of two of at most 2^27)";
-            return Err(BackendError::Shape { what, expected: 1 << MOST_LOG, got: u64::from(n) });
+        if !n.is_power_of_two() {
+            let what = "domain size (a power of two)";
+            return Err(BackendError::Shape { what, expected: u64::from(n).next_power_of_two(), got: u64::from(n) });
+        }
+        if n > 1 << MOST_LOG {
+            let why = format!("its transforms have at most 2^{MOST_LOG} elements, and the key {n}");
+            return Err(BackendError::Unavailable { device: driver.properties().name.clone(), why });
         }
         sparse::check(key)?;
         let rows = Rows::of(key);
@@ -590,13 +595,17 @@ mod tests {
             key.sections.coefficients = entries.into();
             assert!(matches!(Constraints::index(&driver, stream, &key), Err(BackendError::Shape { .. })));
         }
-        for domain in [0, 3, 1 << 28] {
+        let with = |domain| {
             let mut key = case.key();
             key.header.domain_size = domain;
-            let what = "domain size (a power of two of at most 2^27)";
-            let expected = BackendError::Shape { what, expected: 1 << 27, got: u64::from(domain) };
-            assert_eq!(Constraints::index(&driver, stream, &key).err(), Some(expected));
+            Constraints::index(&driver, stream, &key).err()
+        };
+        for (domain, expected) in [(0, 1), (3, 4)] {
+            let what = "domain size (a power of two)";
+            assert_eq!(with(domain), Some(BackendError::Shape { what, expected, got: u64::from(domain) }));
         }
+        // Which other devices can do.
+        assert!(matches!(with(1 << 28), Some(BackendError::Unavailable { .. })));
         let constraints = Constraints::index(&driver, stream, &case.key()).unwrap();
         let scratch = Scratch::new(&constraints).unwrap();
         let short = Buffer::new(&driver, 8 * 32).unwrap();

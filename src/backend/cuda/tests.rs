@@ -9,7 +9,7 @@ use ark_ff::{BigInteger, BigInteger256, Field, One, PrimeField, UniformRand, Zer
 use ark_std::rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::driver::host::{HostDriver, Order};
-use super::lab::{InG1, InG2, Lab, Lettered};
+use super::lab::{Field as OfWhat, InG1, InG2, Lab, Lettered};
 use super::msm::Group;
 use super::*;
 use crate::backend::selftest;
@@ -120,12 +120,12 @@ fn expected<F: Field>(a: F, b: F) -> [F; 7] {
     [a * b, a.square(), a + b, a - b, -a, a * b + b * b, a.inverse().unwrap_or(F::ZERO)]
 }
 
-fn check_operations<F: PrimeField<BigInt = BigInteger256>>(kernel: &'static str) {
+fn check_operations<F: PrimeField<BigInt = BigInteger256>>(field: OfWhat) {
     let mut rng = StdRng::seed_from_u64(11);
     let some = operands::<F>(40, &mut rng);
     let pairs: Vec<_> = some.iter().flat_map(|a| some.iter().map(move |b| (*a, *b))).collect();
     let [a, b] = [pairs.iter().flat_map(|p| p.0).collect::<Vec<_>>(), pairs.iter().flat_map(|p| p.1).collect()];
-    let got = lab(Order::Random(1)).operations(kernel, &a, &b, 4).unwrap();
+    let got = lab(Order::Random(1)).operations(field, &a, &b).unwrap();
     for ((a, b), got) in pairs.iter().zip(got.chunks_exact(28)) {
         let expected = expected(element::<F>(a), element::<F>(b));
         for (k, (expected, got)) in expected.iter().zip(got.chunks_exact(4)).enumerate() {
@@ -140,8 +140,8 @@ fn check_operations<F: PrimeField<BigInt = BigInteger256>>(kernel: &'static str)
 
 #[test]
 fn operations_in_fq_and_fr_are_arkworks() {
-    check_operations::<Fq>("check_fq_operations");
-    check_operations::<Fr>("check_fr_operations");
+    check_operations::<Fq>(OfWhat::Fq);
+    check_operations::<Fr>(OfWhat::Fr);
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn operations_in_fq2_are_arkworks() {
     let flat = |x: &([u64; 4], [u64; 4])| [x.0, x.1].concat();
     let [a, b] =
         [pairs.iter().flat_map(|p| flat(&p.0)).collect::<Vec<_>>(), pairs.iter().flat_map(|p| flat(&p.1)).collect()];
-    let got = lab(Order::Random(1)).operations("check_fq2_operations", &a, &b, 8).unwrap();
+    let got = lab(Order::Random(1)).operations(OfWhat::Fq2, &a, &b).unwrap();
     let element = |x: &[u64]| Fq2::new(element(&x[..4]), element(&x[4..]));
     for ((a, b), got) in pairs.iter().zip(got.chunks_exact(56)) {
         let expected = expected(element(&flat(a)), element(&flat(b)));
@@ -192,12 +192,26 @@ fn any_window_and_any_number_of_multiples() {
 #[test]
 fn many_parts_in_every_order() {
     let mut rng = StdRng::seed_from_u64(3);
-    let p = points::<G1>(1_200, &mut rng);
+    let p = points::<G1>(3_000, &mut rng);
     for order in ORDERS {
         let lab = lab(order);
         for kind in [0, 5, 9] {
-            check::<InG1>(&lab, &p, &scalars(kind, p.len(), &mut rng), 64, Some(9));
+            check::<InG1>(&lab, &p[..1_200], &scalars(kind, 1_200, &mut rng), 64, Some(9));
         }
+        // One bucket of all, in 375 parts: a span of two pieces.
+        check::<InG1>(&lab, &p, &scalars(2, p.len(), &mut rng), 64, Some(9));
+    }
+}
+
+#[test]
+fn many_points_in_every_order() {
+    let mut rng = StdRng::seed_from_u64(4);
+    let (p, q) = (points::<G1>(1 << 14, &mut rng), points::<G2>(1 << 11, &mut rng));
+    let s = scalars(0, p.len(), &mut rng);
+    for order in ORDERS {
+        let lab = lab(order);
+        check::<InG1>(&lab, &p, &s, 64, None);
+        check::<InG2>(&lab, &q, &s[..q.len()], 64, None);
     }
 }
 
@@ -207,5 +221,34 @@ fn the_self_test_passes_in_every_order() {
         let driver = Arc::new(HostDriver::new(order));
         selftest::run(&CudaBackend::new(driver.clone())).unwrap();
         assert_eq!((driver.used(), driver.fault()), (0, None));
+    }
+}
+
+/// Numbers that the host code and the kernels both have.
+#[test]
+fn the_kernels_constants_are_the_hosts() {
+    let (msm, sort) = (include_str!("../../../kernels/msm.cu"), include_str!("../../../kernels/sort.cu"));
+    for (text, name, value) in super::msm::CONSTANTS.iter().map(|(n, v)| (msm, n, v)) {
+        let line = format!("static constexpr uint32_t {name} = {value};");
+        assert!(text.contains(&line), "expected {line:?} in the kernels");
+    }
+    assert!(sort.contains("static constexpr uint32_t NEGATED = 1u << 31;"));
+}
+
+#[test]
+fn a_key_whose_sections_do_not_fit_its_header_is_refused() {
+    let backend = CudaBackend::new(Arc::new(HostDriver::new(Order::Ascending)));
+    for change in 0..6 {
+        let mut key = selftest::small_key();
+        match change {
+            0 => key.sections.a = key.sections.a.slice(64..),
+            1 => key.sections.b2 = [&key.sections.b2[..], &[0; 128]].concat().into(),
+            2 => key.sections.c = [&key.sections.c[..], &[0; 64]].concat().into(),
+            3 => key.sections.h = key.sections.h.slice(..64),
+            4 => key.header.n_vars = key.header.n_public,
+            _ => key.header.n_vars += 1,
+        }
+        let refused = backend.load(Arc::new(key)).map(|_| ());
+        assert!(matches!(refused, Err(BackendError::Shape { .. })), "change {change}: {refused:?}");
     }
 }

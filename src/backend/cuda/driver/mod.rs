@@ -12,15 +12,15 @@ use super::super::BackendError;
 
 /// A place in a device's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Address(pub u64);
+pub struct Address(pub(in crate::backend::cuda) u64);
 
 /// Work in order. Work on two streams may overlap unless an event orders it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Stream(pub u64);
+pub struct Stream(u64);
 
 /// A point in a stream's work.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Event(pub u64);
+pub struct Event(u64);
 
 /// What is fixed of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
