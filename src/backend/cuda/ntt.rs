@@ -388,11 +388,13 @@ mod tests {
 
     #[test]
     fn transforms_of_larger_sizes() {
-        let (driver, stream) = device(HostDriver::new(Order::Random(16)));
-        for log in 14..=16 {
-            check(&driver, stream, log, Radix::of(log), 1);
+        for order in [Order::Ascending, Order::Descending, Order::Random(16)] {
+            let (driver, stream) = device(HostDriver::new(order));
+            for log in 14..=16 {
+                check(&driver, stream, log, Radix::of(log), 1);
+            }
+            check(&driver, stream, 16, Radix::Eight, 1);
         }
-        check(&driver, stream, 16, Radix::Eight, 1);
     }
 
     #[test]
