@@ -44,7 +44,7 @@ DEVICE void additions(StoredSum<F>* io, uint32_t count) {
     Xyzz<F> sum = load_sum<F>(io[i]);
     const F x = sum.x, y = sum.zz;
     NO_UNROLL
-    for (uint32_t k = 0; k < count; k++) add_affine(sum, false, x, y);
+    for (uint32_t k = 0; k < count; k++) add_affine(sum, false, false, x, y);
     store_sum<F>(io[i], sum);
 }
 KERNEL(bench_g1_additions, 128, BLOCKS)(StoredSum<Fq>* io, uint32_t count) { additions<Fq>(io, count); }

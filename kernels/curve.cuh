@@ -101,14 +101,15 @@ DEVICE_CALL void add_point(Xyzz<F>& p, const Xyzz<F>& o) {
     p = select(nothing, p, select(alone, o, sum));
 }
 
-// p += (x, y), neither being infinity; what becomes of p in a lane that is `idle` does not matter. Tells whether the sum
-// is infinity.
+// p += (x, y), neither being infinity, or nothing where `nothing` says so; what becomes of p in a lane that is `idle` does
+// not matter. Tells whether the sum is infinity.
 template <class F>
-DEVICE bool add_affine(Xyzz<F>& p, bool idle, const F& x, const F& y) {
+DEVICE bool add_affine(Xyzz<F>& p, bool idle, bool nothing, const F& x, const F& y) {
     const F h = x * p.zz - p.x;
-    if (__any_sync(UINT32_MAX, is_zero(h) && !idle)) {
+    if (__any_sync(UINT32_MAX, (is_zero(h) || nothing) && !idle)) {
         Xyzz<F> sum = p, point;
         set_affine(point, x, y);
+        if (nothing) set_infinity(point);
         add_point(sum, point);
         p = sum;
         return is_infinity(p) && !idle;

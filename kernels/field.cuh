@@ -29,6 +29,12 @@ struct FqModulus {
                                    0x7879462cu, 0x666ea36fu, 0x9a07df2fu, 0x0e0a77c1u};
         return w[i];
     }
+    // R³ mod q
+    DEVICE constexpr uint32_t cube(int i) {
+        constexpr uint32_t w[8] = {0xda1530dfu, 0xb1cd6dafu, 0xa7283db6u, 0x62f210e6u,
+                                   0x0ada0afbu, 0xef7f0b0cu, 0x2d592544u, 0x20fd6e90u};
+        return w[i];
+    }
 };
 
 struct FrModulus {
@@ -43,6 +49,12 @@ struct FrModulus {
     DEVICE constexpr uint32_t one(int i) {
         constexpr uint32_t w[8] = {0x4ffffffbu, 0xac96341cu, 0x9f60cd29u, 0x36fc7695u,
                                    0x7879462eu, 0x666ea36fu, 0x9a07df2fu, 0x0e0a77c1u};
+        return w[i];
+    }
+    // R³ mod r
+    DEVICE constexpr uint32_t cube(int i) {
+        constexpr uint32_t w[8] = {0xb4bf0040u, 0x5e94d8e1u, 0x1cfbb6b8u, 0x2a489cbeu,
+                                   0xa19fcfedu, 0x893cc664u, 0x7fcc657cu, 0x0cf8594bu};
         return w[i];
     }
 };
@@ -413,23 +425,6 @@ DEVICE Prime<P> twice_of(const Prime<P>& a) {
 template <class P>
 DEVICE Prime<P> difference_of_products(const Prime<P>& x, const Prime<P>& y, const Prime<P>& z, const Prime<P>& w) {
     return sum_of_products(x, y, -z, w);
-}
-
-// a^(p − 2), the inverse (0 of 0).
-template <class P>
-DEVICE_CALL Prime<P> inverse(const Prime<P>& a) {
-    Prime<P> r = a;
-    // p − 2 has 254 bits, the highest of which `r` stands for.
-    NO_UNROLL
-    for (int bit = 252; bit >= 0; bit--) {
-        // Only the lowest word differs from p's, and does not borrow.
-        uint32_t word = P::word(0) - 2;
-        UNROLL
-        for (int i = 1; i < 8; i++) word = (bit >> 5) == i ? P::word(i) : word;
-        r = r * r;
-        if ((word >> (bit & 31)) & 1) r = r * a;
-    }
-    return r;
 }
 
 // An element c0 + c1·u, in memory; spread.cuh computes with it.

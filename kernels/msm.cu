@@ -5,6 +5,7 @@
 // q. With all multiples there is one group (g = 1): the digits of all windows share its buckets.
 //
 //   sort.cu                the digits that are not 0, sorted by bucket
+//   bundle.cu              where buckets have many entries: sums of 2^rounds neighbours each, which then are the entries
 //   accumulate             the sorted entries cut into equal parts, a thread a part; a bucket that lies in one part is
 //                          summed there, and what parts share is left as *partial sums*: however the digits are spread,
 //                          all threads have the same work
@@ -15,8 +16,7 @@
 // What is left, c points a group, is put together by the host.
 #pragma once
 
-#include "curve.cuh"
-#include "sort.cu"
+#include "bundle.cu"
 
 // Partial sums of one bucket that one thread puts together; more make a *span*.
 static constexpr uint32_t FEW = 16;
@@ -28,12 +28,20 @@ static constexpr uint32_t SUM_THREADS = 128;
 // The host launches as many blocks as registers turn out to leave room for, which are more in G1.
 static constexpr uint32_t BLOCKS = 3;
 
+// Where the entries of each bucket begin, or its bundles of 2^rounds entries.
+struct Offsets {
+    const uint32_t* of_entries;
+    uint32_t rounds;
+
+    __device__ __forceinline__ uint32_t operator[](uint32_t bucket) const { return of_entries[bucket] >> rounds; }
+};
+
 // How the entries are cut into parts.
 struct Parts {
     uint32_t entries, each;
 
-    // `threads` parts, but none, save the last, of fewer than `least` entries.
-    DEVICE Parts of(const uint32_t* offsets, uint32_t buckets, uint32_t threads, uint32_t least) {
+    // `threads` parts, but none, save the last, of fewer than `least` entries or bundles.
+    DEVICE Parts of(const Offsets& offsets, uint32_t buckets, uint32_t threads, uint32_t least) {
         Parts p;
         p.entries = offsets[buckets];
         const uint32_t each = p.entries / threads + (p.entries % threads != 0);
@@ -43,7 +51,7 @@ struct Parts {
 };
 
 // The bucket of entry `at`: the last whose offset is not above it.
-DEVICE uint32_t bucket_of(const uint32_t* offsets, uint32_t buckets, uint32_t at) {
+DEVICE uint32_t bucket_of(const Offsets& offsets, uint32_t buckets, uint32_t at) {
     uint32_t low = 0, high = buckets;
     NO_UNROLL
     while (high - low > 1) {
@@ -57,9 +65,7 @@ DEVICE uint32_t bucket_of(const uint32_t* offsets, uint32_t buckets, uint32_t at
     return low;
 }
 
-// An affine point and a sum in memory, over Fq or Fq2.
-template <class F>
-using StoredAffine = Affine<typename Spread<F>::Stored>;
+// A sum in memory, over Fq or Fq2.
 template <class F>
 using StoredSum = Xyzz<typename Spread<F>::Stored>;
 
@@ -85,24 +91,12 @@ DEVICE void store_sum(StoredSum<F>& at, const Xyzz<F>& sum) {
     store(&at.zzz, sum.zzz);
 }
 
-// *Workers* sum points: a thread each over Fq, two neighbouring threads over Fq2.
-template <class F>
-DEVICE uint32_t worker() {
-    return threadIdx.x / Spread<F>::LANES;
-}
-template <class F>
-DEVICE uint32_t workers() {
-    return blockDim.x / Spread<F>::LANES;
-}
-template <class F>
-DEVICE uint32_t worker_of_grid() {
-    return blockIdx.x * workers<F>() + worker<F>();
-}
-
 // Worker t sums part t. Of a bucket that began before the part, the sum goes to partial 2t; of one that begins in it and
 // goes on after it, to 2t + 1; of any other, to the bucket. Buckets without entries are not written.
-template <class F>
-DEVICE void accumulate(const uint32_t* entries, const uint32_t* offsets, uint32_t count, const StoredAffine<F>* table,
+//
+// Entries select points of the table; where they are BUNDLED, the points are there in their place, and some are infinity.
+template <class F, bool BUNDLED>
+DEVICE void accumulate(const uint32_t* entries, const Offsets& offsets, uint32_t count, const StoredAffine<F>* points,
                        uint32_t least, StoredSum<F>* buckets, StoredSum<F>* partials) {
     const uint32_t t = worker_of_grid<F>();
     const Parts parts = Parts::of(offsets, count, gridDim.x * workers<F>(), least);
@@ -117,25 +111,26 @@ DEVICE void accumulate(const uint32_t* entries, const uint32_t* offsets, uint32_
     Xyzz<F> sum;
     set_infinity(sum);
     bool empty = true;
-    uint32_t entry = entries[at];
+    uint32_t entry = BUNDLED ? at : entries[at];
     NO_UNROLL
     for (uint32_t step = 0; step < parts.each; step++) {
-        const StoredAffine<F>& p = table[entry & ~NEGATED];
-        const bool subtracted = (entry & NEGATED) != 0;
+        const StoredAffine<F>& p = points[BUNDLED ? entry : entry & ~NEGATED];
+        const bool subtracted = !BUNDLED && (entry & NEGATED) != 0;
         // Past its end a worker adds its last entry over and over, to no effect.
         const bool done = at >= end;
-        if (at + 1 < end) entry = entries[at + 1];
-        bool cancelled;
+        if (at + 1 < end) entry = BUNDLED ? at + 1 : entries[at + 1];
+        bool cancelled, nothing;
         {
             const F x = load<F>(p.x), y = load<F>(p.y);
-            cancelled = add_affine(sum, empty || done, x, select(subtracted, -y, y));
+            nothing = BUNDLED && is_nothing(x);
+            cancelled = add_affine(sum, empty || done, nothing, x, select(subtracted, -y, y));
         }
-        if (empty) {
+        if (empty && !nothing) {
             // Loaded once more, for registers are scarcer than loads.
             const F y = load<F>(p.y);
             set_affine(sum, load<F>(p.x), select(subtracted, -y, y));
         }
-        empty = cancelled;
+        empty = cancelled || (empty && nothing);
         if (done) continue;
         at++;
         if (at == end || at == bucket_end) {
@@ -169,7 +164,7 @@ DEVICE uint32_t partial_of(const Span& span, uint32_t i) {
 
 // Worker t puts the bucket together that begins in part t and ends in another; a span it notes.
 template <class F>
-DEVICE void join(const uint32_t* offsets, uint32_t count, uint32_t part_count, uint32_t least, StoredSum<F>* buckets,
+DEVICE void join(const Offsets& offsets, uint32_t count, uint32_t part_count, uint32_t least, StoredSum<F>* buckets,
                  const StoredSum<F>* partials, uint32_t* span_count, Span* spans) {
     const uint32_t t = worker_of_grid<F>();
     const Parts parts = Parts::of(offsets, count, part_count, least);
@@ -347,12 +342,17 @@ DEVICE void multiples_of(const StoredAffine<F>* points, const uint32_t* index, u
     KERNEL(msm_accumulate_##g, 128, BLOCKS)(const uint32_t* entries, const uint32_t* offsets, uint32_t count,         \
                                             const StoredAffine<F>* table, uint32_t least, StoredSum<F>* buckets,      \
                                             StoredSum<F>* partials) {                                                 \
-        accumulate<F>(entries, offsets, count, table, least, buckets, partials);                                      \
+        accumulate<F, false>(entries, Offsets{offsets, 0}, count, table, least, buckets, partials);                   \
     }                                                                                                                 \
-    KERNEL(msm_join_##g, 128, BLOCKS)(const uint32_t* offsets, uint32_t count, uint32_t part_count, uint32_t least,   \
-                                      StoredSum<F>* buckets, const StoredSum<F>* partials, uint32_t* span_count,      \
-                                      Span* spans) {                                                                  \
-        join<F>(offsets, count, part_count, least, buckets, partials, span_count, spans);                             \
+    KERNEL(msm_accumulate_bundles_##g, 128, BLOCKS)(const StoredAffine<F>* points, const uint32_t* offsets,           \
+                                                    uint32_t rounds, uint32_t count, uint32_t least,                  \
+                                                    StoredSum<F>* buckets, StoredSum<F>* partials) {                  \
+        accumulate<F, true>(nullptr, Offsets{offsets, rounds}, count, points, least, buckets, partials);              \
+    }                                                                                                                 \
+    KERNEL(msm_join_##g, 128, BLOCKS)(const uint32_t* offsets, uint32_t rounds, uint32_t count, uint32_t part_count,  \
+                                      uint32_t least, StoredSum<F>* buckets, const StoredSum<F>* partials,            \
+                                      uint32_t* span_count, Span* spans) {                                            \
+        join<F>(Offsets{offsets, rounds}, count, part_count, least, buckets, partials, span_count, spans);            \
     }                                                                                                                 \
     KERNEL(msm_join_pieces_##g, SUM_THREADS, BLOCKS)(const uint32_t* span_count, const Span* spans,                   \
                                                      StoredSum<F>* partials) {                                        \
@@ -379,6 +379,7 @@ DEVICE void multiples_of(const StoredAffine<F>* points, const uint32_t* index, u
         multiples_of<F>(points, index, first, n, doublings, multiples, table);                                        \
     }                                                                                                                 \
     EXPORT(msm_accumulate_##g)                                                                                        \
+    EXPORT(msm_accumulate_bundles_##g)                                                                                \
     EXPORT(msm_join_##g)                                                                                              \
     EXPORT(msm_join_pieces_##g)                                                                                       \
     EXPORT(msm_join_spans_##g)                                                                                        \

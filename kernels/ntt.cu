@@ -220,6 +220,29 @@ DEVICE void exchange(const Pass& pass, Fr x[1 << R], Half* shared, uint32_t from
     }
 }
 
+// The same between windows of one bit that are neighbours, of which the lower one is `bit`, within warps: a thread keeps one
+// of its two elements and gives the other one to the lane that has the other value of that bit.
+DEVICE void exchange_in_warp(Fr x[2], uint32_t bit) {
+    const bool odd = (threadIdx.x >> bit & 1) != 0;
+    UNROLL
+    for (int i = 0; i < 8; i++) {
+        const uint32_t got = __shfl_xor_sync(UINT32_MAX, odd ? x[0].v[i] : x[1].v[i], 1u << bit);
+        x[0].v[i] = odd ? got : x[0].v[i];
+        x[1].v[i] = odd ? x[1].v[i] : got;
+    }
+}
+
+// By whichever way is the shorter. Blocks are whole warps where a window of one bit moves by one.
+template <int R>
+DEVICE void move(const Pass& pass, Fr x[1 << R], Half* shared, uint32_t from, uint32_t to) {
+    const uint32_t bit = from < to ? from : to;
+    if (R == 1 && from != to && from + to == 2 * bit + 1 && bit < 5 && blockDim.x % 32 == 0) {
+        exchange_in_warp(x, bit);
+    } else {
+        exchange<R>(pass, x, shared, from, to);
+    }
+}
+
 // Stages of the bits from `begin` up to `end`, all in the window, from the highest down. Loose to loose.
 template <int R>
 DEVICE void inverse_stages(const Pass& pass, Fr x[1 << R], const Root* roots, uint32_t window, uint32_t begin,
@@ -299,7 +322,7 @@ DEVICE void inverse_groups(const Pass& pass, Fr x[1 << R], const Root* roots, Ha
         const uint32_t begin = end - 1 - (end - 1 - pass.columns) % R;
         const uint32_t window = end > R ? end - R : 0;
         inverse_stages<R>(pass, x, roots, window, begin, end);
-        exchange<R>(pass, x, shared, window, begin > pass.columns ? begin - R : last);
+        move<R>(pass, x, shared, window, begin > pass.columns ? begin - R : last);
         end = begin;
     }
 }
@@ -312,7 +335,7 @@ DEVICE uint32_t forward_groups(const Pass& pass, Fr x[1 << R], const Root* roots
     NO_UNROLL
     for (uint32_t begin = pass.columns; begin < end; begin += R) {
         const uint32_t next = begin < pass.tile - R ? begin : pass.tile - R;
-        exchange<R>(pass, x, shared, window, next);
+        move<R>(pass, x, shared, window, next);
         window = next;
         forward_stages<R>(pass, x, roots, coset, window, begin, begin + R < end ? begin + R : end);
     }
@@ -323,8 +346,8 @@ DEVICE uint32_t forward_groups(const Pass& pass, Fr x[1 << R], const Root* roots
 
 template <int R>
 DEVICE void inverse_pass(const Pass& pass, Fr* data, const Root* roots, Half* shared) {
-    // Neighbouring threads write neighbouring elements.
-    const uint32_t last = pass.low == 0 ? pass.tile - R : pass.columns;
+    // Neighbouring threads write neighbouring elements; where a thread has two of them, both lie beside each other.
+    const uint32_t last = pass.low == 0 && R > 1 ? pass.tile - R : pass.columns;
     Fr x[1 << R];
     load<R>(pass, x, data, inverse_begin<R>(pass));
     inverse_groups<R>(pass, x, roots, shared, last);
@@ -333,8 +356,8 @@ DEVICE void inverse_pass(const Pass& pass, Fr* data, const Root* roots, Half* sh
 
 template <int R>
 DEVICE void forward_pass(const Pass& pass, Fr* data, const Root* roots, uint32_t coset, Half* shared) {
-    // Neighbouring threads read neighbouring elements.
-    const uint32_t first = pass.low == 0 ? pass.tile - R : pass.columns;
+    // Neighbouring threads read neighbouring elements, as they are written.
+    const uint32_t first = pass.low == 0 && R > 1 ? pass.tile - R : pass.columns;
     Fr x[1 << R];
     load<R>(pass, x, data, first);
     const uint32_t last = forward_groups<R>(pass, x, roots, coset, shared, first);

@@ -25,6 +25,8 @@
 #define UNROLL _Pragma("unroll")
 #define NO_UNROLL _Pragma("unroll 1")
 #define CONSTANT static __device__ __constant__ const
+// Asks for what is there, to be nearer when it is read.
+DEVICE void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 
 #else
 

@@ -8,6 +8,9 @@
 //   count, offsets the entries of each bucket counted, and from that where each bucket begins
 //   place          a *chunk* of a bin, in order of its buckets, written to these
 //
+// Where entries are to be summed in bundles of 2^rounds (bundle.cu), a bucket has a multiple of so many, the last ones of
+// which are NONE, and `totals` finds how many the buckets of a bin have together.
+//
 // A bin is cut into chunks of about equal size, however large it is, so that equal digits are shared work. With few
 // buckets each is a bin of its own, and the second step is left out.
 //
@@ -33,7 +36,7 @@ static constexpr uint32_t ITEMS = 8;
 static constexpr uint32_t LOW_BITS = 12;
 // Words of shared memory that sums over a block take.
 static constexpr uint32_t WARPS = 32;
-// No bucket and no bin.
+// No bucket, no bin and no entry.
 static constexpr uint32_t NONE = UINT32_MAX;
 
 // The signed digits of a scalar below r, the lowest first.
@@ -316,21 +319,41 @@ KERNEL(msm_count, SORT_THREADS, 2)(const uint16_t* lows, const uint32_t* starts,
     }
 }
 
-// offsets[b] = the entries of the buckets before b; each count becomes the next free place of its bucket, which is the
-// first. A block a bin. Shared: WARPS words.
-KERNEL(msm_offsets, OFFSET_THREADS, 4)(const uint32_t* starts, uint32_t bins, uint32_t low_bits, uint32_t* counts,
-                                       uint32_t* offsets) {
+// The entries that a bucket has room for, in bundles of 2^rounds.
+DEVICE uint32_t whole_bundles(uint32_t count, uint32_t rounds) {
+    return (count + ((1u << rounds) - 1)) >> rounds << rounds;
+}
+
+// totals[b] = the entries of bin b in whole bundles. A block a bin. Shared: WARPS words.
+KERNEL(msm_totals, OFFSET_THREADS, 4)(const uint32_t* counts, uint32_t low_bits, uint32_t rounds, uint32_t* totals) {
+    SHARED(uint32_t, warps);
+    uint32_t mine = 0, total;
+    for (uint32_t key = threadIdx.x; key < 1u << low_bits; key += blockDim.x) {
+        mine += whole_bundles(counts[(blockIdx.x << low_bits) + key], rounds);
+    }
+    sum_before(mine, warps, total);
+    if (threadIdx.x == 0) totals[blockIdx.x] = total;
+}
+
+// offsets[b] = the entries of the buckets before b, in whole bundles; each count becomes the next free place of its bucket,
+// which is the first, and what will be free of a bucket's places becomes NONE. totals: the entries of each bin, in whole
+// bundles. A block a bin. Shared: WARPS words.
+KERNEL(msm_offsets, OFFSET_THREADS, 4)(const uint32_t* totals, uint32_t bins, uint32_t low_bits, uint32_t rounds,
+                                       uint32_t* counts, uint32_t* offsets, uint32_t* entries) {
     SHARED(uint32_t, warps);
     const uint32_t bin = blockIdx.x, keys = 1u << low_bits;
-    uint32_t before = starts[bin];
+    uint32_t mine = 0, before;
+    for (uint32_t other = threadIdx.x; other < bin; other += blockDim.x) mine += totals[other];
+    sum_before(mine, warps, before);
     for (uint32_t first = 0; first < keys; first += blockDim.x) {
         const uint32_t key = first + threadIdx.x, bucket = (bin << low_bits) + key;
-        const uint32_t count = key < keys ? counts[bucket] : 0;
+        const uint32_t count = key < keys ? counts[bucket] : 0, room = whole_bundles(count, rounds);
         uint32_t total;
-        const uint32_t offset = before + sum_before(count, warps, total);
+        const uint32_t offset = before + sum_before(room, warps, total);
         if (key < keys) {
             counts[bucket] = offset;
             offsets[bucket] = offset;
+            for (uint32_t i = count; i < room; i++) entries[offset + i] = NONE;
         }
         before += total;
     }
@@ -384,5 +407,6 @@ EXPORT(msm_bins)
 EXPORT(msm_starts)
 EXPORT(msm_partition)
 EXPORT(msm_count)
+EXPORT(msm_totals)
 EXPORT(msm_offsets)
 EXPORT(msm_place)

@@ -6,7 +6,7 @@
 // to an operation together, and the two take the same branches.
 #pragma once
 
-#include "field.cuh"
+#include "inverse.cuh"
 
 // The component of an element of Fq2 that this lane holds: c0 in even lanes, c1 in odd ones.
 struct Fq2Lane {

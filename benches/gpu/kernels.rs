@@ -113,8 +113,12 @@ macro_rules! check_products {
             let mut done = 0;
             for n in sizes(run, $largest) {
                 let section = section::<$config>(n);
-                for multiples in [ALL, 2] {
-                    let product = lab.product::<$group>(&section, multiples, None).map_err(told)?;
+                // Bundles are looked for at sizes, too, for which they are too slow to be chosen.
+                for (multiples, window) in [(ALL, None), (2, None), (ALL, Some((13, 3)))] {
+                    if window.is_some() && n > 1 << 16 {
+                        continue;
+                    }
+                    let product = lab.product::<$group>(&section, multiples, window).map_err(told)?;
                     for kind in KINDS {
                         let s = scalars(kind, n, n as u64);
                         product.scalars(&plain(&s)).map_err(told)?;
@@ -238,7 +242,7 @@ fn product<G: Lettered>(
     n: usize,
     kind: Kind,
     multiples: u64,
-    window: Option<u32>,
+    window: Option<(u32, u32)>,
 ) -> Result<Product<G>, BackendError> {
     let product = lab.product::<G>(section, multiples, window)?;
     product.scalars(&plain(&scalars(kind, n, 3)))?;
@@ -271,11 +275,19 @@ fn time_products<G: Lettered>(
                 }
             }
         }
-        if run.trace && log2 == 20 {
-            for window in [15, 16, 17, 18, 19, 20, 21] {
-                let product = product::<G>(&lab, &points, n, Kind::Random, ALL, Some(window))?;
+        let windows: &[u32] = match log2 {
+            16 => &[15, 16],
+            18 => &[16, 17],
+            20 => &[17, 19],
+            22 => &[20],
+            _ => &[],
+        };
+        for window in windows.iter().filter(|_| run.trace) {
+            for rounds in 0..=4 {
+                let product = product::<G>(&lab, &points, n, Kind::Random, ALL, Some((*window, rounds)))?;
                 let times = lab.time(4, || product.run())?;
-                println!("    window {window}: {:.3} ms", times.iter().copied().fold(f64::INFINITY, f64::min));
+                let least = times.iter().copied().fold(f64::INFINITY, f64::min);
+                println!("    2^{log2}, window {window}, {rounds} rounds of bundles: {least:.3} ms");
             }
         }
     }

@@ -138,6 +138,7 @@ inline T from_bits(uint64_t bits) {
 #endif
 #define NO_UNROLL
 #define CONSTANT [[maybe_unused]] static const
+[[maybe_unused]] static inline void prefetch(const void*) {}
 
 #define __device__
 #define __forceinline__ inline

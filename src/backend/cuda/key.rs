@@ -32,9 +32,9 @@ struct Plans {
 
 impl Plans {
     fn new(driver: &dyn Driver, [a, b, c, h]: [u64; 4], multiples: u64) -> Self {
-        let parts = msm::parts::<InG1>(driver);
-        let plan = |n| Plan::new(n, multiples, parts);
-        Self { a: plan(a), b: plan(b), c: plan(c), h: plan(h) }
+        let plan = |n| Plan::new::<InG1>(driver, n, multiples);
+        // B is summed in both groups, of which G2 takes three times as long.
+        Self { a: plan(a), b: Plan::new::<InG2>(driver, b, multiples), c: plan(c), h: plan(h) }
     }
 
     /// Memory for the multiplications with the witness, one after the other, and for that of H beside them.

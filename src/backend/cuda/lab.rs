@@ -69,20 +69,20 @@ impl Lab {
         Ok(times)
     }
 
-    /// Σ scalarᵢ·pointᵢ for the points of a section of a key, by a window of choice or the one that should be best, with
-    /// at most so many multiples of each point in memory.
+    /// Σ scalarᵢ·pointᵢ for the points of a section of a key, by a window and rounds of bundles of choice or those that should
+    /// be best, with at most so many multiples of each point in memory.
     pub fn product<G: Lettered>(
         &self,
         section: &[u8],
         multiples: u64,
-        window: Option<u32>,
+        window: Option<(u32, u32)>,
     ) -> Result<Product<G>, BackendError> {
         let there = msm::present::<G::Group>(section)?;
         let index = Index::new(&self.driver, self.stream.id, &there, 0)?;
         let n = there.len() as u64;
         let plan = match window {
-            Some(window) => Plan::of(window, n, multiples),
-            None => Plan::new(n, multiples, msm::parts::<G::Group>(&*self.driver)),
+            Some((window, rounds)) => Plan { rounds, ..Plan::of(window, n, multiples) },
+            None => Plan::new::<G::Group>(&*self.driver, n, multiples),
         };
         let scalars = Buffer::new(&self.driver, msm::SCALAR_BYTES * (section.len() / G::Group::BYTES) as u64)?;
         Ok(Product {

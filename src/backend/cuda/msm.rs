@@ -35,11 +35,23 @@ const LEAST_PART: u32 = 8;
 /// Threads of a block: `msm_accumulate` and `msm_join`; those that sum over a block.
 const PART_THREADS: u32 = 128;
 const SUM_THREADS: u32 = 128;
+/// Threads of a block that sums bundles.
+const BUNDLE_THREADS: u32 = 256;
+/// Blocks of them that a multiprocessor holds.
+const BUNDLE_BLOCKS: u32 = 2;
+/// Additions of a worker in the first round of bundles, at most and at least: an inverse is shared by as many, and each takes
+/// memory for a point and a half, of which a share is granted.
+const ADDITIONS: u32 = 128;
+const LEAST_ADDITIONS: u32 = 1 << (MOST_ROUNDS - 1);
+const ADDITIONS_SHARE: u64 = 64;
+/// Rounds of bundles that are considered.
+const MOST_ROUNDS: u32 = 4;
 /// A span has more partial sums than this.
 const FEW: u32 = 16;
 /// What `msm.cu` has, too, by its names there.
 #[cfg(all(test, feature = "kernels-on-host"))]
-pub(super) const CONSTANTS: [(&str, u32); 2] = [("FEW", FEW), ("SUM_THREADS", SUM_THREADS)];
+pub(super) const CONSTANTS: [(&str, u32); 3] =
+    [("FEW", FEW), ("SUM_THREADS", SUM_THREADS), ("BUNDLE_THREADS", BUNDLE_THREADS)];
 /// Bytes of a `Span`.
 const SPAN_BYTES: u64 = 12;
 /// Entries have 31 bits for their place in the table.
@@ -57,6 +69,8 @@ pub trait Group: Send + Sync + 'static {
     const LANES: u32;
     /// Blocks of [`PART_THREADS`] that a multiprocessor holds, by the registers of `accumulate`.
     const BLOCKS: u32;
+    /// Whether bundles pay: in G1, measured, an addition in bundles is no faster than one to a sum.
+    const BUNDLES: bool;
     /// Kernels of this group.
     const KERNELS: Kernels;
 
@@ -66,7 +80,9 @@ pub trait Group: Send + Sync + 'static {
 
 /// Names of the kernels of a group.
 pub struct Kernels {
+    bundles: &'static str,
     accumulate: &'static str,
+    accumulate_bundles: &'static str,
     join: &'static str,
     join_pieces: &'static str,
     join_spans: &'static str,
@@ -94,8 +110,11 @@ impl Group for InG1 {
     const BYTES: usize = G1_BYTES;
     const LANES: u32 = 1;
     const BLOCKS: u32 = 4;
+    const BUNDLES: bool = false;
     const KERNELS: Kernels = Kernels {
+        bundles: "msm_bundles_g1",
         accumulate: "msm_accumulate_g1",
+        accumulate_bundles: "msm_accumulate_bundles_g1",
         join: "msm_join_g1",
         join_pieces: "msm_join_pieces_g1",
         join_spans: "msm_join_spans_g1",
@@ -115,8 +134,11 @@ impl Group for InG2 {
     const BYTES: usize = G2_BYTES;
     const LANES: u32 = 2;
     const BLOCKS: u32 = 3;
+    const BUNDLES: bool = true;
     const KERNELS: Kernels = Kernels {
+        bundles: "msm_bundles_g2",
         accumulate: "msm_accumulate_g2",
+        accumulate_bundles: "msm_accumulate_bundles_g2",
         join: "msm_join_g2",
         join_pieces: "msm_join_pieces_g2",
         join_spans: "msm_join_spans_g2",
@@ -145,36 +167,48 @@ pub struct Plan {
     pub(super) windows: u32,
     /// Windows that have buckets of their own.
     pub(super) groups: u32,
+    /// Entries of a bucket are summed in bundles of 2^rounds first.
+    pub(super) rounds: u32,
 }
 
 impl Plan {
-    /// The plan that costs least for `n` bases with at most `multiples` multiples of each in memory, on a device that
-    /// sums `parts` parts at a time.
-    pub(super) fn new(n: u64, multiples: u64, parts: u32) -> Self {
-        let plans = (4..=22).map(|window| Self::of(window, n, multiples));
+    /// The plan that costs least for `n` bases in G with at most `multiples` multiples of each in memory.
+    pub(super) fn new<G: Group>(driver: &dyn Driver, n: u64, multiples: u64) -> Self {
+        let parts = parts::<G>(driver);
+        let windows = (4..=22).map(|window| Self::of(window, n, multiples));
+        let plans = windows.flat_map(|plan| {
+            let most = if G::BUNDLES && sort::in_two_steps(plan.buckets()) { MOST_ROUNDS } else { 0 };
+            (0..=most).map(move |rounds| Self { rounds, ..plan })
+        });
         let least = plans.min_by(|a, b| a.cost(n, parts).total_cmp(&b.cost(n, parts)));
-        least.unwrap_or(Self { window: 8, windows: 32, groups: 32 })
+        least.unwrap_or(Self { window: 8, windows: 32, groups: 32, rounds: 0 })
     }
 
-    /// The plan with this window.
+    /// The plan with this window, without bundles.
     pub(super) fn of(window: u32, n: u64, multiples: u64) -> Self {
         let windows = SCALAR_BITS.div_ceil(window);
         let multiples = multiples.min((MOST_MULTIPLES - 1) / n.max(1)).clamp(1, u64::from(windows)) as u32;
-        Self { window, windows, groups: windows.div_ceil(multiples) }
+        Self { window, windows, groups: windows.div_ceil(multiples), rounds: 0 }
     }
 
     /// Microseconds, measured and rounded: an addition to a bucket takes 5.5 where few threads run and twice that on a
     /// full device, one of partial sums 7; a full device sums the rows and columns of as many buckets as it has threads
     /// in 60. The highest digit has few bits in some plans, so that its buckets have the sums of many parts.
+    ///
+    /// Additions in bundles take 0.68 of the time, and each round of each pass 25 more, in which a block waits for an inverse.
     fn cost(&self, n: u64, parts: u32) -> f64 {
-        let entries = (n * u64::from(self.windows)) as f64;
         let (buckets, parts) = (f64::from(self.buckets()), f64::from(parts));
-        let each = (entries / parts).max(f64::from(LEAST_PART));
-        let busy = (entries / each / parts).min(1.0);
+        let bundle = f64::from(1 << self.rounds);
+        let entries = (n * u64::from(self.windows)) as f64 + (bundle - 1.0) / 2.0 * buckets;
+        let each = (entries / bundle / parts).max(f64::from(LEAST_PART));
+        let busy = (entries / bundle / each / parts).min(1.0);
+        let passes = (entries / 2.0 / (parts * 1.33) / f64::from(ADDITIONS)).ceil();
+        let bundles = entries * (1.0 - 1.0 / bundle) / parts * 11.0 * 0.68 + 25.0 * f64::from(self.rounds) * passes;
         let highest = SCALAR_BITS - (self.windows - 1) * self.window;
-        let crowd = n as f64 / 2f64.powi(highest as i32 - 1) / each;
+        let crowd = n as f64 / 2f64.powi(highest as i32 - 1) / bundle / each;
         let spans = if crowd > f64::from(FEW) { 80.0 } else { 0.0 };
-        each * 5.5 * (1.0 + busy) + 7.0 * (entries / buckets / each) + 60.0 * buckets / parts + spans
+        let lines = 60.0 * buckets / parts;
+        bundles + each * 5.5 * (1.0 + busy) + 7.0 * (entries / bundle / buckets / each) + lines + spans
     }
 
     /// Multiples of a base in memory.
@@ -294,6 +328,9 @@ pub(super) struct Scratch {
     sorter: Sorter,
     buckets: Buffer,
     partials: Buffer,
+    bundles: Buffer,
+    bundled_points: Buffer,
+    bundled_products: Buffer,
     span_count: Buffer,
     spans: Buffer,
     lines: Buffer,
@@ -306,6 +343,11 @@ pub(super) struct Needs {
     sort: sort::Needs,
     bucket_bytes: u64,
     partial_bytes: u64,
+    /// Additions of a worker in a pass over the bundles.
+    additions: u32,
+    /// The sums of bundles, and a point for each addition of each worker, which needs half of one more.
+    bundle_bytes: u64,
+    addition_bytes: u64,
     line_bytes: u64,
 }
 
@@ -318,8 +360,17 @@ impl Needs {
     /// Those of `n` scalars with bases by this plan.
     pub(super) fn of<G: Group>(driver: &dyn Driver, n: u64, plan: &Plan) -> Self {
         let (rows, columns) = plan.line_bits();
+        let sort = sort::Needs::of(n, plan);
+        let workers = driver.properties().multiprocessors * BUNDLE_BLOCKS * BUNDLE_THREADS / G::LANES;
+        let bundled = |bytes: u64| if plan.rounds > 0 { bytes * G::BYTES as u64 } else { 0 };
+        let granted = driver.properties().memory / ADDITIONS_SHARE / (u64::from(workers) * G::BYTES as u64 * 3 / 2);
+        let wanted = (sort.bundled() / 2).div_ceil(workers.into()).min(granted);
+        let additions = wanted.clamp(LEAST_ADDITIONS.into(), ADDITIONS.into()) as u32;
         Self {
-            sort: sort::Needs::of(n, plan),
+            sort,
+            bundle_bytes: bundled(sort.bundled() >> plan.rounds),
+            additions,
+            addition_bytes: bundled(u64::from(workers) * u64::from(additions)),
             bucket_bytes: u64::from(plan.buckets()) * xyzz_bytes::<G>(),
             partial_bytes: 2 * u64::from(parts::<G>(driver)) * xyzz_bytes::<G>(),
             line_bytes: u64::from(plan.groups) * ((1 << rows) + (1 << columns)) * xyzz_bytes::<G>(),
@@ -332,6 +383,9 @@ impl Needs {
             sort: self.sort.or(other.sort),
             bucket_bytes: self.bucket_bytes.max(other.bucket_bytes),
             partial_bytes: self.partial_bytes.max(other.partial_bytes),
+            additions: self.additions.max(other.additions),
+            bundle_bytes: self.bundle_bytes.max(other.bundle_bytes),
+            addition_bytes: self.addition_bytes.max(other.addition_bytes),
             line_bytes: self.line_bytes.max(other.line_bytes),
         }
     }
@@ -343,8 +397,9 @@ impl Needs {
 
     /// Bytes of a [`Scratch`] for this.
     pub(super) fn bytes(&self) -> u64 {
+        let bundles = self.bundle_bytes + self.addition_bytes * 3 / 2;
         let sums = self.bucket_bytes + self.partial_bytes + self.line_bytes + SPAN_BYTES * self.spans();
-        self.sort.bytes() + sums
+        self.sort.bytes() + bundles + sums
     }
 
     fn covers(&self, other: &Self) -> bool {
@@ -361,6 +416,9 @@ impl Scratch {
             sorter: Sorter::new(driver, needs.sort)?,
             buckets: room(needs.bucket_bytes)?,
             partials: room(needs.partial_bytes)?,
+            bundles: room(needs.bundle_bytes)?,
+            bundled_points: room(needs.addition_bytes)?,
+            bundled_products: room(needs.addition_bytes / 2)?,
             span_count: room(4)?,
             spans: room(SPAN_BYTES * needs.spans())?,
             lines: room(needs.line_bytes)?,
@@ -384,7 +442,8 @@ impl Scratch {
 
     /// Overwrites what tells of the scalars.
     pub(super) fn clear(&self, stream: Stream) -> Result<(), BackendError> {
-        for buffer in [&self.buckets, &self.partials, &self.lines, &self.span_count, &self.spans] {
+        let sums = [&self.buckets, &self.partials, &self.lines, &self.span_count, &self.spans];
+        for buffer in sums.into_iter().chain([&self.bundles, &self.bundled_points, &self.bundled_products]) {
             buffer.zero(stream, 0, buffer.bytes())?;
         }
         self.sorter.clear(stream)
@@ -419,7 +478,8 @@ impl Scratch {
     ) -> Result<(), BackendError> {
         let plan = &bases.plan;
         let driver = &*self.driver;
-        self.check(&Needs::of::<G>(driver, u64::from(index.len), plan))?;
+        let needs = Needs::of::<G>(driver, u64::from(index.len), plan);
+        self.check(&needs)?;
         let expected = u64::from(plan.groups * plan.sums());
         if sums.plan != *plan || sums.out.bytes() < expected * xyzz_bytes::<G>() {
             return Err(BackendError::Shape { what: "sums of a multiplication", expected, got: sums.count() });
@@ -434,10 +494,25 @@ impl Scratch {
         self.buckets.zero(stream, 0, u64::from(plan.buckets()) * xyzz_bytes::<G>())?;
         self.span_count.zero(stream, 0, 4)?;
         let k = &G::KERNELS;
-        let arguments =
-            [self.sorter.entries().argument(), offsets, count, bases.table.argument(), least, buckets, partials];
-        self.launch(stream, k.accumulate, blocks, PART_THREADS, 0, &arguments)?;
-        let arguments = [offsets, count, Argument::U32(part_count), least, buckets, partials, span_count, spans];
+        let (entries, table, rounds) =
+            (self.sorter.entries().argument(), bases.table.argument(), Argument::U32(plan.rounds));
+        if plan.rounds > 0 {
+            let [bundles, points, products] =
+                [&self.bundles, &self.bundled_points, &self.bundled_products].map(Buffer::argument);
+            let grid = (driver.properties().multiprocessors * BUNDLE_BLOCKS, 1);
+            // Two coordinates a worker.
+            let shared = u64::from(BUNDLE_THREADS / G::LANES) * G::BYTES as u64;
+            let additions = Argument::U32(needs.additions);
+            let arguments = [entries, offsets, count, table, rounds, additions, points, products, bundles];
+            self.launch(stream, k.bundles, grid, BUNDLE_THREADS, shared, &arguments)?;
+            let arguments = [bundles, offsets, rounds, count, least, buckets, partials];
+            self.launch(stream, k.accumulate_bundles, blocks, PART_THREADS, 0, &arguments)?;
+        } else {
+            let arguments = [entries, offsets, count, table, least, buckets, partials];
+            self.launch(stream, k.accumulate, blocks, PART_THREADS, 0, &arguments)?;
+        }
+        let parts = Argument::U32(part_count);
+        let arguments = [offsets, rounds, count, parts, least, buckets, partials, span_count, spans];
         self.launch(stream, k.join, blocks, PART_THREADS, 0, &arguments)?;
         self.launch(stream, k.join_pieces, blocks, SUM_THREADS, shared, &[span_count, spans, partials])?;
         self.launch(stream, k.join_spans, blocks, SUM_THREADS, shared, &[span_count, spans, partials, buckets])?;

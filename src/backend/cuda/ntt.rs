@@ -265,7 +265,8 @@ pub(super) fn bytes_of(x: &Fr) -> [u8; ELEMENT as usize] {
 }
 
 /// How many bits each pass has, from the lowest up: the fewest passes, then the fewest groups of `radix` stages, then
-/// the smallest passes but for the lowest, since smaller ones have more columns.
+/// the smallest passes but for the lowest, since smaller ones have more columns. With one stage at a time, which is for
+/// vectors that do not fill a device, that one, too: small tiles are exchanged within warps, and are many.
 ///
 /// A pass has `most` bits at most, and `radix` at least, but for the lowest.
 fn plan(log: u32, radix: u32, most: u32) -> Vec<u32> {
@@ -287,7 +288,7 @@ fn plan(log: u32, radix: u32, most: u32) -> Vec<u32> {
         }
     }
     let groups = |plan: &Vec<u32>| plan.iter().map(|bits| bits.div_ceil(radix)).sum::<u32>();
-    let largest = |plan: &Vec<u32>| plan[1..].iter().copied().max();
+    let largest = |plan: &Vec<u32>| plan[usize::from(radix > 1)..].iter().copied().max();
     let best = (0..log).find_map(|upper| {
         let mut all = Vec::new();
         for lowest in 1..=most.min(log) {
@@ -463,6 +464,7 @@ mod tests {
                 assert!(plan.iter().skip(1).all(|bits| *bits >= radix.stages()));
             }
         }
+        assert_eq!(passes(12, Radix::Two), [6, 6]);
         assert_eq!(passes(11, Radix::Eight), [11]);
         assert_eq!(passes(20, Radix::Eight), [11, 9]);
         assert_eq!(passes(22, Radix::Eight).len(), 2);

@@ -1,7 +1,8 @@
 //! Digits of scalars sorted by bucket: the host's side of `kernels/sort.cu`, which says how it is done.
 //!
 //! **Cost**: scalars are read three times. Each entry is written twice and read once, 4 bytes, and the low bits of its
-//! bucket written once and read twice, 2 bytes. Writes are runs of some 10 entries where all scalars are random.
+//! bucket written once and read twice, 2 bytes. Writes are runs of some 10 entries where all scalars are random. Where
+//! entries are summed in bundles, buckets have half a bundle more of them on average.
 
 #![allow(unsafe_code)]
 
@@ -34,6 +35,11 @@ const ONE_STEP: u32 = 1 << 11;
 /// Low bits of a bucket's number, at most.
 const LOW_BITS: u32 = 12;
 
+/// Whether entries get to so many buckets in two steps, which only can make whole bundles.
+pub(super) fn in_two_steps(buckets: u32) -> bool {
+    buckets > ONE_STEP
+}
+
 /// How buckets are put together as bins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Bins {
@@ -45,7 +51,7 @@ struct Bins {
 impl Bins {
     fn of(plan: &Plan) -> Self {
         let buckets = plan.buckets();
-        if buckets <= ONE_STEP {
+        if !in_two_steps(buckets) {
             return Self { low_bits: 0, count: buckets };
         }
         let bits = u32::BITS - (buckets - 1).leading_zeros();
@@ -72,6 +78,8 @@ impl Bins {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Needs {
     entries: u64,
+    /// In whole bundles, at most.
+    bundled: u64,
     buckets: u64,
     bins: u64,
 }
@@ -79,14 +87,22 @@ pub(super) struct Needs {
 impl Needs {
     /// Those of `n` scalars by this plan.
     pub(super) fn of(n: u64, plan: &Plan) -> Self {
-        let bins = Bins::of(plan).count.into();
-        Self { entries: n * u64::from(plan.windows), buckets: plan.buckets().into(), bins }
+        let (entries, buckets, bins) = (n * u64::from(plan.windows), plan.buckets().into(), Bins::of(plan).count.into());
+        // No more buckets than entries have some.
+        let bundled = entries + ((1 << plan.rounds) - 1) * entries.min(buckets);
+        Self { entries, bundled, buckets, bins }
+    }
+
+    /// Entries in whole bundles, at most.
+    pub(super) fn bundled(&self) -> u64 {
+        self.bundled
     }
 
     /// Enough for either.
     pub(super) fn or(self, other: Self) -> Self {
         Self {
             entries: self.entries.max(other.entries),
+            bundled: self.bundled.max(other.bundled),
             buckets: self.buckets.max(other.buckets),
             bins: self.bins.max(other.bins),
         }
@@ -94,7 +110,7 @@ impl Needs {
 
     /// Bytes of a [`Sorter`] for this.
     pub(super) fn bytes(&self) -> u64 {
-        4 * (2 * self.buckets + 3 * self.bins + 3) + 10 * self.entries
+        4 * (2 * self.buckets + 4 * self.bins + 3) + 6 * self.entries + 4 * self.bundled
     }
 }
 
@@ -105,6 +121,7 @@ pub(super) struct Sorter {
     counts: Buffer,
     starts: Buffer,
     chunks: Buffer,
+    totals: Buffer,
     binned: Buffer,
     lows: Buffer,
     entries: Buffer,
@@ -121,9 +138,10 @@ impl Sorter {
             counts: room(4 * (needs.bins + needs.buckets))?,
             starts: room(4 * (needs.bins + 1))?,
             chunks: room(4 * (needs.bins + 1))?,
+            totals: room(4 * needs.bins)?,
             binned: room(4 * needs.entries)?,
             lows: room(2 * needs.entries)?,
-            entries: room(4 * needs.entries)?,
+            entries: room(4 * needs.bundled)?,
             offsets: room(4 * (needs.buckets + 1))?,
             needs,
         })
@@ -131,11 +149,13 @@ impl Sorter {
 
     /// Overwrites what tells of the scalars.
     pub(super) fn clear(&self, stream: Stream) -> Result<(), BackendError> {
-        let all = [&self.counts, &self.starts, &self.chunks, &self.binned, &self.lows, &self.entries, &self.offsets];
+        let bins = [&self.counts, &self.starts, &self.chunks, &self.totals, &self.binned, &self.lows];
+        let all = bins.into_iter().chain([&self.entries, &self.offsets]);
         all.into_iter().try_for_each(|buffer| buffer.zero(stream, 0, buffer.bytes()))
     }
 
-    /// The digits last sorted, as the places of multiples; the highest bit says that one is subtracted.
+    /// The digits last sorted, as the places of multiples; the highest bit says that one is subtracted. All bits are 1
+    /// where a bucket has none left for the last places of a bundle.
     pub(super) fn entries(&self) -> &Buffer {
         &self.entries
     }
@@ -174,12 +194,16 @@ impl Sorter {
             let what = "bytes to sort digits";
             return Err(BackendError::Shape { what, expected: self.needs.bytes(), got: needs.bytes() });
         }
-        let Ok(entries) = u32::try_from(needs.entries) else {
+        let (Ok(entries), Ok(_)) = (u32::try_from(needs.entries), u32::try_from(needs.bundled)) else {
             let what = "digits that are not 0";
-            return Err(BackendError::Shape { what, expected: u32::MAX.into(), got: needs.entries });
+            return Err(BackendError::Shape { what, expected: u32::MAX.into(), got: needs.bundled });
         };
         let bins = Bins::of(plan);
         let two_steps = bins.low_bits > 0;
+        if plan.rounds > 0 && !two_steps {
+            let (what, got) = ("buckets whose entries are bundled, at least", plan.buckets().into());
+            return Err(BackendError::Shape { what, expected: u64::from(ONE_STEP) + 1, got });
+        }
         let keys = 1 << bins.low_bits;
         let counted = if two_steps { plan.buckets() } else { 0 };
         self.counts.zero(stream, 0, 4 * u64::from(bins.count + counted))?;
@@ -215,7 +239,10 @@ impl Sorter {
             let arguments = [lows, starts, chunks, count, low_bits, of_buckets];
             self.launch(stream, "msm_count", blocks, CHUNK_THREADS, SUMS + 4 * keys, &arguments)?;
         }
-        let arguments = [starts, count, low_bits, of_buckets, offsets];
+        let (rounds, totals) = (Argument::U32(plan.rounds), self.totals.argument());
+        let arguments = [of_buckets, low_bits, rounds, totals];
+        self.launch(stream, "msm_totals", bins.count, OFFSET_THREADS, SUMS, &arguments)?;
+        let arguments = [totals, count, low_bits, rounds, of_buckets, offsets, sorted];
         self.launch(stream, "msm_offsets", bins.count, OFFSET_THREADS, SUMS, &arguments)?;
         if blocks > 0 {
             let arguments = [binned, lows, starts, chunks, count, low_bits, of_buckets, sorted];
@@ -302,6 +329,18 @@ mod tests {
     }
 
     fn check(driver: &Arc<dyn Driver>, sorter: Option<&Sorter>, scalars: &[Fr], wires: &[u32], plan: &Plan) {
+        let rounds = match plan.window {
+            _ if !in_two_steps(plan.buckets()) => vec![0],
+            window @ ..17 => vec![0, 1 + window % 3],
+            // So many buckets take long.
+            window => vec![window % 4],
+        };
+        for rounds in rounds {
+            check_bundled(driver, sorter, scalars, wires, &Plan { rounds, ..*plan });
+        }
+    }
+
+    fn check_bundled(driver: &Arc<dyn Driver>, sorter: Option<&Sorter>, scalars: &[Fr], wires: &[u32], plan: &Plan) {
         let stream = driver.create_stream().unwrap();
         let bytes: Vec<u8> = scalars.iter().flat_map(|s| s.into_bigint().0).flat_map(u64::to_le_bytes).collect();
         let buffer = Buffer::with(driver, stream, &bytes).unwrap();
@@ -316,11 +355,12 @@ mod tests {
         let mut begin = 0;
         for (bucket, expected) in expected.iter().enumerate() {
             assert_eq!(offsets[bucket], begin as u32, "bucket {bucket}, {} scalars, {plan:?}", wires.len());
-            let end = begin + expected.len();
+            let (end, next) = (begin + expected.len(), begin + expected.len().next_multiple_of(1 << plan.rounds));
             let mut got = entries[begin..end].to_vec();
             got.sort_unstable();
             assert_eq!(got, *expected, "bucket {bucket}, {} scalars, {plan:?}", wires.len());
-            begin = end;
+            assert!(entries[end..next].iter().all(|entry| *entry == u32::MAX), "bucket {bucket}, {plan:?}");
+            begin = next;
         }
         assert_eq!(entries.len(), begin, "{} scalars, {plan:?}", wires.len());
         driver.destroy_stream(stream);
@@ -389,7 +429,7 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(5);
         let driver = driver(Order::Random(2));
         let plans = [Plan::of(13, 500, 3), Plan::of(13, 500, 64), Plan::of(7, 500, 2), Plan::of(16, 500, 64)];
-        let needs = plans.iter().fold(Needs::default(), |needs, plan| needs.or(Needs::of(500, plan)));
+        let needs = plans.iter().fold(Needs::default(), |needs, plan| needs.or(Needs::of(500, &Plan { rounds: 3, ..*plan })));
         let sorter = Sorter::new(&driver, needs).unwrap();
         for n in [500, 77, 0, 320] {
             for plan in &plans {
@@ -407,6 +447,10 @@ mod tests {
         let index = Index::new(&driver, stream, &all(11), 0).unwrap();
         let plan = Plan::of(13, 11, 64);
         let sorter = Sorter::new(&driver, Needs::of(10, &plan)).unwrap();
+        let bundled = Plan { window: 4, rounds: 1, ..plan };
+        let error = sorter.sort(stream, &scalars, &Index::new(&driver, stream, &[], 0).unwrap(), &bundled).err();
+        let what = "buckets whose entries are bundled, at least";
+        assert_eq!(error, Some(BackendError::Shape { what, expected: 2049, got: 8 }));
         let error = sorter.sort(stream, &scalars, &index, &plan).err();
         let (expected, got) = (Needs::of(10, &plan).bytes(), Needs::of(11, &plan).bytes());
         assert_eq!(error, Some(BackendError::Shape { what: "bytes to sort digits", expected, got }));

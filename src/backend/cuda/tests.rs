@@ -75,7 +75,7 @@ fn check<G: Lettered>(
     points: &[Affine<<G::Group as Group>::Config>],
     scalars: &[Fr],
     multiples: u64,
-    window: Option<u32>,
+    window: Option<(u32, u32)>,
 ) where
     Projective<<G::Group as Group>::Config>:
         VariableBaseMSM<MulBase = Affine<<G::Group as Group>::Config>, ScalarField = Fr>,
@@ -184,7 +184,45 @@ fn any_window_and_any_number_of_multiples() {
     let (p, s) = (points::<G1>(70, &mut rng), scalars(0, 70, &mut rng));
     for window in [4, 5, 7, 8, 12, 13] {
         for multiples in [1, 2, 3, 64] {
-            check::<InG1>(&lab, &p, &s, multiples, Some(window));
+            check::<InG1>(&lab, &p, &s, multiples, Some((window, 0)));
+        }
+    }
+}
+
+/// Bundles with one entry and with all, of points that are different, all the same, and each other's opposites.
+#[test]
+fn bundles_of_any_entries() {
+    let mut rng = StdRng::seed_from_u64(5);
+    let (p, q) = (points::<G1>(97, &mut rng), points::<G2>(40, &mut rng));
+    let (same, same_q) = (vec![p[0]; 97], vec![q[0]; 40]);
+    let opposite: Vec<_> = (0..97).map(|i| if i % 3 == 0 { -p[i / 6] } else { p[i / 6] }).collect();
+    let opposite_q: Vec<_> = (0..40).map(|i| if i % 3 == 0 { -q[i / 6] } else { q[i / 6] }).collect();
+    for kind in 0..10 {
+        let lab = lab(ORDERS[kind % 3]);
+        let s = scalars(kind, 97, &mut rng);
+        let rounds = [1, 2, 4][kind % 3];
+        check::<InG1>(&lab, &p[..1], &s[..1], 2, Some((12, rounds)));
+        for p in [&p, &same, &opposite] {
+            check::<InG1>(&lab, p, &s, 64, Some((13, rounds)));
+        }
+        for q in [&q, &same_q, &opposite_q] {
+            check::<InG2>(&lab, q, &s[..40], 64, Some((13, rounds)));
+        }
+    }
+}
+
+/// More bundles than there is memory for at a time.
+#[test]
+fn many_bundles_in_every_order() {
+    let mut rng = StdRng::seed_from_u64(6);
+    let (p, q) = (points::<G1>(2_000, &mut rng), points::<G2>(1_000, &mut rng));
+    for (order, rounds) in ORDERS.into_iter().zip([4, 2, 3]) {
+        let driver = HostDriver::new(order).with_multiprocessors(1).with_memory(32 << 20);
+        let lab = Lab::new(Arc::new(driver)).unwrap();
+        for kind in [0, 5] {
+            let s = scalars(kind, p.len(), &mut rng);
+            check::<InG1>(&lab, &p, &s, 64, Some((13, rounds)));
+            check::<InG2>(&lab, &q, &s[..q.len()], 64, Some((13, rounds)));
         }
     }
 }
@@ -196,10 +234,10 @@ fn many_parts_in_every_order() {
     for order in ORDERS {
         let lab = lab(order);
         for kind in [0, 5, 9] {
-            check::<InG1>(&lab, &p[..1_200], &scalars(kind, 1_200, &mut rng), 64, Some(9));
+            check::<InG1>(&lab, &p[..1_200], &scalars(kind, 1_200, &mut rng), 64, Some((9, 0)));
         }
         // One bucket of all, in 375 parts: a span of two pieces.
-        check::<InG1>(&lab, &p, &scalars(2, p.len(), &mut rng), 64, Some(9));
+        check::<InG1>(&lab, &p, &scalars(2, p.len(), &mut rng), 64, Some((9, 0)));
     }
 }
 
@@ -227,10 +265,11 @@ fn the_self_test_passes_in_every_order() {
 /// Numbers that the host code and the kernels both have.
 #[test]
 fn the_kernels_constants_are_the_hosts() {
-    let (msm, sort) = (include_str!("../../../kernels/msm.cu"), include_str!("../../../kernels/sort.cu"));
-    for (text, name, value) in super::msm::CONSTANTS.iter().map(|(n, v)| (msm, n, v)) {
+    let kernels = [include_str!("../../../kernels/msm.cu"), include_str!("../../../kernels/bundle.cu")];
+    let sort = include_str!("../../../kernels/sort.cu");
+    for (name, value) in super::msm::CONSTANTS {
         let line = format!("static constexpr uint32_t {name} = {value};");
-        assert!(text.contains(&line), "expected {line:?} in the kernels");
+        assert!(kernels.iter().any(|text| text.contains(&line)), "expected {line:?} in the kernels");
     }
     assert!(sort.contains("static constexpr uint32_t NEGATED = 1u << 31;"));
 }
