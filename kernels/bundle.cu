@@ -62,6 +62,8 @@ DEVICE F inverse_in_block(const F& mine, typename Spread<F>::Stored* tree) {
     }
     if (first == 0) {
         const F root = inverse(load<F>(tree[1]));
+        // The lanes that compute to no effect have read, too.
+        __syncwarp();
         if (w == 0) store(&tree[1], root);
     }
     __syncthreads();
@@ -71,6 +73,7 @@ DEVICE F inverse_in_block(const F& mine, typename Spread<F>::Stored* tree) {
             const uint32_t node = nodes + (w < nodes ? w : 0);
             const F over = load<F>(tree[node]), left = load<F>(tree[2 * node]), right = load<F>(tree[2 * node + 1]);
             const F over_left = over * right, over_right = over * left;
+            __syncwarp();
             if (w < nodes) {
                 store(&tree[2 * node], over_left);
                 store(&tree[2 * node + 1], over_right);

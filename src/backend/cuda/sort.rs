@@ -87,7 +87,8 @@ pub(super) struct Needs {
 impl Needs {
     /// Those of `n` scalars by this plan.
     pub(super) fn of(n: u64, plan: &Plan) -> Self {
-        let (entries, buckets, bins) = (n * u64::from(plan.windows), plan.buckets().into(), Bins::of(plan).count.into());
+        let (entries, buckets, bins) =
+            (n * u64::from(plan.windows), plan.buckets().into(), Bins::of(plan).count.into());
         // No more buckets than entries have some.
         let bundled = entries + ((1 << plan.rounds) - 1) * entries.min(buckets);
         Self { entries, bundled, buckets, bins }
@@ -429,7 +430,8 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(5);
         let driver = driver(Order::Random(2));
         let plans = [Plan::of(13, 500, 3), Plan::of(13, 500, 64), Plan::of(7, 500, 2), Plan::of(16, 500, 64)];
-        let needs = plans.iter().fold(Needs::default(), |needs, plan| needs.or(Needs::of(500, &Plan { rounds: 3, ..*plan })));
+        let needs =
+            plans.iter().fold(Needs::default(), |needs, plan| needs.or(Needs::of(500, &Plan { rounds: 3, ..*plan })));
         let sorter = Sorter::new(&driver, needs).unwrap();
         for n in [500, 77, 0, 320] {
             for plan in &plans {
