@@ -64,6 +64,21 @@ pub const CATALOGUE: &[Variable] = &[
         "auto: the fastest this processor has",
         "instructions for the CPU: auto, avx512ifma, avx2 or portable",
     ),
+    var(
+        "ICICLE_LIB_DIR",
+        "/opt/icicle/lib",
+        "folder of ICICLE's libraries: libicicle_device, libicicle_field_bn254 and libicicle_curve_bn254, of one release",
+    ),
+    var(
+        "ICICLE_BACKEND_INSTALL_DIR",
+        "backend in the folder of ICICLE's libraries",
+        "folder of ICICLE's backends, of the same release",
+    ),
+    var(
+        "PROVER_ICICLE_DEVICE",
+        "auto: CUDA, METAL or VULKAN, whichever there is first",
+        "type of ICICLE's devices: auto, or a name of its own such as CUDA, METAL, VULKAN or CPU (slow: for tests)",
+    ),
     var("PROVER_THREADS", "one per core", "threads a proof on the CPU may use: 1 to 1024"),
     var("PROVER_LEASE_SECS", "30", "a worker that is silent for so long has lost its job: 1 to 3600"),
     var("PROVER_WITNESS_TIMEOUT_SECS", "60", "longest witness generation: 1 to 86400"),
@@ -245,6 +260,12 @@ pub struct Config {
     pub backend: String,
     /// `auto`, `avx512ifma`, `avx2` or `portable`.
     pub cpu: String,
+    /// Folder of ICICLE's libraries; where its installer puts them, if unset.
+    pub icicle_libraries: Option<PathBuf>,
+    /// Folder of ICICLE's backends; beside its libraries, if unset.
+    pub icicle_backends: Option<PathBuf>,
+    /// Type of ICICLE's devices, in capitals; any, if unset.
+    pub icicle_device: Option<String>,
     /// Threads of a CPU proof.
     pub threads: Option<usize>,
     /// How long a lease lasts without a heartbeat.
@@ -326,6 +347,9 @@ impl Config {
         };
         let backend = r.parse("PROVER_BACKEND", "auto, cuda, icicle or cpu", backend)?;
         let cpu = r.parse("PROVER_CPU", "auto, avx512ifma, avx2 or portable", cpu)?;
+        let icicle_libraries = r.text("ICICLE_LIB_DIR").map(PathBuf::from);
+        let icicle_backends = r.text("ICICLE_BACKEND_INSTALL_DIR").map(PathBuf::from);
+        let icicle_device = r.parse("PROVER_ICICLE_DEVICE", "auto, or a type such as CUDA or METAL", icicle_device)?;
         let threads = r.number("PROVER_THREADS", 1, 1024)?;
         let mut secs = |name, default, low, high| -> Result<Duration, ConfigError> {
             Ok(Duration::from_secs(r.number(name, low, high)?.unwrap_or(default)))
@@ -387,6 +411,9 @@ impl Config {
             api_addr: api.unwrap_or(Some(SocketAddr::from(([127, 0, 0, 1], 9180)))),
             backend: backend.unwrap_or_else(|| "auto".to_owned()),
             cpu: cpu.unwrap_or_else(|| "auto".to_owned()),
+            icicle_libraries,
+            icicle_backends,
+            icicle_device: icicle_device.flatten(),
             threads,
             lease,
             witness_timeout,
@@ -613,6 +640,15 @@ fn api_addr(s: &str) -> Option<Option<SocketAddr>> {
 
 fn cpu(s: &str) -> Option<String> {
     matches!(s, "auto" | "avx512ifma" | "avx2" | "portable").then(|| s.to_owned())
+}
+
+/// The type in capitals, as ICICLE has it; none where any will do.
+fn icicle_device(s: &str) -> Option<Option<String>> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    match s {
+        "auto" => Some(None),
+        s => (s.len() < 64 && s.chars().all(plain)).then(|| Some(s.to_ascii_uppercase())),
+    }
 }
 
 fn backend(s: &str) -> Option<String> {

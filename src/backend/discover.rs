@@ -1,5 +1,6 @@
 //! Which devices there are, and which are used.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -18,6 +19,7 @@ const LONGEST_LOOK: Duration = Duration::from_secs(600);
 const LONGEST_TEST: Duration = Duration::from_secs(60);
 
 const NOT_COMPILED: &str = "not compiled in";
+const NOT_ASKED_FOR: &str = "not looked for, since another kind was asked for";
 
 /// Which backend the user wants.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -47,6 +49,21 @@ impl FromStr for BackendChoice {
     }
 }
 
+/// Where ICICLE is looked for, and what of it is used.
+#[derive(Clone, Debug, Default)]
+pub struct IcicleOptions {
+    /// The program's own file, which is run once more for each device; without one there are none.
+    pub program: Option<PathBuf>,
+    /// Folder of ICICLE's libraries; where its installer puts them, if none is given.
+    pub libraries: Option<PathBuf>,
+    /// Folder of its backends; `backend` beside the libraries, if none is given.
+    pub backends: Option<PathBuf>,
+    /// Type of its devices, such as `CUDA`; the first of those preferred that there are, if none is given.
+    pub kind: Option<String>,
+    /// Variables of the environment that are none of its business.
+    pub withheld: Vec<&'static str>,
+}
+
 /// What was found of one device, or of a kind of which there is none.
 #[derive(Clone, Debug, Serialize)]
 pub struct DeviceReport {
@@ -70,43 +87,56 @@ pub struct Discovery {
     pub summary: String,
 }
 
-/// GPUs in their driver's order, each a device or one sentence on why it is none; or one sentence for all of them.
-type Gpus = Result<Vec<Result<Arc<dyn Backend>, String>>, String>;
+/// Devices of a kind in their driver's order, each a device or one sentence on why it is none; or one sentence for all of them.
+type Found = Result<Vec<Result<Arc<dyn Backend>, String>>, String>;
 
 /// Looks for devices and tests those the choice permits.
 ///
 /// `threads` is the number a proof on the processor may use, all cores by default, and `cpu` the instructions it is
 /// computed with. Fails if the one kind asked for cannot be used, if the processor does not have the instructions asked
 /// for, or if it fails its self-test.
-pub fn discover(choice: BackendChoice, threads: Option<usize>, cpu: Instructions) -> Result<Discovery, BackendError> {
+pub fn discover(
+    choice: BackendChoice,
+    threads: Option<usize>,
+    cpu: Instructions,
+    icicle: &IcicleOptions,
+) -> Result<Discovery, BackendError> {
     let all = thread::available_parallelism().map_or(1, |n| n.get());
     let processor = processor(threads.unwrap_or(all), cpu)?;
     let gpus = match choice {
         BackendChoice::Auto | BackendChoice::Cuda => gpus(),
         // A driver takes its time and memory to start.
-        BackendChoice::Icicle | BackendChoice::Cpu if cfg!(feature = "cuda") => {
-            Err("not looked for, since another kind was asked for".into())
-        }
+        BackendChoice::Icicle | BackendChoice::Cpu if cfg!(feature = "cuda") => Err(NOT_ASKED_FOR.into()),
         BackendChoice::Icicle | BackendChoice::Cpu => Err(NOT_COMPILED.into()),
     };
-    choose(choice, gpus, processor, LONGEST_TEST)
+    choose(choice, gpus, || by_icicle(icicle), processor, LONGEST_TEST)
 }
 
-/// Tests the GPUs and puts the devices in order.
+/// Tests the devices and puts them in order. ICICLE is looked for only where its devices would be used: beside `cuda` they
+/// would be the same GPUs once more.
 fn choose(
     choice: BackendChoice,
-    gpus: Gpus,
+    gpus: Found,
+    icicle: impl FnOnce() -> Found,
     (cpu, status): (Arc<dyn Backend>, String),
     limit: Duration,
 ) -> Result<Discovery, BackendError> {
     let none = |kind, status| DeviceReport { kind, device: None, used: false, status };
-    let (mut devices, mut report) = match gpus {
-        Ok(gpus) if gpus.is_empty() => (Vec::new(), vec![none(DeviceKind::Cuda, "there is no GPU".into())]),
-        Ok(gpus) => tested(gpus, limit),
-        Err(why) => (Vec::new(), vec![none(DeviceKind::Cuda, why)]),
+    let looked_at = |kind, found, nothing: &str| match found {
+        Ok(found) if Vec::is_empty(&found) => (Vec::new(), vec![none(kind, nothing.to_owned())]),
+        Ok(found) => tested(kind, found, limit),
+        Err(why) => (Vec::new(), vec![none(kind, why)]),
     };
-    let icicle = if cfg!(feature = "icicle") { "not implemented in this version" } else { NOT_COMPILED };
-    report.push(none(DeviceKind::Icicle, icicle.into()));
+    let (mut devices, mut report) = looked_at(DeviceKind::Cuda, gpus, "there is no GPU");
+    let icicle = match choice {
+        _ if !cfg!(feature = "icicle") => Err(NOT_COMPILED.into()),
+        BackendChoice::Auto if !devices.is_empty() => Err("not looked for, since cuda comes first".into()),
+        BackendChoice::Auto | BackendChoice::Icicle => icicle(),
+        BackendChoice::Cuda | BackendChoice::Cpu => Err(NOT_ASKED_FOR.into()),
+    };
+    let (fit, told) = looked_at(DeviceKind::Icicle, icicle, "it has no device");
+    devices.extend(fit);
+    report.extend(told);
     for (kind, asked) in [(DeviceKind::Cuda, BackendChoice::Cuda), (DeviceKind::Icicle, BackendChoice::Icicle)] {
         if choice == asked && report.iter().all(|r| r.kind != kind || !r.used) {
             let why: Vec<_> = report.iter().filter(|r| r.kind == kind).map(|r| r.status.as_str()).collect();
@@ -139,13 +169,13 @@ fn summary(devices: &[Arc<dyn Backend>], report: &[DeviceReport]) -> String {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn gpus() -> Gpus {
+fn gpus() -> Found {
     Err(NOT_COMPILED.into())
 }
 
 /// The GPUs that NVIDIA's driver shows.
 #[cfg(feature = "cuda")]
-fn gpus() -> Gpus {
+fn gpus() -> Found {
     use super::cuda::CudaBackend;
     use super::cuda::driver::nvidia::NvidiaDriver;
 
@@ -155,9 +185,24 @@ fn gpus() -> Gpus {
     Ok(found.into_iter().map(|gpu: Result<NvidiaDriver, String>| gpu.map(device)).collect())
 }
 
-/// The GPUs that pass their self-test, and a report on all. They are tested at once and each by itself, so that one that
+/// ICICLE's devices.
+#[cfg(feature = "icicle")]
+fn by_icicle(wanted: &IcicleOptions) -> Found {
+    super::icicle::devices(&super::icicle::Options::find(wanted)?)
+}
+
+#[cfg(not(feature = "icicle"))]
+fn by_icicle(_: &IcicleOptions) -> Found {
+    Err(NOT_COMPILED.into())
+}
+
+/// The devices of a kind that pass their self-test, and a report on all. They are tested at once and each by itself, so that one that
 /// fails, kills its context or hangs takes nothing from the others.
-fn tested(gpus: Vec<Result<Arc<dyn Backend>, String>>, limit: Duration) -> (Vec<Arc<dyn Backend>>, Vec<DeviceReport>) {
+fn tested(
+    kind: DeviceKind,
+    gpus: Vec<Result<Arc<dyn Backend>, String>>,
+    limit: Duration,
+) -> (Vec<Arc<dyn Backend>>, Vec<DeviceReport>) {
     let test = |gpu: Arc<dyn Backend>| {
         let info = info(&gpu);
         // One that fails is closed there too: that may hang like anything on it.
@@ -183,7 +228,7 @@ fn tested(gpus: Vec<Result<Arc<dyn Backend>, String>>, limit: Duration) -> (Vec<
         let used = passed.is_ok();
         let status = passed.as_ref().err().map_or_else(|| "self-test passed".into(), String::clone);
         fit.extend(passed);
-        report.push(DeviceReport { kind: DeviceKind::Cuda, device, used, status });
+        report.push(DeviceReport { kind, device, used, status });
     }
     (fit, report)
 }
@@ -281,9 +326,9 @@ mod tests {
         }
     }
 
-    fn chosen(choice: BackendChoice, gpus: Gpus) -> Result<Discovery, BackendError> {
+    fn chosen(choice: BackendChoice, gpus: Found) -> Result<Discovery, BackendError> {
         let cpu = processor(1, Instructions::Portable).unwrap();
-        choose(choice, gpus, cpu, Duration::from_secs(5))
+        choose(choice, gpus, || Err("ICICLE is not there".into()), cpu, Duration::from_secs(5))
     }
 
     fn labels(found: &Discovery) -> Vec<String> {
@@ -350,11 +395,46 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "icicle")]
+    #[test]
+    fn auto_takes_cuda_then_icicle_then_the_processor() {
+        let by_icicle = |manner| {
+            let info = DeviceInfo { kind: DeviceKind::Icicle, name: "pretended".into(), ordinal: 0, threads: 1, memory: 0 };
+            let gpu: Arc<dyn Backend> = Arc::new(Gpu { cpu: CpuBackend::new(1).unwrap(), info, manner });
+            gpu
+        };
+        let found = |choice, gpus: Found, icicle: Found| {
+            let cpu = processor(1, Instructions::Portable).unwrap();
+            choose(choice, gpus, || icicle, cpu, Duration::from_secs(5))
+        };
+        let both = found(BackendChoice::Auto, Ok(vec![gpu(0, Manner::Sound)]), Err("looked for in vain".into())).unwrap();
+        assert_eq!(labels(&both), ["cuda:0", "cpu:0"]);
+        assert!(both.summary.ends_with("icicle: not looked for, since cuda comes first"), "{}", both.summary);
+
+        let icicle = Ok(vec![Ok(by_icicle(Manner::Sound)), Ok(by_icicle(Manner::Fails))]);
+        let second = found(BackendChoice::Auto, Ok(vec![gpu(0, Manner::Fails)]), icicle).unwrap();
+        assert_eq!(labels(&second), ["icicle:0", "cpu:0"]);
+        let says = "proving on icicle:0, pretended; cpu:0 is the fallback; cuda:0: its self-test failed: ";
+        assert!(second.summary.starts_with(says) && second.summary.lines().count() == 1, "{}", second.summary);
+
+        let none = found(BackendChoice::Auto, Err("no NVIDIA driver".into()), Err("not installed".into())).unwrap();
+        assert_eq!(labels(&none), ["cpu:0"]);
+        assert!(none.summary.ends_with("; cuda: no NVIDIA driver; icicle: not installed"), "{}", none.summary);
+
+        let refused = found(BackendChoice::Icicle, Err("not looked for".into()), Ok(vec![Ok(by_icicle(Manner::Fails))]));
+        let why = "its self-test failed: launch failed on the device with code 719".to_owned();
+        assert_eq!(refused.map(|_| ()).unwrap_err(), BackendError::Unavailable { device: "icicle".into(), why });
+        let asked = found(BackendChoice::Cuda, Ok(vec![gpu(0, Manner::Sound)]), Err("looked for in vain".into())).unwrap();
+        assert!(asked.summary.ends_with("icicle: not looked for, since another kind was asked for"), "{}", asked.summary);
+    }
+
     #[test]
     fn a_kind_that_is_not_there_is_refused_and_the_processor_is_not() {
-        let portable = |choice| discover(choice, Some(1), Instructions::Portable);
+        let nowhere = IcicleOptions { libraries: Some("/nowhere".into()), ..IcicleOptions::default() };
+        let portable = |choice| discover(choice, Some(1), Instructions::Portable, &nowhere);
         let refused = portable(BackendChoice::Icicle).map(|_| ()).unwrap_err().to_string();
-        assert!(refused.starts_with("icicle cannot be used: not "), "{refused}");
+        let why = if cfg!(feature = "icicle") { "the program's own file" } else { NOT_COMPILED };
+        assert!(refused.starts_with(&format!("icicle cannot be used: {why}")), "{refused}");
         let found = portable(BackendChoice::Cpu).unwrap();
         assert_eq!(labels(&found), ["cpu:0"]);
         let looked = if cfg!(feature = "cuda") { "cuda: not looked for" } else { "cuda: not compiled in" };

@@ -7,12 +7,14 @@ pub mod cpu;
 #[cfg(any(feature = "cuda", feature = "kernels-on-host"))]
 pub mod cuda;
 mod discover;
+#[cfg(feature = "icicle")]
+pub mod icicle;
 pub mod mapped;
 pub mod selftest;
 
 use std::sync::Arc;
 
-pub use discover::{BackendChoice, DeviceReport, Discovery, discover};
+pub use discover::{BackendChoice, DeviceReport, Discovery, IcicleOptions, discover};
 
 use crate::model::{G1, G2, ProvingKey, StopReason, StopToken, Witness};
 

@@ -9,6 +9,8 @@ mod devices;
 mod doctor;
 mod export;
 mod files;
+#[cfg(feature = "icicle")]
+mod icicle;
 mod inspect;
 mod jobs;
 mod migrate;
@@ -82,6 +84,10 @@ enum Command {
     /// Compile one witness program into the module cache (run by the program itself, as a bounded child).
     #[command(name = "compile-witness", hide = true)]
     CompileWitness(witness::CompileArgs),
+    /// Drive one of ICICLE's devices (run by the program itself, as its child).
+    #[cfg(feature = "icicle")]
+    #[command(name = "icicle-device", hide = true)]
+    IcicleDevice(icicle::Args),
 }
 
 /// Parses the arguments, runs the subcommand, reports its error.
@@ -108,6 +114,8 @@ pub fn main() -> ExitCode {
         Command::Doctor(a) => doctor::run(a, &out),
         Command::Demo(a) => demo::run(a, &out),
         Command::CompileWitness(a) => witness::compile(a),
+        #[cfg(feature = "icicle")]
+        Command::IcicleDevice(a) => icicle::run(a),
     };
     match ran.and_then(|()| out.end()) {
         Ok(()) => ExitCode::SUCCESS,

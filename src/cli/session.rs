@@ -4,10 +4,10 @@ use std::future::Future;
 
 use super::CliError;
 use crate::backend::cpu::Instructions;
-use crate::backend::{BackendChoice, Discovery, discover};
-use crate::config::Config;
+use crate::backend::{BackendChoice, Discovery, IcicleOptions, discover};
+use crate::config::{CATALOGUE, Config};
 use crate::model::{CircuitName, JobId};
-use crate::worker::Workspace;
+use crate::worker::{Workspace, running_program};
 
 /// The configuration; a wrong one is wrong usage.
 pub fn config() -> Result<Config, CliError> {
@@ -36,7 +36,15 @@ where
 pub fn devices(config: &Config) -> Result<Discovery, CliError> {
     let choice = config.backend.parse::<BackendChoice>().map_err(CliError::Usage)?;
     let cpu = config.cpu.parse::<Instructions>().map_err(CliError::Usage)?;
-    discover(choice, config.threads, cpu).map_err(CliError::failed)
+    let icicle = IcicleOptions {
+        program: running_program(),
+        libraries: config.icicle_libraries.clone(),
+        backends: config.icicle_backends.clone(),
+        kind: config.icicle_device.clone(),
+        // Passwords are among them, and the libraries are somebody else's.
+        withheld: CATALOGUE.iter().map(|v| v.name).collect(),
+    };
+    discover(choice, config.threads, cpu, &icicle).map_err(CliError::failed)
 }
 
 /// A circuit's name from the command line.

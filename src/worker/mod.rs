@@ -34,7 +34,7 @@ pub use canary::Canary;
 pub use faults::{Faults, Point};
 pub use readiness::{Readiness, Status};
 pub use service::{JobService, ServiceError, ServiceOptions, SubmitRequest};
-pub use workspace::{OpenError, Workspace, module_cache};
+pub use workspace::{OpenError, Workspace, module_cache, running_program};
 
 use crate::artifacts::Artifacts;
 use crate::backend::Backend;

@@ -155,8 +155,12 @@ fn open_artifacts(config: &Config) -> Result<Artifacts, ArtifactError> {
 
 /// Compiled witness programs lie in the data folder. This program compiles them as a child of itself.
 pub fn module_cache(config: &Config) -> ModuleCache {
-    // By this name the running program is found even after an upgrade put another file in its place.
+    ModuleCache { dir: Some(config.data_dir.join("modules")), compiler: running_program() }
+}
+
+/// The file of the running program, for its children.
+pub fn running_program() -> Option<PathBuf> {
+    // By this name it is found even after an upgrade put another file in its place.
     let running = PathBuf::from("/proc/self/exe");
-    let compiler = if running.exists() { Some(running) } else { std::env::current_exe().ok() };
-    ModuleCache { dir: Some(config.data_dir.join("modules")), compiler }
+    if running.exists() { Some(running) } else { std::env::current_exe().ok() }
 }

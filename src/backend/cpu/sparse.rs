@@ -48,7 +48,7 @@ struct Block {
 }
 
 /// The matrices of a key, checked and sorted.
-pub(super) struct Matrices {
+pub(in crate::backend) struct Matrices {
     blocks: Vec<Block>,
     rows_a_block: usize,
 }
@@ -99,7 +99,7 @@ impl Matrices {
     ///
     /// # Errors
     /// `Shape` on a matrix, row, wire or value out of range.
-    pub(super) fn new(key: &ProvingKey) -> Result<Self, BackendError> {
+    pub(in crate::backend) fn new(key: &ProvingKey) -> Result<Self, BackendError> {
         let bytes = &key.sections.coefficients;
         let sorted = check(key)?;
         let at = |i: usize| entry(&bytes[i * ENTRY_BYTES..]);
@@ -135,7 +135,7 @@ impl Matrices {
     }
 
     /// Rows of a block: a power of two that divides their number.
-    pub(super) fn rows_a_block(&self) -> usize {
+    pub(in crate::backend) fn rows_a_block(&self) -> usize {
         self.rows_a_block
     }
 
@@ -148,7 +148,7 @@ impl Matrices {
     ///
     /// `w` has plain values below r.
     #[inline(always)]
-    pub(super) fn row(&self, block: usize, row: usize, w: &[BigInteger256]) -> [[u64; 4]; 2] {
+    pub(in crate::backend) fn row(&self, block: usize, row: usize, w: &[BigInteger256]) -> [[u64; 4]; 2] {
         let block = &self.blocks[block];
         let [a, b, end] = [0, 1, 2].map(|i| block.starts[2 * row + i] as usize);
         [&block.terms[a..b], &block.terms[b..end]].map(|terms| dot(terms, &block.values, w))

@@ -1,0 +1,154 @@
+//! What a proof needs of a device that computes single operations: sums of multiples of points, transforms, and products
+//! and differences of vectors. [`super::key`] puts a proof together from them.
+
+use ark_bn254::{g1, g2};
+use ark_ec::CurveGroup;
+use ark_ec::short_weierstrass::Projective;
+use ark_ff::{BigInteger256, PrimeField, Zero};
+use zeroize::Zeroizing;
+
+use super::super::BackendError;
+use crate::model::{Fq, Fq2, Fr, G1_BYTES, G1Affine, G2_BYTES, G2Affine, g1_raw, g2_raw, limbs};
+
+/// Bytes of an element of either field.
+pub(super) const ELEMENT: usize = 32;
+
+/// One of the curve's two groups.
+pub(super) trait Group: CurveGroup<ScalarField = Fr> {
+    /// Bytes of an affine point.
+    const BYTES: usize;
+    /// Whether it is the group over the extension field.
+    const EXTENSION: bool;
+
+    /// A point from its bytes in a proving key, taken as they are.
+    fn of_key(bytes: &[u8]) -> Self::Affine;
+    /// Appends the plain coordinates of an affine point; infinity is zeros.
+    fn write(point: &Self::Affine, out: &mut Vec<u8>);
+    /// A point from plain homogeneous coordinates, if these are canonical and of a point on the curve.
+    fn read_homogeneous(bytes: &[u8]) -> Option<Self>;
+    /// A point from plain affine coordinates, if these are canonical and of a point on the curve.
+    fn read_affine(bytes: &[u8]) -> Option<Self>;
+}
+
+/// Appends an element's plain form.
+fn write_fq(x: &Fq, out: &mut Vec<u8>) {
+    out.extend(x.into_bigint().0.iter().flat_map(|limb| limb.to_le_bytes()));
+}
+
+/// An element from its plain form, if that is canonical.
+fn read_fq(bytes: &[u8]) -> Option<Fq> {
+    Fq::from_bigint(limbs(bytes.get(..ELEMENT)?))
+}
+
+fn read_fq2(bytes: &[u8]) -> Option<Fq2> {
+    Some(Fq2::new(read_fq(bytes.get(..ELEMENT)?)?, read_fq(bytes.get(ELEMENT..)?)?))
+}
+
+// By their full names: as aliases of the pairing's types the two would be taken for the same.
+impl Group for Projective<g1::Config> {
+    const BYTES: usize = G1_BYTES;
+    const EXTENSION: bool = false;
+
+    fn of_key(bytes: &[u8]) -> G1Affine {
+        g1_raw(bytes)
+    }
+
+    fn write(point: &G1Affine, out: &mut Vec<u8>) {
+        write_fq(&point.x, out);
+        write_fq(&point.y, out);
+    }
+
+    fn read_homogeneous(bytes: &[u8]) -> Option<Self> {
+        let [x, y, z] = [0, 1, 2].map(|i| bytes.get(i * ELEMENT..).and_then(read_fq));
+        let (x, y, z) = (x?, y?, z?);
+        if z.is_zero() {
+            return (x.is_zero() && !y.is_zero()).then(Self::zero);
+        }
+        // In Jacobian coordinates x = X/Z² and y = Y/Z³, so that X·Z and Y·Z² have the same Z.
+        let point = Self::new_unchecked(x * z, y * z * z, z);
+        point.into_affine().is_on_curve().then_some(point)
+    }
+
+    fn read_affine(bytes: &[u8]) -> Option<Self> {
+        let point = G1Affine::new_unchecked(read_fq(bytes)?, read_fq(bytes.get(ELEMENT..)?)?);
+        if point.x.is_zero() && point.y.is_zero() {
+            return Some(Self::zero());
+        }
+        point.is_on_curve().then(|| point.into())
+    }
+}
+
+impl Group for Projective<g2::Config> {
+    const BYTES: usize = G2_BYTES;
+    const EXTENSION: bool = true;
+
+    fn of_key(bytes: &[u8]) -> G2Affine {
+        g2_raw(bytes)
+    }
+
+    fn write(point: &G2Affine, out: &mut Vec<u8>) {
+        [point.x.c0, point.x.c1, point.y.c0, point.y.c1].iter().for_each(|c| write_fq(c, out));
+    }
+
+    fn read_homogeneous(bytes: &[u8]) -> Option<Self> {
+        let [x, y, z] = [0, 1, 2].map(|i| bytes.get(i * 2 * ELEMENT..(i + 1) * 2 * ELEMENT).and_then(read_fq2));
+        let (x, y, z) = (x?, y?, z?);
+        if z.is_zero() {
+            return (x.is_zero() && !y.is_zero()).then(Self::zero);
+        }
+        let point = Self::new_unchecked(x * z, y * z * z, z);
+        point.into_affine().is_on_curve().then_some(point)
+    }
+
+    fn read_affine(bytes: &[u8]) -> Option<Self> {
+        let [x, y] = [0, 1].map(|i| bytes.get(i * 2 * ELEMENT..(i + 1) * 2 * ELEMENT).and_then(read_fq2));
+        let point = G2Affine::new_unchecked(x?, y?);
+        if point.x.is_zero() && point.y.is_zero() {
+            return Some(Self::zero());
+        }
+        point.is_on_curve().then(|| point.into())
+    }
+}
+
+/// Scalars of a sum: plain values in the host's memory, or those of a vector from a place on.
+pub(super) enum Scalars<'a, V> {
+    /// In the host's memory.
+    Host(&'a [BigInteger256]),
+    /// In the device's.
+    Device(&'a V, usize),
+}
+
+/// A device that computes single operations, one at a time.
+pub(super) trait Algebra {
+    /// Elements of the scalar field in the device's memory, as secret as a witness: overwritten when dropped.
+    type Vector;
+    /// Points in the device's memory.
+    type Bases<G: Group>;
+
+    /// The most points to sum at once, as the device's free memory has it at present.
+    fn most_points(&self) -> usize;
+    /// Brings points to the device. None of them is infinity.
+    fn bases<G: Group>(&self, points: &[G::Affine]) -> Result<Self::Bases<G>, BackendError>;
+    /// Σ scalarsᵢ·basesᵢ over `count` points from `first` on; at least one.
+    fn sum<G: Group>(
+        &self,
+        bases: &Self::Bases<G>,
+        first: usize,
+        count: usize,
+        scalars: Scalars<'_, Self::Vector>,
+    ) -> Result<G, BackendError>;
+    /// Brings plain values to the device.
+    fn upload(&self, values: &[BigInteger256]) -> Result<Self::Vector, BackendError>;
+    /// Brings them back.
+    fn download(&self, vector: &Self::Vector) -> Result<Zeroizing<Vec<BigInteger256>>, BackendError>;
+    /// Makes ready for transforms of `size` values, a power of two, on the domain and on its odd coset.
+    fn prepare(&self, size: usize) -> Result<(), BackendError>;
+    /// From values on the domain to coefficients, in place.
+    fn interpolate(&self, vector: &mut Self::Vector) -> Result<(), BackendError>;
+    /// From coefficients to values on `shift` times the domain, in place.
+    fn evaluate(&self, vector: &mut Self::Vector, shift: Fr) -> Result<(), BackendError>;
+    /// a∘b, element by element.
+    fn multiply(&self, a: &Self::Vector, b: &Self::Vector) -> Result<Self::Vector, BackendError>;
+    /// a − b, in place of a.
+    fn subtract(&self, a: &mut Self::Vector, b: &Self::Vector) -> Result<(), BackendError>;
+}

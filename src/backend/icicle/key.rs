@@ -1,0 +1,266 @@
+//! A proving key on a device that computes single operations, and a proof's five products from these.
+//!
+//! The rows of A and B times the witness are computed here, on the processor. From there on the quotient stays on the
+//! device: a and b are interpolated there, and so is c = a∘b, evaluated on the odd coset, and joined to a·b − c, the scalars
+//! of H (`cpu::quotient` has the mathematics).
+
+use ark_ff::{BigInteger, BigInteger256, FftField, PrimeField};
+use rayon::prelude::*;
+use zeroize::Zeroizing;
+
+use super::super::cpu::sparse::Matrices;
+use super::super::{BackendError, Commitments};
+use super::algebra::{Algebra, Group, Scalars};
+use crate::model::{Fr, G1, G1_BYTES, G2, G2_BYTES, KeySections, ProvingKey};
+
+/// The largest domain: the field has roots of unity up to this order.
+pub(super) const LARGEST_DOMAIN: u32 = 1 << 28;
+
+/// What is computed at present, for whoever asks why nothing comes back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Step {
+    /// Starting: the libraries, the device, its known answers.
+    Start,
+    /// Points and matrices.
+    Load,
+    /// The rows of A and B, and the quotient.
+    Quotient,
+    /// Σ hᵢ·Hᵢ
+    H,
+    /// Σ wᵢ·Bᵢ in G2
+    B2,
+    /// Σ wᵢ·Bᵢ in G1
+    B1,
+    /// Σ wᵢ·Aᵢ
+    A,
+    /// Σ wᵢ·Cᵢ
+    C,
+}
+
+impl Step {
+    /// All, by number.
+    pub(super) const ALL: [Self; 8] =
+        [Self::Start, Self::Load, Self::Quotient, Self::H, Self::B2, Self::B1, Self::A, Self::C];
+
+    /// In a sentence: "… in what".
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "its start",
+            Self::Load => "the loading of a key",
+            Self::Quotient => "the quotient",
+            Self::H => "the sum of H",
+            Self::B2 => "the sum of B in G2",
+            Self::B1 => "the sum of B in G1",
+            Self::A => "the sum of A",
+            Self::C => "the sum of C",
+        }
+    }
+
+    /// How much of a proof is done when it begins, of a hundred.
+    fn percent(self) -> u8 {
+        match self {
+            Self::Start | Self::Load | Self::Quotient => 0,
+            Self::H => 20,
+            Self::B2 => 40,
+            Self::B1 => 65,
+            Self::A => 75,
+            Self::C => 88,
+        }
+    }
+}
+
+/// Hears which step begins and how much of the proof is done, of a hundred; an error ends the proof.
+pub(super) type Hear<'a> = &'a dyn Fn(Step, u8) -> Result<(), BackendError>;
+
+/// Points of a section on a device: those at infinity left out.
+struct Section<A: Algebra, G: Group> {
+    bases: Option<A::Bases<G>>,
+    /// The place of each point's scalar.
+    places: Vec<u32>,
+    /// Whether every scalar has a point, so that its place is the point's own.
+    whole: bool,
+}
+
+impl<A: Algebra, G: Group> Section<A, G> {
+    /// `first` is the place of the first point's scalar.
+    fn new(algebra: &A, bytes: &[u8], first: u32) -> Result<Self, BackendError> {
+        let points = bytes.par_chunks_exact(G::BYTES).enumerate();
+        let present = points.filter(|(_, bytes)| bytes.iter().any(|b| *b != 0));
+        let (places, points): (Vec<u32>, Vec<G::Affine>) =
+            present.map(|(i, bytes)| (first + i as u32, G::of_key(bytes))).unzip();
+        let whole = first == 0 && points.len() * G::BYTES == bytes.len();
+        let bases = if points.is_empty() { None } else { Some(algebra.bases::<G>(&points)?) };
+        Ok(Self { bases, places, whole })
+    }
+
+    /// Σ scalarsᵢ·pointsᵢ, in pieces that fit the device's free memory.
+    fn sum(&self, algebra: &A, scalars: &[BigInteger256], step: Step, hear: Hear<'_>) -> Result<G, BackendError> {
+        self.pieces(algebra, step, hear, |bases, first, count| {
+            let places = &self.places[first..first + count];
+            let scalars: Vec<BigInteger256> = places.par_iter().map(|place| scalars[*place as usize]).collect();
+            algebra.sum(bases, first, count, Scalars::Host(&Zeroizing::new(scalars)))
+        })
+    }
+
+    /// The same with scalars on the device.
+    fn sum_on(&self, algebra: &A, scalars: &A::Vector, step: Step, hear: Hear<'_>) -> Result<G, BackendError> {
+        if !self.whole {
+            return self.sum(algebra, &algebra.download(scalars)?, step, hear);
+        }
+        self.pieces(algebra, step, hear, |bases, first, count| {
+            algebra.sum(bases, first, count, Scalars::Device(scalars, first))
+        })
+    }
+
+    fn pieces(
+        &self,
+        algebra: &A,
+        step: Step,
+        hear: Hear<'_>,
+        sum: impl Fn(&A::Bases<G>, usize, usize) -> Result<G, BackendError>,
+    ) -> Result<G, BackendError> {
+        let mut total = G::zero();
+        let Some(bases) = &self.bases else { return Ok(total) };
+        let (mut first, all) = (0, self.places.len());
+        while first < all {
+            hear(step, step.percent())?;
+            let count = algebra.most_points().max(1).min(all - first);
+            total += sum(bases, first, count)?;
+            first += count;
+        }
+        Ok(total)
+    }
+}
+
+/// A key on a device.
+pub(super) struct Key<A: Algebra> {
+    wires: usize,
+    matrices: Matrices,
+    domain: usize,
+    shift: Fr,
+    a: Section<A, G1>,
+    b1: Section<A, G1>,
+    b2: Section<A, G2>,
+    c: Section<A, G1>,
+    h: Section<A, G1>,
+}
+
+impl<A: Algebra> Key<A> {
+    /// Brings a key to the device. Its sections go one by one: each is dropped when its points are there.
+    ///
+    /// # Errors
+    /// `Shape` if the key does not hold what it says.
+    pub(super) fn new(algebra: &A, key: ProvingKey) -> Result<Self, BackendError> {
+        check(&key)?;
+        let matrices = Matrices::new(&key)?;
+        let (wires, domain) = (key.header.n_vars as usize, key.header.domain_size as usize);
+        let private = key.header.n_public + 1;
+        let KeySections { coefficients, a, b1, b2, c, h } = key.sections;
+        drop(coefficients);
+        algebra.prepare(domain)?;
+        let b2 = Section::new(algebra, &{ b2 }, 0)?;
+        let b1 = Section::new(algebra, &{ b1 }, 0)?;
+        let a = Section::new(algebra, &{ a }, 0)?;
+        let c = Section::new(algebra, &{ c }, private)?;
+        let h = Section::new(algebra, &{ h }, 0)?;
+        // A domain of 2^28 has no double in this field; snarkjs shifts by the square of its non-residue 5 there.
+        let shift = Fr::get_root_of_unity(2 * domain as u64).unwrap_or_else(|| Fr::from(25u64));
+        Ok(Self { wires, matrices, domain, shift, a, b1, b2, c, h })
+    }
+
+    /// Values of a witness.
+    pub(super) fn wires(&self) -> usize {
+        self.wires
+    }
+
+    /// The five products for a witness of as many values as the key has wires.
+    pub(super) fn commit(&self, algebra: &A, w: &[BigInteger256], hear: Hear<'_>) -> Result<Commitments, BackendError> {
+        if w.len() != self.wires {
+            let (expected, got) = (self.wires as u64, w.len() as u64);
+            return Err(BackendError::Shape { what: "witness values", expected, got });
+        }
+        hear(Step::Quotient, Step::Quotient.percent())?;
+        let scalars = self.quotient(algebra, w)?;
+        let h = self.h.sum_on(algebra, &scalars, Step::H, hear)?;
+        drop(scalars);
+        Ok(Commitments {
+            h,
+            b2: self.b2.sum(algebra, w, Step::B2, hear)?,
+            b1: self.b1.sum(algebra, w, Step::B1, hear)?,
+            a: self.a.sum(algebra, w, Step::A, hear)?,
+            c: self.c.sum(algebra, w, Step::C, hear)?,
+        })
+    }
+
+    /// The scalars of H.
+    fn quotient(&self, algebra: &A, w: &[BigInteger256]) -> Result<A::Vector, BackendError> {
+        let (a, b) = rows(&self.matrices, self.domain, w);
+        let (mut a, mut b) = (algebra.upload(&a)?, algebra.upload(&b)?);
+        let mut c = algebra.multiply(&a, &b)?;
+        // On a domain of one point each polynomial is constant.
+        if self.domain > 1 {
+            // Another key may have needed another domain since.
+            algebra.prepare(self.domain)?;
+            for vector in [&mut a, &mut b, &mut c] {
+                algebra.interpolate(vector)?;
+                algebra.evaluate(vector, self.shift)?;
+            }
+        }
+        let mut h = algebra.multiply(&a, &b)?;
+        algebra.subtract(&mut h, &c)?;
+        Ok(h)
+    }
+}
+
+/// A·w and B·w, plain and below r.
+fn rows(matrices: &Matrices, domain: usize, w: &[BigInteger256]) -> (Secret, Secret) {
+    let a_block = matrices.rows_a_block();
+    let mut a = Zeroizing::new(vec![BigInteger256::zero(); domain]);
+    let mut b = a.clone();
+    let blocks = a.par_chunks_mut(a_block).zip(b.par_chunks_mut(a_block)).enumerate();
+    blocks.for_each(|(block, (a, b))| {
+        for (row, (a, b)) in a.iter_mut().zip(b).enumerate() {
+            [*a, *b] = matrices.row(block, row, w).map(reduced);
+        }
+    });
+    (a, b)
+}
+
+/// Values that are overwritten when dropped.
+type Secret = Zeroizing<Vec<BigInteger256>>;
+
+/// An integer below 2^256, mod r: that is six times r at most.
+fn reduced(value: [u64; 4]) -> BigInteger256 {
+    let mut value = BigInteger256::new(value);
+    while value >= Fr::MODULUS {
+        value.sub_with_borrow(&Fr::MODULUS);
+    }
+    value
+}
+
+/// That the sections have as many points as the header's numbers say, and the domain a size that transforms have.
+pub(super) fn check(key: &ProvingKey) -> Result<(), BackendError> {
+    let (header, s) = (&key.header, &key.sections);
+    let (wires, domain) = (u64::from(header.n_vars), u64::from(header.domain_size));
+    if !header.domain_size.is_power_of_two() || header.domain_size > LARGEST_DOMAIN {
+        let what = "domain size (a power of two of at most 2^28)";
+        return Err(BackendError::Shape { what, expected: u64::from(LARGEST_DOMAIN), got: domain });
+    }
+    let Some(private) = wires.checked_sub(u64::from(header.n_public) + 1) else {
+        let (what, expected) = ("wires of a key, at least", u64::from(header.n_public) + 1);
+        return Err(BackendError::Shape { what, expected, got: wires });
+    };
+    for (what, section, count, bytes) in [
+        ("bytes of A's points", &s.a, wires, G1_BYTES),
+        ("bytes of B's points in G1", &s.b1, wires, G1_BYTES),
+        ("bytes of B's points in G2", &s.b2, wires, G2_BYTES),
+        ("bytes of C's points", &s.c, private, G1_BYTES),
+        ("bytes of H's points", &s.h, domain, G1_BYTES),
+    ] {
+        let (expected, got) = (count * bytes as u64, section.len() as u64);
+        if got != expected {
+            return Err(BackendError::Shape { what, expected, got });
+        }
+    }
+    Ok(())
+}

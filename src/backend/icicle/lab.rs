@@ -1,0 +1,79 @@
+//! What tests ask of an installation of ICICLE, by itself and in their own process.
+
+use std::rc::Rc;
+
+use ark_ec::AffineRepr;
+use ark_ff::{BigInteger256, Fp};
+use zeroize::Zeroizing;
+
+use super::super::BackendError;
+use super::algebra::{Algebra, Group, Scalars};
+use super::library::{Bases, Icicle, Vector};
+use super::{Task, answers};
+use crate::model::Fr;
+
+/// Whether a device knows its answers if its points are left in Montgomery's form and said to be.
+///
+/// # Errors
+/// One sentence on what it does not know.
+pub fn answers_to_points_in_montgomery_form(task: &Task) -> Result<(), String> {
+    let (icicle, _) = Icicle::open(&task.libraries, &task.backends, task.kind.as_deref(), task.ordinal)?;
+    answers::check(&Montgomery(icicle))
+}
+
+/// A device that gets its points as a key has them.
+struct Montgomery(Rc<Icicle>);
+
+impl Algebra for Montgomery {
+    type Vector = Vector;
+    type Bases<G: Group> = Bases<G>;
+
+    fn most_points(&self) -> usize {
+        self.0.most_points()
+    }
+
+    fn bases<G: Group>(&self, points: &[G::Affine]) -> Result<Bases<G>, BackendError> {
+        let coordinates = points.iter().filter_map(AffineRepr::xy).flat_map(|(x, y)| [x, y]);
+        let elements = coordinates.flat_map(|coordinate| ark_ff::Field::to_base_prime_field_elements(&coordinate).collect::<Vec<_>>());
+        let words = elements.flat_map(|Fp(BigInteger256 { 0: words, .. }, _)| words);
+        self.0.bases_of(&words.flat_map(u64::to_le_bytes).collect::<Vec<u8>>())
+    }
+
+    fn sum<G: Group>(
+        &self,
+        bases: &Bases<G>,
+        first: usize,
+        count: usize,
+        scalars: Scalars<'_, Vector>,
+    ) -> Result<G, BackendError> {
+        self.0.sum_of(bases, first, count, scalars, true)
+    }
+
+    fn upload(&self, values: &[BigInteger256]) -> Result<Vector, BackendError> {
+        self.0.upload(values)
+    }
+
+    fn download(&self, vector: &Vector) -> Result<Zeroizing<Vec<BigInteger256>>, BackendError> {
+        self.0.download(vector)
+    }
+
+    fn prepare(&self, size: usize) -> Result<(), BackendError> {
+        self.0.prepare(size)
+    }
+
+    fn interpolate(&self, vector: &mut Vector) -> Result<(), BackendError> {
+        self.0.interpolate(vector)
+    }
+
+    fn evaluate(&self, vector: &mut Vector, shift: Fr) -> Result<(), BackendError> {
+        self.0.evaluate(vector, shift)
+    }
+
+    fn multiply(&self, a: &Vector, b: &Vector) -> Result<Vector, BackendError> {
+        self.0.multiply(a, b)
+    }
+
+    fn subtract(&self, a: &mut Vector, b: &Vector) -> Result<(), BackendError> {
+        self.0.subtract(a, b)
+    }
+}

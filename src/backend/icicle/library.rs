@@ -1,0 +1,440 @@
+//! ICICLE's libraries, safely: a device, memory on it, and the operations of [`Algebra`].
+//!
+//! A C++ exception that leaves one of ICICLE's functions ends the process, so what is known to throw is not asked for:
+//! an unregistered type of device, a transform beyond its domain or of no power of two. Every call is synchronous and
+//! comes from the one thread that the device was chosen on, through one stream.
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::marker::PhantomData;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr;
+use std::rc::Rc;
+
+use ark_ff::{BigInteger256, FftField, One, PrimeField};
+use zeroize::Zeroizing;
+
+use super::super::BackendError;
+use super::algebra::{Algebra, ELEMENT, Group, Scalars};
+use super::key::LARGEST_DOMAIN;
+use super::sys::{
+    self, Device, FORWARD, Functions, INVERSE, MsmConfig, NttConfig, NttInitDomainConfig, Release, TYPE_BYTES,
+    VecOpsConfig,
+};
+use crate::model::Fr;
+
+/// Types of devices in the order in which they are looked for where none is asked for. The processor is not among them:
+/// the program's own backend is many times faster there.
+const PREFERRED: [&str; 3] = ["CUDA", "METAL", "VULKAN"];
+
+/// Memory that a sum takes for each point, bytes: ICICLE sorts seven words for each window of a scalar, of which there are
+/// up to 22, and has two pieces of work at once.
+pub(super) const BYTES_A_POINT: u64 = 2 * (32 + 7 * 4 * 22);
+/// Points summed at once at most: what a device takes well below a second for, so that a stop is heeded.
+pub(super) const MOST_POINTS: u64 = 1 << 22;
+/// Points summed at once at least.
+const LEAST_POINTS: u64 = 1 << 12;
+
+/// What a library calls a device.
+pub(super) struct Found {
+    /// Such as `CUDA`.
+    pub kind: String,
+    /// Devices of that type.
+    pub count: u32,
+    /// Memory in all and free at present, bytes; 0 where the device does not tell.
+    pub memory: (u64, u64),
+    /// Releases that the libraries may be of.
+    pub release: Release,
+}
+
+/// A device by ICICLE.
+pub(super) struct Icicle {
+    f: Functions,
+    stream: *mut c_void,
+    /// Largest transform of the present domain, 0 before there is one.
+    domain: Cell<usize>,
+    /// ICICLE remembers the device by thread.
+    on_one_thread: PhantomData<*const ()>,
+}
+
+/// A call's code as a result.
+fn done(op: &'static str, code: c_int) -> Result<(), BackendError> {
+    if code == 0 { Ok(()) } else { Err(BackendError::Device { op, code: i64::from(code) }) }
+}
+
+/// The same in a sentence, for what happens before there is a device.
+fn said(op: &'static str, code: c_int) -> Result<(), String> {
+    done(op, code).map_err(|e| format!("{e} ({})", sys::code_name(i64::from(code))))
+}
+
+impl Device {
+    /// A device by type and number, if the type's name is not too long.
+    fn new(kind: &str, id: u32) -> Option<Self> {
+        let mut device = Self { kind: [0; TYPE_BYTES], id: c_int::try_from(id).ok()? };
+        if kind.len() >= TYPE_BYTES {
+            return None;
+        }
+        for (to, from) in device.kind.iter_mut().zip(kind.bytes()) {
+            *to = c_char::from_ne_bytes([from]);
+        }
+        Some(device)
+    }
+}
+
+impl Icicle {
+    /// Opens the libraries in a folder and what backends there are in another, and takes a device: of type `kind`, or of
+    /// the first type that there are devices of.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub(super) fn open(
+        libraries: &Path,
+        backends: &Path,
+        kind: Option<&str>,
+        ordinal: u32,
+    ) -> Result<(Rc<Self>, Found), String> {
+        let (f, release) = sys::open(libraries)?;
+        if backends.is_dir() {
+            let path = CString::new(backends.as_os_str().as_bytes())
+                .map_err(|_| format!("{} is no path", backends.display()))?;
+            // SAFETY: the path ends in a zero. The libraries found there run their initialisers, which is what they
+            // are put there for.
+            said("icicle_load_backend", unsafe { (f.icicle_load_backend)(path.as_ptr(), true) })?;
+        }
+        let registered = registered(&f)?;
+        let lacks = |what: &str| {
+            let types = registered.join(", ");
+            let there = if backends.is_dir() { "has no backend for it that fits" } else { "is not there" };
+            format!("expected {what}, got {types} only: {} {there}", backends.display())
+        };
+        let kinds: Vec<&str> = match kind {
+            Some(kind) => vec![kind],
+            None => PREFERRED.to_vec(),
+        };
+        let kinds: Vec<&str> = kinds.into_iter().filter(|kind| registered.iter().any(|r| r == kind)).collect();
+        let mut why = lacks(&kind.map_or_else(
+            || format!("a device of type {}", PREFERRED.join(", ")),
+            |kind| format!("a device of type {kind}"),
+        ));
+        for kind in kinds {
+            match take(&f, kind, ordinal) {
+                Ok(count) => {
+                    let memory = memory(&f).unwrap_or_default();
+                    let stream = stream(&f)?;
+                    let (domain, on_one_thread) = (Cell::new(0), PhantomData);
+                    let found = Found { kind: kind.to_owned(), count, memory, release };
+                    return Ok((Rc::new(Self { f, stream, domain, on_one_thread }), found));
+                }
+                Err(e) => why = e,
+            }
+        }
+        Err(why)
+    }
+
+    /// Free memory, where the device tells.
+    fn free(&self) -> Option<u64> {
+        memory(&self.f).map(|(_, free)| free)
+    }
+
+    fn buffer(self: &Rc<Self>, bytes: usize, secret: bool) -> Result<Buffer, BackendError> {
+        let mut at = ptr::null_mut();
+        // SAFETY: `at` takes the address.
+        let code = unsafe { (self.f.icicle_malloc)(&raw mut at, bytes.max(1)) };
+        if code != 0 || at.is_null() {
+            let (needed, free) = (bytes as u64, self.free().unwrap_or_default());
+            return Err(BackendError::OutOfMemory { needed, free });
+        }
+        Ok(Buffer { icicle: self.clone(), at, bytes, secret })
+    }
+
+    /// A buffer with these bytes.
+    fn with(self: &Rc<Self>, bytes: &[u8], secret: bool) -> Result<Buffer, BackendError> {
+        let buffer = self.buffer(bytes.len(), secret)?;
+        // SAFETY: both places have so many bytes, one on the device and one in the host's memory.
+        let code = unsafe { (self.f.icicle_copy_to_device)(buffer.at, bytes.as_ptr().cast(), bytes.len()) };
+        done("icicle_copy_to_device", code)?;
+        Ok(buffer)
+    }
+
+    /// Points of these bytes.
+    pub(super) fn bases_of<G: Group>(self: &Rc<Self>, bytes: &[u8]) -> Result<Bases<G>, BackendError> {
+        Ok(Bases { buffer: self.with(bytes, false)?, len: bytes.len() / G::BYTES, of: PhantomData })
+    }
+
+    fn transform(&self, vector: &mut Vector, direction: c_int, shift: Fr) -> Result<(), BackendError> {
+        let size = vector.len;
+        if size > self.domain.get() || !size.is_power_of_two() {
+            let (expected, got) = (self.domain.get() as u64, size as u64);
+            return Err(BackendError::Shape { what: "values of a transform", expected, got });
+        }
+        let config = NttConfig {
+            stream: self.stream,
+            coset_gen: shift.into_bigint().0,
+            batch_size: 1,
+            columns_batch: false,
+            ordering: 0,
+            are_inputs_on_device: true,
+            are_outputs_on_device: true,
+            is_async: false,
+            ext: ptr::null_mut(),
+        };
+        let at = vector.buffer.at;
+        let size = c_int::try_from(size).unwrap_or(c_int::MAX);
+        // SAFETY: the vector has `size` elements, on the device; transforms may be in place; the domain is large enough.
+        done("bn254_ntt", unsafe { (self.f.bn254_ntt)(at, size, direction, &raw const config, at) })
+    }
+
+    /// The sum, of points that are said to be in Montgomery's form or not.
+    pub(super) fn sum_of<G: Group>(
+        &self,
+        bases: &Bases<G>,
+        first: usize,
+        count: usize,
+        scalars: Scalars<'_, Vector>,
+        montgomery: bool,
+    ) -> Result<G, BackendError> {
+        let (scalars, there, from_first) = match scalars {
+            Scalars::Host(values) => (values.as_ptr().cast::<c_void>(), false, values.len()),
+            Scalars::Device(vector, at) => {
+                let left = vector.len.saturating_sub(at).min(count);
+                (vector.buffer.at.cast_const().wrapping_byte_add(at * ELEMENT), true, left)
+            }
+        };
+        unequal("scalars of a sum", count, from_first)?;
+        unequal("points of a sum", count, bases.len.saturating_sub(first).min(count))?;
+        let (what, expected, got) = ("points of a sum, at most", c_int::MAX as u64, count as u64);
+        let size = c_int::try_from(count).map_err(|_| BackendError::Shape { what, expected, got })?;
+        let config = MsmConfig {
+            stream: self.stream,
+            precompute_factor: 1,
+            c: 0,
+            bitsize: 0,
+            batch_size: 1,
+            are_points_shared_in_batch: true,
+            are_scalars_on_device: there,
+            are_scalars_montgomery_form: false,
+            are_points_on_device: true,
+            are_points_montgomery_form: montgomery,
+            are_results_on_device: false,
+            is_async: false,
+            ext: ptr::null_mut(),
+        };
+        let points = bases.buffer.at.cast_const().wrapping_byte_add(first * G::BYTES);
+        let (op, function) = match G::EXTENSION {
+            false => ("bn254_msm", self.f.bn254_msm),
+            true => ("bn254_g2_msm", self.f.bn254_g2_msm),
+        };
+        let mut sum = Zeroizing::new([0u8; 6 * ELEMENT]);
+        // SAFETY: there are `count` scalars and points where it says they are, and the result, three coordinates, fits.
+        let code = unsafe { function(scalars, points, size, &raw const config, sum.as_mut_ptr().cast()) };
+        done(op, code)?;
+        G::read_homogeneous(&sum[..]).ok_or_else(|| BackendError::Unavailable {
+            device: "ICICLE".into(),
+            why: format!("{op}: expected a point on the curve, got none"),
+        })
+    }
+
+    fn on_vectors(&self) -> VecOpsConfig {
+        VecOpsConfig {
+            stream: self.stream,
+            is_a_on_device: true,
+            is_b_on_device: true,
+            is_result_on_device: true,
+            is_async: false,
+            batch_size: 1,
+            columns_batch: false,
+            ext: ptr::null_mut(),
+        }
+    }
+}
+
+/// The types of devices that are registered.
+fn registered(f: &Functions) -> Result<Vec<String>, String> {
+    let mut names = [0u8; 1024];
+    // One byte stays a zero, whatever is written.
+    // SAFETY: the buffer has as many bytes as said.
+    let code = unsafe { (f.icicle_get_registered_devices)(names.as_mut_ptr().cast(), names.len() - 1) };
+    said("icicle_get_registered_devices", code)?;
+    let end = names.iter().position(|b| *b == 0).unwrap_or(0);
+    let names = String::from_utf8_lossy(&names[..end]).into_owned();
+    Ok(names.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect())
+}
+
+/// Makes a device of a registered type the thread's; the number of such devices.
+fn take(f: &Functions, kind: &str, ordinal: u32) -> Result<u32, String> {
+    let device = Device::new(kind, ordinal)
+        .ok_or_else(|| format!("expected a device type of less than {TYPE_BYTES} bytes, got {}", kind.len()))?;
+    // SAFETY: the device is a sound one, with a zero at its type's end, and so is the place for the count.
+    let (available, taken) = unsafe {
+        ((f.icicle_is_device_available)(&raw const device), (f.icicle_set_device)(&raw const device))
+    };
+    said("icicle_is_device_available", available)?;
+    said("icicle_set_device", taken).map_err(|e| format!("{kind} {ordinal}: {e}"))?;
+    let mut count: c_int = 0;
+    // SAFETY: a device was chosen on this thread, and `count` takes the number.
+    said("icicle_get_device_count", unsafe { (f.icicle_get_device_count)(&raw mut count) })?;
+    u32::try_from(count).ok().filter(|count| *count > ordinal).ok_or_else(|| {
+        format!("expected device {ordinal} of type {kind}, got {count} of them")
+    })
+}
+
+/// Memory in all and free at present.
+fn memory(f: &Functions) -> Option<(u64, u64)> {
+    let (mut total, mut free) = (0usize, 0usize);
+    // SAFETY: a device was chosen on this thread, and both numbers have a place.
+    let code = unsafe { (f.icicle_get_available_memory)(&raw mut total, &raw mut free) };
+    (code == 0).then_some((total as u64, free as u64))
+}
+
+fn stream(f: &Functions) -> Result<*mut c_void, String> {
+    let mut stream = ptr::null_mut();
+    // SAFETY: a device was chosen on this thread, and the stream has a place. It is null on the processor.
+    said("icicle_create_stream", unsafe { (f.icicle_create_stream)(&raw mut stream) })?;
+    // SAFETY: the stream is the one just made.
+    said("icicle_stream_synchronize", unsafe { (f.icicle_stream_synchronize)(stream) })?;
+    Ok(stream)
+}
+
+/// Memory on the device.
+struct Buffer {
+    icicle: Rc<Icicle>,
+    at: *mut c_void,
+    bytes: usize,
+    /// To be overwritten at the end.
+    secret: bool,
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let f = &self.icicle.f;
+        // SAFETY: the memory is this buffer's, and no work is under way: every call was waited for. A failure of either
+        // leaves memory that ends with the process.
+        unsafe {
+            if self.secret {
+                let _ = (f.icicle_memset)(self.at, 0, self.bytes);
+            }
+            let _ = (f.icicle_free)(self.at);
+        }
+    }
+}
+
+/// Elements on the device.
+pub(super) struct Vector {
+    buffer: Buffer,
+    len: usize,
+}
+
+/// Points on the device.
+pub(super) struct Bases<G: Group> {
+    buffer: Buffer,
+    len: usize,
+    of: PhantomData<G>,
+}
+
+const _: () = assert!(size_of::<BigInteger256>() == ELEMENT && cfg!(target_endian = "little"));
+
+/// Plain values as they lie in memory.
+pub(super) fn bytes_of(values: &[BigInteger256]) -> &[u8] {
+    // SAFETY: a value is four words and, by the assertion above, nothing else; any bytes are valid as such.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+fn unequal(what: &'static str, expected: usize, got: usize) -> Result<(), BackendError> {
+    let (expected, got) = (expected as u64, got as u64);
+    if expected == got { Ok(()) } else { Err(BackendError::Shape { what, expected, got }) }
+}
+
+impl Algebra for Rc<Icicle> {
+    type Vector = Vector;
+    type Bases<G: Group> = Bases<G>;
+
+    fn most_points(&self) -> usize {
+        let fit = self.free().map_or(MOST_POINTS, |free| free / 2 / BYTES_A_POINT);
+        fit.clamp(LEAST_POINTS, MOST_POINTS) as usize
+    }
+
+    fn bases<G: Group>(&self, points: &[G::Affine]) -> Result<Bases<G>, BackendError> {
+        // Plain from here on: on the processor, ICICLE takes points in Montgomery's form and sums up something else.
+        let mut plain = Vec::with_capacity(points.len() * G::BYTES);
+        points.iter().for_each(|point| G::write(point, &mut plain));
+        self.bases_of(&plain)
+    }
+
+    fn sum<G: Group>(
+        &self,
+        bases: &Bases<G>,
+        first: usize,
+        count: usize,
+        scalars: Scalars<'_, Vector>,
+    ) -> Result<G, BackendError> {
+        self.sum_of(bases, first, count, scalars, false)
+    }
+
+    fn upload(&self, values: &[BigInteger256]) -> Result<Vector, BackendError> {
+        Ok(Vector { buffer: self.with(bytes_of(values), true)?, len: values.len() })
+    }
+
+    fn download(&self, vector: &Vector) -> Result<Zeroizing<Vec<BigInteger256>>, BackendError> {
+        let mut values = Zeroizing::new(vec![BigInteger256::zero(); vector.len]);
+        // SAFETY: both places have as many elements, and any bytes are valid as such.
+        let code = unsafe {
+            (self.f.icicle_copy_to_host)(values.as_mut_ptr().cast(), vector.buffer.at, vector.len * ELEMENT)
+        };
+        done("icicle_copy_to_host", code)?;
+        if values.iter().any(|value| *value >= Fr::MODULUS) {
+            let why = "a vector: expected elements below r, got a larger one".into();
+            return Err(BackendError::Unavailable { device: "ICICLE".into(), why });
+        }
+        Ok(values)
+    }
+
+    fn prepare(&self, size: usize) -> Result<(), BackendError> {
+        // With the coset's generator among the roots, devices need not compute its powers for each transform.
+        let wanted = (2 * size).min(LARGEST_DOMAIN as usize).max(4);
+        if wanted <= self.domain.get() {
+            return Ok(());
+        }
+        // To make it anew where there is one does nothing and says nothing.
+        if self.domain.replace(0) > 0 {
+            // SAFETY: no transform is under way.
+            done("bn254_ntt_release_domain", unsafe { (self.f.bn254_ntt_release_domain)() })?;
+        }
+        let (what, expected, got) = ("values of a transform, at most", u64::from(LARGEST_DOMAIN), size as u64);
+        let root = Fr::get_root_of_unity(wanted as u64).ok_or(BackendError::Shape { what, expected, got })?;
+        let root = root.into_bigint().0;
+        let config = NttInitDomainConfig { stream: self.stream, is_async: false, ext: ptr::null_mut() };
+        // SAFETY: the root and the configuration are sound, and read during the call only.
+        let code = unsafe { (self.f.bn254_ntt_init_domain)(&raw const root, &raw const config) };
+        done("bn254_ntt_init_domain", code)?;
+        self.domain.set(wanted);
+        Ok(())
+    }
+
+    fn interpolate(&self, vector: &mut Vector) -> Result<(), BackendError> {
+        self.transform(vector, INVERSE, Fr::one())
+    }
+
+    fn evaluate(&self, vector: &mut Vector, shift: Fr) -> Result<(), BackendError> {
+        self.transform(vector, FORWARD, shift)
+    }
+
+    fn multiply(&self, a: &Vector, b: &Vector) -> Result<Vector, BackendError> {
+        unequal("elements of a product", a.len, b.len)?;
+        let product = Vector { buffer: self.buffer(a.buffer.bytes, true)?, len: a.len };
+        let (a, b, len, to) = (a.buffer.at, b.buffer.at, a.len as u64, product.buffer.at);
+        let config = self.on_vectors();
+        // SAFETY: all three have as many elements, on the device.
+        done("bn254_vector_mul", unsafe { (self.f.bn254_vector_mul)(a, b, len, &raw const config, to) })?;
+        Ok(product)
+    }
+
+    fn subtract(&self, a: &mut Vector, b: &Vector) -> Result<(), BackendError> {
+        unequal("elements of a difference", a.len, b.len)?;
+        let (at, b, len) = (a.buffer.at, b.buffer.at, a.len as u64);
+        let config = self.on_vectors();
+        // SAFETY: both have as many elements, on the device; element by element, so that the result may take a's place.
+        done("bn254_vector_sub", unsafe { (self.f.bn254_vector_sub)(at, b, len, &raw const config, at) })
+    }
+}

@@ -1,0 +1,393 @@
+//! The parent's side: a child process, what is said to it, and what becomes of one that dies, hangs or answers nonsense.
+
+use std::collections::HashSet;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::super::{BackendError, Commitments, Progress};
+use super::key::Step;
+use super::library;
+use super::protocol::{self, Body, Failure, HEAD, Hello, LONGEST_ANSWER, Load, Message, Nonsense, from_child, to_child};
+use super::{Limits, Options};
+use crate::model::{ProvingKey, StopToken, Witness};
+
+/// How often it is looked whether to wait on.
+const TICK: Duration = Duration::from_millis(20);
+/// How long a child that closed its socket has to end.
+const LAST_BREATH: Duration = Duration::from_secs(2);
+/// Bytes of a line of the child's that are kept.
+const LONGEST_LINE: usize = 300;
+
+/// Why a child is no use any more, or a message failed.
+#[derive(Debug, PartialEq)]
+pub(super) enum Trouble {
+    /// The child is as it was: the key, the witness or the memory is at fault, or the work was asked to stop.
+    Harmless(BackendError),
+    /// The child must not be used again.
+    Fatal(BackendError),
+}
+
+impl Trouble {
+    pub(super) fn into_error(self) -> BackendError {
+        match self {
+            Self::Harmless(e) | Self::Fatal(e) => e,
+        }
+    }
+}
+
+/// A child that is ended when dropped, whatever it is at.
+struct Guarded(Option<Child>);
+
+impl Guarded {
+    /// How it ended, if it does so soon.
+    fn ended(&mut self) -> Option<ExitStatus> {
+        let until = Instant::now() + LAST_BREATH;
+        loop {
+            match self.0.as_mut()?.try_wait() {
+                Ok(Some(status)) => return Some(status),
+                Ok(None) if Instant::now() < until => thread::sleep(Duration::from_millis(5)),
+                Ok(None) | Err(_) => return None,
+            }
+        }
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let Some(mut child) = self.0.take() else { return };
+        let _ = child.kill();
+        if !matches!(child.try_wait(), Ok(Some(_))) {
+            // One that is inside its driver ends when that lets it.
+            let reaper = thread::Builder::new().name("icicle-reaper".into());
+            let _ = reaper.spawn(move || child.wait());
+        }
+    }
+}
+
+/// The last line that a child printed, of those that say something.
+type LastLine = Arc<Mutex<String>>;
+
+/// Hears what the child prints: each line goes to the log, and the last is kept. Ends with the child.
+fn listen(from: impl Read + Send + 'static, label: String, last: LastLine) -> io::Result<()> {
+    thread::Builder::new().name("icicle-log".into()).spawn(move || {
+        let mut from = io::BufReader::new(from);
+        let mut line = Vec::new();
+        // A line that does not end is taken in pieces.
+        while matches!(io::BufRead::read_until(&mut (&mut from).take(4096), b'\n', &mut line), Ok(n) if n > 0) {
+            let text = String::from_utf8_lossy(&line).trim().to_owned();
+            if !text.is_empty() {
+                tracing::debug!(device = %label, line = %text, "icicle says");
+                let end = text.floor_char_boundary(LONGEST_LINE);
+                text[..end].clone_into(&mut last.lock().unwrap_or_else(PoisonError::into_inner));
+            }
+            line.clear();
+        }
+    })?;
+    Ok(())
+}
+
+/// What is waited for and how long.
+struct Patience<'a> {
+    stop: Option<&'a StopToken>,
+    /// The child may be silent for so long.
+    silence: Duration,
+    heard: Instant,
+    /// When a child that was asked to stop is ended.
+    until: Option<Instant>,
+}
+
+/// A child with a device.
+pub(super) struct Process {
+    child: Guarded,
+    socket: UnixStream,
+    label: String,
+    limits: Limits,
+    /// What came of a message that is not complete.
+    received: Vec<u8>,
+    /// What the child is at.
+    step: Step,
+    last: LastLine,
+    /// Keys it has.
+    pub(super) loaded: HashSet<u64>,
+    /// Number of the proof asked for last.
+    number: u64,
+}
+
+impl Process {
+    /// Starts a child for a device and waits until it knows its answers.
+    pub(super) fn start(options: &Options, label: &str, ordinal: u32) -> Result<(Self, Hello), BackendError> {
+        let unavailable = |why: String| BackendError::Unavailable { device: label.to_owned(), why };
+        let (socket, theirs) = UnixStream::pair().map_err(|e| unavailable(format!("no socket: {e}")))?;
+        let cannot = |e: io::Error| unavailable(format!("its process could not be started: {e}"));
+        let mut command = Command::new(&options.program);
+        command.arg("icicle-device").arg("--libraries").arg(&options.libraries);
+        command.arg("--backends").arg(&options.backends).arg("--ordinal").arg(ordinal.to_string());
+        if let Some(kind) = &options.kind {
+            command.arg("--kind").arg(kind);
+        }
+        for name in &options.withheld {
+            command.env_remove(name);
+        }
+        // What it prints on standard output would only be in the way of results, so both go to the log.
+        let (prints, printed) = io::pipe().map_err(cannot)?;
+        let stdout = printed.try_clone().map_err(cannot)?;
+        command.stdin(OwnedFd::from(theirs)).stdout(stdout).stderr(printed);
+        let child = Guarded(Some(command.spawn().map_err(cannot)?));
+        // With it go this process's copies of the child's ends, without which its end is never noticed.
+        drop(command);
+        let last = LastLine::default();
+        listen(prints, label.to_owned(), last.clone()).map_err(cannot)?;
+        socket.set_read_timeout(Some(TICK)).and_then(|()| socket.set_write_timeout(Some(TICK))).map_err(cannot)?;
+        let (received, loaded) = (Vec::new(), HashSet::new());
+        let (label, limits, step) = (label.to_owned(), options.limits, Step::Start);
+        let mut process = Self { child, socket, label, limits, received, step, last, loaded, number: 0 };
+        let hello = process.greet().map_err(Trouble::into_error)?;
+        Ok((process, hello))
+    }
+
+    fn greet(&mut self) -> Result<Hello, Trouble> {
+        let mut patience = self.patience(None, self.limits.start);
+        loop {
+            let message = self.next(&mut patience)?;
+            match message.kind {
+                from_child::HELLO => return Hello::read(&message.body).map_err(|e| self.nonsense(&e)),
+                from_child::STEP => self.step = self.read_step(&message)?.0,
+                from_child::FAILED => return Err(self.failed(&message)),
+                kind => return Err(self.out_of_turn(kind)),
+            }
+        }
+    }
+
+    /// Whether it has ended meanwhile.
+    pub(super) fn has_ended(&mut self) -> bool {
+        !matches!(self.child.0.as_mut().map(Child::try_wait), Some(Ok(None)))
+    }
+
+    /// Brings it a key.
+    pub(super) fn load(&mut self, id: u64, key: &ProvingKey) -> Result<(), Trouble> {
+        let (header, s) = (&key.header, &key.sections);
+        let (n_vars, n_public, domain_size) = (header.n_vars, header.n_public, header.domain_size);
+        let load = Load { key: id, n_vars, n_public, domain_size };
+        let mut patience = self.patience(None, self.limits.step);
+        self.step = Step::Load;
+        self.send(to_child::LOAD, &[&load.body()], &mut patience)?;
+        for section in [&s.coefficients, &s.a, &s.b1, &s.b2, &s.c, &s.h] {
+            self.send(to_child::SECTION, &[section], &mut patience)?;
+            super::super::mapped::release(section);
+        }
+        loop {
+            let message = self.next(&mut patience)?;
+            match message.kind {
+                from_child::STEP => self.step = self.read_step(&message)?.0,
+                from_child::LOADED => break,
+                from_child::FAILED => return Err(self.failed(&message)),
+                kind => return Err(self.out_of_turn(kind)),
+            }
+        }
+        self.loaded.insert(id);
+        Ok(())
+    }
+
+    /// Asks it for the products of a witness with a key that it has.
+    pub(super) fn commit(
+        &mut self,
+        id: u64,
+        witness: &Witness,
+        stop: &StopToken,
+        on: &dyn Progress,
+    ) -> Result<Commitments, Trouble> {
+        self.number += 1;
+        let begin = Body::default().u64(self.number).u64(id).0;
+        let mut patience = self.patience(Some(stop), self.limits.step);
+        self.send(to_child::COMMIT, &[&begin, library::bytes_of(witness.values())], &mut patience)?;
+        loop {
+            let message = self.next(&mut patience)?;
+            match message.kind {
+                from_child::STEP => {
+                    let (step, percent) = self.read_step(&message)?;
+                    self.step = step;
+                    on.report(f32::from(percent) / 100.0);
+                }
+                from_child::COMMITMENTS => {
+                    let commitments = protocol::read_commitments(&message.body).map_err(|e| self.nonsense(&e))?;
+                    // One that was asked to stop too late.
+                    return match stop.stopped() {
+                        Some(why) => Err(Trouble::Harmless(BackendError::Stopped(why))),
+                        None => Ok(commitments),
+                    };
+                }
+                from_child::FAILED => {
+                    let failed = self.failed(&message);
+                    return Err(match (failed, stop.stopped()) {
+                        (Trouble::Harmless(BackendError::Stopped(_)), Some(why)) => {
+                            Trouble::Harmless(BackendError::Stopped(why))
+                        }
+                        (failed, _) => failed,
+                    });
+                }
+                kind => return Err(self.out_of_turn(kind)),
+            }
+        }
+    }
+
+    /// Tells it that a key is not needed any more.
+    pub(super) fn forget(&mut self, id: u64) -> Result<(), Trouble> {
+        if !self.loaded.remove(&id) {
+            return Ok(());
+        }
+        let mut patience = self.patience(None, self.limits.step);
+        self.send(to_child::FORGET, &[&id.to_le_bytes()], &mut patience)
+    }
+
+    fn patience<'a>(&self, stop: Option<&'a StopToken>, silence: Duration) -> Patience<'a> {
+        Patience { stop, silence, heard: Instant::now(), until: None }
+    }
+
+    /// Whether to wait on. A child that is to stop is told so, once.
+    fn wait_on(&mut self, patience: &mut Patience<'_>) -> Result<(), Trouble> {
+        let now = Instant::now();
+        if let Some(why) = patience.stop.and_then(StopToken::stopped) {
+            match patience.until {
+                Some(until) if now >= until => return Err(Trouble::Fatal(BackendError::Stopped(why))),
+                Some(_) => {}
+                None => {
+                    patience.until = Some(now + self.limits.stop);
+                    let message = self.number.to_le_bytes();
+                    // Small enough to go at once; where it does not, the child does not read, and is ended soon.
+                    let _ = protocol::write(&mut self.socket, to_child::STOP, &message);
+                }
+            }
+        }
+        if now.saturating_duration_since(patience.heard) >= patience.silence {
+            let (seconds, step) = (patience.silence.as_secs_f64(), self.step.as_str());
+            return Err(self.fatal(format!("its process said nothing for {seconds:.0} s in {step}")));
+        }
+        Ok(())
+    }
+
+    /// Sends a message of these parts.
+    fn send(&mut self, kind: u8, parts: &[&[u8]], patience: &mut Patience<'_>) -> Result<(), Trouble> {
+        let length = parts.iter().map(|part| part.len() as u64).sum();
+        let head = protocol::head(kind, length);
+        for mut part in std::iter::once(&head[..]).chain(parts.iter().copied()) {
+            while !part.is_empty() {
+                match self.socket.write(part) {
+                    Ok(0) => return Err(self.lost()),
+                    Ok(n) => {
+                        part = &part[n..];
+                        // That it reads is a sign of life.
+                        patience.heard = Instant::now();
+                    }
+                    Err(e) if is_a_tick(&e) => {
+                        // To stop amid a message would leave the child with half of it.
+                        let waits = Patience { stop: None, until: None, ..*patience };
+                        self.wait_on(&mut { waits })?;
+                    }
+                    Err(_) => return Err(self.lost()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The child's next message.
+    fn next(&mut self, patience: &mut Patience<'_>) -> Result<Message, Trouble> {
+        let mut piece = [0; 4096];
+        loop {
+            if let Some(message) = self.take()? {
+                patience.heard = Instant::now();
+                return Ok(message);
+            }
+            match self.socket.read(&mut piece) {
+                Ok(0) => return Err(self.lost()),
+                Ok(n) => self.received.extend_from_slice(&piece[..n]),
+                Err(e) if is_a_tick(&e) => {}
+                Err(_) => return Err(self.lost()),
+            }
+            self.wait_on(patience)?;
+        }
+    }
+
+    /// A complete message of what was received.
+    fn take(&mut self) -> Result<Option<Message>, Trouble> {
+        let Some((head, rest)) = self.received.split_first_chunk::<HEAD>() else { return Ok(None) };
+        let (kind, length) = protocol::read_head(head);
+        if length > LONGEST_ANSWER {
+            return Err(self.nonsense(&Nonsense(format!(
+                "expected messages of at most {LONGEST_ANSWER} bytes, got one of {length}"
+            ))));
+        }
+        let Some(body) = rest.get(..length as usize) else { return Ok(None) };
+        let body = body.to_vec();
+        self.received.drain(..HEAD + body.len());
+        Ok(Some(Message { kind, body }))
+    }
+
+    fn read_step(&self, message: &Message) -> Result<(Step, u8), Trouble> {
+        protocol::read_step(&message.body).map_err(|e| self.nonsense(&e))
+    }
+
+    fn fatal(&self, why: String) -> Trouble {
+        Trouble::Fatal(BackendError::Unavailable { device: self.label.clone(), why })
+    }
+
+    fn nonsense(&self, Nonsense(why): &Nonsense) -> Trouble {
+        self.fatal(format!("its process answered nonsense in {}: {why}", self.step.as_str()))
+    }
+
+    fn out_of_turn(&self, kind: u8) -> Trouble {
+        self.nonsense(&Nonsense(format!("expected another kind of message than {kind}")))
+    }
+
+    /// What a child says of its failure. After a code of the device's nothing that it computes is trusted any more.
+    fn failed(&self, message: &Message) -> Trouble {
+        match Failure::read(&message.body) {
+            Ok(Failure::Says(why)) => self.fatal(why),
+            Ok(Failure::Code { op, code }) => Trouble::Fatal(BackendError::Device { op, code }),
+            Ok(Failure::OutOfMemory { needed, free }) => Trouble::Harmless(BackendError::OutOfMemory { needed, free }),
+            Ok(Failure::Stopped) => {
+                Trouble::Harmless(BackendError::Stopped(crate::model::StopReason::Cancelled))
+            }
+            Err(e) => self.nonsense(&e),
+        }
+    }
+
+    /// A child that closed its socket, in a sentence.
+    fn lost(&mut self) -> Trouble {
+        let step = self.step.as_str();
+        let how = match self.child.ended() {
+            Some(status) => match (status.signal(), status.code()) {
+                (Some(signal), _) => format!("was ended by signal {signal}{}", signal_name(signal)),
+                (None, code) => format!("ended with code {}", code.unwrap_or_default()),
+            },
+            None => "closed its end of the conversation".to_owned(),
+        };
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let last = if last.is_empty() { String::new() } else { format!("; it last said: {last}") };
+        self.fatal(format!("its process {how} in {step}{last}"))
+    }
+}
+
+/// The names of signals by which broken code ends.
+fn signal_name(signal: i32) -> &'static str {
+    match signal {
+        4 => " (SIGILL)",
+        6 => " (SIGABRT)",
+        7 => " (SIGBUS)",
+        8 => " (SIGFPE)",
+        9 => " (SIGKILL)",
+        11 => " (SIGSEGV)",
+        _ => "",
+    }
+}
+
+/// Whether nothing came, or nothing could go, for as long as a tick.
+fn is_a_tick(e: &io::Error) -> bool {
+    matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
+}
