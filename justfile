@@ -7,9 +7,9 @@ _default:
 test:
     ./scripts/test.sh
 
-# The tests alone, the kernels' on this processor among them; arguments go to nextest.
+# The tests alone, the kernels' on this processor and ICICLE's twin among them; arguments go to nextest.
 t *args:
-    cargo nextest run --features kernels-on-host {{args}}
+    cargo nextest run --features kernels-on-host,icicle {{args}}
 
 # Format, then the lints, which need no code for GPUs.
 lint:

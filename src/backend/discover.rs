@@ -399,7 +399,8 @@ mod tests {
     #[test]
     fn auto_takes_cuda_then_icicle_then_the_processor() {
         let by_icicle = |manner| {
-            let info = DeviceInfo { kind: DeviceKind::Icicle, name: "pretended".into(), ordinal: 0, threads: 1, memory: 0 };
+            let info =
+                DeviceInfo { kind: DeviceKind::Icicle, name: "pretended".into(), ordinal: 0, threads: 1, memory: 0 };
             let gpu: Arc<dyn Backend> = Arc::new(Gpu { cpu: CpuBackend::new(1).unwrap(), info, manner });
             gpu
         };
@@ -407,7 +408,8 @@ mod tests {
             let cpu = processor(1, Instructions::Portable).unwrap();
             choose(choice, gpus, || icicle, cpu, Duration::from_secs(5))
         };
-        let both = found(BackendChoice::Auto, Ok(vec![gpu(0, Manner::Sound)]), Err("looked for in vain".into())).unwrap();
+        let both =
+            found(BackendChoice::Auto, Ok(vec![gpu(0, Manner::Sound)]), Err("looked for in vain".into())).unwrap();
         assert_eq!(labels(&both), ["cuda:0", "cpu:0"]);
         assert!(both.summary.ends_with("icicle: not looked for, since cuda comes first"), "{}", both.summary);
 
@@ -421,11 +423,17 @@ mod tests {
         assert_eq!(labels(&none), ["cpu:0"]);
         assert!(none.summary.ends_with("; cuda: no NVIDIA driver; icicle: not installed"), "{}", none.summary);
 
-        let refused = found(BackendChoice::Icicle, Err("not looked for".into()), Ok(vec![Ok(by_icicle(Manner::Fails))]));
+        let refused =
+            found(BackendChoice::Icicle, Err("not looked for".into()), Ok(vec![Ok(by_icicle(Manner::Fails))]));
         let why = "its self-test failed: launch failed on the device with code 719".to_owned();
         assert_eq!(refused.map(|_| ()).unwrap_err(), BackendError::Unavailable { device: "icicle".into(), why });
-        let asked = found(BackendChoice::Cuda, Ok(vec![gpu(0, Manner::Sound)]), Err("looked for in vain".into())).unwrap();
-        assert!(asked.summary.ends_with("icicle: not looked for, since another kind was asked for"), "{}", asked.summary);
+        let asked =
+            found(BackendChoice::Cuda, Ok(vec![gpu(0, Manner::Sound)]), Err("looked for in vain".into())).unwrap();
+        assert!(
+            asked.summary.ends_with("icicle: not looked for, since another kind was asked for"),
+            "{}",
+            asked.summary
+        );
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub fn run(backend: &dyn Backend) -> Result<(), BackendError> {
 }
 
 /// The key of the test.
-#[cfg(all(test, feature = "kernels-on-host"))]
+#[cfg(all(test, any(feature = "kernels-on-host", feature = "icicle")))]
 pub(crate) fn small_key() -> ProvingKey {
     Case::new(23, 2, 16).key()
 }

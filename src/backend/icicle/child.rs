@@ -26,9 +26,7 @@ use super::answers;
 use super::key::{Key, Step};
 use super::library::Icicle;
 use super::protocol::{self, Failure, Hello, Load, Message, Nonsense, Parts, SECTIONS, from_child, to_child};
-use crate::model::{
-    Fr, G1Affine, G2Affine, KeyHeader, KeySections, ProvingKey, StopReason, VerificationKey, limbs,
-};
+use crate::model::{Fr, G1Affine, G2Affine, KeyHeader, KeySections, ProvingKey, StopReason, VerificationKey, limbs};
 
 /// What the child is to drive.
 #[derive(Debug, Clone)]

@@ -264,3 +264,139 @@ pub(super) fn check(key: &ProvingKey) -> Result<(), BackendError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::cell::RefCell;
+    use std::sync::Arc;
+
+    use ark_ec::AffineRepr;
+    use ark_poly::{EvaluationDomain, Radix2EvaluationDomain};
+
+    use super::super::super::cpu::CpuBackend;
+    use super::super::super::{Backend, Quiet, selftest};
+    use super::super::answers;
+    use super::*;
+    use crate::model::{StopReason, StopToken, Witness};
+
+    /// A device that computes by definition, as many points at once as it says.
+    struct Naive(usize);
+
+    impl Algebra for Naive {
+        type Vector = Vec<Fr>;
+        type Bases<G: Group> = Vec<G::Affine>;
+
+        fn most_points(&self) -> usize {
+            self.0
+        }
+
+        fn bases<G: Group>(&self, points: &[G::Affine]) -> Result<Vec<G::Affine>, BackendError> {
+            assert!(points.iter().all(|point| !point.is_zero()), "points at infinity are left out");
+            Ok(points.to_vec())
+        }
+
+        fn sum<G: Group>(
+            &self,
+            bases: &Vec<G::Affine>,
+            first: usize,
+            count: usize,
+            scalars: Scalars<'_, Vec<Fr>>,
+        ) -> Result<G, BackendError> {
+            assert!(0 < count && count <= self.0);
+            let scalars: Vec<Fr> = match scalars {
+                Scalars::Host(values) => values.iter().map(|value| Fr::from(*value)).collect(),
+                Scalars::Device(vector, at) => vector[at..at + count].to_vec(),
+            };
+            assert_eq!(scalars.len(), count);
+            Ok(bases[first..first + count].iter().zip(scalars).map(|(point, k)| *point * k).sum())
+        }
+
+        fn upload(&self, values: &[BigInteger256]) -> Result<Vec<Fr>, BackendError> {
+            Ok(values.iter().map(|value| Fr::from_bigint(*value).unwrap()).collect())
+        }
+
+        fn download(&self, vector: &Vec<Fr>) -> Result<Secret, BackendError> {
+            Ok(Zeroizing::new(vector.iter().map(|x| x.into_bigint()).collect()))
+        }
+
+        fn prepare(&self, _: usize) -> Result<(), BackendError> {
+            Ok(())
+        }
+
+        fn interpolate(&self, vector: &mut Vec<Fr>) -> Result<(), BackendError> {
+            *vector = Radix2EvaluationDomain::<Fr>::new(vector.len()).unwrap().ifft(vector);
+            Ok(())
+        }
+
+        fn evaluate(&self, vector: &mut Vec<Fr>, shift: Fr) -> Result<(), BackendError> {
+            *vector = Radix2EvaluationDomain::<Fr>::new(vector.len()).unwrap().get_coset(shift).unwrap().fft(vector);
+            Ok(())
+        }
+
+        fn multiply(&self, a: &Vec<Fr>, b: &Vec<Fr>) -> Result<Vec<Fr>, BackendError> {
+            Ok(a.iter().zip(b).map(|(a, b)| *a * b).collect())
+        }
+
+        fn subtract(&self, a: &mut Vec<Fr>, b: &Vec<Fr>) -> Result<(), BackendError> {
+            a.iter_mut().zip(b).for_each(|(a, b)| *a -= b);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_device_by_definition_knows_its_answers() {
+        assert_eq!(answers::check(&Naive(usize::MAX)), Ok(()));
+    }
+
+    fn witness(key: &ProvingKey) -> Vec<BigInteger256> {
+        (0..u64::from(key.header.n_vars)).map(|i| Fr::from(i * i + 1).into_bigint()).collect()
+    }
+
+    /// A key with points at infinity in every section, H among them, in pieces of any size.
+    #[test]
+    fn products_are_the_processors_in_pieces_of_any_size_and_with_points_left_out() {
+        let mut key = selftest::small_key();
+        let w = witness(&key);
+        for holes in 0..3 {
+            let expected = CpuBackend::new(1).unwrap().load(Arc::new(key.clone())).unwrap();
+            let whole = Witness::from_canonical(w.clone());
+            let expected = expected.commit(&whole, &StopToken::new(), &Quiet).unwrap();
+            for pieces in [1, 2, 5, 16, usize::MAX] {
+                let device = Naive(pieces);
+                let on_device = Key::new(&device, key.clone()).unwrap();
+                assert!(on_device.commit(&device, &w, &|_, _| Ok(())).unwrap() == expected, "{holes} holes, {pieces}");
+            }
+            let mut h = key.sections.h.to_vec();
+            h[64 * (3 + 5 * holes)..][..64].fill(0);
+            key.sections.h = h.into();
+        }
+    }
+
+    #[test]
+    fn a_proof_ends_at_the_first_step_that_is_told_to_end_it() {
+        let key = selftest::small_key();
+        let (device, w) = (Naive(usize::MAX), witness(&key));
+        let on_device = Key::new(&device, key).unwrap();
+        let steps = RefCell::new(Vec::new());
+        let hear = |step: Step, percent: u8| {
+            steps.borrow_mut().push((step, percent));
+            if step == Step::B1 { Err(BackendError::Stopped(StopReason::Cancelled)) } else { Ok(()) }
+        };
+        let ended = on_device.commit(&device, &w, &hear);
+        assert_eq!(ended, Err(BackendError::Stopped(StopReason::Cancelled)));
+        let expected = [(Step::Quotient, 0), (Step::H, 20), (Step::B2, 40), (Step::B1, 65)];
+        assert_eq!(steps.into_inner(), expected);
+        let short = on_device.commit(&device, &w[1..], &|_, _| Ok(()));
+        assert!(matches!(short, Err(BackendError::Shape { what: "witness values", .. })));
+    }
+
+    #[test]
+    fn integers_are_reduced() {
+        for value in [[0; 4], [u64::MAX; 4], Fr::MODULUS.0, (-Fr::from(1u64)).into_bigint().0] {
+            let expected = Fr::from_le_bytes_mod_order(&value.map(u64::to_le_bytes).concat());
+            assert_eq!(reduced(value), expected.into_bigint());
+        }
+    }
+}

@@ -2,15 +2,14 @@
 
 use std::rc::Rc;
 
-use ark_ec::AffineRepr;
-use ark_ff::{BigInteger256, Fp};
+use ark_ff::BigInteger256;
 use zeroize::Zeroizing;
 
 use super::super::BackendError;
-use super::algebra::{Algebra, Group, Scalars};
+use super::algebra::{Algebra, ELEMENT, Group, Scalars};
 use super::library::{Bases, Icicle, Vector};
 use super::{Task, answers};
-use crate::model::Fr;
+use crate::model::{Fq, Fr, limbs};
 
 /// Whether a device knows its answers if its points are left in Montgomery's form and said to be.
 ///
@@ -33,10 +32,11 @@ impl Algebra for Montgomery {
     }
 
     fn bases<G: Group>(&self, points: &[G::Affine]) -> Result<Bases<G>, BackendError> {
-        let coordinates = points.iter().filter_map(AffineRepr::xy).flat_map(|(x, y)| [x, y]);
-        let elements = coordinates.flat_map(|coordinate| ark_ff::Field::to_base_prime_field_elements(&coordinate).collect::<Vec<_>>());
-        let words = elements.flat_map(|Fp(BigInteger256 { 0: words, .. }, _)| words);
-        self.0.bases_of(&words.flat_map(u64::to_le_bytes).collect::<Vec<u8>>())
+        let mut plain = Vec::new();
+        points.iter().for_each(|point| G::write(point, &mut plain));
+        // An element of the field lies in memory in Montgomery's form.
+        let words = plain.chunks_exact(ELEMENT).map(|bytes| Fq::from(limbs(bytes)).0.0);
+        self.0.bases_of(&words.flatten().flat_map(u64::to_le_bytes).collect::<Vec<u8>>())
     }
 
     fn sum<G: Group>(

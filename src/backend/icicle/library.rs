@@ -99,9 +99,12 @@ impl Icicle {
         if backends.is_dir() {
             let path = CString::new(backends.as_os_str().as_bytes())
                 .map_err(|_| format!("{} is no path", backends.display()))?;
-            // SAFETY: the path ends in a zero. The libraries found there run their initialisers, which is what they
-            // are put there for.
-            said("icicle_load_backend", unsafe { (f.icicle_load_backend)(path.as_ptr(), true) })?;
+            // Twice: a backend that needs another one, and is come upon before it, does not load the first time.
+            for _ in 0..2 {
+                // SAFETY: the path ends in a zero. The libraries found there run their initialisers, which is what they
+                // are put there for.
+                said("icicle_load_backend", unsafe { (f.icicle_load_backend)(path.as_ptr(), true) })?;
+            }
         }
         let registered = registered(&f)?;
         let lacks = |what: &str| {
@@ -267,17 +270,17 @@ fn take(f: &Functions, kind: &str, ordinal: u32) -> Result<u32, String> {
     let device = Device::new(kind, ordinal)
         .ok_or_else(|| format!("expected a device type of less than {TYPE_BYTES} bytes, got {}", kind.len()))?;
     // SAFETY: the device is a sound one, with a zero at its type's end, and so is the place for the count.
-    let (available, taken) = unsafe {
-        ((f.icicle_is_device_available)(&raw const device), (f.icicle_set_device)(&raw const device))
-    };
+    let (available, taken) =
+        unsafe { ((f.icicle_is_device_available)(&raw const device), (f.icicle_set_device)(&raw const device)) };
     said("icicle_is_device_available", available)?;
     said("icicle_set_device", taken).map_err(|e| format!("{kind} {ordinal}: {e}"))?;
     let mut count: c_int = 0;
     // SAFETY: a device was chosen on this thread, and `count` takes the number.
     said("icicle_get_device_count", unsafe { (f.icicle_get_device_count)(&raw mut count) })?;
-    u32::try_from(count).ok().filter(|count| *count > ordinal).ok_or_else(|| {
-        format!("expected device {ordinal} of type {kind}, got {count} of them")
-    })
+    u32::try_from(count)
+        .ok()
+        .filter(|count| *count > ordinal)
+        .ok_or_else(|| format!("expected device {ordinal} of type {kind}, got {count} of them"))
 }
 
 /// Memory in all and free at present.
@@ -379,9 +382,8 @@ impl Algebra for Rc<Icicle> {
     fn download(&self, vector: &Vector) -> Result<Zeroizing<Vec<BigInteger256>>, BackendError> {
         let mut values = Zeroizing::new(vec![BigInteger256::zero(); vector.len]);
         // SAFETY: both places have as many elements, and any bytes are valid as such.
-        let code = unsafe {
-            (self.f.icicle_copy_to_host)(values.as_mut_ptr().cast(), vector.buffer.at, vector.len * ELEMENT)
-        };
+        let code =
+            unsafe { (self.f.icicle_copy_to_host)(values.as_mut_ptr().cast(), vector.buffer.at, vector.len * ELEMENT) };
         done("icicle_copy_to_host", code)?;
         if values.iter().any(|value| *value >= Fr::MODULUS) {
             let why = "a vector: expected elements below r, got a larger one".into();

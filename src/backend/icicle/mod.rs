@@ -29,9 +29,7 @@ pub use child::{Task, serve};
 use self::process::{Process, Trouble};
 use super::cpu::sparse;
 use super::discover::IcicleOptions;
-use super::{
-    Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress,
-};
+use super::{Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress};
 use crate::model::{ENTRY_BYTES, ProvingKey, StopToken, Witness};
 
 /// Where the installer of ICICLE puts its libraries.
@@ -82,7 +80,9 @@ impl Options {
         let libraries = match &wanted.libraries {
             Some(folder) => folder.clone(),
             None if Path::new(DEFAULT_LIBRARIES).is_dir() => DEFAULT_LIBRARIES.into(),
-            None => return Err(format!("not installed: there is no {DEFAULT_LIBRARIES}, and ICICLE_LIB_DIR is not set")),
+            None => {
+                return Err(format!("not installed: there is no {DEFAULT_LIBRARIES}, and ICICLE_LIB_DIR is not set"));
+            }
         };
         let program = wanted.program.clone().ok_or("the program's own file, which drives it, cannot be found")?;
         Ok(Self {

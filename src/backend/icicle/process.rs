@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 use super::super::{BackendError, Commitments, Progress};
 use super::key::Step;
 use super::library;
-use super::protocol::{self, Body, Failure, HEAD, Hello, LONGEST_ANSWER, Load, Message, Nonsense, from_child, to_child};
+use super::protocol::{
+    self, Body, Failure, HEAD, Hello, LONGEST_ANSWER, Load, Message, Nonsense, from_child, to_child,
+};
 use super::{Limits, Options};
-use crate::model::{ProvingKey, StopToken, Witness};
+use crate::model::{ProvingKey, StopReason, StopToken, Witness};
 
 /// How often it is looked whether to wait on.
 const TICK: Duration = Duration::from_millis(20);
@@ -254,6 +256,13 @@ impl Process {
         let now = Instant::now();
         if let Some(why) = patience.stop.and_then(StopToken::stopped) {
             match patience.until {
+                // Whose time was over may not be to blame for that.
+                Some(until) if now >= until && why == StopReason::TimedOut => {
+                    let (seconds, step) = (self.limits.stop.as_secs_f64(), self.step.as_str());
+                    let why =
+                        format!("its process was still in {step} {seconds} s after the time for the proof was over");
+                    return Err(self.fatal(why));
+                }
                 Some(until) if now >= until => return Err(Trouble::Fatal(BackendError::Stopped(why))),
                 Some(_) => {}
                 None => {
@@ -351,9 +360,7 @@ impl Process {
             Ok(Failure::Says(why)) => self.fatal(why),
             Ok(Failure::Code { op, code }) => Trouble::Fatal(BackendError::Device { op, code }),
             Ok(Failure::OutOfMemory { needed, free }) => Trouble::Harmless(BackendError::OutOfMemory { needed, free }),
-            Ok(Failure::Stopped) => {
-                Trouble::Harmless(BackendError::Stopped(crate::model::StopReason::Cancelled))
-            }
+            Ok(Failure::Stopped) => Trouble::Harmless(BackendError::Stopped(StopReason::Cancelled)),
             Err(e) => self.nonsense(&e),
         }
     }

@@ -162,8 +162,7 @@ impl<'a> Parts<'a> {
     }
 
     fn point<G: Group>(&mut self) -> Result<G, Nonsense> {
-        G::read_affine(self.bytes(G::BYTES)?)
-            .ok_or_else(|| Nonsense("expected a point on the curve, got none".into()))
+        G::read_affine(self.bytes(G::BYTES)?).ok_or_else(|| Nonsense("expected a point on the curve, got none".into()))
     }
 
     pub(super) fn end(self) -> Result<(), Nonsense> {
@@ -199,8 +198,7 @@ impl Hello {
         if version != VERSION {
             return Err(Nonsense(format!("expected version {VERSION} of the program's messages, got {version}")));
         }
-        let hello =
-            Self { kind: parts.text()?, count: parts.u32()?, release: parts.text()?, memory: parts.u64()? };
+        let hello = Self { kind: parts.text()?, count: parts.u32()?, release: parts.text()?, memory: parts.u64()? };
         parts.end()?;
         Ok(hello)
     }
@@ -222,8 +220,7 @@ impl Load {
 
     pub(super) fn read(body: &[u8]) -> Result<Self, Nonsense> {
         let mut parts = Parts(body);
-        let load =
-            Self { key: parts.u64()?, n_vars: parts.u32()?, n_public: parts.u32()?, domain_size: parts.u32()? };
+        let load = Self { key: parts.u64()?, n_vars: parts.u32()?, n_public: parts.u32()?, domain_size: parts.u32()? };
         parts.end()?;
         Ok(load)
     }
@@ -307,9 +304,8 @@ impl Failure {
             1 => {
                 let number = parts.u8()?;
                 let op = NAMES.get(usize::from(number)).copied();
-                let op = op.ok_or_else(|| {
-                    Nonsense(format!("expected a function below {}, got {number}", NAMES.len()))
-                })?;
+                let op =
+                    op.ok_or_else(|| Nonsense(format!("expected a function below {}, got {number}", NAMES.len())))?;
                 Self::Code { op, code: parts.u64()?.cast_signed() }
             }
             2 => Self::OutOfMemory { needed: parts.u64()?, free: parts.u64()? },

@@ -13,7 +13,7 @@
 //! |---|---|
 //! | a number | returns it as its code |
 //! | `abort` | aborts the process, after a line such as C++ prints |
-//! | `hang` | does not return |
+//! | `hang` | does not return; the file `backend/hangs` shows that it has come so far |
 //! | `wrong` | gives a wrong result |
 //! | `garbage` | gives a result that is no point, or no element |
 #![allow(unsafe_code)]
@@ -80,8 +80,8 @@ fn throw(what: &str) -> ! {
 
 /// What is to go wrong with a function given so many elements; a code that it is to return is an error.
 fn manner(function: &str, elements: usize) -> Result<Manner, c_int> {
-    let Some(file) = state().backends.as_ref().map(|folder| folder.join("fault")) else { return Ok(Manner::Sound) };
-    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let Some(folder) = state().backends.clone() else { return Ok(Manner::Sound) };
+    let text = std::fs::read_to_string(folder.join("fault")).unwrap_or_default();
     let words: Vec<&str> = text.split_whitespace().collect();
     let [kind, name, above] = words.as_slice() else { return Ok(Manner::Sound) };
     if *name != function || above.parse().is_ok_and(|above: usize| elements <= above) {
@@ -89,9 +89,12 @@ fn manner(function: &str, elements: usize) -> Result<Manner, c_int> {
     }
     match *kind {
         "abort" => throw("a fault that was asked for"),
-        "hang" => loop {
-            thread::park();
-        },
+        "hang" => {
+            let _ = std::fs::write(folder.join("hangs"), function);
+            loop {
+                thread::park();
+            }
+        }
         "wrong" => Ok(Manner::Wrong),
         "garbage" => Ok(Manner::Garbage),
         code => Err(code.parse().unwrap_or(INVALID_ARGUMENT)),
@@ -196,8 +199,9 @@ pub unsafe extern "C" fn icicle_load_backend(path: *const c_char, recursive: boo
         // SAFETY: the caller's.
         let path = PathBuf::from(OsStr::from_bytes(unsafe { CStr::from_ptr(path) }.to_bytes()));
         for folder in std::fs::read_dir(&path).into_iter().flatten().flatten() {
-            if recursive && folder.path().is_dir() {
-                state().types.push(folder.file_name().to_string_lossy().to_ascii_uppercase());
+            let kind = folder.file_name().to_string_lossy().to_ascii_uppercase();
+            if recursive && folder.path().is_dir() && !state().types.contains(&kind) {
+                state().types.push(kind);
             }
         }
         state().backends = Some(path);

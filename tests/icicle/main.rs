@@ -1,0 +1,209 @@
+//! ICICLE as a backend, driven through its C ABI: by a twin of its libraries over arkworks (`src/backend/icicle/twin.rs`),
+//! which fails in any way that is asked for, and by a real installation where `ICICLE_LIB_DIR` names one.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod faults;
+mod installation;
+mod program;
+mod proofs;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ark_ff::PrimeField;
+use prover_worker::backend::cpu::{CpuBackend, Instructions};
+use prover_worker::backend::icicle::{IcicleBackend, Limits, Options};
+use prover_worker::backend::{Backend, Commitments, LoadedKey, Quiet};
+use prover_worker::formats::{r1cs, wtns, zkey};
+use prover_worker::groth16::setup;
+use prover_worker::model::{Fr, ProvingKey, StopToken, Witness};
+
+/// The program, whose hidden subcommand is the child.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_prover-worker");
+/// Longer than anything takes on a machine that is not stuck.
+const HANG: Duration = Duration::from_secs(120);
+/// The libraries' names.
+const LIBRARIES: [&str; 3] = ["icicle_device", "icicle_field_bn254", "icicle_curve_bn254"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A folder where the twin lies under ICICLE's names, with a backend for CUDA.
+pub struct Twin {
+    dir: tempfile::TempDir,
+}
+
+impl Twin {
+    pub fn new() -> Self {
+        let twin = Self::without_backends();
+        fs::create_dir_all(twin.backends().join("cuda")).unwrap();
+        twin
+    }
+
+    pub fn without_backends() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for name in LIBRARIES {
+            // One file, so that the three share what they know, as ICICLE's do.
+            std::os::unix::fs::symlink(built(), dir.path().join(file_name(name))).unwrap();
+        }
+        Self { dir }
+    }
+
+    pub fn libraries(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn backends(&self) -> PathBuf {
+        self.dir.path().join("backend")
+    }
+
+    pub fn library(&self, name: &str) -> PathBuf {
+        self.dir.path().join(file_name(name))
+    }
+
+    /// Lets a function go wrong that is given more than so many elements.
+    pub fn fault(&self, kind: &str, function: &str, above: usize) {
+        let (new, file) = (self.backends().join("fault.new"), self.backends().join("fault"));
+        fs::write(&new, format!("{kind} {function} {above}")).unwrap();
+        fs::rename(new, file).unwrap();
+    }
+
+    /// Waits until a function that was to hang does.
+    pub fn wait_until_it_hangs(&self) {
+        let (shown, begun) = (self.backends().join("hangs"), Instant::now());
+        while !shown.exists() {
+            assert!(begun.elapsed() < HANG, "it does not hang");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        fs::remove_file(shown).unwrap();
+    }
+
+    /// Nothing goes wrong any more.
+    pub fn sound(&self) {
+        fs::remove_file(self.backends().join("fault")).unwrap();
+    }
+
+    /// Takes a function from one of the libraries: its name there becomes another.
+    pub fn take(&self, library: &str, function: &str) {
+        let file = self.library(library);
+        let mut bytes = fs::read(&file).unwrap();
+        let name = [b"\0", function.as_bytes(), b"\0"].concat();
+        let mut taken = 0;
+        for at in 0..bytes.len() - name.len() {
+            if bytes[at..].starts_with(&name) {
+                bytes[at + 1] = b'_';
+                taken += 1;
+            }
+        }
+        assert!(taken > 0, "{function} is not in the library");
+        fs::remove_file(&file).unwrap();
+        fs::write(&file, bytes).unwrap();
+    }
+
+    pub fn options(&self) -> Options {
+        Options {
+            program: PROGRAM.into(),
+            libraries: self.libraries().into(),
+            backends: self.backends(),
+            kind: None,
+            withheld: Vec::new(),
+            limits: Limits { start: Duration::from_secs(120), step: Duration::from_secs(120), ..Limits::default() },
+        }
+    }
+
+    pub fn start(&self) -> IcicleBackend {
+        IcicleBackend::start(&self.options(), 0).unwrap().0
+    }
+
+    /// Why no device can be had.
+    pub fn refused(&self) -> String {
+        IcicleBackend::start(&self.options(), 0).map(|_| ()).unwrap_err().to_string()
+    }
+}
+
+fn file_name(library: &str) -> String {
+    format!("lib{library}{}", std::env::consts::DLL_SUFFIX)
+}
+
+/// The twin as cargo built it.
+fn built() -> PathBuf {
+    let twin = Path::new(PROGRAM).parent().unwrap().join("examples").join(file_name("icicle_twin"));
+    assert!(twin.exists(), "no {}: cargo build --features icicle --example icicle_twin", twin.display());
+    twin
+}
+
+/// A key and a witness.
+pub struct Case {
+    pub name: String,
+    pub key: Arc<ProvingKey>,
+    pub witness: Witness,
+}
+
+impl Case {
+    /// The products by the processor's own backend.
+    pub fn expected(&self) -> Commitments {
+        commit(CpuBackend::with(1, Instructions::Portable).unwrap().load(self.key.clone()).unwrap().as_ref(), self)
+    }
+}
+
+pub fn commit(loaded: &dyn LoadedKey, case: &Case) -> Commitments {
+    loaded.commit(&case.witness, &StopToken::new(), &Quiet).unwrap_or_else(|e| panic!("{}: {e}", case.name))
+}
+
+/// x^(2^n), so that the domain is as large as one likes.
+pub fn squarings(n: u32) -> Case {
+    let one = Fr::from(1u64).into_bigint();
+    let mut constraints = r1cs::Constraints { offsets: vec![0], terms: Vec::new() };
+    let mut values = vec![Fr::from(1u64), Fr::from(3u64)];
+    for i in 0..n {
+        values.push(values[1 + i as usize] * values[1 + i as usize]);
+        for row in [vec![(1 + i, one)], vec![(1 + i, one)], vec![(2 + i, one)]] {
+            constraints.terms.extend(row);
+            constraints.offsets.push(constraints.terms.len() as u64);
+        }
+    }
+    let n_wires = values.len() as u32;
+    let circuit =
+        r1cs::R1cs { n_wires, n_pub_out: 0, n_pub_in: 1, n_prv_in: 0, n_labels: u64::from(n_wires), constraints };
+    let key = Arc::new(setup::generate(&circuit, &|_| {}).unwrap());
+    let witness = Witness::from_canonical(values.iter().map(|v| v.into_bigint()).collect());
+    Case { name: format!("{n} squarings"), key, witness }
+}
+
+/// The project's own circuits, with keys made here.
+pub fn own_circuits() -> Vec<Case> {
+    let files = fs::read_dir(root().join("circuits")).unwrap().map(|f| f.unwrap().path());
+    let mut files: Vec<_> = files.filter(|f| f.extension().is_some_and(|e| e == "r1cs")).collect();
+    files.sort();
+    let cases = files.iter().map(|file| {
+        let circuit = r1cs::parse(&fs::read(file).unwrap()).unwrap();
+        let witness = wtns::parse(&fs::read(file.with_extension("wtns")).unwrap()).unwrap();
+        let key = Arc::new(setup::generate(&circuit, &|_| {}).unwrap());
+        Case { name: file.display().to_string(), key, witness }
+    });
+    let cases: Vec<_> = cases.collect();
+    assert!(cases.len() >= 5, "expected the project's circuits, found {}", cases.len());
+    cases
+}
+
+/// Circuits and keys of other projects, where they are there.
+pub fn circuits_of_others() -> Vec<Case> {
+    let cases = root().join("../shared/cases");
+    let Ok(folders) = fs::read_dir(&cases) else {
+        eprintln!("SKIPPED on real circuits: {} is not there", cases.display());
+        return Vec::new();
+    };
+    let mut folders: Vec<_> = folders.map(|f| f.unwrap().path()).filter(|f| f.is_dir()).collect();
+    folders.sort();
+    let cases = folders.into_iter().filter_map(|folder| {
+        let read = |name: &str| fs::read(folder.join(name)).ok();
+        let (key, witness) = (read("circuit.zkey")?, read("witness.wtns")?);
+        let key = Arc::new(zkey::parse(key.into()).unwrap());
+        Some(Case { name: folder.display().to_string(), key, witness: wtns::parse(&witness).unwrap() })
+    });
+    cases.collect()
+}
