@@ -51,6 +51,10 @@ fn a_wrong_value_names_variable_expected_and_got() {
     );
     assert_eq!(error("PROVER_BACKEND", "gpu"), r#"PROVER_BACKEND: expected auto, cuda, icicle or cpu, got "gpu""#);
     assert_eq!(error("PROVER_CPU", "sse2"), r#"PROVER_CPU: expected auto, avx512ifma, avx2 or portable, got "sse2""#);
+    assert_eq!(
+        error("PROVER_ICICLE_DEVICE", "a GPU"),
+        r#"PROVER_ICICLE_DEVICE: expected auto, or a type such as CUDA or METAL, got "a GPU""#
+    );
     assert!(error("WORKER_CONCURRENCY", "0").contains("1 to 1024"));
     assert!(error("METRICS_PORT", "70000").contains("65535"));
     assert!(error("LOG_LEVEL", "inof").contains("debug"));
@@ -58,6 +62,15 @@ fn a_wrong_value_names_variable_expected_and_got() {
     assert!(error("DATABASE_URL", "mysql://x").contains("sqlite://PATH"));
     assert!(error("DATABASE_URL", "sqlite::memory:").contains("file"));
     assert!(error("DATABASE_URL", "sqlite:///x.db?mode=ro").contains("without parameters"));
+}
+
+#[test]
+fn a_type_of_icicles_devices_is_in_capitals_and_any_will_do_unless_one_is_named() {
+    let kind = |value| with(&[("PROVER_ICICLE_DEVICE", value)]).unwrap().icicle_device;
+    assert_eq!((kind("metal"), kind("auto"), with(&[]).unwrap().icicle_device), (Some("METAL".into()), None, None));
+    let there = with(&[("ICICLE_LIB_DIR", "/i/lib"), ("ICICLE_BACKEND_INSTALL_DIR", "/i/backends")]).unwrap();
+    let folders = (Some("/i/lib".into()), Some("/i/backends".into()));
+    assert_eq!((there.icicle_libraries, there.icicle_backends), folders);
 }
 
 const POSTGRES: &str = "postgres://me:hunter2@db/jobs?sslmode=require";

@@ -20,6 +20,7 @@ pub(super) fn check<A: Algebra>(algebra: &A) -> Result<(), String> {
     let right = |what: &str, result: Result<bool, BackendError>| match result {
         Ok(true) => Ok(()),
         Ok(false) => Err(format!("its self-test computed a wrong {what}")),
+        Err(BackendError::Unavailable { why, .. }) => Err(format!("its self-test of {what} failed: {why}")),
         Err(e) => Err(format!("its self-test of {what} failed: {e}")),
     };
     right("sum in G1", sums::<A, G1>(algebra))?;
