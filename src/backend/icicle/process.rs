@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::super::{BackendError, Commitments, Progress};
@@ -76,7 +76,7 @@ impl Drop for Guarded {
 type LastLine = Arc<Mutex<String>>;
 
 /// Hears what the child prints: each line goes to the log, and the last is kept. Ends with the child.
-fn listen(from: impl Read + Send + 'static, label: String, last: LastLine) -> io::Result<()> {
+fn listen(from: impl Read + Send + 'static, label: String, last: LastLine) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("icicle-log".into()).spawn(move || {
         let mut from = io::BufReader::new(from);
         let mut line = Vec::new();
@@ -90,8 +90,7 @@ fn listen(from: impl Read + Send + 'static, label: String, last: LastLine) -> io
             }
             line.clear();
         }
-    })?;
-    Ok(())
+    })
 }
 
 /// What is waited for and how long.
@@ -115,6 +114,8 @@ pub(super) struct Process {
     /// What the child is at.
     step: Step,
     last: LastLine,
+    /// Who hears what it prints.
+    listener: JoinHandle<()>,
     /// Keys it has.
     pub(super) loaded: HashSet<u64>,
     /// Number of the proof asked for last.
@@ -144,11 +145,11 @@ impl Process {
         // With it go this process's copies of the child's ends, without which its end is never noticed.
         drop(command);
         let last = LastLine::default();
-        listen(prints, label.to_owned(), last.clone()).map_err(cannot)?;
+        let listener = listen(prints, label.to_owned(), last.clone()).map_err(cannot)?;
         socket.set_read_timeout(Some(TICK)).and_then(|()| socket.set_write_timeout(Some(TICK))).map_err(cannot)?;
         let (received, loaded) = (Vec::new(), HashSet::new());
         let (label, limits, step) = (label.to_owned(), options.limits, Step::Start);
-        let mut process = Self { child, socket, label, limits, received, step, last, loaded, number: 0 };
+        let mut process = Self { child, socket, label, limits, received, step, last, listener, loaded, number: 0 };
         let hello = process.greet().map_err(Trouble::into_error)?;
         Ok((process, hello))
     }
@@ -375,6 +376,11 @@ impl Process {
             },
             None => "closed its end of the conversation".to_owned(),
         };
+        // What it said at last may still be on its way.
+        let until = Instant::now() + LAST_BREATH;
+        while !self.listener.is_finished() && Instant::now() < until {
+            thread::sleep(Duration::from_millis(5));
+        }
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let last = if last.is_empty() { String::new() } else { format!("; it last said: {last}") };
         self.fatal(format!("its process {how} in {step}{last}"))
