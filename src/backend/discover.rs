@@ -88,7 +88,7 @@ pub struct Discovery {
 }
 
 /// Devices of a kind in their driver's order, each a device or one sentence on why it is none; or one sentence for all of them.
-type Found = Result<Vec<Result<Arc<dyn Backend>, String>>, String>;
+pub(super) type Found = Result<Vec<Result<Arc<dyn Backend>, String>>, String>;
 
 /// Looks for devices and tests those the choice permits.
 ///

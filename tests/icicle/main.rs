@@ -33,18 +33,18 @@ fn root() -> &'static Path {
 }
 
 /// A folder where the twin lies under ICICLE's names, with a backend for CUDA.
-pub struct Twin {
+struct Twin {
     dir: tempfile::TempDir,
 }
 
 impl Twin {
-    pub fn new() -> Self {
+    fn new() -> Self {
         let twin = Self::without_backends();
         fs::create_dir_all(twin.backends().join("cuda")).unwrap();
         twin
     }
 
-    pub fn without_backends() -> Self {
+    fn without_backends() -> Self {
         let dir = tempfile::tempdir().unwrap();
         for name in LIBRARIES {
             // One file, so that the three share what they know, as ICICLE's do.
@@ -53,27 +53,27 @@ impl Twin {
         Self { dir }
     }
 
-    pub fn libraries(&self) -> &Path {
+    fn libraries(&self) -> &Path {
         self.dir.path()
     }
 
-    pub fn backends(&self) -> PathBuf {
+    fn backends(&self) -> PathBuf {
         self.dir.path().join("backend")
     }
 
-    pub fn library(&self, name: &str) -> PathBuf {
+    fn library(&self, name: &str) -> PathBuf {
         self.dir.path().join(file_name(name))
     }
 
     /// Lets a function go wrong that is given more than so many elements.
-    pub fn fault(&self, kind: &str, function: &str, above: usize) {
+    fn fault(&self, kind: &str, function: &str, above: usize) {
         let (new, file) = (self.backends().join("fault.new"), self.backends().join("fault"));
         fs::write(&new, format!("{kind} {function} {above}")).unwrap();
         fs::rename(new, file).unwrap();
     }
 
     /// Waits until a function that was to hang does.
-    pub fn wait_until_it_hangs(&self) {
+    fn wait_until_it_hangs(&self) {
         let (shown, begun) = (self.backends().join("hangs"), Instant::now());
         while !shown.exists() {
             assert!(begun.elapsed() < HANG, "it does not hang");
@@ -83,12 +83,12 @@ impl Twin {
     }
 
     /// Nothing goes wrong any more.
-    pub fn sound(&self) {
+    fn sound(&self) {
         fs::remove_file(self.backends().join("fault")).unwrap();
     }
 
     /// Takes a function from one of the libraries: its name there becomes another.
-    pub fn take(&self, library: &str, function: &str) {
+    fn take(&self, library: &str, function: &str) {
         let file = self.library(library);
         let mut bytes = fs::read(&file).unwrap();
         let name = [b"\0", function.as_bytes(), b"\0"].concat();
@@ -104,7 +104,7 @@ impl Twin {
         fs::write(&file, bytes).unwrap();
     }
 
-    pub fn options(&self) -> Options {
+    fn options(&self) -> Options {
         Options {
             program: PROGRAM.into(),
             libraries: self.libraries().into(),
@@ -115,12 +115,12 @@ impl Twin {
         }
     }
 
-    pub fn start(&self) -> IcicleBackend {
+    fn start(&self) -> IcicleBackend {
         IcicleBackend::start(&self.options(), 0).unwrap().0
     }
 
     /// Why no device can be had.
-    pub fn refused(&self) -> String {
+    fn refused(&self) -> String {
         IcicleBackend::start(&self.options(), 0).map(|_| ()).unwrap_err().to_string()
     }
 }
@@ -137,25 +137,25 @@ fn built() -> PathBuf {
 }
 
 /// A key and a witness.
-pub struct Case {
-    pub name: String,
-    pub key: Arc<ProvingKey>,
-    pub witness: Witness,
+struct Case {
+    name: String,
+    key: Arc<ProvingKey>,
+    witness: Witness,
 }
 
 impl Case {
     /// The products by the processor's own backend.
-    pub fn expected(&self) -> Commitments {
+    fn expected(&self) -> Commitments {
         commit(CpuBackend::with(1, Instructions::Portable).unwrap().load(self.key.clone()).unwrap().as_ref(), self)
     }
 }
 
-pub fn commit(loaded: &dyn LoadedKey, case: &Case) -> Commitments {
+fn commit(loaded: &dyn LoadedKey, case: &Case) -> Commitments {
     loaded.commit(&case.witness, &StopToken::new(), &Quiet).unwrap_or_else(|e| panic!("{}: {e}", case.name))
 }
 
 /// x^(2^n), so that the domain is as large as one likes.
-pub fn squarings(n: u32) -> Case {
+fn squarings(n: u32) -> Case {
     let one = Fr::from(1u64).into_bigint();
     let mut constraints = r1cs::Constraints { offsets: vec![0], terms: Vec::new() };
     let mut values = vec![Fr::from(1u64), Fr::from(3u64)];
@@ -175,7 +175,7 @@ pub fn squarings(n: u32) -> Case {
 }
 
 /// The project's own circuits, with keys made here.
-pub fn own_circuits() -> Vec<Case> {
+fn own_circuits() -> Vec<Case> {
     let files = fs::read_dir(root().join("circuits")).unwrap().map(|f| f.unwrap().path());
     let mut files: Vec<_> = files.filter(|f| f.extension().is_some_and(|e| e == "r1cs")).collect();
     files.sort();
@@ -191,7 +191,7 @@ pub fn own_circuits() -> Vec<Case> {
 }
 
 /// Circuits and keys of other projects, where they are there.
-pub fn circuits_of_others() -> Vec<Case> {
+fn circuits_of_others() -> Vec<Case> {
     let cases = root().join("../shared/cases");
     let Ok(folders) = fs::read_dir(&cases) else {
         eprintln!("SKIPPED on real circuits: {} is not there", cases.display());

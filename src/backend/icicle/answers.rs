@@ -46,7 +46,7 @@ fn plain(values: &[Fr]) -> Vec<BigInteger256> {
 
 /// Multiples of known multiples of the generator, from either memory, and in pieces.
 fn sums<A: Algebra, G: Group>(algebra: &A) -> Result<bool, BackendError> {
-    let mut scalars = values(POINTS, 0x69_6369_636c_65);
+    let mut scalars = values(POINTS, 0x6963_6963_6c65);
     for (slot, special) in scalars.iter_mut().step_by(3).zip([Fr::zero(), Fr::one(), -Fr::one(), Fr::from(1u64 << 40)])
     {
         *slot = special;

@@ -28,7 +28,7 @@ pub use child::{Task, serve};
 
 use self::process::{Process, Trouble};
 use super::cpu::sparse;
-use super::discover::IcicleOptions;
+use super::discover::{Found, IcicleOptions};
 use super::{Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress};
 use crate::model::{ENTRY_BYTES, ProvingKey, StopToken, Witness};
 
@@ -100,7 +100,7 @@ impl Options {
 ///
 /// # Errors
 /// One sentence where there are none at all.
-pub fn devices(options: &Options) -> Result<Vec<Result<Arc<dyn Backend>, String>>, String> {
+pub fn devices(options: &Options) -> Found {
     let backend = |found: Result<(IcicleBackend, u32), BackendError>| match found {
         Ok((backend, count)) => Ok((Arc::new(backend) as Arc<dyn Backend>, count)),
         Err(BackendError::Unavailable { why, .. }) => Err(why),
