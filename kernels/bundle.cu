@@ -7,7 +7,8 @@
 // additions, noting the product before each; the block inverts the products of its workers together, by a tree; and the
 // worker goes back through its additions.
 //
-// Points in between are loose. Infinity is an x whose highest word is NONE, and stands for an entry that is NONE, too.
+// Points in between are loose; a y may be 2p as well, which is 0. Infinity is an x whose highest word is NONE, and stands for
+// an entry that is NONE, too.
 #pragma once
 
 #include "curve.cuh"

@@ -232,7 +232,7 @@ DEVICE void exchange_in_warp(Fr x[2], uint32_t bit) {
     }
 }
 
-// By whichever way is the shorter. Blocks are whole warps where a window of one bit moves by one.
+// By whichever way is the shorter: within warps where blocks are whole warps, which those of short vectors are not.
 template <int R>
 DEVICE void move(const Pass& pass, Fr x[1 << R], Half* shared, uint32_t from, uint32_t to) {
     const uint32_t bit = from < to ? from : to;

@@ -44,6 +44,8 @@ const BUNDLE_BLOCKS: u32 = 2;
 const ADDITIONS: u32 = 128;
 const LEAST_ADDITIONS: u32 = 1 << (MOST_ROUNDS - 1);
 const ADDITIONS_SHARE: u64 = 64;
+/// The share of a device's memory that bundles may take with all that they need, for one proof.
+const BUNDLES_SHARE: u64 = 32;
 /// Rounds of bundles that are considered.
 const MOST_ROUNDS: u32 = 4;
 /// A span has more partial sums than this.
@@ -52,8 +54,9 @@ const FEW: u32 = 16;
 #[cfg(all(test, feature = "kernels-on-host"))]
 pub(super) const CONSTANTS: [(&str, u32); 3] =
     [("FEW", FEW), ("SUM_THREADS", SUM_THREADS), ("BUNDLE_THREADS", BUNDLE_THREADS)];
-/// Bytes of a `Span`.
+/// Bytes of a `Span`, and of the number of them.
 const SPAN_BYTES: u64 = 12;
+const SPAN_COUNT_BYTES: u64 = 4;
 /// Entries have 31 bits for their place in the table.
 const MOST_MULTIPLES: u64 = 1 << 31;
 
@@ -180,7 +183,12 @@ impl Plan {
             let most = if G::BUNDLES && sort::in_two_steps(plan.buckets()) { MOST_ROUNDS } else { 0 };
             (0..=most).map(move |rounds| Self { rounds, ..plan })
         });
-        let least = plans.min_by(|a, b| a.cost(n, parts).total_cmp(&b.cost(n, parts)));
+        let costs = plans.filter_map(|plan| {
+            let needs = Needs::of::<G>(driver, n, &plan);
+            let fits = needs.bundles() <= driver.properties().memory / BUNDLES_SHARE;
+            fits.then(|| (plan, plan.cost(n, parts, needs.additions)))
+        });
+        let least = costs.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(plan, _)| plan);
         least.unwrap_or(Self { window: 8, windows: 32, groups: 32, rounds: 0 })
     }
 
@@ -196,13 +204,14 @@ impl Plan {
     /// in 60. The highest digit has few bits in some plans, so that its buckets have the sums of many parts.
     ///
     /// Additions in bundles take 0.68 of the time, and each round of each pass 25 more, in which a block waits for an inverse.
-    fn cost(&self, n: u64, parts: u32) -> f64 {
+    fn cost(&self, n: u64, parts: u32, additions: u32) -> f64 {
         let (buckets, parts) = (f64::from(self.buckets()), f64::from(parts));
         let bundle = f64::from(1 << self.rounds);
         let entries = (n * u64::from(self.windows)) as f64 + (bundle - 1.0) / 2.0 * buckets;
         let each = (entries / bundle / parts).max(f64::from(LEAST_PART));
         let busy = (entries / bundle / each / parts).min(1.0);
-        let passes = (entries / 2.0 / (parts * 1.33) / f64::from(ADDITIONS)).ceil();
+        // In G2, which alone has bundles, there are 4/3 as many workers for them as parts.
+        let passes = (entries / 2.0 / (parts * 1.33) / f64::from(additions)).ceil();
         let bundles = entries * (1.0 - 1.0 / bundle) / parts * 11.0 * 0.68 + 25.0 * f64::from(self.rounds) * passes;
         let highest = SCALAR_BITS - (self.windows - 1) * self.window;
         let crowd = n as f64 / 2f64.powi(highest as i32 - 1) / bundle / each;
@@ -397,9 +406,13 @@ impl Needs {
 
     /// Bytes of a [`Scratch`] for this.
     pub(super) fn bytes(&self) -> u64 {
-        let bundles = self.bundle_bytes + self.addition_bytes * 3 / 2;
         let sums = self.bucket_bytes + self.partial_bytes + self.line_bytes + SPAN_BYTES * self.spans();
-        self.sort.bytes() + bundles + sums
+        self.sort.bytes() + self.bundles() + sums + SPAN_COUNT_BYTES
+    }
+
+    /// Bytes that it has for bundles.
+    fn bundles(&self) -> u64 {
+        self.bundle_bytes + self.addition_bytes * 3 / 2
     }
 
     fn covers(&self, other: &Self) -> bool {
@@ -419,7 +432,7 @@ impl Scratch {
             bundles: room(needs.bundle_bytes)?,
             bundled_points: room(needs.addition_bytes)?,
             bundled_products: room(needs.addition_bytes / 2)?,
-            span_count: room(4)?,
+            span_count: room(SPAN_COUNT_BYTES)?,
             spans: room(SPAN_BYTES * needs.spans())?,
             lines: room(needs.line_bytes)?,
             needs,
@@ -492,7 +505,7 @@ impl Scratch {
         let [span_count, spans, lines] = [&self.span_count, &self.spans, &self.lines].map(Buffer::argument);
         let shared = u64::from(SUM_THREADS / G::LANES) * xyzz_bytes::<G>();
         self.buckets.zero(stream, 0, u64::from(plan.buckets()) * xyzz_bytes::<G>())?;
-        self.span_count.zero(stream, 0, 4)?;
+        self.span_count.zero(stream, 0, SPAN_COUNT_BYTES)?;
         let k = &G::KERNELS;
         let (entries, table, rounds) =
             (self.sorter.entries().argument(), bases.table.argument(), Argument::U32(plan.rounds));
@@ -581,4 +594,44 @@ fn point<G: Group>(bytes: &[u8]) -> Projective<G::Config> {
     // With Z = ZZ²: X·ZZZ²/Z² = X/ZZ and Y·ZZZ³/Z³ = Y/ZZZ, for ZZ³ = ZZZ².
     let square = zzz.square();
     Projective::new_unchecked(x * square, y * square * zzz, zz.square())
+}
+
+#[cfg(all(test, feature = "kernels-on-host"))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::driver::host::{HostDriver, Order};
+    use super::*;
+
+    #[test]
+    fn needs_are_what_is_allocated() {
+        let host = Arc::new(HostDriver::new(Order::Ascending));
+        let driver: Arc<dyn Driver> = host.clone();
+        for rounds in [0, 1, 4] {
+            let plan = Plan { rounds, ..Plan::of(13, 1000, 64) };
+            let needs = Needs::of::<InG1>(&*driver, 1000, &plan).or(Needs::of::<InG2>(&*driver, 1000, &plan));
+            let scratch = Scratch::new(&driver, needs).unwrap();
+            assert_eq!(host.used(), needs.bytes(), "{plan:?}");
+            drop(scratch);
+        }
+    }
+
+    #[test]
+    fn bundles_where_memory_is_plenty() {
+        let rounds = |gigabytes: u64, log: u32| {
+            let driver = HostDriver::new(Order::Ascending).with_multiprocessors(128).with_memory(gigabytes << 30);
+            let plan = Plan::new::<InG2>(&driver, 1 << log, 64);
+            let needs = Needs::of::<InG2>(&driver, 1 << log, &plan);
+            assert!(needs.bundles() <= (gigabytes << 30) / BUNDLES_SHARE, "{gigabytes} GB, 2^{log}, {plan:?}");
+            assert_eq!(Plan::new::<InG1>(&driver, 1 << log, 64).rounds, 0);
+            plan.rounds
+        };
+        assert_eq!(rounds(140, 12), 0);
+        assert!(rounds(140, 20) > 1 && rounds(140, 22) > 1 && rounds(24, 20) > 1);
+        assert_eq!(rounds(4, 22), 0);
+        for log in [16, 18, 20, 21, 22, 23] {
+            for gigabytes in [4, 8, 12, 24, 80] {
+                rounds(gigabytes, log);
+            }
+        }
+    }
 }
