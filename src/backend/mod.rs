@@ -129,6 +129,33 @@ pub enum BackendError {
     Stopped(StopReason),
 }
 
+/// That the sections have as many points as the header's numbers say, for devices that take points as they come.
+///
+/// # Errors
+/// `Shape` for the first section that has not.
+#[cfg(any(feature = "cuda", feature = "kernels-on-host", feature = "icicle"))]
+fn check_lengths(key: &ProvingKey) -> Result<(), BackendError> {
+    let (h, s) = (&key.header, &key.sections);
+    let (wires, domain) = (u64::from(h.n_vars), u64::from(h.domain_size));
+    let Some(private) = wires.checked_sub(u64::from(h.n_public) + 1) else {
+        let (what, expected) = ("wires of a key, at least", u64::from(h.n_public) + 1);
+        return Err(BackendError::Shape { what, expected, got: wires });
+    };
+    for (what, section, count, bytes) in [
+        ("bytes of A's points", &s.a, wires, crate::model::G1_BYTES),
+        ("bytes of B's points in G1", &s.b1, wires, crate::model::G1_BYTES),
+        ("bytes of B's points in G2", &s.b2, wires, crate::model::G2_BYTES),
+        ("bytes of C's points", &s.c, private, crate::model::G1_BYTES),
+        ("bytes of H's points", &s.h, domain, crate::model::G1_BYTES),
+    ] {
+        let (expected, got) = (count * bytes as u64, section.len() as u64);
+        if got != expected {
+            return Err(BackendError::Shape { what, expected, got });
+        }
+    }
+    Ok(())
+}
+
 /// Hears how far work is.
 pub trait Progress: Sync {
     /// `fraction` of the present stage is done, 0 to 1.

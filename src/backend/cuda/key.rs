@@ -9,7 +9,7 @@ use super::driver::{Driver, Stream};
 use super::memory::Buffer;
 use super::msm::{self, Bases, InG1, InG2, Index, Needs, Plan, Sums};
 use super::quotient::{self, Constraints};
-use crate::model::{G1_BYTES, G2_BYTES, ProvingKey, StopToken, Witness};
+use crate::model::{G1_BYTES, ProvingKey, StopToken, Witness};
 
 /// The share of a device's memory that multiples of one key's points may take: such that two of the largest keys, with all
 /// else that they need, stay in the half that is for keys.
@@ -121,7 +121,7 @@ impl CudaKey {
     }
 
     fn on(driver: &Arc<dyn Driver>, stream: Stream, key: Arc<ProvingKey>) -> Result<Self, BackendError> {
-        check_lengths(&key)?;
+        super::super::check_lengths(&key)?;
         let s = &key.sections;
         let private = key.header.n_public + 1;
         let constraints = Constraints::index(driver, stream, &key)?;
@@ -248,29 +248,6 @@ impl Slot {
         let [a, b1, c] = [&self.a, &self.b1, &self.c].map(|sums| sums.clear(self.stream));
         a.and(b1).and(c).and(self.b2.clear(self.stream)).and(self.h.clear(self.beside))
     }
-}
-
-/// That the sections have as many points as the header's numbers say: kernels take the wires of points as they come.
-fn check_lengths(key: &ProvingKey) -> Result<(), BackendError> {
-    let (h, s) = (&key.header, &key.sections);
-    let (wires, domain) = (u64::from(h.n_vars), u64::from(h.domain_size));
-    let Some(private) = wires.checked_sub(u64::from(h.n_public) + 1) else {
-        let (what, expected) = ("wires of a key, at least", u64::from(h.n_public) + 1);
-        return Err(BackendError::Shape { what, expected, got: wires });
-    };
-    for (what, section, count, bytes) in [
-        ("bytes of A's points", &s.a, wires, G1_BYTES),
-        ("bytes of B's points in G1", &s.b1, wires, G1_BYTES),
-        ("bytes of B's points in G2", &s.b2, wires, G2_BYTES),
-        ("bytes of C's points", &s.c, private, G1_BYTES),
-        ("bytes of H's points", &s.h, domain, G1_BYTES),
-    ] {
-        let (expected, got) = (count * bytes as u64, section.len() as u64);
-        if got != expected {
-            return Err(BackendError::Shape { what, expected, got });
-        }
-    }
-    Ok(())
 }
 
 /// A stream that is destroyed where it goes out of scope.

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use super::super::cpu::sparse::Matrices;
 use super::super::{BackendError, Commitments};
 use super::algebra::{Algebra, Group, Scalars};
-use crate::model::{Fr, G1, G1_BYTES, G2, G2_BYTES, KeySections, ProvingKey};
+use crate::model::{Fr, G1, G2, KeySections, ProvingKey};
 
 /// The largest domain: the field has roots of unity up to this order.
 pub(super) const LARGEST_DOMAIN: u32 = 1 << 28;
@@ -240,29 +240,16 @@ fn reduced(value: [u64; 4]) -> BigInteger256 {
 
 /// That the sections have as many points as the header's numbers say, and the domain a size that transforms have.
 pub(super) fn check(key: &ProvingKey) -> Result<(), BackendError> {
-    let (header, s) = (&key.header, &key.sections);
-    let (wires, domain) = (u64::from(header.n_vars), u64::from(header.domain_size));
+    let header = &key.header;
     if !header.domain_size.is_power_of_two() || header.domain_size > LARGEST_DOMAIN {
         let what = "domain size (a power of two of at most 2^28)";
-        return Err(BackendError::Shape { what, expected: u64::from(LARGEST_DOMAIN), got: domain });
+        return Err(BackendError::Shape {
+            what,
+            expected: u64::from(LARGEST_DOMAIN),
+            got: u64::from(header.domain_size),
+        });
     }
-    let Some(private) = wires.checked_sub(u64::from(header.n_public) + 1) else {
-        let (what, expected) = ("wires of a key, at least", u64::from(header.n_public) + 1);
-        return Err(BackendError::Shape { what, expected, got: wires });
-    };
-    for (what, section, count, bytes) in [
-        ("bytes of A's points", &s.a, wires, G1_BYTES),
-        ("bytes of B's points in G1", &s.b1, wires, G1_BYTES),
-        ("bytes of B's points in G2", &s.b2, wires, G2_BYTES),
-        ("bytes of C's points", &s.c, private, G1_BYTES),
-        ("bytes of H's points", &s.h, domain, G1_BYTES),
-    ] {
-        let (expected, got) = (count * bytes as u64, section.len() as u64);
-        if got != expected {
-            return Err(BackendError::Shape { what, expected, got });
-        }
-    }
-    Ok(())
+    super::super::check_lengths(key)
 }
 
 #[cfg(test)]
