@@ -71,7 +71,7 @@ fn limits() -> RegistryLimits {
 }
 
 fn program(wasm: &Path) -> WasmWitness {
-    let modules = ModuleCache { dir: None, compiler: None };
+    let modules = ModuleCache { dir: None, compiler: None, rewrite: true };
     WasmWitness::load(&std::fs::read(wasm).unwrap(), limits().witness, &modules).unwrap()
 }
 
@@ -135,7 +135,7 @@ impl Site {
         let store = Arc::new(PostgresStore::open(&url, settings(&name)).await.unwrap());
         let queue = queue(&name).await;
         let artifacts = Artifacts::local(&dir.path().join("data")).unwrap();
-        let modules = ModuleCache { dir: None, compiler: None };
+        let modules = ModuleCache { dir: None, compiler: None, rewrite: true };
         let registry = Registry::new(store.clone(), artifacts.clone(), modules, limits());
         let circuits = Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits");
         let tiny = r1cs::parse(&std::fs::read(circuits.join("multiplier.r1cs")).unwrap()).unwrap();

@@ -81,6 +81,11 @@ pub const CATALOGUE: &[Variable] = &[
     ),
     var("PROVER_THREADS", "one per core", "threads a proof on the CPU may use: 1 to 1024"),
     var("PROVER_LEASE_SECS", "30", "a worker that is silent for so long has lost its job: 1 to 3600"),
+    var(
+        "PROVER_WITNESS",
+        "auto",
+        "auto: witness programs get a faster field arithmetic where theirs is circom's; plain: they run as they come",
+    ),
     var("PROVER_WITNESS_TIMEOUT_SECS", "60", "longest witness generation: 1 to 86400"),
     var(
         "PROVER_WITNESS_MEMORY_BYTES",
@@ -270,6 +275,8 @@ pub struct Config {
     pub threads: Option<usize>,
     /// How long a lease lasts without a heartbeat.
     pub lease: Duration,
+    /// Whether witness programs may be rewritten to run faster.
+    pub witness_rewritten: bool,
     /// Longest witness generation.
     pub witness_timeout: Duration,
     /// Most memory of a witness program, bytes.
@@ -351,6 +358,11 @@ impl Config {
         let icicle_backends = r.text("ICICLE_BACKEND_INSTALL_DIR").map(PathBuf::from);
         let icicle_device = r.parse("PROVER_ICICLE_DEVICE", "auto, or a type such as CUDA or METAL", icicle_device)?;
         let threads = r.number("PROVER_THREADS", 1, 1024)?;
+        let witness_rewritten = r.parse("PROVER_WITNESS", "auto or plain", |s| match s {
+            "auto" => Some(true),
+            "plain" => Some(false),
+            _ => None,
+        })?;
         let mut secs = |name, default, low, high| -> Result<Duration, ConfigError> {
             Ok(Duration::from_secs(r.number(name, low, high)?.unwrap_or(default)))
         };
@@ -416,6 +428,7 @@ impl Config {
             icicle_device: icicle_device.flatten(),
             threads,
             lease,
+            witness_rewritten: witness_rewritten.unwrap_or(true),
             witness_timeout,
             witness_memory: witness_memory.unwrap_or(4 << 30),
             prove_timeout,

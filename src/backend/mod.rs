@@ -10,6 +10,7 @@ mod discover;
 #[cfg(feature = "icicle")]
 pub mod icicle;
 pub mod mapped;
+pub mod pages;
 pub mod selftest;
 
 use std::sync::Arc;

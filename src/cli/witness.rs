@@ -88,9 +88,12 @@ pub struct CompileArgs {
     /// Most memory the compiler may take, bytes.
     #[arg(long)]
     memory: u64,
+    /// The program as it comes.
+    #[arg(long)]
+    plain: bool,
 }
 
 /// Compiles into the cache, under a memory limit of its own; the parent bounds the time.
 pub fn compile(args: CompileArgs) -> Result<(), CliError> {
-    compile_into_cache(&args.wasm, &args.cache, args.memory).map_err(CliError::failed)
+    compile_into_cache(&args.wasm, &args.cache, args.memory, !args.plain).map_err(CliError::failed)
 }

@@ -1,17 +1,14 @@
 //! The interface of circom 1's witness programs.
 //!
 //! The memory is the host's. Its first word holds the address of the first free byte, from which the host takes room
-//! for a number. A number is 40 bytes: a 32-bit short value, 32 bits of type, then 32 bytes: bit 31 of the type says
-//! that the long form holds, bit 30 that it is in Montgomery form.
-
-use ark_ff::{BigInteger256, PrimeField};
-use zeroize::Zeroize;
+//! for a number.
 
 use super::circom2::hash;
-use super::run::{Exception, Failure, Interface, Run, check_field, element, element_bytes};
+use super::number;
+use super::run::{Exception, Failure, Interface, Run, check_field, element};
 use super::wasm::Abi;
 use super::{InputError, Inputs, WitnessError};
-use crate::model::{Fr, Witness};
+use crate::model::Witness;
 
 pub(super) const INTERFACE: Interface = Interface {
     name: "circom 1",
@@ -36,11 +33,6 @@ const NOT_ASSIGNED: i32 = 5;
 const ASSIGNED_TWICE: i32 = 6;
 const CONSTRAINT: i32 = 7;
 const ASSERT: i32 = 9;
-
-/// Bytes of a number.
-const NUMBER: u32 = 40;
-const LONG: u32 = 1 << 31;
-const MONTGOMERY: u32 = 1 << 30;
 
 /// An error out of the circuit itself. circom passes its own words for it along.
 fn circuit_error(Exception { code }: Exception, trace: &str) -> WitnessError {
@@ -74,7 +66,7 @@ pub(super) fn generate(run: &mut Run, inputs: &Inputs, size: u32) -> Result<Witn
     let offset_of = run.function::<(i32, i32, i32, i32), ()>("getSignalOffset32")?;
     let set = run.function::<(i32, i32, i32, i32), ()>("setSignal")?;
     let word = allocate(run, 8)?;
-    let number = allocate(run, NUMBER)?;
+    let scratch = allocate(run, number::BYTES)?;
 
     for (name, values) in inputs.signals() {
         let (high, low) = hash(name);
@@ -87,8 +79,8 @@ pub(super) fn generate(run: &mut Run, inputs: &Inputs, size: u32) -> Result<Witn
         })?;
         let offset = i32::from_le_bytes(run.bytes(word)?);
         for (i, value) in values.iter().enumerate() {
-            put(run, number, value)?;
-            let at = (0, 0, offset.wrapping_add(i as i32), number as i32);
+            number::write(run, scratch, value)?;
+            let at = (0, 0, offset.wrapping_add(i as i32), scratch as i32);
             let set = run.try_call(&set, at);
             let began = run.progress().0;
             set.map_err(|f| match f {
@@ -119,7 +111,7 @@ pub(super) fn generate(run: &mut Run, inputs: &Inputs, size: u32) -> Result<Witn
     let get = run.function::<i32, i32>("getPWitness")?;
     run.witness(size, |run, i| {
         let at = run.try_call(&get, i as i32).map_err(unset)? as u32;
-        read_number(run, at)
+        number::read(run, at)
     })
 }
 
@@ -136,48 +128,4 @@ fn allocate(run: &mut Run, bytes: u32) -> Result<u32, WitnessError> {
     run.write(at, &vec![0; bytes as usize])?;
     run.write(0, &at.saturating_add(bytes).to_le_bytes())?;
     Ok(at)
-}
-
-/// Writes a number, in the form that the program itself would give it: short where it fits.
-fn put(run: &mut Run, at: u32, value: &BigInteger256) -> Result<(), WitnessError> {
-    let mut bytes = [0; NUMBER as usize];
-    let negative = -Fr::new(*value);
-    match (short(value), short(&negative.into_bigint())) {
-        (Some(v), _) if v < 1 << 31 => bytes[..4].copy_from_slice(&v.to_le_bytes()),
-        (_, Some(v)) if v <= 1 << 31 => bytes[..4].copy_from_slice(&v.wrapping_neg().to_le_bytes()),
-        _ => {
-            bytes[4..8].copy_from_slice(&LONG.to_le_bytes());
-            bytes[8..].copy_from_slice(&element_bytes(value));
-        }
-    }
-    let done = run.write(at, &bytes);
-    bytes.zeroize();
-    done
-}
-
-fn short(value: &BigInteger256) -> Option<u32> {
-    match value.0 {
-        [v, 0, 0, 0] => u32::try_from(v).ok(),
-        _ => None,
-    }
-}
-
-/// Reads a number in any of its forms.
-fn read_number(run: &Run, at: u32) -> Result<BigInteger256, WitnessError> {
-    let bytes: [u8; NUMBER as usize] = run.bytes(at)?;
-    let (words, _) = bytes.as_chunks::<4>();
-    let kind = u32::from_le_bytes(words[1]);
-    if kind & LONG == 0 {
-        return Ok(Fr::from(i32::from_le_bytes(words[0])).into_bigint());
-    }
-    let mut long = [0; 32];
-    long.copy_from_slice(&bytes[8..]);
-    let value = element(long);
-    if kind & MONTGOMERY == 0 {
-        return Ok(value);
-    }
-    if value >= Fr::MODULUS {
-        return Err(WitnessError::Trap("a number in Montgomery form is not below r".into()));
-    }
-    Ok(Fr::new_unchecked(value).into_bigint())
 }

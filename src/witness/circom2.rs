@@ -7,6 +7,8 @@ use ark_ff::BigInteger256;
 use wasmtime::TypedFunc;
 use zeroize::Zeroize;
 
+use super::number;
+use super::rewrite::WitnessPlace;
 use super::run::{Exception, Failure, Interface, Run, check_field, element, element_bytes};
 use super::wasm::Abi;
 use super::{InputError, Inputs, WitnessError};
@@ -136,8 +138,13 @@ pub(super) fn describe(run: &mut Run) -> Result<(Abi, Option<u32>, u32), Witness
     Ok((Abi::Circom2 { version }, Some(inputs), size))
 }
 
-/// Sets the inputs and reads the witness.
-pub(super) fn generate(run: &mut Run, inputs: &Inputs, size: u32) -> Result<Witness, WitnessError> {
+/// Sets the inputs and reads the witness: from where it lies, if that is known.
+pub(super) fn generate(
+    run: &mut Run,
+    inputs: &Inputs,
+    size: u32,
+    place: Option<WitnessPlace>,
+) -> Result<Witness, WitnessError> {
     // The flag asks for checks that circom 1 had; circom 2 has them always.
     let init = run.function::<i32, ()>("init")?;
     run.call(&init, 1)?;
@@ -185,6 +192,12 @@ pub(super) fn generate(run: &mut Run, inputs: &Inputs, size: u32) -> Result<Witn
         }
     }
 
+    if let Some(WitnessPlace { list, signals }) = place {
+        return run.witness(size, |run, i| {
+            let signal = u32::from_le_bytes(run.bytes(list.wrapping_add(i.wrapping_mul(4)))?);
+            number::read(run, signals.wrapping_add(signal.wrapping_mul(number::BYTES)))
+        });
+    }
     let get = run.function::<i32, ()>("getWitness")?;
     run.witness(size, |run, i| {
         run.call(&get, i as i32)?;

@@ -19,12 +19,13 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit};
 use sha2::{Digest, Sha256};
-use wasmtime::Module;
+use wasmtime::{Engine, Module};
 
 use super::outline::{Outline, clip};
+use super::rewrite::Rewritten;
 use super::sandbox::Sandbox;
-use super::wasm::{Limits, ModuleCache};
-use super::{WitnessError, outline};
+use super::wasm::{Limits, ModuleCache, Program};
+use super::{WitnessError, outline, rewrite};
 
 /// Longest function compiled in this process, bytes. The longest that are known (tables of Poseidon's constants, made
 /// by assigning each element) have 0.3 MB.
@@ -38,25 +39,29 @@ const MAX_THREADS: usize = 8;
 /// Address space that a child may take beyond its memory: its program, its stacks, its allocator's reserves.
 const ADDRESS_SLACK: u64 = 4 << 30;
 
-/// The compiled module: from the cache, from a child, or compiled here.
-pub(super) fn module(
+/// The compiled program: from the cache, from a child, or compiled here.
+pub(super) fn program(
     sandbox: &Sandbox,
     wasm: &[u8],
     outline: &Outline,
     limits: &Limits,
     cache: &ModuleCache,
-) -> Result<Module, WitnessError> {
+) -> Result<Program, WitnessError> {
     // A time that no clock can tell is no bound.
     let deadline = Instant::now().checked_add(limits.compile_time);
-    match (&sandbox.cache, &cache.compiler) {
+    let anew = match (&sandbox.cache, &cache.compiler) {
         (Some(kept), Some(compiler)) => {
-            let marker = kept.dir.join(format!("{}.compiled", fingerprint(sandbox, wasm)));
-            if !marker.exists() {
-                outline::check_nesting(wasm)?;
-                validate(sandbox, wasm)?;
-                compile_by_child(compiler, &kept.dir, wasm, limits, deadline)?;
-                // Without the marker the next load only compiles again.
-                let _ = File::create(marker);
+            let entry = Entry::of(sandbox, &kept.dir, wasm, cache.rewrite);
+            match entry.find() {
+                Some(found) => found,
+                None => {
+                    outline::check_nesting(wasm)?;
+                    validate(sandbox, wasm)?;
+                    compile_by_child(compiler, &kept.dir, wasm, limits, cache.rewrite, deadline)?;
+                    let found = std::fs::read(&entry.module).ok();
+                    entry.mark(found.is_some());
+                    found
+                }
             }
         }
         _ if outline.longest_function > MAX_FUNCTION => {
@@ -65,34 +70,96 @@ pub(super) fn module(
                 outline.longest_function
             )));
         }
-        _ => outline::check_nesting(wasm)?,
+        _ => {
+            outline::check_nesting(wasm)?;
+            anew(sandbox, wasm, cache.rewrite)
+        }
+    };
+    if let Some((bytes, rewritten)) = anew.and_then(|bytes| Rewritten::read(&bytes).map(|rewritten| (bytes, rewritten)))
+    {
+        match compile_here(&sandbox.rewritten.engine, &bytes, limits, deadline) {
+            Ok(module) => return Ok(Program { module, rewritten: Some(rewritten) }),
+            // A damaged file: the program runs as it came.
+            Err(e) => tracing::warn!(error = %e, "a rewritten witness program does not compile"),
+        }
     }
-    compile_here(sandbox, wasm, limits, deadline)
+    let module =
+        compile_here(&sandbox.plain.engine, wasm, limits, deadline).map_err(|e| match validate(sandbox, wasm) {
+            Err(invalid) => invalid,
+            Ok(()) => e,
+        })?;
+    Ok(Program { module, rewritten: None })
 }
 
-/// Names a module together with everything that its compiled form depends on.
-fn fingerprint(sandbox: &Sandbox, wasm: &[u8]) -> String {
-    let mut settings = DefaultHasher::new();
-    sandbox.engine.precompile_compatibility_hash().hash(&mut settings);
-    let mut hash = Sha256::new();
-    hash.update(settings.finish().to_le_bytes());
-    hash.update(wasm);
-    hex::encode(hash.finalize())
+/// The module rewritten, if it is to be and can be.
+fn anew(sandbox: &Sandbox, wasm: &[u8], rewrite: bool) -> Option<Vec<u8>> {
+    // What is rewritten may do more than what comes from outside, so the latter is looked at first.
+    (rewrite && validate(sandbox, wasm).is_ok()).then(|| rewrite::rewrite(wasm)).flatten().map(|(bytes, _)| bytes)
+}
+
+/// What a cache folder has of a module.
+struct Entry {
+    /// Says that it compiled within its bounds, and whether it was rewritten.
+    marker: PathBuf,
+    /// The rewritten module.
+    module: PathBuf,
+}
+
+/// In a marker of a module that was rewritten.
+const REWRITTEN: &[u8] = b"rewritten\n";
+/// How long a rewritten module is kept before it is made again.
+const KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
+
+impl Entry {
+    /// Named by the module together with everything that its compiled form depends on.
+    fn of(sandbox: &Sandbox, dir: &Path, wasm: &[u8], rewrite: bool) -> Self {
+        let mut settings = DefaultHasher::new();
+        sandbox.plain.engine.precompile_compatibility_hash().hash(&mut settings);
+        sandbox.rewritten.engine.precompile_compatibility_hash().hash(&mut settings);
+        (rewrite, rewrite::VERSION).hash(&mut settings);
+        let mut hash = Sha256::new();
+        hash.update(settings.finish().to_le_bytes());
+        hash.update(wasm);
+        let name = hex::encode(hash.finalize());
+        Self { marker: dir.join(format!("{name}.compiled")), module: dir.join(format!("{name}.wasm")) }
+    }
+
+    /// Nothing where the module has not been compiled here, or its rewritten form is gone.
+    fn find(&self) -> Option<Option<Vec<u8>>> {
+        match std::fs::read(&self.marker).ok()?.as_slice() {
+            REWRITTEN => std::fs::read(&self.module).ok().map(Some),
+            _ => Some(None),
+        }
+    }
+
+    /// Without the marker the next load only compiles again.
+    fn mark(&self, rewritten: bool) {
+        let _ = std::fs::write(&self.marker, if rewritten { REWRITTEN } else { &[] });
+    }
+
+    /// Puts the rewritten module there, whole or not at all.
+    fn put(&self, bytes: &[u8]) -> std::io::Result<()> {
+        let dir = self.module.parent().unwrap_or(Path::new("."));
+        let mut file = tempfile::Builder::new().prefix(HANDED).tempfile_in(dir)?;
+        file.write_all(bytes)?;
+        file.persist(&self.module)?;
+        Ok(())
+    }
 }
 
 fn validate(sandbox: &Sandbox, wasm: &[u8]) -> Result<(), WitnessError> {
-    Module::validate(&sandbox.engine, wasm)
+    Module::validate(&sandbox.plain.engine, wasm)
         .map_err(|e| WitnessError::Module(format!("the module is not valid: {}", clip(&e.to_string()))))
 }
 
 /// Compiles on a thread, which is left to itself when the time is over.
 fn compile_here(
-    sandbox: &Sandbox,
+    engine: &Engine,
     wasm: &[u8],
     limits: &Limits,
     deadline: Option<Instant>,
 ) -> Result<Module, WitnessError> {
-    let (engine, bytes) = (sandbox.engine.clone(), wasm.to_vec());
+    let (engine, bytes) = (engine.clone(), wasm.to_vec());
     let (done, result) = mpsc::channel();
     thread::Builder::new()
         .name("witness-compile".into())
@@ -104,10 +171,7 @@ fn compile_here(
     let left = deadline.map_or(Duration::MAX, |d| d.saturating_duration_since(Instant::now()));
     match result.recv_timeout(left) {
         Ok(Ok(module)) => Ok(module),
-        Ok(Err(e)) => {
-            validate(sandbox, wasm)?;
-            Err(WitnessError::Compile(clip(&e.to_string())))
-        }
+        Ok(Err(e)) => Err(WitnessError::Compile(clip(&e.to_string()))),
         Err(RecvTimeoutError::Timeout) => Err(too_slow(limits)),
         Err(RecvTimeoutError::Disconnected) => Err(WitnessError::Compile("the compiler broke".into())),
     }
@@ -132,11 +196,18 @@ const HANDED: &str = ".compiling-";
 /// No compile takes so long.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
-/// Removes modules that a parent which was killed left behind.
+/// Removes modules that a parent which was killed left behind, and rewritten ones of long ago.
 fn sweep(dir: &Path) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
-        if entry.file_name().to_string_lossy().starts_with(HANDED) && age().is_some_and(|age| age > ABANDONED) {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let limit = match () {
+            () if name.starts_with(HANDED) => ABANDONED,
+            () if name.ends_with(".wasm") => KEPT,
+            () => continue,
+        };
+        if age().is_some_and(|age| age > limit) {
             // A failure leaves a file that nobody needs, no more.
             let _ = std::fs::remove_file(entry.path());
         }
@@ -148,6 +219,7 @@ fn compile_by_child(
     dir: &Path,
     wasm: &[u8],
     limits: &Limits,
+    rewrite: bool,
     deadline: Option<Instant>,
 ) -> Result<(), WitnessError> {
     sweep(dir);
@@ -163,6 +235,7 @@ fn compile_by_child(
         .arg(dir)
         .arg("--memory")
         .arg(limits.compile_memory.to_string())
+        .args((!rewrite).then_some("--plain"))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -219,12 +292,12 @@ fn explain(status: ExitStatus, stderr: &str, memory: u64) -> String {
 }
 
 /// Compiles a module into a cache folder, under a memory limit that it sets for the whole process: for a child that
-/// does nothing else (`compile-witness --wasm FILE --cache DIR --memory BYTES`). It ends with the thread that
-/// started it.
+/// does nothing else (`compile-witness --wasm FILE --cache DIR --memory BYTES [--plain]`). With `rewrite`, and if it can
+/// be, what is compiled is the module rewritten, which goes into the folder too. It ends with the thread that started it.
 ///
 /// Errors: `Module` for no witness program, `Compile` for what the compiler, the folder or the limits refuse. A
 /// process that meets the memory limit aborts.
-pub fn compile_into_cache(wasm: &Path, cache_dir: &Path, memory_limit: u64) -> Result<(), WitnessError> {
+pub fn compile_into_cache(wasm: &Path, cache_dir: &Path, memory_limit: u64, rewrite: bool) -> Result<(), WitnessError> {
     let refused = |e: rustix::io::Errno| WitnessError::Compile(format!("the memory limit could not be set: {e}"));
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     lower(Resource::Core, 0).map_err(refused)?;
@@ -240,7 +313,17 @@ pub fn compile_into_cache(wasm: &Path, cache_dir: &Path, memory_limit: u64) -> R
         .num_threads(threads)
         .build()
         .map_err(|e| WitnessError::Compile(format!("no threads to compile on: {e}")))?;
-    match pool.install(|| Module::new(&sandbox.engine, &bytes)) {
+    let compile = |engine, bytes: &[u8]| pool.install(|| Module::new(engine, bytes));
+    if let (Some(anew), Some(kept)) = (anew(&sandbox, &bytes, rewrite), &sandbox.cache) {
+        match compile(&sandbox.rewritten.engine, &anew) {
+            Ok(_) => {
+                let put = Entry::of(&sandbox, &kept.dir, &bytes, rewrite).put(&anew);
+                return put.map_err(|e| WitnessError::Compile(format!("what it became could not be written: {e}")));
+            }
+            Err(e) => tracing::warn!(error = %e, "a rewritten witness program does not compile"),
+        }
+    }
+    match compile(&sandbox.plain.engine, &bytes) {
         Ok(_) => Ok(()),
         Err(e) => {
             validate(&sandbox, &bytes)?;

@@ -5,13 +5,16 @@ mod circom2;
 mod compile;
 mod inputs;
 mod json;
+mod number;
 mod outline;
+mod rewrite;
 mod run;
 mod sandbox;
 mod wasm;
 
 pub use compile::compile_into_cache;
 pub use inputs::{InputError, Inputs};
+pub use rewrite::Rewritten;
 pub use wasm::{Abi, Limits, ModuleCache, WasmInfo, WasmWitness};
 
 use crate::model::{StopReason, StopToken, Witness};

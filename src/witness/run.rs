@@ -7,9 +7,11 @@ use wasmtime::{
     Store, Trap, TypedFunc, UpdateDeadline, ValType, WasmParams, WasmResults,
 };
 
-use super::WitnessError;
 use super::outline::clip;
-use super::sandbox::Sandbox;
+use super::sandbox::{Machine, Sandbox};
+use super::wasm::Program;
+use super::{WitnessError, rewrite};
+use crate::backend::pages;
 use crate::model::{FR_MODULUS_DEC, Fr, StopReason, StopToken, Witness};
 
 /// Most elements of all tables; circom's programs have one an entry for each template.
@@ -20,6 +22,8 @@ const MAX_MESSAGE: usize = 1024;
 const MAX_TRACE: usize = 8 * 1024;
 /// Bytes of a page of linear memory.
 const PAGE: u64 = 1 << 16;
+/// Memory from which on it is asked for in huge pages, bytes. Smaller ones may well be touched here and there only.
+const LARGE: usize = 16 << 20;
 /// Pages that circom 1's programs get where the limit allows: snarkjs gives as many. They are address space only
 /// until they are touched.
 const CIRCOM1_PAGES: u64 = 32767;
@@ -34,6 +38,8 @@ pub(super) struct Host {
     began: bool,
     ended: bool,
     message_char: Option<TypedFunc<(), i32>>,
+    /// When a rewritten program is to stop, which it asks for by itself.
+    stop: Option<StopToken>,
 }
 
 /// Memory that a program may grow to, bytes, however much it may declare. circom declares what its program needs and
@@ -79,8 +85,9 @@ impl ResourceLimiter for Meter {
         4
     }
 
+    // The second is of rewritten programs only.
     fn memories(&self) -> usize {
-        1
+        2
     }
 }
 
@@ -135,7 +142,15 @@ pub(super) enum Failure {
 /// Everything that circom's programs import as functions. None of them reaches the host.
 pub(super) fn imports(engine: &Engine) -> Result<Linker<Host>> {
     let mut l = Linker::new(engine);
-    l.func_wrap("runtime", "exceptionHandler", |code: i32| -> Result<()> { Err(Error::new(Exception { code })) })?;
+    l.func_wrap("runtime", "exceptionHandler", |caller: Caller<'_, Host>, code: i32| -> Result<()> {
+        match &caller.data().stop {
+            Some(stop) if code == rewrite::ASK => match stop.stopped() {
+                Some(why) => Err(Error::new(Interrupted(why))),
+                None => Ok(()),
+            },
+            _ => Err(Error::new(Exception { code })),
+        }
+    })?;
     l.func_wrap("runtime", "printErrorMessage", |mut caller: Caller<'_, Host>| -> Result<()> {
         let message = message(&mut caller)?;
         let trace = &mut caller.data_mut().trace;
@@ -227,20 +242,31 @@ impl Run {
     /// Instantiates the module; a start function runs within the limits already.
     pub(super) fn start(
         sandbox: &Sandbox,
-        module: &Module,
+        program: &Program,
         limit: u64,
         stop: StopToken,
     ) -> std::result::Result<Self, WitnessError> {
-        let meter = Meter { limit, memory: 0, table: 0, exceeded: false };
-        let host = Host { meter, trace: String::new(), memory: None, began: false, ended: false, message_char: None };
-        let mut store = Store::new(&sandbox.engine, host);
+        let rewritten = program.rewritten.is_some();
+        let machine = if rewritten { &sandbox.rewritten } else { &sandbox.plain };
+        let host = Host {
+            meter: Meter { limit, memory: 0, table: 0, exceeded: false },
+            trace: String::new(),
+            memory: None,
+            began: false,
+            ended: false,
+            message_char: None,
+            stop: rewritten.then(|| stop.clone()),
+        };
+        let mut store = Store::new(&machine.engine, host);
         store.limiter(|h| &mut h.meter);
-        store.set_epoch_deadline(1);
-        store.epoch_deadline_callback(move |_| match stop.stopped() {
-            Some(why) => Err(Error::new(Interrupted(why))),
-            None => Ok(UpdateDeadline::Continue(1)),
-        });
-        match Self::instantiate(sandbox, module, &mut store, limit) {
+        if !rewritten {
+            store.set_epoch_deadline(1);
+            store.epoch_deadline_callback(move |_| match stop.stopped() {
+                Some(why) => Err(Error::new(Interrupted(why))),
+                None => Ok(UpdateDeadline::Continue(1)),
+            });
+        }
+        match Self::instantiate(machine, &program.module, &mut store, limit) {
             Ok(instance) => Ok(Self { store, instance, limit }),
             Err(e) => Err(match failure(&store, e) {
                 Failure::Exception(e, trace) => WitnessError::Trap(format!("{e} at its start: {trace}")),
@@ -249,7 +275,7 @@ impl Run {
         }
     }
 
-    fn instantiate(sandbox: &Sandbox, module: &Module, store: &mut Store<Host>, limit: u64) -> Result<Instance> {
+    fn instantiate(machine: &Machine, module: &Module, store: &mut Store<Host>, limit: u64) -> Result<Instance> {
         let mut externs = Vec::new();
         for import in module.imports() {
             externs.push(match import.ty() {
@@ -262,7 +288,7 @@ impl Run {
                 }
                 wanted => {
                     let (module, name) = (import.module(), import.name());
-                    let ours = sandbox.linker.get(&mut *store, module, name)?;
+                    let ours = machine.linker.get(&mut *store, module, name)?;
                     let same = match (&wanted, ours.ty(&*store)) {
                         (ExternType::Func(a), ExternType::Func(b)) => b.matches(a),
                         _ => false,
@@ -278,7 +304,11 @@ impl Run {
         }
         let instance = Instance::new(&mut *store, module, &externs)?;
         if store.data().memory.is_none() {
-            store.data_mut().memory = instance.get_memory(&mut *store, "memory");
+            let memory = instance.get_memory(&mut *store, "memory");
+            if let Some(memory) = memory.filter(|m| m.data_size(&*store) >= LARGE) {
+                pages::prefer_huge(memory.data_mut(&mut *store));
+            }
+            store.data_mut().memory = memory;
         }
         Ok(instance)
     }

@@ -1,4 +1,4 @@
-//! The engine that compiles and runs witness programs, one for each cache folder, and its clock.
+//! The engines that compile and run witness programs, two for each cache folder, and their clock.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,16 +26,25 @@ pub(super) struct Kept {
 /// wasmtime's part of that folder. Its cleaner deletes every file in there that is not its own.
 const CACHE_FOLDER: &str = "cache";
 
-/// An engine with its imports and its clock.
-pub(super) struct Sandbox {
+/// An engine with its imports.
+pub(super) struct Machine {
     pub engine: Engine,
     pub linker: Linker<Host>,
+}
+
+/// Machines for a cache folder, and their clock.
+pub(super) struct Sandbox {
+    /// For modules as they come.
+    pub plain: Machine,
+    /// For modules that were rewritten: these use instructions and a second memory that no other may, and ask for the
+    /// time by themselves.
+    pub rewritten: Machine,
     pub cache: Option<Kept>,
     clock: Arc<Clock>,
 }
 
 impl Sandbox {
-    /// The process's engine for a cache folder, made at the first call; the folder is checked at each.
+    /// The process's engines for a cache folder, made at the first call; the folder is checked at each.
     pub(super) fn get(cache: Option<&Path>) -> Result<Arc<Self>, WitnessError> {
         static ALL: Mutex<BTreeMap<Option<PathBuf>, Arc<Sandbox>>> = Mutex::new(BTreeMap::new());
         let dir = cache.map(super::compile::private_folder).transpose()?;
@@ -57,14 +66,17 @@ impl Sandbox {
                 Some(Cache::new(config)?)
             }
         };
-        let engine = Engine::new(&config(cache))?;
-        let linker = imports(&engine)?;
+        let machine = |rewritten| -> wasmtime::Result<Machine> {
+            let engine = Engine::new(&config(cache.clone(), rewritten))?;
+            Ok(Machine { linker: imports(&engine)?, engine })
+        };
+        let (plain, rewritten) = (machine(false)?, machine(true)?);
         let clock = Arc::new(Clock::default());
-        let (ticking, ticked) = (clock.clone(), engine.clone());
+        let (ticking, ticked) = (clock.clone(), plain.engine.clone());
         // One thread an engine, asleep unless something runs; it lives as long as the process.
         std::thread::Builder::new().name("witness-clock".into()).spawn(move || ticking.run(&ticked))?;
         let cache = dir.map(|dir| Kept { dir: dir.to_owned() });
-        Ok(Self { engine, linker, cache, clock })
+        Ok(Self { plain, rewritten, cache, clock })
     }
 
     /// Keeps the clock ticking until the guard is dropped.
@@ -76,13 +88,13 @@ impl Sandbox {
 }
 
 /// How modules are compiled, in this process and in the child that compiles for it.
-fn config(cache: Option<Cache>) -> Config {
+fn config(cache: Option<Cache>, rewritten: bool) -> Config {
     let mut c = Config::new();
     c.strategy(Strategy::Cranelift).cranelift_opt_level(OptLevel::Speed).cache(cache);
-    c.epoch_interruption(true).max_wasm_stack(STACK).wasm_backtrace_max_frames(None);
+    c.epoch_interruption(!rewritten).max_wasm_stack(STACK).wasm_backtrace_max_frames(None);
     // circom emits WebAssembly of 2019; what came later is only more to attack.
-    c.wasm_memory64(false).wasm_multi_memory(false).wasm_tail_call(false).wasm_relaxed_simd(false);
-    c.wasm_extended_const(false).wasm_wide_arithmetic(false).wasm_custom_page_sizes(false);
+    c.wasm_memory64(false).wasm_multi_memory(rewritten).wasm_tail_call(false).wasm_relaxed_simd(false);
+    c.wasm_extended_const(false).wasm_wide_arithmetic(rewritten).wasm_custom_page_sizes(false);
     c
 }
 

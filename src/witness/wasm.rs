@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use wasmtime::Module;
 
 use super::outline::Outline;
+use super::rewrite::Rewritten;
 use super::run::Run;
 use super::sandbox::Sandbox;
 use super::{Inputs, WitnessError, WitnessGenerator, circom1, circom2, compile};
@@ -41,6 +42,8 @@ pub struct ModuleCache {
     pub dir: Option<PathBuf>,
     /// This program, re-run as `compile-witness --wasm FILE --cache DIR --memory BYTES` to compile as a bounded child.
     pub compiler: Option<PathBuf>,
+    /// Whether programs whose field arithmetic is circom's to the last instruction get a faster one in its place.
+    pub rewrite: bool,
 }
 
 /// How a witness program is called.
@@ -82,6 +85,14 @@ pub struct WasmInfo {
     pub witness_size: u32,
     /// Size of the module, bytes.
     pub wasm_bytes: u64,
+    /// What was replaced in it; nothing where it runs as it came.
+    pub rewritten: Option<Rewritten>,
+}
+
+/// A compiled module, and what was replaced in it.
+pub(super) struct Program {
+    pub module: Module,
+    pub rewritten: Option<Rewritten>,
 }
 
 /// A compiled witness program. Each witness is made by a fresh instance, so one program serves many threads.
@@ -90,7 +101,7 @@ pub struct WasmInfo {
 /// longer, take more memory or recurse deeper than allowed, whatever it does.
 pub struct WasmWitness {
     sandbox: Arc<Sandbox>,
-    module: Module,
+    program: Program,
     limits: Limits,
     info: WasmInfo,
 }
@@ -115,17 +126,17 @@ impl WasmWitness {
     pub fn load(wasm: &[u8], limits: Limits, cache: &ModuleCache) -> Result<Self, WitnessError> {
         let outline = Outline::read(wasm)?;
         let sandbox = Sandbox::get(cache.dir.as_deref())?;
-        let module = compile::module(&sandbox, wasm, &outline, &limits, cache)?;
+        let program = compile::program(&sandbox, wasm, &outline, &limits, cache)?;
         let interface = if outline.circom1() { circom1::INTERFACE } else { circom2::INTERFACE };
-        interface.check(&module)?;
+        interface.check(&program.module)?;
 
         let brief = Limits { time: limits.time.min(INTRODUCTION), ..limits };
-        let info = Self::run(&sandbox, &module, &brief, &StopToken::new(), |run| {
+        let info = Self::run(&sandbox, &program, &brief, &StopToken::new(), |run| {
             let (abi, inputs, witness_size) =
                 if outline.circom1() { circom1::describe(run)? } else { circom2::describe(run)? };
-            Ok(WasmInfo { abi, inputs, witness_size, wasm_bytes: wasm.len() as u64 })
+            Ok(WasmInfo { abi, inputs, witness_size, wasm_bytes: wasm.len() as u64, rewritten: program.rewritten })
         })?;
-        Ok(Self { sandbox, module, limits, info })
+        Ok(Self { sandbox, program, limits, info })
     }
 
     /// What the program says of itself.
@@ -136,7 +147,7 @@ impl WasmWitness {
     /// A fresh instance, within its limits, for as long as `work` takes.
     fn run<T>(
         sandbox: &Sandbox,
-        module: &Module,
+        program: &Program,
         limits: &Limits,
         stop: &StopToken,
         work: impl FnOnce(&mut Run) -> Result<T, WitnessError>,
@@ -146,15 +157,18 @@ impl WasmWitness {
             return Err(WitnessError::Stopped(why));
         }
         let _ticking = sandbox.tick();
-        work(&mut Run::start(sandbox, module, limits.memory, stop)?)
+        work(&mut Run::start(sandbox, program, limits.memory, stop)?)
     }
 }
 
 impl WitnessGenerator for WasmWitness {
     fn generate(&self, inputs: &Inputs, stop: &StopToken) -> Result<Witness, WitnessError> {
-        Self::run(&self.sandbox, &self.module, &self.limits, stop, |run| match self.info.abi {
+        Self::run(&self.sandbox, &self.program, &self.limits, stop, |run| match self.info.abi {
             Abi::Circom1 => circom1::generate(run, inputs, self.info.witness_size),
-            Abi::Circom2 { .. } => circom2::generate(run, inputs, self.info.witness_size),
+            Abi::Circom2 { .. } => {
+                let place = self.program.rewritten.and_then(|r| r.witness);
+                circom2::generate(run, inputs, self.info.witness_size, place)
+            }
         })
     }
 }

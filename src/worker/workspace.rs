@@ -155,7 +155,8 @@ fn open_artifacts(config: &Config) -> Result<Artifacts, ArtifactError> {
 
 /// Compiled witness programs lie in the data folder. This program compiles them as a child of itself.
 pub fn module_cache(config: &Config) -> ModuleCache {
-    ModuleCache { dir: Some(config.data_dir.join("modules")), compiler: running_program() }
+    let (dir, compiler) = (Some(config.data_dir.join("modules")), running_program());
+    ModuleCache { dir, compiler, rewrite: config.witness_rewritten }
 }
 
 /// The file of the running program, for its children.

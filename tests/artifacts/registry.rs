@@ -40,7 +40,7 @@ impl Rooms {
         Registry::new(
             self.store.clone(),
             artifacts,
-            ModuleCache { dir: None, compiler: None },
+            ModuleCache { dir: None, compiler: None, rewrite: true },
             RegistryLimits::for_witness(Duration::from_secs(60), 1 << 30),
         )
     }

@@ -168,7 +168,7 @@ impl Site {
         let (store, heartbeat): (Arc<dyn Store>, Arc<dyn Store>) = (open().await, open().await);
         let artifacts = Artifacts::local(dir.path()).unwrap();
         let limits = RegistryLimits::for_witness(Duration::from_secs(60), 1 << 30);
-        let modules = ModuleCache { dir: None, compiler: None };
+        let modules = ModuleCache { dir: None, compiler: None, rewrite: true };
         let registry = Registry::new(store.clone(), artifacts.clone(), modules, limits);
         let key = setup::generate(&r1cs::parse(&circuit_file("multiplier.r1cs")).unwrap(), &|_| {}).unwrap();
         let (file, mut bytes) = (dir.path().join("key.zkey"), Vec::new());

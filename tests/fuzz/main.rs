@@ -8,6 +8,7 @@ mod files;
 mod inputs;
 mod json;
 mod mutate;
+mod witness;
 
 use std::time::{Duration, Instant};
 

@@ -51,7 +51,7 @@ impl Site {
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&database, StoreSettings::default()).await.unwrap());
         let heartbeat: Arc<dyn Store> = Arc::new(SqliteStore::open(&database, StoreSettings::default()).await.unwrap());
         let artifacts = Artifacts::memory();
-        let modules = ModuleCache { dir: None, compiler: None };
+        let modules = ModuleCache { dir: None, compiler: None, rewrite: true };
         let limits = RegistryLimits::for_witness(Duration::from_secs(60), 1 << 30);
         let registry = Registry::new(store.clone(), artifacts.clone(), modules, limits);
 

@@ -29,7 +29,7 @@ impl Rooms {
         let registry = Registry::new(
             store.clone(),
             artifacts.clone(),
-            ModuleCache { dir: None, compiler: None },
+            ModuleCache { dir: None, compiler: None, rewrite: true },
             RegistryLimits::for_witness(Duration::from_secs(60), 1 << 30),
         );
         Self { dir, store, artifacts, registry }

@@ -42,7 +42,7 @@ impl Kitchen {
         let this = std::env::current_exe().unwrap();
         self.script(&format!(
             "echo \"$1 $2 $4 $6\" >> '{}'\n\
-             WITNESS_CHILD_WASM=\"$3\" WITNESS_CHILD_CACHE=\"$5\" WITNESS_CHILD_MEMORY=\"$7\" \
+             WITNESS_CHILD_WASM=\"$3\" WITNESS_CHILD_CACHE=\"$5\" WITNESS_CHILD_MEMORY=\"$7\" WITNESS_CHILD_WAY=\"$8\" \
              exec '{}' --exact cache::child --ignored --nocapture",
             calls.display(),
             this.display()
@@ -58,7 +58,7 @@ impl Kitchen {
     }
 
     fn cache(&self, compiler: PathBuf) -> ModuleCache {
-        ModuleCache { dir: Some(self.dir()), compiler: Some(compiler) }
+        ModuleCache { dir: Some(self.dir()), compiler: Some(compiler), rewrite: true }
     }
 
     /// The files of compiled code; beside them the cache keeps its own accounts, under names with dots.
@@ -86,7 +86,12 @@ fn child() {
     let get = |name: &str| std::env::var(name).unwrap();
     let memory = get("WITNESS_CHILD_MEMORY").parse().unwrap();
     let (wasm, cache) = (get("WITNESS_CHILD_WASM"), get("WITNESS_CHILD_CACHE"));
-    if let Err(e) = prover_worker::witness::compile_into_cache(Path::new(&wasm), Path::new(&cache), memory) {
+    let rewrite = match get("WITNESS_CHILD_WAY").as_str() {
+        "" => true,
+        "--plain" => false,
+        other => panic!("{other}"),
+    };
+    if let Err(e) = prover_worker::witness::compile_into_cache(Path::new(&wasm), Path::new(&cache), memory, rewrite) {
         eprintln!("error: {e}");
         std::process::exit(1);
     }
@@ -137,10 +142,39 @@ fn a_damaged_or_lost_cache_file_is_survived() {
 }
 
 #[test]
+fn the_rewritten_module_is_kept_and_made_again_if_it_is_lost() {
+    let kitchen = Kitchen::new();
+    let cache = kitchen.cache(kitchen.real());
+    let wasm = circuit_file("mimc_preimage.wasm");
+    let load = |cache: &ModuleCache| {
+        let program = WasmWitness::load(&wasm, AMPLE, cache).unwrap();
+        right(&program);
+        program.info().rewritten
+    };
+    let rewritten = load(&cache).unwrap();
+    let module = std::fs::read_dir(kitchen.dir()).unwrap().map(|f| f.unwrap().path());
+    let module = module.into_iter().find(|f| f.extension().is_some_and(|e| e == "wasm")).unwrap();
+    assert_eq!((load(&cache), kitchen.calls()), (Some(rewritten), 1));
+    // Lost: compiled once more.
+    std::fs::remove_file(&module).unwrap();
+    assert_eq!((load(&cache), kitchen.calls()), (Some(rewritten), 2));
+    // Damaged: the program runs as it came.
+    let whole = std::fs::read(&module).unwrap();
+    for damaged in [&b""[..], &whole[..whole.len() / 2], b"\0asm\x01\0\0\0"] {
+        std::fs::write(&module, damaged).unwrap();
+        assert_eq!((load(&cache), kitchen.calls()), (None, 2));
+    }
+    // As it came from the start: an entry of its own.
+    let plain = ModuleCache { rewrite: false, ..cache.clone() };
+    assert_eq!((load(&plain), kitchen.calls()), (None, 3));
+    assert_eq!((load(&plain), kitchen.calls()), (None, 3));
+}
+
+#[test]
 fn a_folder_that_others_may_write_to_is_refused() {
     let kitchen = Kitchen::new();
     std::fs::create_dir(kitchen.dir()).unwrap();
-    let cache = ModuleCache { dir: Some(kitchen.dir()), compiler: None };
+    let cache = ModuleCache { dir: Some(kitchen.dir()), compiler: None, rewrite: true };
     let load = || WasmWitness::load(&circuit_file("multiplier.wasm"), AMPLE, &cache);
     for mode in [0o777, 0o770, 0o702, 0o1777] {
         std::fs::set_permissions(kitchen.dir(), Permissions::from_mode(mode)).unwrap();
@@ -154,7 +188,7 @@ fn a_folder_that_others_may_write_to_is_refused() {
     assert!(load().is_err());
     let file = kitchen.folder.path().join("file");
     std::fs::write(&file, "").unwrap();
-    let at_file = ModuleCache { dir: Some(file), compiler: None };
+    let at_file = ModuleCache { dir: Some(file), compiler: None, rewrite: true };
     assert!(matches!(
         WasmWitness::load(&circuit_file("multiplier.wasm"), AMPLE, &at_file),
         Err(WitnessError::Compile(_))
@@ -164,7 +198,7 @@ fn a_folder_that_others_may_write_to_is_refused() {
 #[test]
 fn without_a_compiler_the_cache_serves_this_process() {
     let kitchen = Kitchen::new();
-    let cache = ModuleCache { dir: Some(kitchen.dir()), compiler: None };
+    let cache = ModuleCache { dir: Some(kitchen.dir()), compiler: None, rewrite: true };
     for _ in 0..2 {
         right(&WasmWitness::load(&circuit_file("mimc_preimage.wasm"), AMPLE, &cache).unwrap());
         assert_eq!(kitchen.compiled().len(), 1);

@@ -5,6 +5,7 @@ mod cache;
 mod cases;
 mod hostile;
 mod rejected;
+mod rewritten;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,7 +22,7 @@ const AMPLE: Limits = Limits {
 };
 
 /// Compiled in this process, kept nowhere.
-const NO_CACHE: ModuleCache = ModuleCache { dir: None, compiler: None };
+const NO_CACHE: ModuleCache = ModuleCache { dir: None, compiler: None, rewrite: true };
 
 fn circuits() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits")

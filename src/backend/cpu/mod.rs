@@ -11,7 +11,6 @@ pub mod lab;
 mod lanes;
 mod msm;
 mod ntt;
-mod pages;
 mod quotient;
 mod scattered;
 pub(super) mod sparse;

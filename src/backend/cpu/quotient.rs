@@ -21,9 +21,9 @@ use super::super::BackendError;
 use super::lanes::portable::Portable;
 use super::lanes::{Field, Isa, Kernel, Lanes, Pair};
 use super::ntt::Plan;
-use super::pages;
 use super::scattered::Scattered;
 use super::sparse::Matrices;
+use crate::backend::pages;
 use crate::model::{Fr, ProvingKey};
 
 /// What a key says about the quotient: the rows of A and B, and the domain.

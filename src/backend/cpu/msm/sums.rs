@@ -18,9 +18,9 @@ use zeroize::Zeroizing;
 
 use super::super::digits::MINUS;
 use super::super::lanes::{Field, Isa, Kernel, Pair};
-use super::super::pages;
 use super::curve::{Curve, MOST_LANES, all_lanes};
 use super::sort::Segments;
+use crate::backend::pages;
 use crate::model::StopToken;
 
 /// Packed points, by halves (see [`Curve`]).

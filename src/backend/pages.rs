@@ -1,21 +1,31 @@
-//! Long vectors in huge pages.
+//! Memory in huge pages.
 //!
 //! Points are read in the order of digits, which is none, and columns of a transform lie far apart: with pages of
-//! 4 KiB, most reads would also miss the TLB.
+//! 4 KiB, most reads would also miss the TLB. And memory that is written for the first time costs a fault for each page.
 #![allow(unsafe_code)]
 
 /// An empty vector with room for `len` elements, in pages of 2 MiB where the system has them and the vector is long.
-pub(super) fn vector<T>(len: usize) -> Vec<T> {
+pub fn vector<T>(len: usize) -> Vec<T> {
     let vector = Vec::with_capacity(len);
+    advise(vector.as_ptr() as usize, len * size_of::<T>());
+    vector
+}
+
+/// Asks for pages of 2 MiB for memory that has hardly been touched.
+pub fn prefer_huge(memory: &mut [u8]) {
+    advise(memory.as_ptr() as usize, memory.len());
+}
+
+/// Asks for pages of 2 MiB in a range of addresses, which the caller holds.
+fn advise(start: usize, bytes: usize) {
     #[cfg(target_os = "linux")]
-    if let Some((start, bytes)) = huge_pages(vector.as_ptr() as usize, len * size_of::<T>()) {
+    if let Some((start, bytes)) = huge_pages(start, bytes) {
         use rustix::mm::{Advice, madvise};
-        // SAFETY: the range is within the allocation of `vector`, and the advice changes no byte of it. A failure leaves
-        // small pages. The advice may outlive the vector, where the allocator keeps the range for others: it does them no
-        // harm.
+        // SAFETY: the range is within memory that the caller holds, and the advice changes no byte of it. A failure
+        // leaves small pages. The advice may outlive what is there, where an allocator keeps the range for others: it
+        // does them no harm.
         let _ = unsafe { madvise(start as *mut _, bytes, Advice::LinuxHugepage) };
     }
-    vector
 }
 
 /// The whole huge pages within a range of addresses: other allocations have those at both ends in part.

@@ -1,0 +1,183 @@
+//! Witness programs written anew, to run faster with the same results.
+//!
+//! circom puts a runtime of field arithmetic into every program, which works in words of 32 bits, and copies arrays
+//! element by element. A module whose runtime is circom's to the last instruction gets the functions that matter from
+//! [`bodies`], and its rows of copies merged ([`copies`]); the rest of it stays as it is. It runs in the same sandbox,
+//! under the same limits. A module that is not recognised is left alone.
+
+mod bodies;
+mod clock;
+mod copies;
+mod emit;
+mod inverse;
+mod module;
+mod runtime;
+#[cfg(test)]
+mod tests;
+
+use wasmparser::Operator;
+
+use self::bodies::{Links, REPLACED};
+pub(super) use self::clock::ASK;
+use self::clock::Clock;
+use self::copies::{Helpers, Merged};
+use self::module::{Added, Changes, Parts};
+use self::runtime::{FUNCTIONS, Function, NUMBER, VALUE};
+
+/// Changes with everything that decides what is written, so that no cached module outlives it.
+pub(super) const VERSION: u32 = 1;
+/// The section of a rewritten module that says what was done.
+const SECTION: &str = "prover-worker.rewritten";
+
+/// What was done to a module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Rewritten {
+    /// Functions of circom's runtime that were replaced.
+    pub functions: u64,
+    /// Copies that were merged.
+    pub copies: u64,
+    /// Calls that they became.
+    pub rows: u64,
+    /// Calls that became the copy itself.
+    pub inlined: u64,
+    /// Where the witness lies, where that could be told.
+    #[serde(skip)]
+    pub(super) witness: Option<WitnessPlace>,
+}
+
+/// Where a program keeps its witness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct WitnessPlace {
+    /// A list of signals, 32 bits each.
+    pub list: u32,
+    /// The signals, 40 bytes each.
+    pub signals: u32,
+}
+
+/// The module anew; nothing where it is not one that circom 2 wrote for this field. The module has to be valid.
+pub(super) fn rewrite(wasm: &[u8]) -> Option<(Vec<u8>, Rewritten)> {
+    let parts = Parts::read(wasm)?;
+    if !runtime::is_there(&parts) || parts.bodies.iter().any(|b| b.range().len() > clock::LONGEST) {
+        return None;
+    }
+    let own = parts.functions.len() as u32;
+    let mut free = parts.imported + own..;
+    let kept = REPLACED.iter().filter(|(_, keep, _)| *keep).map(|(function, _, _)| *function);
+    let kept: Vec<(Function, u32)> = kept.zip(&mut free).collect();
+    let mut next = || free.next().unwrap_or(u32::MAX);
+    let helpers = Helpers { same: next(), neighbours: next(), scattered: next() };
+    let links = Links { imported: parts.imported, kept };
+    let runtime = parts.imported..parts.imported + FUNCTIONS as u32;
+    let clock = Clock { runtime, copy: links.number(Function::Copy), ask: next() };
+
+    let mut changes = Changes::default();
+    changes.budget = clock::BUDGET;
+    let ty = |function: Function| parts.functions.get(function as usize).copied();
+    for (function, _) in &links.kept {
+        changes.added.push((ty(*function)?, Added::Kept(*function as usize)));
+    }
+    for body in [bodies::copy_same(&links), bodies::copy_neighbours(&links), bodies::copy_scattered(&links)] {
+        changes.added.push((ty(Function::CopyN)?, Added::New(body)));
+    }
+    changes.added.push((parts.procedure()?, Added::New(clock::ask(parts.exception_handler?))));
+    for (function, _, write) in &REPLACED {
+        changes.replaced.insert(*function as usize, write(&links));
+    }
+    let mut merged = Merged::default();
+    for (number, body) in parts.bodies.iter().enumerate() {
+        let (mut edits, of_runtime) = (Vec::new(), number < FUNCTIONS);
+        clock.wind(body, of_runtime, &mut edits)?;
+        if !of_runtime {
+            let params = parts.types.get(*parts.functions.get(number)? as usize)?.params().len() as u32;
+            copies::merge(body, params, links.number(Function::Copy), &helpers, &mut merged, &mut edits)?;
+        }
+        changes.patch(number, body, edits)?;
+    }
+    let rewritten = Rewritten {
+        functions: REPLACED.len() as u64,
+        copies: merged.copies,
+        rows: merged.rows,
+        inlined: merged.inlined,
+        witness: witness_place(&parts, &links),
+    };
+    changes.second_memory = merged.lists;
+    let wasm = module::assemble(&parts, &changes, (SECTION, &rewritten.to_bytes()))?;
+    Some((wasm, rewritten))
+}
+
+/// What circom's `getWitness` does: it finds the signal in a list, copies it to the window and puts it into its long
+/// normal form there.
+fn witness_place(parts: &Parts<'_>, links: &Links) -> Option<WitnessPlace> {
+    let number = parts.exports.get("getWitness")?.checked_sub(parts.imported)?;
+    let mut body = parts.bodies.get(number as usize)?.get_operators_reader().ok()?;
+    let mut constants = Vec::new();
+    let mut next = || -> Option<Operator<'_>> {
+        let operator = body.read().ok()?;
+        if let Operator::I32Const { value } = operator {
+            constants.push(value as u32);
+        }
+        Some(operator)
+    };
+    use Operator as O;
+    let call = |operator: Option<O<'_>>, function: Function| matches!(operator, Some(O::Call { function_index }) if function_index == links.number(function));
+    let as_circom = matches!(next()?, O::I32Const { .. })
+        && matches!(next()?, O::LocalGet { local_index: 0 })
+        && matches!(next()?, O::I32Const { value: 2 })
+        && matches!(next()?, O::I32Shl)
+        && matches!(next()?, O::I32Add)
+        && matches!(next()?, O::I32Load { memarg } if memarg.offset == 0)
+        && matches!(next()?, O::I32Const { value } if value == NUMBER as i32)
+        && matches!(next()?, O::I32Mul)
+        && matches!(next()?, O::I32Const { .. })
+        && matches!(next()?, O::I32Add)
+        && matches!(next()?, O::LocalSet { local_index: 1 })
+        && matches!(next()?, O::I32Const { .. })
+        && matches!(next()?, O::LocalGet { local_index: 1 })
+        && call(next(), Function::Copy)
+        && matches!(next()?, O::I32Const { .. })
+        && call(next(), Function::ToLongNormal)
+        && matches!(next()?, O::End);
+    let [list, _, _, signals, window, again] = constants[..] else { return None };
+    (as_circom && window == again && window_is(parts, window.checked_add(VALUE)?))
+        .then_some(WitnessPlace { list, signals })
+}
+
+/// Whether the module says that its window is there.
+fn window_is(parts: &Parts<'_>, at: u32) -> bool {
+    let says = || {
+        let number = parts.exports.get("getSharedRWMemoryStart")?.checked_sub(parts.imported)?;
+        let mut body = parts.bodies.get(number as usize)?.get_operators_reader().ok()?;
+        match (body.read().ok()?, body.read().ok()?) {
+            (Operator::I32Const { value }, Operator::End) => Some(value as u32),
+            _ => None,
+        }
+    };
+    says() == Some(at)
+}
+
+impl Rewritten {
+    fn to_bytes(self) -> Vec<u8> {
+        let place = self.witness.map_or([0; 3], |w| [1, u64::from(w.list), u64::from(w.signals)]);
+        let words = [u64::from(VERSION), self.functions, self.copies, self.rows, self.inlined];
+        words.into_iter().chain(place).flat_map(u64::to_le_bytes).collect()
+    }
+
+    /// What a module that [`rewrite`] wrote says of itself.
+    pub(super) fn read(wasm: &[u8]) -> Option<Self> {
+        let mut found = None;
+        for part in wasmparser::Parser::new(0).parse_all(wasm) {
+            if let wasmparser::Payload::CustomSection(section) = part.ok()?
+                && section.name() == SECTION
+            {
+                found = Some(section.data());
+            }
+        }
+        let words: Vec<u64> = found?.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect();
+        let &[version, functions, copies, rows, inlined, placed, list, signals] = &words[..] else { return None };
+        let witness = match placed {
+            0 => None,
+            _ => Some(WitnessPlace { list: u32::try_from(list).ok()?, signals: u32::try_from(signals).ok()? }),
+        };
+        (version == u64::from(VERSION)).then_some(Self { functions, copies, rows, inlined, witness })
+    }
+}
