@@ -45,7 +45,14 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
         let mut lines = vec![format!("{}: {kind}, {} bytes", report.file.display(), report.bytes)];
         lines.push(format!("  sha256: {}", report.sha256));
         for (name, value) in &report.details {
-            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let value = match value {
+                Value::String(text) => text.clone(),
+                Value::Object(parts) => {
+                    parts.iter().map(|(name, value)| format!("{value} {name}")).collect::<Vec<_>>().join(", ")
+                }
+                Value::Null if name == "rewritten" => "no, it runs as it comes".into(),
+                value => value.to_string(),
+            };
             lines.push(format!("  {}: {value}", name.replace('_', " ")));
         }
         if args.check {

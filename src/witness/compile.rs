@@ -72,7 +72,7 @@ pub(super) fn program(
         }
         _ => {
             outline::check_nesting(wasm)?;
-            anew(sandbox, wasm, cache.rewrite)
+            rewritten_form(sandbox, wasm, cache.rewrite)
         }
     };
     if let Some((bytes, rewritten)) = anew.and_then(|bytes| Rewritten::read(&bytes).map(|rewritten| (bytes, rewritten)))
@@ -92,7 +92,7 @@ pub(super) fn program(
 }
 
 /// The module rewritten, if it is to be and can be.
-fn anew(sandbox: &Sandbox, wasm: &[u8], rewrite: bool) -> Option<Vec<u8>> {
+fn rewritten_form(sandbox: &Sandbox, wasm: &[u8], rewrite: bool) -> Option<Vec<u8>> {
     // What is rewritten may do more than what comes from outside, so the latter is looked at first.
     (rewrite && validate(sandbox, wasm).is_ok()).then(|| rewrite::rewrite(wasm)).flatten().map(|(bytes, _)| bytes)
 }
@@ -314,7 +314,7 @@ pub fn compile_into_cache(wasm: &Path, cache_dir: &Path, memory_limit: u64, rewr
         .build()
         .map_err(|e| WitnessError::Compile(format!("no threads to compile on: {e}")))?;
     let compile = |engine, bytes: &[u8]| pool.install(|| Module::new(engine, bytes));
-    if let (Some(anew), Some(kept)) = (anew(&sandbox, &bytes, rewrite), &sandbox.cache) {
+    if let (Some(anew), Some(kept)) = (rewritten_form(&sandbox, &bytes, rewrite), &sandbox.cache) {
         match compile(&sandbox.rewritten.engine, &anew) {
             Ok(_) => {
                 let put = Entry::of(&sandbox, &kept.dir, &bytes, rewrite).put(&anew);

@@ -12,7 +12,8 @@ use super::run::{Host, imports};
 
 /// How often running programs look whether they are to stop.
 const TICK: Duration = Duration::from_millis(5);
-/// Deepest stack of a program, bytes; well below the 2 MiB of a thread.
+/// Deepest stack of a program, bytes. Frames of a rewritten one may be larger, and what recurses must not fail for that, so
+/// it gets twice as much; that, too, is well below the 2 MiB of a thread.
 const STACK: usize = 512 << 10;
 /// Bytes of compiled code kept in a cache folder before the oldest are removed.
 const CACHE_BYTES: u64 = 4 << 30;
@@ -91,7 +92,9 @@ impl Sandbox {
 fn config(cache: Option<Cache>, rewritten: bool) -> Config {
     let mut c = Config::new();
     c.strategy(Strategy::Cranelift).cranelift_opt_level(OptLevel::Speed).cache(cache);
-    c.epoch_interruption(!rewritten).max_wasm_stack(STACK).wasm_backtrace_max_frames(None);
+    c.epoch_interruption(!rewritten)
+        .max_wasm_stack(if rewritten { 2 * STACK } else { STACK })
+        .wasm_backtrace_max_frames(None);
     // circom emits WebAssembly of 2019; what came later is only more to attack.
     c.wasm_memory64(false).wasm_multi_memory(rewritten).wasm_tail_call(false).wasm_relaxed_simd(false);
     c.wasm_extended_const(false).wasm_wide_arithmetic(rewritten).wasm_custom_page_sizes(false);

@@ -11,7 +11,7 @@ pub const ARROWS: &[(&str, &[&str])] = &[
     ("telemetry", &["model"]),
     ("backend", &["formats", "model"]),
     ("groth16", &["backend", "formats", "model"]),
-    ("witness", &["formats", "model"]),
+    ("witness", &["backend", "formats", "model"]),
     ("store", &["model"]),
     ("queue", &["model"]),
     ("artifacts", &["model"]),
