@@ -32,18 +32,17 @@ fn main() {
 
 #[cfg(feature = "kernels-on-host")]
 mod on_host {
+    use std::env;
+    use std::path::PathBuf;
+
+    /// Not a part of the program but a library that it loads when it starts, so that scripts/kernels.sh can put one with
+    /// the sanitizers in its place: the tests need not be compiled again for that.
+    const LIBRARY: &str = "libkernels_on_host.so";
+
     pub fn build() {
         println!("cargo::rerun-if-changed=kernels/host");
         println!("cargo::rerun-if-env-changed=CI");
-        println!("cargo::rerun-if-env-changed=SANITIZE_KERNELS");
         let mut build = cc::Build::new();
-        // For scripts/kernels.sh: gcc's runtime of the sanitizers must be there when the tests run, too.
-        if std::env::var_os("SANITIZE_KERNELS").is_some() {
-            build.flags(["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"]);
-            for argument in ["-Wl,--no-as-needed", "-lasan", "-lubsan"] {
-                println!("cargo::rustc-link-arg={argument}");
-            }
-        }
         build
             .cpp(true)
             .std("c++17")
@@ -51,12 +50,24 @@ mod on_host {
             .opt_level(2)
             .extra_warnings(true)
             .warnings(true)
-            .warnings_into_errors(std::env::var_os("CI").is_some())
+            .warnings_into_errors(env::var_os("CI").is_some())
             .flag("-pthread")
             // The flag of carries is a variable of the thread, touched several times a multiplication.
             .flag("-ftls-model=initial-exec")
-            .files(["kernels/host/host.cc", "kernels/host/fibers.cc"])
-            .compile("kernels_on_host");
+            // Calls within the library are direct: nobody replaces a part of it.
+            .flag("-fvisibility=hidden")
+            .files(["kernels/host/host.cc", "kernels/host/fibers.cc"]);
+        let Some(out) = env::var_os("OUT_DIR").map(PathBuf::from) else {
+            panic!("OUT_DIR: expected a folder, got nothing")
+        };
+        let mut link = build.get_compiler().to_command();
+        link.arg("-shared").arg(format!("-Wl,-soname,{LIBRARY}")).arg("-o").arg(out.join(LIBRARY));
+        let status = link.args(build.compile_intermediates()).status();
+        assert!(status.as_ref().is_ok_and(|status| status.success()), "{link:?} failed: {status:?}");
+        println!("cargo::rustc-link-search=native={}", out.display());
+        println!("cargo::rustc-link-lib=dylib=kernels_on_host");
+        // Cargo says where it is to what it runs; this is for what is run by hand.
+        println!("cargo::rustc-link-arg=-Wl,-rpath,{}", out.display());
     }
 }
 

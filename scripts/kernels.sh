@@ -20,19 +20,34 @@ done
 target=${CARGO_TARGET_DIR:-target}
 mkdir -p "$target/kernels"
 echo "kernels on this processor, with the sanitizers"
-"${CXX:-c++}" -std=c++17 -O1 -g1 -Wall -Wextra -Werror -pthread -fsanitize=address,undefined \
-    -fno-sanitize-recover=all kernels/host/check.cc kernels/host/host.cc kernels/host/fibers.cc -o "$target/kernels/check"
-"$target/kernels/check"
+compile=("${CXX:-c++}" -std=c++17 -g1 -Wall -Wextra -Werror -pthread -fsanitize=address,undefined
+    -fno-sanitize-recover=all)
+library=$target/kernels/libkernels_on_host.so
+# As build.rs makes it, but for the sanitizers.
+"${compile[@]}" -O2 -fPIC -shared -ftls-model=initial-exec -fvisibility=hidden -Wl,-soname,libkernels_on_host.so \
+    kernels/host/host.cc kernels/host/fibers.cc -o "$library"
+"${compile[@]}" -O1 kernels/host/check.cc "$library" -o "$target/kernels/check"
+LD_LIBRARY_PATH=$target/kernels "$target/kernels/check"
 
-# The same for the host code and every kernel, by the Rust tests, but for those that take minutes with sanitizers and
-# launch nothing that others do not. The runtime has to be the first library of the process;
-# Rust's own threads and caches look like leaks to it.
+# The same for the host code and every kernel, by the Rust tests that scripts/test.sh runs without the sanitizers: this
+# library in the place of theirs, but for the tests that take minutes with sanitizers and launch nothing that others do
+# not. The runtime has to be the first library of the process; Rust's own threads and caches look like leaks to it.
 echo "the backend's tests on this processor, with the sanitizers"
 triple=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
-env SANITIZE_KERNELS=1 ASAN_OPTIONS=detect_leaks=0 \
-    "CARGO_TARGET_${triple}_RUNNER=env LD_PRELOAD=$("${CXX:-c++}" -print-file-name=libasan.so)" \
-    cargo test --locked --features kernels-on-host --lib backend::cuda -- --skip stray_writes \
+sanitized() {
+    env ASAN_OPTIONS=detect_leaks=0 \
+        "CARGO_TARGET_${triple}_RUNNER=env LD_PRELOAD=$("${CXX:-c++}" -print-file-name=libasan.so):$library" \
+        cargo test --locked --features kernels-on-host,icicle --lib "$@"
+}
+sanitized backend::cuda -- --skip stray_writes \
     --skip cuda::tests::any_ --skip cuda::tests::many_ --skip transforms_of --skip many_scalars
+# And they are there: they end the test of a kernel that writes where it may not.
+if sanitized stray_writes >"$target/kernels/stray.txt" 2>&1 ||
+    ! grep -q "ERROR: AddressSanitizer" "$target/kernels/stray.txt"; then
+    cat "$target/kernels/stray.txt"
+    echo "a stray write was not noticed by the sanitizers" >&2
+    exit 1
+fi
 
 if [ "${CUDA_ARCHS:-}" = none ]; then
     echo "!! CUDA_ARCHS=none: the kernels are not compiled for GPUs, and the compiler's report is not checked" >&2

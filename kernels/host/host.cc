@@ -1,5 +1,5 @@
 // Every kernel, compiled for this processor, and the C interface. The kernels register themselves by EXPORT when the
-// program starts; that the interface lies here makes the linker take them along.
+// library is loaded.
 #include "../kernels.cu"
 
 #include "check.h"

@@ -9,6 +9,9 @@
 extern "C" {
 #endif
 
+/* What the library shows: all else in it is hidden. */
+#define KERNELS_HOST_SHOWN __attribute__((visibility("default")))
+
 /* How a launch ended. Anything but OK comes with a message. */
 enum {
     KERNELS_HOST_OK = 0,
@@ -56,14 +59,14 @@ struct kernels_host_launch {
 };
 
 /* Runs a kernel to its end. The message is cut where there is no room for it and always ends with a zero byte. */
-int kernels_host_run(const struct kernels_host_launch* launch, char* message, size_t message_bytes);
+KERNELS_HOST_SHOWN int kernels_host_run(const struct kernels_host_launch* launch, char* message, size_t message_bytes);
 
 /* The names of exported kernels, and null for numbers beyond them. */
-const char* kernels_host_name(uint32_t number);
+KERNELS_HOST_SHOWN const char* kernels_host_name(uint32_t number);
 
 /* Tells the address sanitizer, where it is built in, that kernels may not touch these bytes, or may again. */
-void kernels_host_forbid(const void* start, size_t bytes);
-void kernels_host_allow(const void* start, size_t bytes);
+KERNELS_HOST_SHOWN void kernels_host_forbid(const void* start, size_t bytes);
+KERNELS_HOST_SHOWN void kernels_host_allow(const void* start, size_t bytes);
 
 #ifdef __cplusplus
 }
