@@ -14,6 +14,8 @@ pub(in crate::backend::cpu) mod avx2;
 #[cfg(any(test, target_arch = "x86_64"))]
 pub(in crate::backend::cpu) mod ifma;
 mod inverse;
+#[cfg(test)]
+pub(in crate::backend::cpu) mod outlined;
 pub(in crate::backend::cpu) mod portable;
 #[cfg(test)]
 pub(in crate::backend::cpu) mod suite;

@@ -499,10 +499,43 @@ fn prefetch_points<I: Isa, C: Curve<I>, const NEAR: bool>(from: [&[Pair]; 2], en
     let _ = (from, entries);
 }
 
+#[cfg(not(debug_assertions))]
+use self::round_inlined as round;
+
+/// [`round_inlined`]; in debug builds a function of its own, compiled for the instruction set as kernels are, for the sake
+/// of the time that the compiler takes.
+#[cfg(debug_assertions)]
+fn round<I: Isa, C: Curve<I>>(
+    isa: I,
+    pairs: Pairs<'_>,
+    prefixes: &mut [C::Coordinate],
+    to: &mut [&mut [Pair]; 2],
+    at: usize,
+    exact: &mut bool,
+) {
+    struct Round<'a, 'b, I: Isa, C: Curve<I>> {
+        pairs: Pairs<'a>,
+        prefixes: &'a mut [C::Coordinate],
+        to: &'a mut [&'b mut [Pair]; 2],
+        at: usize,
+        exact: &'a mut bool,
+    }
+
+    impl<I: Isa, C: Curve<I>> Kernel<I> for Round<'_, '_, I, C> {
+        type Out = ();
+
+        #[inline(always)]
+        fn run(self, isa: I) {
+            round_inlined::<I, C>(isa, self.pairs, self.prefixes, self.to, self.at, self.exact);
+        }
+    }
+    isa.enter(Round::<I, C> { pairs, prefixes, to, at, exact });
+}
+
 /// Adds the pairs of a round and writes the sums from `to[at]` on. Sets `exact` once a sum is the point at infinity:
 /// from then on the sums of the group must be looked at one by one.
 #[inline(always)]
-fn round<I: Isa, C: Curve<I>>(
+fn round_inlined<I: Isa, C: Curve<I>>(
     isa: I,
     pairs: Pairs<'_>,
     prefixes: &mut [C::Coordinate],

@@ -1,6 +1,7 @@
 //! Against arkworks' own products, on every instruction set at hand.
 #![allow(clippy::unwrap_used)]
 
+use super::super::lanes::outlined::Outlined;
 use super::*;
 use crate::model::{Fr, G1, G1Affine, G2};
 use ark_ec::{AffineRepr, CurveGroup, PrimeGroup, VariableBaseMSM};
@@ -223,7 +224,7 @@ fn coordinates_not_below_q_are_refused() {
 #[test]
 fn the_extension_agrees_with_arkworks() {
     fn extension<I: Isa>(isa: I) {
-        curve::tests::extension(isa, 300);
+        curve::tests::extension(Outlined(isa), 300);
     }
     on_every_isa!(extension);
     curve::tests::extension(crate::backend::cpu::lanes::ifma::emulation(), 30);

@@ -60,6 +60,7 @@ impl Isa for Avx2 {
     #[inline]
     fn enter<K: Kernel<Self>>(self, kernel: K) -> K::Out {
         #[target_feature(enable = "avx2,fma")]
+        #[cfg_attr(debug_assertions, inline(never))]
         fn with_features<K: Kernel<Avx2>>(isa: Avx2, kernel: K) -> K::Out {
             kernel.run(isa)
         }
@@ -131,7 +132,8 @@ impl<C: MontConfig<4>> Eight<C> {
     }
 
     /// In debug builds, checks the bounds of a sum of `terms` reduced values.
-    #[inline(always)]
+    #[cfg_attr(debug_assertions, inline(never))]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     fn check(limbs: &Limbs, terms: f64) {
         if cfg!(debug_assertions) {
             // A unit more, for limbs below may be negative.
@@ -161,7 +163,9 @@ impl<C: MontConfig<4>> Eight<C> {
         Self::product_in_place(&a, &a)
     }
 
-    #[inline(always)]
+    // Debug builds check bounds here: too much to be inlined wherever a product is.
+    #[cfg_attr(debug_assertions, inline(never))]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     fn product_in_place(a: &Limbs, b: &Limbs) -> Self {
         Self::check(a, 2.0);
         Self::check(b, 2.0);

@@ -43,7 +43,8 @@ pub(super) fn difference(a: &Limbs, b: &Limbs) -> Limbs {
 
 /// The reduced value of limbs that are integers of at most 2^52 in size.
 #[target_feature(enable = "avx2,fma")]
-#[inline]
+#[cfg_attr(debug_assertions, inline(never))]
+#[cfg_attr(not(debug_assertions), inline)]
 pub(super) fn reduce(x: Limbs, table: &Table) -> Limbs {
     let Limbs([low, high]) = x;
     Limbs([reduce_half(low, table), reduce_half(high, table)])

@@ -19,6 +19,7 @@ impl Isa for EmulatedIfma {
     type Fq = Vector<Emulated, FqConfig>;
     type Fr = Vector<Emulated, FrConfig>;
 
+    #[inline(never)]
     fn enter<K: Kernel<Self>>(self, kernel: K) -> K::Out {
         kernel.run(self)
     }

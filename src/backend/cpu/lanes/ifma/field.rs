@@ -33,6 +33,8 @@ use zeroize::Zeroize;
 
 use super::super::inverse::inverse_of_integer;
 use super::super::{Field, Lanes, Pair};
+#[cfg(debug_assertions)]
+use super::super::{Isa as _, Kernel};
 use super::constants::{BITS, Constants, Limbs, MASK, Table, split};
 use super::words::Words;
 
@@ -524,7 +526,7 @@ fn less_signed<W: Words, C>(mut x: [W; 5], c: Signed<W, C>, half: usize) -> [W; 
 
 /// An element, from a product that at most two elements were taken from, or one was added to, limb by limb.
 #[inline(always)]
-fn reduced<W: Words, C: MontConfig<4>>(mut x: [W; 5]) -> [W; 5] {
+fn reduced_inlined<W: Words, C: MontConfig<4>>(mut x: [W; 5]) -> [W; 5] {
     let number = x[4].shr::<46>();
     for i in 0..5 {
         let [low, high] = &Constants::<C>::OF_PRODUCT[i];
@@ -591,6 +593,37 @@ fn widen<W: Words>(x: [W; 5]) -> [W; 4] {
     ]
 }
 
+/// A step of which debug builds make a function of its own, compiled for the instruction set as kernels are. Inlined
+/// wherever it is used, as release builds have it, it would take the compiler minutes.
+macro_rules! step {
+    ($name:ident is $inlined:ident($($argument:ident: $type:ty),+), by $word:expr) => {
+        #[cfg(not(debug_assertions))]
+        use self::$inlined as $name;
+
+        #[cfg(debug_assertions)]
+        #[inline(always)]
+        fn $name<W: Words, C: MontConfig<4>>($($argument: $type),+) -> [W; 5] {
+            struct Step<W, C>($($type,)+ PhantomData<C>);
+
+            impl<W: Words, C: MontConfig<4>> Kernel<W::Isa> for Step<W, C> {
+                type Out = [W; 5];
+
+                #[inline(always)]
+                fn run(self, _: W::Isa) -> [W; 5] {
+                    let Self($($argument,)+ _) = self;
+                    $inlined::<W, C>($($argument),+)
+                }
+            }
+            $word.isa().enter(Step::<W, C>($($argument,)+ PhantomData))
+        }
+    };
+}
+
+step!(product is product_inlined(a: [W; 5], b: [W; 5]), by a[0]);
+step!(square is square_inlined(a: [W; 5]), by a[0]);
+step!(sum_of_products is sum_of_products_inlined(a: [[W; 5]; 2], b: [[W; 5]; 2]), by a[0][0]);
+step!(reduced is reduced_inlined(x: [W; 5]), by x[0]);
+
 /// Adds m·c at limb `at` of ten columns.
 #[inline(always)]
 fn add_row<W: Words>(columns: &mut [W; 10], at: usize, m: W, c: &[W; 5]) {
@@ -632,7 +665,7 @@ fn divide_last<W: Words, C: MontConfig<4>>(columns: &mut [W; 10]) -> [W; 5] {
 
 /// a·b / 2^260, of factors of at most 12p. The limbs, below 2^57, are yet to be made [`normal`]; so of all products.
 #[inline(always)]
-fn product<W: Words, C: MontConfig<4>>(a: [W; 5], b: [W; 5]) -> [W; 5] {
+fn product_inlined<W: Words, C: MontConfig<4>>(a: [W; 5], b: [W; 5]) -> [W; 5] {
     let mut columns = [W::splat(a[0].isa(), 0); 10];
     // Digits are divided off as soon as they are complete, so that few columns are live at a time.
     add_row(&mut columns, 0, b[0], &a);
@@ -661,7 +694,7 @@ fn complex_product<W: Words, C: MontConfig<4>>(a: [[W; 5]; 2], b: [[W; 5]; 2]) -
 
 /// (a₀·b₀ + a₁·b₁) / 2^260.
 #[inline(always)]
-fn sum_of_products<W: Words, C: MontConfig<4>>(a: [[W; 5]; 2], b: [[W; 5]; 2]) -> [W; 5] {
+fn sum_of_products_inlined<W: Words, C: MontConfig<4>>(a: [[W; 5]; 2], b: [[W; 5]; 2]) -> [W; 5] {
     let mut columns = [W::splat(a[0][0].isa(), 0); 10];
     for j in 0..5 {
         add_row(&mut columns, j, b[0][j], &a[0]);
@@ -675,7 +708,7 @@ fn sum_of_products<W: Words, C: MontConfig<4>>(a: [[W; 5]; 2], b: [[W; 5]; 2]) -
 
 /// a² / 2^260, of a factor of at most 12p, and likewise.
 #[inline(always)]
-fn square<W: Words, C: MontConfig<4>>(a: [W; 5]) -> [W; 5] {
+fn square_inlined<W: Words, C: MontConfig<4>>(a: [W; 5]) -> [W; 5] {
     let mut columns = [W::splat(a[0].isa(), 0); 10];
     // The products of different limbs count twice.
     for i in 0..5 {

@@ -11,8 +11,6 @@ mod constants;
 #[cfg(test)]
 mod emulated;
 mod field;
-#[cfg(test)]
-mod outlined;
 mod words;
 #[cfg(target_arch = "x86_64")]
 mod zmm;
@@ -23,7 +21,7 @@ pub(in crate::backend::cpu) use zmm::Avx512Ifma;
 /// The instruction set in software, for tests of the code above it on any processor.
 #[cfg(test)]
 pub(in crate::backend::cpu) fn emulation() -> impl super::Isa {
-    outlined::Outlined(emulated::EmulatedIfma)
+    super::outlined::Outlined(emulated::EmulatedIfma)
 }
 
 #[cfg(test)]

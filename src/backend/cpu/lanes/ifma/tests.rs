@@ -8,11 +8,10 @@ use ark_ff::{BigInteger256, Fp, MontBackend, MontConfig, PrimeField};
 use ark_std::rand::{Rng, SeedableRng, rngs::StdRng};
 use num_bigint::{BigInt, BigUint};
 
-use super::super::{Field, Isa, Kernel, Lanes, Pair, suite::conforms};
+use super::super::{Field, Isa, Kernel, Lanes, Pair, outlined::Outlined, suite::conforms};
 use super::constants::{Constants, MASK, Table};
 use super::emulated::{Emulated, EmulatedIfma};
 use super::field::{LANES, Loose, Vector};
-use super::outlined::Outlined;
 use super::words::Words;
 
 /// The instruction set of this processor, or a word on standard error that a test was left out.

@@ -37,6 +37,7 @@ impl Isa for Avx512Ifma {
     #[inline]
     fn enter<K: Kernel<Self>>(self, kernel: K) -> K::Out {
         #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx512ifma,avx2,bmi2")]
+        #[cfg_attr(debug_assertions, inline(never))]
         fn compiled<K: Kernel<Avx512Ifma>>(isa: Avx512Ifma, kernel: K) -> K::Out {
             kernel.run(isa)
         }

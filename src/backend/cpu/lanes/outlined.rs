@@ -5,11 +5,11 @@
 
 use zeroize::Zeroize;
 
-use super::super::{Field, Isa, Kernel, Lanes, Pair};
+use super::{Field, Isa, Kernel, Lanes, Pair};
 
 /// The instruction set `I`, by calls.
 #[derive(Clone, Copy)]
-pub(in crate::backend::cpu) struct Outlined<I>(pub(super) I);
+pub(in crate::backend::cpu) struct Outlined<I>(pub(in crate::backend::cpu) I);
 
 /// A vector of it.
 #[derive(Clone, Copy)]
