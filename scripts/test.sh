@@ -162,7 +162,9 @@ fi
 step "clippy"
 CUDA_ARCHS=none cargo clippy --locked --all-targets --all-features -- -D warnings
 step "documentation"
-CUDA_ARCHS=none RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --all-features
+# With the examples, so that the features of the packages below are those of clippy's run, and none is compiled again.
+CUDA_ARCHS=none RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --all-features --lib \
+    --examples
 step "kernels"
 kernels
 step "tests"

@@ -1,4 +1,4 @@
-//! ICICLE's twin: a library of the same C functions over arkworks, by which tests drive what [`super`] does with ICICLE.
+//! ICICLE's twin: a library of the same C functions over arkworks, by which tests drive what `backend::icicle` does with ICICLE.
 //!
 //! It is built as an example, `icicle_twin`, and stands for all three libraries. It reads configurations by the offsets that
 //! ICICLE's have, not by the declarations of `sys`, and is strict: a pointer that is not where its flag says, a stream that
