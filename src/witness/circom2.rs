@@ -192,17 +192,21 @@ pub(super) fn generate(
         }
     }
 
-    if let Some(WitnessPlace { list, signals }) = place {
-        return run.witness(size, |run, i| {
-            let signal = u32::from_le_bytes(run.bytes(list.wrapping_add(i.wrapping_mul(4)))?);
-            number::read(run, signals.wrapping_add(signal.wrapping_mul(number::BYTES)))
-        });
-    }
     let get = run.function::<i32, ()>("getWitness")?;
     run.witness(size, |run, i| {
+        // What is odd is left to the program.
+        if let Some(value) = place.and_then(|place| at_place(run, place, i)) {
+            return Ok(value);
+        }
         run.call(&get, i as i32)?;
         Ok(element(window.get(run)?))
     })
+}
+
+/// A value of the witness from where it lies.
+fn at_place(run: &Run, WitnessPlace { list, signals }: WitnessPlace, i: u32) -> Option<BigInteger256> {
+    let signal = u32::from_le_bytes(run.bytes(list.checked_add(i.checked_mul(4)?)?).ok()?);
+    number::read(run, signals.checked_add(signal.checked_mul(number::BYTES)?)?).ok()
 }
 
 /// Why the number of values does not fit. For an unknown name `getInputSignalSize` gives whatever lies at some address,

@@ -49,52 +49,57 @@ pub(super) fn program(
 ) -> Result<Program, WitnessError> {
     // A time that no clock can tell is no bound.
     let deadline = Instant::now().checked_add(limits.compile_time);
-    let anew = match (&sandbox.cache, &cache.compiler) {
-        (Some(kept), Some(compiler)) => {
-            let entry = Entry::of(sandbox, &kept.dir, wasm, cache.rewrite);
-            match entry.find() {
-                Some(found) => found,
-                None => {
-                    outline::check_nesting(wasm)?;
-                    validate(sandbox, wasm)?;
-                    compile_by_child(compiler, &kept.dir, wasm, limits, cache.rewrite, deadline)?;
-                    let found = std::fs::read(&entry.module).ok();
-                    entry.mark(found.is_some());
-                    found
+    let compile = |module: &Made| match module {
+        Made::Plain => {
+            let module = compile_here(&sandbox.plain.engine, wasm, limits, deadline).map_err(|e| {
+                match validate(sandbox, wasm) {
+                    Err(invalid) => invalid,
+                    Ok(()) => e,
                 }
-            }
+            })?;
+            Ok(Program { module, rewritten: None })
         }
-        _ if outline.longest_function > MAX_FUNCTION => {
-            return Err(WitnessError::Compile(format!(
-                "expected functions of at most {MAX_FUNCTION} bytes, got one of {}",
-                outline.longest_function
-            )));
-        }
-        _ => {
-            outline::check_nesting(wasm)?;
-            rewritten_form(sandbox, wasm, cache.rewrite)
+        Made::Rewritten(bytes, rewritten) => {
+            let module = compile_here(&sandbox.rewritten.engine, bytes, limits, deadline)?;
+            Ok(Program { module, rewritten: Some(*rewritten) })
         }
     };
-    if let Some((bytes, rewritten)) = anew.and_then(|bytes| Rewritten::read(&bytes).map(|rewritten| (bytes, rewritten)))
-    {
-        match compile_here(&sandbox.rewritten.engine, &bytes, limits, deadline) {
-            Ok(module) => return Ok(Program { module, rewritten: Some(rewritten) }),
-            // A damaged file: the program runs as it came.
-            Err(e) => tracing::warn!(error = %e, "a rewritten witness program does not compile"),
+    let in_time = || deadline.is_none_or(|d| Instant::now() < d);
+    if let (Some(kept), Some(compiler)) = (&sandbox.cache, &cache.compiler) {
+        let entry = Entry::of(sandbox, &kept.dir, wasm, cache.rewrite);
+        if let Some(found) = entry.find() {
+            match compile(&found) {
+                // A damaged file; a child makes it anew.
+                Err(e) if matches!(found, Made::Rewritten(..)) && in_time() => {
+                    tracing::warn!(error = %e, "a rewritten witness program does not compile");
+                }
+                done => return done,
+            }
         }
+        outline::check_nesting(wasm)?;
+        validate(sandbox, wasm)?;
+        compile_by_child(compiler, &kept.dir, wasm, limits, cache.rewrite, deadline)?;
+        return compile(&entry.made()?);
     }
-    let module =
-        compile_here(&sandbox.plain.engine, wasm, limits, deadline).map_err(|e| match validate(sandbox, wasm) {
-            Err(invalid) => invalid,
-            Ok(()) => e,
-        })?;
-    Ok(Program { module, rewritten: None })
+    if outline.longest_function > MAX_FUNCTION {
+        return Err(WitnessError::Compile(format!(
+            "expected functions of at most {MAX_FUNCTION} bytes, got one of {}",
+            outline.longest_function
+        )));
+    }
+    outline::check_nesting(wasm)?;
+    match cache.rewrite.then(|| rewrite::rewrite(wasm)).flatten() {
+        Some((bytes, rewritten)) => compile(&Made::Rewritten(bytes, rewritten)),
+        None => compile(&Made::Plain),
+    }
 }
 
-/// The module rewritten, if it is to be and can be.
-fn rewritten_form(sandbox: &Sandbox, wasm: &[u8], rewrite: bool) -> Option<Vec<u8>> {
-    // What is rewritten may do more than what comes from outside, so the latter is looked at first.
-    (rewrite && validate(sandbox, wasm).is_ok()).then(|| rewrite::rewrite(wasm)).flatten().map(|(bytes, _)| bytes)
+/// What is compiled of a module.
+enum Made {
+    /// The module as it came.
+    Plain,
+    /// What it became.
+    Rewritten(Vec<u8>, Rewritten),
 }
 
 /// What a cache folder has of a module.
@@ -124,17 +129,28 @@ impl Entry {
         Self { marker: dir.join(format!("{name}.compiled")), module: dir.join(format!("{name}.wasm")) }
     }
 
-    /// Nothing where the module has not been compiled here, or its rewritten form is gone.
-    fn find(&self) -> Option<Option<Vec<u8>>> {
+    /// Nothing where the module has not been compiled here, or its rewritten form is gone or damaged.
+    fn find(&self) -> Option<Made> {
         match std::fs::read(&self.marker).ok()?.as_slice() {
-            REWRITTEN => std::fs::read(&self.module).ok().map(Some),
-            _ => Some(None),
+            REWRITTEN => {
+                let bytes = std::fs::read(&self.module).ok()?;
+                let rewritten = Rewritten::read(&bytes)?;
+                Some(Made::Rewritten(bytes, rewritten))
+            }
+            _ => Some(Made::Plain),
         }
     }
 
-    /// Without the marker the next load only compiles again.
-    fn mark(&self, rewritten: bool) {
-        let _ = std::fs::write(&self.marker, if rewritten { REWRITTEN } else { &[] });
+    /// What a child has just made; remembers it. Without the marker the next load only compiles again.
+    fn made(&self) -> Result<Made, WitnessError> {
+        let made = match std::fs::read(&self.module) {
+            Ok(bytes) => Rewritten::read(&bytes).map(|rewritten| Made::Rewritten(bytes, rewritten)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Some(Made::Plain),
+            Err(_) => None,
+        };
+        let made = made.ok_or_else(|| WitnessError::Compile("what its compiler made could not be read".into()))?;
+        let _ = std::fs::write(&self.marker, if matches!(made, Made::Plain) { &[] } else { REWRITTEN });
+        Ok(made)
     }
 
     /// Puts the rewritten module there, whole or not at all.
@@ -142,6 +158,7 @@ impl Entry {
         let dir = self.module.parent().unwrap_or(Path::new("."));
         let mut file = tempfile::Builder::new().prefix(HANDED).tempfile_in(dir)?;
         file.write_all(bytes)?;
+        file.as_file().sync_all()?;
         file.persist(&self.module)?;
         Ok(())
     }
@@ -314,14 +331,13 @@ pub fn compile_into_cache(wasm: &Path, cache_dir: &Path, memory_limit: u64, rewr
         .build()
         .map_err(|e| WitnessError::Compile(format!("no threads to compile on: {e}")))?;
     let compile = |engine, bytes: &[u8]| pool.install(|| Module::new(engine, bytes));
-    if let (Some(anew), Some(kept)) = (rewritten_form(&sandbox, &bytes, rewrite), &sandbox.cache) {
-        match compile(&sandbox.rewritten.engine, &anew) {
-            Ok(_) => {
-                let put = Entry::of(&sandbox, &kept.dir, &bytes, rewrite).put(&anew);
-                return put.map_err(|e| WitnessError::Compile(format!("what it became could not be written: {e}")));
-            }
-            Err(e) => tracing::warn!(error = %e, "a rewritten witness program does not compile"),
-        }
+    let entry = sandbox.cache.as_ref().map(|kept| Entry::of(&sandbox, &kept.dir, &bytes, rewrite));
+    if let (Some((anew, _)), Some(entry)) = (rewrite.then(|| rewrite::rewrite(&bytes)).flatten(), entry) {
+        let done = compile(&sandbox.rewritten.engine, &anew);
+        done.map_err(|e| WitnessError::Compile(clip(&e.to_string())))?;
+        return entry
+            .put(&anew)
+            .map_err(|e| WitnessError::Compile(format!("what it became could not be written: {e}")));
     }
     match compile(&sandbox.plain.engine, &bytes) {
         Ok(_) => Ok(()),

@@ -22,6 +22,8 @@ const MAX_MESSAGE: usize = 1024;
 const MAX_TRACE: usize = 8 * 1024;
 /// Bytes of a page of linear memory.
 const PAGE: u64 = 1 << 16;
+/// Values of a witness read between two looks at the time.
+const LOOK: u32 = 1 << 12;
 /// Memory from which on it is asked for in huge pages, bytes. Smaller ones may well be touched here and there only.
 const LARGE: usize = 16 << 20;
 /// Pages that circom 1's programs get where the limit allows: snarkjs gives as many. They are address space only
@@ -38,8 +40,8 @@ pub(super) struct Host {
     began: bool,
     ended: bool,
     message_char: Option<TypedFunc<(), i32>>,
-    /// When a rewritten program is to stop, which it asks for by itself.
-    stop: Option<StopToken>,
+    rewritten: bool,
+    stop: StopToken,
 }
 
 /// Memory that a program may grow to, bytes, however much it may declare. circom declares what its program needs and
@@ -49,6 +51,8 @@ const GROWN: u64 = 256 << 20;
 /// Counts memory and tables.
 struct Meter {
     limit: u64,
+    /// Bytes beside it for what rewriting added.
+    added: u64,
     memory: u64,
     table: usize,
     exceeded: bool,
@@ -58,7 +62,7 @@ impl ResourceLimiter for Meter {
     fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
         let total = self.memory.saturating_sub(current as u64).saturating_add(desired as u64);
         let limit = if current == 0 { self.limit } else { self.limit.min(self.memory.max(GROWN)) };
-        if total > limit {
+        if total > limit.saturating_add(self.added) {
             // A trap, rather than a −1 that a program may try again for ever.
             self.exceeded = true;
             self.limit = limit;
@@ -142,14 +146,14 @@ pub(super) enum Failure {
 /// Everything that circom's programs import as functions. None of them reaches the host.
 pub(super) fn imports(engine: &Engine) -> Result<Linker<Host>> {
     let mut l = Linker::new(engine);
-    l.func_wrap("runtime", "exceptionHandler", |caller: Caller<'_, Host>, code: i32| -> Result<()> {
-        match &caller.data().stop {
-            Some(stop) if code == rewrite::ASK => match stop.stopped() {
+    l.func_wrap("runtime", "exceptionHandler", |mut caller: Caller<'_, Host>, code: i32| -> Result<()> {
+        if code == rewrite::ASK && asks_for_time(&mut caller) {
+            return match caller.data().stop.stopped() {
                 Some(why) => Err(Error::new(Interrupted(why))),
                 None => Ok(()),
-            },
-            _ => Err(Error::new(Exception { code })),
+            };
         }
+        Err(Error::new(Exception { code }))
     })?;
     l.func_wrap("runtime", "printErrorMessage", |mut caller: Caller<'_, Host>| -> Result<()> {
         let message = message(&mut caller)?;
@@ -194,6 +198,13 @@ pub(super) fn imports(engine: &Engine) -> Result<Linker<Host>> {
         },
     )?;
     Ok(l)
+}
+
+/// Whether it is a rewritten program that calls, with no budget left.
+fn asks_for_time(caller: &mut Caller<'_, Host>) -> bool {
+    let budget = caller.data().rewritten.then(|| caller.get_export(rewrite::BUDGET_EXPORT)).flatten();
+    let left = budget.and_then(Extern::into_global).and_then(|budget| budget.get(&mut *caller).i64());
+    left.is_some_and(|left| left < 0)
 }
 
 /// Reads the message that the program has ready, by its `getMessageChar`.
@@ -246,16 +257,17 @@ impl Run {
         limit: u64,
         stop: StopToken,
     ) -> std::result::Result<Self, WitnessError> {
-        let rewritten = program.rewritten.is_some();
+        let (rewritten, added) = (program.rewritten.is_some(), program.rewritten.map_or(0, |r| r.second_memory));
         let machine = if rewritten { &sandbox.rewritten } else { &sandbox.plain };
         let host = Host {
-            meter: Meter { limit, memory: 0, table: 0, exceeded: false },
+            meter: Meter { limit, added, memory: 0, table: 0, exceeded: false },
             trace: String::new(),
             memory: None,
             began: false,
             ended: false,
             message_char: None,
-            stop: rewritten.then(|| stop.clone()),
+            rewritten,
+            stop: stop.clone(),
         };
         let mut store = Store::new(&machine.engine, host);
         store.limiter(|h| &mut h.meter);
@@ -406,7 +418,8 @@ impl Run {
         self.check_size(n)?;
         let mut values = Vec::with_capacity(n as usize);
         for i in 0..n {
-            let wrong = match value(self, i) {
+            let stopped = (i % LOOK == 0).then(|| self.store.data().stop.stopped()).flatten();
+            let wrong = match stopped.map_or_else(|| value(self, i), |why| Err(WitnessError::Stopped(why))) {
                 Ok(v) if v >= Fr::MODULUS => WitnessError::Trap(format!("witness value {i} is not below r")),
                 Ok(v) if i == 0 && v != BigInteger256::from(1u64) => {
                     WitnessError::Trap("witness value 0 is not 1".into())
@@ -537,5 +550,31 @@ impl Interface {
             )));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reading_a_witness_ends_when_it_is_told_to() {
+        let sandbox = Sandbox::get(None).unwrap();
+        let wasm = include_bytes!("../../circuits/multiplier.wasm");
+        let module = Module::new(&sandbox.plain.engine, wasm).unwrap();
+        let stop = StopToken::new();
+        let program = Program { module, rewritten: None };
+        let mut run = Run::start(&sandbox, &program, 1 << 30, stop.clone()).unwrap();
+        let mut read = 0;
+        let e = run.witness(5 * LOOK, |_, i| {
+            read = i;
+            if i == LOOK + 1 {
+                stop.stop(StopReason::Cancelled);
+            }
+            Ok(BigInteger256::from(1u64))
+        });
+        assert_eq!(e.unwrap_err(), WitnessError::Stopped(StopReason::Cancelled));
+        assert!(read < 3 * LOOK);
     }
 }

@@ -74,7 +74,7 @@ impl Sandbox {
         let (plain, rewritten) = (machine(false)?, machine(true)?);
         let clock = Arc::new(Clock::default());
         let (ticking, ticked) = (clock.clone(), plain.engine.clone());
-        // One thread an engine, asleep unless something runs; it lives as long as the process.
+        // One thread, asleep unless something runs as it came; it lives as long as the process.
         std::thread::Builder::new().name("witness-clock".into()).spawn(move || ticking.run(&ticked))?;
         let cache = dir.map(|dir| Kept { dir: dir.to_owned() });
         Ok(Self { plain, rewritten, cache, clock })

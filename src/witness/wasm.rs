@@ -40,7 +40,7 @@ pub struct ModuleCache {
     /// Private folder of compiled modules: made with mode 0700 if it is not there, refused if others may write to it,
     /// as it holds machine code. Without one nothing is kept.
     pub dir: Option<PathBuf>,
-    /// This program, re-run as `compile-witness --wasm FILE --cache DIR --memory BYTES` to compile as a bounded child.
+    /// This program, re-run as `compile-witness --wasm FILE --cache DIR --memory BYTES [--plain]` to compile as a bounded child.
     pub compiler: Option<PathBuf>,
     /// Whether programs whose field arithmetic is circom's to the last instruction get a faster one in its place.
     pub rewrite: bool,
@@ -156,7 +156,8 @@ impl WasmWitness {
         if let Some(why) = stop.stopped() {
             return Err(WitnessError::Stopped(why));
         }
-        let _ticking = sandbox.tick();
+        // Rewritten programs ask for the time by themselves.
+        let _ticking = program.rewritten.is_none().then(|| sandbox.tick());
         work(&mut Run::start(sandbox, program, limits.memory, stop)?)
     }
 }

@@ -158,16 +158,19 @@ fn the_rewritten_module_is_kept_and_made_again_if_it_is_lost() {
     // Lost: compiled once more.
     std::fs::remove_file(&module).unwrap();
     assert_eq!((load(&cache), kitchen.calls()), (Some(rewritten), 2));
-    // Damaged: the program runs as it came.
+    // Damaged: likewise, wherever that shows.
     let whole = std::fs::read(&module).unwrap();
-    for damaged in [&b""[..], &whole[..whole.len() / 2], b"\0asm\x01\0\0\0"] {
+    let mut invalid = whole.clone();
+    // The type of the first function, which is behind the frame, the section's number and its length.
+    invalid[12] ^= 0x40;
+    for (damaged, calls) in [&b""[..], &whole[..whole.len() / 2], b"\0asm\x01\0\0\0", &invalid].into_iter().zip(3..) {
         std::fs::write(&module, damaged).unwrap();
-        assert_eq!((load(&cache), kitchen.calls()), (None, 2));
+        assert_eq!((load(&cache), kitchen.calls()), (Some(rewritten), calls));
     }
     // As it came from the start: an entry of its own.
     let plain = ModuleCache { rewrite: false, ..cache.clone() };
-    assert_eq!((load(&plain), kitchen.calls()), (None, 3));
-    assert_eq!((load(&plain), kitchen.calls()), (None, 3));
+    assert_eq!((load(&plain), kitchen.calls()), (None, 7));
+    assert_eq!((load(&plain), kitchen.calls()), (None, 7));
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 use wasm_encoder::{Function as Code, ValType};
 
+use super::clock::COPIED_NUMBER;
 use super::emit::{Body, Limbs, Wide, at};
 use super::inverse;
 use super::runtime::{Function, HALF, LONG, MONTGOMERY, NUMBER, R, R_AT, R2, R3_AT, SCRATCH, VALUE};
@@ -62,6 +63,8 @@ pub(super) struct Links {
     pub imported: u32,
     /// Circom's own bodies: the function, and the number it is kept under.
     pub kept: Vec<(Function, u32)>,
+    /// The function that asks the host for more time.
+    pub ask: u32,
 }
 
 impl Links {
@@ -268,6 +271,9 @@ fn copy_n(links: &Links) -> Code {
         b.call(links.own(Function::CopyN), &[to, from, count]);
         b.op().return_();
     });
+    let price = b.i64();
+    b.op().local_get(count).i64_extend_i32_u().i64_const(COPIED_NUMBER).i64_mul().local_set(price);
+    b.pay(price, links.ask);
     b.op().local_get(to).local_get(from).local_get(bytes).memory_copy(0, 0);
     b.finish()
 }

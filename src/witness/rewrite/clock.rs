@@ -3,11 +3,13 @@
 //! The engine's way looks at a clock at the start of every function and loop, those of the field's arithmetic included.
 //! Here a program pays for what it is about to do, from a budget in a global: at the start of each of its own functions
 //! for all instructions in it, and at the start of each round of a loop for those in the loop. A call into the runtime,
-//! which takes a few microseconds at the longest unless it goes through a loop, is paid by its caller. When the budget
-//! is gone, the program asks the host, which ends it or lets it have the next.
+//! which takes a few microseconds at the longest, is paid by its caller; where the runtime loops it pays by itself, and
+//! so does its function that copies as many numbers as it is told. When the budget is gone, the program asks the host,
+//! which ends it or lets it have the next.
 //!
 //! So between two questions no more runs than the budget and one function without its loops. That is within
-//! milliseconds for what circom writes; a function of [`LONGEST`] bytes, written to that end, may take some seconds.
+//! milliseconds for what circom writes; a function as long as WebAssembly has them (7.6 MB), written to that end, may take
+//! some seconds. All instructions are those of WebAssembly's first version, of which each takes next to no time.
 
 use std::ops::Range;
 
@@ -26,8 +28,12 @@ const RUNTIME_CALL: i64 = 1000;
 const COPY_CALL: i64 = 10;
 /// Price of growing memory, which circom's programs do for their stack.
 const GROWTH: i64 = 10_000;
-/// Longest function, bytes; with a longer one a module is left to the engine's way.
-pub(super) const LONGEST: usize = 8 << 20;
+/// Price of a call to the host, which may ask for a message of a thousand characters one by one.
+const HOST_CALL: i64 = 2000;
+/// Price of a number that the runtime's function for many copies.
+pub(super) const COPIED_NUMBER: i64 = 16;
+/// The export by which the host sees the budget: it answers when nothing is left, and never to a call of the module's own.
+pub(in super::super) const BUDGET_EXPORT: &str = "prover-worker.budget";
 /// The global that holds the budget: the module's only one.
 const GLOBAL: u32 = 0;
 
@@ -72,16 +78,11 @@ impl Clock {
                     open.last_mut()?.0 += RUNTIME_CALL;
                 }
                 Operator::CallIndirect { .. } => open.last_mut()?.0 += RUNTIME_CALL,
-                // A table of targets, and memory filled or copied, may take longer than one instruction; circom writes
-                // neither.
-                Operator::BrTable { .. }
-                | Operator::MemoryCopy { .. }
-                | Operator::MemoryFill { .. }
-                | Operator::MemoryInit { .. }
-                | Operator::TableCopy { .. }
-                | Operator::TableFill { .. }
-                | Operator::TableInit { .. }
-                | Operator::TableGrow { .. } => open.last_mut()?.0 += BUDGET,
+                Operator::Call { function_index } if function_index < self.runtime.start => {
+                    open.last_mut()?.0 += HOST_CALL;
+                }
+                // Takes as long as its table is; circom writes none.
+                Operator::BrTable { .. } => return None,
                 Operator::MemoryGrow { .. } => open.last_mut()?.0 += GROWTH,
                 _ => open.last_mut()?.0 += 1,
             }
@@ -96,6 +97,15 @@ impl Clock {
         op.global_get(GLOBAL).i64_const(0).i64_lt_s();
         op.if_(BlockType::Empty).call(self.ask).end();
         bytes
+    }
+}
+
+impl Body {
+    /// Pays for what is about to be done, by a price in a local.
+    pub(super) fn pay(&mut self, price: u32, ask: u32) {
+        self.op().global_get(GLOBAL).local_get(price).i64_sub().global_set(GLOBAL);
+        self.op().global_get(GLOBAL).i64_const(0).i64_lt_s();
+        self.when(|b| _ = b.op().call(ask));
     }
 }
 

@@ -4,6 +4,10 @@
 //! element by element. A module whose runtime is circom's to the last instruction gets the functions that matter from
 //! [`bodies`], and its rows of copies merged ([`copies`]); the rest of it stays as it is. It runs in the same sandbox,
 //! under the same limits. A module that is not recognised is left alone.
+//!
+//! The results are the same for programs that use memory as circom lays it out: their data above the runtime's, and
+//! numbers that are the same or lie apart. A module that does not, but has circom's runtime nonetheless, may get another
+//! witness than it would as it comes: one that somebody wrote to that end, and whose proofs then do not verify.
 
 mod bodies;
 mod clock;
@@ -15,11 +19,11 @@ mod runtime;
 #[cfg(test)]
 mod tests;
 
-use wasmparser::Operator;
+use wasmparser::{Operator, Validator, WasmFeatures};
 
 use self::bodies::{Links, REPLACED};
-pub(super) use self::clock::ASK;
 use self::clock::Clock;
+pub(super) use self::clock::{ASK, BUDGET_EXPORT};
 use self::copies::{Helpers, Merged};
 use self::module::{Added, Changes, Parts};
 use self::runtime::{FUNCTIONS, Function, NUMBER, VALUE};
@@ -40,6 +44,9 @@ pub struct Rewritten {
     pub rows: u64,
     /// Calls that became the copy itself.
     pub inlined: u64,
+    /// Bytes of the second memory.
+    #[serde(skip)]
+    pub(super) second_memory: u64,
     /// Where the witness lies, where that could be told.
     #[serde(skip)]
     pub(super) witness: Option<WitnessPlace>,
@@ -54,21 +61,24 @@ pub(super) struct WitnessPlace {
     pub signals: u32,
 }
 
-/// The module anew; nothing where it is not one that circom 2 wrote for this field. The module has to be valid.
+/// The module anew; nothing where it is not one that circom 2 wrote for this field.
 pub(super) fn rewrite(wasm: &[u8]) -> Option<(Vec<u8>, Rewritten)> {
     let parts = Parts::read(wasm)?;
-    if !runtime::is_there(&parts) || parts.bodies.iter().any(|b| b.range().len() > clock::LONGEST) {
+    if !runtime::is_there(&parts) {
         return None;
     }
+    // circom writes WebAssembly of the first version. Nothing later gets past here: neither instructions that take longer
+    // than the clock would count, nor the use of what is yet to be added.
+    Validator::new_with_features(WasmFeatures::WASM1).validate_all(wasm).ok()?;
     let own = parts.functions.len() as u32;
     let mut free = parts.imported + own..;
     let kept = REPLACED.iter().filter(|(_, keep, _)| *keep).map(|(function, _, _)| *function);
     let kept: Vec<(Function, u32)> = kept.zip(&mut free).collect();
     let mut next = || free.next().unwrap_or(u32::MAX);
     let helpers = Helpers { same: next(), neighbours: next(), scattered: next() };
-    let links = Links { imported: parts.imported, kept };
+    let links = Links { imported: parts.imported, kept, ask: next() };
     let runtime = parts.imported..parts.imported + FUNCTIONS as u32;
-    let clock = Clock { runtime, copy: links.number(Function::Copy), ask: next() };
+    let clock = Clock { runtime, copy: links.number(Function::Copy), ask: links.ask };
 
     let mut changes = Changes::default();
     changes.budget = clock::BUDGET;
@@ -98,6 +108,7 @@ pub(super) fn rewrite(wasm: &[u8]) -> Option<(Vec<u8>, Rewritten)> {
         copies: merged.copies,
         rows: merged.rows,
         inlined: merged.inlined,
+        second_memory: module::whole_pages(merged.lists.len()),
         witness: witness_place(&parts, &links),
     };
     changes.second_memory = merged.lists;
@@ -138,7 +149,9 @@ fn witness_place(parts: &Parts<'_>, links: &Links) -> Option<WitnessPlace> {
         && call(next(), Function::ToLongNormal)
         && matches!(next()?, O::End);
     let [list, _, _, signals, window, again] = constants[..] else { return None };
-    (as_circom && window == again && window_is(parts, window.checked_add(VALUE)?))
+    // As circom lays memory out; a window over what is read would change it.
+    let in_order = window.checked_add(NUMBER)? <= list.min(signals);
+    (as_circom && window == again && in_order && parts.shows_memory && window_is(parts, window.checked_add(VALUE)?))
         .then_some(WitnessPlace { list, signals })
 }
 
@@ -158,7 +171,7 @@ fn window_is(parts: &Parts<'_>, at: u32) -> bool {
 impl Rewritten {
     fn to_bytes(self) -> Vec<u8> {
         let place = self.witness.map_or([0; 3], |w| [1, u64::from(w.list), u64::from(w.signals)]);
-        let words = [u64::from(VERSION), self.functions, self.copies, self.rows, self.inlined];
+        let words = [u64::from(VERSION), self.functions, self.copies, self.rows, self.inlined, self.second_memory];
         words.into_iter().chain(place).flat_map(u64::to_le_bytes).collect()
     }
 
@@ -173,11 +186,13 @@ impl Rewritten {
             }
         }
         let words: Vec<u64> = found?.as_chunks::<8>().0.iter().map(|w| u64::from_le_bytes(*w)).collect();
-        let &[version, functions, copies, rows, inlined, placed, list, signals] = &words[..] else { return None };
+        let &[version, functions, copies, rows, inlined, second_memory, placed, list, signals] = &words[..] else {
+            return None;
+        };
         let witness = match placed {
             0 => None,
             _ => Some(WitnessPlace { list: u32::try_from(list).ok()?, signals: u32::try_from(signals).ok()? }),
         };
-        (version == u64::from(VERSION)).then_some(Self { functions, copies, rows, inlined, witness })
+        (version == u64::from(VERSION)).then_some(Self { functions, copies, rows, inlined, second_memory, witness })
     }
 }

@@ -3,15 +3,20 @@
 use std::collections::BTreeMap;
 
 use wasm_encoder::{
-    CodeSection, ConstExpr, CustomSection, DataSection, Function, FunctionSection, GlobalSection, GlobalType,
-    MemorySection, MemoryType, Module, RawSection, SectionId,
+    CodeSection, ConstExpr, CustomSection, DataSection, Encode, ExportKind, Function, FunctionSection, GlobalSection,
+    GlobalType, MemorySection, MemoryType, Module, RawSection, SectionId,
 };
 use wasmparser::{DataKind, ExternalKind, FuncType, FunctionBody, Operator, Parser, Payload, TypeRef, ValType};
 
-use super::clock::Edit;
+use super::clock::{BUDGET_EXPORT, Edit};
 
 /// Bytes of a page of memory.
 const PAGE: u64 = 1 << 16;
+
+/// Bytes in whole pages.
+pub(super) fn whole_pages(bytes: usize) -> u64 {
+    (bytes as u64).div_ceil(PAGE) * PAGE
+}
 
 /// A module's parts.
 pub(super) struct Parts<'a> {
@@ -26,6 +31,10 @@ pub(super) struct Parts<'a> {
     pub bodies: Vec<FunctionBody<'a>>,
     /// circom's import for exceptions, if it has its type.
     pub exception_handler: Option<u32>,
+    /// Whether it exports its memory, by the name that circom gives it.
+    pub shows_memory: bool,
+    /// Number of its exports, and all of them as bytes.
+    all_exports: (u32, &'a [u8]),
     /// Functions that it exports.
     pub exports: BTreeMap<&'a str, u32>,
     memory: Option<wasmparser::MemoryType>,
@@ -45,6 +54,8 @@ impl<'a> Parts<'a> {
             functions: Vec::new(),
             bodies: Vec::new(),
             exception_handler: None,
+            shows_memory: false,
+            all_exports: (0, &[]),
             exports: BTreeMap::new(),
             memory: None,
             data: Vec::new(),
@@ -89,8 +100,14 @@ impl<'a> Parts<'a> {
                     }
                 }
                 Payload::ExportSection(section) => {
+                    let range = section.original_position()..section.range().end;
+                    parts.all_exports = (section.count(), wasm.get(range)?);
                     for export in section {
                         let export = export.ok()?;
+                        if export.name == BUDGET_EXPORT {
+                            return None;
+                        }
+                        parts.shows_memory |= export.name == "memory" && export.kind == ExternalKind::Memory;
                         if export.kind == ExternalKind::Func {
                             parts.exports.insert(export.name, export.index);
                         }
@@ -132,6 +149,11 @@ impl<'a> Parts<'a> {
             }
         }
         found
+    }
+
+    /// Where segments of data begin and end.
+    pub(super) fn segments(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.data.iter().map(|(start, bytes)| (u64::from(*start), u64::from(*start) + bytes.len() as u64))
     }
 
     /// The type of functions without parameters and results.
@@ -227,7 +249,7 @@ pub(super) fn assemble(parts: &Parts<'_>, changes: &Changes, custom: (&str, &[u8
                 shared: false,
                 page_size_log2: None,
             });
-            let pages = (changes.second_memory.len() as u64).div_ceil(PAGE);
+            let pages = whole_pages(changes.second_memory.len()) / PAGE;
             section.memory(MemoryType {
                 minimum: pages,
                 maximum: Some(pages),
@@ -240,6 +262,16 @@ pub(super) fn assemble(parts: &Parts<'_>, changes: &Changes, custom: (&str, &[u8
             let ty = GlobalType { val_type: wasm_encoder::ValType::I64, mutable: true, shared: false };
             section.global(ty, &ConstExpr::i64_const(changes.budget));
             module.section(&section);
+        } else if *id == SectionId::Export as u8 {
+            let (count, exports) = parts.all_exports;
+            let mut data = Vec::with_capacity(exports.len() + 64);
+            count.checked_add(1)?.encode(&mut data);
+            data.extend_from_slice(exports);
+            BUDGET_EXPORT.encode(&mut data);
+            ExportKind::Global.encode(&mut data);
+            // The only global.
+            0u32.encode(&mut data);
+            module.section(&RawSection { id: *id, data: &data });
         } else if *id == SectionId::Data as u8 {
             let mut section = DataSection::new();
             for (at, bytes) in &parts.data {

@@ -75,9 +75,17 @@ pub(super) const R3_AT: u32 = 704;
 /// What the memory holds at its start, where the functions written here count on it: address, and words of 64 bits.
 const CONSTANTS: [(u32, [u64; 4]); 5] = [(R_AT, R), (R2_AT, R2), (R3_AT, R3), (768, [0; 4]), (1920, HALF)];
 
-/// Whether a module has the runtime: all of its functions, and its constants.
+/// Where the runtime's memory ends: between the word at 0, which is the program's, and this, all is the runtime's own.
+const END: u64 = 1952;
+/// Where its constants lie in there, by which segments of data are known for the runtime's.
+const SEGMENTS: [std::ops::Range<u64>; 4] = [88..96, 128..160, 608..992, 1920..END];
+
+/// Whether a module has the runtime: all of its functions, its constants, and nothing else in its memory.
 pub(super) fn is_there(parts: &Parts<'_>) -> bool {
     fingerprint(parts).is_some_and(|f| hex::encode(f) == FINGERPRINT)
+        && parts.segments().all(|(start, end)| {
+            end <= 8 || start >= END || SEGMENTS.iter().any(|known| known.start <= start && end <= known.end)
+        })
         && CONSTANTS.iter().all(|(at, words)| {
             words.iter().zip((*at..).step_by(8)).all(|(word, at)| parts.initial(at) == Some(word.to_le_bytes()))
         })

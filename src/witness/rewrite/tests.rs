@@ -7,12 +7,23 @@ use wasm_encoder::{CodeSection, ExportKind, ExportSection, FunctionSection, Modu
 use wasmtime::{Config, Engine, ExternType, Linker, Memory, Module, Store, Val};
 
 use super::*;
-use crate::model::Fr;
+use crate::model::{Fr, StopToken};
+use crate::witness::{Inputs, Limits, ModuleCache, WasmWitness, WitnessGenerator};
 
 const OPERATORS: &[u8] = include_bytes!("../../../circuits/operators.wasm");
 
 /// A module with more functions, and with all of the runtime's exported as `f0`, `f1` and so on, those added after them.
 fn opened(wasm: &[u8], added: &[(Function, wasm_encoder::Function)]) -> Vec<u8> {
+    altered(wasm, added, "memory", &[])
+}
+
+/// The same with another name for its memory, and with exports that go to functions added.
+fn altered(
+    wasm: &[u8],
+    added: &[(Function, wasm_encoder::Function)],
+    memory: &str,
+    instead: &[(&str, usize)],
+) -> Vec<u8> {
     let parts = Parts::read(wasm).unwrap();
     let mut module = Encoder::new();
     for part in wasmparser::Parser::new(0).parse_all(wasm) {
@@ -30,11 +41,12 @@ fn opened(wasm: &[u8], added: &[(Function, wasm_encoder::Function)]) -> Vec<u8> 
             module.section(&section);
         } else if id == SectionId::Export as u8 {
             let mut section = ExportSection::new();
-            section.export("memory", ExportKind::Memory, 0);
-            for (name, function) in parts.exports.iter().filter(|(name, _)| **name != "memory") {
-                section.export(name, ExportKind::Func, *function);
-            }
             let first = parts.imported + parts.functions.len() as u32;
+            section.export(memory, ExportKind::Memory, 0);
+            for (name, function) in &parts.exports {
+                let other = instead.iter().find(|(instead, _)| instead == name).map(|(_, i)| first + *i as u32);
+                section.export(name, ExportKind::Func, other.unwrap_or(*function));
+            }
             let numbers = (parts.imported..).take(FUNCTIONS).chain((first..).take(added.len()));
             for (i, number) in numbers.enumerate() {
                 section.export(&format!("f{i}"), ExportKind::Func, number);
@@ -129,6 +141,7 @@ fn limbs() -> impl Strategy<Value = [u64; 4]> {
     prop_oneof![
         Just([0; 4]),
         Just([u64::MAX; 4]),
+        Just([u64::MAX, u64::MAX, u64::MAX, (1 << 62) - 1]),
         (0u64..300).prop_map(|x| [x, 0, 0, 0]),
         any::<u64>().prop_map(|x| [x, 0, 0, 0]),
         near(runtime::R),
@@ -507,6 +520,73 @@ fn what_was_done_can_be_read_from_the_module() {
 }
 
 #[test]
+fn instructions_that_circom_does_not_write_are_left_alone() {
+    let with = |write: &dyn Fn(&mut emit::Body)| {
+        let mut body = emit::Body::new(3);
+        write(&mut body);
+        rewrite(&opened(OPERATORS, &[(Function::CopyN, body.finish())]))
+    };
+    assert!(with(&|_| {}).is_some());
+    assert!(with(&|b| _ = b.op().i32_const(0).i32_const(0).i32_const(0).memory_fill(0)).is_none());
+    assert!(with(&|b| _ = b.op().i32_const(0).i32_const(0).i32_const(0).memory_copy(0, 0)).is_none());
+    assert!(with(&|b| _ = b.op().i32_const(0).i32_extend8_s().drop()).is_none());
+    assert!(with(&|b| _ = b.op().i32_const(0).br_table([0], 0)).is_none());
+    // What rewriting adds is not there to be used: the global, the second memory, functions behind the module's own.
+    assert!(with(&|b| _ = b.op().i64_const(1 << 62).global_set(0)).is_none());
+    let second = wasm_encoder::MemArg { memory_index: 1, ..emit::at(0) };
+    assert!(with(&|b| _ = b.op().i32_const(0).i32_load(second).drop()).is_none());
+    let behind = Parts::read(OPERATORS).map(|p| p.imported + p.functions.len() as u32 + 1).unwrap();
+    assert!(with(&|b| _ = b.op().local_get(0).local_get(1).local_get(2).call(behind)).is_none());
+}
+
+const AMPLE: Limits = Limits {
+    time: std::time::Duration::from_secs(60),
+    memory: 1 << 30,
+    compile_time: std::time::Duration::from_secs(300),
+    compile_memory: 4 << 30,
+};
+
+/// What a module gives as it comes and rewritten, which must be the same.
+fn generated(wasm: &[u8], limits: Limits) -> Result<usize, String> {
+    let [plain, rewritten] = [false, true].map(|rewrite| {
+        let cache = ModuleCache { dir: None, compiler: None, rewrite };
+        let program = WasmWitness::load(wasm, limits, &cache).map_err(|e| e.to_string())?;
+        assert_eq!(program.info().rewritten.is_some(), rewrite);
+        let inputs = Inputs::parse(br#"{"a": 5, "b": 77, "c": [1, -1, 3]}"#).unwrap();
+        let witness = program.generate(&inputs, &StopToken::new()).map_err(|e| e.to_string())?;
+        Ok(witness.values().to_vec())
+    });
+    assert_eq!(plain, rewritten);
+    plain.map(|values: Vec<_>| values.len())
+}
+
+#[test]
+fn a_module_cannot_ask_for_time_by_itself() {
+    let handler = Parts::read(OPERATORS).unwrap().exception_handler.unwrap();
+    let mut asks = emit::Body::new(1);
+    asks.op().i32_const(ASK).call(handler);
+    let wasm = altered(OPERATORS, &[(Function::ToNormal, asks.finish())], "memory", &[("init", 0)]);
+    let e = generated(&wasm, AMPLE).unwrap_err();
+    assert!(e.contains(&format!("exception {ASK} out of place")), "{e}");
+}
+
+#[test]
+fn a_module_that_hides_its_memory_gives_its_witness_through_its_functions() {
+    assert_eq!(generated(OPERATORS, AMPLE), Ok(46));
+    let hidden = altered(OPERATORS, &[], "other", &[]);
+    assert_eq!(generated(&hidden, AMPLE), Ok(46));
+    assert!(rewrite(&hidden).unwrap().1.witness.is_none() && rewrite(OPERATORS).unwrap().1.witness.is_some());
+}
+
+#[test]
+fn what_rewriting_adds_does_not_count_as_the_programs_memory() {
+    let pages = 11 << 16;
+    assert_eq!(generated(OPERATORS, Limits { memory: pages, ..AMPLE }), Ok(46));
+    let e = generated(OPERATORS, Limits { memory: pages - 1, ..AMPLE }).unwrap_err();
+    assert!(e.contains(&format!("more than its {} bytes", pages - 1)), "{e}");
+}
+
+#[test]
 fn what_takes_long_is_paid_for() {
     // An endless loop in a function of the circuit's asks again and again.
     let copy = Parts::read(OPERATORS).unwrap().imported + Function::Copy as u32;
@@ -516,12 +596,17 @@ fn what_takes_long_is_paid_for() {
     let mut power = emit::Body::new(3);
     let exp = Parts::read(OPERATORS).unwrap().imported + 30;
     power.op().i32_const(1 << 16).i32_const(0).i32_const(1 << 17).i32_const(1 << 17).call(exp);
-    let wasm = opened(OPERATORS, &[(Function::CopyN, endless.finish()), (Function::CopyN, power.finish())]);
+    // And a copy of many numbers at once.
+    let mut many = emit::Body::new(3);
+    many.op().loop_(wasm_encoder::BlockType::Empty).i32_const(1 << 19).i32_const(1 << 17).i32_const(4000);
+    many.op().call(Parts::read(OPERATORS).unwrap().imported + Function::CopyN as u32).br(0).end();
+    let added = [endless, power, many].map(|body| (Function::CopyN, body.finish()));
+    let wasm = opened(OPERATORS, &added);
     let mut config = Config::new();
     config.wasm_wide_arithmetic(true).wasm_multi_memory(true);
     let engine = Engine::new(&config).unwrap();
     let module = Module::new(&engine, rewrite(&wasm).unwrap().0).unwrap();
-    for function in [FUNCTIONS, FUNCTIONS + 1] {
+    for function in FUNCTIONS..FUNCTIONS + 3 {
         let mut linker: Linker<u32> = Linker::new(&engine);
         for import in module.imports() {
             let ExternType::Func(ty) = import.ty() else { panic!("{} is no function", import.name()) };
