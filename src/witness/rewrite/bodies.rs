@@ -5,9 +5,9 @@
 //! way of a function does not cover goes to circom's own body of it, which is kept behind the module's functions.
 //! Operands are the same place or lie apart, as circom lays them out.
 
-use wasm_encoder::{Function as Code, ValType};
+use wasm_encoder::{Function as Code, InstructionSink, ValType};
 
-use super::clock::COPIED_NUMBER;
+use super::clock::{self, COPIED_NUMBER};
 use super::emit::{Body, Limbs, Wide, at};
 use super::inverse;
 use super::runtime::{Function, HALF, LONG, MONTGOMERY, NUMBER, R, R_AT, R2, R3_AT, SCRATCH, VALUE};
@@ -271,9 +271,10 @@ fn copy_n(links: &Links) -> Code {
         b.call(links.own(Function::CopyN), &[to, from, count]);
         b.op().return_();
     });
-    let price = b.i64();
-    b.op().local_get(count).i64_extend_i32_u().i64_const(COPIED_NUMBER).i64_mul().local_set(price);
-    b.pay(price, links.ask);
+    let price = |op: &mut InstructionSink<'_>| {
+        op.local_get(count).i64_extend_i32_u().i64_const(COPIED_NUMBER).i64_mul();
+    };
+    clock::pay(&mut b.op(), price, links.ask);
     b.op().local_get(to).local_get(from).local_get(bytes).memory_copy(0, 0);
     b.finish()
 }
@@ -674,7 +675,7 @@ fn greater(links: &Links) -> Code {
 }
 
 /// A comparison whose result is a number, anew for short values only.
-fn compare(links: &Links, function: Function, operator: fn(&mut wasm_encoder::InstructionSink<'_>)) -> Code {
+fn compare(links: &Links, function: Function, operator: fn(&mut InstructionSink<'_>)) -> Code {
     let [to, a, c] = [0, 1, 2];
     let mut b = Body::new(3);
     let kinds = [b.kind(a), b.kind(c)];

@@ -30,7 +30,7 @@ const COPY_CALL: i64 = 10;
 const GROWTH: i64 = 10_000;
 /// Price of a call to the host, which may ask for a message of a thousand characters one by one.
 const HOST_CALL: i64 = 2000;
-/// Price of a number that the runtime's function for many copies.
+/// Price of each number that the runtime copies where it copies many.
 pub(super) const COPIED_NUMBER: i64 = 16;
 /// The export by which the host sees the budget: it answers when nothing is left, and never to a call of the module's own.
 pub(in super::super) const BUDGET_EXPORT: &str = "prover-worker.budget";
@@ -81,8 +81,6 @@ impl Clock {
                 Operator::Call { function_index } if function_index < self.runtime.start => {
                     open.last_mut()?.0 += HOST_CALL;
                 }
-                // Takes as long as its table is; circom writes none.
-                Operator::BrTable { .. } => return None,
                 Operator::MemoryGrow { .. } => open.last_mut()?.0 += GROWTH,
                 _ => open.last_mut()?.0 += 1,
             }
@@ -92,21 +90,18 @@ impl Clock {
 
     fn payment(&self, price: i64) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let mut op = InstructionSink::new(&mut bytes);
-        op.global_get(GLOBAL).i64_const(price).i64_sub().global_set(GLOBAL);
-        op.global_get(GLOBAL).i64_const(0).i64_lt_s();
-        op.if_(BlockType::Empty).call(self.ask).end();
+        pay(&mut InstructionSink::new(&mut bytes), |op| _ = op.i64_const(price), self.ask);
         bytes
     }
 }
 
-impl Body {
-    /// Pays for what is about to be done, by a price in a local.
-    pub(super) fn pay(&mut self, price: u32, ask: u32) {
-        self.op().global_get(GLOBAL).local_get(price).i64_sub().global_set(GLOBAL);
-        self.op().global_get(GLOBAL).i64_const(0).i64_lt_s();
-        self.when(|b| _ = b.op().call(ask));
-    }
+/// Takes a price, which is put on the stack, from the budget, and asks for more where nothing is left.
+pub(super) fn pay(op: &mut InstructionSink<'_>, price: impl FnOnce(&mut InstructionSink<'_>), ask: u32) {
+    op.global_get(GLOBAL);
+    price(op);
+    op.i64_sub().global_set(GLOBAL);
+    op.global_get(GLOBAL).i64_const(0).i64_lt_s();
+    op.if_(BlockType::Empty).call(ask).end();
 }
 
 /// A function that asks the host and takes the next budget.
