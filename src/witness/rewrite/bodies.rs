@@ -142,6 +142,18 @@ impl Body {
         self.op().local_get(borrow).i64_eqz().i32_eqz();
     }
 
+    /// Ends the function with a comparison of two numbers where both are short. Gives their kinds.
+    fn shorts_apart(&mut self, a: u32, c: u32, compare: fn(&mut InstructionSink<'_>)) -> [u32; 2] {
+        let kinds = [self.kind(a), self.kind(c)];
+        self.both_short(kinds[0], kinds[1]);
+        self.when(|b| {
+            b.op().local_get(a).i32_load(at(0)).local_get(c).i32_load(at(0));
+            compare(&mut b.op());
+            b.op().return_();
+        });
+        kinds
+    }
+
     /// Puts on the stack whether both numbers, of kinds a and b, are short.
     fn both_short(&mut self, a: u32, b: u32) {
         self.op().local_get(a).local_get(b).i32_or().i32_const(IS_LONG).i32_and().i32_eqz();
@@ -636,9 +648,7 @@ fn mul(links: &Links) -> Code {
 fn equal(links: &Links) -> Code {
     let [a, c] = [0, 1];
     let mut b = Body::new(2);
-    let kinds = [b.kind(a), b.kind(c)];
-    b.both_short(kinds[0], kinds[1]);
-    b.when(|b| _ = b.op().local_get(a).i32_load(at(0)).local_get(c).i32_load(at(0)).i32_eq().return_());
+    let kinds = b.shorts_apart(a, c, |op| _ = op.i32_eq());
     // Both long, and of one form.
     b.op().local_get(kinds[0]).local_get(kinds[1]).i32_and().i32_const(IS_LONG).i32_and().i32_eqz();
     b.op().local_get(kinds[0]).local_get(kinds[1]).i32_xor().i32_const(IS_MONTGOMERY).i32_and().i32_or();
@@ -655,9 +665,7 @@ fn equal(links: &Links) -> Code {
 fn greater(links: &Links) -> Code {
     let [a, c] = [0, 1];
     let mut b = Body::new(2);
-    let kinds = [b.kind(a), b.kind(c)];
-    b.both_short(kinds[0], kinds[1]);
-    b.when(|b| _ = b.op().local_get(a).i32_load(at(0)).local_get(c).i32_load(at(0)).i32_gt_s().return_());
+    b.shorts_apart(a, c, |op| _ = op.i32_gt_s());
     b.call(links.number(Function::ToLongNormal), &[a]);
     b.call(links.number(Function::ToLongNormal), &[c]);
     let (x, y) = (b.load(a, LIMBS), b.load(c, LIMBS));
