@@ -40,7 +40,9 @@ pub(super) struct Host {
     began: bool,
     ended: bool,
     message_char: Option<TypedFunc<(), i32>>,
+    /// Whether the program was rewritten, so that it asks for the time by itself.
     rewritten: bool,
+    /// When it is to stop.
     stop: StopToken,
 }
 

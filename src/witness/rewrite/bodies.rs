@@ -142,6 +142,17 @@ impl Body {
         self.op().local_get(borrow).i64_eqz().i32_eqz();
     }
 
+    /// Where a number is long, puts it into its normal form and does something with its value.
+    fn if_long(&mut self, links: &Links, number: u32, body: impl FnOnce(&mut Self, Wide)) {
+        let kind = self.kind(number);
+        self.has(kind, IS_LONG);
+        self.when(|b| {
+            b.call(links.number(Function::ToNormal), &[number]);
+            let x = b.load(number, LIMBS);
+            body(b, x);
+        });
+    }
+
     /// Ends the function with a comparison of two numbers where both are short. Gives their kinds.
     fn shorts_apart(&mut self, a: u32, c: u32, compare: fn(&mut InstructionSink<'_>)) -> [u32; 2] {
         let kinds = [self.kind(a), self.kind(c)];
@@ -495,11 +506,7 @@ fn to_long_normal(links: &Links) -> Code {
 fn is_negative(links: &Links) -> Code {
     let number = 0;
     let mut b = Body::new(1);
-    let kind = b.kind(number);
-    b.has(kind, IS_LONG);
-    b.when(|b| {
-        b.call(links.number(Function::ToNormal), &[number]);
-        let x = b.load(number, LIMBS);
+    b.if_long(links, number, |b, x| {
         b.above_half(x);
         b.op().return_();
     });
@@ -511,11 +518,7 @@ fn is_negative(links: &Links) -> Code {
 fn to_int(links: &Links) -> Code {
     let number = 0;
     let mut b = Body::new(1);
-    let kind = b.kind(number);
-    b.has(kind, IS_LONG);
-    b.when(|b| {
-        b.call(links.number(Function::ToNormal), &[number]);
-        let x = b.load(number, LIMBS);
+    b.if_long(links, number, |b, x| {
         let negative = b.i32();
         b.above_half(x);
         b.op().local_set(negative).local_get(x[0]).i32_wrap_i64();
