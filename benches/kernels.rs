@@ -45,13 +45,17 @@ const KINDS: [(&str, Scalars); 4] = [
     ("one value", |rng, n| vec![Fr::rand(rng); n]),
 ];
 
-/// n different points, cheaply: a walk with a random step.
+/// n different points, cheaply: a walk whose step changes by a step that changes. With a constant step the sums of many
+/// pairs would be equal, as they are in no key, and points that are equal take longer to add.
 fn points<G: CurveGroup>(rng: &mut StdRng, n: usize) -> Vec<G::Affine> {
-    let (mut at, step) = (G::rand(rng), G::rand(rng));
+    let mut at: [G; 4] = std::array::from_fn(|_| G::rand(rng));
     let walk: Vec<G> = (0..n)
         .map(|_| {
-            at += step;
-            at
+            for k in 0..3 {
+                let step = at[k + 1];
+                at[k] += step;
+            }
+            at[0]
         })
         .collect();
     G::normalize_batch(&walk)

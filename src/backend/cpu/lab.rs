@@ -6,7 +6,7 @@ use ark_ff::BigInteger256;
 use rayon::ThreadPool;
 
 use super::lanes::{Field, Isa, Kernel, Lanes};
-use super::msm::{Bases, InG1, InG2, Sorted};
+use super::msm::{Bases, InG1, InG2, Pool, Sorted};
 use super::quotient::Constraints;
 use super::{BackendError, Engine, Instructions, On, engine, pool};
 use crate::model::{Fq, G1, G2, ProvingKey, StopToken};
@@ -75,13 +75,13 @@ impl<I: Isa> Bench for On<I> {
     fn g1(&self, section: &[u8], pool: Arc<ThreadPool>) -> Result<Product<G1>, BackendError> {
         let bases = pool.install(|| Bases::<I, InG1>::new(self.0, section, 0))?;
         let stop = StopToken::new();
-        Ok(Box::new(move |scalars| pool.install(|| bases.msm(&Sorted::new(scalars), &stop))))
+        Ok(Box::new(move |scalars| pool.install(|| bases.msm(&Sorted::new(scalars), &Pool::new(), &stop))))
     }
 
     fn g2(&self, section: &[u8], pool: Arc<ThreadPool>) -> Result<Product<G2>, BackendError> {
         let bases = pool.install(|| Bases::<I, InG2>::new(self.0, section, 0))?;
         let stop = StopToken::new();
-        Ok(Box::new(move |scalars| pool.install(|| bases.msm(&Sorted::new(scalars), &stop))))
+        Ok(Box::new(move |scalars| pool.install(|| bases.msm(&Sorted::new(scalars), &Pool::new(), &stop))))
     }
 
     fn quotient(&self, key: &ProvingKey, w: Vec<BigInteger256>, pool: Arc<ThreadPool>) -> Result<Run, BackendError> {

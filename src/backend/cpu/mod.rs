@@ -28,7 +28,7 @@ use lanes::Isa;
 use lanes::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use lanes::{avx2::Avx2, ifma::Avx512Ifma};
-use msm::{Bases, InG1, InG2, Sorted};
+use msm::{Bases, InG1, InG2, Pool, Sorted};
 use quotient::Constraints;
 
 /// The processor as a device.
@@ -208,32 +208,36 @@ impl<I: Isa> LoadedKey for CpuKey<I> {
         }
         let steps = Steps { done: AtomicU32::new(0), stop, on };
         let w = witness.values();
+        let lent = Pool::new();
         self.pool.install(|| {
             steps.done(0)?;
-            // Side by side, so that many threads have work where one of the two has none to share.
-            let (h, sums) = rayon::join(
-                || -> Result<G1, BackendError> {
-                    let h = self.constraints.quotient(self.isa, w);
-                    steps.done(10)?;
-                    let sorted = Sorted::new(h.scalars());
-                    drop(h);
-                    let h = self.h.msm(&sorted, stop);
-                    steps.done(20)?;
-                    Ok(h)
-                },
-                || -> Result<(G1, G1, G2, G1), BackendError> {
-                    let sorted = Sorted::new(w);
-                    let b2 = self.b2.msm(&sorted, stop);
+            // All side by side: each has parts that keep only some of many threads busy, and an end that keeps one.
+            let h = || -> Result<G1, BackendError> {
+                let h = self.constraints.quotient(self.isa, w);
+                steps.done(10)?;
+                let sorted = Sorted::new(h.scalars());
+                drop(h);
+                let h = self.h.msm(&sorted, &lent, stop);
+                steps.done(20)?;
+                Ok(h)
+            };
+            let sums = || -> Result<(G1, G1, G2, G1), BackendError> {
+                let sorted = Sorted::new(w);
+                let in_g1 = |bases: &Bases<I, InG1>, percent| -> Result<G1, BackendError> {
+                    let sum = bases.msm(&sorted, &lent, stop);
+                    steps.done(percent)?;
+                    Ok(sum)
+                };
+                let b2 = || -> Result<G2, BackendError> {
+                    let b2 = self.b2.msm(&sorted, &Pool::new(), stop);
                     steps.done(25)?;
-                    let a = self.a.msm(&sorted, stop);
-                    steps.done(18)?;
-                    let b1 = self.b1.msm(&sorted, stop);
-                    steps.done(9)?;
-                    let c = self.c.msm(&sorted, stop);
-                    steps.done(18)?;
-                    Ok((a, b1, b2, c))
-                },
-            );
+                    Ok(b2)
+                };
+                let ac = || rayon::join(|| in_g1(&self.a, 18), || in_g1(&self.c, 18));
+                let ((b2, b1), (a, c)) = rayon::join(|| rayon::join(b2, || in_g1(&self.b1, 9)), ac);
+                Ok((a?, b1?, b2?, c?))
+            };
+            let (h, sums) = rayon::join(h, sums);
             let (h, (a, b1, b2, c)) = (h?, sums?);
             Ok(Commitments { a, b1, b2, c, h })
         })

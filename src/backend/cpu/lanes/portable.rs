@@ -1,9 +1,14 @@
-//! Any processor: one element at a time, on arkworks' arithmetic.
+//! Any processor: one element at a time, in limbs of 64 bits.
+//!
+//! In arkworks' Montgomery form, but not reduced: a value is any representative below 2p, so that a product ends without a
+//! subtraction (C. D. Walter, *Montgomery exponentiation needs no final subtractions*, 1999). What has to be corrected,
+//! after a sum, is corrected without a branch: whether it must be cannot be predicted, and a wrong prediction costs
+//! as much as a third of a product.
 
-use ark_ff::{AdditiveGroup, BigInteger, BigInteger256, Field as _, Fp, MontBackend, MontConfig, PrimeField};
+use ark_ff::{BigInteger256, Fp, MontBackend, MontConfig, PrimeField};
 use zeroize::Zeroize;
 
-use super::inverse::inverse;
+use super::inverse::inverse_of_integer;
 use super::{Field, Isa, Kernel, Lanes, Pair, separate_reductions};
 use crate::model::{Fq, Fr};
 
@@ -23,8 +28,11 @@ impl Isa for Portable {
     }
 }
 
-/// One element of arkworks, in its Montgomery form.
-pub(in crate::backend::cpu) struct One<C: MontConfig<4>>(Fp<MontBackend<C, 4>, 4>);
+/// Limbs, least first.
+type Limbs = [u64; 4];
+
+/// One element: x·2^256 mod p, as any of its two representatives below 2p.
+pub(in crate::backend::cpu) struct One<C: MontConfig<4>>(Limbs, std::marker::PhantomData<C>);
 
 impl<C: MontConfig<4>> Clone for One<C> {
     #[inline(always)]
@@ -35,24 +43,105 @@ impl<C: MontConfig<4>> Clone for One<C> {
 
 impl<C: MontConfig<4>> Copy for One<C> {}
 
-/// a·b; in debug builds a function of its own, for the sake of the time that the compiler takes.
-#[cfg_attr(debug_assertions, inline(never))]
-#[cfg_attr(not(debug_assertions), inline(always))]
-fn product<C: MontConfig<4>>(a: Fp<MontBackend<C, 4>, 4>, b: Fp<MontBackend<C, 4>, 4>) -> Fp<MontBackend<C, 4>, 4> {
-    a * b
-}
-
-/// a²; as [`product`].
-#[cfg_attr(debug_assertions, inline(never))]
-#[cfg_attr(not(debug_assertions), inline(always))]
-fn square<C: MontConfig<4>>(a: Fp<MontBackend<C, 4>, 4>) -> Fp<MontBackend<C, 4>, 4> {
-    a.square()
-}
-
 impl<C: MontConfig<4>> Zeroize for One<C> {
     fn zeroize(&mut self) {
         self.0.zeroize();
     }
+}
+
+impl<C: MontConfig<4>> One<C> {
+    const P: Limbs = C::MODULUS.0;
+    const TWICE_P: Limbs = {
+        // Room for sums of two values, and for what a product holds in its course: less than 3p.
+        assert!(C::MODULUS.0[3] >> 62 == 0, "4p < 2^256");
+        let p = C::MODULUS.0;
+        [p[0] << 1, p[1] << 1 | p[0] >> 63, p[2] << 1 | p[1] >> 63, p[3] << 1 | p[2] >> 63]
+    };
+
+    #[inline(always)]
+    fn new(limbs: Limbs) -> Self {
+        Self(limbs, std::marker::PhantomData)
+    }
+
+    /// From any representative below 2^256.
+    #[inline(always)]
+    fn reduced(mut limbs: Limbs) -> Self {
+        // What this module packed is below 2p, which a branch may rely on. 2^256 < 6p, for these fields.
+        if limbs[3] >= Self::TWICE_P[3] {
+            limbs = least(least(limbs, &Self::TWICE_P), &Self::TWICE_P);
+        }
+        Self::new(limbs)
+    }
+
+    /// The representative below p.
+    #[inline(always)]
+    fn canonical(self) -> Limbs {
+        least(self.0, &Self::P)
+    }
+}
+
+/// a·b + c + d, low and high.
+#[inline(always)]
+fn multiply_add(a: u64, b: u64, c: u64, d: u64) -> (u64, u64) {
+    let sum = u128::from(a) * u128::from(b) + u128::from(c) + u128::from(d);
+    (sum as u64, (sum >> 64) as u64)
+}
+
+/// a − b, and all ones if it is negative.
+#[inline(always)]
+fn subtract(a: Limbs, b: &Limbs) -> (Limbs, u64) {
+    let (mut out, mut borrow) = ([0; 4], false);
+    for (out, (a, b)) in out.iter_mut().zip(a.iter().zip(b)) {
+        (*out, borrow) = a.borrowing_sub(*b, borrow);
+    }
+    (out, u64::from(borrow).wrapping_neg())
+}
+
+/// a + b, of less than 2^256.
+#[inline(always)]
+fn sum(a: Limbs, b: Limbs) -> Limbs {
+    let (mut out, mut carry) = ([0; 4], false);
+    for (out, (a, b)) in out.iter_mut().zip(a.iter().zip(b)) {
+        (*out, carry) = a.carrying_add(b, carry);
+    }
+    out
+}
+
+/// b where the mask has ones, else a.
+#[inline(always)]
+fn choose(a: Limbs, b: Limbs, mask: u64) -> Limbs {
+    std::array::from_fn(|i| a[i] ^ ((a[i] ^ b[i]) & mask))
+}
+
+/// a less m, unless that is negative.
+#[inline(always)]
+fn least(a: Limbs, m: &Limbs) -> Limbs {
+    let (less, negative) = subtract(a, m);
+    choose(less, a, negative)
+}
+
+/// a·b / 2^256 mod p, below a·b/2^256 + p: below 2p for factors below 2p. Row by row, reduced as it grows (CIOS in Ç. K.
+/// Koç, T. Acar and B. S. Kaliski, *Analyzing and comparing Montgomery multiplication algorithms*, 1996).
+///
+/// In debug builds a function of its own, for the sake of the time that the compiler takes.
+#[cfg_attr(debug_assertions, inline(never))]
+#[cfg_attr(not(debug_assertions), inline(always))]
+fn product<C: MontConfig<4>>(a: Limbs, b: Limbs) -> Limbs {
+    let mut t: Limbs = [0; 4];
+    for b in b {
+        let mut carry = 0;
+        for (t, a) in t.iter_mut().zip(a) {
+            (*t, carry) = multiply_add(a, b, *t, carry);
+        }
+        let m = t[0].wrapping_mul(C::INV);
+        let (_, mut high) = multiply_add(m, C::MODULUS.0[0], t[0], 0);
+        for i in 1..4 {
+            (t[i - 1], high) = multiply_add(m, C::MODULUS.0[i], t[i], high);
+        }
+        // t < a + p after each row, so that nothing is carried.
+        t[3] = carry + high;
+    }
+    t
 }
 
 impl<C: MontConfig<4>> Field for One<C>
@@ -64,15 +153,12 @@ where
 
     #[inline(always)]
     fn add(self, other: Self) -> Self {
-        Self(self.0 + other.0)
+        Self::new(least(sum(self.0, other.0), &Self::TWICE_P))
     }
     #[inline(always)]
     fn sub(self, other: Self) -> Self {
-        Self(self.0 - other.0)
-    }
-    #[inline(always)]
-    fn double(self) -> Self {
-        Self(self.0.double())
+        let (difference, negative) = subtract(self.0, &other.0);
+        Self::new(sum(difference, Self::TWICE_P.map(|limb| limb & negative)))
     }
     #[inline(always)]
     fn sum(self, other: Self) -> Self {
@@ -84,26 +170,29 @@ where
     }
     #[inline(always)]
     fn mul(a: impl Into<Self>, b: Self) -> Self {
-        Self(product(a.into().0, b.0))
+        Self::new(product::<C>(a.into().0, b.0))
     }
     #[inline(always)]
     fn square(self) -> Self {
-        Self(square(self.0))
+        Self::new(product::<C>(self.0, self.0))
     }
     #[inline(always)]
     fn negate_where(self, mask: u32) -> Self {
-        if mask == 0 { self } else { Self(-self.0) }
+        let minus = Self::new([0; 4]).sub(self);
+        self.select(minus, mask)
     }
     #[inline(always)]
     fn select(self, other: Self, mask: u32) -> Self {
-        if mask == 0 { self } else { other }
+        Self::new(choose(self.0, other.0, u64::from(mask & 1).wrapping_neg()))
     }
     #[inline(always)]
     fn zeros(self) -> u32 {
-        u32::from(self.0 == Fp::ZERO)
+        u32::from(self.0 == [0; 4] || self.0 == Self::P)
     }
     fn invert(self) -> Self {
-        Self(inverse(self.0))
+        // 1/(x·2^256), and twice 2^256 more by each of two products.
+        let r2 = Self::new(C::R2.0);
+        Self::mul(Self::mul(Self::new(inverse_of_integer(self.0, Self::P)), r2), r2)
     }
 }
 
@@ -121,27 +210,27 @@ macro_rules! lanes {
             }
             #[inline(always)]
             fn splat(_: Portable, x: $element) -> Self {
-                Self(x)
+                Self::new(x.0.0)
             }
             #[inline(always)]
             fn encode(_: Portable, elements: &[$element]) -> Self {
                 assert_eq!(elements.len(), 1);
-                Self(elements[0])
+                Self::new(elements[0].0.0)
             }
             #[inline(always)]
             fn decode(self, elements: &mut [$element]) {
                 assert_eq!(elements.len(), 1);
-                elements[0] = self.0;
+                elements[0] = Fp::new_unchecked(BigInteger256::new(self.canonical()));
             }
             #[inline(always)]
             fn gather(_: Portable, from: &[Pair], at: &[u32]) -> [Self; 2] {
                 assert_eq!(at.len(), 1);
-                from[at[0] as usize].0.map(|limbs| Self(canonical(limbs)))
+                from[at[0] as usize].0.map(Self::reduced)
             }
             #[inline(always)]
             fn store(values: [Self; 2], to: &mut [Pair]) {
                 assert_eq!(to.len(), 1);
-                to[0] = Pair(values.map(|v| v.0.0.0));
+                to[0] = Pair(values.map(|v| v.0));
             }
             #[inline(always)]
             fn transpose(_: Portable, square: &mut [Self]) {
@@ -154,23 +243,60 @@ macro_rules! lanes {
 lanes!(ark_bn254::FqConfig, Fq);
 lanes!(ark_bn254::FrConfig, Fr);
 
-/// arkworks computes with representatives below p only. What this module packs is below p already.
-#[inline(always)]
-fn canonical<C: MontConfig<4>>(limbs: [u64; 4]) -> Fp<MontBackend<C, 4>, 4>
-where
-    Fp<MontBackend<C, 4>, 4>: PrimeField<BigInt = BigInteger256>,
-{
-    let mut x = BigInteger256::new(limbs);
-    while x >= C::MODULUS {
-        x.sub_with_borrow(&C::MODULUS);
-    }
-    Fp::new_unchecked(x)
-}
-
 #[cfg(test)]
 mod tests {
+    use ark_ff::{AdditiveGroup, Field as _};
+
+    use super::*;
+
     #[test]
     fn one_element_at_a_time() {
-        super::super::suite::conforms(super::Portable);
+        super::super::suite::conforms(Portable);
+    }
+
+    /// Both representatives of what lies at the borders, and what a 256-bit value is reduced to.
+    fn borders<C: MontConfig<4>>()
+    where
+        Fp<MontBackend<C, 4>, 4>: PrimeField<BigInt = BigInteger256>,
+        One<C>: Field,
+    {
+        let p = One::<C>::P;
+        let least = [[0; 4], [1, 0, 0, 0], subtract(p, &[1, 0, 0, 0]).0, subtract(p, &[0, 0, 0, 1]).0, C::R.0];
+        let all: Vec<One<C>> =
+            least.iter().flat_map(|x| [*x, sum(*x, p)]).map(|limbs| One(limbs, std::marker::PhantomData)).collect();
+        let value = |x: One<C>| Fp::<MontBackend<C, 4>, 4>::new_unchecked(BigInteger256::new(x.canonical()));
+        let same = |got: One<C>, expected: Fp<MontBackend<C, 4>, 4>| {
+            assert!(subtract(got.0, &One::<C>::TWICE_P).1 != 0, "{:x?} is not below 2p", got.0);
+            assert_eq!(value(got), expected);
+            assert_eq!(got.zeros(), u32::from(expected == Fp::ZERO));
+        };
+        for &a in &all {
+            same(a.square(), value(a).square());
+            same(a.double(), value(a).double());
+            same(a.negate_where(1), -value(a));
+            same(a.negate_where(0), value(a));
+            same(a.invert(), value(a).inverse().unwrap_or_default());
+            for &b in &all {
+                same(One::mul(a, b), value(a) * value(b));
+                same(a.add(b), value(a) + value(b));
+                same(a.sub(b), value(a) - value(b));
+                same(a.select(b, 1), value(b));
+                same(a.select(b, 0), value(a));
+            }
+        }
+        let ones = [u64::MAX; 4];
+        for limbs in [ones, sum(One::<C>::TWICE_P, One::<C>::TWICE_P), subtract(ones, &p).0, One::<C>::TWICE_P] {
+            let bytes: Vec<u8> = limbs.iter().flat_map(|limb| limb.to_le_bytes()).collect();
+            let plain = Fp::<MontBackend<C, 4>, 4>::from_le_bytes_mod_order(&bytes);
+            // As if the limbs were 2^256 times the value.
+            let two = Fp::<MontBackend<C, 4>, 4>::from(2u64);
+            same(One::reduced(limbs), plain * two.pow([256]).inverse().unwrap_or_default());
+        }
+    }
+
+    #[test]
+    fn representatives_at_the_borders() {
+        borders::<ark_bn254::FqConfig>();
+        borders::<ark_bn254::FrConfig>();
     }
 }

@@ -1,4 +1,4 @@
-//! An instruction set for tests: as many lanes as one likes, one after another on arkworks' arithmetic.
+//! An instruction set for tests: as many lanes as one likes, one after another on the portable arithmetic.
 //!
 //! It shows the code above the seam every number of lanes on any machine.
 

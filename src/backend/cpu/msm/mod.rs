@@ -27,7 +27,8 @@ use crate::model::{Fq, StopToken, limbs};
 pub(super) use curve::{Curve, InG1, InG2};
 use sort::Segments;
 pub(super) use sort::Sorted;
-use sums::{Direct, GROUP, Points, Pool, Slots, Sums, sum};
+pub(super) use sums::Pool;
+use sums::{Direct, GROUP, Points, Slots, Sums, sum};
 
 /// Points of one section of a key, packed; infinity is left out (up to two thirds of B in real keys).
 ///
@@ -116,12 +117,11 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
     /// sum: the caller looks at the token.
     ///
     /// Memory: the buckets of as many windows as are summed at a time (64 or 128 bytes for each of 2^(window − 1)), and
-    /// a megabyte a thread.
-    pub(super) fn msm(&self, scalars: &Sorted, stop: &StopToken) -> Projective<C::Config> {
+    /// what the pool lends, less than a megabyte a thread.
+    pub(super) fn msm(&self, scalars: &Sorted, pool: &Pool<I, C>, stop: &StopToken) -> Projective<C::Config> {
         if self.points.len() == 0 {
             return Projective::zero();
         }
-        let pool = Pool::<I, C>::new();
         // As many entries as leave a group's worth of points, unless hardly any leaves one.
         let full = GROUP / C::HALVES;
         let group = (full * self.places.count as usize).div_ceil(self.points.len()).min(16 * full);
@@ -130,12 +130,12 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
         // Windows with few entries are summed together.
         let together = (2 * group * scalars.windows).div_ceil(entries.max(1)).clamp(1, scalars.windows);
         let (units, lines) = rayon::join(
-            || sum(self.isa, from, (&scalars.units, 0..1), group, &pool, stop),
+            || sum(self.isa, from, (&scalars.units, 0..1), group, pool, stop),
             || {
                 let tasks = (0..scalars.windows.div_ceil(together)).into_par_iter();
                 let lines = tasks.map(|k| {
                     let windows = k * together..((k + 1) * together).min(scalars.windows);
-                    self.lines(scalars, windows, group, &pool, stop)
+                    self.lines(scalars, windows, group, pool, stop)
                 });
                 lines.collect::<Vec<_>>()
             },
@@ -154,7 +154,7 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
                 }
             }
         });
-        let sums = sum(self.isa, (&all.points, &Direct), (&bits, 0..bits.len()), full, &pool, stop);
+        let sums = sum(self.isa, (&all.points, &Direct), (&bits, 0..bits.len()), full, pool, stop);
         horner(&sums.segments, &sums.decode::<I, C>(self.isa))
     }
 

@@ -56,10 +56,13 @@ impl Points {
             .all(|half| half.get(at).is_none_or(|pair| pair.0.as_flattened().iter().all(|limb| *limb == 0)))
     }
 
-    /// Grows to at least so many points.
-    fn reserve<I: Isa, C: Curve<I>>(&mut self, count: usize) {
+    /// Makes room for at least so many points, whose values are of no account: what was there may be lost.
+    fn room<I: Isa, C: Curve<I>>(&mut self, count: usize) {
         for half in &mut self.halves[..C::HALVES] {
             if half.len() < count {
+                // In place of the old one, rather than beside it.
+                *half = Vec::new();
+                half.reserve_exact(count);
                 half.resize(count, Pair::default());
             }
         }
@@ -120,10 +123,10 @@ impl<I: Isa, C: Curve<I>> Kernel<I> for Decode<'_, C> {
 /// Scratch memory that tasks lend each other: as many as run at a time.
 ///
 /// One holds a packed point for each entry of a group, and half as many products: less than a megabyte.
-pub(super) struct Pool<I: Isa, C: Curve<I>>(Mutex<Vec<Scratch<I, C>>>);
+pub(in crate::backend::cpu) struct Pool<I: Isa, C: Curve<I>>(Mutex<Vec<Scratch<I, C>>>);
 
 impl<I: Isa, C: Curve<I>> Pool<I, C> {
-    pub(super) fn new() -> Self {
+    pub(in crate::backend::cpu) fn new() -> Self {
         Self(Mutex::new(Vec::new()))
     }
 
@@ -205,6 +208,7 @@ pub(super) fn sum<I: Isa, C: Curve<I>>(
 const MOST_GROUPS_A_TASK: usize = 8;
 
 /// What a group adds up, segment by segment.
+#[derive(Default)]
 struct Terms {
     /// Indices of points, with [`MINUS`] where they are taken away.
     entries: Zeroizing<Vec<u32>>,
@@ -215,20 +219,10 @@ struct Terms {
 }
 
 impl Terms {
-    fn new() -> Self {
-        let list = || Zeroizing::new(Vec::with_capacity(2 * GROUP));
-        Self { entries: list(), lengths: list(), segments: list() }
-    }
-
     /// Lists what a range of entries adds up.
     fn list(&mut self, segments: &Segments, range: Range<usize>, slots: &impl Slots) {
         for list in [&mut self.entries, &mut self.lengths, &mut self.segments] {
-            // With room for all at once: a list that grew would leave a copy behind.
-            list.clear();
-            let most = range.len() + SLACK;
-            if list.capacity() < most {
-                *list = Zeroizing::new(Vec::with_capacity(most));
-            }
+            renew(list, range.len() + SLACK);
         }
         // Which entries have a slot cannot be predicted: those that have none are overwritten.
         self.entries.resize(range.len(), 0);
@@ -273,24 +267,32 @@ const STEP: usize = 4;
 /// Room past the end of a list, for pairs that are listed in vain.
 const SLACK: usize = 2 * STEP;
 
-/// So many entries of a list that has its full length at once: one that grew would leave a copy behind.
+/// Makes room in a list for so many entries at once, losing what is there: one that grew would leave a copy behind. No
+/// more than that, and not the most of any group: all of it is overwritten in the end, and small proofs need little.
+fn renew(list: &mut Zeroizing<Vec<u32>>, most: usize) {
+    list.clear();
+    if list.capacity() < most {
+        *list = Zeroizing::new(Vec::with_capacity(most.next_multiple_of(1 << 10)));
+    }
+}
+
+/// So many entries of a list, of any value.
 fn room(list: &mut Zeroizing<Vec<u32>>, len: usize) {
     if list.capacity() < len {
-        *list = Zeroizing::new(Vec::with_capacity(len));
+        renew(list, len);
     }
     list.resize(len, 0);
 }
 
 impl<I: Isa, C: Curve<I>> Scratch<I, C> {
     fn new() -> Self {
-        let list = || Zeroizing::new(Vec::with_capacity(2 * GROUP));
         Self {
-            terms: Terms::new(),
-            next: Terms::new(),
-            after: list(),
-            left: list(),
-            right: list(),
-            singles: list(),
+            terms: Terms::default(),
+            next: Terms::default(),
+            after: Zeroizing::default(),
+            left: Zeroizing::default(),
+            right: Zeroizing::default(),
+            singles: Zeroizing::default(),
             arena: Points::default(),
             prefixes: Vec::new(),
         }
@@ -322,7 +324,8 @@ impl<I: Isa, C: Curve<I>> Scratch<I, C> {
         let end = free + pairs.next_multiple_of(I::LANES);
         let terms = entries.len();
         entries.resize(terms + SLACK, 0);
-        room(&mut self.after, terms - pairs + SLACK);
+        // Changes places with `entries`, so it is as long.
+        room(&mut self.after, terms + SLACK);
         room(&mut self.left, pairs.next_multiple_of(I::LANES) + SLACK);
         room(&mut self.right, pairs.next_multiple_of(I::LANES) + SLACK);
         room(&mut self.singles, if first { (terms - 2 * pairs).next_multiple_of(I::LANES) + SLACK } else { 0 });
@@ -389,9 +392,11 @@ impl<I: Isa, C: Curve<I>> Kernel<I> for Rounds<'_, I, C> {
         let s = self.scratch;
         // A term for each entry at most, and less than a vector more in each round and for the singles.
         let terms = s.terms.entries.len();
-        s.arena.reserve::<I, C>(terms + (terms.max(1).ilog2() as usize + 4) * I::LANES);
+        s.arena.room::<I, C>(terms + (terms.max(1).ilog2() as usize + 4) * I::LANES);
         let vectors = (terms / 2).div_ceil(I::LANES);
         if s.prefixes.len() < vectors {
+            s.prefixes = Vec::new();
+            s.prefixes.reserve_exact(vectors);
             s.prefixes.resize(vectors, C::one(isa));
         }
         let mut exact = false;

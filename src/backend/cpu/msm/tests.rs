@@ -48,7 +48,7 @@ fn check<I: Isa, C: Curve<I>>(isa: I, points: &[Affine<C::Config>], scalars: &[F
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let got = pool.install(|| {
         let bases = Bases::<I, C>::new(isa, &section::<I, C>(points), 0).unwrap();
-        bases.msm(&Sorted::new(&plain), &StopToken::new())
+        bases.msm(&Sorted::new(&plain), &Pool::new(), &StopToken::new())
     });
     assert!(got == expected, "{} points on {threads} threads, {}", points.len(), I::NAME);
 }
@@ -194,7 +194,7 @@ fn private_wires_only<I: Isa>(isa: I) {
         for p in [&p[first..], &holes(&p[first..]), &p[first..n - (n - first) / 2]] {
             let bases = Bases::<I, InG1>::new(isa, &section::<I, InG1>(p), first).unwrap();
             let expected = G1::msm_bigint(p, &s[first..first + p.len()]);
-            assert!(bases.msm(&sorted, &StopToken::new()) == expected, "from wire {first} on");
+            assert!(bases.msm(&sorted, &Pool::new(), &StopToken::new()) == expected, "from wire {first} on");
             assert_eq!(bases.points.len(), p.iter().filter(|p| !p.is_zero()).count());
         }
     }
@@ -237,7 +237,7 @@ fn stopped<I: Isa>(isa: I) {
     let bases = Bases::<I, InG1>::new(isa, &section::<I, InG1>(&p), 0).unwrap();
     let stop = StopToken::new();
     stop.stop(crate::model::StopReason::Cancelled);
-    assert!(bases.msm(&Sorted::new(&s), &stop).is_zero(), "nothing was summed");
+    assert!(bases.msm(&Sorted::new(&s), &Pool::new(), &stop).is_zero(), "nothing was summed");
 }
 
 #[test]
