@@ -14,26 +14,8 @@ fn kernel_sources() -> Vec<String> {
     sources
 }
 
-/// Whether the program's relocations can be packed. There are some fifty thousand, for it is position-independent: unpacked
-/// they are 1.2 MB, which each start reads and holds in memory. glibc reads packed ones from version 2.36 on: a program
-/// built beside such a one then asks for it, where it would make do with 2.34.
-fn relative_relocations() -> bool {
-    let target = |what: &str| std::env::var(format!("CARGO_CFG_TARGET_{what}")).unwrap_or_default();
-    let here = std::env::var("HOST").ok() == std::env::var("TARGET").ok();
-    if !here || target("OS") != "linux" || target("ENV") != "gnu" {
-        return false;
-    }
-    let version = std::process::Command::new("getconf").arg("GNU_LIBC_VERSION").output();
-    let version = version.map(|out| String::from_utf8_lossy(&out.stdout).into_owned()).unwrap_or_default();
-    let mut numbers = version.trim().trim_start_matches("glibc ").split('.').map(str::parse::<u32>);
-    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (2, 36))
-}
-
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    if relative_relocations() {
-        println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
-    }
     if cfg!(any(feature = "cuda", feature = "kernels-on-host")) {
         for source in kernel_sources() {
             println!("cargo::rerun-if-changed={source}");

@@ -12,6 +12,7 @@ does not. Needs nothing but Python 3 and GNU time.
 import argparse
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -38,6 +39,8 @@ def peak_memory(command, extra):
     """
     env = dict(os.environ, **extra)
     child = subprocess.run(["time", "-f", "%M", *command], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    if child.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}: exit code {child.returncode}: {child.stderr.decode(errors='replace')}")
     return int(child.stderr.split()[-1]) / 1024
 
 
@@ -51,6 +54,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("keys", nargs="+", type=pathlib.Path)
     args = parser.parse_args()
+    if shutil.which("time") is None:
+        sys.exit("GNU time is not installed (package time)")
 
     sets = args.cpu or ["auto"]
     heads = [f"ours, {cpu}" for cpu in sets]

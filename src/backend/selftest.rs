@@ -16,8 +16,8 @@ use bytes::Bytes;
 
 use super::{Backend, BackendError, Commitments, Quiet};
 use crate::model::{
-    G1_BYTES, G1Affine, G2_BYTES, G2Affine, KeyHeader, KeySections, ProvingKey, StopToken, VerificationKey, Witness,
-    g1_raw, g2_raw, limbs,
+    ENTRY_BYTES, G1_BYTES, G1Affine, G2_BYTES, G2Affine, KeyHeader, KeySections, ProvingKey, StopToken,
+    VerificationKey, Witness, g1_raw, g2_raw, limbs,
 };
 
 /// Wires of the key, public ones, points of its domain, and entries of its matrices.
@@ -28,7 +28,12 @@ const ENTRIES: usize = 80;
 
 /// One after another: the witness, the sections of the key that are not its header, and A, B in G1, B in G2, C and H. The
 /// witness is canonical, all else as in a .zkey file.
-static KNOWN: &[u8] = include_bytes!("selftest/known_answers.bin");
+static KNOWN: &[u8; LENGTH] = include_bytes!("selftest/known_answers.bin");
+const LENGTH: usize = WIRES * (32 + 2 * G1_BYTES + G2_BYTES)
+    + ENTRIES * ENTRY_BYTES
+    + (WIRES - PUBLIC - 1 + DOMAIN) * G1_BYTES
+    + 4 * G1_BYTES
+    + G2_BYTES;
 
 /// A key, a witness for it, and what a device must make of them.
 struct Known {
@@ -39,10 +44,10 @@ struct Known {
 
 impl Known {
     fn new() -> Self {
-        let mut rest = KNOWN;
+        let mut rest = KNOWN.as_slice();
         let mut take = |bytes| rest.split_off(..bytes).unwrap_or_default();
-        let witness = take(32 * WIRES).chunks_exact(32).map(|value| limbs(value)).collect();
-        let coefficients = take(ENTRIES * 44);
+        let witness = take(32 * WIRES).chunks_exact(32).map(limbs).collect();
+        let coefficients = take(ENTRIES * ENTRY_BYTES);
         let (a, b1, b2) = (take(WIRES * G1_BYTES), take(WIRES * G1_BYTES), take(WIRES * G2_BYTES));
         let (c, h) = (take((WIRES - PUBLIC - 1) * G1_BYTES), take(DOMAIN * G1_BYTES));
         let [sum_a, sum_b1] = [0; 2].map(|_| g1_raw(take(G1_BYTES)).into());
@@ -120,15 +125,15 @@ mod tests {
     use super::*;
     use crate::model::{G1, G2, StopReason};
 
-    /// With `PROVER_WRITE_KNOWN_ANSWERS` set, writes them.
+    /// With `PROVER_WRITE_KNOWN_ANSWERS` set, writes them, to be compiled in the next time.
     #[test]
     fn the_known_answers_are_the_sums_of_known_multiples() {
         let computed = Case::new(WIRES, PUBLIC, DOMAIN).bytes();
         if std::env::var_os("PROVER_WRITE_KNOWN_ANSWERS").is_some() {
             let to = concat!(env!("CARGO_MANIFEST_DIR"), "/src/backend/selftest/known_answers.bin");
-            std::fs::write(to, &computed).expect("written");
+            return std::fs::write(to, &computed).expect("written");
         }
-        assert!(computed == KNOWN, "{} bytes, {} of them known", computed.len(), KNOWN.len());
+        assert!(computed == KNOWN, "{} bytes were computed, {LENGTH} are known", computed.len());
     }
 
     #[test]

@@ -29,7 +29,7 @@ impl Lease {
     pub(super) fn enter(&self, stage: Stage) {
         let at = Stage::ALL.iter().position(|s| *s == stage).unwrap_or(0);
         self.stage.store(at as u8, Ordering::Relaxed);
-        self.report(0.0);
+        self.progress.store(0, Ordering::Relaxed);
     }
 
     fn stage(&self) -> Stage {
@@ -42,8 +42,10 @@ impl Lease {
 }
 
 impl Progress for Lease {
+    /// Several threads report on one proof, and the one that did less may come last. The bits of numbers from 0 up are in the
+    /// order of the numbers.
     fn report(&self, fraction: f32) {
-        self.progress.store(fraction.to_bits(), Ordering::Relaxed);
+        self.progress.fetch_max(fraction.max(0.0).to_bits(), Ordering::Relaxed);
     }
 }
 

@@ -21,6 +21,7 @@ pub mod retry;
 mod service;
 mod workspace;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,14 +40,14 @@ pub use workspace::{OpenError, Workspace, module_cache, running_program};
 use crate::artifacts::Artifacts;
 use crate::backend::Backend;
 use crate::config::Config;
-use crate::model::{Job, JobResult, JobState, StopReason, StopToken, WorkerId};
+use crate::model::{Circuit, Job, JobResult, JobState, StopReason, StopToken, WorkerId};
 use crate::queue::Queue;
-use crate::registry::Registry;
+use crate::registry::{CircuitContent, Registry};
 use crate::seal::Keyring;
 use crate::store::{JobFilter, Store};
 use crate::telemetry;
 use desk::Batching;
-use fleet::{Fleet, Sizing};
+use fleet::{Device, Fleet, Sizing};
 use lease::Keeper;
 
 /// How long a task that panicked waits before it is started again.
@@ -59,6 +60,8 @@ const STOP_AGAIN: Duration = Duration::from_millis(100);
 const HAND_BACK: Duration = Duration::from_secs(2);
 /// Finished jobs whose proof files are looked for at start.
 const HEAL_LAST: u32 = 200;
+/// Time between looks for circuits that other processes registered.
+const WARM_EVERY: Duration = Duration::from_secs(15);
 
 /// How a worker works.
 #[derive(Debug, Clone)]
@@ -354,20 +357,38 @@ async fn heal(ctx: Arc<Context>) {
     }
 }
 
-/// Opens the circuits there are, so that the first job of each does not wait for it.
+/// Opens the circuits there are, and those that other processes register later, so that the first job of each waits
+/// neither for a download nor for the compile of a witness program.
 async fn warm(ctx: Arc<Context>) {
-    let Ok(circuits) = ctx.store.circuits().await else { return };
-    // One device is enough: the rest load what they need.
-    let Some(device) = ctx.fleet.first() else { return };
-    for circuit in circuits {
-        let content = crate::registry::CircuitContent { zkey: circuit.zkey, wasm: circuit.wasm };
-        match ctx.registry.open(content).await {
-            Ok(open) => {
-                if let Err(error) = ctx.registry.load(&device.backend, &open).await {
-                    tracing::warn!(circuit = %circuit.name, %error, "could not load a key ahead of its first job");
+    let content = |circuit: &Circuit| CircuitContent { zkey: circuit.zkey, wasm: circuit.wasm };
+    let mut known = HashSet::new();
+    let mut started = false;
+    loop {
+        // A store that does not answer is asked again.
+        if let Ok(circuits) = ctx.store.circuits().await {
+            known.retain(|known| circuits.iter().any(|circuit| content(circuit) == *known));
+            for circuit in &circuits {
+                if known.insert(content(circuit)) {
+                    // One device is enough, the rest load what they need; and nothing, once there may be work, of which
+                    // a key that nobody asked for might take the place.
+                    let device = if started { None } else { ctx.fleet.first() };
+                    open_ahead(&ctx, device, circuit, content(circuit)).await;
                 }
             }
-            Err(error) => tracing::warn!(circuit = %circuit.name, %error, "a registered circuit cannot be opened"),
+            started = true;
         }
+        tokio::time::sleep(WARM_EVERY).await;
+    }
+}
+
+async fn open_ahead(ctx: &Context, device: Option<&Arc<Device>>, circuit: &Circuit, content: CircuitContent) {
+    let open = match ctx.registry.open(content).await {
+        Ok(open) => open,
+        Err(error) => return tracing::warn!(circuit = %circuit.name, %error, "a registered circuit cannot be opened"),
+    };
+    if let Some(device) = device
+        && let Err(error) = ctx.registry.load(&device.backend, &open).await
+    {
+        tracing::warn!(circuit = %circuit.name, %error, "could not load a key ahead of its first job");
     }
 }

@@ -2,7 +2,7 @@
 //! the processor and a pretended GPU.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use prover_worker::formats::{r1cs, snarkjs, wtns, zkey};
 use prover_worker::groth16::{Verifier, setup};
 use prover_worker::model::{FailureClass, G1, Job, JobId, JobState, Priority, ProvingKey, Stage, StopToken, Witness};
 use prover_worker::queue::MemoryQueue;
-use prover_worker::registry::{Registry, RegistryLimits};
+use prover_worker::registry::{CircuitContent, Registry, RegistryLimits};
 use prover_worker::seal::Keyring;
 use prover_worker::store::{SqliteStore, Store, StoreSettings};
 use prover_worker::witness::ModuleCache;
@@ -147,7 +147,9 @@ impl GpuKey {
 }
 
 struct Site {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
+    registry: Registry,
+    artifacts: Artifacts,
     service: JobService,
     worker: Worker,
     gpu: Gpu,
@@ -159,6 +161,22 @@ fn circuit_file(name: &str) -> Vec<u8> {
     fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits").join(name)).unwrap()
 }
 
+/// A registry over a store, as each process has its own.
+fn registry(store: &Arc<dyn Store>, artifacts: &Artifacts) -> Registry {
+    let limits = RegistryLimits::for_witness(Duration::from_secs(60), 1 << 30);
+    let modules = ModuleCache { dir: None, compiler: None, rewrite: true };
+    Registry::new(store.clone(), artifacts.clone(), modules, limits)
+}
+
+/// A new key of the multiplier, in a file.
+fn multiplier_key(dir: &Path) -> (PathBuf, ProvingKey) {
+    let key = setup::generate(&r1cs::parse(&circuit_file("multiplier.r1cs")).unwrap(), &|_| {}).unwrap();
+    let (file, mut bytes) = (dir.join("key.zkey"), Vec::new());
+    zkey::write(&key, &mut bytes).unwrap();
+    fs::write(&file, bytes).unwrap();
+    (file, key)
+}
+
 impl Site {
     /// A worker with a pretended GPU that is sound at first, as its canary sees.
     async fn open(options: impl FnOnce(&mut Options)) -> Self {
@@ -167,13 +185,8 @@ impl Site {
         let open = async || Arc::new(SqliteStore::open(&database, StoreSettings::default()).await.unwrap());
         let (store, heartbeat): (Arc<dyn Store>, Arc<dyn Store>) = (open().await, open().await);
         let artifacts = Artifacts::local(dir.path()).unwrap();
-        let limits = RegistryLimits::for_witness(Duration::from_secs(60), 1 << 30);
-        let modules = ModuleCache { dir: None, compiler: None, rewrite: true };
-        let registry = Registry::new(store.clone(), artifacts.clone(), modules, limits);
-        let key = setup::generate(&r1cs::parse(&circuit_file("multiplier.r1cs")).unwrap(), &|_| {}).unwrap();
-        let (file, mut bytes) = (dir.path().join("key.zkey"), Vec::new());
-        zkey::write(&key, &mut bytes).unwrap();
-        fs::write(&file, bytes).unwrap();
+        let registry = registry(&store, &artifacts);
+        let (file, key) = multiplier_key(dir.path());
         registry.add("multiplier".parse().unwrap(), &file, None, Arc::new(|_, _| {})).await.unwrap();
 
         let queue = Arc::new(MemoryQueue::new());
@@ -190,13 +203,14 @@ impl Site {
             store: store_of_worker,
             heartbeat,
             queue,
-            artifacts,
-            registry,
+            artifacts: artifacts.clone(),
+            registry: registry.clone(),
             service: service_of_worker,
             keyring,
         };
         let worker = Worker::start(rooms, devices, chosen).await.unwrap();
-        Self { _dir: dir, service, worker, gpu, verifier: Verifier::new(&key.header.vk), store }
+        let verifier = Verifier::new(&key.header.vk);
+        Self { dir, registry, artifacts, service, worker, gpu, verifier, store }
     }
 
     async fn submit(&self, input: Vec<u8>) -> JobId {
@@ -247,6 +261,23 @@ async fn a_sound_gpu_has_the_jobs() {
     let job = site.end(site.submit(good()).await).await;
     site.assert_done_on(&job, "cuda:0");
     assert_eq!(job.attempt.0, 1);
+    site.worker.drain().await;
+}
+
+/// What another process registers is opened without a job that asks for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_circuit_is_opened_ahead_of_its_first_job() {
+    let site = Site::open(|_| {}).await;
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits/multiplier.wasm");
+    let (key, _) = multiplier_key(site.dir.path());
+    let elsewhere = registry(&site.store, &site.artifacts);
+    let circuit = elsewhere.add("new".parse().unwrap(), &key, Some(&program), Arc::new(|_, _| {})).await.unwrap();
+    let content = CircuitContent { zkey: circuit.zkey, wasm: circuit.wasm };
+    let begun = Instant::now();
+    while !site.registry.is_open(content) {
+        assert!(begun.elapsed() < HANG);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     site.worker.drain().await;
 }
 

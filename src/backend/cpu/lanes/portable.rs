@@ -2,8 +2,7 @@
 //!
 //! In arkworks' Montgomery form, but not reduced: a value is any representative below 2p, so that a product ends without a
 //! subtraction (C. D. Walter, *Montgomery exponentiation needs no final subtractions*, 1999). What has to be corrected,
-//! after a sum, is corrected without a branch: whether it must be cannot be predicted, and a wrong prediction costs
-//! as much as a third of a product.
+//! after a sum, is corrected without a branch: whether it must be cannot be predicted.
 
 use ark_ff::{BigInteger256, Fp, MontBackend, MontConfig, PrimeField};
 use zeroize::Zeroize;
@@ -52,8 +51,10 @@ impl<C: MontConfig<4>> Zeroize for One<C> {
 impl<C: MontConfig<4>> One<C> {
     const P: Limbs = C::MODULUS.0;
     const TWICE_P: Limbs = {
-        // Room for sums of two values, and for what a product holds in its course: less than 3p.
-        assert!(C::MODULUS.0[3] >> 62 == 0, "4p < 2^256");
+        // Room for sums of two values, and for what a product holds in its course: less than 3p. And two subtractions of 2p
+        // are enough for any 256 bits.
+        let highest = C::MODULUS.0[3];
+        assert!(highest >> 62 == 0 && highest > u64::MAX / 6, "4p < 2^256 < 6p");
         let p = C::MODULUS.0;
         [p[0] << 1, p[1] << 1 | p[0] >> 63, p[2] << 1 | p[1] >> 63, p[3] << 1 | p[2] >> 63]
     };
@@ -66,9 +67,9 @@ impl<C: MontConfig<4>> One<C> {
     /// From any representative below 2^256.
     #[inline(always)]
     fn reduced(mut limbs: Limbs) -> Self {
-        // What this module packed is below 2p, which a branch may rely on. 2^256 < 6p, for these fields.
+        // What this module packed is below 2p, so that the branch is hardly ever taken.
         if limbs[3] >= Self::TWICE_P[3] {
-            limbs = least(least(limbs, &Self::TWICE_P), &Self::TWICE_P);
+            limbs = less_once(less_once(limbs, &Self::TWICE_P), &Self::TWICE_P);
         }
         Self::new(limbs)
     }
@@ -76,7 +77,7 @@ impl<C: MontConfig<4>> One<C> {
     /// The representative below p.
     #[inline(always)]
     fn canonical(self) -> Limbs {
-        least(self.0, &Self::P)
+        less_once(self.0, &Self::P)
     }
 }
 
@@ -97,7 +98,7 @@ fn subtract(a: Limbs, b: &Limbs) -> (Limbs, u64) {
     (out, u64::from(borrow).wrapping_neg())
 }
 
-/// a + b, of less than 2^256.
+/// a + b mod 2^256
 #[inline(always)]
 fn sum(a: Limbs, b: Limbs) -> Limbs {
     let (mut out, mut carry) = ([0; 4], false);
@@ -115,7 +116,7 @@ fn choose(a: Limbs, b: Limbs, mask: u64) -> Limbs {
 
 /// a less m, unless that is negative.
 #[inline(always)]
-fn least(a: Limbs, m: &Limbs) -> Limbs {
+fn less_once(a: Limbs, m: &Limbs) -> Limbs {
     let (less, negative) = subtract(a, m);
     choose(less, a, negative)
 }
@@ -153,7 +154,7 @@ where
 
     #[inline(always)]
     fn add(self, other: Self) -> Self {
-        Self::new(least(sum(self.0, other.0), &Self::TWICE_P))
+        Self::new(less_once(sum(self.0, other.0), &Self::TWICE_P))
     }
     #[inline(always)]
     fn sub(self, other: Self) -> Self {
@@ -190,7 +191,7 @@ where
         u32::from(self.0 == [0; 4] || self.0 == Self::P)
     }
     fn invert(self) -> Self {
-        // 1/(x·2^256), and twice 2^256 more by each of two products.
+        // 1/(x·2^256); each of two products brings one more factor of 2^256.
         let r2 = Self::new(C::R2.0);
         Self::mul(Self::mul(Self::new(inverse_of_integer(self.0, Self::P)), r2), r2)
     }

@@ -117,7 +117,7 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
     /// sum: the caller looks at the token.
     ///
     /// Memory: the buckets of as many windows as are summed at a time (64 or 128 bytes for each of 2^(window − 1)), and
-    /// what the pool lends, less than a megabyte a thread.
+    /// what the pool lends, about a megabyte a thread.
     pub(super) fn msm(&self, scalars: &Sorted, pool: &Pool<I, C>, stop: &StopToken) -> Projective<C::Config> {
         if self.points.len() == 0 {
             return Projective::zero();

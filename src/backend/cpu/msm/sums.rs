@@ -122,7 +122,8 @@ impl<I: Isa, C: Curve<I>> Kernel<I> for Decode<'_, C> {
 
 /// Scratch memory that tasks lend each other: as many as run at a time.
 ///
-/// One holds a packed point for each entry of a group, and half as many products: less than a megabyte.
+/// One holds a packed point for each entry of a group, half as many products, and lists: about a megabyte, and more where
+/// most of a section's points are at infinity, since its groups have more entries then.
 pub(in crate::backend::cpu) struct Pool<I: Isa, C: Curve<I>>(Mutex<Vec<Scratch<I, C>>>);
 
 impl<I: Isa, C: Curve<I>> Pool<I, C> {
@@ -267,8 +268,8 @@ const STEP: usize = 4;
 /// Room past the end of a list, for pairs that are listed in vain.
 const SLACK: usize = 2 * STEP;
 
-/// Makes room in a list for so many entries at once, losing what is there: one that grew would leave a copy behind. No
-/// more than that, and not the most of any group: all of it is overwritten in the end, and small proofs need little.
+/// Empties a list, with room for so many entries from now on: one that grew would leave a copy behind. Not for as many as
+/// any group has, since all room is overwritten in the end, and small proofs need little.
 fn renew(list: &mut Zeroizing<Vec<u32>>, most: usize) {
     list.clear();
     if list.capacity() < most {
@@ -276,7 +277,7 @@ fn renew(list: &mut Zeroizing<Vec<u32>>, most: usize) {
     }
 }
 
-/// So many entries of a list, of any value.
+/// Makes a list so long; its entries are of no account.
 fn room(list: &mut Zeroizing<Vec<u32>>, len: usize) {
     if list.capacity() < len {
         renew(list, len);
@@ -324,7 +325,7 @@ impl<I: Isa, C: Curve<I>> Scratch<I, C> {
         let end = free + pairs.next_multiple_of(I::LANES);
         let terms = entries.len();
         entries.resize(terms + SLACK, 0);
-        // Changes places with `entries`, so it is as long.
+        // It changes places with `entries`: with room for as many, it will do in the next group.
         room(&mut self.after, terms + SLACK);
         room(&mut self.left, pairs.next_multiple_of(I::LANES) + SLACK);
         room(&mut self.right, pairs.next_multiple_of(I::LANES) + SLACK);
