@@ -209,24 +209,18 @@ impl Registry {
     pub async fn open(&self, content: CircuitContent) -> Result<Arc<ReadyCircuit>, RegistryError> {
         let me = self.clone();
         let load = async move {
-            let key = async {
-                let bytes = fetch(&me.artifacts, Kind::Zkey, content.zkey).await?;
-                let size = bytes.len() as u64;
-                let parsed = blocking(move || {
-                    let key = zkey::parse(bytes)?;
-                    let verifier = Verifier::new(&key.header.vk);
-                    Ok((Arc::new(key), verifier))
-                });
-                Ok::<_, RegistryError>((parsed.await?, size))
+            let bytes = fetch(&me.artifacts, Kind::Zkey, content.zkey).await?;
+            let size = bytes.len() as u64;
+            let key = blocking(move || {
+                let key = zkey::parse(bytes)?;
+                let verifier = Verifier::new(&key.header.vk);
+                Ok((Arc::new(key), verifier))
+            });
+            let (key, verifier) = key.await?;
+            let witness = match content.wasm {
+                Some(hash) => Some(me.load_wasm(hash).await?),
+                None => None,
             };
-            let witness = async {
-                match content.wasm {
-                    Some(hash) => Ok(Some(me.load_wasm(hash).await?)),
-                    None => Ok(None),
-                }
-            };
-            // Side by side: fetching the one and compiling the other may take seconds each.
-            let (((key, verifier), size), witness) = tokio::try_join!(key, witness)?;
             Ok((Arc::new(ReadyCircuit { content, key, verifier, witness }), size))
         };
         self.open.get_or_load(content, load).await
