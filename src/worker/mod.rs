@@ -366,7 +366,7 @@ async fn warm(ctx: Arc<Context>) {
     loop {
         // A store that does not answer is asked again.
         if let Ok(circuits) = ctx.store.circuits().await {
-            known.retain(|known| circuits.iter().any(|circuit| content(circuit) == *known));
+            known.retain(|opened| circuits.iter().any(|circuit| content(circuit) == *opened));
             for circuit in &circuits {
                 if known.insert(content(circuit)) {
                     // One device is enough, the rest load what they need; and nothing, once there may be work, of which

@@ -44,9 +44,7 @@ impl Proxy {
                     return;
                 }
                 let Ok(client) = client else { continue };
-                if !all.state.lock().unwrap().refuses
-                    && let Ok(server) = TcpStream::connect(("127.0.0.1", server))
-                {
+                if let Ok(server) = TcpStream::connect(("127.0.0.1", server)) {
                     let _ = all.connect(number, client, server);
                 }
             }
@@ -99,7 +97,14 @@ impl Shared {
     fn connect(self: &Arc<Self>, number: u64, client: TcpStream, server: TcpStream) -> std::io::Result<()> {
         client.set_nodelay(true)?;
         server.set_nodelay(true)?;
-        self.state.lock().unwrap().open.push((number, client.try_clone()?, server.try_clone()?));
+        {
+            // Looked at together with the list: one that came in while the door closed must not be left open.
+            let mut state = self.state.lock().unwrap();
+            if state.refuses {
+                return Ok(());
+            }
+            state.open.push((number, client.try_clone()?, server.try_clone()?));
+        }
         for (from, to) in [(client.try_clone()?, server.try_clone()?), (server, client)] {
             let shared = self.clone();
             std::thread::spawn(move || {
