@@ -3,6 +3,11 @@
 //! A scalar above r/2 is replaced by r minus itself, its sign kept, so that small negative values stay short. With
 //! windows of c bits the digits lie in −2^(c−1) ..= 2^(c−1), which halves the buckets (Joye–Yen recoding as used for
 //! multi-scalar multiplication since Bernstein et al., "Faster batch forgery identification", 2012).
+//!
+//! Few scalars are halved first: k = k₁ + λ·k₂ with k₁ and k₂ of half the length, where λ is the number that both curves'
+//! endomorphism multiplies by (R. P. Gallant, R. J. Lambert and S. A. Vanstone, *Faster point multiplication on elliptic
+//! curves with efficient endomorphisms*, CRYPTO 2001). There are as many digits as before, of twice as many points, in half
+//! as many windows; so there are half as many buckets to sum up, or wider windows for the same.
 
 use ark_ff::{BigInteger, BigInteger256, PrimeField};
 use rayon::prelude::*;
@@ -12,22 +17,36 @@ use crate::model::Fr;
 
 /// Bits of a scalar of at most r/2.
 const BITS: usize = 253;
+/// Bits of its halves.
+const HALF_BITS: usize = 126;
 /// Widest window whose digits fit 16 bits.
 const MAX_WINDOW: usize = 15;
 
-/// Set in an entry whose point is taken away rather than added; the rest of an entry is an index.
+/// Set in an entry whose point is taken away rather than added.
 pub(super) const MINUS: u32 = 1 << 31;
+/// Set in an entry that is for λ times the point; the rest of an entry is an index.
+pub(super) const IMAGE: u32 = 1 << 30;
+
+/// Most scalars that are halved. The gain is one addition in seven with a thousand of them, one in ten with more, and the
+/// price is memory for as many points again.
+const MOST_HALVED: usize = 1 << 12;
+
+/// Whether so many scalars are halved.
+pub(super) fn halved(scalars: usize) -> bool {
+    scalars <= MOST_HALVED
+}
 
 /// The digits of some scalars. As secret as they are: overwritten when dropped.
 ///
-/// Memory: 2 bytes for each window (at most 85 of them, 17 to 20 where there are many scalars) and 4 more, for each
-/// scalar that is not 0, 1 or −1; 4 bytes for each that is 1 or −1.
+/// Memory: 2 bytes for each window (at most 86 of two halves, 17 to 20 where there are many scalars) and 4 to 8 more, for
+/// each scalar that is not 0, 1 or −1; 4 bytes for each that is 1 or −1.
 pub(super) struct Digits {
     /// Bits of a window.
     pub(super) window: usize,
     /// By window, then as in `wires`: digits from −2^(window − 1) to 2^(window − 1).
     pub(super) rows: Vec<Zeroizing<Vec<i16>>>,
-    /// Which scalars have digits: those that are not 0, 1 or −1, in ascending order.
+    /// Which scalars have digits: those that are not 0, 1 or −1, in ascending order. Of halved ones, each is followed by
+    /// itself with [`IMAGE`], for its second half.
     pub(super) wires: Zeroizing<Vec<u32>>,
     /// Which scalars are 1, and with [`MINUS`] which are −1, in ascending order.
     pub(super) units: Zeroizing<Vec<u32>>,
@@ -37,7 +56,7 @@ pub(super) struct Digits {
 const CHUNK: usize = 1 << 12;
 
 impl Digits {
-    /// Cuts plain scalars below r (fewer than 2^31), with the window that suits the number of those that need cutting.
+    /// Cuts plain scalars below r (fewer than 2^30), with the window that suits the number of those that need cutting.
     pub(super) fn new(scalars: &[BigInteger256]) -> Self {
         // Both of full length at once: a vector that grows leaves copies behind.
         let sift = |(k, chunk): (usize, &[BigInteger256])| {
@@ -55,18 +74,21 @@ impl Digits {
             (wires, units)
         };
         let sifted: Vec<_> = scalars.par_chunks(CHUNK).enumerate().map(sift).collect();
-        let mut wires = Zeroizing::new(Vec::with_capacity(sifted.iter().map(|(wires, _)| wires.len()).sum()));
+        let parts = if halved(scalars.len()) { 2 } else { 1 };
+        let dense: usize = sifted.iter().map(|(wires, _)| wires.len()).sum();
+        let mut wires = Zeroizing::new(Vec::with_capacity(parts * dense));
         let mut units = Zeroizing::new(Vec::with_capacity(sifted.iter().map(|(_, units)| units.len()).sum()));
         for (some_wires, some_units) in &sifted {
-            wires.extend_from_slice(some_wires);
+            wires.extend(some_wires.iter().flat_map(|wire| [*wire, wire | IMAGE].into_iter().take(parts)));
             units.extend_from_slice(some_units);
         }
-        let window = best_window(wires.len());
+        let bits = if parts == 2 { HALF_BITS } else { BITS };
+        let window = best_window(wires.len(), bits);
         // One bit more than the scalar has, so that the last digit never carries.
-        let windows = (BITS + 1).div_ceil(window);
+        let windows = (bits + 1).div_ceil(window);
         let mut rows: Vec<_> = (0..windows).map(|_| Zeroizing::new(vec![0i16; wires.len()])).collect();
 
-        // A task owns one chunk of scalars, and so one piece of each window's row.
+        // A task owns one chunk of scalars, and so one piece of each window's row. Halves stay together: CHUNK is even.
         let mut pieces: Vec<Vec<&mut [i16]>> = (0..wires.len().div_ceil(CHUNK)).map(|_| Vec::new()).collect();
         for row in &mut rows {
             for (piece, owner) in row.chunks_mut(CHUNK).zip(&mut pieces) {
@@ -74,10 +96,13 @@ impl Digits {
             }
         }
         wires.par_chunks(CHUNK).zip(pieces.par_iter_mut()).for_each(|(wires, rows)| {
-            for (i, wire) in wires.iter().enumerate() {
-                let (negative, magnitude) = centred(&scalars[*wire as usize]);
-                let sign = if negative { -1 } else { 1 };
-                cut(&magnitude.0, window, |w, digit| rows[w][i] = sign * digit);
+            for (i, wires) in wires.chunks(parts).enumerate() {
+                let (negative, magnitude) = centred(&scalars[wires[0] as usize]);
+                let halves = if parts == 2 { halves(&magnitude.0) } else { [(false, magnitude.0); 2] };
+                for (part, (minus, limbs)) in halves.iter().enumerate().take(parts) {
+                    let sign = if *minus != negative { -1 } else { 1 };
+                    cut(limbs, bits, window, |w, digit| rows[w][parts * i + part] = sign * digit);
+                }
             }
         });
         Self { window, rows, wires, units }
@@ -95,12 +120,53 @@ fn centred(s: &BigInteger256) -> (bool, BigInteger256) {
     }
 }
 
-/// Calls `put(window, digit)` for each digit that is not zero.
-fn cut(limbs: &[u64; 4], window: usize, mut put: impl FnMut(usize, i16)) {
+/// A short basis of the pairs (a, b) with a + b·λ = 0 mod r: (A₁, −B₁) and (B₁, B₂), whose determinant is r.
+const A1: u128 = 147_946_756_881_789_319_000_765_030_803_803_410_728;
+const B1: u128 = 9_931_322_734_385_697_763;
+const B2: u128 = 147_946_756_881_789_319_010_696_353_538_189_108_491;
+/// 2^256·B₂/r and 2^256·B₁/r, to the nearest.
+const B2_BY_R: [u64; 3] = [0x5398_fd03_00ff_6565, 0x4cce_f014_a773_d2d2, 2];
+const B1_BY_R: [u64; 3] = [0xd91d_232e_c7e0_b3d7, 2, 0];
+
+/// k₁ and k₂ with k₁ + λ·k₂ = k mod r, as whether each is negative and its magnitude, for k of at most r/2.
+///
+/// (k, 0) less the multiples of the basis nearest to it. The quotients c₁ = k·B₂/r and c₂ = k·B₁/r are off by 1/2 for being
+/// whole and by less than 2^253/2^257 = 1/16 for the constants, so that what is left is below (A₁ + B₁)·9/16 and
+/// (B₁ + B₂)·9/16, both below 2^126; 128 bits of it are computed.
+fn halves(k: &[u64; 4]) -> [(bool, [u64; 4]); 2] {
+    let (c1, c2) = (rounded_high(k, &B2_BY_R), rounded_high(k, &B1_BY_R));
+    let low = u128::from(k[0]) | u128::from(k[1]) << 64;
+    let k1 = low.wrapping_sub(c1.wrapping_mul(A1)).wrapping_sub(c2.wrapping_mul(B1));
+    let k2 = c1.wrapping_mul(B1).wrapping_sub(c2.wrapping_mul(B2));
+    [k1, k2].map(|half| {
+        let half = half.cast_signed();
+        let magnitude = half.unsigned_abs();
+        (half < 0, [magnitude as u64, (magnitude >> 64) as u64, 0, 0])
+    })
+}
+
+/// a·b/2^256 to the nearest, which must be below 2^128.
+fn rounded_high(a: &[u64; 4], b: &[u64; 3]) -> u128 {
+    let mut product = [0u64; 7];
+    // A half.
+    product[3] = 1 << 63;
+    for (i, a) in a.iter().enumerate() {
+        let mut carry = 0;
+        for (to, b) in product[i..].iter_mut().zip(b.iter().chain(&[0; 3])) {
+            let sum = u128::from(*a) * u128::from(*b) + u128::from(*to) + carry;
+            (*to, carry) = (sum as u64, sum >> 64);
+        }
+    }
+    debug_assert_eq!(product[6], 0);
+    u128::from(product[4]) | u128::from(product[5]) << 64
+}
+
+/// Calls `put(window, digit)` for each digit that is not zero, of a scalar of so many bits.
+fn cut(limbs: &[u64; 4], bits_in_all: usize, window: usize, mut put: impl FnMut(usize, i16)) {
     let mask = (1u64 << window) - 1;
     let half = 1i32 << (window - 1);
     let mut carry = 0i32;
-    for (w, bit) in (0..=BITS).step_by(window).enumerate() {
+    for (w, bit) in (0..=bits_in_all).step_by(window).enumerate() {
         let (limb, shift) = (bit / 64, bit % 64);
         let mut bits = limbs[limb] >> shift;
         if shift + window > 64 && limb < 3 {
@@ -119,8 +185,8 @@ fn cut(limbs: &[u64; 4], window: usize, mut put: impl FnMut(usize, i16)) {
 /// The window with the fewest field products: an addition takes 6 (batched affine), and the 2^(c−1) buckets of a
 /// window take two each, at twice the price, as measured: more of their rounds are small, and they are sorted and
 /// copied.
-fn best_window(n: usize) -> usize {
-    let cost = |c: usize| (BITS + 1).div_ceil(c) * (6 * n + 24 * (1 << (c - 1)));
+fn best_window(n: usize, bits: usize) -> usize {
+    let cost = |c: usize| (bits + 1).div_ceil(c) * (6 * n + 24 * (1 << (c - 1)));
     (3..=MAX_WINDOW).min_by_key(|c| cost(*c)).unwrap_or(MAX_WINDOW)
 }
 
@@ -130,21 +196,28 @@ mod tests {
     use ark_ff::{AdditiveGroup, Field, One, Zero};
     use proptest::prelude::*;
 
+    /// A cube root of one: what the endomorphism of G1 multiplies by.
+    fn lambda() -> Fr {
+        <ark_bn254::g1::Config as ark_ec::scalar_mul::glv::GLVConfig>::LAMBDA
+    }
+
     fn check(values: &[Fr]) {
         let scalars: Vec<_> = values.iter().map(|v| v.into_bigint()).collect();
         let d = Digits::new(&scalars);
         let base = Fr::from(2u64).pow([d.window as u64]);
         let digit = |v: i16| if v < 0 { -Fr::from(v.unsigned_abs()) } else { Fr::from(v as u16) };
+        let parts = if halved(values.len()) { 2 } else { 1 };
         let mut got = vec![Fr::ZERO; values.len()];
         for unit in d.units.iter() {
             got[(unit & !MINUS) as usize] += if unit & MINUS == 0 { Fr::ONE } else { -Fr::ONE };
         }
         for (i, wire) in d.wires.iter().enumerate() {
-            got[*wire as usize] += d.rows.iter().rev().fold(Fr::ZERO, |acc, row| acc * base + digit(row[i]));
+            let value = d.rows.iter().rev().fold(Fr::ZERO, |acc, row| acc * base + digit(row[i]));
+            got[(wire & !IMAGE) as usize] += if wire & IMAGE == 0 { value } else { lambda() * value };
         }
         assert_eq!(got, values, "with windows of {}", d.window);
         let plain = values.iter().filter(|v| v.is_zero() || v.is_one() || (-**v).is_one()).count();
-        assert_eq!(d.wires.len(), values.len() - plain, "only scalars that need digits have any");
+        assert_eq!(d.wires.len(), parts * (values.len() - plain), "only scalars that need digits have any");
     }
 
     #[test]
@@ -159,7 +232,7 @@ mod tests {
         check(&values);
         check(&[]);
         check(&values[..1]);
-        for n in [100, 5_000, 70_000] {
+        for n in [100, MOST_HALVED, MOST_HALVED + 1, 70_000] {
             let many: Vec<_> = values.iter().copied().cycle().take(n).collect();
             check(&many);
         }
@@ -177,8 +250,62 @@ mod tests {
     }
 
     #[test]
+    fn the_basis_is_one_of_relations_with_lambda() {
+        let [a1, b1, b2] = [A1, B1, B2].map(Fr::from);
+        assert_eq!(a1 - b1 * lambda(), Fr::ZERO);
+        assert_eq!(b1 + b2 * lambda(), Fr::ZERO);
+        let integer = |limbs: &[u64]| -> num_bigint::BigUint {
+            limbs.iter().rev().fold(0u8.into(), |acc: num_bigint::BigUint, limb| (acc << 64) + *limb)
+        };
+        let [a1, b1, b2] = [A1, B1, B2].map(num_bigint::BigUint::from);
+        let r = integer(&Fr::MODULUS.0);
+        assert_eq!(a1 * &b2 + &b1 * &b1, r, "the determinant");
+        // To the nearest: (2^257·b + r) / 2r.
+        for (quotient, b) in [(B2_BY_R, b2), (B1_BY_R, b1)] {
+            assert_eq!(integer(&quotient), ((b << 257u32) + &r) / (&r << 1u32));
+        }
+    }
+
+    fn check_halves(k: &BigInteger256) {
+        let value = |(minus, limbs): (bool, [u64; 4])| {
+            assert!(limbs[1] >> (HALF_BITS - 64) == 0 && limbs[2..] == [0; 2], "the halves of {k}: {limbs:x?}");
+            let magnitude = Fr::from_bigint(BigInteger256::new(limbs)).expect("short");
+            if minus { -magnitude } else { magnitude }
+        };
+        let [k1, k2] = halves(&k.0).map(value);
+        assert_eq!(k1 + lambda() * k2, Fr::from_bigint(*k).expect("below r"), "the halves of {k}");
+    }
+
+    #[test]
+    fn what_is_short_already_is_its_own_half() {
+        for k in 0..125 {
+            let short = BigInteger256::from(1u64) << k;
+            assert_eq!(halves(&short.0), [(false, short.0), (false, [0; 4])]);
+            check_halves(&short);
+        }
+        check_halves(&BigInteger256::zero());
+        check_halves(&Fr::MODULUS_MINUS_ONE_DIV_TWO);
+    }
+
+    proptest! {
+        /// Also where the quotients lie between two integers: (i + 1/2)·r/B₂ and the like.
+        #[test]
+        fn halves_are_short_and_make_up_the_scalar(limbs: [u64; 4], i in 0..B2 / 2, j in 0..B1 / 2, off in -2i32..3) {
+            let any = Fr::from_le_bytes_mod_order(&limbs.iter().flat_map(|l| l.to_le_bytes()).collect::<Vec<_>>());
+            check_halves(&centred(&any.into_bigint()).1);
+            let r: num_bigint::BigUint = Fr::MODULUS.into();
+            for (whole, b) in [(i, B2), (j, B1)] {
+                let between = (num_bigint::BigUint::from(whole) * 2u8 + 1u8) * &r / (num_bigint::BigUint::from(b) * 2u8);
+                let near = Fr::from(between) + Fr::from(off);
+                check_halves(&centred(&near.into_bigint()).1);
+            }
+        }
+    }
+
+    #[test]
     fn windows_grow_with_the_number_of_scalars() {
-        assert!(best_window(10) < best_window(10_000));
-        assert!(best_window(10_000) < best_window(1 << 24));
+        assert!(best_window(10, BITS) < best_window(10_000, BITS));
+        assert!(best_window(10_000, BITS) < best_window(1 << 24, BITS));
+        assert!(best_window(10, HALF_BITS) < best_window(2 * MOST_HALVED, HALF_BITS));
     }
 }

@@ -9,7 +9,7 @@ use super::lanes::{Field, Isa, Kernel, Lanes};
 use super::msm::{Bases, InG1, InG2, Pool, Sorted};
 use super::quotient::Constraints;
 use super::{BackendError, Engine, Instructions, On, engine, pool};
-use crate::model::{Fq, G1, G2, ProvingKey, StopToken};
+use crate::model::{Fq, G1, G1_BYTES, G2, G2_BYTES, ProvingKey, StopToken};
 
 /// A kernel that is ready to run, over and over.
 pub type Run = Box<dyn FnMut()>;
@@ -73,13 +73,13 @@ impl<I: Isa> Bench for On<I> {
     }
 
     fn g1(&self, section: &[u8], pool: Arc<ThreadPool>) -> Result<Product<G1>, BackendError> {
-        let bases = pool.install(|| Bases::<I, InG1>::new(self.0, section, 0))?;
+        let bases = pool.install(|| Bases::<I, InG1>::new(self.0, section, 0, section.len() / G1_BYTES))?;
         let stop = StopToken::new();
         Ok(Box::new(move |scalars| pool.install(|| bases.msm(&Sorted::new(scalars), &Pool::new(), &stop))))
     }
 
     fn g2(&self, section: &[u8], pool: Arc<ThreadPool>) -> Result<Product<G2>, BackendError> {
-        let bases = pool.install(|| Bases::<I, InG2>::new(self.0, section, 0))?;
+        let bases = pool.install(|| Bases::<I, InG2>::new(self.0, section, 0, section.len() / G2_BYTES))?;
         let stop = StopToken::new();
         Ok(Box::new(move |scalars| pool.install(|| bases.msm(&Sorted::new(scalars), &Pool::new(), &stop))))
     }

@@ -23,6 +23,7 @@ use rayon::ThreadPool;
 use super::mapped::release;
 use super::{Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress};
 use crate::model::{G1, G2, ProvingKey, StopToken, Witness};
+use digits::halved;
 pub use instructions::Instructions;
 use lanes::Isa;
 use lanes::portable::Portable;
@@ -106,13 +107,18 @@ impl<I: Isa> Engine for On<I> {
     }
 
     fn footprint(&self, key: &ProvingKey) -> Footprint {
-        // Points are copied out of the file, matrices written anew. A proof holds the quotient's vectors and, beside
-        // them, what the witness is sorted into: 6 bytes for each of at most 85 windows (17 to 20 on circuits of any
-        // size) while it is sorted, 4 afterwards; H's scalars are sorted when the vectors are gone.
-        let points = (key.size() - key.sections.coefficients.len()) as u64;
-        let sorted = 128 * u64::from(key.header.n_vars).max(u64::from(key.header.domain_size));
+        // Points are copied out of the file, with their images where scalars are halved; matrices are written anew. A
+        // proof holds the quotient's vectors and, beside them, what the witness is sorted into: 6 bytes for each window (17
+        // to 20 on circuits of any size, at most 86 of halves) while it is sorted, 4 afterwards; H's scalars are sorted
+        // when the vectors are gone.
+        let (wires, domain) = (u64::from(key.header.n_vars), u64::from(key.header.domain_size));
+        let points = |bytes: usize, scalars: u64| bytes as u64 * if halved(scalars as usize) { 2 } else { 1 };
+        let h = key.sections.h.len();
+        let others = key.size() - key.sections.coefficients.len() - h;
+        let sorted = |scalars: u64| scalars * if halved(scalars as usize) { 520 } else { 128 };
+        let sorted = sorted(wires).max(sorted(domain));
         Footprint {
-            resident: points + 4 * u64::from(key.header.n_vars) + Constraints::<I>::resident(key),
+            resident: points(h, domain) + points(others, wires) + 4 * wires + Constraints::<I>::resident(key),
             per_proof: Constraints::<I>::per_proof(key) + 2 * sorted,
         }
     }
@@ -161,14 +167,16 @@ impl<I: Isa> CpuKey<I> {
         let private = key.header.n_public as usize + 1;
         let constraints = Constraints::index(isa, &key)?;
         release(&s.coefficients);
-        let g1 = |section: &[u8], first| {
-            let bases = Bases::new(isa, section, first)?;
+        let (wires, domain) = (key.header.n_vars as usize, key.header.domain_size as usize);
+        let g1 = |section: &[u8], first, scalars| {
+            let bases = Bases::new(isa, section, first, scalars)?;
             release(section);
             Ok::<_, BackendError>(bases)
         };
-        let b2 = Bases::new(isa, &s.b2, 0)?;
+        let b2 = Bases::new(isa, &s.b2, 0, wires)?;
         release(&s.b2);
-        let (a, b1, c, h) = (g1(&s.a, 0)?, g1(&s.b1, 0)?, g1(&s.c, private)?, g1(&s.h, 0)?);
+        let (a, b1, c, h) =
+            (g1(&s.a, 0, wires)?, g1(&s.b1, 0, wires)?, g1(&s.c, private, wires)?, g1(&s.h, 0, domain)?);
         Ok(Self { isa, key, pool, constraints, a, b1, b2, c, h })
     }
 }

@@ -1,5 +1,6 @@
 //! Points of G1 and G2 in lanes.
 
+use ark_ec::scalar_mul::glv::GLVConfig;
 use ark_ec::short_weierstrass::{Affine, SWCurveConfig};
 use ark_ff::{AdditiveGroup, Field as _};
 
@@ -25,6 +26,8 @@ pub(in crate::backend::cpu) trait Curve<I: Isa>: Send + Sync + 'static {
 
     /// The point in so many bytes, unchecked.
     fn read(raw: &[u8]) -> Affine<Self::Config>;
+    /// λ times the point, by the endomorphism (x, y) to (β·x, y); λ is that of [`super::super::digits`].
+    fn image(point: &Affine<Self::Config>) -> Affine<Self::Config>;
     /// One in every lane.
     fn one(isa: I) -> Self::Coordinate;
     /// The coordinates x of the points at so many indices.
@@ -72,6 +75,9 @@ impl<I: Isa> Curve<I> for InG1 {
     fn read(raw: &[u8]) -> G1Affine {
         g1_raw(raw)
     }
+    fn image(point: &G1Affine) -> G1Affine {
+        Self::Config::endomorphism_affine(point)
+    }
     #[inline(always)]
     fn one(isa: I) -> I::Fq {
         I::Fq::splat(isa, Fq::ONE)
@@ -111,6 +117,10 @@ impl<I: Isa> Curve<I> for InG2 {
 
     fn read(raw: &[u8]) -> G2Affine {
         g2_raw(raw)
+    }
+    fn image(point: &G2Affine) -> G2Affine {
+        // With the same β as in G1, arkworks' endomorphism of G2 multiplies by λ², and λ⁴ is λ.
+        Self::Config::endomorphism_affine(&Self::Config::endomorphism_affine(point))
     }
     #[inline(always)]
     fn one(isa: I) -> Ext2<I::Fq> {

@@ -22,6 +22,7 @@ use ark_ff::{AdditiveGroup, PrimeField, Zero};
 use rayon::prelude::*;
 
 use super::super::BackendError;
+use super::digits::{IMAGE, halved};
 use super::lanes::{Isa, Kernel, Pair};
 use crate::model::{Fq, StopToken, limbs};
 pub(super) use curve::{Curve, InG1, InG2};
@@ -32,8 +33,8 @@ use sums::{Direct, GROUP, Points, Slots, Sums, sum};
 
 /// Points of one section of a key, packed; infinity is left out (up to two thirds of B in real keys).
 ///
-/// Memory: 64 bytes a point in G1, 128 in G2; where there are points at infinity, 12 more for 64 of the
-/// section.
+/// Memory: 64 bytes a point in G1, 128 in G2, twice as much where scalars are halved; where there are points at infinity,
+/// 12 more for 64 of the section.
 pub(super) struct Bases<I: Isa, C: Curve<I>> {
     isa: I,
     points: Points,
@@ -49,6 +50,8 @@ struct Places {
     count: u32,
     /// By 64 wires, from the first on. `None` if no point is at infinity.
     runs: Option<Vec<Run>>,
+    /// The slot of the first point's image, from which on they lie as the points do; 0 if there are none.
+    images: u32,
 }
 
 /// Which of 64 points are kept. Looked up for every entry, in no order: those of 2^18 wires fit a first-level cache.
@@ -62,13 +65,14 @@ struct Run {
 
 impl Slots for Places {
     #[inline]
-    fn slot(&self, wire: u32) -> Option<u32> {
+    fn slot(&self, index: u32) -> Option<u32> {
+        let (wire, image) = (index & !IMAGE, if index & IMAGE == 0 { 0 } else { self.images });
         let at = wire.checked_sub(self.first).filter(|at| *at < self.count)?;
-        let Some(runs) = &self.runs else { return Some(at) };
+        let Some(runs) = &self.runs else { return Some(at + image) };
         let run = runs[at as usize / 64];
         let kept = u64::from(run.kept[0]) | u64::from(run.kept[1]) << 32;
         let bit = 1 << (at % 64);
-        let slot = run.slot + (kept & (bit - 1)).count_ones();
+        let slot = image + run.slot + (kept & (bit - 1)).count_ones();
         (kept & bit != 0).then_some(slot)
     }
 }
@@ -77,11 +81,12 @@ impl Slots for Places {
 const CHUNK: usize = 1 << 12;
 
 impl<I: Isa, C: Curve<I>> Bases<I, C> {
-    /// Converts a section of a key, whose first point belongs to wire `first`.
+    /// Converts a section of a key, whose first point belongs to wire `first`, for products with so many scalars: if they
+    /// will be halved, λ times each point is made too.
     ///
     /// Fails on coordinates that are not below q: field arithmetic relies on it. Whether the points are on their
     /// curve is not looked at; sums of points off it are wrong, and the proof does not verify.
-    pub(super) fn new(isa: I, section: &[u8], first: usize) -> Result<Self, BackendError> {
+    pub(super) fn new(isa: I, section: &[u8], first: usize, scalars: usize) -> Result<Self, BackendError> {
         let count = section.len() / C::BYTES;
         let section = &section[..count * C::BYTES];
         let look = |bytes: &[u8]| {
@@ -93,24 +98,34 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
             Ok(bytes.chunks_exact(C::BYTES).filter(|raw| !at_infinity(raw)).count())
         };
         let kept: Vec<usize> = section.par_chunks(CHUNK * C::BYTES).map(look).collect::<Result<_, _>>()?;
-        let total = kept.iter().sum();
-        let mut points = Points::infinities::<I, C>(total);
+        let total: usize = kept.iter().sum();
+        let images = halved(scalars);
+        let mut points = Points::infinities::<I, C>(if images { 2 * total } else { total });
         let mut runs = (total < count).then(|| vec![Run::default(); count.div_ceil(64)]);
 
         // Each task has its piece of the points and of the runs.
         let [mut x, mut y] = points.halves.each_mut().map(Vec::as_mut_slice);
         let mut runs_left = runs.as_deref_mut().unwrap_or_default();
-        let mut tasks = Vec::with_capacity(kept.len());
-        let mut from = 0;
-        for (raw, kept) in section.chunks(CHUNK * C::BYTES).zip(&kept) {
-            let to = [&mut x, &mut y].map(|half| half.split_off_mut(..*kept.min(&half.len())).unwrap_or_default());
-            let runs = runs_left.split_off_mut(..(CHUNK / 64).min(runs_left.len())).unwrap_or_default();
-            tasks.push(Convert::<C> { raw, to, runs, from, curve: std::marker::PhantomData });
-            from += kept;
+        let mut tasks = Vec::with_capacity(2 * kept.len());
+        for image in [false, true].into_iter().take(if images { 2 } else { 1 }) {
+            let mut from = 0;
+            for (raw, kept) in section.chunks(CHUNK * C::BYTES).zip(&kept) {
+                let to = [&mut x, &mut y].map(|half| half.split_off_mut(..*kept.min(&half.len())).unwrap_or_default());
+                // By then none are left for images.
+                let runs = runs_left.split_off_mut(..(CHUNK / 64).min(runs_left.len())).unwrap_or_default();
+                tasks.push(Convert::<C> { raw, to, runs, from, image, curve: std::marker::PhantomData });
+                from += kept;
+            }
         }
         tasks.into_par_iter().for_each(|task| isa.enter(task));
-        let places = Places { first: first as u32, count: count as u32, runs };
+        let images = if images { total as u32 } else { 0 };
+        let places = Places { first: first as u32, count: count as u32, runs, images };
         Ok(Self { isa, points, places, curve: std::marker::PhantomData })
+    }
+
+    /// Points that are not at infinity.
+    fn kept(&self) -> usize {
+        if self.places.images > 0 { self.points.len() / 2 } else { self.points.len() }
     }
 
     /// Σ scalar(wireᵢ)·pointᵢ, on the threads of the caller's pool. A stopped token ends it early with a meaningless
@@ -122,9 +137,10 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
         if self.points.len() == 0 {
             return Projective::zero();
         }
+        assert_eq!(scalars.halved, self.places.images > 0, "points and scalars of one size");
         // As many entries as leave a group's worth of points, unless hardly any leaves one.
         let full = GROUP / C::HALVES;
-        let group = (full * self.places.count as usize).div_ceil(self.points.len()).min(16 * full);
+        let group = (full * self.places.count as usize).div_ceil(self.kept()).min(16 * full);
         let from = (&self.points, &self.places);
         let entries = scalars.buckets.range(0..scalars.buckets.len()).len();
         // Windows with few entries are summed together.
@@ -257,6 +273,8 @@ struct Convert<'a, C> {
     runs: &'a mut [Run],
     /// The slot of the first.
     from: usize,
+    /// Whether to multiply them by λ.
+    image: bool,
     curve: std::marker::PhantomData<C>,
 }
 
@@ -277,7 +295,8 @@ impl<I: Isa, C: Curve<I>> Kernel<I> for Convert<'_, C> {
                 }
                 run.kept[i / 32 % 2] |= 1 << (i % 32);
             }
-            points[waiting] = C::read(raw);
+            let point = C::read(raw);
+            points[waiting] = if self.image { C::image(&point) } else { point };
             waiting += 1;
             if waiting == I::LANES {
                 C::store(C::encode(isa, &points[..I::LANES]), &mut self.to, stored);

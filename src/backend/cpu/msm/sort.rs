@@ -3,9 +3,10 @@
 use rayon::prelude::*;
 use zeroize::Zeroizing;
 
-use super::super::digits::{Digits, MINUS};
+use super::super::digits::{Digits, MINUS, halved};
 
-/// Entries by segment. An entry is the index of a point, with [`MINUS`] where it is taken away.
+/// Entries by segment. An entry is the index of a point, with [`MINUS`] where it is taken away and, of halved scalars, with
+/// [`super::super::digits::IMAGE`] where it is for the point's image.
 ///
 /// As secret as the scalars it was made from: overwritten when dropped.
 pub(super) struct Segments {
@@ -71,6 +72,8 @@ pub(in crate::backend::cpu) struct Sorted {
     pub(super) window: usize,
     /// Number of windows.
     pub(super) windows: usize,
+    /// Whether the scalars are halved.
+    pub(super) halved: bool,
     /// Segment w·2^(window − 1) + k − 1 has the points whose digit in window w is ±k.
     pub(super) buckets: Segments,
     /// One segment: the points whose scalar is 1 or −1.
@@ -112,7 +115,8 @@ impl Sorted {
                 }
             }
         });
-        Self { window, windows, buckets: Segments { entries, starts }, units: Segments::one(units) }
+        let halved = halved(scalars.len());
+        Self { window, windows, halved, buckets: Segments { entries, starts }, units: Segments::one(units) }
     }
 }
 

@@ -47,7 +47,7 @@ fn check<I: Isa, C: Curve<I>>(isa: I, points: &[Affine<C::Config>], scalars: &[F
     let expected = Projective::<C::Config>::msm_bigint(points, &plain);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let got = pool.install(|| {
-        let bases = Bases::<I, C>::new(isa, &section::<I, C>(points), 0).unwrap();
+        let bases = Bases::<I, C>::new(isa, &section::<I, C>(points), 0, points.len()).unwrap();
         bases.msm(&Sorted::new(&plain), &Pool::new(), &StopToken::new())
     });
     assert!(got == expected, "{} points on {threads} threads, {}", points.len(), I::NAME);
@@ -182,20 +182,26 @@ fn sums_that_meet_and_vanish() {
 }
 
 fn private_wires_only<I: Isa>(isa: I) {
+    // Scalars that are halved, and scalars that are not.
+    for n in [1000, 10_000] {
+        private_wires_of(isa, n);
+    }
+}
+
+fn private_wires_of<I: Isa>(isa: I, n: usize) {
     let mut rng = StdRng::seed_from_u64(4);
-    let n = 10_000;
     let p = points::<G1>(n, &mut rng);
     let holes = |p: &[G1Affine]| -> Vec<G1Affine> {
         p.iter().enumerate().map(|(i, p)| if i % 5 < 2 { G1Affine::identity() } else { *p }).collect()
     };
     let s: Vec<BigInteger256> = scalars(8, n, &mut rng).iter().map(|s| s.into_bigint()).collect();
     let sorted = Sorted::new(&s);
-    for first in [0, 1, 7, 4000, n] {
+    for first in [0, 1, 7, 2 * n / 5, n] {
         for p in [&p[first..], &holes(&p[first..]), &p[first..n - (n - first) / 2]] {
-            let bases = Bases::<I, InG1>::new(isa, &section::<I, InG1>(p), first).unwrap();
+            let bases = Bases::<I, InG1>::new(isa, &section::<I, InG1>(p), first, n).unwrap();
             let expected = G1::msm_bigint(p, &s[first..first + p.len()]);
             assert!(bases.msm(&sorted, &Pool::new(), &StopToken::new()) == expected, "from wire {first} on");
-            assert_eq!(bases.points.len(), p.iter().filter(|p| !p.is_zero()).count());
+            assert_eq!(bases.kept(), p.iter().filter(|p| !p.is_zero()).count());
         }
     }
 }
@@ -212,7 +218,7 @@ fn bad_coordinates<I: Isa>(isa: I) {
     for at in [0, 32, 64 * 4999 + 32] {
         let mut bytes = good.clone();
         bytes[at..at + 32].copy_from_slice(&Fq::MODULUS.0.iter().flat_map(|l| l.to_le_bytes()).collect::<Vec<_>>());
-        assert!(matches!(Bases::<I, InG1>::new(isa, &bytes, 0), Err(BackendError::Shape { got: 1, .. })));
+        assert!(matches!(Bases::<I, InG1>::new(isa, &bytes, 0, p.len()), Err(BackendError::Shape { got: 1, .. })));
     }
 }
 
@@ -234,7 +240,7 @@ fn stopped<I: Isa>(isa: I) {
     let mut rng = StdRng::seed_from_u64(7);
     let p = points::<G1>(5000, &mut rng);
     let s: Vec<BigInteger256> = scalars(8, p.len(), &mut rng).iter().map(|s| s.into_bigint()).collect();
-    let bases = Bases::<I, InG1>::new(isa, &section::<I, InG1>(&p), 0).unwrap();
+    let bases = Bases::<I, InG1>::new(isa, &section::<I, InG1>(&p), 0, p.len()).unwrap();
     let stop = StopToken::new();
     stop.stop(crate::model::StopReason::Cancelled);
     assert!(bases.msm(&Sorted::new(&s), &Pool::new(), &stop).is_zero(), "nothing was summed");
