@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use ark_ec::CurveGroup;
+use ark_ec::scalar_mul::glv::GLVConfig;
+use ark_ec::{AffineRepr, CurveGroup};
 use ark_ff::{BigInteger256, PrimeField};
 use zeroize::Zeroizing;
 
@@ -171,16 +172,17 @@ fn blind(header: &KeyHeader, sums: &Commitments) -> Result<Proof, ProveError> {
     Ok(assemble(header, sums, blinding[0], blinding[1]))
 }
 
-/// π_A = α + a + r·δ, π_B = β + b + s·δ, π_C = c + h + s·π_A + r·π_B¹ − r·s·δ, where π_B¹ is π_B in G1.
+/// π_A = α + a + r·δ, π_B = β + b + s·δ, π_C = c + h + s·π_A + r·π_B¹ − r·s·δ, where π_B¹ is π_B in G1; that is
+/// c + h + s·(α + a) + r·(β + b¹) + r·s·δ.
 fn assemble(header: &KeyHeader, sums: &Commitments, r: Fr, s: Fr) -> Proof {
     let vk = &header.vk;
-    let in_g1 = || {
-        let a = sums.a + vk.alpha_g1 + header.delta_g1 * r;
-        let b1 = sums.b1 + header.beta_g1 + header.delta_g1 * s;
-        (a.into_affine(), (sums.c + sums.h + a * s + b1 * r - header.delta_g1 * (r * s)).into_affine())
-    };
-    let in_g2 = || (sums.b2 + vk.beta_g2 + vk.delta_g2 * s).into_affine();
-    let ((a, c), b) = rayon::join(in_g1, in_g2);
+    // Not as affine points, nor in G2 by the operator, since arkworks would not use the endomorphism.
+    let delta_g1 = header.delta_g1.into_group();
+    let delta_g2_s = || ark_bn254::g2::Config::glv_mul_projective(vk.delta_g2.into_group(), s);
+    let (a, b1) = (sums.a + vk.alpha_g1, sums.b1 + header.beta_g1);
+    let c = || (sums.c + sums.h + a * s + b1 * r + delta_g1 * (r * s)).into_affine();
+    let ab = || ((a + delta_g1 * r).into_affine(), (sums.b2 + vk.beta_g2 + delta_g2_s()).into_affine());
+    let (c, (a, b)) = rayon::join(c, ab);
     Proof { a, b, c }
 }
 

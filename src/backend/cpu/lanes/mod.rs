@@ -176,6 +176,17 @@ macro_rules! separate_reductions {
         }
     };
     (Lanes) => {
+        separate_reductions!(Lanes but for products);
+
+        /// Three products: a₀b₀ − a₁b₁ and (a₀ + a₁)(b₀ + b₁) − a₀b₀ − a₁b₁.
+        #[inline(always)]
+        fn complex_mul(a: [Self; 2], b: [Self; 2]) -> [Self; 2] {
+            let cross = Self::product(a[0].sum(a[1]), b[0].sum(b[1]));
+            let (low, high) = (Self::mul(a[0], b[0]), Self::mul(a[1], b[1]));
+            [low.sub(high), cross.sub(low).sub(high)]
+        }
+    };
+    (Lanes but for products) => {
         // Karatsuba's product adds the components of a factor, so they must be reduced.
         type Component = Self;
         #[inline(always)]
@@ -185,13 +196,6 @@ macro_rules! separate_reductions {
         #[inline(always)]
         fn component_diff(a: Self, b: Self) -> Self {
             a.sub(b)
-        }
-        /// Three products: a₀b₀ − a₁b₁ and (a₀ + a₁)(b₀ + b₁) − a₀b₀ − a₁b₁.
-        #[inline(always)]
-        fn complex_mul(a: [Self; 2], b: [Self; 2]) -> [Self; 2] {
-            let cross = Self::product(a[0].sum(a[1]), b[0].sum(b[1]));
-            let (low, high) = (Self::mul(a[0], b[0]), Self::mul(a[1], b[1]));
-            [low.sub(high), cross.sub(low).sub(high)]
         }
         #[inline(always)]
         fn complex_mul_sub(a: [Self; 2], b: [Self; 2], c: [Self; 2]) -> [Self; 2] {
