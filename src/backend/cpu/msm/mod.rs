@@ -84,11 +84,15 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
     /// Converts a section of a key, whose first point belongs to wire `first`, for products with so many scalars: if they
     /// will be halved, λ times each point is made too.
     ///
-    /// Fails on coordinates that are not below q: field arithmetic relies on it. Whether the points are on their
+    /// Fails on more than 2^30 wires, and on coordinates that are not below q: field arithmetic relies on it. Whether the points are on their
     /// curve is not looked at; sums of points off it are wrong, and the proof does not verify.
     pub(super) fn new(isa: I, section: &[u8], first: usize, scalars: usize) -> Result<Self, BackendError> {
         let count = section.len() / C::BYTES;
         let section = &section[..count * C::BYTES];
+        if first + count > IMAGE as usize {
+            let what = "wires that an index has room for, at most";
+            return Err(BackendError::Shape { what, expected: u64::from(IMAGE), got: (first + count) as u64 });
+        }
         let look = |bytes: &[u8]| {
             let wrong = bytes.chunks_exact(32).filter(|coordinate| limbs(coordinate) >= Fq::MODULUS).count();
             if wrong > 0 {
