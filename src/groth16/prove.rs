@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use ark_ec::scalar_mul::glv::GLVConfig;
-use ark_ec::{AffineRepr, CurveGroup};
-use ark_ff::{BigInteger256, PrimeField};
+use ark_ec::CurveGroup;
+use ark_ec::short_weierstrass::{Affine, Projective, SWCurveConfig};
+use ark_ff::{AdditiveGroup, BigInteger, BigInteger256, PrimeField, Zero};
 use zeroize::Zeroizing;
 
 use super::Verifier;
 use crate::backend::{BackendError, Commitments, LoadedKey, Progress};
-use crate::model::{Fr, KeyHeader, Proof, PublicInputs, StopToken, Witness};
+use crate::model::{Fr, G1, KeyHeader, Proof, PublicInputs, StopToken, Witness};
 
 /// Why there is no proof.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -176,14 +176,33 @@ fn blind(header: &KeyHeader, sums: &Commitments) -> Result<Proof, ProveError> {
 /// c + h + s·(α + a) + r·(β + b¹) + r·s·δ.
 fn assemble(header: &KeyHeader, sums: &Commitments, r: Fr, s: Fr) -> Proof {
     let vk = &header.vk;
-    // Not as affine points, nor in G2 by the operator, since arkworks would not use the endomorphism.
-    let delta_g1 = header.delta_g1.into_group();
-    let delta_g2_s = || ark_bn254::g2::Config::glv_mul_projective(vk.delta_g2.into_group(), s);
-    let (a, b1) = (sums.a + vk.alpha_g1, sums.b1 + header.beta_g1);
-    let c = || (sums.c + sums.h + a * s + b1 * r + delta_g1 * (r * s)).into_affine();
-    let ab = || ((a + delta_g1 * r).into_affine(), (sums.b2 + vk.beta_g2 + delta_g2_s()).into_affine());
-    let (c, (a, b)) = rayon::join(c, ab);
+    let in_g1 = || {
+        let (a, b1) = (sums.a + vk.alpha_g1, sums.b1 + header.beta_g1);
+        let affine = G1::normalize_batch(&[a, b1]);
+        let c = sum_of_products([(affine[0], s), (affine[1], r), (header.delta_g1, r * s)]);
+        let a = a + sum_of_products([(header.delta_g1, r)]);
+        (a.into_affine(), (sums.c + sums.h + c).into_affine())
+    };
+    let in_g2 = || (sums.b2 + vk.beta_g2 + sum_of_products([(vk.delta_g2, s)])).into_affine();
+    let ((a, c), b) = rayon::join(in_g1, in_g2);
     Proof { a, b, c }
+}
+
+/// Σ kᵢ·Pᵢ, bit by bit, with doublings in common. arkworks' products by the endomorphism would be a little faster, but leave
+/// copies of the scalars, which are secret, in freed memory.
+fn sum_of_products<P, const N: usize>(terms: [(Affine<P>, Fr); N]) -> Projective<P>
+where
+    P: SWCurveConfig<ScalarField = Fr>,
+{
+    let terms = terms.map(|(point, scalar)| (point, Zeroizing::new(scalar.into_bigint())));
+    let mut sum = Projective::zero();
+    for bit in (0..Fr::MODULUS_BIT_SIZE as usize).rev() {
+        sum.double_in_place();
+        for (point, _) in terms.iter().filter(|(_, scalar)| scalar.get_bit(bit)) {
+            sum += point;
+        }
+    }
+    sum
 }
 
 /// A uniform scalar from the operating system's generator: 512 bits reduced, so that the bias is below 2^-256.

@@ -69,6 +69,46 @@ fn proofs_of_every_small_size_verify_and_only_for_their_values() {
     }
 }
 
+/// Few public values take another way through the verifier than many.
+#[test]
+fn any_number_of_public_values_is_verified() {
+    for public in [0u32, 1, 2, 8, 9, 30] {
+        let (mut circuit, values) = squarings(40, 3);
+        (circuit.n_pub_out, circuit.n_pub_in) = (public.min(1), public.saturating_sub(1));
+        let key = key(&circuit);
+        let verifier = Verifier::new(&key.header.vk);
+        let loaded = CpuBackend::new(2).unwrap().load(key.clone()).unwrap();
+        let proved = prove(loaded.as_ref(), &verifier, &witness(&values), &StopToken::new(), &Quiet).unwrap();
+        assert_eq!(proved.public, PublicInputs(values[1..=public as usize].to_vec()));
+        for i in 0..public as usize {
+            let mut other = proved.public.clone();
+            other.0[i] = -other.0[i];
+            assert!(!verifier.verify(&proved.proof, &other), "value {i} of {public}");
+        }
+    }
+}
+
+/// The scalars of few wires are halved, and those of a small domain: either may be so without the other.
+#[test]
+fn wires_and_domain_may_differ_in_whether_they_are_halved() {
+    let on = |circuit: &R1cs, values: &[Fr], domain| {
+        let key = key(circuit);
+        assert_eq!(key.header.domain_size, domain);
+        let verifier = Verifier::new(&key.header.vk);
+        let loaded = CpuBackend::new(2).unwrap().load(key.clone()).unwrap();
+        prove(loaded.as_ref(), &verifier, &witness(values), &StopToken::new(), &Quiet).unwrap();
+        same_on_every_set("wires or domain", &key, &witness(values));
+    };
+    let (circuit, values) = squarings(4093, 3);
+    assert_eq!(values.len(), 4096);
+    on(&circuit, &values, 8192);
+    let (mut circuit, mut values) = squarings(100, 3);
+    // Wires of no constraint.
+    values.resize(5000, Fr::from(17u64));
+    circuit.n_wires = 5000;
+    on(&circuit, &values, 128);
+}
+
 #[test]
 fn a_development_key_passes_the_full_check_and_survives_its_file() {
     let (circuit, values) = squarings(40, 7);

@@ -39,7 +39,7 @@ impl Lab {
         self.engine.lab().products(a, b)
     }
 
-    /// Σ scalarᵢ·pointᵢ in G1, for the points of a section of a key.
+    /// Σ scalarᵢ·pointᵢ in G1, for the points of a section of a key and as many scalars.
     pub fn g1(&self, section: &[u8]) -> Result<Product<G1>, BackendError> {
         self.engine.lab().g1(section, self.pool.clone())
     }

@@ -108,14 +108,18 @@ impl<I: Isa> Engine for On<I> {
 
     fn footprint(&self, key: &ProvingKey) -> Footprint {
         // Points are copied out of the file, with their images where scalars are halved; matrices are written anew. A
-        // proof holds the quotient's vectors and, beside them, what the witness is sorted into: 6 bytes for each window (17
-        // to 20 on circuits of any size, at most 86 of halves) while it is sorted, 4 afterwards; H's scalars are sorted
-        // when the vectors are gone.
+        // proof holds the quotient's vectors and, beside them, what the witness is sorted into: 6 bytes for each window (at
+        // most 86 of halves, 32 to 20 below 2^17 scalars, 20 to 17 above) while it is sorted, 4 afterwards; H's scalars are
+        // sorted when the vectors are gone.
         let (wires, domain) = (u64::from(key.header.n_vars), u64::from(key.header.domain_size));
         let points = |bytes: usize, scalars: u64| bytes as u64 * if halved(scalars as usize) { 2 } else { 1 };
         let h = key.sections.h.len();
         let others = key.size() - key.sections.coefficients.len() - h;
-        let sorted = |scalars: u64| scalars * if halved(scalars as usize) { 520 } else { 128 };
+        let sorted = |scalars: u64| match scalars {
+            _ if halved(scalars as usize) => 524 * scalars,
+            ..0x2_0000 => 200 * scalars,
+            _ => 128 * scalars,
+        };
         let sorted = sorted(wires).max(sorted(domain));
         Footprint {
             resident: points(h, domain) + points(others, wires) + 4 * wires + Constraints::<I>::resident(key),

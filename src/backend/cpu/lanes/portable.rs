@@ -173,6 +173,7 @@ fn reduce<C: MontConfig<4>>(mut t: [u64; 8]) -> Limbs {
         let (sum, carried) = t[i + 4].carrying_add(carry, over != 0);
         (t[i + 4], over) = (sum, u64::from(carried));
     }
+    debug_assert_eq!(over, 0);
     [t[4], t[5], t[6], t[7]]
 }
 
@@ -350,6 +351,17 @@ mod tests {
                 same(a.sub(b), value(a) - value(b));
                 same(a.select(b, 1), value(b));
                 same(a.select(b, 0), value(a));
+            }
+        }
+        for &a0 in &all {
+            for &a1 in &all {
+                for &b0 in &all {
+                    for &b1 in &all {
+                        let [real, imaginary] = complex_product::<C>([a0.0, a1.0], [b0.0, b1.0]).map(One::<C>::new);
+                        same(real, value(a0) * value(b0) - value(a1) * value(b1));
+                        same(imaginary, value(a0) * value(b1) + value(a1) * value(b0));
+                    }
+                }
             }
         }
         let ones = [u64::MAX; 4];

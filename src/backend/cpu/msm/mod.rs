@@ -7,9 +7,10 @@
 //!    Σ k·Bₖ = 2ˢ·Σ k₁·row(k₁) + Σ k₀·column(k₀);
 //! 3. for each bit b of the scalars, of all windows, the sum of the rows or columns that have it in their weight.
 //!
-//! What is left are some 254 points with weights 2ᵇ, for Horner's rule. Buckets by batched affine additions are those
-//! of Bernstein et al., "Faster batch forgery identification" (2012), and, with one inversion for many additions, of
-//! gnark-crypto and others; sums of pairs in rounds need no scheduling, since no two additions of a round can meet.
+//! What is left are some 254 points (127 where scalars are halved) with weights 2ᵇ, for Horner's rule. Buckets by batched
+//! affine additions are those of Bernstein et al., "Faster batch forgery identification" (2012), and, with one inversion
+//! for many additions, of gnark-crypto and others; sums of pairs in rounds need no scheduling, since no two additions of a
+//! round can meet.
 
 mod curve;
 mod sort;
@@ -65,8 +66,8 @@ struct Run {
 
 impl Slots for Places {
     #[inline]
-    fn slot(&self, index: u32) -> Option<u32> {
-        let (wire, image) = (index & !IMAGE, if index & IMAGE == 0 { 0 } else { self.images });
+    fn slot(&self, entry: u32) -> Option<u32> {
+        let (wire, image) = (entry & !IMAGE, if entry & IMAGE == 0 { 0 } else { self.images });
         let at = wire.checked_sub(self.first).filter(|at| *at < self.count)?;
         let Some(runs) = &self.runs else { return Some(at + image) };
         let run = runs[at as usize / 64];
@@ -84,14 +85,16 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
     /// Converts a section of a key, whose first point belongs to wire `first`, for products with so many scalars: if they
     /// will be halved, λ times each point is made too.
     ///
-    /// Fails on more than 2^30 wires, and on coordinates that are not below q: field arithmetic relies on it. Whether the points are on their
-    /// curve is not looked at; sums of points off it are wrong, and the proof does not verify.
+    /// Fails on more than 2^30 wires, and on coordinates that are not below q: field arithmetic relies on it. Whether the
+    /// points are on their curve, and in the group of order r, is not looked at; sums of others are wrong, and the proof
+    /// does not verify.
     pub(super) fn new(isa: I, section: &[u8], first: usize, scalars: usize) -> Result<Self, BackendError> {
         let count = section.len() / C::BYTES;
         let section = &section[..count * C::BYTES];
-        if first + count > IMAGE as usize {
+        let wires = scalars.max(first + count);
+        if wires > IMAGE as usize {
             let what = "wires that an index has room for, at most";
-            return Err(BackendError::Shape { what, expected: u64::from(IMAGE), got: (first + count) as u64 });
+            return Err(BackendError::Shape { what, expected: u64::from(IMAGE), got: wires as u64 });
         }
         let look = |bytes: &[u8]| {
             let wrong = bytes.chunks_exact(32).filter(|coordinate| limbs(coordinate) >= Fq::MODULUS).count();

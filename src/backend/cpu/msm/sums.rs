@@ -146,8 +146,8 @@ pub(super) const GROUP: usize = 1 << 12;
 
 /// Where the points of entries lie.
 pub(super) trait Slots: Sync {
-    /// The index of the point, if there is one.
-    fn slot(&self, index: u32) -> Option<u32>;
+    /// Where the point of an entry lies, if there is one; the entry comes without [`MINUS`].
+    fn slot(&self, entry: u32) -> Option<u32>;
 }
 
 /// Entries are indices of points.
@@ -155,8 +155,8 @@ pub(super) struct Direct;
 
 impl Slots for Direct {
     #[inline]
-    fn slot(&self, index: u32) -> Option<u32> {
-        Some(index)
+    fn slot(&self, entry: u32) -> Option<u32> {
+        Some(entry)
     }
 }
 

@@ -183,23 +183,24 @@ fn sums_that_meet_and_vanish() {
 
 fn private_wires_only<I: Isa>(isa: I) {
     // Scalars that are halved, and scalars that are not.
-    for n in [1000, 10_000] {
-        private_wires_of(isa, n);
+    for n in [1000, 4096, 10_000] {
+        private_wires_of::<I, InG1>(isa, n);
     }
+    private_wires_of::<I, InG2>(isa, 500);
 }
 
-fn private_wires_of<I: Isa>(isa: I, n: usize) {
+fn private_wires_of<I: Isa, C: Curve<I>>(isa: I, n: usize) {
     let mut rng = StdRng::seed_from_u64(4);
-    let p = points::<G1>(n, &mut rng);
-    let holes = |p: &[G1Affine]| -> Vec<G1Affine> {
-        p.iter().enumerate().map(|(i, p)| if i % 5 < 2 { G1Affine::identity() } else { *p }).collect()
+    let p = points::<Projective<C::Config>>(n, &mut rng);
+    let holes = |p: &[Affine<C::Config>]| -> Vec<Affine<C::Config>> {
+        p.iter().enumerate().map(|(i, p)| if i % 5 < 2 { Affine::identity() } else { *p }).collect()
     };
     let s: Vec<BigInteger256> = scalars(8, n, &mut rng).iter().map(|s| s.into_bigint()).collect();
     let sorted = Sorted::new(&s);
     for first in [0, 1, 7, 2 * n / 5, n] {
         for p in [&p[first..], &holes(&p[first..]), &p[first..n - (n - first) / 2]] {
-            let bases = Bases::<I, InG1>::new(isa, &section::<I, InG1>(p), first, n).unwrap();
-            let expected = G1::msm_bigint(p, &s[first..first + p.len()]);
+            let bases = Bases::<I, C>::new(isa, &section::<I, C>(p), first, n).unwrap();
+            let expected = Projective::<C::Config>::msm_bigint(p, &s[first..first + p.len()]);
             assert!(bases.msm(&sorted, &Pool::new(), &StopToken::new()) == expected, "from wire {first} on");
             assert_eq!(bases.kept(), p.iter().filter(|p| !p.is_zero()).count());
         }
