@@ -37,6 +37,11 @@ kernels *options:
 gpu *options:
     scripts/gpu_check.sh {{options}}
 
+# groth16-prover by itself, statically linked: target/<TARGET>/small/groth16-prover.
+prover target="x86_64-unknown-linux-gnu":
+    RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --profile small --no-default-features \
+        --bin groth16-prover --target {{target}}
+
 # Container image for machines without a GPU.
 image tag="prover-worker:cpu":
     docker build -f Dockerfile.cpu -t {{tag}} .

@@ -4,7 +4,7 @@
     scripts/compare.py --ours target/release/prover-worker --peer /path/to/rapidsnark/prover keys/pos18 keys/tx14 …
 
 Each folder holds circuit.zkey and witness.wtns. The peer is called as rapidsnark's `prover` is: ZKEY WITNESS PROOF
-PUBLIC. Every way of proving runs once unmeasured, then in turn, --rounds times; the table has medians of wall time, the
+PUBLIC; so is groth16-prover, which --small names, instead of --ours or beside it. Every way of proving runs once unmeasured, then in turn, --rounds times; the table has medians of wall time, the
 ratio to the peer's, and the peak memory of one more run. Our own process verifies each proof before it ends, the peer's
 does not. Needs nothing but Python 3 and GNU time.
 """
@@ -46,7 +46,8 @@ def peak_memory(command, extra):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ours", required=True, help="the prover-worker binary")
+    parser.add_argument("--ours", help="the prover-worker binary")
+    parser.add_argument("--small", help="the groth16-prover binary")
     parser.add_argument("--peer", help="rapidsnark's prover")
     parser.add_argument("--peer-env", action="append", default=[], help="NAME=VALUE for the peer")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of our proofs")
@@ -57,8 +58,10 @@ def main():
     if shutil.which("time") is None:
         sys.exit("GNU time is not installed (package time)")
 
-    sets = args.cpu or ["auto"]
-    heads = [f"ours, {cpu}" for cpu in sets]
+    programs = [("ours", [args.ours, "prove"])] if args.ours else []
+    programs += [("groth16-prover", [args.small])] if args.small else []
+    if not programs:
+        parser.error("one of --ours and --small is needed")
     print("| circuit | way | median, s | fastest, s | slowest, s | peak memory, MB | times as fast as the peer |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as out:
@@ -66,8 +69,9 @@ def main():
         for key in args.keys:
             files = [str(key / "circuit.zkey"), str(key / "witness.wtns"), proof, public]
             ways = [
-                (head, [args.ours, "prove", *files], {"PROVER_CPU": cpu, "PROVER_THREADS": str(args.threads)})
-                for head, cpu in zip(heads, sets)
+                (f"{name}, {cpu}", [*program, *files], {"PROVER_CPU": cpu, "PROVER_THREADS": str(args.threads)})
+                for name, program in programs
+                for cpu in args.cpu or ["auto"]
             ]
             if args.peer:
                 peer_env = dict(setting.split("=", 1) for setting in args.peer_env)

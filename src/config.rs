@@ -240,6 +240,33 @@ pub struct S3Access {
     pub token: Option<Secret>,
 }
 
+/// What the environment says of proofs on the processor: all that a program needs which does nothing else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Processor {
+    /// `auto`, `avx512ifma`, `avx2` or `portable`.
+    pub instructions: String,
+    /// Threads of a proof; one per core when unset.
+    pub threads: Option<usize>,
+}
+
+impl Processor {
+    /// As the process was started with.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::read(&mut Reader { lookup: &environment, settings: Vec::new() })
+    }
+
+    fn read(r: &mut Reader<'_>) -> Result<Self, ConfigError> {
+        let instructions = r.parse("PROVER_CPU", "auto, avx512ifma, avx2 or portable", cpu)?;
+        let instructions = instructions.unwrap_or_else(|| "auto".to_owned());
+        Ok(Self { instructions, threads: r.number("PROVER_THREADS", 1, 1024)? })
+    }
+}
+
+/// A variable of the process.
+fn environment(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|v| v.to_string_lossy().into_owned())
+}
+
 /// The configuration: typed and checked.
 #[derive(Clone)]
 pub struct Config {
@@ -317,7 +344,7 @@ pub struct Config {
 impl Config {
     /// The configuration the process was started with.
     pub fn from_env() -> Result<Self, ConfigError> {
-        Self::from_lookup(|name| std::env::var_os(name).map(|v| v.to_string_lossy().into_owned()))
+        Self::from_lookup(environment)
     }
 
     /// Variables of the environment that look like this program's and are none of its: a misspelt one changes nothing
@@ -353,11 +380,10 @@ impl Config {
             None => default_data_dir().ok_or_else(|| r.wrong("PROVER_DATA_DIR", "a folder, since no home is known"))?,
         };
         let backend = r.parse("PROVER_BACKEND", "auto, cuda, icicle or cpu", backend)?;
-        let cpu = r.parse("PROVER_CPU", "auto, avx512ifma, avx2 or portable", cpu)?;
+        let Processor { instructions: cpu, threads } = Processor::read(&mut r)?;
         let icicle_libraries = r.text("ICICLE_LIB_DIR").map(PathBuf::from);
         let icicle_backends = r.text("ICICLE_BACKEND_INSTALL_DIR").map(PathBuf::from);
         let icicle_device = r.parse("PROVER_ICICLE_DEVICE", "auto, or a type such as CUDA or METAL", icicle_device)?;
-        let threads = r.number("PROVER_THREADS", 1, 1024)?;
         let witness_rewritten = r.parse("PROVER_WITNESS", "auto or plain", |s| match s {
             "auto" => Some(true),
             "plain" => Some(false),
@@ -422,7 +448,7 @@ impl Config {
             metrics_addr: metrics_port.map(|p| SocketAddr::new(ip, p)),
             api_addr: api.unwrap_or(Some(SocketAddr::from(([127, 0, 0, 1], 9180)))),
             backend: backend.unwrap_or_else(|| "auto".to_owned()),
-            cpu: cpu.unwrap_or_else(|| "auto".to_owned()),
+            cpu,
             icicle_libraries,
             icicle_backends,
             icicle_device: icicle_device.flatten(),

@@ -14,26 +14,40 @@
 //! | 7 | [`cli`] | arguments, terminal |
 //! | 6 | [`http`] | requests |
 //! | 5 | [`worker`] | joins the rooms below; no SQL, no FFI |
-//! | 4 | [`registry`] | circuits, the loaded-key cache |
+//! | 4 | [`registry`], [`prover`] | circuits, the loaded-key cache; files in, files out |
 //! | 3 | [`groth16`], [`store`], [`queue`], [`artifacts`], [`witness`] | randomness; SQL; job ids; objects; the sandbox |
 //! | 2 | [`backend`] | devices, FFI, SIMD: the only `unsafe` in the crate |
 //! | 1 | [`formats`], [`config`], [`telemetry`], [`seal`] | bytes; the environment; the subscriber; ciphers |
 //! | 0 | [`model`] | plain nouns |
 //!
 //! Arrows point down only; `tests/layering` fails on one that points up.
+//!
+//! Without the feature `worker`, which is on by default, there is what turns a key and a witness into a proof, and the
+//! program `groth16-prover` over it: [`model`], [`formats`], [`config`], [`backend`], [`groth16`] and [`prover`].
 
+#[cfg(feature = "worker")]
 pub mod artifacts;
 pub mod backend;
+#[cfg(feature = "worker")]
 pub mod cli;
 pub mod config;
 pub mod formats;
 pub mod groth16;
+#[cfg(feature = "worker")]
 pub mod http;
 pub mod model;
+pub mod prover;
+#[cfg(feature = "worker")]
 pub mod queue;
+#[cfg(feature = "worker")]
 pub mod registry;
+#[cfg(feature = "worker")]
 pub mod seal;
+#[cfg(feature = "worker")]
 pub mod store;
+#[cfg(feature = "worker")]
 pub mod telemetry;
+#[cfg(feature = "worker")]
 pub mod witness;
+#[cfg(feature = "worker")]
 pub mod worker;

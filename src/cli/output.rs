@@ -9,7 +9,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use super::files::on_stdout;
+use super::files::{FileError, on_stdout};
+use crate::prover::one_line;
 
 /// Why a subcommand ends without success.
 #[derive(Debug)]
@@ -20,6 +21,15 @@ pub enum CliError {
     Said,
     /// Its arguments do not fit together (exit code 2).
     Usage(String),
+}
+
+impl From<FileError> for CliError {
+    fn from(e: FileError) -> Self {
+        match e {
+            FileError::Failed(why) => Self::Failed(why),
+            FileError::Usage(why) => Self::Usage(why),
+        }
+    }
 }
 
 impl CliError {
@@ -103,8 +113,7 @@ impl Output {
             CliError::Failed(t) | CliError::Usage(t) => t,
             CliError::Said => return,
         };
-        let line = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" | ");
-        let _ = writeln!(io::stderr(), "error: {line}");
+        let _ = writeln!(io::stderr(), "error: {}", one_line(text));
     }
 
     /// A progress bar on standard error, hidden unless that is a terminal and text is asked for. Runs from 0 to 1000.

@@ -9,9 +9,9 @@ use serde::Serialize;
 use super::files::{self, about};
 use super::{CliError, Output, session, witness};
 use crate::backend::{BackendError, Progress};
-use crate::formats::{snarkjs, wtns};
+use crate::formats::snarkjs;
 use crate::groth16::{self, ProveError, Verifier};
-use crate::model::{StopToken, Witness};
+use crate::model::StopToken;
 
 /// Arguments of `prove`.
 #[derive(clap::Args)]
@@ -108,7 +108,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
 
     let start = Instant::now();
     let witness = match &plan.witness {
-        Source::File(path) => read_witness(path)?,
+        Source::File(path) => files::witness(path)?,
         Source::Program { wasm, input } => witness::compute(wasm, input, &config)?,
     };
     let witness_ms = ms(start.elapsed());
@@ -165,11 +165,6 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
         )
     });
     Ok(())
-}
-
-/// Reads a .wtns file.
-pub fn read_witness(path: &Path) -> Result<Witness, CliError> {
-    files::parsed(path, wtns::parse(&files::map(path)?))
 }
 
 struct Bar<'a>(&'a indicatif::ProgressBar);

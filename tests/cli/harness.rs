@@ -37,8 +37,16 @@ pub fn run_masked(umask: &str, home: &Path, args: &[&str]) -> Ran {
 type Bounds = (&'static str, &'static str);
 const GENEROUS: Bounds = ("60", "1G");
 
+/// Runs `groth16-prover` with these variables.
+pub fn prover(home: &Path, env: &[(&str, &str)], args: &[&str]) -> Ran {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_groth16-prover"));
+    program.args(args).current_dir(home).env_remove("PROVER_CPU").env_remove("PROVER_THREADS");
+    ran(program.envs(env.iter().copied()), args)
+}
+
 fn run_under(limit: &str, (seconds, memory): Bounds, home: &Path, args: &[&str]) -> Ran {
-    let mut child = Command::new("sh")
+    let mut shell = Command::new("sh");
+    let program = shell
         .arg("-c")
         .arg(format!("{limit} exec \"$0\" \"$@\""))
         .arg(env!("CARGO_BIN_EXE_prover-worker"))
@@ -49,12 +57,13 @@ fn run_under(limit: &str, (seconds, memory): Bounds, home: &Path, args: &[&str])
         .env("PROVER_WITNESS_MEMORY_BYTES", memory)
         .env_remove("DATABASE_URL")
         .env_remove("REDIS_URL")
-        .env_remove("PROVER_BACKEND")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+        .env_remove("PROVER_BACKEND");
+    ran(program, args)
+}
+
+/// What the program came to, within [`HANG`].
+fn ran(program: &mut Command, args: &[&str]) -> Ran {
+    let mut child = program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
     let read_out = std::thread::spawn(move || {
         let mut s = String::new();

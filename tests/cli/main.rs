@@ -5,5 +5,6 @@ mod bad_files;
 mod happy;
 mod harness;
 mod odd_files;
+mod prover;
 mod streams;
 mod usage;

@@ -122,6 +122,8 @@ fn a_planted_arrow_is_caught_however_it_is_written() {
         ("main.rs", "fn main() { prover_worker::worker::run(); }", "main may not use worker"),
         ("model/mod.rs", "use crate::*;", "hides"),
         ("model/mod.rs", "use crate::Loose;", "Loose is no room"),
+        ("bin/small.rs", "fn main() { prover_worker::worker::f() }", "bin may not use worker"),
+        ("prover/mod.rs", "use crate::cli::Output;", "prover may not use cli"),
         ("attic.rs", "use crate::model::Job;", "attic is no room"),
     ] {
         let got = planted(name, text);
@@ -144,6 +146,8 @@ fn what_is_allowed_or_not_code_is_left_alone() {
         ("witness/wasm.rs", "fn f() { std::env::current_exe(); let todo = 1; let _ = todo != 2; env!(\"X\"); }"),
         ("backend/mapped.rs", "unsafe fn f() {}"),
         ("main.rs", "fn main() -> ExitCode { prover_worker::cli::main() }"),
+        ("bin/small.rs", "fn main() -> ExitCode { prover_worker::prover::main() }"),
+        ("prover/mod.rs", "fn f() { std::env::args_os(); }"),
         ("lib.rs", "pub mod model;"),
     ] {
         assert_eq!(planted(name, text), "", "{name}: {text}");

@@ -2,7 +2,7 @@
 
 use crate::source::{Token, module, paths, tokens};
 
-/// Which rooms a room may use. `main` may use `cli` alone; the root (`lib.rs`) only declares.
+/// Which rooms a room may use. `main` may use `cli` alone, programs in `bin` `prover`; the root (`lib.rs`) only declares.
 pub const ARROWS: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("formats", &["model"]),
@@ -11,6 +11,7 @@ pub const ARROWS: &[(&str, &[&str])] = &[
     ("telemetry", &["model"]),
     ("backend", &["formats", "model"]),
     ("groth16", &["backend", "formats", "model"]),
+    ("prover", &["groth16", "backend", "formats", "config", "model"]),
     ("witness", &["backend", "formats", "model"]),
     ("store", &["model"]),
     ("queue", &["model"]),
@@ -57,6 +58,7 @@ pub const ARROWS: &[(&str, &[&str])] = &[
             "http",
             "worker",
             "registry",
+            "prover",
             "groth16",
             "store",
             "queue",
@@ -76,6 +78,7 @@ pub const ARROWS: &[(&str, &[&str])] = &[
 pub fn may_use(from: &str, to: &str) -> bool {
     let allowed: &[&str] = match from {
         "main" => &["cli"],
+        "bin" => &["prover"],
         _ => ARROWS.iter().find(|(r, _)| *r == from).map_or(&[], |(_, to)| *to),
     };
     from == to || allowed.contains(&to)
@@ -93,15 +96,15 @@ pub fn check(name: &str, text: &str) -> Vec<String> {
     let mut broken = Vec::new();
     let mut say = |line: usize, what: String| broken.push(format!("src/{name}:{line}: {what}"));
 
-    if !is_room(room) && !matches!(room, "main" | "lib") {
+    if !is_room(room) && !matches!(room, "main" | "bin" | "lib") {
         say(1, format!("{room} is no room of the table"));
     }
     let env_allowed = room == "config";
     for path in paths(&module, &tokens) {
         let mut segments = path.segments.iter().map(String::as_str);
         match (segments.next(), segments.next(), segments.next()) {
-            // The program's own place and the target's constants are not the environment.
-            (Some("std"), Some("env"), Some("current_exe" | "consts")) => {}
+            // The program's own place, its arguments and the target's constants are not the environment.
+            (Some("std"), Some("env"), Some("current_exe" | "args_os" | "consts")) => {}
             (Some("std"), Some("env"), _) if !env_allowed => {
                 say(path.line, "the environment is read outside src/config.rs".to_owned());
             }

@@ -58,6 +58,11 @@ impl CpuBackend {
         };
         Ok(Self { info, pool: Arc::new(pool(threads)?), engine })
     }
+
+    /// Does work on the threads that proofs are computed on: what is parallel in it starts no others.
+    pub fn on<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.pool.install(work)
+    }
 }
 
 fn pool(threads: usize) -> Result<ThreadPool, BackendError> {

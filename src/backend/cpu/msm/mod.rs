@@ -145,8 +145,9 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
             return Projective::zero();
         }
         assert_eq!(scalars.halved, self.places.images > 0, "points and scalars of one size");
-        // As many entries as leave a group's worth of points, unless hardly any leaves one.
-        let full = GROUP / C::HALVES;
+        // As many entries as leave a group's worth of points, unless hardly any leaves one. Where scalars are halved there
+        // is little else in memory, and half as much is hardly slower.
+        let full = GROUP / C::HALVES / if scalars.halved { 2 } else { 1 };
         let group = (full * self.places.count as usize).div_ceil(self.kept()).min(16 * full);
         let from = (&self.points, &self.places);
         let entries = scalars.buckets.range(0..scalars.buckets.len()).len();
@@ -158,7 +159,7 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
                 let tasks = (0..scalars.windows.div_ceil(together)).into_par_iter();
                 let lines = tasks.map(|k| {
                     let windows = k * together..((k + 1) * together).min(scalars.windows);
-                    self.lines(scalars, windows, group, pool, stop)
+                    self.lines(scalars, windows, (group, full), pool, stop)
                 });
                 lines.collect::<Vec<_>>()
             },
@@ -181,12 +182,12 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
         horner(&sums.segments, &sums.decode::<I, C>(self.isa))
     }
 
-    /// The row and column sums of some windows.
+    /// The row and column sums of some windows, by so many entries and so many points at a time.
     fn lines(
         &self,
         scalars: &Sorted,
         windows: std::ops::Range<usize>,
-        group: usize,
+        (group, full): (usize, usize),
         pool: &Pool<I, C>,
         stop: &StopToken,
     ) -> Sums {
@@ -203,7 +204,7 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
                 }
             });
             let from = (&buckets.points, &Direct);
-            sum(self.isa, from, (&sorted, 0..sorted.len()), GROUP / C::HALVES, pool, stop)
+            sum(self.isa, from, (&sorted, 0..sorted.len()), full, pool, stop)
         };
         lines.segments.iter_mut().for_each(|line| *line += first as u32);
         lines

@@ -1,0 +1,150 @@
+//! Reading and writing the files that a command names.
+
+use std::fs;
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use crate::backend::mapped::map_file;
+use crate::formats::snarkjs::MAX_VKEY_JSON;
+use crate::formats::{FormatError, wtns, zkey};
+use crate::model::{ProvingKey, Witness};
+
+/// Why a command on files did not do what was asked: one sentence, with the file's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FileError {
+    /// A file cannot be read or written, or is not what it should be.
+    #[error("{0}")]
+    Failed(String),
+    /// The files named do not go together.
+    #[error("{0}")]
+    Usage(String),
+}
+
+/// An error about a file, with its name.
+pub fn about(path: &Path, why: impl std::fmt::Display) -> FileError {
+    FileError::Failed(format!("{}: {why}", path.display()))
+}
+
+/// Maps a file into memory.
+pub fn map(path: &Path) -> Result<Bytes, FileError> {
+    map_file(path).map_err(|e| about(path, io_reason(&e)))
+}
+
+/// Reads the JSON text of a proof, a key or public values; a key is the largest of them.
+pub fn text(path: &Path) -> Result<String, FileError> {
+    let bytes = map(path)?;
+    if bytes.len() > MAX_VKEY_JSON {
+        return Err(about(path, format!("expected at most {MAX_VKEY_JSON} bytes, got {}", bytes.len())));
+    }
+    String::from_utf8(bytes.to_vec()).map_err(|_| about(path, "not UTF-8 text"))
+}
+
+/// Opens a proving key.
+pub fn proving_key(path: &Path) -> Result<ProvingKey, FileError> {
+    parsed(path, zkey::parse(map(path)?))
+}
+
+/// Reads a .wtns file.
+pub fn witness(path: &Path) -> Result<Witness, FileError> {
+    parsed(path, wtns::parse(&map(path)?))
+}
+
+/// Names the file in a format's error.
+pub fn parsed<T>(path: &Path, result: Result<T, FormatError>) -> Result<T, FileError> {
+    result.map_err(|e| about(path, e))
+}
+
+/// Whether one of these results goes to standard output by its name: then nothing else may be printed there.
+pub fn on_stdout(outputs: &[&Path]) -> bool {
+    outputs.contains(&Path::new(STDOUT))
+}
+
+/// Standard output by name.
+const STDOUT: &str = "/dev/stdout";
+
+/// Fails if a command would write over a file that it reads, or write two results to one file.
+pub fn distinct(inputs: &[&Path], outputs: &[&Path]) -> Result<(), FileError> {
+    for (i, out) in outputs.iter().enumerate() {
+        if *out == Path::new(STDOUT) || fs::metadata(out).is_ok_and(|m| !m.is_file()) {
+            continue;
+        }
+        let place = place(out);
+        if inputs.iter().any(|p| self::place(p) == place) {
+            return Err(FileError::Usage(format!("{}: is read, and would be written over", out.display())));
+        }
+        if outputs[..i].iter().any(|p| self::place(p) == place) {
+            return Err(FileError::Usage(format!("{}: two results would go to this one file", out.display())));
+        }
+    }
+    Ok(())
+}
+
+/// Where a file is, or would be: links and dots resolved as far as there is something.
+fn place(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        match (fs::canonicalize(folder), path.file_name()) {
+            (Ok(folder), Some(name)) => folder.join(name),
+            _ => path.to_path_buf(),
+        }
+    })
+}
+
+/// Writes a file so that it is there whole or not at all: a temporary neighbour, renamed into place. An existing file
+/// that is no regular one (a pipe, a terminal) is written to directly, and so is standard output by its name, whatever
+/// it is: that name is a link of the whole machine's, not to be renamed over. Another link stays, its file is replaced.
+pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), FileError> {
+    write_as(path, 0o666, fill)
+}
+
+/// The same for a secret: only its owner may read the file.
+pub fn write_secret(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), FileError> {
+    write_as(path, 0o600, fill)
+}
+
+/// Writes text that is no secret to a file, as [`write()`] does.
+pub fn write_text(path: &Path, text: &str) -> Result<(), FileError> {
+    write(path, |out| out.write_all(text.as_bytes()))
+}
+
+/// `mode` is that of a new file, less what the process's umask takes away, as with any other program.
+fn write_as(path: &Path, mode: u32, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), FileError> {
+    let fail = |e: io::Error| about(path, io_reason(&e));
+    if path == Path::new(STDOUT) {
+        let mut out = io::stdout().lock();
+        return fill(&mut out).and_then(|()| out.flush()).map_err(fail);
+    }
+    if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        let mut out = BufWriter::new(fs::OpenOptions::new().write(true).open(path).map_err(fail)?);
+        return fill(&mut out).and_then(|()| out.flush()).map_err(fail);
+    }
+    let target = fs::canonicalize(path);
+    let target = target.as_deref().unwrap_or(path);
+    let folder = match target.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    let mut temporary = tempfile::Builder::new();
+    temporary.prefix(".prover-worker-").permissions(fs::Permissions::from_mode(mode));
+    let file = temporary.tempfile_in(folder).map_err(fail)?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    fill(&mut out).map_err(fail)?;
+    let file = out.into_inner().map_err(|e| fail(e.into_error()))?;
+    file.persist(target).map_err(|e| fail(e.error))?;
+    Ok(())
+}
+
+/// The operating system's words without Rust's code suffix.
+pub fn io_reason(e: &io::Error) -> String {
+    match e.kind() {
+        io::ErrorKind::NotFound => "no such file".into(),
+        io::ErrorKind::PermissionDenied => "permission denied".into(),
+        io::ErrorKind::StorageFull => "no space is left on the device".into(),
+        io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only".into(),
+        io::ErrorKind::IsADirectory => "it is a folder".into(),
+        _ => e.to_string(),
+    }
+}
