@@ -3,6 +3,9 @@
 //! In arkworks' Montgomery form, but not reduced: a value is any representative below 2p, so that a product ends without a
 //! subtraction (C. D. Walter, *Montgomery exponentiation needs no final subtractions*, 1999). What has to be corrected,
 //! after a sum, is corrected without a branch: whether it must be cannot be predicted.
+//!
+//! Arrays are taken apart rather than mapped: now and then the compiler makes a function of the closure, or of `map`, which
+//! made whole proofs a quarter slower.
 
 use ark_ff::{BigInteger256, Fp, MontBackend, MontConfig, PrimeField};
 use zeroize::Zeroize;
@@ -110,8 +113,17 @@ fn sum(a: Limbs, b: Limbs) -> Limbs {
 
 /// b where the mask has ones, else a.
 #[inline(always)]
-fn choose(a: Limbs, b: Limbs, mask: u64) -> Limbs {
-    std::array::from_fn(|i| a[i] ^ ((a[i] ^ b[i]) & mask))
+fn choose(mut a: Limbs, b: Limbs, mask: u64) -> Limbs {
+    for (a, b) in a.iter_mut().zip(b) {
+        *a ^= (*a ^ b) & mask;
+    }
+    a
+}
+
+/// a where the mask has ones, else zero.
+#[inline(always)]
+fn masked(a: Limbs, mask: u64) -> Limbs {
+    choose([0; 4], a, mask)
 }
 
 /// a less m, unless that is negative.
@@ -200,7 +212,7 @@ fn complex_product<C: MontConfig<4>>(a: [Limbs; 2], b: [Limbs; 2]) -> [Limbs; 2]
     let cross = wide(sum(a[0], a[1]), sum(b[0], b[1]));
     // Between −4p² and 4p², and 4p² < p·2^256.
     let (mut real, negative) = subtract_wide(low, &high);
-    let top = sum([real[4], real[5], real[6], real[7]], p.map(|limb| limb & negative));
+    let top = sum([real[4], real[5], real[6], real[7]], masked(p, negative));
     real[4..].copy_from_slice(&top);
     // a₀b₁ + a₁b₀ < 8p² < 2p·2^256.
     let mut imaginary = subtract_wide(subtract_wide(cross, &low).0, &high).0;
@@ -223,7 +235,7 @@ where
     #[inline(always)]
     fn sub(self, other: Self) -> Self {
         let (difference, negative) = subtract(self.0, &other.0);
-        Self::new(sum(difference, Self::TWICE_P.map(|limb| limb & negative)))
+        Self::new(sum(difference, masked(Self::TWICE_P, negative)))
     }
     #[inline(always)]
     fn sum(self, other: Self) -> Self {
@@ -275,7 +287,8 @@ macro_rules! lanes {
             }
             #[inline(always)]
             fn complex_mul(a: [Self; 2], b: [Self; 2]) -> [Self; 2] {
-                complex_product::<$config>([a[0].0, a[1].0], [b[0].0, b[1].0]).map(Self::new)
+                let [real, imaginary] = complex_product::<$config>([a[0].0, a[1].0], [b[0].0, b[1].0]);
+                [Self::new(real), Self::new(imaginary)]
             }
             #[inline(always)]
             fn splat(_: Portable, x: $element) -> Self {
@@ -294,12 +307,14 @@ macro_rules! lanes {
             #[inline(always)]
             fn gather(_: Portable, from: &[Pair], at: &[u32]) -> [Self; 2] {
                 assert_eq!(at.len(), 1);
-                from[at[0] as usize].0.map(Self::reduced)
+                let [x, y] = from[at[0] as usize].0;
+                [Self::reduced(x), Self::reduced(y)]
             }
             #[inline(always)]
             fn store(values: [Self; 2], to: &mut [Pair]) {
                 assert_eq!(to.len(), 1);
-                to[0] = Pair(values.map(|v| v.0));
+                let [x, y] = values;
+                to[0] = Pair([x.0, y.0]);
             }
             #[inline(always)]
             fn transpose(_: Portable, square: &mut [Self]) {
