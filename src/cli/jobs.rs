@@ -292,8 +292,7 @@ pub fn proof(args: ProofArgs, out: &Output) -> Result<(), CliError> {
         let result = w.service().result(args.id).await.map_err(CliError::failed)?;
         std::fs::create_dir_all(&args.out).map_err(|e| about(&args.out, e))?;
         let written = Written { id: args.id, proof: args.out.join("proof.json"), public: args.out.join("public.json") };
-        files::write_text(&written.proof, &result.proof_json)?;
-        files::write_text(&written.public, &result.public_json)?;
+        files::write_texts(&[(&written.proof, &result.proof_json), (&written.public, &result.public_json)])?;
         out.result(&written, || format!("{}\n{}", written.proof.display(), written.public.display()));
         Ok(())
     })

@@ -140,8 +140,8 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let key_ms = ms(parse_time + load_time);
     bar.finish_and_clear();
 
-    files::write_text(&plan.proof, &snarkjs::proof_to_json(&proved.proof))?;
-    files::write_text(&plan.public, &snarkjs::public_to_json(&proved.public))?;
+    let (proof, public) = (snarkjs::proof_to_json(&proved.proof), snarkjs::public_to_json(&proved.public));
+    files::write_texts(&[(&plan.proof, &proof), (&plan.public, &public)])?;
     let report = Report {
         proof: &plan.proof,
         public: &plan.public,

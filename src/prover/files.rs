@@ -110,31 +110,58 @@ pub fn write_text(path: &Path, text: &str) -> Result<(), FileError> {
     write(path, |out| out.write_all(text.as_bytes()))
 }
 
-/// `mode` is that of a new file, less what the process's umask takes away, as with any other program.
+/// Writes the text of several files, none of them secret, as [`write()`] does: those that stay are all ready before the
+/// first takes its place, so that one that cannot be written leaves no other behind.
+pub fn write_texts(files: &[(&Path, &str)]) -> Result<(), FileError> {
+    let ready = files.iter().map(|(path, text)| Ready::new(path, 0o666, |out| out.write_all(text.as_bytes())));
+    ready.collect::<Result<Vec<_>, _>>()?.into_iter().try_for_each(Ready::place)
+}
+
 fn write_as(path: &Path, mode: u32, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), FileError> {
-    let fail = |e: io::Error| about(path, io_reason(&e));
-    if path == Path::new(STDOUT) {
-        let mut out = io::stdout().lock();
-        return fill(&mut out).and_then(|()| out.flush()).map_err(fail);
+    Ready::new(path, mode, fill)?.place()
+}
+
+/// A file that is written and not yet in its place.
+struct Ready {
+    path: PathBuf,
+    /// None where it was written in place.
+    temporary: Option<tempfile::NamedTempFile>,
+}
+
+impl Ready {
+    /// `mode` is that of a new file, less what the process's umask takes away, as with any other program.
+    fn new(path: &Path, mode: u32, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<Self, FileError> {
+        let fail = |e: io::Error| about(path, io_reason(&e));
+        let in_place = Self { path: path.to_path_buf(), temporary: None };
+        if path == Path::new(STDOUT) {
+            let mut out = io::stdout().lock();
+            fill(&mut out).and_then(|()| out.flush()).map_err(fail)?;
+            return Ok(in_place);
+        }
+        if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+            let mut out = BufWriter::new(fs::OpenOptions::new().write(true).open(path).map_err(fail)?);
+            fill(&mut out).and_then(|()| out.flush()).map_err(fail)?;
+            return Ok(in_place);
+        }
+        let target = fs::canonicalize(path);
+        let target = target.as_deref().unwrap_or(path);
+        let folder = match target.parent() {
+            Some(p) if !p.as_os_str().is_empty() => p,
+            _ => Path::new("."),
+        };
+        let mut temporary = tempfile::Builder::new();
+        temporary.prefix(".prover-worker-").permissions(fs::Permissions::from_mode(mode));
+        let file = temporary.tempfile_in(folder).map_err(fail)?;
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        fill(&mut out).map_err(fail)?;
+        let file = out.into_inner().map_err(|e| fail(e.into_error()))?;
+        Ok(Self { path: target.to_path_buf(), temporary: Some(file) })
     }
-    if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
-        let mut out = BufWriter::new(fs::OpenOptions::new().write(true).open(path).map_err(fail)?);
-        return fill(&mut out).and_then(|()| out.flush()).map_err(fail);
+
+    fn place(self) -> Result<(), FileError> {
+        let Some(file) = self.temporary else { return Ok(()) };
+        file.persist(&self.path).map(drop).map_err(|e| about(&self.path, io_reason(&e.error)))
     }
-    let target = fs::canonicalize(path);
-    let target = target.as_deref().unwrap_or(path);
-    let folder = match target.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    let mut temporary = tempfile::Builder::new();
-    temporary.prefix(".prover-worker-").permissions(fs::Permissions::from_mode(mode));
-    let file = temporary.tempfile_in(folder).map_err(fail)?;
-    let mut out = BufWriter::with_capacity(1 << 20, file);
-    fill(&mut out).map_err(fail)?;
-    let file = out.into_inner().map_err(|e| fail(e.into_error()))?;
-    file.persist(target).map_err(|e| fail(e.error))?;
-    Ok(())
 }
 
 /// The operating system's words without Rust's code suffix.

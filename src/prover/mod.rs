@@ -7,7 +7,7 @@
 pub mod files;
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::num::NonZero;
 use std::path::Path;
 use std::process::ExitCode;
@@ -41,11 +41,13 @@ pub fn main() -> ExitCode {
         _ => None,
     };
     let ran = match told {
-        // A closed pipe is no error: whoever reads has seen enough.
-        Some(text) => {
-            let _ = std::io::stdout().write_all(text.as_bytes());
-            Ok(())
-        }
+        Some(text) => match std::io::stdout().write_all(text.as_bytes()) {
+            // A closed pipe is no error: whoever reads has seen enough.
+            Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+                Err(failed(format!("standard output cannot be written: {e}")))
+            }
+            _ => Ok(()),
+        },
         None => run(&arguments),
     };
     let Err(why) = ran else { return ExitCode::SUCCESS };
@@ -68,8 +70,8 @@ fn run(arguments: &[OsString]) -> Result<(), FileError> {
     let threads = processor.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZero::get));
     let device = CpuBackend::with(threads, instructions).map_err(failed)?;
     let proved = device.on(|| prove(&device, zkey, witness))?;
-    files::write_text(proof, &snarkjs::proof_to_json(&proved.proof))?;
-    files::write_text(public, &snarkjs::public_to_json(&proved.public))
+    let (told, known) = (snarkjs::proof_to_json(&proved.proof), snarkjs::public_to_json(&proved.public));
+    files::write_texts(&[(proof, &told), (public, &known)])
 }
 
 /// A proof that verifies.
@@ -91,7 +93,8 @@ fn failed(why: impl std::fmt::Display) -> FileError {
     FileError::Failed(why.to_string())
 }
 
-/// An error as one line, whatever line breaks its sources carry.
+/// An error as one line, whatever line breaks and other control characters its sources carry.
 pub fn one_line(text: &str) -> String {
-    text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" | ")
+    let line = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" | ");
+    line.replace(char::is_control, "?")
 }

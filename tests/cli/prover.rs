@@ -55,6 +55,26 @@ fn what_is_wrong_is_one_sentence_and_an_exit_code() {
     refused(dir.path(), &[], &[zkey, wtns, "none/p.json", "u.json"], 1, &["none/p.json"]);
 }
 
+/// Both programs: of two results, either both are written or neither.
+#[test]
+fn public_values_that_cannot_be_written_leave_the_old_proof_as_it_was() {
+    let f = range_check();
+    let dir = scratch(&[("p.json", b"old")]);
+    std::fs::create_dir(dir.path().join("folder")).unwrap();
+    for public in ["folder", "none/u.json", "/dev/full"] {
+        let all = [s(&f.zkey), s(&f.wtns), "p.json", public];
+        refused(dir.path(), &[], &all, 1, &[public]);
+        run(dir.path(), &[&["prove"], &all[..]].concat()).failed_with(public);
+        assert_eq!(std::fs::read(dir.path().join("p.json")).unwrap(), b"old", "{public}");
+    }
+}
+
+#[test]
+fn a_file_name_with_control_characters_is_shown_without_them() {
+    let dir = scratch(&[]);
+    refused(dir.path(), &[], &["z\r\u{1b}[31m", "w", "p.json", "u.json"], 1, &["z??[31m: no such file"]);
+}
+
 #[test]
 fn a_witness_that_is_not_the_circuits_is_refused_and_no_proof_is_written() {
     let (f, other) = (range_check(), fixture("multiplier"));

@@ -159,6 +159,7 @@ fn planted_unsafe_environment_and_stubs_are_caught() {
     for (name, text, want) in [
         ("witness/wasm.rs", "fn f() {\n    unsafe { g() }\n}", "witness/wasm.rs:2: unsafe"),
         ("worker/mod.rs", "use std::env;", "environment"),
+        ("model/job.rs", "fn f() { std::env::args_os(); }", "environment"),
         ("worker/mod.rs", "use std::{env, fs};", "environment"),
         ("worker/mod.rs", "use std::{env::{self, var}, fs};", "environment"),
         ("http/mod.rs", "fn f() { std::env::var_os(\"HOME\"); }", "environment"),
