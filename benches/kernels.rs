@@ -197,7 +197,7 @@ fn bench(c: &mut Criterion) {
     let logs = |most: usize| (10..=max.min(most)).step_by(2).collect::<Vec<_>>();
     field(c, &labs);
     sums::<G1>(c, &labs, &logs(20));
-    sums::<G2>(c, &labs, &logs(18));
+    sums::<G2>(c, &labs, &logs(20));
     quotient(c, &labs, &logs(20));
 }
 
