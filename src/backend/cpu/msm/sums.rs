@@ -140,8 +140,9 @@ impl<I: Isa, C: Curve<I>> Pool<I, C> {
     }
 }
 
-/// Entries of a group in G1; in G2, whose points are twice as large, half as many, and where scalars are halved half again. Each round of a group takes an
-/// inversion; a group's points and sums with the next group's points, 0.9 MB, are to fit a second-level cache of 1 MB.
+/// Entries of a group in G1; in G2, whose points are twice as large, half as many, and where scalars are halved half of that.
+/// Each round of a group takes an inversion; a group's points and sums with the next group's points, 0.9 MB, are to fit a
+/// second-level cache of 1 MB.
 pub(super) const GROUP: usize = 1 << 12;
 
 /// Where the points of entries lie.
