@@ -22,6 +22,7 @@ use super::failure::Ended;
 use super::faults::Point;
 use super::fleet::Device;
 use super::lease::Hold;
+use super::loading;
 use super::retry::{self, LOST_WORKERS};
 use crate::backend::LoadedKey;
 use crate::formats::{snarkjs, wtns};
@@ -107,16 +108,8 @@ async fn work(
     let load = async {
         let content = CircuitContent { zkey: job.zkey, wasm: job.wasm };
         let circuit = unless_stopped(stop, ctx.registry.open(content)).await??;
-        let loaded = match unless_stopped(stop, ctx.registry.load(&device.backend, &circuit)).await? {
-            Ok(loaded) => loaded,
-            Err(e) => {
-                let ended = Ended::from(e);
-                if let Ended::Failed(error) = &ended {
-                    device.failed(error.class, Duration::ZERO);
-                }
-                return Err(ended);
-            }
-        };
+        let patience = ctx.options.load_patience;
+        let loaded = unless_stopped(stop, loading::load(&ctx.registry, device, &circuit, patience)).await??;
         Ok((circuit, loaded))
     };
     let (circuit, loaded) = timed(lease, Stage::Load, &mut times.load_ms, load).await?;

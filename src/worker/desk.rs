@@ -10,7 +10,7 @@ use tokio::sync::{Notify, oneshot};
 use super::failure::Ended;
 use super::fleet::Device;
 use super::lease::Lease;
-use crate::backend::LoadedKey;
+use crate::backend::{BackendError, LoadedKey};
 use crate::groth16::{self, BatchJob, ProveError, Proved};
 use crate::model::{FailureClass, StopToken, Witness};
 use crate::registry::ReadyCircuit;
@@ -89,7 +89,7 @@ impl Desk {
         }
     }
 
-    fn open(&self) {
+    pub(super) fn open(&self) {
         self.lock().closed.pop();
     }
 
@@ -250,6 +250,10 @@ fn judge(
         Ok(proved) => {
             device.succeeded(share);
             Ok(proved)
+        }
+        Err(ProveError::Backend(e @ BackendError::OutOfMemory { .. })) => {
+            device.lacked_memory(share);
+            Err(e.into())
         }
         Err(e) => Err(match Ended::from(e).within(job, "the proof", allowed) {
             Ended::Failed(mut error) => {

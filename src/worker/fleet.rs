@@ -19,7 +19,7 @@ const SUSPICIOUS: u32 = 3;
 /// How long a device that failed its canary sits out, doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// Proofs on a GPU at once. While it computes one, the other's witness comes up, and its points go down to be
+/// Proofs on a GPU at once, or batches of them. While it computes one, the other's witness comes up, and its points go down to be
 /// assembled and verified.
 const GPU_PROOFS: usize = 2;
 /// Memory of a device is shared out to proofs in units of so many bytes.
@@ -109,6 +109,16 @@ impl Device {
         if matches!(class, FailureClass::Device | FailureClass::InvalidProof) {
             self.failures.fetch_add(1, Ordering::Relaxed);
         }
+        self.count_failure(class, busy);
+    }
+
+    /// Notes that its memory did not suffice. Another device may have more, but what is smaller will do here, so that it is
+    /// not called unfit for it.
+    pub(super) fn lacked_memory(&self, busy: Duration) {
+        self.count_failure(FailureClass::Device, busy);
+    }
+
+    fn count_failure(&self, class: FailureClass, busy: Duration) {
         counter!(telemetry::DEVICE_FAILURES, "device" => self.label.clone(), "class" => class.as_str()).increment(1);
         self.was_busy(busy);
     }

@@ -14,6 +14,7 @@ mod faults;
 mod fleet;
 mod ingest;
 mod lease;
+mod loading;
 mod readiness;
 mod reconcile;
 pub mod request;
@@ -37,10 +38,11 @@ pub use readiness::{Readiness, Status};
 pub use service::{JobService, ServiceError, ServiceOptions, SubmitRequest};
 pub use workspace::{OpenError, Workspace, module_cache, running_program};
 
+use self::failure::Ended;
 use crate::artifacts::Artifacts;
 use crate::backend::Backend;
 use crate::config::Config;
-use crate::model::{Circuit, Job, JobResult, JobState, StopReason, StopToken, WorkerId};
+use crate::model::{Circuit, Job, JobError, JobResult, JobState, StopReason, StopToken, WorkerId};
 use crate::queue::Queue;
 use crate::registry::{CircuitContent, Registry};
 use crate::seal::Keyring;
@@ -60,6 +62,8 @@ const STOP_AGAIN: Duration = Duration::from_millis(100);
 const HAND_BACK: Duration = Duration::from_secs(2);
 /// Finished jobs whose proof files are looked for at start.
 const HEAL_LAST: u32 = 200;
+/// How long a device may take for the smallest key.
+const LOAD_PATIENCE: Duration = Duration::from_secs(300);
 /// Time between looks for circuits that other processes registered.
 const WARM_EVERY: Duration = Duration::from_secs(15);
 
@@ -84,6 +88,9 @@ pub struct Options {
     pub witness_timeout: Duration,
     /// Longest proof.
     pub prove_timeout: Duration,
+    /// How long a device other than the processor may take for a key, beside the time that its bytes take. No setting:
+    /// what takes longer hangs.
+    pub load_patience: Duration,
     /// Longest attempt.
     pub job_timeout: Duration,
     /// Time to finish when draining.
@@ -104,6 +111,7 @@ impl From<&Config> for Options {
             lease: c.lease,
             witness_timeout: c.witness_timeout,
             prove_timeout: c.prove_timeout,
+            load_patience: LOAD_PATIENCE,
             job_timeout: c.job_timeout,
             grace: c.grace,
             faults: Faults::default(),
@@ -387,8 +395,9 @@ async fn open_ahead(ctx: &Context, device: Option<&Arc<Device>>, circuit: &Circu
         Err(error) => return tracing::warn!(circuit = %circuit.name, %error, "a registered circuit cannot be opened"),
     };
     if let Some(device) = device
-        && let Err(error) = ctx.registry.load(&device.backend, &open).await
+        && let Err(Ended::Failed(JobError { message, .. })) =
+            loading::load(&ctx.registry, device, &open, ctx.options.load_patience).await
     {
-        tracing::warn!(circuit = %circuit.name, %error, "could not load a key ahead of its first job");
+        tracing::warn!(circuit = %circuit.name, error = message, "could not load a key ahead of its first job");
     }
 }

@@ -39,6 +39,8 @@ enum Manner {
     Hang,
     /// As `Hang`, but deaf: as a kernel that does not end.
     Stuck,
+    /// Keys do not get there, and it is as deaf.
+    StuckLoading,
 }
 
 #[derive(Clone)]
@@ -88,6 +90,9 @@ impl Backend for Gpu {
     }
 
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
+        while self.manner.load(Ordering::SeqCst) == Manner::StuckLoading as u8 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         Ok(Arc::new(GpuKey { key: self.cpu.load(key)?, gpu: self.clone() }))
     }
 }
@@ -229,6 +234,19 @@ impl Site {
             }
             assert!(begun.elapsed() < HANG, "{job:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Returns when the GPU has jobs again.
+    async fn until_back(&self) {
+        let begun = Instant::now();
+        loop {
+            let job = self.end(self.submit(good()).await).await;
+            if job.result.as_ref().unwrap().device == "cuda:0" {
+                return;
+            }
+            assert!(begun.elapsed() < HANG, "{job:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
@@ -435,15 +453,51 @@ async fn a_gpu_that_does_not_come_back_sits_out() {
     assert_eq!(job.attempt.0, 1, "{job:?}");
 
     site.gpu.behave(Manner::Sound);
-    let begun = Instant::now();
-    loop {
-        let job = site.end(site.submit(good()).await).await;
-        if job.result.as_ref().unwrap().device == "cuda:0" {
-            break;
-        }
-        assert!(begun.elapsed() < HANG, "{job:?}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
+    site.until_back().await;
+    site.worker.drain().await;
+}
+
+/// So is one that does not take a key.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gpu_on_which_a_key_does_not_arrive_sits_out() {
+    let site = Site::open(|o| {
+        o.load_patience = Duration::from_secs(1);
+        o.concurrency = Some(4);
+    })
+    .await;
+    site.gpu.behave(Manner::StuckLoading);
+    // A circuit whose key no device has.
+    let (key, _) = multiplier_key(site.dir.path());
+    site.registry.add("multiplier".parse().unwrap(), &key, None, Arc::new(|_, _| {})).await.unwrap();
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(site.submit(good()).await);
     }
+    for id in ids {
+        let job = site.end(id).await;
+        assert_eq!((job.state, job.result.as_ref().unwrap().device.as_str()), (JobState::Done, "cpu:0"), "{job:?}");
+        assert!(job.history.iter().all(|h| h.error.message.contains("a key was not there")), "{job:?}");
+    }
+    let job = site.end(site.submit(good()).await).await;
+    assert_eq!((job.attempt.0, job.result.as_ref().unwrap().device.as_str()), (1, "cpu:0"), "{job:?}");
+    site.gpu.behave(Manner::Sound);
+    site.until_back().await;
+    site.worker.drain().await;
+}
+
+/// A device that has too little memory for some proofs is as fit as before for others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lack_of_memory_is_not_held_against_a_gpu() {
+    let site = Site::open(|o| o.concurrency = Some(1)).await;
+    site.gpu.behave(Manner::OutOfMemory);
+    for _ in 0..5 {
+        let job = site.end(site.submit(good()).await).await;
+        site.assert_done_on(&job, "cpu:0");
+        assert_eq!((job.attempt.0, job.tries.device), (2, 1), "{job:?}");
+    }
+    site.gpu.behave(Manner::Sound);
+    let job = site.end(site.submit(good()).await).await;
+    site.assert_done_on(&job, "cuda:0");
     site.worker.drain().await;
 }
 

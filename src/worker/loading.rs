@@ -1,0 +1,65 @@
+//! A circuit's key on a device. One that does not get there is the device's fault, as a proof is that does not come back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::failure::Ended;
+use super::fleet::Device;
+use crate::backend::{BackendError, LoadedKey};
+use crate::model::FailureClass;
+use crate::registry::{ReadyCircuit, Registry, RegistryError};
+
+/// Bytes of a key that come to a device in a second at the least, for its file may have to be read from a slow disk.
+const BYTES_A_SECOND: usize = 16 << 20;
+
+/// Loads the key, if the device does not have it. Without an answer in `patience`, or as much longer as the key is large,
+/// the device hangs, and sits out until the call has come back; somebody has to see that, so the wait does not end when
+/// the caller's does.
+pub(super) async fn load(
+    registry: &Registry,
+    device: &Arc<Device>,
+    circuit: &Arc<ReadyCircuit>,
+    patience: Duration,
+) -> Result<Arc<dyn LoadedKey>, Ended> {
+    if device.is_cpu() {
+        // It may be slow, and does not hang.
+        return judge(device, registry.load(&device.backend, circuit).await);
+    }
+    let patience = patience + Duration::from_secs((circuit.key.size() / BYTES_A_SECOND) as u64);
+    let (answer, answered) = oneshot::channel();
+    let (registry, device, circuit) = (registry.clone(), device.clone(), circuit.clone());
+    tokio::spawn(async move {
+        let mut loading = std::pin::pin!(registry.load(&device.backend, &circuit));
+        match tokio::time::timeout(patience, &mut loading).await {
+            // Whoever asked may have stopped waiting.
+            Ok(loaded) => drop(answer.send(judge(&device, loaded))),
+            Err(_) => {
+                let why = format!("{} hangs: a key was not there in {:.0} s", device.label, patience.as_secs_f64());
+                device.hangs(&why, patience);
+                let _ = answer.send(Err(Ended::failed(FailureClass::Device, why)));
+                let _ = loading.await;
+                device.desk.open();
+            }
+        }
+    });
+    let gone = |_| Err(Ended::failed(FailureClass::Device, "the load of a key ended without an answer; see the log"));
+    answered.await.unwrap_or_else(gone)
+}
+
+/// Notes how the device did.
+fn judge(device: &Device, loaded: Result<Arc<dyn LoadedKey>, RegistryError>) -> Result<Arc<dyn LoadedKey>, Ended> {
+    let ended = match loaded {
+        Ok(loaded) => return Ok(loaded),
+        Err(e @ RegistryError::Backend(BackendError::OutOfMemory { .. })) => {
+            device.lacked_memory(Duration::ZERO);
+            return Err(e.into());
+        }
+        Err(e) => Ended::from(e),
+    };
+    if let Ended::Failed(error) = &ended {
+        device.failed(error.class, Duration::ZERO);
+    }
+    Err(ended)
+}
