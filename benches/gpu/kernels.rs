@@ -10,7 +10,7 @@ use ark_poly::{EvaluationDomain, Radix2EvaluationDomain};
 use ark_std::rand::{Rng, SeedableRng, rngs::StdRng};
 use prover_worker::backend::cpu::CpuBackend;
 use prover_worker::backend::cuda::CudaBackend;
-use prover_worker::backend::cuda::lab::{InG1, InG2, Lab, Lettered, Product};
+use prover_worker::backend::cuda::lab::{AsOne, InG1, InG2, Lab, Lettered, Product};
 use prover_worker::backend::{Backend, BackendError, Quiet, selftest};
 use prover_worker::model::{
     Fq, Fr, G1, G1Affine, G2, G2Affine, KeyHeader, KeySections, ProvingKey, StopToken, VerificationKey, Witness,
@@ -212,23 +212,81 @@ fn witness(kind: Kind, log: u32) -> Witness {
     Witness::from_canonical(plain(&scalars(kind, 1 << log, 5)))
 }
 
-/// Whole commitments, equal to the processor's.
+/// Small products, as one launch, again and again.
+pub(super) fn batches(run: &Run) -> Result<String, String> {
+    let told = |e: BackendError| e.to_string();
+    let mut done = 0;
+    for (n, count) in [(1, 2), (33, 7), (1 << 10, 16), (1 << 12, 8)] {
+        if run.small && n > 33 {
+            continue;
+        }
+        let batch = batch::<InG1>(run, &section::<ark_bn254::g1::Config>(n), n, count).map_err(told)?;
+        for round in 0..3 {
+            let all: Vec<Vec<Fr>> = (0..count).map(|i| scalars(KINDS[i % 5], n, (round * count + i) as u64)).collect();
+            for (product, s) in batch.parts().iter().zip(&all) {
+                product.scalars(&plain(s)).map_err(told)?;
+                product.wait().map_err(told)?;
+            }
+            batch.run().and_then(|()| batch.wait()).map_err(told)?;
+            for (i, (product, s)) in batch.parts().iter().zip(&all).enumerate() {
+                if product.read().map_err(told)? != known::<ark_bn254::g1::Config>(s) {
+                    return Err(format!("product {i} of {count} with {n} points: a wrong sum in round {round}"));
+                }
+                done += 1;
+            }
+        }
+    }
+    Ok(format!("{done} products"))
+}
+
+/// So many products with these points, in streams of their own, as one launch.
+fn batch<G: Lettered>(
+    run: &Run,
+    section: &[u8],
+    n: usize,
+    count: usize,
+) -> Result<AsOne<Vec<Product<G>>>, BackendError> {
+    let lab = Lab::new(run.driver.clone())?;
+    let beside = (1..count).map(|_| lab.beside()).collect::<Result<Vec<_>, _>>()?;
+    let labs = [&lab].into_iter().chain(&beside);
+    let products =
+        labs.map(|lab| product::<G>(lab, section, n, Kind::Random, ALL, None)).collect::<Result<Vec<_>, _>>()?;
+    // Once by themselves, so that all code is there.
+    for product in &products {
+        product.run()?;
+        product.wait()?;
+    }
+    lab.as_one(&beside, products, |products| products.iter().try_for_each(Product::run))
+}
+
+/// Whole commitments, equal to the processor's: one by one and as one launch, alone and several at a time.
 pub(super) fn commitments(run: &Run) -> Result<String, String> {
     let told = |e: BackendError| e.to_string();
     let logs: &[u32] = if run.small { &[4, 8] } else { &[2, 6, 10, 14, 18] };
     let cpu = CpuBackend::new(std::thread::available_parallelism().map_or(1, |n| n.get())).map_err(told)?;
-    let gpu = CudaBackend::new(run.driver.clone());
     for log in logs {
         let key = Arc::new(key(*log));
-        let (on_cpu, on_gpu) = (cpu.load(key.clone()).map_err(told)?, gpu.load(key).map_err(told)?);
-        for kind in KINDS {
-            let w = witness(kind, *log);
-            let expected = on_cpu.commit(&w, &StopToken::new(), &Quiet).map_err(told)?;
-            // Twice: the second takes the memory of the first.
-            for _ in 0..2 {
-                let got = on_gpu.commit(&w, &StopToken::new(), &Quiet).map_err(told)?;
-                if got != expected {
-                    return Err(format!("2^{log} rows, {kind:?}: not the processor's commitments"));
+        let on_cpu = cpu.load(key.clone()).map_err(told)?;
+        let witnesses = KINDS.map(|kind| witness(kind, *log));
+        let expected = witnesses.each_ref().map(|w| on_cpu.commit(w, &StopToken::new(), &Quiet));
+        for (gpu, how) in [
+            (CudaBackend::new(run.driver.clone()), "as one launch"),
+            (CudaBackend::new(run.driver.clone()).without_graphs(), "one by one"),
+        ] {
+            let on_gpu = gpu.load(key.clone()).map_err(told)?;
+            for ((kind, w), expected) in KINDS.iter().zip(&witnesses).zip(&expected) {
+                // Three times: the second takes the memory of the first, and the third the launch of the second.
+                for _ in 0..3 {
+                    if on_gpu.commit(w, &StopToken::new(), &Quiet) != *expected {
+                        return Err(format!("2^{log} rows, {kind:?}, {how}: not the processor's commitments"));
+                    }
+                }
+            }
+            let stop = StopToken::new();
+            for _ in 0..3 {
+                let (all, stops) = (witnesses.each_ref(), [&stop; KINDS.len()]);
+                if on_gpu.commit_batch(&all, &stops) != expected {
+                    return Err(format!("2^{log} rows, {how}, a batch: not the processor's commitments"));
                 }
             }
         }
@@ -338,30 +396,63 @@ pub(super) fn ntt(run: &Run) -> Result<Vec<Record>, BackendError> {
     Ok(records)
 }
 
-/// From a witness in memory to five points.
-pub(super) fn commit(run: &Run) -> Result<Vec<Record>, BackendError> {
-    let gpu = CudaBackend::new(run.driver.clone());
+/// Small products in G1, so many as one launch.
+pub(super) fn batched(run: &Run) -> Result<Vec<Record>, BackendError> {
+    let lab = Lab::new(run.driver.clone())?;
     let mut records = Vec::new();
-    for log2 in [12, 16, 18, 20] {
-        let key = Arc::new(key(log2));
-        let start = std::time::Instant::now();
-        let loaded = gpu.load(key)?;
-        println!("    2^{log2}: loaded in {:.3} s", start.elapsed().as_secs_f64());
-        for (kind, note) in [(Kind::Random, "dense"), (Kind::Circuit, "3/5 are 0 or 1")] {
-            let w = witness(kind, log2);
+    for log2 in [8, 10, 12, 14] {
+        let n = 1usize << log2;
+        let points = section::<ark_bn254::g1::Config>(n);
+        let alone = product::<InG1>(&lab, &points, n, Kind::Random, ALL, None)?;
+        let times = lab.time(run.rounds + 1, || alone.run())?;
+        records.push(Record::of("small MSM in G1, by itself", Some(log2), &times).note(alone.plan()));
+        for count in [1, 4, 16, 64] {
+            let batch = batch::<InG1>(run, &points, n, count)?;
             let mut times = Vec::new();
             for _ in 0..=run.rounds {
                 let start = std::time::Instant::now();
-                loaded.commit(&w, &StopToken::new(), &Quiet)?;
-                times.push(start.elapsed().as_secs_f64() * 1e3);
+                batch.run()?;
+                batch.wait()?;
+                times.push(start.elapsed().as_secs_f64() * 1e3 / count as f64);
             }
-            records.push(Record::of("commitments", Some(log2), &times).note(note.into()));
+            let record = Record::of(&format!("small MSM in G1, each of {count} as one launch"), Some(log2), &times);
+            let rate = 1e3 / record.median_ms;
+            records.push(record.note(format!("{rate:.0} a second")));
         }
     }
     Ok(records)
 }
 
-/// Proofs a second, several at a time.
+/// From a witness in memory to five points.
+pub(super) fn commit(run: &Run) -> Result<Vec<Record>, BackendError> {
+    let mut records = Vec::new();
+    for log2 in [10, 12, 16, 18, 20] {
+        let key = Arc::new(key(log2));
+        for (gpu, how) in [
+            (CudaBackend::new(run.driver.clone()).without_graphs(), "commitments, one by one"),
+            (CudaBackend::new(run.driver.clone()), "commitments"),
+        ] {
+            let start = std::time::Instant::now();
+            let loaded = gpu.load(key.clone())?;
+            println!("    2^{log2}: loaded in {:.3} s", start.elapsed().as_secs_f64());
+            for (kind, note) in [(Kind::Random, "dense"), (Kind::Circuit, "3/5 are 0 or 1")] {
+                let w = witness(kind, log2);
+                // A round more, which makes the launches one.
+                loaded.commit(&w, &StopToken::new(), &Quiet)?;
+                let mut times = Vec::new();
+                for _ in 0..=run.rounds {
+                    let start = std::time::Instant::now();
+                    loaded.commit(&w, &StopToken::new(), &Quiet)?;
+                    times.push(start.elapsed().as_secs_f64() * 1e3);
+                }
+                records.push(Record::of(how, Some(log2), &times).note(note.into()));
+            }
+        }
+    }
+    Ok(records)
+}
+
+/// Proofs a second, several at a time: threads with one each, or two threads with batches, as the worker has them.
 pub(super) fn throughput(run: &Run) -> Result<Vec<Record>, BackendError> {
     let gpu = CudaBackend::new(run.driver.clone());
     let mut records = Vec::new();
@@ -369,18 +460,31 @@ pub(super) fn throughput(run: &Run) -> Result<Vec<Record>, BackendError> {
         let loaded = gpu.load(Arc::new(key(log2)))?;
         let w = witness(Kind::Circuit, log2);
         let each = if log2 > 18 { 6 } else { 40 };
-        for together in [1, 2, 4] {
+        let best = loaded.batch();
+        let mut ways = vec![(1, 1), (2, 1), (4, 1)];
+        if best > 1 {
+            ways.extend([(1, best), (2, best)]);
+        }
+        for (threads, batch) in ways {
+            let (all, stop) = (vec![&w; batch], StopToken::new());
+            let stops = vec![&stop; batch];
             let mut times = Vec::new();
             for _ in 0..=run.rounds.min(4) {
                 let start = std::time::Instant::now();
                 std::thread::scope(|scope| {
-                    let prove = || (0..each).try_for_each(|_| loaded.commit(&w, &StopToken::new(), &Quiet).map(drop));
-                    let all: Vec<_> = (0..together).map(|_| scope.spawn(prove)).collect();
+                    let prove = || {
+                        let batches = (0..each).map(|_| loaded.commit_batch(&all, &stops));
+                        batches.flatten().try_for_each(|commitments| commitments.map(drop))
+                    };
+                    let all: Vec<_> = (0..threads).map(|_| scope.spawn(prove)).collect();
                     all.into_iter().try_for_each(|one| one.join().expect("a proof that does not panic"))
                 })?;
-                times.push(start.elapsed().as_secs_f64() * 1e3 / f64::from(each * together));
+                times.push(start.elapsed().as_secs_f64() * 1e3 / f64::from(each * threads) / batch as f64);
             }
-            let name = format!("a commitment, of {together} at a time");
+            let name = match batch {
+                1 => format!("a commitment, of {threads} at a time"),
+                _ => format!("a commitment, of {threads} times {batch} in a batch"),
+            };
             let record = Record::of(&name, Some(log2), &times);
             let rate = 1e3 / record.median_ms;
             records.push(record.note(format!("{rate:.0} a second; 3/5 are 0 or 1")));

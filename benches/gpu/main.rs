@@ -25,6 +25,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("transforms", kernels::transforms),
     ("products in G1", kernels::products_g1),
     ("products in G2", kernels::products_g2),
+    ("batches", kernels::batches),
     ("commitments", kernels::commitments),
 ];
 
@@ -36,6 +37,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("arithmetic", arithmetic),
     ("msm g1", kernels::msm_g1),
     ("msm g2", kernels::msm_g2),
+    ("batched", kernels::batched),
     ("ntt", kernels::ntt),
     ("commit", kernels::commit),
     ("throughput", kernels::throughput),

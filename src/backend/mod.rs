@@ -71,6 +71,15 @@ pub struct Footprint {
     pub resident: u64,
     /// More for each proof in flight.
     pub per_proof: u64,
+    /// How many proofs' memory stays with the key once it was used, for the next ones.
+    pub kept: u32,
+}
+
+impl Footprint {
+    /// Bytes that the key takes in the long run.
+    pub fn lasting(&self) -> u64 {
+        self.resident.saturating_add(self.per_proof.saturating_mul(self.kept.into()))
+    }
 }
 
 /// The five products, before blinding.
@@ -178,6 +187,10 @@ pub trait Backend: Send + Sync {
     fn footprint(&self, key: &ProvingKey) -> Footprint;
     /// Makes a key ready for proofs.
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError>;
+    /// The same device by plainer and slower means, to be used where it fails its self-test; and what it does without.
+    fn plainer(&self) -> Option<(Arc<dyn Backend>, &'static str)> {
+        None
+    }
 }
 
 /// A key on a device.

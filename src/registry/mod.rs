@@ -15,7 +15,7 @@ use metrics::{counter, gauge};
 
 use crate::artifacts::{ArtifactError, Artifacts, Content, Kind, verify};
 use crate::backend::mapped::map_file;
-use crate::backend::{Backend, BackendError, DeviceKind, LoadedKey};
+use crate::backend::{Backend, BackendError, LoadedKey};
 use crate::formats::{FormatError, zkey};
 use crate::groth16::Verifier;
 use crate::model::{Circuit, CircuitName, ContentHash, ProvingKey};
@@ -308,12 +308,7 @@ async fn load_into(
 ) -> Result<Arc<dyn LoadedKey>, RegistryError> {
     let (device, key) = (device.clone(), circuit.key.clone());
     let load = blocking(move || {
-        let footprint = device.footprint(&key);
-        let bytes = match device.device().kind {
-            DeviceKind::Cpu => footprint.resident,
-            // What a proof used stays with the key for the next one.
-            DeviceKind::Cuda | DeviceKind::Icicle => footprint.resident.saturating_add(footprint.per_proof),
-        };
+        let bytes = device.footprint(&key).lasting();
         let loaded = device.load(key)?;
         counter!(telemetry::KEY_LOADS, "device" => device.device().label()).increment(1);
         Ok((loaded, bytes))

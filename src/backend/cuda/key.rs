@@ -2,18 +2,22 @@
 
 #![allow(unsafe_code)]
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::super::{BackendError, Commitments, Footprint, LoadedKey, Progress};
 use super::driver::{Driver, Stream};
-use super::memory::Buffer;
-use super::msm::{self, Bases, InG1, InG2, Index, Needs, Plan, Sums};
-use super::quotient::{self, Constraints};
+use super::msm::{self, Bases, InG1, InG2, Index};
+use super::quotient::Constraints;
+use super::slot::{Plans, Slot};
 use crate::model::{G1_BYTES, ProvingKey, StopToken, Witness};
 
 /// The share of a device's memory that multiples of one key's points may take: such that two of the largest keys, with all
 /// else that they need, stay in the half that is for keys.
 const TABLE_SHARE: u64 = 6;
+/// Batches at once whose memory stays with a key, as many as the worker makes.
+const BATCHES: usize = 2;
+/// The share of a device's memory that may stay with a key so, if that is enough for as many proofs.
+const KEPT_SHARE: u64 = 64;
 
 /// Multiples of each point that a device with `memory` bytes keeps.
 fn multiples(key: &ProvingKey, memory: u64) -> u64 {
@@ -22,27 +26,20 @@ fn multiples(key: &ProvingKey, memory: u64) -> u64 {
     memory / TABLE_SHARE / (points as u64).max(1)
 }
 
-/// Plans for A, B, C and H with so many bases each.
-struct Plans {
-    a: Plan,
-    b: Plan,
-    c: Plan,
-    h: Plan,
-}
-
-impl Plans {
-    fn new(driver: &dyn Driver, [a, b, c, h]: [u64; 4], multiples: u64) -> Self {
-        let plan = |n| Plan::new::<InG1>(driver, n, multiples);
-        // B is summed in both groups, of which G2 takes three times as long.
-        Self { a: plan(a), b: Plan::new::<InG2>(driver, b, multiples), c: plan(c), h: plan(h) }
-    }
-
-    /// Memory for the multiplications with the witness, one after the other, and for that of H beside them.
-    fn needs(&self, driver: &dyn Driver, [a, b, c, h]: [u64; 4]) -> [Needs; 2] {
-        let needs = Needs::of::<InG1>(driver, a, &self.a).or(Needs::of::<InG1>(driver, b, &self.b));
-        let needs = needs.or(Needs::of::<InG2>(driver, b, &self.b)).or(Needs::of::<InG1>(driver, c, &self.c));
-        [needs, Needs::of::<InG1>(driver, h, &self.h)]
-    }
+/// Proofs at once that a device is best at, of keys of this size: the kernels of small ones leave most of it idle. And of
+/// how many the memory stays for the next ones.
+fn proofs(driver: &dyn Driver, key: &ProvingKey, per_proof: u64) -> (usize, usize) {
+    let best = match key.header.domain_size.max(key.header.n_vars) {
+        ..=0x1000 => 8,
+        0x1001..=0x4000 => 4,
+        0x4001..=0x1_0000 => 2,
+        _ => 1,
+    };
+    let in_share = |share| (driver.properties().memory / share / per_proof.max(1)) as usize;
+    // Of very large ones, one at a time has room beside the keys.
+    let least = BATCHES.min(in_share(2)).max(1);
+    let kept = (BATCHES * best).min(in_share(KEPT_SHARE)).max(least);
+    (best.min(kept / BATCHES).max(1), kept)
 }
 
 /// What a key needs of the device, within a few per cent: as if every wire had a point in every section.
@@ -58,73 +55,38 @@ pub(super) fn footprint(driver: &dyn Driver, key: &ProvingKey) -> Footprint {
         + Bases::<InG1>::bytes(c, &plans.c)
         + Bases::<InG1>::bytes(h, &plans.h);
     let indices = 4 * (a + b + c + h);
-    Footprint {
-        resident: tables + indices + Constraints::resident(key),
-        per_proof: plans.needs(driver, counts).iter().map(Needs::bytes).sum::<u64>()
-            + Constraints::per_proof(key)
-            + msm::SCALAR_BYTES * u64::from(key.header.n_vars),
-    }
+    let per_proof = per_proof(driver, key, &plans);
+    let (_, kept) = proofs(driver, key, per_proof);
+    Footprint { resident: tables + indices + Constraints::resident(key), per_proof, kept: kept as u32 }
 }
 
-/// A key whose points, with their multiples, and matrices lie on a device.
-pub(super) struct CudaKey {
-    driver: Arc<dyn Driver>,
-    key: Arc<ProvingKey>,
-    constraints: Constraints,
-    needs: Needs,
-    needs_beside: Needs,
-    in_a: Index,
-    in_b: Index,
-    in_c: Index,
-    in_h: Index,
-    a: Bases<InG1>,
-    b1: Bases<InG1>,
-    b2: Bases<InG2>,
-    c: Bases<InG1>,
-    h: Bases<InG1>,
-    /// Memory of proofs that have ended, for the next.
-    idle: Mutex<Vec<Slot>>,
+fn per_proof(driver: &dyn Driver, key: &ProvingKey, plans: &Plans) -> u64 {
+    plans.layout(driver).bytes(key.header.n_vars.into()) + Constraints::per_proof(key)
 }
 
-/// What one proof at a time uses. The quotient and its product have a stream to themselves: where one stream's kernels
-/// leave multiprocessors idle, the other's run.
-struct Slot {
-    driver: Arc<dyn Driver>,
-    stream: Stream,
-    beside: Stream,
-    witness: Buffer,
-    quotient: quotient::Scratch,
-    msm: msm::Scratch,
-    msm_beside: msm::Scratch,
-    a: Sums<InG1>,
-    b1: Sums<InG1>,
-    b2: Sums<InG2>,
-    c: Sums<InG1>,
-    h: Sums<InG1>,
+/// What of a key lies on a device.
+pub(super) struct Resident {
+    pub(super) constraints: Constraints,
+    pub(super) plans: Plans,
+    /// Values of a witness.
+    pub(super) wires: u64,
+    pub(super) in_a: Index,
+    pub(super) in_b: Index,
+    pub(super) in_c: Index,
+    pub(super) in_h: Index,
+    pub(super) a: Bases<InG1>,
+    pub(super) b1: Bases<InG1>,
+    pub(super) b2: Bases<InG2>,
+    pub(super) c: Bases<InG1>,
+    pub(super) h: Bases<InG1>,
 }
 
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.driver.destroy_stream(self.stream);
-        self.driver.destroy_stream(self.beside);
-    }
-}
-
-impl CudaKey {
-    /// Brings the key to the device and computes the multiples of its points.
-    ///
-    /// # Errors
-    /// `Shape` if the key does not hold what it says; `OutOfMemory`.
-    pub(super) fn new(driver: &Arc<dyn Driver>, key: Arc<ProvingKey>) -> Result<Self, BackendError> {
-        let stream = Temporary { driver, stream: driver.create_stream()? };
-        Self::on(driver, stream.stream, key)
-    }
-
-    fn on(driver: &Arc<dyn Driver>, stream: Stream, key: Arc<ProvingKey>) -> Result<Self, BackendError> {
-        super::super::check_lengths(&key)?;
+impl Resident {
+    fn new(driver: &Arc<dyn Driver>, stream: Stream, key: &ProvingKey) -> Result<Self, BackendError> {
+        super::super::check_lengths(key)?;
         let s = &key.sections;
         let private = key.header.n_public + 1;
-        let constraints = Constraints::index(driver, stream, &key)?;
+        let constraints = Constraints::index(driver, stream, key)?;
         let (there_b, there_b2) = (msm::present::<InG1>(&s.b1)?, msm::present::<InG2>(&s.b2)?);
         if there_b != there_b2 {
             // No sound key has wires in B in one group only, but their sums are defined, and the processor has them.
@@ -137,79 +99,97 @@ impl CudaKey {
         let in_c = index(&msm::present::<InG1>(&s.c)?, private)?;
         let in_h = index(&msm::present::<InG1>(&s.h)?, 0)?;
         let counts = [&in_a, &in_b, &in_c, &in_h].map(|index| u64::from(index.len));
-        let plans = Plans::new(&**driver, counts, multiples(&key, driver.properties().memory));
+        let plans = Plans::new(&**driver, counts, multiples(key, driver.properties().memory));
         let a = Bases::new(driver, stream, &s.a, &in_a, 0, plans.a)?;
         let b1 = Bases::new(driver, stream, &s.b1, &in_b, 0, plans.b)?;
         let b2 = Bases::new(driver, stream, &s.b2, &in_b, 0, plans.b)?;
         let c = Bases::new(driver, stream, &s.c, &in_c, private, plans.c)?;
         let h = Bases::new(driver, stream, &s.h, &in_h, 0, plans.h)?;
         driver.synchronize(stream)?;
-        let [needs, needs_beside] = plans.needs(&**driver, counts);
-        let (driver, idle) = (driver.clone(), Mutex::default());
-        Ok(Self { driver, key, constraints, needs, needs_beside, in_a, in_b, in_c, in_h, a, b1, b2, c, h, idle })
+        let wires = key.header.n_vars.into();
+        Ok(Self { constraints, plans, wires, in_a, in_b, in_c, in_h, a, b1, b2, c, h })
+    }
+}
+
+/// A key whose points, with their multiples, and matrices lie on a device.
+pub(super) struct CudaKey {
+    driver: Arc<dyn Driver>,
+    key: Arc<ProvingKey>,
+    /// Memory of proofs that have ended, for the next. Before the key, to which its graphs point.
+    idle: Mutex<Vec<Slot>>,
+    resident: Resident,
+    /// Whether the work of a proof may become one launch.
+    graphs: bool,
+    /// Proofs at once, and of how many the memory is kept.
+    batch: usize,
+    kept: usize,
+}
+
+impl CudaKey {
+    /// Brings the key to the device and computes the multiples of its points.
+    ///
+    /// # Errors
+    /// `Shape` if the key does not hold what it says; `OutOfMemory`.
+    pub(super) fn new(driver: &Arc<dyn Driver>, key: Arc<ProvingKey>, graphs: bool) -> Result<Self, BackendError> {
+        let stream = driver.create_stream()?;
+        let resident = Resident::new(driver, stream, &key);
+        driver.destroy_stream(stream);
+        let resident = resident?;
+        let (batch, kept) = proofs(&**driver, &key, per_proof(&**driver, &key, &resident.plans));
+        Ok(Self { driver: driver.clone(), key, idle: Mutex::default(), resident, graphs, batch, kept })
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Slot>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn slot(&self) -> Result<Slot, BackendError> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        if let Some(slot) = idle {
-            return Ok(slot);
-        }
-        let driver = &self.driver;
-        let stream = Temporary { driver, stream: driver.create_stream()? };
-        let beside = Temporary { driver, stream: driver.create_stream()? };
-        let slot = Slot {
-            driver: driver.clone(),
-            stream: stream.stream,
-            beside: beside.stream,
-            witness: Buffer::new(driver, msm::SCALAR_BYTES * u64::from(self.key.header.n_vars))?,
-            quotient: quotient::Scratch::new(&self.constraints)?,
-            msm: msm::Scratch::new(driver, self.needs)?,
-            msm_beside: msm::Scratch::new(driver, self.needs_beside)?,
-            a: Sums::new(driver, self.a.plan)?,
-            b1: Sums::new(driver, self.b1.plan)?,
-            b2: Sums::new(driver, self.b2.plan)?,
-            c: Sums::new(driver, self.c.plan)?,
-            h: Sums::new(driver, self.h.plan)?,
-        };
-        // The slot destroys them now.
-        std::mem::forget((stream, beside));
-        Ok(slot)
+        let idle = self.idle().pop();
+        idle.map_or_else(|| Slot::new(&self.driver, &self.resident, self.graphs), Ok)
     }
 
-    /// Puts the work of a proof into the slot's streams, then waits for its results. A stop that comes when all is put there
-    /// is heeded at the end.
-    fn commit_in(&self, slot: &Slot, witness: &Witness, stop: &StopToken) -> Result<Commitments, BackendError> {
-        let go_on = || stop.stopped().map_or(Ok(()), |why| Err(BackendError::Stopped(why)));
-        let Slot { stream, beside, msm, msm_beside, witness: wires, quotient, .. } = slot;
-        let (stream, beside) = (*stream, *beside);
-        go_on()?;
-        wires.upload(stream, 0, bytes_of(witness))?;
-        let uploaded = self.driver.record(stream)?;
-        let waits = self.driver.wait(beside, uploaded);
-        self.driver.destroy_event(uploaded);
-        waits?;
-        self.constraints.quotient(beside, wires, quotient)?;
-        msm_beside.sort(beside, quotient.scalars(), &self.in_h, &self.h.plan)?;
-        msm_beside.sum(beside, &self.h, &self.in_h, &slot.h)?;
-        go_on()?;
-        msm.sort(stream, wires, &self.in_b, &self.b2.plan)?;
-        msm.sum(stream, &self.b2, &self.in_b, &slot.b2)?;
-        msm.sum(stream, &self.b1, &self.in_b, &slot.b1)?;
-        go_on()?;
-        msm.sort(stream, wires, &self.in_a, &self.a.plan)?;
-        msm.sum(stream, &self.a, &self.in_a, &slot.a)?;
-        go_on()?;
-        msm.sort(stream, wires, &self.in_c, &self.c.plan)?;
-        msm.sum(stream, &self.c, &self.in_c, &slot.c)?;
-        let commitments = Commitments {
-            b2: slot.b2.read(stream)?,
-            b1: slot.b1.read(stream)?,
-            a: slot.a.read(stream)?,
-            c: slot.c.read(stream)?,
-            h: slot.h.read(beside)?,
-        };
-        go_on()?;
-        Ok(commitments)
+    /// Takes a slot and begins a proof there.
+    fn begin(&self, witness: &Witness, stop: &StopToken) -> Result<Proof<'_>, BackendError> {
+        let (expected, got) = (self.resident.wires, witness.len() as u64);
+        if got != expected {
+            return Err(BackendError::Shape { what: "witness values", expected, got });
+        }
+        let mut slot = self.slot()?;
+        let begun = slot.begin(&self.resident, bytes_of(witness), &|| go_on(stop));
+        Ok(Proof { key: self, slot, begun })
+    }
+}
+
+/// An error if the work should stop.
+fn go_on(stop: &StopToken) -> Result<(), BackendError> {
+    stop.stopped().map_or(Ok(()), |why| Err(BackendError::Stopped(why)))
+}
+
+/// A proof on its way.
+struct Proof<'a> {
+    key: &'a CudaKey,
+    slot: Slot,
+    begun: Result<(), BackendError>,
+}
+
+impl Proof<'_> {
+    /// Waits for the commitments. A stop that comes when all is begun is heeded only then.
+    fn end(self, stop: &StopToken) -> Result<Commitments, BackendError> {
+        let Self { key, slot, begun } = self;
+        let whole = begun.is_ok();
+        let commitments = begun.and_then(|()| slot.end());
+        // The witness does not stay on the device, whatever came of it.
+        slot.clear(whole)?;
+        // Also after a stop: the next proof then finds its memory.
+        let mut idle = key.idle();
+        if idle.len() < key.kept {
+            idle.push(slot);
+        } else {
+            // To be given back without others waiting.
+            drop(idle);
+            drop(slot);
+        }
+        commitments.and_then(|commitments| go_on(stop).map(|()| commitments))
     }
 }
 
@@ -219,46 +199,40 @@ impl LoadedKey for CudaKey {
     }
 
     fn commit(&self, witness: &Witness, stop: &StopToken, on: &dyn Progress) -> Result<Commitments, BackendError> {
-        let (expected, got) = (u64::from(self.key.header.n_vars), witness.len() as u64);
-        if got != expected {
-            return Err(BackendError::Shape { what: "witness values", expected, got });
-        }
         on.report(0.0);
-        let slot = self.slot()?;
-        let commitments = self.commit_in(&slot, witness, stop);
-        // The witness does not stay on the device, whatever came of it.
-        let cleared = slot.clear();
-        cleared?;
-        // Also after a stop: the next proof then finds its memory.
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(slot);
+        let commitments = self.begin(witness, stop)?.end(stop);
         on.report(1.0);
         commitments
     }
-}
 
-impl Slot {
-    /// Overwrites what is as secret as the witness.
-    fn clear(&self) -> Result<(), BackendError> {
-        // Both streams may read the witness, if work was put there before something failed.
-        self.driver.synchronize(self.beside)?;
-        self.witness.zero(self.stream, 0, self.witness.bytes())?;
-        self.msm.clear(self.stream)?;
-        self.quotient.clear(self.beside)?;
-        self.msm_beside.clear(self.beside)?;
-        let [a, b1, c] = [&self.a, &self.b1, &self.c].map(|sums| sums.clear(self.stream));
-        a.and(b1).and(c).and(self.b2.clear(self.stream)).and(self.h.clear(self.beside))
+    fn batch(&self) -> usize {
+        self.batch
     }
-}
 
-/// A stream that is destroyed where it goes out of scope.
-struct Temporary<'a> {
-    driver: &'a Arc<dyn Driver>,
-    stream: Stream,
-}
-
-impl Drop for Temporary<'_> {
-    fn drop(&mut self) {
-        self.driver.destroy_stream(self.stream);
+    /// As many at once as memory permits, [`batch`](LoadedKey::batch) at most: what is larger is several of them.
+    fn commit_batch(&self, witnesses: &[&Witness], stops: &[&StopToken]) -> Vec<Result<Commitments, BackendError>> {
+        if stops.len() != witnesses.len() {
+            let (expected, got) = (witnesses.len() as u64, stops.len() as u64);
+            let error = BackendError::Shape { what: "stop tokens of a batch", expected, got };
+            return vec![Err(error); witnesses.len()];
+        }
+        let mut all = Vec::with_capacity(witnesses.len());
+        let mut begun = Vec::new();
+        let end = |(proof, stop): (Result<Proof<'_>, _>, &StopToken)| proof.and_then(|proof| proof.end(stop));
+        for (witness, stop) in witnesses.iter().zip(stops) {
+            if begun.len() == self.batch {
+                all.extend(begun.drain(..).map(end));
+            }
+            let mut proof = self.begin(witness, stop);
+            if matches!(proof, Err(BackendError::OutOfMemory { .. })) && !begun.is_empty() {
+                // Those before it leave their memory.
+                all.extend(begun.drain(..).map(end));
+                proof = self.begin(witness, stop);
+            }
+            begun.push((proof, *stop));
+        }
+        all.extend(begun.drain(..).map(end));
+        all
     }
 }
 
@@ -270,4 +244,171 @@ fn bytes_of(witness: &Witness) -> &[u8] {
     let values = witness.values();
     // SAFETY: a value is four words and, by the assertion, nothing else; any bytes are valid as such.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+#[cfg(all(test, feature = "kernels-on-host"))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use ark_ff::{PrimeField, UniformRand};
+    use ark_std::rand::{SeedableRng, rngs::StdRng};
+
+    use super::super::driver::host::{HostDriver, Order};
+    use super::super::memory::Buffer;
+    use super::super::slot::Launching;
+    use super::*;
+    use crate::backend::cpu::CpuBackend;
+    use crate::backend::{Backend, Quiet, selftest};
+    use crate::model::{Fr, StopReason};
+
+    /// Devices whose products run apart, and together.
+    const PLENTY: u64 = 4 << 30;
+    const LITTLE: u64 = 24 << 20;
+
+    const WIRES: usize = 70;
+
+    struct Example {
+        key: Arc<ProvingKey>,
+        witnesses: Vec<Witness>,
+        expected: Vec<Commitments>,
+    }
+
+    impl Example {
+        /// Witnesses that differ in all values, and what the processor makes of them.
+        fn new(count: usize) -> Self {
+            let (key, witness, expected) = selftest::example(WIRES, 5, 64);
+            let key = Arc::new(key);
+            let on_cpu = CpuBackend::new(1).unwrap().load(key.clone()).unwrap();
+            let mut rng = StdRng::seed_from_u64(8);
+            let mut any = || Witness::from_canonical((0..WIRES).map(|_| Fr::rand(&mut rng).into_bigint()).collect());
+            let (mut witnesses, mut all) = (vec![witness], vec![expected]);
+            for _ in 1..count {
+                witnesses.push(any());
+                all.push(on_cpu.commit(&witnesses[witnesses.len() - 1], &StopToken::new(), &Quiet).unwrap());
+            }
+            Self { key, witnesses, expected: all }
+        }
+
+        fn on(&self, driver: &Arc<HostDriver>, graphs: bool) -> CudaKey {
+            let driver: Arc<dyn Driver> = driver.clone();
+            CudaKey::new(&driver, self.key.clone(), graphs).unwrap()
+        }
+    }
+
+    fn launching(key: &CudaKey) -> Vec<Launching> {
+        key.idle().iter().map(Slot::launching).collect()
+    }
+
+    fn driver(order: Order, memory: u64) -> Arc<HostDriver> {
+        Arc::new(HostDriver::new(order).with_memory(memory))
+    }
+
+    const ORDERS: [Order; 4] = [Order::Ascending, Order::Descending, Order::Random(1), Order::Random(2)];
+
+    #[test]
+    fn proofs_one_by_one_and_as_one_launch_in_every_order() {
+        let example = Example::new(4);
+        for (order, memory, graphs) in ORDERS.into_iter().flat_map(|order| {
+            [(PLENTY, true), (PLENTY, false), (LITTLE, true)].map(|(memory, graphs)| (order, memory, graphs))
+        }) {
+            let driver = driver(order, memory);
+            let key = example.on(&driver, graphs);
+            for (i, (witness, expected)) in example.witnesses.iter().zip(&example.expected).enumerate() {
+                let got = key.commit(witness, &StopToken::new(), &Quiet);
+                assert_eq!(got.as_ref(), Ok(expected), "proof {i}, {order:?}, {memory}, {graphs}");
+                let launching = launching(&key);
+                match (graphs && memory == PLENTY, i) {
+                    (true, 0) => assert_eq!(launching, [Launching::SinglyAtFirst]),
+                    (true, _) => assert!(matches!(launching[..], [Launching::AsOne { .. }]), "{launching:?}"),
+                    (false, _) => assert_eq!(launching, [Launching::Singly]),
+                }
+                let mut bytes = Vec::new();
+                witness.values()[2].0.iter().for_each(|limb| bytes.extend(limb.to_le_bytes()));
+                assert!(!driver.holds(&bytes), "proof {i} leaves its witness, {order:?}, {memory}, {graphs}");
+            }
+            drop(key);
+            assert_eq!((driver.used(), driver.fault()), (0, None));
+        }
+    }
+
+    #[test]
+    fn batches_are_their_proofs() {
+        let example = Example::new(5);
+        for (order, graphs) in [(Order::Random(3), true), (Order::Descending, true), (Order::Ascending, false)] {
+            let driver = driver(order, PLENTY);
+            let key = example.on(&driver, graphs);
+            assert_eq!((key.batch(), key.kept), (8, 16));
+            let (go, stopped) = (StopToken::new(), StopToken::new());
+            stopped.stop(StopReason::Cancelled);
+            let short = Witness::from_canonical(example.witnesses[0].values()[1..].to_vec());
+            // More than are begun at once, among them what does not fit and what is stopped.
+            let order_of: Vec<usize> = (0..19).map(|i| i * 7 % 5).collect();
+            for _ in 0..2 {
+                let mut witnesses: Vec<&Witness> = order_of.iter().map(|i| &example.witnesses[*i]).collect();
+                let mut expected: Vec<_> = order_of.iter().map(|i| Ok(example.expected[*i].clone())).collect();
+                let mut stops = vec![&go; witnesses.len()];
+                (witnesses[3], expected[3]) =
+                    (&short, Err(BackendError::Shape { what: "witness values", expected: 70, got: 69 }));
+                (stops[11], expected[11]) = (&stopped, Err(BackendError::Stopped(StopReason::Cancelled)));
+                assert_eq!(key.commit_batch(&witnesses, &stops), expected, "{order:?}");
+            }
+            assert_eq!(key.idle().len(), 8);
+            assert_eq!(key.commit_batch(&[], &[]), []);
+            let shape = BackendError::Shape { what: "stop tokens of a batch", expected: 1, got: 0 };
+            assert_eq!(key.commit_batch(&[&short], &[]), [Err(shape)]);
+        }
+    }
+
+    #[test]
+    fn a_batch_beyond_the_memory_is_made_in_turns() {
+        let example = Example::new(3);
+        let host = driver(Order::Random(4), PLENTY);
+        let key = example.on(&host, true);
+        let stop = StopToken::new();
+        key.commit(&example.witnesses[0], &stop, &Quiet).unwrap();
+        // What is left is less than a second proof needs.
+        let driver: Arc<dyn Driver> = host.clone();
+        let filler = Buffer::new(&driver, host.free_memory().unwrap() - 1000).unwrap();
+        let witnesses: Vec<&Witness> = example.witnesses.iter().collect();
+        let expected: Vec<_> = example.expected.iter().cloned().map(Ok).collect();
+        assert_eq!(key.commit_batch(&witnesses, &[&stop; 3]), expected);
+        assert_eq!(key.idle().len(), 1);
+        // Where there is none at all, each is told.
+        key.idle().clear();
+        drop(filler);
+        let _filler = Buffer::new(&driver, host.free_memory().unwrap() - 1000).unwrap();
+        let all = key.commit_batch(&witnesses, &[&stop; 3]);
+        assert!(all.iter().all(|one| matches!(one, Err(BackendError::OutOfMemory { .. }))), "{all:?}");
+    }
+
+    #[test]
+    fn as_many_proofs_keep_their_memory_as_it_permits() {
+        let (mut key, ..) = selftest::example(WIRES, 5, 64);
+        let driver = HostDriver::new(Order::Ascending);
+        for (wires, expected) in [(4096, (8, 16)), (4097, (4, 8)), (1 << 15, (2, 4)), (1 << 20, (1, 2))] {
+            key.header.n_vars = wires;
+            assert_eq!(proofs(&driver, &key, 1), expected);
+        }
+        key.header.n_vars = 4096;
+        let memory = driver.properties().memory;
+        for (of_share, expected) in [(16, (8, 16)), (9, (4, 9)), (4, (2, 4)), (2, (1, 2)), (1, (1, 2))] {
+            assert_eq!(proofs(&driver, &key, memory / KEPT_SHARE / of_share), expected, "{of_share}");
+        }
+        assert_eq!(proofs(&driver, &key, memory / 4), (1, 2));
+        assert_eq!(proofs(&driver, &key, memory / 3 * 2), (1, 1));
+    }
+
+    #[test]
+    fn a_proof_takes_no_more_than_its_footprint() {
+        let example = Example::new(1);
+        for memory in [PLENTY, LITTLE] {
+            let host = driver(Order::Ascending, memory);
+            let key = example.on(&host, true);
+            let resident = host.used();
+            key.commit(&example.witnesses[0], &StopToken::new(), &Quiet).unwrap();
+            let per_proof = footprint(&*host, &example.key).per_proof;
+            let took = host.used() - resident;
+            // Empty buffers have a byte.
+            assert!(took <= per_proof + 64 && 2 * took > per_proof, "expected {per_proof} at most, got {took}");
+        }
+    }
 }

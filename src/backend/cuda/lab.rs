@@ -8,11 +8,12 @@ use ark_ec::short_weierstrass::Projective;
 use ark_ff::{BigInteger256, PrimeField};
 
 use super::super::BackendError;
-use super::driver::{Address, Argument, Driver, Event, Launch, Properties, Stream};
+use super::driver::{Address, Argument, Driver, Event, Graph, Launch, Properties, Stream};
 use super::memory::Buffer;
 use super::msm::{self, Bases, Group, Index, Needs, Scratch, Sums};
 pub use super::msm::{InG1, InG2, Plan};
 use super::ntt::{Domain, ELEMENT, Points, Radix};
+use super::sort::Sorter;
 use crate::model::Fr;
 
 /// A device to try kernels on.
@@ -28,6 +29,35 @@ impl Lab {
         let stream = Arc::new(Owned { id: driver.create_stream()?, driver: driver.clone() });
         let traced = Arc::new(Traced { inner: driver, launches: Mutex::default() });
         Ok(Self { driver: traced.clone(), traced, stream })
+    }
+
+    /// The same device, with a stream of its own: what is made here runs beside what is made there.
+    pub fn beside(&self) -> Result<Self, BackendError> {
+        let stream = Arc::new(Owned { id: self.driver.create_stream()?, driver: self.driver.clone() });
+        Ok(Self { driver: self.driver.clone(), traced: self.traced.clone(), stream })
+    }
+
+    /// What `work` puts into this stream and those beside it, as one launch. `parts` is all that it uses, made here or
+    /// there.
+    pub fn as_one<T>(
+        &self,
+        beside: &[Self],
+        parts: T,
+        work: fn(&T) -> Result<(), BackendError>,
+    ) -> Result<AsOne<T>, BackendError> {
+        let order = |before: Stream, after: Stream| {
+            let event = self.driver.record(before)?;
+            let waits = self.driver.wait(after, event);
+            self.driver.destroy_event(event);
+            waits
+        };
+        let first = self.stream.id;
+        let graph = self.driver.graph(first, &mut || {
+            beside.iter().try_for_each(|lab| order(first, lab.stream.id))?;
+            work(&parts)?;
+            beside.iter().try_for_each(|lab| order(lab.stream.id, first))
+        })?;
+        Ok(AsOne { stream: self.stream.clone(), graph, parts })
     }
 
     /// Milliseconds that the device takes for what `work` puts into the stream, `rounds` times.
@@ -85,10 +115,13 @@ impl Lab {
             None => Plan::new::<G::Group>(&*self.driver, n, multiples),
         };
         let scalars = Buffer::new(&self.driver, msm::SCALAR_BYTES * (section.len() / G::Group::BYTES) as u64)?;
+        let needs = Needs::of::<G::Group>(&*self.driver, n, &plan);
+        let sums = Arc::new(Buffer::new(&self.driver, Sums::<G::Group>::bytes(&plan))?);
         Ok(Product {
             bases: Bases::new(&self.driver, self.stream.id, section, &index, 0, plan)?,
-            scratch: Scratch::new(&self.driver, Needs::of::<G::Group>(&*self.driver, n, &plan))?,
-            sums: Sums::new(&self.driver, plan)?,
+            sorter: Sorter::new(&self.driver, needs.sorter())?,
+            scratch: Scratch::new(&self.driver, needs)?,
+            sums: Sums::new(&sums, 0, plan)?,
             index,
             scalars,
             stream: self.stream.clone(),
@@ -234,6 +267,7 @@ impl Lettered for InG2 {
 /// A multi-scalar product.
 pub struct Product<G: Lettered> {
     bases: Bases<G::Group>,
+    sorter: Sorter,
     scratch: Scratch,
     sums: Sums<G::Group>,
     index: Index,
@@ -261,17 +295,56 @@ impl<G: Lettered> Product<G> {
 
     /// Its first half.
     pub fn sort(&self) -> Result<(), BackendError> {
-        self.scratch.sort(self.stream.id, &self.scalars, &self.index, &self.bases.plan)
+        self.sorter.sort(self.stream.id, &self.scalars, &self.index, &self.bases.plan).map(drop)
     }
 
     /// Its second half.
     pub fn sum(&self) -> Result<(), BackendError> {
-        self.scratch.sum(self.stream.id, &self.bases, &self.index, &self.sums)
+        let digits = self.sorter.sorted(&self.index, &self.bases.plan);
+        self.scratch.sum(self.stream.id, &self.bases, digits, &self.sums)
+    }
+
+    /// Waits for all that is in its stream.
+    pub fn wait(&self) -> Result<(), BackendError> {
+        self.stream.driver.synchronize(self.stream.id)
     }
 
     /// Waits for the result.
     pub fn read(&self) -> Result<Projective<<G::Group as Group>::Config>, BackendError> {
         self.sums.read(self.stream.id)
+    }
+}
+
+/// Work that is one launch, and what it uses.
+pub struct AsOne<T> {
+    stream: Arc<Owned>,
+    graph: Graph,
+    parts: T,
+}
+
+impl<T> AsOne<T> {
+    /// Puts it into the stream.
+    pub fn run(&self) -> Result<(), BackendError> {
+        // SAFETY: the work was a function without an environment, so that it put there what is among `parts`.
+        unsafe { self.stream.driver.run(self.stream.id, self.graph) }
+    }
+
+    /// Waits for all that is in the stream.
+    pub fn wait(&self) -> Result<(), BackendError> {
+        self.stream.driver.synchronize(self.stream.id)
+    }
+
+    /// What it uses.
+    pub fn parts(&self) -> &T {
+        &self.parts
+    }
+}
+
+impl<T> Drop for AsOne<T> {
+    fn drop(&mut self) {
+        // It may still run; a stream that failed runs nothing.
+        let _ = self.wait();
+        self.stream.driver.destroy_graph(self.graph);
     }
 }
 
@@ -413,5 +486,15 @@ impl Driver for Traced {
     }
     fn destroy_event(&self, event: Event) {
         self.inner.destroy_event(event)
+    }
+    fn graph(&self, stream: Stream, work: &mut dyn FnMut() -> Result<(), BackendError>) -> Result<Graph, BackendError> {
+        self.inner.graph(stream, work)
+    }
+    unsafe fn run(&self, stream: Stream, graph: Graph) -> Result<(), BackendError> {
+        // SAFETY: passed on.
+        unsafe { self.inner.run(stream, graph) }
+    }
+    fn destroy_graph(&self, graph: Graph) {
+        self.inner.destroy_graph(graph)
     }
 }

@@ -1,8 +1,8 @@
 //! NVIDIA GPUs by the project's own kernels.
 //!
 //! From the upload of the witness to the download of a few hundred points everything stays on the device: quotient
-//! (`quotient`), transforms (`ntt`) and multi-scalar products (`msm`) put their kernels into two streams, and the
-//! host waits at the end. The host code drives a [`driver::Driver`], which is NVIDIA's or, for tests, this processor running the same
+//! (`quotient`), transforms (`ntt`) and multi-scalar products (`msm`) put their kernels into streams, for small circuits as
+//! one launch (`slot`), and the host waits at the end. Several proofs of one circuit go there together. The host code drives a [`driver::Driver`], which is NVIDIA's or, for tests, this processor running the same
 //! kernels.
 
 pub mod driver;
@@ -13,6 +13,7 @@ mod memory;
 mod msm;
 mod ntt;
 mod quotient;
+mod slot;
 mod sort;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::model::ProvingKey;
 pub struct CudaBackend {
     info: DeviceInfo,
     driver: Arc<dyn Driver>,
+    graphs: bool,
 }
 
 impl CudaBackend {
@@ -38,7 +40,12 @@ impl CudaBackend {
             threads: 1,
             memory: p.memory,
         };
-        Self { info, driver }
+        Self { info, driver, graphs: true }
+    }
+
+    /// The same, with each kernel a launch of its own.
+    pub fn without_graphs(&self) -> Self {
+        Self { info: self.info.clone(), driver: self.driver.clone(), graphs: false }
     }
 }
 
@@ -52,7 +59,12 @@ impl Backend for CudaBackend {
     }
 
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
-        Ok(Arc::new(key::CudaKey::new(&self.driver, key)?))
+        Ok(Arc::new(key::CudaKey::new(&self.driver, key, self.graphs)?))
+    }
+
+    fn plainer(&self) -> Option<(Arc<dyn Backend>, &'static str)> {
+        let plainer = || -> Arc<dyn Backend> { Arc::new(self.without_graphs()) };
+        self.graphs.then(|| (plainer(), "a proof as one launch"))
     }
 }
 

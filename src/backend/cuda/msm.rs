@@ -2,7 +2,7 @@
 //!
 //! Bases are made once, when a key is loaded: points at infinity are dropped, and multiples computed while the memory
 //! granted for them lasts. A multiplication is two steps, so that bases of one index (B in G1 and in G2) share the first:
-//! [`Scratch::sort`] sorts the digits of the scalars, [`Scratch::sum`] adds up the points. Neither waits for the device;
+//! [`Sorter::sort`](super::sort::Sorter::sort) sorts the digits of the scalars, [`Scratch::sum`] adds up the points. Neither waits for the device;
 //! [`Sums::read`] does.
 //!
 //! **Cost.** The parts that the entries are cut into are as many as the device has threads for, and each adds an entry
@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 use super::super::BackendError;
 use super::driver::{Argument, Driver, Launch, Stream};
 use super::memory::Buffer;
-use super::sort::{self, Sorter};
+use super::sort::{self, Sorted};
 use crate::model::{Fq, Fq2, G1_BYTES, G2_BYTES, limbs};
 
 /// Bits of a scalar's digits together: those of (r − 1)/2, and one for the last carry.
@@ -287,6 +287,7 @@ impl Index {
 /// The bases of a product and their multiples, on a device.
 pub(super) struct Bases<G> {
     table: Buffer,
+    len: u32,
     /// How they are used.
     pub(super) plan: Plan,
     group: PhantomData<G>,
@@ -327,14 +328,13 @@ impl<G: Group> Bases<G> {
             unsafe { driver.launch(stream, launch)? };
             driver.synchronize(stream)?;
         }
-        Ok(Self { table, plan, group: PhantomData })
+        Ok(Self { table, len: index.len, plan, group: PhantomData })
     }
 }
 
-/// Memory for one multiplication at a time.
+/// Memory to add up the points of one multiplication at a time.
 pub(super) struct Scratch {
     driver: Arc<dyn Driver>,
-    sorter: Sorter,
     buckets: Buffer,
     partials: Buffer,
     bundles: Buffer,
@@ -351,6 +351,8 @@ pub(super) struct Scratch {
 pub(super) struct Needs {
     sort: sort::Needs,
     bucket_bytes: u64,
+    /// Blocks that sum parts, and two partial sums for each part.
+    blocks: u32,
     partial_bytes: u64,
     /// Additions of a worker in a pass over the bundles.
     additions: u32,
@@ -375,13 +377,18 @@ impl Needs {
         let granted = driver.properties().memory / ADDITIONS_SHARE / (u64::from(workers) * G::BYTES as u64 * 3 / 2);
         let wanted = (sort.bundled() / 2).div_ceil(workers.into()).min(granted);
         let additions = wanted.clamp(LEAST_ADDITIONS.into(), ADDITIONS.into()) as u32;
+        // More parts than these would have no entries.
+        let a_block = u64::from(PART_THREADS / G::LANES);
+        let filled = (sort.bundled() >> plan.rounds).div_ceil(LEAST_PART.into()).div_ceil(a_block);
+        let blocks = filled.clamp(1, u64::from(parts::<G>(driver)) / a_block);
         Self {
             sort,
+            blocks: blocks as u32,
             bundle_bytes: bundled(sort.bundled() >> plan.rounds),
             additions,
             addition_bytes: bundled(u64::from(workers) * u64::from(additions)),
             bucket_bytes: u64::from(plan.buckets()) * xyzz_bytes::<G>(),
-            partial_bytes: 2 * u64::from(parts::<G>(driver)) * xyzz_bytes::<G>(),
+            partial_bytes: 2 * blocks * a_block * xyzz_bytes::<G>(),
             line_bytes: u64::from(plan.groups) * ((1 << rows) + (1 << columns)) * xyzz_bytes::<G>(),
         }
     }
@@ -391,6 +398,7 @@ impl Needs {
         Self {
             sort: self.sort.or(other.sort),
             bucket_bytes: self.bucket_bytes.max(other.bucket_bytes),
+            blocks: self.blocks.max(other.blocks),
             partial_bytes: self.partial_bytes.max(other.partial_bytes),
             additions: self.additions.max(other.additions),
             bundle_bytes: self.bundle_bytes.max(other.bundle_bytes),
@@ -404,10 +412,25 @@ impl Needs {
         self.partial_bytes / (4 * 64 * u64::from(FEW)) + 1
     }
 
+    /// What of it sorting needs.
+    pub(super) fn sorter(&self) -> sort::Needs {
+        self.sort
+    }
+
+    /// The same without sorting.
+    pub(super) fn without_sorter(self) -> Self {
+        Self { sort: sort::Needs::default(), ..self }
+    }
+
     /// Bytes of a [`Scratch`] for this.
     pub(super) fn bytes(&self) -> u64 {
         let sums = self.bucket_bytes + self.partial_bytes + self.line_bytes + SPAN_BYTES * self.spans();
-        self.sort.bytes() + self.bundles() + sums + SPAN_COUNT_BYTES
+        self.bundles() + sums + SPAN_COUNT_BYTES
+    }
+
+    /// The same, and of a sorter.
+    pub(super) fn with_sorter(&self) -> u64 {
+        self.bytes() + self.sort.bytes()
     }
 
     /// Bytes that it has for bundles.
@@ -415,8 +438,10 @@ impl Needs {
         self.bundle_bytes + self.addition_bytes * 3 / 2
     }
 
+    /// Whether a [`Scratch`] for this does for the other, too.
     fn covers(&self, other: &Self) -> bool {
-        self.or(*other) == *self
+        let sort = self.sort;
+        self.or(Self { sort, ..*other }) == *self
     }
 }
 
@@ -426,7 +451,6 @@ impl Scratch {
         let room = |bytes| Buffer::new(driver, bytes);
         Ok(Self {
             driver: driver.clone(),
-            sorter: Sorter::new(driver, needs.sort)?,
             buckets: room(needs.bucket_bytes)?,
             partials: room(needs.partial_bytes)?,
             bundles: room(needs.bundle_bytes)?,
@@ -459,7 +483,7 @@ impl Scratch {
         for buffer in sums.into_iter().chain([&self.bundles, &self.bundled_points, &self.bundled_products]) {
             buffer.zero(stream, 0, buffer.bytes())?;
         }
-        self.sorter.clear(stream)
+        Ok(())
     }
 
     fn check(&self, needs: &Needs) -> Result<(), BackendError> {
@@ -470,45 +494,41 @@ impl Scratch {
         Err(BackendError::Shape { what, expected: self.needs.bytes(), got: needs.bytes() })
     }
 
-    /// Sorts the digits of the scalars of the wires of `index`, for bases of this plan.
-    pub(super) fn sort(
-        &self,
-        stream: Stream,
-        scalars: &Buffer,
-        index: &Index,
-        plan: &Plan,
-    ) -> Result<(), BackendError> {
-        self.sorter.sort(stream, scalars, index, plan)
-    }
-
-    /// Adds up the points that the digits last sorted select, into `sums`.
+    /// Adds up the points that the digits select, into `sums`.
+    ///
+    /// # Errors
+    /// `Shape` where this memory is too small, or digits, bases and sums are not of one plan and as many points.
     pub(super) fn sum<G: Group>(
         &self,
         stream: Stream,
         bases: &Bases<G>,
-        index: &Index,
+        digits: Sorted<'_>,
         sums: &Sums<G>,
     ) -> Result<(), BackendError> {
         let plan = &bases.plan;
         let driver = &*self.driver;
-        let needs = Needs::of::<G>(driver, u64::from(index.len), plan);
+        if digits.of() != (plan, bases.len) {
+            let (expected, got) = (bases.len.into(), digits.of().1.into());
+            return Err(BackendError::Shape { what: "scalars sorted for these bases", expected, got });
+        }
+        let needs = Needs::of::<G>(driver, u64::from(bases.len), plan);
         self.check(&needs)?;
-        let expected = u64::from(plan.groups * plan.sums());
-        if sums.plan != *plan || sums.out.bytes() < expected * xyzz_bytes::<G>() {
-            return Err(BackendError::Shape { what: "sums of a multiplication", expected, got: sums.count() });
+        if sums.plan != *plan {
+            let (expected, got) = (Sums::<G>::bytes(plan), Sums::<G>::bytes(&sums.plan));
+            return Err(BackendError::Shape { what: "bytes for the sums of these bases", expected, got });
         }
         let count = Argument::U32(plan.buckets());
-        let part_count = parts::<G>(driver);
-        let blocks = (driver.properties().multiprocessors * G::BLOCKS, 1);
+        let part_count = needs.blocks * (PART_THREADS / G::LANES);
+        let blocks = (needs.blocks, 1);
         let least = Argument::U32(LEAST_PART);
-        let [offsets, buckets, partials] = [self.sorter.offsets(), &self.buckets, &self.partials].map(Buffer::argument);
+        let [offsets, buckets, partials] = [digits.offsets(), &self.buckets, &self.partials].map(Buffer::argument);
         let [span_count, spans, lines] = [&self.span_count, &self.spans, &self.lines].map(Buffer::argument);
         let shared = u64::from(SUM_THREADS / G::LANES) * xyzz_bytes::<G>();
         self.buckets.zero(stream, 0, u64::from(plan.buckets()) * xyzz_bytes::<G>())?;
         self.span_count.zero(stream, 0, SPAN_COUNT_BYTES)?;
         let k = &G::KERNELS;
         let (entries, table, rounds) =
-            (self.sorter.entries().argument(), bases.table.argument(), Argument::U32(plan.rounds));
+            (digits.entries().argument(), bases.table.argument(), Argument::U32(plan.rounds));
         if plan.rounds > 0 {
             let [bundles, points, products] =
                 [&self.bundles, &self.bundled_points, &self.bundled_products].map(Buffer::argument);
@@ -534,38 +554,52 @@ impl Scratch {
         let bits = [Argument::U32(row_bits), Argument::U32(column_bits)];
         self.launch(stream, k.lines, grid, SUM_THREADS, shared, &[buckets, bits[0], bits[1], lines])?;
         let grid = (plan.sums(), plan.groups);
-        self.launch(stream, k.bits, grid, SUM_THREADS, shared, &[lines, bits[0], bits[1], sums.out.argument()])
+        self.launch(stream, k.bits, grid, SUM_THREADS, shared, &[lines, bits[0], bits[1], sums.argument()])
     }
 }
 
-/// What is left of a multiplication for the host.
+/// What is left of a multiplication for the host: a place for it in memory that several may share.
 pub(super) struct Sums<G> {
-    out: Buffer,
+    out: Arc<Buffer>,
+    offset: u64,
     plan: Plan,
     group: PhantomData<G>,
 }
 
 impl<G: Group> Sums<G> {
-    /// Room for those of bases of this plan.
-    pub(super) fn new(driver: &Arc<dyn Driver>, plan: Plan) -> Result<Self, BackendError> {
-        let out = Buffer::new(driver, u64::from(plan.groups * plan.sums()) * xyzz_bytes::<G>())?;
-        Ok(Self { out, plan, group: PhantomData })
+    /// Bytes of those of bases of this plan.
+    pub(super) fn bytes(plan: &Plan) -> u64 {
+        u64::from(plan.groups * plan.sums()) * xyzz_bytes::<G>()
     }
 
-    fn count(&self) -> u64 {
-        self.out.bytes() / xyzz_bytes::<G>()
+    /// At byte `offset` of `out`.
+    ///
+    /// # Errors
+    /// `Shape` if it ends before them.
+    pub(super) fn new(out: &Arc<Buffer>, offset: u64, plan: Plan) -> Result<Self, BackendError> {
+        let end = offset + Self::bytes(&plan);
+        if end > out.bytes() {
+            return Err(BackendError::Shape { what: "bytes for sums", expected: end, got: out.bytes() });
+        }
+        Ok(Self { out: out.clone(), offset, plan, group: PhantomData })
     }
 
-    /// Overwrites them: the commitments follow from them, before they are blinded.
-    pub(super) fn clear(&self, stream: Stream) -> Result<(), BackendError> {
-        self.out.zero(stream, 0, self.out.bytes())
+    fn argument(&self) -> Argument {
+        self.out.argument_at(self.offset)
     }
 
     /// Waits for them and puts them together.
     pub(super) fn read(&self, stream: Stream) -> Result<Projective<G::Config>, BackendError> {
         let mut bytes = Zeroizing::new(vec![0; self.out.bytes() as usize]);
         self.out.download(stream, 0, &mut bytes)?;
-        let points: Vec<_> = bytes.chunks_exact(xyzz_bytes::<G>() as usize).map(point::<G>).collect();
+        Ok(self.point(&bytes))
+    }
+
+    /// Puts them together, from all that lay in their memory.
+    pub(super) fn point(&self, all: &[u8]) -> Projective<G::Config> {
+        let (start, bytes) = (self.offset as usize, Self::bytes(&self.plan) as usize);
+        let mine = all.get(start..start + bytes).unwrap_or_default();
+        let points: Vec<_> = mine.chunks_exact(xyzz_bytes::<G>() as usize).map(point::<G>).collect();
         let mut sum = Projective::<G::Config>::ZERO;
         for group in points.chunks_exact(self.plan.sums() as usize).rev() {
             // The window's highest bit has no sum: a digit is at most 2^(window − 1), a bucket's number below it.
@@ -582,7 +616,7 @@ impl<G: Group> Sums<G> {
             }
             sum += here + total;
         }
-        Ok(sum)
+        sum
     }
 }
 
@@ -600,6 +634,7 @@ fn point<G: Group>(bytes: &[u8]) -> Projective<G::Config> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::driver::host::{HostDriver, Order};
+    use super::super::sort::Sorter;
     use super::*;
 
     #[test]
@@ -609,11 +644,11 @@ mod tests {
         for rounds in [0, 1, 4] {
             let plan = Plan { rounds, ..Plan::of(13, 1000, 64) };
             let needs = Needs::of::<InG1>(&*driver, 1000, &plan).or(Needs::of::<InG2>(&*driver, 1000, &plan));
-            let scratch = Scratch::new(&driver, needs).unwrap();
+            let both = (Scratch::new(&driver, needs).unwrap(), Sorter::new(&driver, needs.sorter()).unwrap());
             // An empty buffer has a byte, and there are three where nothing is bundled.
             let empty = if rounds == 0 { 3 } else { 0 };
-            assert_eq!(host.used(), needs.bytes() + empty, "{plan:?}");
-            drop(scratch);
+            assert_eq!(host.used(), needs.with_sorter() + empty, "{plan:?}");
+            drop(both);
         }
     }
 

@@ -130,6 +130,32 @@ pub(super) struct Sorter {
     needs: Needs,
 }
 
+/// The digits last sorted.
+#[derive(Clone, Copy)]
+pub(super) struct Sorted<'a> {
+    sorter: &'a Sorter,
+    plan: Plan,
+    scalars: u32,
+}
+
+impl Sorted<'_> {
+    /// The plan that the scalars were cut by, and how many they were.
+    pub(super) fn of(&self) -> (&Plan, u32) {
+        (&self.plan, self.scalars)
+    }
+
+    /// The digits as the places of multiples; the highest bit says that one is subtracted. All bits are 1 where a bucket
+    /// has none left for the last places of a bundle.
+    pub(super) fn entries(&self) -> &Buffer {
+        &self.sorter.entries
+    }
+
+    /// Where the entries of each bucket begin, and last, how many there are.
+    pub(super) fn offsets(&self) -> &Buffer {
+        &self.sorter.offsets
+    }
+}
+
 impl Sorter {
     /// Memory for what needs no more than `needs`.
     pub(super) fn new(driver: &Arc<dyn Driver>, needs: Needs) -> Result<Self, BackendError> {
@@ -155,15 +181,9 @@ impl Sorter {
         all.into_iter().try_for_each(|buffer| buffer.zero(stream, 0, buffer.bytes()))
     }
 
-    /// The digits last sorted, as the places of multiples; the highest bit says that one is subtracted. All bits are 1
-    /// where a bucket has none left for the last places of a bundle.
-    pub(super) fn entries(&self) -> &Buffer {
-        &self.entries
-    }
-
-    /// Where the entries of each bucket begin, and last, how many there are.
-    pub(super) fn offsets(&self) -> &Buffer {
-        &self.offsets
+    /// What `sort` left for these scalars and this plan.
+    pub(super) fn sorted(&self, index: &Index, plan: &Plan) -> Sorted<'_> {
+        Sorted { sorter: self, plan: *plan, scalars: index.len }
     }
 
     fn launch(
@@ -189,7 +209,7 @@ impl Sorter {
         scalars: &Buffer,
         index: &Index,
         plan: &Plan,
-    ) -> Result<(), BackendError> {
+    ) -> Result<Sorted<'_>, BackendError> {
         let needs = Needs::of(index.len.into(), plan);
         if self.needs.or(needs) != self.needs {
             let what = "bytes to sort digits";
@@ -233,7 +253,7 @@ impl Sorter {
             self.launch(stream, "msm_partition", index.len.div_ceil(threads), threads, shared, &arguments)?;
         }
         if !two_steps {
-            return Ok(());
+            return Ok(self.sorted(index, plan));
         }
         let blocks = bins.chunks(entries);
         if blocks > 0 {
@@ -250,7 +270,7 @@ impl Sorter {
             let shared = SUMS + 8 * keys + 6 * CHUNK;
             self.launch(stream, "msm_place", blocks, CHUNK_THREADS, shared, &arguments)?;
         }
-        Ok(())
+        Ok(self.sorted(index, plan))
     }
 }
 
@@ -348,11 +368,11 @@ mod tests {
         let index = Index::new(driver, stream, wires, 0).unwrap();
         let own = Sorter::new(driver, Needs::of(wires.len() as u64, plan)).unwrap();
         let sorter = sorter.unwrap_or(&own);
-        sorter.sort(stream, &buffer, &index, plan).unwrap();
+        let sorted = sorter.sort(stream, &buffer, &index, plan).unwrap();
 
         let expected = expected(scalars, wires, plan);
-        let offsets = words(sorter.offsets(), stream, expected.len() + 1);
-        let entries = words(sorter.entries(), stream, offsets[expected.len()] as usize);
+        let offsets = words(sorted.offsets(), stream, expected.len() + 1);
+        let entries = words(sorted.entries(), stream, offsets[expected.len()] as usize);
         let mut begin = 0;
         for (bucket, expected) in expected.iter().enumerate() {
             assert_eq!(offsets[bucket], begin as u32, "bucket {bucket}, {} scalars, {plan:?}", wires.len());

@@ -176,7 +176,8 @@ impl Backend for IcicleBackend {
         let domain = u64::from(key.header.domain_size);
         let points = (key.size() - key.sections.coefficients.len()) as u64;
         let summed = domain.max(u64::from(key.header.n_vars)).min(library::MOST_POINTS);
-        Footprint { resident: points + 2 * 32 * domain, per_proof: 4 * 32 * domain + summed * library::BYTES_A_POINT }
+        let per_proof = 4 * 32 * domain + summed * library::BYTES_A_POINT;
+        Footprint { resident: points + 2 * 32 * domain, per_proof, kept: 1 }
     }
 
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {

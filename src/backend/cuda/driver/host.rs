@@ -1,21 +1,28 @@
 //! This processor as a device: the kernels of `kernels/`, compiled by the C++ compiler, with their threads as fibers.
 //!
 //! For tests. It is strict where a GPU is not: memory begins with a pattern, every address must lie in an allocation,
-//! bytes around each allocation may not change, and a barrier that not all threads reach is an error. Work runs when it
-//! is put on a stream; an error is told at once, and by every later call, as CUDA does after a kernel's fault.
+//! bytes around each allocation may not change, and a barrier that not all threads reach is an error. An error is told by
+//! every later call, as CUDA does after a kernel's fault.
+//!
+//! **Order of work.** With threads in ascending order, work runs when it is put on a stream. Otherwise it waits until its
+//! stream is waited for: in descending order no other work runs then than what must come before, and in a random one any
+//! that may. The nodes of a graph run in any order that its edges permit, too. So a stream that forgets to wait for
+//! another's work finds it undone.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc, dealloc};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
 use std::slice;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::{Address, Argument, BackendError, Driver, Event, Launch, Properties, Stream};
+use super::graph::{Node, Notes, Work};
+use super::{Address, Argument, BackendError, Driver, Event, Graph, Launch, Properties, Stream};
 
-/// In which order threads run between two waits, and blocks. A result that depends on it is a race.
+/// In which order threads run between two waits, blocks, and work that no event orders. A result that depends on it is a
+/// race.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Order {
     /// The lowest number first.
@@ -132,14 +139,43 @@ impl Drop for Allocation {
     }
 }
 
+/// What is put on a stream.
+enum Task {
+    Work(Work),
+    Upload {
+        to: Address,
+        bytes: Vec<u8>,
+    },
+    /// Notes when an event happens.
+    Happens(Event),
+    Graph(Arc<[Node]>),
+}
+
+struct Pending {
+    task: Task,
+    /// Tasks that must have ended; those that are no longer pending have.
+    after: Vec<u64>,
+}
+
+/// An event: the task that it comes after, itself one, and when that ran.
+#[derive(Clone, Copy)]
+struct Happening {
+    task: u64,
+    at: Option<Instant>,
+}
+
 #[derive(Default)]
 struct State {
     allocations: BTreeMap<u64, Allocation>,
     used: u64,
-    streams: HashSet<u64>,
-    events: HashMap<u64, Instant>,
+    pending: BTreeMap<u64, Pending>,
+    /// What the next task of each stream comes after.
+    streams: HashMap<Stream, Vec<u64>>,
+    events: HashMap<Event, Happening>,
+    graphs: HashMap<Graph, Arc<[Node]>>,
     handles: u64,
     launches: u64,
+    choices: u64,
     fault: Option<(BackendError, String)>,
 }
 
@@ -152,16 +188,30 @@ impl State {
     /// Notes what no later call may overlook.
     fn fail(&mut self, error: BackendError, message: String) -> BackendError {
         tracing::error!(%error, "{message}");
+        self.pending.clear();
         self.fault.get_or_insert((error.clone(), message));
         error
     }
 
     fn stream(&self, op: &'static str, stream: Stream) -> Result<(), BackendError> {
-        if self.streams.contains(&stream.0) { Ok(()) } else { Err(BackendError::Device { op, code: INVALID_HANDLE }) }
+        if self.streams.contains_key(&stream) { Ok(()) } else { Err(BackendError::Device { op, code: INVALID_HANDLE }) }
     }
 
-    fn event(&self, op: &'static str, event: Event) -> Result<Instant, BackendError> {
-        self.events.get(&event.0).copied().ok_or(BackendError::Device { op, code: INVALID_HANDLE })
+    fn event(&self, op: &'static str, event: Event) -> Result<Happening, BackendError> {
+        self.events.get(&event).copied().ok_or(BackendError::Device { op, code: INVALID_HANDLE })
+    }
+
+    /// The pending tasks that must run for these to end, and these.
+    fn needed(&self, tasks: &[u64]) -> BTreeSet<u64> {
+        let (mut needed, mut open) = (BTreeSet::new(), tasks.to_vec());
+        while let Some(task) = open.pop() {
+            if let Some(pending) = self.pending.get(&task)
+                && needed.insert(task)
+            {
+                open.extend(&pending.after);
+            }
+        }
+        needed
     }
 
     /// The allocation in which an address lies, or at whose end, and the bytes from there to the end.
@@ -194,6 +244,7 @@ pub struct HostDriver {
     order: Order,
     threads: u32,
     state: Mutex<State>,
+    notes: Notes,
 }
 
 impl HostDriver {
@@ -208,7 +259,7 @@ impl HostDriver {
             memory: 4 << 30,
         };
         let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get().min(8) as u32);
-        Self { properties, order, threads, state: Mutex::default() }
+        Self { properties, order, threads, state: Mutex::default(), notes: Notes::default() }
     }
 
     /// With another number of multiprocessors.
@@ -251,8 +302,33 @@ impl HostDriver {
         self.lock().used
     }
 
+    /// Whether these bytes lie anywhere in memory, at a multiple of 4, when all work has ended.
+    pub fn holds(&self, bytes: &[u8]) -> bool {
+        let mut state = self.lock();
+        let all: Vec<u64> = state.pending.keys().copied().collect();
+        // A fault is noted for later calls.
+        let _ = self.finish(&mut state, &all);
+        state.allocations.values().any(|allocation| {
+            // SAFETY: as many bytes were allocated behind the first guard and written when the allocation was made; no
+            // kernel runs, for the state is locked.
+            let all = unsafe { slice::from_raw_parts(allocation.address() as *const u8, allocation.bytes) };
+            all.windows(bytes.len()).step_by(4).any(|window| window == bytes)
+        })
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts work on a stream, or notes it.
+    fn begin(&self, stream: Stream, op: &'static str, work: Work) -> Result<(), BackendError> {
+        let mut state = self.sound()?;
+        state.stream(op, stream)?;
+        self.check(&mut state, &work)?;
+        if self.notes.put(stream, || work.clone()) {
+            return Ok(());
+        }
+        self.put(&mut state, stream, Task::Work(work)).map(drop)
     }
 
     /// The state, or the fault that makes it useless.
@@ -264,22 +340,118 @@ impl HostDriver {
         }
     }
 
-    fn run(&self, state: &mut State, launch: &Launch<'_>) -> Result<(), BackendError> {
-        let op = launch.kernel;
-        if launch.shared > self.properties.shared_per_block {
-            let (expected, got) = (self.properties.shared_per_block.into(), launch.shared.into());
+    /// Checks what can be told of work before it runs.
+    fn check(&self, state: &mut State, work: &Work) -> Result<(), BackendError> {
+        let (kernel, shared, arguments) = match work {
+            Work::Zero { at, bytes } => return state.check("zero", *at, *bytes),
+            Work::Launch { kernel, shared, arguments, .. } => (*kernel, *shared, arguments),
+        };
+        if shared > self.properties.shared_per_block {
+            let (expected, got) = (self.properties.shared_per_block.into(), shared.into());
             return Err(BackendError::Shape { what: "shared memory of a block", expected, got });
         }
-        for (number, argument) in launch.arguments.iter().enumerate() {
+        for (number, argument) in arguments.iter().enumerate() {
             // Null is for what a kernel may have or not.
             if let Argument::Pointer(address) = argument
                 && address.0 != 0
                 && state.room(*address).is_none()
             {
-                let message = format!("{op}: argument {number} points to no allocation: {:#x}", address.0);
-                return Err(state.fail(BackendError::Device { op, code: ILLEGAL_ADDRESS }, message));
+                let message = format!("{kernel}: argument {number} points to no allocation: {:#x}", address.0);
+                return Err(state.fail(BackendError::Device { op: kernel, code: ILLEGAL_ADDRESS }, message));
             }
         }
+        Ok(())
+    }
+
+    /// Puts a task on a stream.
+    fn put(&self, state: &mut State, stream: Stream, task: Task) -> Result<u64, BackendError> {
+        let number = state.handle();
+        let after = state.streams.insert(stream, vec![number]).unwrap_or_default();
+        state.pending.insert(number, Pending { task, after });
+        if self.order == Order::Ascending {
+            self.finish(state, &[number])?;
+        }
+        Ok(number)
+    }
+
+    /// Runs until these tasks have ended.
+    fn finish(&self, state: &mut State, tasks: &[u64]) -> Result<(), BackendError> {
+        let mut allowed = match self.order {
+            Order::Random(_) => state.pending.keys().copied().collect(),
+            Order::Ascending | Order::Descending => state.needed(tasks),
+        };
+        while tasks.iter().any(|task| state.pending.contains_key(task)) {
+            let may = |task: &u64| state.pending[task].after.iter().all(|before| !state.pending.contains_key(before));
+            let ready: Vec<u64> = allowed.iter().copied().filter(may).collect();
+            let chosen = ready[self.choose(state, ready.len())];
+            allowed.remove(&chosen);
+            if let Some(Pending { task, .. }) = state.pending.remove(&chosen) {
+                self.run_task(state, task)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One of so many, not none, by the order.
+    fn choose(&self, state: &mut State, count: usize) -> usize {
+        state.choices += 1;
+        match self.order {
+            Order::Ascending => 0,
+            Order::Descending => count - 1,
+            // Knuth's multiplier: neighbouring numbers lead far apart.
+            Order::Random(seed) => {
+                let mixed = (seed ^ state.choices).wrapping_mul(6_364_136_223_846_793_005).rotate_right(29);
+                (mixed.wrapping_mul(6_364_136_223_846_793_005) >> 33) as usize % count
+            }
+        }
+    }
+
+    fn run_task(&self, state: &mut State, task: Task) -> Result<(), BackendError> {
+        match task {
+            Task::Work(work) => self.work(state, &work),
+            Task::Upload { to, bytes } => {
+                // SAFETY: the bytes lay within an allocation when this was put on its stream, and memory is released only
+                // when nothing is pending.
+                unsafe { (to.0 as *mut u8).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+                Ok(())
+            }
+            Task::Happens(event) => {
+                if let Some(happening) = state.events.get_mut(&event) {
+                    happening.at = Some(Instant::now());
+                }
+                Ok(())
+            }
+            Task::Graph(nodes) => {
+                let mut left: BTreeSet<usize> = (0..nodes.len()).collect();
+                while !left.is_empty() {
+                    let may = |node: &usize| nodes[*node].after.iter().all(|before| !left.contains(before));
+                    let ready: Vec<usize> = left.iter().copied().filter(may).collect();
+                    let chosen = ready[self.choose(state, ready.len())];
+                    left.remove(&chosen);
+                    self.check(state, &nodes[chosen].work)?;
+                    self.work(state, &nodes[chosen].work)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn work(&self, state: &mut State, work: &Work) -> Result<(), BackendError> {
+        match work {
+            Work::Zero { at, bytes } => {
+                // SAFETY: the bytes lie within an allocation, as `check` has found.
+                unsafe { (at.0 as *mut u8).write_bytes(0, *bytes as usize) }
+                Ok(())
+            }
+            Work::Launch { kernel, grid, block, shared, arguments } => {
+                let launch = Launch { kernel, grid: *grid, block: *block, shared: *shared, arguments };
+                self.launch_now(state, &launch)
+            }
+        }
+    }
+
+    fn launch_now(&self, state: &mut State, launch: &Launch<'_>) -> Result<(), BackendError> {
+        let op = launch.kernel;
         let places: Vec<*const c_void> = launch
             .arguments
             .iter()
@@ -356,7 +528,9 @@ impl Driver for HostDriver {
 
     unsafe fn release(&self, address: Address) {
         let mut state = self.lock();
-        // A fault is noted for later calls.
+        // Faults are noted for later calls.
+        let all: Vec<u64> = state.pending.keys().copied().collect();
+        let _ = self.finish(&mut state, &all);
         let _ = state.check_guards("release");
         match state.allocations.remove(&address.0) {
             Some(allocation) => state.used -= allocation.bytes as u64,
@@ -369,76 +543,111 @@ impl Driver for HostDriver {
 
     fn create_stream(&self) -> Result<Stream, BackendError> {
         let mut state = self.sound()?;
-        let stream = state.handle();
-        state.streams.insert(stream);
-        Ok(Stream(stream))
+        let stream = Stream(state.handle());
+        state.streams.insert(stream, Vec::new());
+        Ok(stream)
     }
 
     fn destroy_stream(&self, stream: Stream) {
-        self.lock().streams.remove(&stream.0);
+        let mut state = self.lock();
+        let last = state.streams.remove(&stream).unwrap_or_default();
+        // A fault is noted for later calls.
+        let _ = self.finish(&mut state, &last);
     }
 
     unsafe fn upload(&self, stream: Stream, to: Address, from: &[u8]) -> Result<(), BackendError> {
-        let state = self.sound()?;
+        self.notes.refuse(stream, "upload")?;
+        let mut state = self.sound()?;
         state.stream("upload", stream)?;
         state.check("upload", to, from.len() as u64)?;
-        // SAFETY: the bytes lie within an allocation, as was just checked, which `from` cannot overlap: no reference to
-        // it leaves this module.
-        unsafe { (to.0 as *mut u8).copy_from_nonoverlapping(from.as_ptr(), from.len()) }
-        Ok(())
+        self.put(&mut state, stream, Task::Upload { to, bytes: from.to_vec() }).map(drop)
     }
 
     unsafe fn download(&self, stream: Stream, to: &mut [u8], from: Address) -> Result<(), BackendError> {
+        self.synchronize(stream)?;
         let state = self.sound()?;
-        state.stream("download", stream)?;
         state.check("download", from, to.len() as u64)?;
-        // SAFETY: as above, the other way.
+        // SAFETY: the bytes lie within an allocation, as was just checked, which `to` cannot overlap: no reference to it
+        // leaves this module.
         unsafe { (from.0 as *const u8).copy_to_nonoverlapping(to.as_mut_ptr(), to.len()) }
         Ok(())
     }
 
     unsafe fn zero(&self, stream: Stream, at: Address, bytes: u64) -> Result<(), BackendError> {
-        let state = self.sound()?;
-        state.stream("zero", stream)?;
-        state.check("zero", at, bytes)?;
-        // SAFETY: the bytes lie within an allocation, as was just checked.
-        unsafe { (at.0 as *mut u8).write_bytes(0, bytes as usize) }
-        Ok(())
+        self.begin(stream, "zero", Work::Zero { at, bytes })
     }
 
     unsafe fn launch(&self, stream: Stream, launch: Launch<'_>) -> Result<(), BackendError> {
-        let mut state = self.sound()?;
-        state.stream("launch", stream)?;
-        self.run(&mut state, &launch)
+        self.begin(stream, "launch", Work::of(&launch))
     }
 
     fn synchronize(&self, stream: Stream) -> Result<(), BackendError> {
-        self.sound()?.stream("synchronize", stream)
+        self.notes.refuse(stream, "synchronize")?;
+        let mut state = self.sound()?;
+        state.stream("synchronize", stream)?;
+        let last = state.streams.get(&stream).cloned().unwrap_or_default();
+        self.finish(&mut state, &last)
     }
 
     fn record(&self, stream: Stream) -> Result<Event, BackendError> {
+        if let Some(event) = self.notes.record(stream) {
+            return Ok(event);
+        }
         let mut state = self.sound()?;
         state.stream("record", stream)?;
-        let event = state.handle();
-        state.events.insert(event, Instant::now());
-        Ok(Event(event))
+        let event = Event(state.handle());
+        state.events.insert(event, Happening { task: 0, at: None });
+        let task = self.put(&mut state, stream, Task::Happens(event))?;
+        if let Some(happening) = state.events.get_mut(&event) {
+            happening.task = task;
+        }
+        Ok(event)
     }
 
     fn wait(&self, stream: Stream, event: Event) -> Result<(), BackendError> {
-        let state = self.sound()?;
+        if self.notes.wait(stream, event)? {
+            return Ok(());
+        }
+        let mut state = self.sound()?;
         state.stream("wait", stream)?;
-        state.event("wait", event).map(drop)
+        let task = state.event("wait", event)?.task;
+        state.streams.entry(stream).or_default().push(task);
+        Ok(())
     }
 
     fn elapsed(&self, from: Event, to: Event) -> Result<f32, BackendError> {
         let state = self.sound()?;
-        let (from, to) = (state.event("elapsed", from)?, state.event("elapsed", to)?);
-        let time = to.checked_duration_since(from);
+        let (from, to) = (state.event("elapsed", from)?.at, state.event("elapsed", to)?.at);
+        let time = from.zip(to).and_then(|(from, to)| to.checked_duration_since(from));
         Ok(time.ok_or(BackendError::Device { op: "elapsed", code: NOT_READY })?.as_secs_f32() * 1e3)
     }
 
     fn destroy_event(&self, event: Event) {
-        self.lock().events.remove(&event.0);
+        if !self.notes.destroy(event) {
+            self.lock().events.remove(&event);
+        }
+    }
+
+    fn graph(&self, stream: Stream, work: &mut dyn FnMut() -> Result<(), BackendError>) -> Result<Graph, BackendError> {
+        self.sound()?.stream("graph", stream)?;
+        let nodes = self.notes.take(stream, work)?;
+        let mut state = self.sound()?;
+        let graph = Graph(state.handle());
+        state.graphs.insert(graph, nodes.into());
+        Ok(graph)
+    }
+
+    unsafe fn run(&self, stream: Stream, graph: Graph) -> Result<(), BackendError> {
+        self.notes.refuse(stream, "run")?;
+        let mut state = self.sound()?;
+        state.stream("run", stream)?;
+        let nodes = state.graphs.get(&graph).cloned();
+        let nodes = nodes.ok_or(BackendError::Device { op: "run", code: INVALID_HANDLE })?;
+        self.put(&mut state, stream, Task::Graph(nodes)).map(drop)
+    }
+
+    fn destroy_graph(&self, graph: Graph) {
+        self.lock().graphs.remove(&graph);
     }
 }
 
@@ -602,6 +811,89 @@ mod tests {
         // SAFETY: the driver notices that nothing is there.
         unsafe { driver.release(first) };
         assert_eq!(driver.allocate(1), Err(device(INVALID_VALUE, "release")));
+    }
+
+    /// What another stream reads of a word that one uploads, with and without waiting for it.
+    fn read_beside(order: Order, waits: bool, as_one: bool) -> u32 {
+        let driver = HostDriver::new(order);
+        let (one, other) = (driver.create_stream().unwrap(), driver.create_stream().unwrap());
+        let at = upload(&driver, &[7, 7]).unwrap();
+        let [from, to] = [at, Address(at.0 + 4)];
+        let work = || {
+            let begun = driver.record(one)?;
+            // SAFETY: a word lies there.
+            unsafe { driver.zero(one, from, 4)? };
+            let done = driver.record(one)?;
+            driver.wait(other, if waits { done } else { begun })?;
+            let arguments = [Argument::Pointer(from), Argument::Pointer(to)];
+            // The sum of one word.
+            let (kernel, grid) = ("check_barrier", (1, 1));
+            // SAFETY: the kernel reads a word and writes one, and has one of shared memory.
+            unsafe { driver.launch(other, Launch { kernel, grid, block: 1, shared: 4, arguments: &arguments })? };
+            let copied = driver.record(other)?;
+            driver.wait(one, copied)
+        };
+        if as_one {
+            let graph = driver.graph(one, &mut || work()).unwrap();
+            assert_eq!(download(&driver, at, 2).unwrap(), [7, 7], "noted work does not run");
+            // SAFETY: its memory is there.
+            unsafe { driver.run(one, graph).unwrap() };
+            driver.destroy_graph(graph);
+        } else {
+            work().unwrap();
+        }
+        driver.synchronize(one).unwrap();
+        let [first, copied] = download(&driver, at, 2).unwrap()[..] else { panic!("two words") };
+        assert_eq!(first, 0);
+        copied
+    }
+
+    #[test]
+    fn a_missing_wait_between_streams_shows() {
+        for as_one in [false, true] {
+            assert!(ORDERS.iter().all(|order| read_beside(*order, true, as_one) == 0));
+            let seen: Vec<u32> = (1..9).map(|seed| read_beside(Order::Random(seed), false, as_one)).collect();
+            assert!(seen.contains(&7), "{seen:?}");
+            assert_eq!(read_beside(Order::Descending, false, as_one), 7);
+        }
+    }
+
+    #[test]
+    fn graphs_run_again_and_only_on_memory_that_is_there() {
+        for order in ORDERS {
+            let driver = HostDriver::new(order);
+            let stream = driver.create_stream().unwrap();
+            let at = upload(&driver, &[1, 2]).unwrap();
+            // SAFETY: a word lies there.
+            let graph = driver.graph(stream, &mut || unsafe { driver.zero(stream, at, 4) }).unwrap();
+            for _ in 0..2 {
+                // SAFETY: two words lie there; the graph's memory is there.
+                unsafe {
+                    driver.upload(stream, at, &[1; 8]).unwrap();
+                    driver.run(stream, graph).unwrap();
+                }
+                driver.synchronize(stream).unwrap();
+                assert_eq!(download(&driver, at, 2).unwrap(), [0, 0x0101_0101]);
+            }
+            let unsupported = |op| Err(device(900, op));
+            let refused = driver.graph(stream, &mut || {
+                assert_eq!(driver.synchronize(stream), unsupported("synchronize"));
+                // SAFETY: refused.
+                assert_eq!(unsafe { driver.run(stream, graph) }, unsupported("run"));
+                // SAFETY: refused.
+                unsafe { driver.upload(stream, at, &[0; 4]) }
+            });
+            assert_eq!(refused, unsupported("upload").map(|()| graph));
+            // SAFETY: allocated above; what the graph does with it then is refused.
+            unsafe {
+                driver.release(at);
+                let ran = driver.run(stream, graph).and_then(|()| driver.synchronize(stream));
+                assert_eq!(ran, Err(device(INVALID_VALUE, "zero")));
+            }
+            driver.destroy_graph(graph);
+            // SAFETY: refused.
+            assert!(unsafe { driver.run(stream, graph) }.is_err());
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code)]
 
+mod graph;
 #[cfg(feature = "kernels-on-host")]
 pub mod host;
 #[cfg(feature = "cuda")]
@@ -21,6 +22,10 @@ pub struct Stream(u64);
 /// A point in a stream's work.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Event(u64);
+
+/// Work that was noted, to be run as one launch.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Graph(u64);
 
 /// What is fixed of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,4 +132,18 @@ pub trait Driver: Send + Sync {
 
     /// Forgets an event.
     fn destroy_event(&self, event: Event);
+
+    /// Notes what `work` puts into `stream`, and into streams that wait for its events, instead of running it. `work` puts
+    /// launches and clearings there and no uploads, waits for nothing, and in the end has `stream` wait for the others.
+    /// Events that it makes mean nothing outside.
+    fn graph(&self, stream: Stream, work: &mut dyn FnMut() -> Result<(), BackendError>) -> Result<Graph, BackendError>;
+
+    /// Runs what was noted, as if it were put into the stream once more. Runs of one graph follow each other.
+    ///
+    /// # Safety
+    /// All that its work points to is still there.
+    unsafe fn run(&self, stream: Stream, graph: Graph) -> Result<(), BackendError>;
+
+    /// Forgets a graph, once its last run has ended.
+    fn destroy_graph(&self, graph: Graph);
 }

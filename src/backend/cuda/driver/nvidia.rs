@@ -26,7 +26,8 @@ use rayon::prelude::*;
 use zeroize::Zeroize;
 
 use super::super::super::BackendError;
-use super::{Address, Argument, Driver, Event, Launch, Properties, Stream};
+use super::graph::{Node, Notes, Work};
+use super::{Address, Argument, Driver, Event, Graph, Launch, Properties, Stream};
 
 /// What build.rs makes of `kernels/`: `FATBIN`, machine code for the architectures `ARCHS` and PTX of the oldest.
 mod kernels {
@@ -56,7 +57,7 @@ const ALIGNMENT: usize = 256;
 const PIECES: usize = 1024;
 
 /// Every function of the driver's library that is called here, but `elapsed`'s. An old driver may lack some.
-const FUNCTIONS: [&str; 34] = [
+const FUNCTIONS: [&str; 41] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorName",
@@ -91,6 +92,13 @@ const FUNCTIONS: [&str; 34] = [
     "cuEventQuery",
     "cuEventSynchronize",
     "cuEventDestroy_v2",
+    "cuGraphCreate",
+    "cuGraphAddKernelNode_v2",
+    "cuGraphAddMemsetNode",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
 ];
 
 /// Drivers before 12.8 have the older of the two only, and from 13 on `cudarc` knows the newer only.
@@ -125,6 +133,7 @@ pub struct NvidiaDriver {
     /// Pinned memory of the streams that upload, and that of streams which have ended.
     staging: Mutex<HashMap<Stream, Arc<Mutex<Staging>>>>,
     spare: Mutex<Vec<Staging>>,
+    notes: Notes,
 }
 
 #[derive(Clone, Copy)]
@@ -168,8 +177,8 @@ impl NvidiaDriver {
             // SAFETY: retained above, and given back once.
             let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(device) };
         })?;
-        let (kernels, staging, spare) = Default::default();
-        Ok(Self { properties, card, device, context, module, elapsed, kernels, staging, spare })
+        let (kernels, staging, spare, notes) = Default::default();
+        Ok(Self { properties, card, device, context, module, elapsed, kernels, staging, spare, notes })
     }
 
     /// What people and floors want to know of it.
@@ -304,6 +313,62 @@ impl NvidiaDriver {
         Ok(staging)
     }
 
+    /// Puts nodes into a graph of the driver's.
+    fn fill(&self, graph: sys::CUgraph, nodes: &[Node]) -> Result<(), BackendError> {
+        let mut made: Vec<sys::CUgraphNode> = Vec::with_capacity(nodes.len());
+        for Node { work, after } in nodes {
+            let after: Vec<_> = after.iter().filter_map(|node| made.get(*node).copied()).collect();
+            let mut node = ptr::null_mut();
+            let (op, code) = match work {
+                Work::Launch { kernel, grid: (x, y), block, shared, arguments } => {
+                    let mut words = words(arguments)?;
+                    let mut places = pointers(&mut words);
+                    let params = sys::CUDA_KERNEL_NODE_PARAMS {
+                        func: self.kernel(kernel, *shared)?,
+                        gridDimX: *x,
+                        gridDimY: *y,
+                        gridDimZ: 1,
+                        blockDimX: *block,
+                        blockDimY: 1,
+                        blockDimZ: 1,
+                        sharedMemBytes: *shared,
+                        kernelParams: places.as_mut_ptr(),
+                        extra: ptr::null_mut(),
+                        kern: ptr::null_mut(),
+                        ctx: ptr::null_mut(),
+                    };
+                    // SAFETY: the nodes before it are of this graph, and as many as said; the arguments are those that
+                    // `launch` was called with, whose caller vouched for them, and are copied before the return.
+                    let code =
+                        unsafe { sys::cuGraphAddKernelNode_v2(&mut node, graph, after.as_ptr(), after.len(), &params) };
+                    (*kernel, code)
+                }
+                Work::Zero { at, bytes } => {
+                    // By words, where it goes.
+                    let size = if at.0 % 4 == 0 && bytes % 4 == 0 { 4 } else { 1 };
+                    let width = *bytes as usize / size;
+                    let params = sys::CUDA_MEMSET_NODE_PARAMS {
+                        dst: at.0,
+                        pitch: *bytes as usize,
+                        value: 0,
+                        elementSize: size as u32,
+                        width,
+                        height: 1,
+                    };
+                    // SAFETY: as above, of `zero`.
+                    let code = unsafe {
+                        let (after, count) = (after.as_ptr(), after.len());
+                        sys::cuGraphAddMemsetNode(&mut node, graph, after, count, &params, self.context)
+                    };
+                    ("cuGraphAddMemsetNode", code)
+                }
+            };
+            check(op, code)?;
+            made.push(node);
+        }
+        Ok(())
+    }
+
     /// Sets to zero what the device has read of the stream's uploads.
     fn tidy(&self, stream: Stream) -> Result<(), BackendError> {
         let staging = locked(&self.staging).get(&stream).cloned();
@@ -369,6 +434,7 @@ impl Driver for NvidiaDriver {
         if from.is_empty() {
             return Ok(());
         }
+        self.notes.refuse(stream, "upload")?;
         self.enter()?;
         let staging = self.staging(stream)?;
         let mut staging = locked(&staging);
@@ -382,6 +448,7 @@ impl Driver for NvidiaDriver {
     }
 
     unsafe fn download(&self, stream: Stream, to: &mut [u8], from: Address) -> Result<(), BackendError> {
+        self.notes.refuse(stream, "download")?;
         self.enter()?;
         // Here, the device is mostly still busy with what it computes, and has long read its inputs.
         self.tidy(stream)?;
@@ -395,7 +462,7 @@ impl Driver for NvidiaDriver {
     }
 
     unsafe fn zero(&self, stream: Stream, at: Address, bytes: u64) -> Result<(), BackendError> {
-        if bytes == 0 {
+        if bytes == 0 || self.notes.put(stream, || Work::Zero { at, bytes }) {
             return Ok(());
         }
         self.enter()?;
@@ -404,32 +471,24 @@ impl Driver for NvidiaDriver {
     }
 
     unsafe fn launch(&self, stream: Stream, launch: Launch<'_>) -> Result<(), BackendError> {
-        let (what, expected, got) = ("arguments of a kernel at most", ARGUMENTS as u64, launch.arguments.len() as u64);
-        if got > expected {
-            return Err(BackendError::Shape { what, expected, got });
+        let mut words = words(launch.arguments)?;
+        if self.notes.put(stream, || Work::of(&launch)) {
+            return Ok(());
         }
         self.enter()?;
         let function = self.kernel(launch.kernel, launch.shared)?;
-        // Little-endian, so that a uint32_t is the start of its word.
-        let mut words = [0u64; ARGUMENTS];
-        let mut pointers = [ptr::null_mut::<c_void>(); ARGUMENTS];
-        for ((word, pointer), argument) in words.iter_mut().zip(&mut pointers).zip(launch.arguments) {
-            *word = match *argument {
-                Argument::Pointer(address) => address.0,
-                Argument::U32(value) => value.into(),
-            };
-            *pointer = ptr::from_mut(word).cast();
-        }
+        let mut places = pointers(&mut words);
         let (x, y) = launch.grid;
         // SAFETY: the caller's word on the arguments, which the driver copies before it returns.
         let code = unsafe {
             let (shared, stream, none) = (launch.shared, stream.raw(), ptr::null_mut());
-            sys::cuLaunchKernel(function, x, y, 1, launch.block, 1, 1, shared, stream, pointers.as_mut_ptr(), none)
+            sys::cuLaunchKernel(function, x, y, 1, launch.block, 1, 1, shared, stream, places.as_mut_ptr(), none)
         };
         check(launch.kernel, code)
     }
 
     fn synchronize(&self, stream: Stream) -> Result<(), BackendError> {
+        self.notes.refuse(stream, "synchronize")?;
         let waited = self.enter().and_then(|()| {
             // SAFETY: it came from `create_stream` and was not destroyed.
             check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream.raw()) })
@@ -440,6 +499,9 @@ impl Driver for NvidiaDriver {
     }
 
     fn record(&self, stream: Stream) -> Result<Event, BackendError> {
+        if let Some(event) = self.notes.record(stream) {
+            return Ok(event);
+        }
         self.enter()?;
         let event = create_event(sys::CUevent_flags_enum::CU_EVENT_DEFAULT)?;
         // SAFETY: both are of this context.
@@ -449,6 +511,9 @@ impl Driver for NvidiaDriver {
     }
 
     fn wait(&self, stream: Stream, event: Event) -> Result<(), BackendError> {
+        if self.notes.wait(stream, event)? {
+            return Ok(());
+        }
         self.enter()?;
         // SAFETY: both are of this context, and neither was destroyed.
         check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream.raw(), event.raw(), 0) })
@@ -463,9 +528,41 @@ impl Driver for NvidiaDriver {
     }
 
     fn destroy_event(&self, event: Event) {
-        if self.enter().is_ok() {
+        if !self.notes.destroy(event) && self.enter().is_ok() {
             // SAFETY: it came from `record`, and is forgotten once.
             let _ = unsafe { sys::cuEventDestroy_v2(event.raw()) };
+        }
+    }
+
+    /// Kernels that have never run may have to be loaded, which the driver does while the graph is made.
+    fn graph(&self, stream: Stream, work: &mut dyn FnMut() -> Result<(), BackendError>) -> Result<Graph, BackendError> {
+        let nodes = self.notes.take(stream, work)?;
+        self.enter()?;
+        let mut graph = ptr::null_mut();
+        // SAFETY: there is a place for the result.
+        check("cuGraphCreate", unsafe { sys::cuGraphCreate(&mut graph, 0) })?;
+        let made = self.fill(graph, &nodes).and_then(|()| {
+            let mut runnable = ptr::null_mut();
+            // SAFETY: the graph was made above, and there is a place for the result.
+            let code = unsafe { sys::cuGraphInstantiateWithFlags(&mut runnable, graph, 0) };
+            check("cuGraphInstantiate", code).map(|()| Graph(runnable as u64))
+        });
+        // SAFETY: made above, and forgotten once; what can be run is a thing of its own.
+        let _ = unsafe { sys::cuGraphDestroy(graph) };
+        made
+    }
+
+    unsafe fn run(&self, stream: Stream, graph: Graph) -> Result<(), BackendError> {
+        self.notes.refuse(stream, "run")?;
+        self.enter()?;
+        // SAFETY: it came from `graph` and was not destroyed; that its memory is there is the caller's word.
+        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.0 as sys::CUgraphExec, stream.raw()) })
+    }
+
+    fn destroy_graph(&self, graph: Graph) {
+        if self.enter().is_ok() {
+            // SAFETY: it came from `graph`, and is forgotten once.
+            let _ = unsafe { sys::cuGraphExecDestroy(graph.0 as sys::CUgraphExec) };
         }
     }
 }
@@ -649,6 +746,31 @@ fn copy(to: &mut [u8], from: &[u8]) {
         const PART: usize = PARALLEL / 2;
         to.par_chunks_mut(PART).zip(from.par_chunks(PART)).for_each(|(to, from)| to.copy_from_slice(from));
     }
+}
+
+/// A kernel's arguments, a word each: little-endian, so that a uint32_t is the start of its word.
+fn words(arguments: &[Argument]) -> Result<[u64; ARGUMENTS], BackendError> {
+    let (expected, got) = (ARGUMENTS as u64, arguments.len() as u64);
+    if got > expected {
+        return Err(BackendError::Shape { what: "arguments of a kernel at most", expected, got });
+    }
+    let mut words = [0; ARGUMENTS];
+    for (word, argument) in words.iter_mut().zip(arguments) {
+        *word = match *argument {
+            Argument::Pointer(address) => address.0,
+            Argument::U32(value) => value.into(),
+        };
+    }
+    Ok(words)
+}
+
+/// Where they lie, as the driver wants to be told.
+fn pointers(words: &mut [u64; ARGUMENTS]) -> [*mut c_void; ARGUMENTS] {
+    let mut pointers = [ptr::null_mut(); ARGUMENTS];
+    for (pointer, word) in pointers.iter_mut().zip(words) {
+        *pointer = ptr::from_mut(word).cast();
+    }
+    pointers
 }
 
 impl Stream {

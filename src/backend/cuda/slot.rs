@@ -1,0 +1,322 @@
+//! One proof at a time on a device: its memory, its streams, and its work as one launch.
+//!
+//! **Streams.** A product's first and last kernels leave most of a device idle, so the products of a small circuit run side
+//! by side, each with a stream and memory of its own (*apart*). Where that memory would be much, four of them follow each
+//! other in one stream, and only the quotient with its product has one to itself.
+//!
+//! **One launch.** Those five streams have some hundred kernels and clearings, each of which takes the host microseconds to
+//! begin; for small circuits that is longer than the device takes. The first proof of a slot puts them there one by one,
+//! which loads whatever kernel has not run yet. The second notes them as a graph, which it and all later ones run as a
+//! whole. Where a graph cannot be made, it stays at the first way.
+
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
+
+use super::super::{BackendError, Commitments};
+use super::driver::{Driver, Graph, Stream};
+use super::key::Resident;
+use super::memory::Buffer;
+use super::msm::{self, Bases, Group, InG1, InG2, Needs, Plan, Sums};
+use super::quotient;
+use super::sort::{Sorted, Sorter};
+
+/// Bases of a product, at most, for the products of a proof to run apart. On an H200, four proofs at a time took 0.6 of the
+/// time of one each with 2^16, and 0.8 with 2^20.
+const MOST_APART: u64 = 1 << 18;
+/// The share of a device's memory that one proof may take for its products to run apart.
+const APART_SHARE: u64 = 64;
+
+/// The products, in the order in which those in one stream follow each other, but for H.
+const B2: usize = 0;
+const H: usize = 1;
+const B1: usize = 2;
+const A: usize = 3;
+const C: usize = 4;
+
+/// What the products of a proof need: of each, in the order above, where they run apart; else of the first four together,
+/// and of that of H. And bytes of their sums.
+pub(super) struct Layout {
+    lanes: Vec<Needs>,
+    sums: u64,
+}
+
+/// Plans for A, B, C and H, and how many bases each has.
+#[derive(Clone, Copy)]
+pub(super) struct Plans {
+    pub(super) a: Plan,
+    pub(super) b: Plan,
+    pub(super) c: Plan,
+    pub(super) h: Plan,
+    pub(super) counts: [u64; 4],
+}
+
+impl Plans {
+    /// The best for so many bases of A, B, C and H.
+    pub(super) fn new(driver: &dyn Driver, counts: [u64; 4], multiples: u64) -> Self {
+        let [a, b, c, h] = counts;
+        let plan = |n| Plan::new::<InG1>(driver, n, multiples);
+        // B is summed in both groups, of which G2 takes three times as long.
+        Self { a: plan(a), b: Plan::new::<InG2>(driver, b, multiples), c: plan(c), h: plan(h), counts }
+    }
+
+    /// Where the products of a proof run, and in which memory.
+    pub(super) fn layout(&self, driver: &dyn Driver) -> Layout {
+        let [a, b, c, h] = self.counts;
+        let needs = [
+            Needs::of::<InG2>(driver, b, &self.b),
+            Needs::of::<InG1>(driver, h, &self.h),
+            // The digits of B are sorted once.
+            Needs::of::<InG1>(driver, b, &self.b).without_sorter(),
+            Needs::of::<InG1>(driver, a, &self.a),
+            Needs::of::<InG1>(driver, c, &self.c),
+        ];
+        let sums = [&self.a, &self.b, &self.c, &self.h].map(Sums::<InG1>::bytes).iter().sum::<u64>()
+            + Sums::<InG2>::bytes(&self.b);
+        let apart = self.counts.iter().all(|count| *count <= MOST_APART)
+            && needs.iter().map(Needs::with_sorter).sum::<u64>() <= driver.properties().memory / APART_SHARE;
+        if apart {
+            return Layout { lanes: needs.to_vec(), sums };
+        }
+        let together = [B2, B1, A, C].iter().fold(Needs::default(), |all, product| all.or(needs[*product]));
+        Layout { lanes: vec![together, needs[H]], sums }
+    }
+}
+
+impl Layout {
+    /// Bytes of it, for a witness of so many values: all of a [`Slot`] but for the quotient.
+    pub(super) fn bytes(&self, wires: u64) -> u64 {
+        self.lanes.iter().map(Needs::with_sorter).sum::<u64>() + self.sums + msm::SCALAR_BYTES * wires
+    }
+
+    fn apart(&self) -> bool {
+        self.lanes.len() > 2
+    }
+}
+
+/// A stream, and memory for one product at a time in it.
+struct Lane {
+    stream: Stream,
+    sorter: Sorter,
+    scratch: msm::Scratch,
+}
+
+impl Lane {
+    fn sum<G: Group>(&self, bases: &Bases<G>, digits: Sorted<'_>, sums: &Sums<G>) -> Result<(), BackendError> {
+        self.scratch.sum(self.stream, bases, digits, sums)
+    }
+}
+
+/// How the work of a proof gets to the device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Launching {
+    /// One by one, and that stays so.
+    Singly,
+    /// One by one as yet; the next proof makes graphs.
+    SinglyAtFirst,
+    /// As one launch, and the clearing as another.
+    AsOne { work: Graph, clear: Graph },
+}
+
+/// What one proof at a time uses.
+pub(super) struct Slot {
+    driver: Arc<dyn Driver>,
+    lanes: Vec<Lane>,
+    witness: Buffer,
+    quotient: quotient::Scratch,
+    /// What is left for the host, in one place, so that it is fetched at once.
+    left: Arc<Buffer>,
+    a: Sums<InG1>,
+    b1: Sums<InG1>,
+    b2: Sums<InG2>,
+    c: Sums<InG1>,
+    h: Sums<InG1>,
+    launching: Launching,
+    /// Whether a proof was made here.
+    used: bool,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // The first stream's work ends after that of the others.
+        let _ = self.driver.synchronize(self.stream());
+        if let Launching::AsOne { work, clear } = self.launching {
+            self.driver.destroy_graph(work);
+            self.driver.destroy_graph(clear);
+        }
+        self.lanes.iter().for_each(|lane| self.driver.destroy_stream(lane.stream));
+    }
+}
+
+/// Streams that are destroyed unless a slot takes them.
+struct Streams<'a> {
+    driver: &'a Arc<dyn Driver>,
+    made: Vec<Stream>,
+}
+
+impl Drop for Streams<'_> {
+    fn drop(&mut self) {
+        self.made.iter().for_each(|stream| self.driver.destroy_stream(*stream));
+    }
+}
+
+impl Slot {
+    /// Memory and streams for proofs with this key; `graphs` says whether they may become one launch.
+    pub(super) fn new(driver: &Arc<dyn Driver>, key: &Resident, graphs: bool) -> Result<Self, BackendError> {
+        let plans = &key.plans;
+        let layout = plans.layout(&**driver);
+        let mut streams = Streams { driver, made: Vec::new() };
+        let mut lanes = Vec::new();
+        for needs in &layout.lanes {
+            let stream = driver.create_stream()?;
+            streams.made.push(stream);
+            let (sorter, scratch) = (Sorter::new(driver, needs.sorter())?, msm::Scratch::new(driver, *needs)?);
+            lanes.push(Lane { stream, sorter, scratch });
+        }
+        let left = Arc::new(Buffer::new(driver, layout.sums)?);
+        let mut end = 0;
+        let mut next = |bytes| {
+            end += bytes;
+            end - bytes
+        };
+        let mut in_g1 = |plan: &Plan| Sums::<InG1>::new(&left, next(Sums::<InG1>::bytes(plan)), *plan);
+        let (a, b1, c, h) = (in_g1(&plans.a)?, in_g1(&plans.b)?, in_g1(&plans.c)?, in_g1(&plans.h)?);
+        let b2 = Sums::<InG2>::new(&left, next(Sums::<InG2>::bytes(&plans.b)), plans.b)?;
+        let witness = Buffer::new(driver, msm::SCALAR_BYTES * key.wires)?;
+        let quotient = quotient::Scratch::new(&key.constraints)?;
+        // The slot destroys them now.
+        streams.made.clear();
+        let launching = if graphs && layout.apart() { Launching::SinglyAtFirst } else { Launching::Singly };
+        let driver = driver.clone();
+        Ok(Self { driver, lanes, witness, quotient, left, a, b1, b2, c, h, launching, used: false })
+    }
+
+    /// The stream that the others wait for at the beginning, and that waits for them in the end.
+    fn stream(&self) -> Stream {
+        self.lanes[0].stream
+    }
+
+    /// Where a product runs.
+    fn lane(&self, product: usize) -> &Lane {
+        &self.lanes[if self.lanes.len() > 2 { product } else { usize::from(product == H) }]
+    }
+
+    #[cfg(all(test, feature = "kernels-on-host"))]
+    pub(super) fn launching(&self) -> Launching {
+        self.launching
+    }
+
+    /// Brings a witness to the device and puts the work of its proof into the streams, with `go_on` asked between products
+    /// where they are put there one by one.
+    pub(super) fn begin(
+        &mut self,
+        key: &Resident,
+        witness: &[u8],
+        go_on: &dyn Fn() -> Result<(), BackendError>,
+    ) -> Result<(), BackendError> {
+        go_on()?;
+        self.witness.upload(self.stream(), 0, witness)?;
+        if self.used && self.launching == Launching::SinglyAtFirst {
+            self.launching = self.as_one(key).unwrap_or_else(|why| {
+                tracing::warn!(%why, "a proof's work could not be made one launch; it is begun one by one");
+                Launching::Singly
+            });
+        }
+        self.used = true;
+        match self.launching {
+            // SAFETY: the graph's work points to the slot's memory and the key's, and both are there.
+            Launching::AsOne { work, .. } => unsafe { self.driver.run(self.stream(), work) },
+            Launching::Singly | Launching::SinglyAtFirst => self.put(key, go_on),
+        }
+    }
+
+    /// Waits for the commitments.
+    pub(super) fn end(&self) -> Result<Commitments, BackendError> {
+        let mut left = Zeroizing::new(vec![0; self.left.bytes() as usize]);
+        self.left.download(self.stream(), 0, &mut left)?;
+        let [a, b1, c, h] = [&self.a, &self.b1, &self.c, &self.h].map(|sums| sums.point(&left));
+        Ok(Commitments { a, b1, b2: self.b2.point(&left), c, h })
+    }
+
+    /// Overwrites what is as secret as the witness, for the next proof to find. `whole` says that the work of the last
+    /// proof was put there without an error.
+    pub(super) fn clear(&self, whole: bool) -> Result<(), BackendError> {
+        match self.launching {
+            // SAFETY: as in `begin`.
+            Launching::AsOne { clear, .. } if whole => unsafe { self.driver.run(self.stream(), clear) },
+            _ => {
+                // Any stream may have work that no other waits for.
+                self.join()?;
+                self.put_clearing()
+            }
+        }
+    }
+
+    fn as_one(&self, key: &Resident) -> Result<Launching, BackendError> {
+        let work = self.driver.graph(self.stream(), &mut || self.put(key, &|| Ok(())))?;
+        let clear = self.driver.graph(self.stream(), &mut || self.put_clearing());
+        let clear = clear.inspect_err(|_| self.driver.destroy_graph(work))?;
+        Ok(Launching::AsOne { work, clear })
+    }
+
+    fn put(&self, key: &Resident, go_on: &dyn Fn() -> Result<(), BackendError>) -> Result<(), BackendError> {
+        self.fork()?;
+        let plans = &key.plans;
+        let lane = self.lane(H);
+        key.constraints.quotient(lane.stream, &self.witness, &self.quotient)?;
+        let digits = lane.sorter.sort(lane.stream, self.quotient.scalars(), &key.in_h, &plans.h)?;
+        lane.sum(&key.h, digits, &self.h)?;
+        go_on()?;
+        let lane = self.lane(B2);
+        let digits = lane.sorter.sort(lane.stream, &self.witness, &key.in_b, &plans.b)?;
+        self.order(lane.stream, self.lane(B1).stream)?;
+        lane.sum(&key.b2, digits, &self.b2)?;
+        self.lane(B1).sum(&key.b1, digits, &self.b1)?;
+        for (product, index, bases, plan, sums) in
+            [(A, &key.in_a, &key.a, &plans.a, &self.a), (C, &key.in_c, &key.c, &plans.c, &self.c)]
+        {
+            go_on()?;
+            let lane = self.lane(product);
+            let digits = lane.sorter.sort(lane.stream, &self.witness, index, plan)?;
+            lane.sum(bases, digits, sums)?;
+        }
+        self.join()
+    }
+
+    fn put_clearing(&self) -> Result<(), BackendError> {
+        self.fork()?;
+        self.quotient.clear(self.lane(H).stream)?;
+        for lane in &self.lanes {
+            lane.sorter.clear(lane.stream)?;
+            lane.scratch.clear(lane.stream)?;
+        }
+        // The commitments follow from the sums, before they are blinded.
+        for buffer in [&self.witness, &*self.left] {
+            buffer.zero(self.stream(), 0, buffer.bytes())?;
+        }
+        self.join()
+    }
+
+    /// The later work of all other streams comes after that of the first so far.
+    fn fork(&self) -> Result<(), BackendError> {
+        self.lanes[1..].iter().try_for_each(|lane| self.order(self.stream(), lane.stream))
+    }
+
+    /// The later work of the first stream comes after that of all others so far.
+    fn join(&self) -> Result<(), BackendError> {
+        self.lanes[1..].iter().try_for_each(|lane| self.order(lane.stream, self.stream()))
+    }
+
+    /// The later work of one stream comes after that of another so far.
+    fn order(&self, before: Stream, after: Stream) -> Result<(), BackendError> {
+        if before == after {
+            return Ok(());
+        }
+        let event = self.driver.record(before)?;
+        let waits = self.driver.wait(after, event);
+        self.driver.destroy_event(event);
+        waits
+    }
+}
