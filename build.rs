@@ -75,7 +75,6 @@ mod on_host {
 mod cuda {
     use std::env;
     use std::ffi::OsString;
-    use std::fmt::Write as _;
     use std::fs;
     use std::path::{Path, PathBuf};
     use std::process::Command;
@@ -97,7 +96,7 @@ mod cuda {
         let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR: expected a folder, got nothing")?);
         let archs = archs()?;
         if archs.is_empty() {
-            return write(&out.join("kernels.rs"), &declarations(None, &archs));
+            return write(&out.join("kernels.rs"), &without_code());
         }
         let nvcc = nvcc().ok_or(NO_NVCC)?;
         println!("cargo::rerun-if-changed={}", nvcc.display());
@@ -117,7 +116,7 @@ mod cuda {
         let report: String = parts.into_iter().map(|part| part.report).collect();
         write(&out.join("ptxas.txt"), &report)?;
         write(&out.join("nvcc.txt"), &run(Command::new(&nvcc).arg("--version"))?)?;
-        write(&out.join("kernels.rs"), &declarations(Some(&fatbin), &archs))
+        write(&out.join("kernels.rs"), &declarations(&fatbin, &archs))
     }
 
     /// The architectures asked for, ascending; none for `none`.
@@ -245,28 +244,32 @@ mod cuda {
     }
 
     /// The Rust that `src/backend/cuda/driver/nvidia.rs` includes.
-    fn declarations(fatbin: Option<&Path>, archs: &[u32]) -> String {
-        let mut text = String::new();
-        let value = match fatbin {
-            None => "None",
-            Some(path) => {
-                // The driver reads words of it.
-                let _ = write!(
-                    text,
-                    "#[repr(C, align(64))]\nstruct Aligned<T: ?Sized>(T);\n\
-                     static IMAGE: &Aligned<[u8]> = &Aligned(*include_bytes!({path:?}));\n"
-                );
-                "Some(&IMAGE.0)"
-            }
-        };
-        let _ = write!(
-            text,
+    fn declarations(fatbin: &Path, archs: &[u32]) -> String {
+        // The driver reads words of it.
+        let image = format!(
+            "#[repr(C, align(64))]\nstruct Aligned<T: ?Sized>(T);\n\
+             static IMAGE: &Aligned<[u8]> = &Aligned(*include_bytes!({fatbin:?}));\n"
+        );
+        image + &constants("Some(&IMAGE.0)", archs)
+    }
+
+    /// The same for a build without device code. The tests' twin of the driver's library, which has kernels of its own, is
+    /// shown an image all the same.
+    fn without_code() -> String {
+        if cfg!(feature = "kernels-on-host") {
+            constants("Some(b\"the twin's\")", &[75])
+        } else {
+            constants("None", &[])
+        }
+    }
+
+    fn constants(value: &str, archs: &[u32]) -> String {
+        format!(
             "/// Machine code for each of [`ARCHS`], and PTX for the oldest; nothing where the build left it out.\n\
              pub static FATBIN: Option<&[u8]> = {value};\n\
              /// Compute capabilities, as ten times the major number plus the minor one, ascending.\n\
              pub const ARCHS: &[u32] = &{archs:?};\n"
-        );
-        text
+        )
     }
 
     fn write(path: &Path, text: &str) -> Result<(), String> {

@@ -9,7 +9,7 @@ test:
 
 # The tests alone, the kernels' on this processor and ICICLE's twin among them; arguments go to nextest.
 t *args:
-    cargo nextest run --features kernels-on-host,icicle {{args}}
+    CUDA_ARCHS="${CUDA_ARCHS:-none}" cargo nextest run --all-features {{args}}
 
 # Format, then the lints, which need no code for GPUs.
 lint:

@@ -17,6 +17,10 @@ for option in "$@"; do
     esac
 done
 
+if [ "${CUDA_ARCHS:-}" != none ] && [ -z "${NVCC:-}" ] && ! command -v nvcc >/dev/null &&
+    [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
+    scripts/nvcc.sh
+fi
 target=${CARGO_TARGET_DIR:-target}
 mkdir -p "$target/kernels"
 echo "kernels on this processor, with the sanitizers"
@@ -37,7 +41,7 @@ triple=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 sanitized() {
     env ASAN_OPTIONS=detect_leaks=0 \
         "CARGO_TARGET_${triple}_RUNNER=env LD_PRELOAD=$("${CXX:-c++}" -print-file-name=libasan.so):$library" \
-        cargo test --locked --features kernels-on-host,icicle --lib "$@"
+        cargo test --locked --all-features --lib "$@"
 }
 sanitized backend::cuda -- --skip stray_writes \
     --skip cuda::tests::any_ --skip cuda::tests::many_ --skip transforms_of --skip many_scalars
@@ -52,9 +56,6 @@ fi
 if [ "${CUDA_ARCHS:-}" = none ]; then
     echo "!! CUDA_ARCHS=none: the kernels are not compiled for GPUs, and the compiler's report is not checked" >&2
     exit 0
-fi
-if [ -z "${NVCC:-}" ] && ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
-    scripts/nvcc.sh
 fi
 echo "kernels for GPUs"
 # With the examples, which nobody looks at here: thus the features of the packages below are those of clippy's run in

@@ -169,4 +169,4 @@ CUDA_ARCHS=none RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --docume
 step "kernels"
 kernels
 step "tests"
-cargo nextest run --locked --features kernels-on-host,icicle
+cargo nextest run --locked --all-features

@@ -28,5 +28,11 @@ extern "C" const char* kernels_host_name(uint32_t number) {
     return kernel ? kernel->name : nullptr;
 }
 
+extern "C" uint8_t kernels_host_parameter(const char* name, uint32_t number) {
+    const fibers::Kernel* kernel = fibers::all_kernels();
+    while (kernel && std::string(kernel->name) != name) kernel = kernel->next;
+    return kernel && number < kernel->parameter_count ? kernel->parameters[number] : uint8_t{0};
+}
+
 extern "C" void kernels_host_forbid(const void* start, size_t bytes) { ASAN_POISON_MEMORY_REGION(start, bytes); }
 extern "C" void kernels_host_allow(const void* start, size_t bytes) { ASAN_UNPOISON_MEMORY_REGION(start, bytes); }

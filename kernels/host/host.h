@@ -64,6 +64,9 @@ KERNELS_HOST_SHOWN int kernels_host_run(const struct kernels_host_launch* launch
 /* The names of exported kernels, and null for numbers beyond them. */
 KERNELS_HOST_SHOWN const char* kernels_host_name(uint32_t number);
 
+/* Bytes of each parameter of a kernel, 8 for a pointer and 4 for a number; 0 beyond its last, and for a name that is none's. */
+KERNELS_HOST_SHOWN uint8_t kernels_host_parameter(const char* kernel, uint32_t number);
+
 /* Tells the address sanitizer, where it is built in, that kernels may not touch these bytes, or may again. */
 KERNELS_HOST_SHOWN void kernels_host_forbid(const void* start, size_t bytes);
 KERNELS_HOST_SHOWN void kernels_host_allow(const void* start, size_t bytes);

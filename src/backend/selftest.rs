@@ -77,8 +77,8 @@ fn key(wires: usize, public: usize, domain: usize, sections: KeySections) -> Pro
     ProvingKey { header, sections }
 }
 
-/// Loads the small key on the device and compares each product. Not only of one proof, but on the processor: others take
-/// the memory of one for the next, and may go about it in another way then.
+/// Loads the small key on the device and compares each product: of one proof on the processor, of three on others, which
+/// take the memory of one for the next and may go about it in another way then.
 pub fn run(backend: &dyn Backend) -> Result<(), BackendError> {
     let Known { key, witness, answers } = Known::new();
     compare(backend, key, &witness, &answers)
@@ -105,7 +105,7 @@ fn compare(
 ) -> Result<(), BackendError> {
     let loaded = backend.load(Arc::new(key))?;
     let proofs = if backend.device().kind == DeviceKind::Cpu { 1 } else { 3 };
-    for _ in 0..proofs {
+    for i in 0..proofs {
         let got = loaded.commit(witness, &StopToken::new(), &Quiet)?;
         let wrong = [
             ("A in G1", got.a != expected.a),
@@ -116,7 +116,8 @@ fn compare(
         ];
         let failed: Vec<_> = wrong.iter().filter(|(_, bad)| *bad).map(|(name, _)| *name).collect();
         if !failed.is_empty() {
-            let why = format!("its self-test computed a wrong {}", failed.join(", "));
+            let in_proof = if i == 0 { String::new() } else { format!(" in proof {}", i + 1) };
+            let why = format!("its self-test computed a wrong {}{in_proof}", failed.join(", "));
             return Err(BackendError::Unavailable { device: backend.device().label(), why });
         }
     }

@@ -238,12 +238,11 @@ impl Registry {
         circuit: &ReadyCircuit,
     ) -> Result<Arc<dyn LoadedKey>, RegistryError> {
         let cache = self.device_cache(device.as_ref());
-        let loaded = match load_into(&cache, device, circuit).await {
-            Err(RegistryError::Backend(BackendError::OutOfMemory { .. })) if cache.forget_idle() => {
-                load_into(&cache, device, circuit).await
-            }
-            done => done,
-        };
+        let mut loaded = load_into(&cache, device, circuit).await;
+        if matches!(loaded, Err(RegistryError::Backend(BackendError::OutOfMemory { .. }))) && cache.forget_idle().await
+        {
+            loaded = load_into(&cache, device, circuit).await;
+        }
         gauge!(telemetry::KEYS_LOADED, "device" => device.device().label()).set(cache.bytes() as f64);
         loaded
     }

@@ -79,7 +79,7 @@ impl Desk {
     }
 
     /// Returns why it is closed, as soon as it is.
-    async fn closed(&self) -> String {
+    pub(super) async fn closed(&self) -> String {
         loop {
             let closing = self.closing.notified();
             if let Some(why) = self.lock().closed.last() {
@@ -185,14 +185,14 @@ pub(super) async fn serve(device: Arc<Device>, allowed: Duration) {
             }
             memory = device.memory_for(&batch) => memory,
         };
-        let n = u32::try_from(batch.len()).unwrap_or(u32::MAX);
+        let within = allowed * turns(&batch);
         let at_work = device.clone();
         let mut proving = tokio::task::spawn_blocking(move || {
             let _memory = memory;
             prove(&at_work, batch, allowed)
         });
         // The processor may be slow in a step, and does not hang.
-        let patience = (!device.is_cpu()).then(|| allowed * n + allowed.min(LONGEST_STEP));
+        let patience = (!device.is_cpu()).then(|| within + allowed.min(LONGEST_STEP));
         let proved = match patience {
             Some(patience) => tokio::time::timeout(patience, &mut proving).await,
             None => Ok((&mut proving).await),
@@ -220,11 +220,21 @@ pub(super) async fn serve(device: Arc<Device>, allowed: Duration) {
     }
 }
 
+/// How often a device has to do as many proofs as it likes at once, for a batch. Each time takes as long as a proof.
+fn turns(batch: &[Order]) -> u32 {
+    turns_of(batch.len(), batch.first().map_or(1, |order| order.key.batch()))
+}
+
+fn turns_of(proofs: usize, at_once: usize) -> u32 {
+    u32::try_from(proofs.div_ceil(at_once.max(1))).unwrap_or(u32::MAX)
+}
+
 /// Proves a batch: one result an order. Each has the time of all, since all wait for each other.
 fn prove(device: &Device, batch: Vec<Order>, allowed: Duration) -> Vec<Result<Proved, Ended>> {
     let n = u32::try_from(batch.len()).unwrap_or(u32::MAX);
     let begun = Instant::now();
-    let bounded: Vec<StopToken> = batch.iter().map(|o| o.stop.with_deadline(begun + allowed * n)).collect();
+    let until = begun + allowed * turns(&batch);
+    let bounded: Vec<StopToken> = batch.iter().map(|o| o.stop.with_deadline(until)).collect();
     let proved = match batch.as_slice() {
         [one] => {
             vec![groth16::prove(one.key.as_ref(), &one.circuit.verifier, &one.witness, &bounded[0], one.lease.as_ref())]
@@ -266,5 +276,17 @@ fn judge(
             }
             stopped => stopped,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proofs_that_are_made_at_once_take_the_time_of_one() {
+        for (proofs, at_once, expected) in [(1, 1, 1), (3, 1, 3), (8, 8, 1), (9, 8, 2), (2, 0, 2), (1, 8, 1)] {
+            assert_eq!(turns_of(proofs, at_once), expected, "{proofs} by {at_once}");
+        }
     }
 }

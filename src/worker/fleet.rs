@@ -76,8 +76,11 @@ impl Device {
     /// is larger than all of it is still tried.
     pub(super) async fn memory_for(&self, batch: &[Order]) -> Option<OwnedSemaphorePermit> {
         let (free, all) = self.memory.as_ref()?;
-        let each = self.backend.footprint(batch.first()?.key.key()).per_proof;
-        let units = each.saturating_mul(batch.len() as u64).div_ceil(UNIT).min(u64::from(*all));
+        let key = &batch.first()?.key;
+        let each = self.backend.footprint(key.key()).per_proof;
+        // No more of them are at work at a time than the device likes.
+        let at_once = batch.len().min(key.batch().max(1)) as u64;
+        let units = each.saturating_mul(at_once).div_ceil(UNIT).min(u64::from(*all));
         free.clone().acquire_many_owned(units as u32).await.ok()
     }
 

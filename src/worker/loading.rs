@@ -29,6 +29,7 @@ pub(super) async fn load(
     }
     let patience = patience + Duration::from_secs((circuit.key.size() / BYTES_A_SECOND) as u64);
     let (answer, answered) = oneshot::channel();
+    let asked = device;
     let (registry, device, circuit) = (registry.clone(), device.clone(), circuit.clone());
     tokio::spawn(async move {
         let mut loading = std::pin::pin!(registry.load(&device.backend, &circuit));
@@ -44,8 +45,14 @@ pub(super) async fn load(
             }
         }
     });
-    let gone = |_| Err(Ended::failed(FailureClass::Device, "the load of a key ended without an answer; see the log"));
-    answered.await.unwrap_or_else(gone)
+    tokio::select! {
+        biased;
+        answered = answered => answered.unwrap_or_else(|_| {
+            Err(Ended::failed(FailureClass::Device, "the load of a key ended without an answer; see the log"))
+        }),
+        // Others found that it hangs.
+        why = asked.desk.closed() => Err(Ended::failed(FailureClass::Device, why)),
+    }
 }
 
 /// Notes how the device did.

@@ -26,8 +26,8 @@ fn multiples(key: &ProvingKey, memory: u64) -> u64 {
     memory / TABLE_SHARE / (points as u64).max(1)
 }
 
-/// Proofs at once that a device is best at, of keys of this size: the kernels of small ones leave most of it idle. And of
-/// how many the memory stays for the next ones.
+/// Proofs at once that a device is best at, of keys of this size, for the kernels of small ones leave most of it idle; and
+/// of how many the memory stays for the next ones.
 fn proofs(driver: &dyn Driver, key: &ProvingKey, per_proof: u64) -> (usize, usize) {
     let best = match key.header.domain_size.max(key.header.n_vars) {
         ..=0x1000 => 8,
@@ -38,8 +38,8 @@ fn proofs(driver: &dyn Driver, key: &ProvingKey, per_proof: u64) -> (usize, usiz
     let in_share = |share| (driver.properties().memory / share / per_proof.max(1)) as usize;
     // Of very large ones, one at a time has room beside the keys.
     let least = BATCHES.min(in_share(2)).max(1);
-    let kept = (BATCHES * best).min(in_share(KEPT_SHARE)).max(least);
-    (best.min(kept / BATCHES).max(1), kept)
+    let batch = best.min(in_share(KEPT_SHARE) / BATCHES).max(1);
+    (batch, if batch > 1 { BATCHES * batch } else { least })
 }
 
 /// What a key needs of the device, within a few per cent: as if every wire had a point in every section.
@@ -56,8 +56,12 @@ pub(super) fn footprint(driver: &dyn Driver, key: &ProvingKey) -> Footprint {
         + Bases::<InG1>::bytes(h, &plans.h);
     let indices = 4 * (a + b + c + h);
     let per_proof = per_proof(driver, key, &plans);
-    let (_, kept) = proofs(driver, key, per_proof);
-    Footprint { resident: tables + indices + Constraints::resident(key), per_proof, kept: kept as u32 }
+    // Of large ones, the half of the device that is for proofs has the memory of all but one.
+    let kept = match proofs(driver, key, per_proof) {
+        (1, _) => 1,
+        (_, kept) => kept as u32,
+    };
+    Footprint { resident: tables + indices + Constraints::resident(key), per_proof, kept }
 }
 
 fn per_proof(driver: &dyn Driver, key: &ProvingKey, plans: &Plans) -> u64 {
@@ -154,9 +158,31 @@ impl CudaKey {
         if got != expected {
             return Err(BackendError::Shape { what: "witness values", expected, got });
         }
+        go_on(stop)?;
         let mut slot = self.slot()?;
         let begun = slot.begin(&self.resident, bytes_of(witness), &|| go_on(stop));
-        Ok(Proof { key: self, slot, begun })
+        match begun {
+            Err(error @ BackendError::OutOfMemory { .. }) => {
+                // One that cannot be cleared is given back.
+                let _ = self.leave(slot, false);
+                Err(error)
+            }
+            begun => Ok(Proof { key: self, slot, begun }),
+        }
+    }
+
+    /// Clears a slot and leaves it for the next proof. The witness does not stay on the device, whatever came of it.
+    fn leave(&self, mut slot: Slot, whole: bool) -> Result<(), BackendError> {
+        slot.clear(whole)?;
+        let mut idle = self.idle();
+        if idle.len() < self.kept {
+            idle.push(slot);
+        } else {
+            // To be given back without others waiting.
+            drop(idle);
+            drop(slot);
+        }
+        Ok(())
     }
 }
 
@@ -176,20 +202,11 @@ impl Proof<'_> {
     /// Waits for the commitments. A stop that comes when all is begun is heeded only then.
     fn end(self, stop: &StopToken) -> Result<Commitments, BackendError> {
         let Self { key, slot, begun } = self;
-        let whole = begun.is_ok();
         let commitments = begun.and_then(|()| slot.end());
-        // The witness does not stay on the device, whatever came of it.
-        slot.clear(whole)?;
         // Also after a stop: the next proof then finds its memory.
-        let mut idle = key.idle();
-        if idle.len() < key.kept {
-            idle.push(slot);
-        } else {
-            // To be given back without others waiting.
-            drop(idle);
-            drop(slot);
-        }
-        commitments.and_then(|commitments| go_on(stop).map(|()| commitments))
+        let left = key.leave(slot, commitments.is_ok());
+        let commitments = commitments?;
+        left.and_then(|()| go_on(stop)).map(|()| commitments)
     }
 }
 
@@ -312,6 +329,7 @@ mod tests {
         }) {
             let driver = driver(order, memory);
             let key = example.on(&driver, graphs);
+            let loaded = driver.allocations();
             for (i, (witness, expected)) in example.witnesses.iter().zip(&example.expected).enumerate() {
                 let got = key.commit(witness, &StopToken::new(), &Quiet);
                 assert_eq!(got.as_ref(), Ok(expected), "proof {i}, {order:?}, {memory}, {graphs}");
@@ -321,10 +339,25 @@ mod tests {
                     (true, _) => assert!(matches!(launching[..], [Launching::AsOne { .. }]), "{launching:?}"),
                     (false, _) => assert_eq!(launching, [Launching::Singly]),
                 }
-                let mut bytes = Vec::new();
-                witness.values()[2].0.iter().for_each(|limb| bytes.extend(limb.to_le_bytes()));
-                assert!(!driver.holds(&bytes), "proof {i} leaves its witness, {order:?}, {memory}, {graphs}");
+                // Not even what is derived of it.
+                assert!(driver.is_zero_since(loaded), "proof {i} leaves something, {order:?}, {memory}, {graphs}");
             }
+            // Of one that is stopped half-way, too.
+            let stopped = StopToken::new();
+            let begun = std::cell::Cell::new(0);
+            let mut slot = key.slot().unwrap();
+            let half = |_: &StopToken| {
+                begun.set(begun.get() + 1);
+                if begun.get() == 3 { Err(BackendError::Stopped(StopReason::Cancelled)) } else { Ok(()) }
+            };
+            let done = slot.begin(&key.resident, bytes_of(&example.witnesses[1]), &|| half(&stopped));
+            assert_eq!(done.is_err(), !graphs || memory != PLENTY);
+            key.leave(slot, false).unwrap();
+            assert!(driver.is_zero_since(loaded), "a stopped proof leaves something, {order:?}, {memory}, {graphs}");
+            // And of one that nobody ends.
+            let proof = key.begin(&example.witnesses[2], &StopToken::new()).unwrap();
+            drop(proof);
+            assert_eq!(key.commit(&example.witnesses[3], &StopToken::new(), &Quiet).as_ref(), Ok(&example.expected[3]));
             drop(key);
             assert_eq!((driver.used(), driver.fault()), (0, None));
         }
@@ -390,7 +423,7 @@ mod tests {
         }
         key.header.n_vars = 4096;
         let memory = driver.properties().memory;
-        for (of_share, expected) in [(16, (8, 16)), (9, (4, 9)), (4, (2, 4)), (2, (1, 2)), (1, (1, 2))] {
+        for (of_share, expected) in [(16, (8, 16)), (9, (4, 8)), (4, (2, 4)), (2, (1, 2)), (1, (1, 2))] {
             assert_eq!(proofs(&driver, &key, memory / KEPT_SHARE / of_share), expected, "{of_share}");
         }
         assert_eq!(proofs(&driver, &key, memory / 4), (1, 2));

@@ -5,8 +5,8 @@
 //! [`Sorter::sort`](super::sort::Sorter::sort) sorts the digits of the scalars, [`Scratch::sum`] adds up the points. Neither waits for the device;
 //! [`Sums::read`] does.
 //!
-//! **Cost.** The parts that the entries are cut into are as many as the device has threads for, and each adds an entry
-//! after the other: the time is that of a part, of the partial sums of a bucket, and of the buckets' rows and columns
+//! **Cost.** The parts that the entries are cut into are as many as the device has threads for, or as many as are worth one,
+//! and each adds an entry after the other: the time is that of a part, of the partial sums of a bucket, and of the buckets' rows and columns
 //! ([`Plan::cost`], in microseconds on an H200; only their ratios matter).
 
 #![allow(unsafe_code)]
@@ -362,7 +362,7 @@ pub(super) struct Needs {
     line_bytes: u64,
 }
 
-/// Parts that the entries are cut into on this device.
+/// Parts that the entries are cut into on this device, where they are many.
 pub(super) fn parts<G: Group>(driver: &dyn Driver) -> u32 {
     driver.properties().multiprocessors * G::BLOCKS * PART_THREADS / G::LANES
 }
@@ -507,15 +507,18 @@ impl Scratch {
     ) -> Result<(), BackendError> {
         let plan = &bases.plan;
         let driver = &*self.driver;
-        if digits.of() != (plan, bases.len) {
-            let (expected, got) = (bases.len.into(), digits.of().1.into());
-            return Err(BackendError::Shape { what: "scalars sorted for these bases", expected, got });
+        let (cut_by, scalars) = digits.of();
+        let apart = |what, expected, got| Err(BackendError::Shape { what, expected, got });
+        if scalars != bases.len {
+            return apart("scalars sorted for these bases", bases.len.into(), scalars.into());
+        }
+        if cut_by != plan {
+            return apart("bits of a digit, or plan, of these bases", plan.window.into(), cut_by.window.into());
         }
         let needs = Needs::of::<G>(driver, u64::from(bases.len), plan);
         self.check(&needs)?;
         if sums.plan != *plan {
-            let (expected, got) = (Sums::<G>::bytes(plan), Sums::<G>::bytes(&sums.plan));
-            return Err(BackendError::Shape { what: "bytes for the sums of these bases", expected, got });
+            return apart("bits of a digit, or plan, of the sums", plan.window.into(), sums.plan.window.into());
         }
         let count = Argument::U32(plan.buckets());
         let part_count = needs.blocks * (PART_THREADS / G::LANES);

@@ -134,13 +134,18 @@ pub(super) struct Slot {
     c: Sums<InG1>,
     h: Sums<InG1>,
     launching: Launching,
-    /// Whether a proof was made here.
+    /// Whether a proof was made here, and whether something of one may lie here.
     used: bool,
+    secret: bool,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        // The first stream's work ends after that of the others.
+        if self.secret {
+            // Of a proof that nobody ended, or whose clearing failed: nothing better can be done about it.
+            let _ = self.join().and_then(|()| self.put_clearing());
+        }
+        // Graphs run in the first stream alone.
         let _ = self.driver.synchronize(self.stream());
         if let Launching::AsOne { work, clear } = self.launching {
             self.driver.destroy_graph(work);
@@ -190,7 +195,7 @@ impl Slot {
         streams.made.clear();
         let launching = if graphs && layout.apart() { Launching::SinglyAtFirst } else { Launching::Singly };
         let driver = driver.clone();
-        Ok(Self { driver, lanes, witness, quotient, left, a, b1, b2, c, h, launching, used: false })
+        Ok(Self { driver, lanes, witness, quotient, left, a, b1, b2, c, h, launching, used: false, secret: false })
     }
 
     /// The stream that the others wait for at the beginning, and that waits for them in the end.
@@ -217,18 +222,41 @@ impl Slot {
         go_on: &dyn Fn() -> Result<(), BackendError>,
     ) -> Result<(), BackendError> {
         go_on()?;
+        self.secret = true;
         self.witness.upload(self.stream(), 0, witness)?;
         if self.used && self.launching == Launching::SinglyAtFirst {
-            self.launching = self.as_one(key).unwrap_or_else(|why| {
-                tracing::warn!(%why, "a proof's work could not be made one launch; it is begun one by one");
-                Launching::Singly
-            });
+            match self.as_one(key) {
+                Ok(made) => self.launching = made,
+                Err(why) => self.give_up_graphs(&why),
+            }
         }
         self.used = true;
-        match self.launching {
-            // SAFETY: the graph's work points to the slot's memory and the key's, and both are there.
-            Launching::AsOne { work, .. } => unsafe { self.driver.run(self.stream(), work) },
-            Launching::Singly | Launching::SinglyAtFirst => self.put(key, go_on),
+        if let Launching::AsOne { work, .. } = self.launching {
+            // SAFETY: the graph's work points to the slot's memory and the key's, which is the one that it was made with, and
+            // both are there.
+            match unsafe { self.driver.run(self.stream(), work) } {
+                Ok(()) => return Ok(()),
+                Err(why) => {
+                    self.give_up_graphs(&why);
+                    // Where that does not work either, the first error says more.
+                    return self.put(key, go_on).map_err(|later| match later {
+                        BackendError::Stopped(_) => later,
+                        _ => why,
+                    });
+                }
+            }
+        }
+        self.put(key, go_on)
+    }
+
+    /// From now on, launches one by one: what could not be launched once would not be the next time.
+    fn give_up_graphs(&mut self, why: &BackendError) {
+        tracing::warn!(%why, "a proof's work could not be made one launch; it is begun one by one");
+        // The graphs may still run, if what failed was said late; on a device that is gone nothing does.
+        let _ = self.driver.synchronize(self.stream());
+        if let Launching::AsOne { work, clear } = std::mem::replace(&mut self.launching, Launching::Singly) {
+            self.driver.destroy_graph(work);
+            self.driver.destroy_graph(clear);
         }
     }
 
@@ -241,17 +269,27 @@ impl Slot {
     }
 
     /// Overwrites what is as secret as the witness, for the next proof to find. `whole` says that the work of the last
-    /// proof was put there without an error.
-    pub(super) fn clear(&self, whole: bool) -> Result<(), BackendError> {
-        match self.launching {
+    /// proof was put there without an error, and that its results are here.
+    pub(super) fn clear(&mut self, whole: bool) -> Result<(), BackendError> {
+        if let (Launching::AsOne { clear, .. }, true) = (self.launching, whole) {
             // SAFETY: as in `begin`.
-            Launching::AsOne { clear, .. } if whole => unsafe { self.driver.run(self.stream(), clear) },
-            _ => {
-                // Any stream may have work that no other waits for.
-                self.join()?;
-                self.put_clearing()
+            match unsafe { self.driver.run(self.stream(), clear) } {
+                Ok(()) => {
+                    self.secret = false;
+                    return Ok(());
+                }
+                Err(why) => self.give_up_graphs(&why),
             }
         }
+        // Any stream may have work that no other waits for.
+        self.join()?;
+        self.put_clearing()?;
+        if !whole {
+            // No result was waited for: so that the witness leaves the memory, too, that it came through.
+            self.driver.synchronize(self.stream())?;
+        }
+        self.secret = false;
+        Ok(())
     }
 
     fn as_one(&self, key: &Resident) -> Result<Launching, BackendError> {

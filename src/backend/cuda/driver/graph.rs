@@ -67,7 +67,8 @@ impl Notes {
     /// The nodes of what `work` puts into `stream` and into those that wait for it.
     ///
     /// # Errors
-    /// Those of `work`; `Device` with code 904 if at the end `stream` has not waited for all of them.
+    /// Those of `work`; `Device` with code 904 if at the end `stream` has not waited for all of them, with 905 if `stream` is
+    /// being noted already.
     pub(super) fn take(
         &self,
         stream: Stream,

@@ -61,11 +61,12 @@ struct RawLaunch {
     threads: u32,
 }
 
-// SAFETY: these are the declarations of kernels/host/host.h. What the first asks of its caller stands at its only call;
-// the second takes any number. The others change nothing but what the address sanitizer reports, if it is built in.
+// SAFETY: these are the declarations of kernels/host/host.h. What those with names ask of their callers stands at their only
+// calls; numbers may be any. The others change nothing but what the address sanitizer reports, if it is built in.
 unsafe extern "C" {
     fn kernels_host_run(launch: *const RawLaunch, message: *mut c_char, message_bytes: usize) -> c_int;
     safe fn kernels_host_name(number: u32) -> *const c_char;
+    fn kernels_host_parameter(kernel: *const c_char, number: u32) -> u8;
     safe fn kernels_host_forbid(start: *const c_void, bytes: usize);
     safe fn kernels_host_allow(start: *const c_void, bytes: usize);
 }
@@ -83,18 +84,28 @@ pub fn kernels() -> Vec<&'static str> {
     names
 }
 
+/// Bytes of each parameter of a kernel: 8 for a pointer, 4 for a number.
+pub fn parameters(kernel: &str) -> Vec<u8> {
+    let name = CString::new(kernel).unwrap_or_default();
+    // SAFETY: the name ends with a zero and is there until the call ends.
+    let bytes = (0..).map(|number| unsafe { kernels_host_parameter(name.as_ptr(), number) });
+    bytes.take_while(|bytes| *bytes != 0).collect()
+}
+
 /// Host memory: a guard, as many bytes as were asked for, and a guard at once behind them.
 struct Allocation {
     start: NonNull<u8>,
     layout: Layout,
     bytes: usize,
+    /// How many there were before.
+    number: u64,
 }
 
 // SAFETY: the memory belongs to the allocation, which is moved and used as a whole.
 unsafe impl Send for Allocation {}
 
 impl Allocation {
-    fn new(bytes: usize) -> Option<Self> {
+    fn new(bytes: usize, number: u64) -> Option<Self> {
         let all = bytes.checked_add(2 * GUARD_BYTES)?;
         let layout = Layout::from_size_align(all, GUARD_BYTES).ok()?;
         // SAFETY: the layout is not empty: it has guards.
@@ -104,7 +115,7 @@ impl Allocation {
             start.write_bytes(GUARD, all);
             start.add(GUARD_BYTES).write_bytes(POISON, bytes);
         }
-        let allocation = Self { start, layout, bytes };
+        let allocation = Self { start, layout, bytes, number };
         for guard in allocation.guards() {
             kernels_host_forbid(guard.as_ptr().cast(), guard.len());
         }
@@ -146,10 +157,27 @@ enum Task {
         to: Address,
         bytes: Vec<u8>,
     },
+    /// From and to memory of the caller's, which is not looked at before.
+    UploadLater {
+        to: Address,
+        from: Foreign,
+        bytes: u64,
+    },
+    DownloadLater {
+        to: Foreign,
+        from: Address,
+        bytes: u64,
+    },
     /// Notes when an event happens.
     Happens(Event),
     Graph(Arc<[Node]>),
 }
+
+/// A place in memory of the caller's.
+struct Foreign(*mut u8);
+
+// SAFETY: the caller of what takes such places says that they are good until the work has run, on whatever thread.
+unsafe impl Send for Foreign {}
 
 struct Pending {
     task: Task,
@@ -168,6 +196,8 @@ struct Happening {
 struct State {
     allocations: BTreeMap<u64, Allocation>,
     used: u64,
+    /// Allocations so far.
+    allocated: u64,
     pending: BTreeMap<u64, Pending>,
     /// What the next task of each stream comes after.
     streams: HashMap<Stream, Vec<u64>>,
@@ -302,17 +332,69 @@ impl HostDriver {
         self.lock().used
     }
 
-    /// Whether these bytes lie anywhere in memory, at a multiple of 4, when all work has ended.
-    pub fn holds(&self, bytes: &[u8]) -> bool {
-        let mut state = self.lock();
+    /// As `upload`, but looks at `from` when the copy runs.
+    ///
+    /// # Safety
+    /// There lie as many bytes until then.
+    pub unsafe fn upload_later(
+        &self,
+        stream: Stream,
+        to: Address,
+        from: *const u8,
+        bytes: u64,
+    ) -> Result<(), BackendError> {
+        self.notes.refuse(stream, "upload")?;
+        let mut state = self.sound()?;
+        state.stream("upload", stream)?;
+        state.check("upload", to, bytes)?;
+        self.put(&mut state, stream, Task::UploadLater { to, from: Foreign(from.cast_mut()), bytes }).map(drop)
+    }
+
+    /// As `download`, but does not wait for the copy.
+    ///
+    /// # Safety
+    /// At `to` is room for as many bytes until it has run.
+    pub unsafe fn download_later(
+        &self,
+        stream: Stream,
+        to: *mut u8,
+        from: Address,
+        bytes: u64,
+    ) -> Result<(), BackendError> {
+        self.notes.refuse(stream, "download")?;
+        let mut state = self.sound()?;
+        state.stream("download", stream)?;
+        state.check("download", from, bytes)?;
+        self.put(&mut state, stream, Task::DownloadLater { to: Foreign(to), from, bytes }).map(drop)
+    }
+
+    /// Whether an event has happened.
+    pub fn has_happened(&self, event: Event) -> Result<bool, BackendError> {
+        Ok(self.sound()?.event("query", event)?.at.is_some())
+    }
+
+    /// Runs all work that was put on streams.
+    pub fn settle(&self) -> Result<(), BackendError> {
+        let mut state = self.sound()?;
         let all: Vec<u64> = state.pending.keys().copied().collect();
+        self.finish(&mut state, &all)
+    }
+
+    /// How many allocations there have been.
+    pub fn allocations(&self) -> u64 {
+        self.lock().allocated
+    }
+
+    /// Whether all memory is zero, when all work has ended, that was allocated after so many others.
+    pub fn is_zero_since(&self, allocations: u64) -> bool {
         // A fault is noted for later calls.
-        let _ = self.finish(&mut state, &all);
-        state.allocations.values().any(|allocation| {
+        let _ = self.settle();
+        let state = self.lock();
+        state.allocations.values().filter(|allocation| allocation.number >= allocations).all(|allocation| {
             // SAFETY: as many bytes were allocated behind the first guard and written when the allocation was made; no
             // kernel runs, for the state is locked.
             let all = unsafe { slice::from_raw_parts(allocation.address() as *const u8, allocation.bytes) };
-            all.windows(bytes.len()).step_by(4).any(|window| window == bytes)
+            all.iter().all(|byte| *byte == 0)
         })
     }
 
@@ -413,6 +495,16 @@ impl HostDriver {
                 // SAFETY: the bytes lay within an allocation when this was put on its stream, and memory is released only
                 // when nothing is pending.
                 unsafe { (to.0 as *mut u8).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+                Ok(())
+            }
+            Task::UploadLater { to, from, bytes } => {
+                // SAFETY: as above; there the caller of `upload_later` has as many bytes.
+                unsafe { (to.0 as *mut u8).copy_from_nonoverlapping(from.0, bytes as usize) }
+                Ok(())
+            }
+            Task::DownloadLater { to, from, bytes } => {
+                // SAFETY: as above; there the caller of `download_later` has room for as many bytes.
+                unsafe { (from.0 as *const u8).copy_to_nonoverlapping(to.0, bytes as usize) }
                 Ok(())
             }
             Task::Happens(event) => {
@@ -519,7 +611,10 @@ impl Driver for HostDriver {
         if bytes > free {
             return Err(refused);
         }
-        let allocation = usize::try_from(bytes).ok().and_then(Allocation::new).ok_or(refused)?;
+        let number = state.allocated;
+        let made = usize::try_from(bytes).ok().and_then(|bytes| Allocation::new(bytes, number));
+        let allocation = made.ok_or(refused)?;
+        state.allocated += 1;
         let address = allocation.address();
         state.used += bytes;
         state.allocations.insert(address, allocation);

@@ -13,7 +13,7 @@ use super::super::BackendError;
 
 /// A place in a device's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Address(pub(in crate::backend::cuda) u64);
+pub struct Address(pub u64);
 
 /// Work in order. Work on two streams may overlap unless an event orders it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -82,7 +82,7 @@ pub trait Driver: Send + Sync {
     /// Memory, aligned to 256 bytes, with any content. Fails with `OutOfMemory`.
     fn allocate(&self, bytes: u64) -> Result<Address, BackendError>;
 
-    /// Gives memory back once all work on the device that was begun has ended.
+    /// Gives memory back once all work on the device that was begun has ended, or when more is asked for.
     ///
     /// # Safety
     /// `address` comes from `allocate` of this driver, and is not used again.

@@ -134,6 +134,8 @@ pub struct NvidiaDriver {
     staging: Mutex<HashMap<Stream, Arc<Mutex<Staging>>>>,
     spare: Mutex<Vec<Staging>>,
     notes: Notes,
+    /// Memory that was given back, and is not the driver's yet.
+    released: Mutex<Vec<u64>>,
 }
 
 #[derive(Clone, Copy)]
@@ -177,8 +179,8 @@ impl NvidiaDriver {
             // SAFETY: retained above, and given back once.
             let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(device) };
         })?;
-        let (kernels, staging, spare, notes) = Default::default();
-        Ok(Self { properties, card, device, context, module, elapsed, kernels, staging, spare, notes })
+        let (kernels, staging, spare, notes, released) = Default::default();
+        Ok(Self { properties, card, device, context, module, elapsed, kernels, staging, spare, notes, released })
     }
 
     /// What people and floors want to know of it.
@@ -313,11 +315,29 @@ impl NvidiaDriver {
         Ok(staging)
     }
 
+    /// Gives back to the driver what was released. The context is current.
+    fn give_back(&self) {
+        let released = std::mem::take(&mut *locked(&self.released));
+        if released.is_empty() {
+            return;
+        }
+        // A context that fails here is dead, and its memory goes with the process.
+        // SAFETY: a plain call.
+        let _ = unsafe { sys::cuCtxSynchronize() };
+        for address in released {
+            // SAFETY: it came from `allocate`, nobody has it any more, and no work on the device uses it now.
+            let _ = unsafe { sys::cuMemFree_v2(address) };
+        }
+    }
+
     /// Puts nodes into a graph of the driver's.
     fn fill(&self, graph: sys::CUgraph, nodes: &[Node]) -> Result<(), BackendError> {
         let mut made: Vec<sys::CUgraphNode> = Vec::with_capacity(nodes.len());
         for Node { work, after } in nodes {
-            let after: Vec<_> = after.iter().filter_map(|node| made.get(*node).copied()).collect();
+            let unmade =
+                BackendError::Shape { what: "nodes before one of a graph", expected: made.len() as u64, got: 0 };
+            let after: Option<Vec<_>> = after.iter().map(|node| made.get(*node).copied()).collect();
+            let after = after.ok_or(unmade)?;
             let mut node = ptr::null_mut();
             let (op, code) = match work {
                 Work::Launch { kernel, grid: (x, y), block, shared, arguments } => {
@@ -369,10 +389,23 @@ impl NvidiaDriver {
         Ok(())
     }
 
-    /// Sets to zero what the device has read of the stream's uploads.
+    /// Sets to zero what the device has read of the stream's uploads. If that is all, their pinned memory is free for other
+    /// streams, so that there is no more of it than uploads at a time.
     fn tidy(&self, stream: Stream) -> Result<(), BackendError> {
-        let staging = locked(&self.staging).get(&stream).cloned();
-        staging.map_or(Ok(()), |staging| locked(&staging).tidy())
+        let Some(staging) = locked(&self.staging).remove(&stream) else { return Ok(()) };
+        let tidied = locked(&staging).tidy();
+        let mut all = locked(&self.staging);
+        // Another thread may have put something into the stream meanwhile, here or through memory of its own; the latter
+        // stays the stream's, and this one's pieces are waited for when it is used again.
+        if !all.contains_key(&stream) && !locked(&staging).pieces.is_empty() {
+            all.insert(stream, staging);
+            return tidied;
+        }
+        drop(all);
+        // Where somebody else has it, they are done with it soon, and it goes with them.
+        locked(&self.spare)
+            .extend(Arc::into_inner(staging).map(|s| s.into_inner().unwrap_or_else(PoisonError::into_inner)));
+        tidied
     }
 }
 
@@ -383,11 +416,13 @@ impl Driver for NvidiaDriver {
 
     fn free_memory(&self) -> Result<u64, BackendError> {
         self.enter()?;
+        self.give_back();
         free()
     }
 
     fn allocate(&self, bytes: u64) -> Result<Address, BackendError> {
         self.enter()?;
+        self.give_back();
         let mut at = 0;
         // The driver refuses zero bytes. Its addresses are multiples of 256.
         // SAFETY: there is a place for the result.
@@ -399,12 +434,10 @@ impl Driver for NvidiaDriver {
         Ok(Address(at))
     }
 
+    /// The memory is the driver's again before the next is asked for: giving it back waits for all work on the device, which
+    /// is done once for all that was released meanwhile.
     unsafe fn release(&self, address: Address) {
-        // A context that fails here is dead, and its memory goes with the process.
-        if self.enter().is_ok() {
-            // SAFETY: the caller's word; no work on the device uses it any more.
-            let _ = unsafe { (sys::cuCtxSynchronize(), sys::cuMemFree_v2(address.0)) };
-        }
+        locked(&self.released).push(address.0);
     }
 
     fn create_stream(&self) -> Result<Stream, BackendError> {
@@ -573,6 +606,7 @@ impl Drop for NvidiaDriver {
         let _ = self.enter();
         // SAFETY: no call is in progress, for nobody else has `self`.
         let _ = unsafe { sys::cuCtxSynchronize() };
+        self.give_back();
         let mut spare = std::mem::take(&mut *locked(&self.spare));
         let used = std::mem::take(&mut *locked(&self.staging)).into_values().filter_map(Arc::into_inner);
         spare.extend(used.map(|s| s.into_inner().unwrap_or_else(PoisonError::into_inner)));

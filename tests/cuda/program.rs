@@ -1,0 +1,75 @@
+//! The program where NVIDIA's library is the twin: what it says, what it proves, what it falls back to.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use prover_worker::formats::{snarkjs, zkey};
+use prover_worker::groth16::Verifier;
+use serde_json::Value;
+
+use super::{PROGRAM, Twin, case};
+
+fn program(home: &Path, twin: &Twin, backend: &str) -> Command {
+    let mut command = twin.command(Path::new(PROGRAM));
+    prover_worker::config::CATALOGUE.iter().for_each(|v| drop(command.env_remove(v.name).get_envs()));
+    command.env("PROVER_DATA_DIR", home.join("data")).env("PROVER_BACKEND", backend);
+    command.env("METRICS_PORT", "off").env("PROVER_API_ADDR", "off").current_dir(home).stdin(Stdio::null());
+    command
+}
+
+fn json(done: &Output) -> Value {
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    serde_json::from_slice(&done.stdout).unwrap()
+}
+
+fn status(home: &Path, twin: &Twin) -> (bool, String) {
+    let found = json(&program(home, twin, "auto").args(["devices", "--json"]).output().unwrap());
+    let first = found["devices"].as_array().unwrap().iter().find(|d| d["kind"] == "cuda").unwrap().clone();
+    (first["used"] == true, first["status"].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn devices_says_what_came_of_the_self_test() {
+    let (home, twin) = (tempfile::tempdir().unwrap(), Twin::new());
+    let found = json(&program(home.path(), &twin, "cuda").args(["devices", "--json"]).output().unwrap());
+    let summary = found["summary"].as_str().unwrap();
+    assert!(summary.starts_with("proving on cuda:0, Twin of a GPU; cpu:0 is the fallback"), "{summary}");
+    assert_eq!(status(home.path(), &twin), (true, "self-test passed".into()));
+
+    // Which is done without.
+    twin.fault("1 cuGraphLaunch 0");
+    assert_eq!(status(home.path(), &twin), (true, "self-test passed".into()));
+    twin.fault("700 cuGraphLaunch 0 for-ever");
+    let failed = "its self-test failed: cuGraphLaunch failed on the device with code 700";
+    assert_eq!(status(home.path(), &twin), (false, failed.into()));
+    twin.fault("100 cuInit 0");
+    assert_eq!(status(home.path(), &twin), (false, "the NVIDIA driver shows no GPU".into()));
+    twin.fault("2 cuDevicePrimaryCtxRetain 0");
+    let (used, why) = status(home.path(), &twin);
+    assert!(!used && why.contains("Twin of a GPU could not be opened: CUDA_ERROR_OUT_OF_MEMORY (2)"), "{why}");
+}
+
+#[test]
+fn prove_proves_on_it_and_on_the_processor_where_it_fails() {
+    let (home, twin) = (tempfile::tempdir().unwrap(), Twin::new());
+    let case = case("multiplier", 1);
+    let mut key = Vec::new();
+    zkey::write(&case.key, &mut key).unwrap();
+    fs::write(home.path().join("k.zkey"), key).unwrap();
+    let witness = Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits/multiplier.wtns");
+    let verifier = Verifier::new(&case.key.header.vk);
+    // The self-test makes three proofs, in memory of some hundred allocations.
+    for (fault, device) in
+        [("", "cuda:0"), ("700 cuMemcpyDtoHAsync_v2 3 for-ever", "cpu:0"), ("2 cuMemAlloc_v2 150", "cpu:0")]
+    {
+        twin.fault(fault);
+        let mut prove = program(home.path(), &twin, "cuda");
+        let prove = prove.args(["prove", "k.zkey"]).arg(&witness).args(["p.json", "i.json", "--json"]);
+        let told = json(&prove.output().unwrap());
+        assert_eq!(told["device"], device, "{fault}: {told}");
+        let read = |name: &str| fs::read_to_string(home.path().join(name)).unwrap();
+        let proof = snarkjs::proof_from_json(&read("p.json")).unwrap();
+        assert!(verifier.verify(&proof, &snarkjs::public_from_json(&read("i.json")).unwrap()), "{fault}");
+    }
+}
