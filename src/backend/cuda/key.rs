@@ -234,10 +234,11 @@ impl LoadedKey for CudaKey {
             return vec![Err(error); witnesses.len()];
         }
         let mut all = Vec::with_capacity(witnesses.len());
-        let mut begun = Vec::new();
+        // Those begun, and errors of those that were not, in order.
+        let mut begun: Vec<(Result<Proof<'_>, BackendError>, &StopToken)> = Vec::new();
         let end = |(proof, stop): (Result<Proof<'_>, _>, &StopToken)| proof.and_then(|proof| proof.end(stop));
         for (witness, stop) in witnesses.iter().zip(stops) {
-            if begun.len() == self.batch {
+            if begun.iter().filter(|(proof, _)| proof.is_ok()).count() == self.batch {
                 all.extend(begun.drain(..).map(end));
             }
             let mut proof = self.begin(witness, stop);
