@@ -153,22 +153,22 @@ fn a_function_that_fails_costs_its_proof_and_no_more() {
     let (witness, expected) = (&case.witnesses[1], &case.expected[1]);
     let (mut failed, mut harmless) = (Vec::new(), Vec::new());
     for (function, code, skips) in [
-        ("cuMemAlloc_v2", 2, [0, 30, 90]),
-        ("cuMemHostAlloc", 2, [0, 1, 2]),
-        ("cuStreamCreate", 999, [0, 1, 5]),
-        ("cuEventCreate", 999, [0, 3, 9]),
-        ("cuEventRecord", 999, [0, 3, 9]),
-        ("cuStreamWaitEvent", 999, [0, 3, 9]),
-        ("cuFuncSetAttribute", 999, [0, 1, 2]),
-        ("cuLaunchKernel", 999, [0, 20, 60]),
-        ("cuMemcpyHtoDAsync_v2", 999, [0, 8, 30]),
-        ("cuMemsetD8Async", 999, [0, 10, 60]),
-        ("cuMemcpyDtoHAsync_v2", 999, [0, 1, 2]),
-        ("cuGraphCreate", 999, [0, 1, 2]),
-        ("cuGraphAddKernelNode_v2", 999, [0, 10, 40]),
-        ("cuGraphAddMemsetNode", 999, [0, 10, 60]),
-        ("cuGraphInstantiateWithFlags", 999, [0, 1, 2]),
-        ("cuGraphLaunch", 999, [0, 1, 2]),
+        ("cuMemAlloc_v2", 2, [0, 30]),
+        ("cuMemHostAlloc", 2, [0, 1]),
+        ("cuStreamCreate", 999, [0, 1]),
+        ("cuEventCreate", 999, [0, 9]),
+        ("cuEventRecord", 999, [0, 9]),
+        ("cuStreamWaitEvent", 999, [0, 9]),
+        ("cuFuncSetAttribute", 999, [0, 1]),
+        ("cuLaunchKernel", 999, [0, 60]),
+        ("cuMemcpyHtoDAsync_v2", 999, [0, 30]),
+        ("cuMemsetD8Async", 999, [0, 60]),
+        ("cuMemcpyDtoHAsync_v2", 999, [0, 1]),
+        ("cuGraphCreate", 999, [0, 1]),
+        ("cuGraphAddKernelNode_v2", 999, [0, 40]),
+        ("cuGraphAddMemsetNode", 999, [0, 60]),
+        ("cuGraphInstantiateWithFlags", 999, [0, 1]),
+        ("cuGraphLaunch", 999, [0, 1]),
     ] {
         for skip in skips {
             let what = format!("{code} {function} {skip}");
@@ -201,7 +201,7 @@ fn a_function_that_fails_costs_its_proof_and_no_more() {
     // What makes a graph is done without.
     let by_graphs = |what: &String| what.contains("cuGraph") && !what.contains("cuGraphLaunch");
     assert!(!failed.iter().any(by_graphs), "{failed:?}");
-    assert!(failed.len() > 20, "{harmless:?} make no difference");
+    assert!(failed.len() > 12, "{harmless:?} make no difference");
 }
 
 #[test]

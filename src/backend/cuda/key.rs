@@ -325,9 +325,10 @@ mod tests {
     #[test]
     fn proofs_one_by_one_and_as_one_launch_in_every_order() {
         let example = Example::new(4);
-        for (order, memory, graphs) in ORDERS.into_iter().flat_map(|order| {
-            [(PLENTY, true), (PLENTY, false), (LITTLE, true)].map(|(memory, graphs)| (order, memory, graphs))
-        }) {
+        let as_one = ORDERS.map(|order| (order, PLENTY, true));
+        let others =
+            [(Order::Descending, PLENTY, false), (Order::Random(1), PLENTY, false), (Order::Random(2), LITTLE, true)];
+        for (order, memory, graphs) in as_one.into_iter().chain(others) {
             let driver = driver(order, memory);
             let key = example.on(&driver, graphs);
             let loaded = driver.allocations();
@@ -367,7 +368,7 @@ mod tests {
     #[test]
     fn batches_are_their_proofs() {
         let example = Example::new(5);
-        for (order, graphs) in [(Order::Random(3), true), (Order::Descending, true), (Order::Ascending, false)] {
+        for (order, graphs) in [(Order::Random(3), true), (Order::Descending, false)] {
             let driver = driver(order, PLENTY);
             let key = example.on(&driver, graphs);
             assert_eq!((key.batch(), key.kept), (8, 16));
@@ -375,8 +376,9 @@ mod tests {
             stopped.stop(StopReason::Cancelled);
             let short = Witness::from_canonical(example.witnesses[0].values()[1..].to_vec());
             // More than are begun at once, among them what does not fit and what is stopped.
-            let order_of: Vec<usize> = (0..19).map(|i| i * 7 % 5).collect();
-            for _ in 0..2 {
+            let order_of: Vec<usize> = (0..13).map(|i| i * 7 % 5).collect();
+            // Again as one launch.
+            for _ in 0..if graphs { 2 } else { 1 } {
                 let mut witnesses: Vec<&Witness> = order_of.iter().map(|i| &example.witnesses[*i]).collect();
                 let mut expected: Vec<_> = order_of.iter().map(|i| Ok(example.expected[*i].clone())).collect();
                 let mut stops = vec![&go; witnesses.len()];
