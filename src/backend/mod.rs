@@ -166,6 +166,12 @@ fn check_lengths(key: &ProvingKey) -> Result<(), BackendError> {
     Ok(())
 }
 
+/// That each witness of a batch has a token.
+fn check_stops(witnesses: &[&Witness], stops: &[&StopToken]) -> Result<(), BackendError> {
+    let (expected, got) = (witnesses.len() as u64, stops.len() as u64);
+    if got == expected { Ok(()) } else { Err(BackendError::Shape { what: "stop tokens of a batch", expected, got }) }
+}
+
 /// Hears how far work is.
 pub trait Progress: Sync {
     /// `fraction` of the present stage is done, 0 to 1.
@@ -207,9 +213,7 @@ pub trait LoadedKey: Send + Sync {
     /// device knows better. One result a witness, in their order, and each its own: what befalls one leaves the others
     /// alone. Unequally many witnesses and tokens are [`BackendError::Shape`] for each witness.
     fn commit_batch(&self, witnesses: &[&Witness], stops: &[&StopToken]) -> Vec<Result<Commitments, BackendError>> {
-        if stops.len() != witnesses.len() {
-            let (expected, got) = (witnesses.len() as u64, stops.len() as u64);
-            let error = BackendError::Shape { what: "stop tokens of a batch", expected, got };
+        if let Err(error) = check_stops(witnesses, stops) {
             return vec![Err(error); witnesses.len()];
         }
         witnesses.iter().zip(stops).map(|(witness, stop)| self.commit(witness, stop, &Quiet)).collect()

@@ -228,9 +228,7 @@ impl LoadedKey for CudaKey {
 
     /// As many at once as memory permits, [`batch`](LoadedKey::batch) at most: what is larger is several of them.
     fn commit_batch(&self, witnesses: &[&Witness], stops: &[&StopToken]) -> Vec<Result<Commitments, BackendError>> {
-        if stops.len() != witnesses.len() {
-            let (expected, got) = (witnesses.len() as u64, stops.len() as u64);
-            let error = BackendError::Shape { what: "stop tokens of a batch", expected, got };
+        if let Err(error) = super::super::check_stops(witnesses, stops) {
             return vec![Err(error); witnesses.len()];
         }
         let mut all = Vec::with_capacity(witnesses.len());

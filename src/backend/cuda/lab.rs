@@ -45,17 +45,11 @@ impl Lab {
         parts: T,
         work: fn(&T) -> Result<(), BackendError>,
     ) -> Result<AsOne<T>, BackendError> {
-        let order = |before: Stream, after: Stream| {
-            let event = self.driver.record(before)?;
-            let waits = self.driver.wait(after, event);
-            self.driver.destroy_event(event);
-            waits
-        };
         let first = self.stream.id;
         let graph = self.driver.graph(first, &mut || {
-            beside.iter().try_for_each(|lab| order(first, lab.stream.id))?;
+            beside.iter().try_for_each(|lab| self.driver.order(first, lab.stream.id))?;
             work(&parts)?;
-            beside.iter().try_for_each(|lab| order(lab.stream.id, first))
+            beside.iter().try_for_each(|lab| self.driver.order(lab.stream.id, first))
         })?;
         Ok(AsOne { stream: self.stream.clone(), graph, parts })
     }

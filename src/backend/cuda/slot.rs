@@ -221,7 +221,6 @@ impl Slot {
         witness: &[u8],
         go_on: &dyn Fn() -> Result<(), BackendError>,
     ) -> Result<(), BackendError> {
-        go_on()?;
         self.secret = true;
         self.witness.upload(self.stream(), 0, witness)?;
         if self.used && self.launching == Launching::SinglyAtFirst {
@@ -309,7 +308,7 @@ impl Slot {
         go_on()?;
         let lane = self.lane(B2);
         let digits = lane.sorter.sort(lane.stream, &self.witness, &key.in_b, &plans.b)?;
-        self.order(lane.stream, self.lane(B1).stream)?;
+        self.driver.order(lane.stream, self.lane(B1).stream)?;
         lane.sum(&key.b2, digits, &self.b2)?;
         self.lane(B1).sum(&key.b1, digits, &self.b1)?;
         for (product, index, bases, plan, sums) in
@@ -339,22 +338,11 @@ impl Slot {
 
     /// The later work of all other streams comes after that of the first so far.
     fn fork(&self) -> Result<(), BackendError> {
-        self.lanes[1..].iter().try_for_each(|lane| self.order(self.stream(), lane.stream))
+        self.lanes[1..].iter().try_for_each(|lane| self.driver.order(self.stream(), lane.stream))
     }
 
     /// The later work of the first stream comes after that of all others so far.
     fn join(&self) -> Result<(), BackendError> {
-        self.lanes[1..].iter().try_for_each(|lane| self.order(lane.stream, self.stream()))
-    }
-
-    /// The later work of one stream comes after that of another so far.
-    fn order(&self, before: Stream, after: Stream) -> Result<(), BackendError> {
-        if before == after {
-            return Ok(());
-        }
-        let event = self.driver.record(before)?;
-        let waits = self.driver.wait(after, event);
-        self.driver.destroy_event(event);
-        waits
+        self.lanes[1..].iter().try_for_each(|lane| self.driver.order(lane.stream, self.stream()))
     }
 }

@@ -127,6 +127,17 @@ pub trait Driver: Send + Sync {
     /// Later work on the stream waits for the event. The event is not used up.
     fn wait(&self, stream: Stream, event: Event) -> Result<(), BackendError>;
 
+    /// Later work on `after` comes after that on `before` so far.
+    fn order(&self, before: Stream, after: Stream) -> Result<(), BackendError> {
+        if before == after {
+            return Ok(());
+        }
+        let event = self.record(before)?;
+        let waits = self.wait(after, event);
+        self.destroy_event(event);
+        waits
+    }
+
     /// Milliseconds between two events that both have happened.
     fn elapsed(&self, from: Event, to: Event) -> Result<f32, BackendError>;
 
