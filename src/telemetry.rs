@@ -84,6 +84,7 @@ catalogue! {
     DEVICE_QUARANTINED "device_quarantined" Gauge, ["device"], "1 while a device gets no jobs because it failed its canary proof.";
     WORKER_SLOTS "worker_slots" Gauge, [], "Jobs this worker can have in hand at once.";
     WORKER_SLOTS_BUSY "worker_slots_busy" Gauge, [], "Jobs this worker has in hand.";
+    WORKER_DOUBTED "worker_doubted" Gauge, [], "1 while this worker takes jobs one at a time, with pauses: several in a row failed for what is around it.";
     KEYS_LOADED "keys_loaded_bytes" Gauge, ["device"], "Bytes of proving keys loaded on a device.";
     KEY_LOADS "key_loads_total" Counter, ["device"], "Proving keys loaded on a device.";
     BUILD_INFO "build_info" Gauge, ["version"], "1, with the program's version as a label.";

@@ -43,6 +43,9 @@ pub enum WitnessError {
         /// Bytes allowed.
         limit: u64,
     },
+    /// This machine could not set it up, for want of address space, say.
+    #[error("the witness program could not be set up here: {0}")]
+    Host(String),
     /// It took too long or was told to stop.
     #[error("the witness program was stopped: {0}")]
     Stopped(StopReason),

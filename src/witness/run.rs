@@ -282,10 +282,15 @@ impl Run {
         }
         match Self::instantiate(machine, &program.module, &mut store, limit) {
             Ok(instance) => Ok(Self { store, instance, limit }),
-            Err(e) => Err(match failure(&store, e) {
-                Failure::Exception(e, trace) => WitnessError::Trap(format!("{e} at its start: {trace}")),
-                Failure::Other(e) => e,
-            }),
+            Err(e) => {
+                let trapped = e.is::<Trap>();
+                Err(match failure(&store, e) {
+                    Failure::Exception(e, trace) => WitnessError::Trap(format!("{e} at its start: {trace}")),
+                    // The program has not run, or has run to its end.
+                    Failure::Other(WitnessError::Trap(why)) if !trapped => WitnessError::Host(why),
+                    Failure::Other(e) => e,
+                })
+            }
         }
     }
 

@@ -7,8 +7,9 @@
 //! ```
 //!
 //! The copies of a proof for people are written after the commit, by whoever committed: the fencing token lets one
-//! attempt alone get there, so a stale worker cannot write over another's proof. What a crash between the two leaves
-//! out, the next start or the first who asks for the proof puts back.
+//! attempt alone get there, so a stale worker cannot write over another's proof. The job's place is free by then, for a
+//! store of artifacts may be slow. What a crash between the two leaves out, the next start or the first who asks for
+//! the proof puts back.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -17,18 +18,18 @@ use std::time::{Duration, Instant};
 use metrics::{counter, histogram};
 use zeroize::Zeroizing;
 
-use super::Context;
 use super::failure::Ended;
 use super::faults::Point;
 use super::fleet::Device;
 use super::lease::Hold;
 use super::loading;
 use super::retry::{self, LOST_WORKERS};
+use super::{Context, briefly};
 use crate::backend::LoadedKey;
 use crate::formats::{snarkjs, wtns};
 use crate::groth16::Proved;
 use crate::model::{
-    FailedAttempt, FailureClass, Job, JobError, JobResult, Stage, StageTimes, StopReason, StopToken, Witness,
+    FailedAttempt, FailureClass, Job, JobError, JobId, JobResult, Stage, StageTimes, StopReason, StopToken, Witness,
 };
 use crate::registry::{CircuitContent, ReadyCircuit};
 use crate::store::{Claim, Held, Retry, StoreError};
@@ -39,15 +40,21 @@ use crate::witness::{Inputs, WitnessGenerator};
 const LARGE: usize = 256 << 10;
 /// How often waiting looks at the stop token.
 const LOOK: Duration = Duration::from_millis(20);
-/// Longest wait for the copy of a proof, which whoever asks for it puts back if need be.
+/// Longest wait for the copies of a proof, which whoever asks for it puts back if need be.
 const COPY: Duration = Duration::from_secs(10);
 
-/// Works on a claimed job and writes down how it ended.
-pub(super) async fn run(ctx: &Context, device: &Arc<Device>, claim: Claim) {
-    let started = Instant::now();
+/// Works on a claimed job and writes down how it ended. Returns a result of which there are to be [copies](copy).
+///
+/// `alone` says that nothing else is to be in hand meanwhile.
+pub(super) async fn run(ctx: &Context, device: &Arc<Device>, claim: Claim, alone: bool) -> Option<(JobId, JobResult)> {
     let Claim { job, input, input_key } = claim;
-    let stop = StopToken::new().with_deadline(started + ctx.options.job_timeout);
-    let lease = ctx.keeper.hold(job.id, job.attempt, stop.clone());
+    let held = StopToken::new();
+    let lease = ctx.keeper.hold(job.id, job.attempt, held.clone());
+    if alone {
+        others_ended(ctx, &held).await;
+    }
+    let started = Instant::now();
+    let stop = held.with_deadline(started + ctx.options.job_timeout);
     if reclaimed(&job) {
         counter!(telemetry::JOBS_RECLAIMED).increment(1);
     }
@@ -61,7 +68,28 @@ pub(super) async fn run(ctx: &Context, device: &Arc<Device>, claim: Claim) {
     };
     let by_device = matches!(&outcome, Err(Ended::Failed(e)) if e.class == FailureClass::Device);
     ctx.fleet.remember(job.id, by_device.then_some(device));
-    conclude(ctx, &job, outcome, &stop, started).await;
+    conclude(ctx, &job, outcome, &stop, started).await.map(|result| (job.id, result))
+}
+
+/// Waits until no other job is in hand, or this one is told to stop.
+async fn others_ended(ctx: &Context, stop: &StopToken) {
+    while ctx.fleet.in_hand() > 1 && stop.stopped().is_none() {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Writes the copies of a proof that is in the store, if there is a place for that soon.
+pub(super) async fn copy(ctx: &Context, job: JobId, result: &JobResult) {
+    let write = async {
+        let _place = ctx.copies.acquire().await;
+        ctx.artifacts.put_proof(job, &result.proof_json, &result.public_json).await
+    };
+    let why = match tokio::time::timeout(COPY, write).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("not within {} s", COPY.as_secs()),
+    };
+    tracing::warn!(%job, error = why, "the proof is in the store, but its files could not be written");
 }
 
 async fn unseal(ctx: &Context, job: &Job, key: String, input: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, Ended> {
@@ -113,6 +141,7 @@ async fn work(
         Ok((circuit, loaded))
     };
     let (circuit, loaded) = timed(lease, Stage::Load, &mut times.load_ms, load).await?;
+    ctx.surroundings.served();
 
     let allowed = ctx.options.witness_timeout;
     let witness = generate(circuit.clone(), input, stop.with_deadline(Instant::now() + allowed));
@@ -217,8 +246,14 @@ async fn unless_stopped<T>(stop: &StopToken, work: impl Future<Output = T>) -> R
     }
 }
 
-/// Writes down how the attempt ended.
-async fn conclude(ctx: &Context, job: &Job, outcome: Result<JobResult, Ended>, stop: &StopToken, started: Instant) {
+/// Writes down how the attempt ended. Returns the result, where it was written down.
+async fn conclude(
+    ctx: &Context,
+    job: &Job,
+    outcome: Result<JobResult, Ended>,
+    stop: &StopToken,
+    started: Instant,
+) -> Option<JobResult> {
     let (id, attempt) = (job.id, job.attempt);
     match outcome {
         Ok(result) => {
@@ -226,23 +261,14 @@ async fn conclude(ctx: &Context, job: &Job, outcome: Result<JobResult, Ended>, s
             ctx.pass(Point::BeforeCommit, stop).await;
             let held = persist(ctx, stop, || ctx.store.finish(id, attempt, &result)).await;
             if !was_held(job, held) {
-                return;
+                return None;
             }
             ctx.pass(Point::AfterCommit, stop).await;
-            // The place is not kept for a store of artifacts that is slow to fail.
-            let copy = ctx.artifacts.put_proof(id, &result.proof_json, &result.public_json);
-            let why = match tokio::time::timeout(COPY, copy).await {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => Some(format!("not within {} s", COPY.as_secs())),
-            };
-            if let Some(error) = why {
-                tracing::warn!(job = %id, error, "the proof is in the store, but its files could not be written");
-            }
             histogram!(telemetry::JOB_STAGE_DURATION, "stage" => Stage::Store.as_str())
                 .record(begun.elapsed().as_secs_f64());
             processed(started);
             tracing::info!(job = %id, device = %result.device, ms = ms(started), "job done");
+            return Some(result);
         }
         Err(Ended::Stopped(StopReason::LeaseLost)) => drop(was_held(job, Some(Held::Lost))),
         Err(Ended::Stopped(StopReason::Cancelled)) => {
@@ -252,12 +278,7 @@ async fn conclude(ctx: &Context, job: &Job, outcome: Result<JobResult, Ended>, s
             }
         }
         Err(Ended::Stopped(StopReason::Draining)) => {
-            if was_held(job, persist(ctx, stop, || ctx.store.release(id, attempt)).await) {
-                counter!(telemetry::JOBS_RELEASED).increment(1);
-                // Others need not wait for their reconcilers.
-                let _ = ctx.queue.push(&[(id, job.priority)]).await;
-                tracing::info!(job = %id, "job handed back");
-            }
+            give_back(ctx, job, stop).await;
         }
         Err(Ended::Stopped(StopReason::TimedOut)) => {
             let allowed = ctx.options.job_timeout.as_secs();
@@ -265,6 +286,26 @@ async fn conclude(ctx: &Context, job: &Job, outcome: Result<JobResult, Ended>, s
             failed(ctx, job, JobError { class: FailureClass::Timeout, message }, stop, started).await;
         }
         Err(Ended::Failed(error)) => failed(ctx, job, error, stop, started).await,
+        Err(Ended::Around(error)) => {
+            ctx.surroundings.failed(Instant::now(), &error.message);
+            failed(ctx, job, error, stop, started).await;
+        }
+    }
+    None
+}
+
+/// Gives a claimed job back that is not to be worked on.
+pub(super) async fn hand_back(ctx: &Context, job: &Job) {
+    give_back(ctx, job, &StopToken::new()).await;
+}
+
+async fn give_back(ctx: &Context, job: &Job, stop: &StopToken) {
+    if was_held(job, persist(ctx, stop, || ctx.store.release(job.id, job.attempt)).await) {
+        counter!(telemetry::JOBS_RELEASED).increment(1);
+        // Others need not wait for their reconcilers.
+        let (queue, offer) = (ctx.queue.clone(), [(job.id, job.priority)]);
+        let _ = briefly(async move { queue.push(&offer).await }).await;
+        tracing::info!(job = %job.id, "job handed back");
     }
 }
 
@@ -278,7 +319,8 @@ async fn failed(ctx: &Context, job: &Job, error: JobError, stop: &StopToken, sta
     match retry {
         Retry::After(wait) => {
             // Should this fail, the reconciler finds it when its time has come.
-            let _ = ctx.queue.push_after(job.id, job.priority, wait).await;
+            let (queue, id, priority) = (ctx.queue.clone(), job.id, job.priority);
+            let _ = briefly(async move { queue.push_after(id, priority, wait).await }).await;
             counter!(telemetry::JOB_RETRIES, "class" => class).increment(1);
             let ms = wait.as_millis() as u64;
             tracing::warn!(job = %job.id, class, error = %error.message, retry_in_ms = ms, "attempt failed");

@@ -1,15 +1,16 @@
 //! From the queue to the slots: as many jobs as there is room for, and messages into the store.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metrics::{counter, histogram};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::{Context, attempt, ingest};
+use super::fleet::Reservation;
+use super::{Context, attempt, ingest, retry};
 use crate::model::Job;
-use crate::queue::{Delivery, Offer, QueueError};
+use crate::queue::{Delivery, Offer, Queue, QueueError};
 use crate::store::Claim;
 use crate::telemetry;
 
@@ -17,8 +18,12 @@ use crate::telemetry;
 const POP_WAIT: Duration = Duration::from_secs(1);
 /// How long a queue may take beyond that before it counts as failing.
 const POP_PATIENCE: Duration = Duration::from_secs(4);
-/// How often the store is asked in place of a queue that fails.
+/// How often the store is asked in place of a queue that fails, where it had nothing.
 const DETOUR: Duration = Duration::from_millis(250);
+/// Longest time between two tries of a queue that fails.
+const LONGEST_OUTAGE: Duration = Duration::from_secs(16);
+/// Workers that a job may have taken down before it gets the next one to itself, so that it takes no others with it.
+const SUSPECT: u32 = 2;
 /// Jobs it is asked for beyond those there is room for.
 const SPARE: usize = 64;
 /// Messages recorded at once at most, beside jobs.
@@ -27,16 +32,25 @@ pub(super) const MESSAGES: usize = 16;
 /// Takes jobs until the worker drains, then waits for those in hand.
 pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) {
     let mut hands = JoinSet::new();
-    let mut well = true;
+    let mut outage: Option<Outage> = None;
     while !*draining.borrow() {
         while let Some(done) = hands.try_join_next() {
             report(done);
         }
         ctx.fleet.look_after(&ctx.canary);
-        let free = ctx.fleet.free();
+        let free = ctx.surroundings.room(Instant::now(), ctx.fleet.free(), ctx.fleet.in_hand());
         if free == 0 {
             // A device that is fit again makes room too, and nobody tells.
             let _ = tokio::time::timeout(POP_WAIT / 10, ctx.fleet.freed()).await;
+            continue;
+        }
+        if let Some(out) = &mut outage
+            && !out.is_over()
+        {
+            let begun = detour(&ctx, free, out, &mut hands).await;
+            if begun == 0 {
+                let _ = tokio::time::timeout(DETOUR, draining.changed()).await;
+            }
             continue;
         }
         let popped = tokio::select! {
@@ -49,21 +63,50 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
         };
         match popped {
             Ok(deliveries) => {
-                well = true;
+                if outage.take().is_some() {
+                    tracing::info!("the queue answers again");
+                }
                 deal_out(&ctx, deliveries, &mut hands).await;
             }
             Err(error) => {
                 counter!(telemetry::QUEUE_ERRORS).increment(1);
-                if std::mem::take(&mut well) {
+                if outage.is_none() {
                     tracing::error!(%error, "the queue fails; jobs are looked for in the store meanwhile");
                 }
-                detour(&ctx, free, &mut hands).await;
-                let _ = tokio::time::timeout(DETOUR, draining.changed()).await;
+                outage = Some(Outage::of(ctx.queue.clone(), outage.map_or(POP_WAIT, |last| last.pause * 2)));
             }
         }
     }
     while let Some(done) = hands.join_next().await {
         report(done);
+    }
+}
+
+/// A queue that fails. Whether it answers again is found out beside the work, for it may take long not to.
+struct Outage {
+    pause: Duration,
+    over: JoinSet<()>,
+    /// Whether other workers took what this one was after.
+    rivals: bool,
+}
+
+impl Outage {
+    fn of(queue: Arc<dyn Queue>, pause: Duration) -> Self {
+        let pause = pause.min(LONGEST_OUTAGE);
+        let mut over = JoinSet::new();
+        over.spawn(async move {
+            loop {
+                tokio::time::sleep(pause).await;
+                if let Ok(Ok(())) = tokio::time::timeout(POP_PATIENCE, queue.ping()).await {
+                    return;
+                }
+            }
+        });
+        Self { pause, over, rivals: false }
+    }
+
+    fn is_over(&mut self) -> bool {
+        self.over.is_empty() || self.over.try_join_next().is_some()
     }
 }
 
@@ -89,10 +132,12 @@ async fn deal_out(ctx: &Arc<Context>, deliveries: Vec<Delivery>, hands: &mut Joi
         }
     }
     let mut over = Vec::new();
+    let mut suspects = Vec::new();
     let mut failed = false;
     while let Some(claimed) = claims.join_next().await {
         match claimed {
-            Ok((Ok(Some(claim)), delivery)) => begin(ctx, claim, Some(delivery), hands),
+            Ok((Ok(Some(claim)), delivery)) if is_suspect(&claim) => suspects.push((claim, delivery)),
+            Ok((Ok(Some(claim)), delivery)) => begin(ctx, claim, Some(delivery), None, hands),
             // Somebody else has it, it ended, or its time has not come.
             Ok((Ok(None), delivery)) => over.push(delivery),
             Ok((Err(error), delivery)) => {
@@ -103,6 +148,9 @@ async fn deal_out(ctx: &Arc<Context>, deliveries: Vec<Delivery>, hands: &mut Joi
             }
             Err(_) => tracing::error!("a claim's task panicked; the job will be offered again"),
         }
+    }
+    for (claim, delivery) in suspects {
+        begin_alone(ctx, claim, Some(delivery), hands);
     }
     // Only now, when no claimed job waits for its heartbeat: either may take long.
     acknowledge(ctx, &over).await;
@@ -119,37 +167,87 @@ async fn deal_out(ctx: &Arc<Context>, deliveries: Vec<Delivery>, hands: &mut Joi
     }
 }
 
-/// Jobs straight from the store, while the queue fails. Every worker is given the same ones, so there are some to spare.
-async fn detour(ctx: &Arc<Context>, free: usize, hands: &mut JoinSet<()>) {
+/// Jobs straight from the store, while the queue fails; how many. Every worker is given the same ones, so there are some
+/// to spare, and workers that meet others there begin at different places.
+async fn detour(ctx: &Arc<Context>, free: usize, out: &mut Outage, hands: &mut JoinSet<()>) -> usize {
     let limit = u32::try_from(free.saturating_add(SPARE)).unwrap_or(u32::MAX);
-    let Ok(due) = ctx.store.due(limit).await else { return };
-    let mut left = free;
-    for (id, _) in due {
-        if left == 0 {
-            return;
+    let Ok(mut due) = ctx.store.due(limit).await else { return 0 };
+    if std::mem::take(&mut out.rivals) {
+        let spare = due.len().saturating_sub(free);
+        due.rotate_left((spare as f64 * retry::jitter()) as usize);
+    }
+    let (mut begun, mut failed) = (0, false);
+    let mut due = due.into_iter();
+    while begun < free && !failed {
+        let mut claims = JoinSet::new();
+        for (id, _) in due.by_ref().take(free - begun) {
+            let ctx = ctx.clone();
+            claims.spawn(async move { (id, ctx.store.claim(id, &ctx.id, ctx.options.lease).await) });
         }
-        match ctx.store.claim(id, &ctx.id, ctx.options.lease).await {
-            Ok(Some(claim)) => {
-                left -= 1;
-                begin(ctx, claim, None, hands);
+        if claims.is_empty() {
+            break;
+        }
+        let mut suspects = Vec::new();
+        while let Some(claimed) = claims.join_next().await {
+            begun += usize::from(matches!(claimed, Ok((_, Ok(Some(_))))));
+            match claimed {
+                Ok((_, Ok(Some(claim)))) if is_suspect(&claim) => suspects.push(claim),
+                Ok((_, Ok(Some(claim)))) => begin(ctx, claim, None, None, hands),
+                Ok((_, Ok(None))) => out.rivals = true,
+                Ok((job, Err(error))) => {
+                    tracing::error!(%job, %error, "could not claim");
+                    failed = true;
+                }
+                Err(_) => tracing::error!("a claim's task panicked; the job will be offered again"),
             }
-            Ok(None) => {}
-            Err(error) => return tracing::error!(job = %id, %error, "could not claim"),
+        }
+        if !suspects.is_empty() {
+            suspects.into_iter().for_each(|claim| begin_alone(ctx, claim, None, hands));
+            break;
+        }
+    }
+    begun
+}
+
+/// Whether a job may be what took workers down, rather than one of those that were in hand with it.
+fn is_suspect(claim: &Claim) -> bool {
+    (SUSPECT..retry::LOST_WORKERS).contains(&claim.job.tries.lost)
+}
+
+/// Begins a job that is to have the worker to itself, after those that are in hand; gives it back if another such job
+/// is. Those that are begun later in the same turn would not be waited for.
+fn begin_alone(ctx: &Arc<Context>, claim: Claim, delivery: Option<Delivery>, hands: &mut JoinSet<()>) {
+    match ctx.fleet.reserve() {
+        Some(alone) => begin(ctx, claim, delivery, Some(alone), hands),
+        None => {
+            let ctx = ctx.clone();
+            hands.spawn(async move {
+                attempt::hand_back(&ctx, &claim.job).await;
+                acknowledge(&ctx, delivery.as_slice()).await;
+            });
         }
     }
 }
 
-fn begin(ctx: &Arc<Context>, claim: Claim, delivery: Option<Delivery>, hands: &mut JoinSet<()>) {
+fn begin(
+    ctx: &Arc<Context>,
+    claim: Claim,
+    delivery: Option<Delivery>,
+    alone: Option<Reservation>,
+    hands: &mut JoinSet<()>,
+) {
     histogram!(telemetry::JOB_WAIT).record(waited(&claim.job, ctx.options.lease));
     let content = claim.job.zkey;
     let place = ctx.fleet.place(&claim.job, |device| ctx.registry.has_loaded(device.backend.as_ref(), content));
     let ctx = ctx.clone();
     hands.spawn(async move {
-        attempt::run(&ctx, &place.device, claim).await;
+        let made = attempt::run(&ctx, &place.device, claim, alone.is_some()).await;
+        drop(alone);
         drop(place);
-        if let Some(delivery) = delivery {
-            acknowledge(&ctx, &[delivery]).await;
+        if let Some((job, result)) = made {
+            attempt::copy(&ctx, job, &result).await;
         }
+        acknowledge(&ctx, delivery.as_slice()).await;
     });
 }
 

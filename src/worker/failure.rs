@@ -15,6 +15,8 @@ use crate::witness::WitnessError;
 pub(super) enum Ended {
     /// It failed.
     Failed(JobError),
+    /// It failed for something around this worker that says nothing about the job: another worker may have it.
+    Around(JobError),
     /// It was stopped.
     Stopped(StopReason),
 }
@@ -22,6 +24,11 @@ pub(super) enum Ended {
 impl Ended {
     pub(super) fn failed(class: FailureClass, why: impl ToString) -> Self {
         Self::Failed(JobError { class, message: why.to_string() })
+    }
+
+    /// Something around this worker failed, which may recover.
+    fn around(why: impl ToString) -> Self {
+        Self::Around(JobError { class: FailureClass::Transient, message: why.to_string() })
     }
 
     /// A time-out is the stage's own, unless the job's as a whole is over.
@@ -41,6 +48,7 @@ impl From<WitnessError> for Ended {
             WitnessError::Stopped(why) => Self::Stopped(why),
             // Compiling is bounded in time and memory, and another moment or machine may have more of both.
             WitnessError::Compile(_) => Self::failed(FailureClass::Transient, e),
+            WitnessError::Host(_) => Self::around(e),
             WitnessError::Input(_)
             | WitnessError::Module(_)
             | WitnessError::Assert(_)
@@ -54,7 +62,7 @@ impl From<SealError> for Ended {
     fn from(e: SealError) -> Self {
         // Another worker may have the key, or the right one by that name, and this one when it is started again. As bad
         // input it would be deleted, for what may be a slip in one worker's settings.
-        Self::failed(FailureClass::Transient, e)
+        Self::around(e)
     }
 }
 
@@ -76,7 +84,7 @@ impl From<ProveError> for Ended {
             ProveError::Backend(e) => e.into(),
             ProveError::WitnessLength { .. } | ProveError::WitnessOne => Self::failed(FailureClass::BadInput, e),
             ProveError::Invalid => Self::failed(FailureClass::InvalidProof, e),
-            ProveError::Randomness(_) => Self::failed(FailureClass::Transient, e),
+            ProveError::Randomness(_) => Self::around(e),
         }
     }
 }
@@ -85,15 +93,17 @@ impl From<RegistryError> for Ended {
     fn from(e: RegistryError) -> Self {
         match e {
             RegistryError::Backend(e) => e.into(),
+            // Both were sound when the circuit was registered, so that it is this worker that cannot use them: an older
+            // one, maybe. The input is not at fault, and kept.
+            RegistryError::Witness(WitnessError::Module(_))
+            | RegistryError::Key(_)
+            | RegistryError::Mismatch { .. } => Self::failed(FailureClass::Transient, e),
             RegistryError::Witness(e) => e.into(),
-            RegistryError::Key(_) | RegistryError::Mismatch { .. } => Self::failed(FailureClass::BadInput, e),
             // A file that is gone or damaged can be put back by registering the circuit again.
             RegistryError::Artifact(ArtifactError::Missing { .. } | ArtifactError::Damaged { .. }) => {
                 Self::failed(FailureClass::Transient, format!("{e}; register the circuit again"))
             }
-            RegistryError::Artifact(_) | RegistryError::Store(_) | RegistryError::Cut(_) => {
-                Self::failed(FailureClass::Transient, e)
-            }
+            RegistryError::Artifact(_) | RegistryError::Store(_) | RegistryError::Cut(_) => Self::around(e),
         }
     }
 }
@@ -105,6 +115,20 @@ mod tests {
     #[test]
     fn an_input_that_does_not_open_here_is_not_bad_input() {
         let ended = Ended::from(SealError::Damaged);
-        assert!(matches!(ended, Ended::Failed(JobError { class: FailureClass::Transient, .. })), "{ended:?}");
+        assert!(matches!(ended, Ended::Around(JobError { class: FailureClass::Transient, .. })), "{ended:?}");
+    }
+
+    #[test]
+    fn what_the_circuit_or_the_host_is_at_fault_for_does_not_cost_the_input() {
+        let module = || WitnessError::Module("no getWitness".to_owned());
+        let ended = [
+            Ended::from(RegistryError::Mismatch { wasm: 3, zkey: 4 }),
+            Ended::from(RegistryError::Witness(module())),
+            Ended::from(WitnessError::Host("mmap failed".to_owned())),
+        ];
+        for ended in ended {
+            let (Ended::Failed(error) | Ended::Around(error)) = ended else { panic!("{ended:?}") };
+            assert_eq!(error.class, FailureClass::Transient, "{}", error.message);
+        }
     }
 }

@@ -190,6 +190,8 @@ pub(super) struct Fleet {
     /// Jobs in hand at once over all devices.
     total: usize,
     busy: AtomicUsize,
+    /// Set while a job is to have the worker to itself.
+    reserved: AtomicBool,
     freed: Notify,
     /// Device by number on which a job failed last.
     failed_on: Mutex<HashMap<JobId, usize>>,
@@ -207,6 +209,16 @@ impl Drop for Placement {
         let busy = self.fleet.busy.fetch_sub(1, Ordering::Relaxed) - 1;
         gauge!(telemetry::WORKER_SLOTS_BUSY).set(busy as f64);
         self.fleet.freed.notify_one();
+    }
+}
+
+/// The worker for one job alone, until dropped.
+pub(super) struct Reservation(Arc<Fleet>);
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.0.reserved.store(false, Ordering::Release);
+        self.0.freed.notify_one();
     }
 }
 
@@ -262,8 +274,8 @@ impl Fleet {
         let made = backends.into_iter().zip(slots).zip(sizes);
         let devices = made.map(|((b, slots), (_, proofs))| Arc::new(Device::new(b, slots, proofs, sizing.batching)));
         let devices = devices.collect();
-        let (busy, freed) = (AtomicUsize::new(0), Notify::new());
-        Self { devices, workers, total, busy, freed, failed_on: Mutex::default() }
+        let (busy, reserved, freed) = (AtomicUsize::new(0), AtomicBool::new(false), Notify::new());
+        Self { devices, workers, total, busy, reserved, freed, failed_on: Mutex::default() }
     }
 
     /// Jobs in hand at once.
@@ -305,8 +317,22 @@ impl Fleet {
         (0..self.devices.len()).find(|i| self.devices[*i].is_cpu() && self.devices[*i].is_fit())
     }
 
+    /// Jobs in hand.
+    pub(super) fn in_hand(&self) -> usize {
+        self.busy.load(Ordering::Relaxed)
+    }
+
+    /// The worker for one job alone, if no other has it: no more are begun until the reservation is dropped.
+    pub(super) fn reserve(self: &Arc<Self>) -> Option<Reservation> {
+        let first = !self.reserved.swap(true, Ordering::AcqRel);
+        first.then(|| Reservation(self.clone()))
+    }
+
     /// Jobs that could be begun now.
     pub(super) fn free(&self) -> usize {
+        if self.reserved.load(Ordering::Acquire) {
+            return 0;
+        }
         let left = self.total.saturating_sub(self.busy.load(Ordering::Relaxed));
         let mut fit = self.fit_workers().peekable();
         let free = match fit.peek() {

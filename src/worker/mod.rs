@@ -20,6 +20,7 @@ mod reconcile;
 pub mod request;
 pub mod retry;
 mod service;
+mod surroundings;
 mod workspace;
 
 use std::collections::HashSet;
@@ -51,6 +52,7 @@ use crate::telemetry;
 use desk::Batching;
 use fleet::{Device, Fleet, Sizing};
 use lease::Keeper;
+use surroundings::Surroundings;
 
 /// How long a task that panicked waits before it is started again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -60,6 +62,10 @@ const STOP_WAIT: Duration = Duration::from_secs(10);
 const STOP_AGAIN: Duration = Duration::from_millis(100);
 /// How long the store has to take back the jobs that did not.
 const HAND_BACK: Duration = Duration::from_secs(2);
+/// How long anybody waits for the queue to be told what the store has already.
+const BRIEFLY: Duration = Duration::from_millis(500);
+/// Proofs whose files are written at once at most.
+const COPIES: usize = 32;
 /// Finished jobs whose proof files are looked for at start.
 const HEAL_LAST: u32 = 200;
 /// How long a device may take for the smallest key.
@@ -152,6 +158,9 @@ struct Context {
     id: WorkerId,
     /// Places for messages being recorded.
     messages: Arc<Semaphore>,
+    /// Places for proofs whose files are written.
+    copies: Semaphore,
+    surroundings: Surroundings,
 }
 
 /// Something that makes results in place of the worker's own devices, for measuring all the rest.
@@ -235,6 +244,8 @@ impl Worker {
             options,
             id,
             messages,
+            copies: Semaphore::new(COPIES),
+            surroundings: Surroundings::default(),
         };
         let ctx = Arc::new(ctx);
         gauge!(telemetry::WORKER_SLOTS).set(ctx.fleet.slots() as f64);
@@ -311,6 +322,11 @@ impl Worker {
         });
         join_all(each).await;
     }
+}
+
+/// Waits for a call that makes something happen sooner, but not for long: it goes on beside where nobody answers.
+async fn briefly<T: Send + 'static>(call: impl Future<Output = T> + Send + 'static) -> Option<T> {
+    tokio::time::timeout(BRIEFLY, tokio::spawn(call)).await.ok()?.ok()
 }
 
 /// Devices whose canary sings.
@@ -395,7 +411,7 @@ async fn open_ahead(ctx: &Context, device: Option<&Arc<Device>>, circuit: &Circu
         Err(error) => return tracing::warn!(circuit = %circuit.name, %error, "a registered circuit cannot be opened"),
     };
     if let Some(device) = device
-        && let Err(Ended::Failed(JobError { message, .. })) =
+        && let Err(Ended::Failed(JobError { message, .. }) | Ended::Around(JobError { message, .. })) =
             loading::load(&ctx.registry, device, &open, ctx.options.load_patience).await
     {
         tracing::warn!(circuit = %circuit.name, error = message, "could not load a key ahead of its first job");

@@ -5,9 +5,9 @@ use std::time::Duration;
 use crate::model::{FailureClass, Tries};
 use crate::store::Retry;
 
-/// Attempts a job has at transient faults: the waits between them come to about three minutes, which is longer than most
-/// things that restart take.
-pub const TRANSIENT_ATTEMPTS: u32 = 10;
+/// Attempts a job has at transient faults: the waits between them come to about an hour and a half, in which somebody
+/// may have mended what is broken. A worker for which nothing works takes jobs seldom (`surroundings.rs`).
+pub const TRANSIENT_ATTEMPTS: u32 = 20;
 /// Attempts a job has at running into a time-out. Few: what was too slow once tends to be too slow again.
 pub const TIMEOUT_ATTEMPTS: u32 = 2;
 /// Attempts a job has at failing devices: the device, another one, the processor.
@@ -16,7 +16,7 @@ pub const DEVICE_ATTEMPTS: u32 = 3;
 pub const LOST_WORKERS: u32 = 5;
 
 /// Longest wait before a retry.
-const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_secs(600);
 
 /// What becomes of a job whose attempt failed so, after `tries` (this failure not counted).
 ///
@@ -69,7 +69,7 @@ mod tests {
     fn every_class_ends() {
         assert_eq!(attempts(FailureClass::BadInput), 1);
         assert_eq!(attempts(FailureClass::LostWorker), 1);
-        assert_eq!(attempts(FailureClass::Transient), 10);
+        assert_eq!(attempts(FailureClass::Transient), 20);
         assert_eq!(attempts(FailureClass::Timeout), 2);
         assert_eq!(attempts(FailureClass::Device), 3);
         assert_eq!(attempts(FailureClass::InvalidProof), 3);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
+use super::briefly;
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::formats::wtns;
 use crate::model::{Circuit, CircuitName, ContentHash, Job, JobError, JobId, JobResult, JobState, NewJob, Priority};
@@ -17,6 +18,8 @@ use crate::witness::Inputs;
 
 /// Jobs forgotten at a time.
 const PURGE_AT_A_TIME: u32 = 1000;
+/// How long an answer waits for the files of a proof, which are copies.
+const HEAL: Duration = Duration::from_secs(2);
 /// Longest idempotency key, characters.
 pub(super) const MAX_KEY: usize = 256;
 
@@ -173,10 +176,16 @@ impl JobService {
 
     /// Wakes a worker. Should that fail, the reconciler finds the job.
     async fn offer(&self, job: &Job) {
-        if let Some(queue) = &self.queue
-            && let Err(error) = queue.push(&[(job.id, job.priority)]).await
-        {
-            tracing::warn!(job = %job.id, %error, "the queue did not take a job; it is found in the store instead");
+        let Some(queue) = self.queue.clone() else { return };
+        let offered = [(job.id, job.priority)];
+        match briefly(async move { queue.push(&offered).await }).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                tracing::warn!(job = %job.id, %error, "the queue did not take a job; it is found in the store instead");
+            }
+            None => {
+                tracing::warn!(job = %job.id, "the queue is slow to take a job; it may be found in the store first")
+            }
         }
     }
 
@@ -284,12 +293,24 @@ impl JobService {
         }
     }
 
-    /// A finished job's result. Puts its files back should they be missing.
+    /// A finished job's result. Puts its files back should they be missing; a store of artifacts that fails or is slow
+    /// keeps nobody from what the database has.
     pub async fn result(&self, id: JobId) -> Result<JobResult, ServiceError> {
         let job = self.job(id).await?;
         let result = job.result.ok_or(ServiceError::NoProof { id, state: job.state })?;
-        if matches!(self.artifacts.has_proof(id).await, Ok(false)) {
-            self.artifacts.put_proof(id, &result.proof_json, &result.public_json).await?;
+        let heal = async {
+            match self.artifacts.has_proof(id).await {
+                Ok(false) => self.artifacts.put_proof(id, &result.proof_json, &result.public_json).await,
+                Ok(true) => Ok(()),
+                Err(error) => Err(error),
+            }
+        };
+        match tokio::time::timeout(HEAL, heal).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(job = %id, %error, "its proof files could not be looked after"),
+            Err(_) => {
+                tracing::warn!(job = %id, "its proof files could not be looked after within {} s", HEAL.as_secs())
+            }
         }
         Ok(result)
     }

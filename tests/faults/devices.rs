@@ -162,19 +162,19 @@ struct Site {
     store: Arc<dyn Store>,
 }
 
-fn circuit_file(name: &str) -> Vec<u8> {
+pub fn circuit_file(name: &str) -> Vec<u8> {
     fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits").join(name)).unwrap()
 }
 
 /// A registry over a store, as each process has its own.
-fn registry(store: &Arc<dyn Store>, artifacts: &Artifacts) -> Registry {
+pub fn registry(store: &Arc<dyn Store>, artifacts: &Artifacts) -> Registry {
     let limits = RegistryLimits::for_witness(Duration::from_secs(60), 1 << 30);
     let modules = ModuleCache { dir: None, compiler: None, rewrite: true };
     Registry::new(store.clone(), artifacts.clone(), modules, limits)
 }
 
 /// A new key of the multiplier, in a file.
-fn multiplier_key(dir: &Path) -> (PathBuf, ProvingKey) {
+pub fn multiplier_key(dir: &Path) -> (PathBuf, ProvingKey) {
     let key = setup::generate(&r1cs::parse(&circuit_file("multiplier.r1cs")).unwrap(), &|_| {}).unwrap();
     let (file, mut bytes) = (dir.join("key.zkey"), Vec::new());
     zkey::write(&key, &mut bytes).unwrap();

@@ -85,16 +85,25 @@ impl Site {
 
     /// Runs a subcommand that succeeds; its result.
     pub fn json(&self, args: &[&str]) -> Value {
-        let done = self.command(args).arg("--json").output().unwrap();
+        self.json_with(args, &[])
+    }
+
+    fn json_with(&self, args: &[&str], env: &[(&str, &str)]) -> Value {
+        let done = self.command(args).envs(env.iter().copied()).arg("--json").output().unwrap();
         assert!(done.status.success(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
         serde_json::from_slice(&done.stdout).unwrap()
     }
 
     /// Submits c = a·b; the job's id.
     pub fn submit(&self, a: u32, b: u32) -> String {
+        self.submit_with(a, b, &[])
+    }
+
+    /// The same with this in the environment.
+    pub fn submit_with(&self, a: u32, b: u32, env: &[(&str, &str)]) -> String {
         let file = self.dir.path().join(format!("{a}-{b}.json"));
         fs::write(&file, format!(r#"{{"a": "{a}", "b": {b}}}"#)).unwrap();
-        let job = self.json(&["submit", "multiplier", "--input", file.to_str().unwrap()]);
+        let job = self.json_with(&["submit", "multiplier", "--input", file.to_str().unwrap()], env);
         job["id"].as_str().unwrap().to_owned()
     }
 

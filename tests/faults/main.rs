@@ -13,3 +13,4 @@ mod drain;
 mod fleet;
 mod harness;
 mod lease;
+mod neighbours;

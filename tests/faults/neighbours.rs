@@ -1,0 +1,214 @@
+//! What one job or one worker does to the others, and what the queue or the files of proofs do to all.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use prover_worker::artifacts::Artifacts;
+use prover_worker::backend::Backend;
+use prover_worker::backend::cpu::CpuBackend;
+use prover_worker::config::Config;
+use prover_worker::model::{Job, JobId, JobResult, JobState, Priority, StageTimes};
+use prover_worker::queue::{Delivery, MemoryQueue, Queue, QueueError, SetAside};
+use prover_worker::seal::Keyring;
+use prover_worker::store::{SqliteStore, Store, StoreSettings};
+use prover_worker::worker::{JobService, Options, Rooms, ServiceOptions, SubmitRequest, Work, Worker};
+use zeroize::Zeroizing;
+
+use crate::devices::{circuit_file, multiplier_key, registry};
+use crate::harness::{HANG, Site};
+
+/// A job that takes down worker after worker is one of four in hand, and nobody can tell which. From the third worker on
+/// each of them has the worker to itself, so that the deaths after that are charged to one.
+#[test]
+fn a_job_that_kills_its_workers_does_not_take_its_neighbours_along() {
+    let site = Site::new();
+    let ids: Vec<_> = (1..=4).map(|i| site.submit(i, 3)).collect();
+    let env = [("PROVER_LEASE_SECS", "1"), ("WORKER_CONCURRENCY", "4")];
+    let caught = ["--fault-at", "after_claim:sleep"];
+    for _ in 0..2 {
+        let dies = site.serve(&caught, &env);
+        dies.wait_log("fault point reached", 4);
+    }
+    let third = site.serve(&caught, &env);
+    third.wait_log("fault point reached", 1);
+    drop(third);
+
+    let _last = site.serve(&[], &env);
+    let mut lost = Vec::new();
+    for (id, product) in ids.iter().zip([3, 6, 9, 12]) {
+        lost.push(site.wait_for(id, "done")["tries"]["lost"].as_u64().unwrap());
+        site.assert_done_once(id, product);
+    }
+    lost.sort_unstable();
+    assert_eq!(lost, [2, 2, 2, 3]);
+}
+
+/// A worker without the key of the inputs fails each job within milliseconds, and always has room for the next.
+#[test]
+fn a_worker_that_lacks_a_key_does_not_use_up_the_retries_of_all_jobs() {
+    const JOBS: u32 = 40;
+    let site = Site::new();
+    let key = ("PROVER_ENCRYPTION_KEYS", "k1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
+    let ids: Vec<_> = (1..=JOBS).map(|i| site.submit_with(i, 3, &[key])).collect();
+    let lacking = site.serve(&[], &[("WORKER_CONCURRENCY", "2")]);
+    lacking.wait_log("job after job fails", 1);
+    let _sound = site.serve(&[], &[key]);
+    for (id, i) in ids.iter().zip(1..) {
+        site.wait_for(id, "done");
+        site.assert_done_once(id, i * 3);
+    }
+    // Three to find out, one more in hand, and then one at a time with pauses between.
+    let failed = lacking.count("attempt failed");
+    assert!(failed < JOBS as usize / 2, "{failed} attempts; log:\n{}", lacking.log());
+}
+
+/// A queue that never answers, as Redis behind a network that drops what is sent.
+struct Deaf {
+    pops: AtomicUsize,
+}
+
+#[async_trait]
+impl Queue for Deaf {
+    async fn push(&self, _: &[(JobId, Priority)]) -> Result<(), QueueError> {
+        std::future::pending().await
+    }
+
+    async fn push_after(&self, _: JobId, _: Priority, _: Duration) -> Result<(), QueueError> {
+        std::future::pending().await
+    }
+
+    async fn pop(&self, _: usize, _: Duration) -> Result<Vec<Delivery>, QueueError> {
+        self.pops.fetch_add(1, Ordering::SeqCst);
+        std::future::pending().await
+    }
+
+    async fn ack(&self, _: &[Delivery]) -> Result<(), QueueError> {
+        std::future::pending().await
+    }
+
+    async fn put_back(&self, _: Delivery) -> Result<(), QueueError> {
+        std::future::pending().await
+    }
+
+    async fn set_aside(&self, _: Delivery, _: &str) -> Result<(), QueueError> {
+        std::future::pending().await
+    }
+
+    async fn aside(&self, _: usize) -> Result<Vec<SetAside>, QueueError> {
+        std::future::pending().await
+    }
+
+    async fn depth(&self) -> Result<u64, QueueError> {
+        std::future::pending().await
+    }
+
+    async fn ping(&self) -> Result<(), QueueError> {
+        std::future::pending().await
+    }
+
+    async fn upkeep(&self) -> Result<(), QueueError> {
+        std::future::pending().await
+    }
+
+    async fn close(&self) -> Result<(), QueueError> {
+        Ok(())
+    }
+}
+
+struct Nothing;
+
+#[async_trait]
+impl Work for Nothing {
+    async fn make(&self, _: &Job, _: &[u8]) -> JobResult {
+        JobResult {
+            proof_json: "{}".into(),
+            public_json: "[]".into(),
+            device: "none".into(),
+            times: StageTimes::default(),
+        }
+    }
+}
+
+/// A worker in this process that makes nothing of its jobs.
+struct Idle {
+    dir: tempfile::TempDir,
+    service: JobService,
+    worker: Worker,
+}
+
+impl Idle {
+    async fn open(queue: Arc<dyn Queue>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let database = dir.path().join("jobs.db");
+        let open = async || Arc::new(SqliteStore::open(&database, StoreSettings::default()).await.unwrap());
+        let (store, heartbeat): (Arc<dyn Store>, Arc<dyn Store>) = (open().await, open().await);
+        let artifacts = Artifacts::local(dir.path()).unwrap();
+        let registry = registry(&store, &artifacts);
+        let (file, _) = multiplier_key(dir.path());
+        registry.add("multiplier".parse().unwrap(), &file, None, Arc::new(|_, _| {})).await.unwrap();
+        let keyring = Arc::new(Keyring::none());
+        let treatment = ServiceOptions { max_input: 1 << 20, start_within: None, keyring: keyring.clone() };
+        let service = JobService::new(store.clone(), Some(queue.clone()), artifacts.clone(), treatment);
+        let config = Config::from_lookup(|n| (n == "PROVER_DATA_DIR").then(|| "unused".to_owned())).unwrap();
+        let options = Options { concurrency: Some(2), ..Options::from(&config) };
+        let rooms = Rooms { store, heartbeat, queue, artifacts, registry, service: service.clone(), keyring };
+        let devices: Vec<Arc<dyn Backend>> = vec![Arc::new(CpuBackend::new(1).unwrap())];
+        let worker = Worker::start_with(rooms, devices, Some(Arc::new(Nothing)), options).await.unwrap();
+        Self { dir, service, worker }
+    }
+
+    async fn submit(&self) -> JobId {
+        let (circuit, input) = ("multiplier".parse().unwrap(), Zeroizing::new(circuit_file("multiplier.wtns")));
+        let request = SubmitRequest { id: None, circuit, input, idempotency_key: None, priority: Priority(0) };
+        self.service.submit(request).await.unwrap().job().id
+    }
+
+    async fn until_done(&self, id: JobId) {
+        let begun = Instant::now();
+        loop {
+            let job = self.service.job(id).await.unwrap();
+            if job.state == JobState::Done {
+                return;
+            }
+            assert!(begun.elapsed() < HANG && !job.state.is_final(), "{job:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// The queue is waited for once, not once for each handful of jobs, nor does a submit wait for it long.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_does_not_answer_is_not_waited_for_at_each_job() {
+    let queue = Arc::new(Deaf { pops: AtomicUsize::new(0) });
+    let site = Idle::open(queue.clone()).await;
+    let mut ids = Vec::new();
+    for _ in 0..12 {
+        ids.push(site.submit().await);
+    }
+    for id in ids {
+        site.until_done(id).await;
+    }
+    assert_eq!(queue.pops.load(Ordering::SeqCst), 1);
+    site.worker.drain().await;
+}
+
+/// The database has the proof; its files are copies.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proof_can_be_had_while_its_files_cannot_be_written() {
+    let site = Idle::open(Arc::new(MemoryQueue::new())).await;
+    let proofs = site.dir.path().join("proofs");
+    let _ = fs::remove_dir_all(&proofs);
+    fs::write(&proofs, "in the way").unwrap();
+    let id = site.submit().await;
+    site.until_done(id).await;
+    assert_eq!(site.service.result(id).await.unwrap().proof_json, "{}");
+
+    fs::remove_file(&proofs).unwrap();
+    assert_eq!(site.service.result(id).await.unwrap().proof_json, "{}");
+    let copy = proofs.join(id.to_string()).join("proof.json");
+    assert_eq!(fs::read_to_string(copy).unwrap(), "{}", "put back once there is a place");
+    site.worker.drain().await;
+}
