@@ -10,9 +10,9 @@ use zeroize::Zeroizing;
 use super::files::{self, about};
 use super::session::{circuit_name, job_id, table, time, with_workspace};
 use super::{CliError, Output};
-use crate::model::{CircuitName, FailedAttempt, Job, JobId, JobState, Priority};
+use crate::model::{CircuitName, FailedAttempt, FailureClass, Job, JobId, JobState, Priority};
 use crate::store::{Cancelled, JobFilter};
-use crate::worker::{JobService, SubmitRequest};
+use crate::worker::{JobService, ServiceError, SubmitRequest};
 
 /// How often a waiting command looks.
 const LOOK: Duration = Duration::from_millis(100);
@@ -167,11 +167,23 @@ pub fn run(args: JobsArgs, out: &Output) -> Result<(), CliError> {
 #[derive(clap::Args)]
 struct RequeueArgs {
     /// The jobs.
-    #[arg(value_parser = job_id, required = true)]
+    #[arg(value_parser = job_id, required_unless_present = "failed", conflicts_with = "failed")]
     ids: Vec<JobId>,
     /// Another input, where the old one is no longer held; for one job only.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "failed")]
     input: Option<PathBuf>,
+    /// All that failed and whose input is still held, the oldest first, as after an outage.
+    #[arg(long)]
+    failed: bool,
+    /// Of these, only those whose last error is of this class, such as transient.
+    #[arg(long, requires = "failed")]
+    class: Option<FailureClass>,
+    /// Of these, only those of this circuit.
+    #[arg(long, requires = "failed", value_parser = circuit_name)]
+    circuit: Option<CircuitName>,
+    /// Look at so many that failed, the newest.
+    #[arg(long, requires = "failed", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    limit: u32,
 }
 
 fn requeue(args: RequeueArgs, out: &Output) -> Result<(), CliError> {
@@ -180,14 +192,36 @@ fn requeue(args: RequeueArgs, out: &Output) -> Result<(), CliError> {
     }
     with_workspace(|w| async move {
         let service = w.service();
-        let mut queued = Vec::new();
-        for id in args.ids {
-            let input = args.input.as_deref().map(|file| read_input(file, service.max_input())).transpose()?;
-            queued.push(service.requeue(id, input).await.map_err(CliError::failed)?);
-        }
+        let queued = if args.failed {
+            requeue_failed(&service, &args, out).await?
+        } else {
+            let mut queued = Vec::new();
+            for id in args.ids {
+                let input = args.input.as_deref().map(|file| read_input(file, service.max_input())).transpose()?;
+                queued.push(service.requeue(id, input).await.map_err(CliError::failed)?);
+            }
+            queued
+        };
         out.result(&queued, || queued.iter().map(|j| format!("job {} is queued", j.id)).collect::<Vec<_>>().join("\n"));
         Ok(())
     })
+}
+
+async fn requeue_failed(service: &JobService, args: &RequeueArgs, out: &Output) -> Result<Vec<Job>, CliError> {
+    let filter = JobFilter { state: Some(JobState::Failed), circuit: args.circuit.clone(), limit: args.limit };
+    let failed = service.jobs(filter).await.map_err(CliError::failed)?;
+    let class_of = |job: &Job| job.error.as_ref().map(|e| e.class);
+    let (mut queued, mut left) = (Vec::new(), 0);
+    for job in failed.iter().rev().filter(|job| args.class.is_none() || class_of(job) == args.class) {
+        match service.requeue(job.id, None).await {
+            Ok(job) => queued.push(job),
+            // Of bad input, or of long ago; or somebody else was faster.
+            Err(ServiceError::InputGone(_) | ServiceError::NotRequeued { .. }) => left += 1,
+            Err(e) => return Err(CliError::failed(e)),
+        }
+    }
+    out.note(format!("{} jobs are queued again; {left} are not, for their input is no longer held", queued.len()));
+    Ok(queued)
 }
 
 /// Arguments of `jobs purge`.

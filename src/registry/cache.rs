@@ -2,72 +2,93 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::OnceCell;
+use tokio::task::JoinError;
+
+/// An error that all are told who waited for the same load.
+pub(super) trait Told: From<JoinError> + Send + Sync + 'static {
+    /// The same for another one.
+    fn again(&self) -> Self;
+}
 
 /// Values by key, each loaded once however many ask at the same time, forgotten least recently used first when their
 /// bytes exceed the limit. A value that somebody still holds is forgotten last, since forgetting it frees nothing.
-pub(super) struct Cache<K, V: ?Sized> {
-    inner: Arc<Mutex<Inner<K, V>>>,
+pub(super) struct Cache<K, V: ?Sized, E> {
+    inner: Arc<Mutex<Inner<K, V, E>>>,
 }
 
-struct Inner<K, V: ?Sized> {
+struct Inner<K, V: ?Sized, E> {
     limit: u64,
     clock: u64,
-    entries: HashMap<K, Entry<V>>,
+    entries: HashMap<K, Entry<V, E>>,
 }
 
-struct Entry<V: ?Sized> {
-    cell: Arc<OnceCell<Arc<V>>>,
+struct Entry<V: ?Sized, E> {
+    cell: Arc<Cell<V, E>>,
     /// 0 until loaded.
     bytes: u64,
     used: u64,
 }
 
-impl<K, V: ?Sized> Clone for Cache<K, V> {
+/// One load and those who wait for it.
+struct Cell<V: ?Sized, E> {
+    value: OnceCell<Arc<V>>,
+    failed: OnceLock<E>,
+}
+
+impl<K, V: ?Sized, E> Clone for Cache<K, V, E> {
     fn clone(&self) -> Self {
         Self { inner: self.inner.clone() }
     }
 }
 
-impl<K, V> Cache<K, V>
+impl<K, V, E> Cache<K, V, E>
 where
     K: Eq + Hash + Clone + Send + 'static,
     V: Send + Sync + ?Sized + 'static,
+    E: Told,
 {
     pub(super) fn new(limit: u64) -> Self {
         Self { inner: Arc::new(Mutex::new(Inner { limit, clock: 0, entries: HashMap::new() })) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner<K, V>> {
+    fn lock(&self) -> MutexGuard<'_, Inner<K, V, E>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The value, loaded by `load` if need be, which also says how many bytes it takes.
     ///
     /// Loading goes on to its end when the caller stops waiting, so that the next one finds it done. A failed load is
-    /// not remembered.
-    pub(super) async fn get_or_load<E, F>(&self, key: K, load: F) -> Result<Arc<V>, E>
+    /// told to all who wait for it, lest each of them waits for one of his own in turn, and is not remembered.
+    pub(super) async fn get_or_load<F>(&self, key: K, load: F) -> Result<Arc<V>, E>
     where
-        E: From<tokio::task::JoinError> + Send + 'static,
         F: Future<Output = Result<(Arc<V>, u64), E>> + Send + 'static,
     {
         let cell = self.lock().cell(&key);
-        if let Some(value) = cell.get() {
+        if let Some(value) = cell.value.get() {
             return Ok(value.clone());
         }
         let cache = self.clone();
         tokio::spawn(async move {
             let mut bytes = None;
-            let value = cell
-                .get_or_try_init(|| async {
-                    let (value, size) = load.await?;
-                    bytes = Some(size);
-                    Ok::<_, E>(value)
-                })
-                .await
-                .cloned();
+            let load = async {
+                if let Some(failed) = cell.failed.get() {
+                    return Err(failed.again());
+                }
+                match load.await {
+                    Ok((value, size)) => {
+                        bytes = Some(size);
+                        Ok(value)
+                    }
+                    Err(e) => {
+                        let _ = cell.failed.set(e.again());
+                        Err(e)
+                    }
+                }
+            };
+            let value = cell.value.get_or_try_init(|| load).await.cloned();
             match (&value, bytes) {
                 (Ok(_), Some(bytes)) => {
                     let evicted = cache.lock().loaded(&key, &cell, bytes);
@@ -86,7 +107,7 @@ where
 
     /// Whether the value is loaded. Does not count as a use.
     pub(super) fn has(&self, key: &K) -> bool {
-        self.lock().entries.get(key).is_some_and(|e| e.cell.initialized())
+        self.lock().entries.get(key).is_some_and(|e| e.cell.value.initialized())
     }
 
     /// Bytes of all that is loaded.
@@ -105,18 +126,19 @@ where
     }
 }
 
-impl<V: ?Sized> Entry<V> {
+impl<V: ?Sized, E> Entry<V, E> {
     /// Loaded, and held by nobody but the cache.
     fn is_idle(&self) -> bool {
-        self.cell.get().is_some_and(|v| Arc::strong_count(v) == 1)
+        self.cell.value.get().is_some_and(|v| Arc::strong_count(v) == 1)
     }
 }
 
-impl<K: Eq + Hash + Clone, V: ?Sized> Inner<K, V> {
-    fn cell(&mut self, key: &K) -> Arc<OnceCell<Arc<V>>> {
+impl<K: Eq + Hash + Clone, V: ?Sized, E> Inner<K, V, E> {
+    fn cell(&mut self, key: &K) -> Arc<Cell<V, E>> {
         self.clock += 1;
         let used = self.clock;
-        let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry { cell: Arc::default(), bytes: 0, used });
+        let cell = || Arc::new(Cell { value: OnceCell::new(), failed: OnceLock::new() });
+        let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry { cell: cell(), bytes: 0, used });
         entry.used = used;
         entry.cell.clone()
     }
@@ -126,7 +148,7 @@ impl<K: Eq + Hash + Clone, V: ?Sized> Inner<K, V> {
     }
 
     /// Notes the size of what was loaded; gives what has to go for it.
-    fn loaded(&mut self, key: &K, cell: &Arc<OnceCell<Arc<V>>>, bytes: u64) -> Vec<Entry<V>> {
+    fn loaded(&mut self, key: &K, cell: &Arc<Cell<V, E>>, bytes: u64) -> Vec<Entry<V, E>> {
         let mut evicted = Vec::new();
         if let Some(entry) = self.entries.get_mut(key)
             && Arc::ptr_eq(&entry.cell, cell)
@@ -137,7 +159,7 @@ impl<K: Eq + Hash + Clone, V: ?Sized> Inner<K, V> {
             let oldest = self
                 .entries
                 .iter()
-                .filter(|(k, e)| *k != key && e.cell.initialized())
+                .filter(|(k, e)| *k != key && e.cell.value.initialized())
                 .min_by_key(|(_, e)| (!e.is_idle(), e.used))
                 .map(|(k, _)| k.clone());
             // One value larger than the limit stays alone: it is needed now.
@@ -147,9 +169,9 @@ impl<K: Eq + Hash + Clone, V: ?Sized> Inner<K, V> {
         evicted
     }
 
-    fn forget_failed(&mut self, key: &K, cell: &Arc<OnceCell<Arc<V>>>) {
-        // Whoever else waits for this cell holds it and tries in turn.
-        if self.entries.get(key).is_some_and(|e| Arc::ptr_eq(&e.cell, cell) && !cell.initialized()) {
+    fn forget_failed(&mut self, key: &K, cell: &Arc<Cell<V, E>>) {
+        // Whoever else waits for this cell holds it and is told. The next one who asks begins anew.
+        if self.entries.get(key).is_some_and(|e| Arc::ptr_eq(&e.cell, cell)) {
             self.entries.remove(key);
         }
     }
@@ -163,11 +185,17 @@ mod tests {
 
     #[derive(Debug)]
     struct Failed;
-    impl From<tokio::task::JoinError> for Failed {
-        fn from(_: tokio::task::JoinError) -> Self {
+    impl From<JoinError> for Failed {
+        fn from(_: JoinError) -> Self {
             Self
         }
     }
+    impl Told for Failed {
+        fn again(&self) -> Self {
+            Self
+        }
+    }
+    type Cache<K, V> = super::Cache<K, V, Failed>;
 
     async fn get(cache: &Cache<u32, u32>, key: u32, bytes: u64) -> Arc<u32> {
         cache.get_or_load(key, async move { Ok::<_, Failed>((Arc::new(key), bytes)) }).await.unwrap()
@@ -222,6 +250,26 @@ mod tests {
         let cache = Cache::<u32, u32>::new(30);
         assert!(cache.get_or_load(1, async { Err::<(Arc<u32>, u64), _>(Failed) }).await.is_err());
         assert_eq!(keys(&cache), [] as [u32; 0]);
+        assert_eq!(*get(&cache, 1, 1).await, 1);
+    }
+
+    #[tokio::test]
+    async fn all_who_wait_for_a_load_that_fails_are_told_and_the_next_one_begins_anew() {
+        let cache = Cache::<u32, u32>::new(30);
+        let loads = Arc::new(AtomicU32::new(0));
+        let asks = (0..20).map(|_| {
+            let (cache, loads) = (cache.clone(), loads.clone());
+            async move {
+                let load = async move {
+                    loads.fetch_add(1, Ordering::SeqCst);
+                    tokio::task::yield_now().await;
+                    Err::<(Arc<u32>, u64), _>(Failed)
+                };
+                cache.get_or_load(1, load).await.is_err()
+            }
+        });
+        assert_eq!(futures::future::join_all(asks).await, vec![true; 20]);
+        assert_eq!(loads.load(Ordering::SeqCst), 1);
         assert_eq!(*get(&cache, 1, 1).await, 1);
     }
 

@@ -22,7 +22,7 @@ use crate::model::{Circuit, CircuitName, ContentHash, ProvingKey};
 use crate::store::{Store, StoreError};
 use crate::telemetry;
 use crate::witness::{Limits, ModuleCache, WasmWitness, WitnessError};
-use cache::Cache;
+use cache::{Cache, Told};
 
 /// What can go wrong with a circuit.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +53,25 @@ pub enum RegistryError {
     /// A loading task ended before its time.
     #[error("loading a circuit was cut short: {0}")]
     Cut(#[from] tokio::task::JoinError),
+    /// Somebody else's load of the same, for which this one waited, failed for what is around the program.
+    #[error("{0}")]
+    Elsewhere(String),
+}
+
+impl Told for RegistryError {
+    fn again(&self) -> Self {
+        match self {
+            Self::Key(e) => Self::Key(e.clone()),
+            Self::Witness(e) => Self::Witness(e.clone()),
+            Self::Mismatch { wasm, zkey } => Self::Mismatch { wasm: *wasm, zkey: *zkey },
+            Self::Backend(e) => Self::Backend(e.clone()),
+            Self::Artifact(ArtifactError::Missing { what }) => ArtifactError::Missing { what: what.clone() }.into(),
+            Self::Artifact(ArtifactError::Damaged { what, got }) => {
+                ArtifactError::Damaged { what: what.clone(), got: *got }.into()
+            }
+            Self::Artifact(_) | Self::Store(_) | Self::Cut(_) | Self::Elsewhere(_) => Self::Elsewhere(self.to_string()),
+        }
+    }
 }
 
 /// What a circuit is made of.
@@ -99,7 +118,7 @@ impl RegistryLimits {
 pub type Listener = Arc<dyn Fn(&'static str, f32) + Send + Sync>;
 
 /// The keys loaded on one device, by content.
-type DeviceCache = Cache<ContentHash, dyn LoadedKey>;
+type DeviceCache = Cache<ContentHash, dyn LoadedKey, RegistryError>;
 
 /// The circuits of a store.
 #[derive(Clone)]
@@ -108,7 +127,7 @@ pub struct Registry {
     artifacts: Artifacts,
     modules: ModuleCache,
     limits: RegistryLimits,
-    open: Cache<CircuitContent, ReadyCircuit>,
+    open: Cache<CircuitContent, ReadyCircuit, RegistryError>,
     /// By the device's label.
     loaded: Arc<Mutex<HashMap<String, DeviceCache>>>,
 }

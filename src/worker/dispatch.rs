@@ -136,7 +136,7 @@ async fn deal_out(ctx: &Arc<Context>, deliveries: Vec<Delivery>, hands: &mut Joi
     let mut failed = false;
     while let Some(claimed) = claims.join_next().await {
         match claimed {
-            Ok((Ok(Some(claim)), delivery)) if is_suspect(&claim) => suspects.push((claim, delivery)),
+            Ok((Ok(Some(claim)), delivery)) if is_suspect(&claim) => suspects.push((claim, Some(delivery))),
             Ok((Ok(Some(claim)), delivery)) => begin(ctx, claim, Some(delivery), None, hands),
             // Somebody else has it, it ended, or its time has not come.
             Ok((Ok(None), delivery)) => over.push(delivery),
@@ -149,8 +149,8 @@ async fn deal_out(ctx: &Arc<Context>, deliveries: Vec<Delivery>, hands: &mut Joi
             Err(_) => tracing::error!("a claim's task panicked; the job will be offered again"),
         }
     }
-    for (claim, delivery) in suspects {
-        begin_alone(ctx, claim, Some(delivery), hands);
+    if !suspects.is_empty() {
+        begin_alone(ctx, suspects, hands);
     }
     // Only now, when no claimed job waits for its heartbeat: either may take long.
     acknowledge(ctx, &over).await;
@@ -191,7 +191,7 @@ async fn detour(ctx: &Arc<Context>, free: usize, out: &mut Outage, hands: &mut J
         while let Some(claimed) = claims.join_next().await {
             begun += usize::from(matches!(claimed, Ok((_, Ok(Some(_))))));
             match claimed {
-                Ok((_, Ok(Some(claim)))) if is_suspect(&claim) => suspects.push(claim),
+                Ok((_, Ok(Some(claim)))) if is_suspect(&claim) => suspects.push((claim, None)),
                 Ok((_, Ok(Some(claim)))) => begin(ctx, claim, None, None, hands),
                 Ok((_, Ok(None))) => out.rivals = true,
                 Ok((job, Err(error))) => {
@@ -202,7 +202,7 @@ async fn detour(ctx: &Arc<Context>, free: usize, out: &mut Outage, hands: &mut J
             }
         }
         if !suspects.is_empty() {
-            suspects.into_iter().for_each(|claim| begin_alone(ctx, claim, None, hands));
+            begin_alone(ctx, suspects, hands);
             break;
         }
     }
@@ -214,18 +214,21 @@ fn is_suspect(claim: &Claim) -> bool {
     (SUSPECT..retry::LOST_WORKERS).contains(&claim.job.tries.lost)
 }
 
-/// Begins a job that is to have the worker to itself, after those that are in hand; gives it back if another such job
-/// is. Those that are begun later in the same turn would not be waited for.
-fn begin_alone(ctx: &Arc<Context>, claim: Claim, delivery: Option<Delivery>, hands: &mut JoinSet<()>) {
-    match ctx.fleet.reserve() {
-        Some(alone) => begin(ctx, claim, delivery, Some(alone), hands),
-        None => {
-            let ctx = ctx.clone();
-            hands.spawn(async move {
-                attempt::hand_back(&ctx, &claim.job).await;
-                acknowledge(&ctx, delivery.as_slice()).await;
-            });
-        }
+/// Begins one of these jobs alone: after those in hand, and after the others are given back, who would be charged with its
+/// death, too. All are given back where such a job is in hand already.
+fn begin_alone(ctx: &Arc<Context>, suspects: Vec<(Claim, Option<Delivery>)>, hands: &mut JoinSet<()>) {
+    let mut suspects = suspects.into_iter();
+    let alone = ctx.fleet.reserve().and_then(|alone| Some((alone, suspects.next()?)));
+    for (claim, delivery) in suspects {
+        let (ctx, place) = (ctx.clone(), ctx.fleet.occupy());
+        hands.spawn(async move {
+            attempt::hand_back(&ctx, &claim.job).await;
+            drop(place);
+            acknowledge(&ctx, delivery.as_slice()).await;
+        });
+    }
+    if let Some((reservation, (claim, delivery))) = alone {
+        begin(ctx, claim, delivery, Some(reservation), hands);
     }
 }
 

@@ -103,7 +103,10 @@ impl From<RegistryError> for Ended {
             RegistryError::Artifact(ArtifactError::Missing { .. } | ArtifactError::Damaged { .. }) => {
                 Self::failed(FailureClass::Transient, format!("{e}; register the circuit again"))
             }
-            RegistryError::Artifact(_) | RegistryError::Store(_) | RegistryError::Cut(_) => Self::around(e),
+            RegistryError::Artifact(_)
+            | RegistryError::Store(_)
+            | RegistryError::Cut(_)
+            | RegistryError::Elsewhere(_) => Self::around(e),
         }
     }
 }

@@ -212,6 +212,16 @@ impl Drop for Placement {
     }
 }
 
+/// Counts as a job in hand, on no device, until dropped.
+pub(super) struct Occupied(Arc<Fleet>);
+
+impl Drop for Occupied {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+        self.0.freed.notify_one();
+    }
+}
+
 /// The worker for one job alone, until dropped.
 pub(super) struct Reservation(Arc<Fleet>);
 
@@ -320,6 +330,12 @@ impl Fleet {
     /// Jobs in hand.
     pub(super) fn in_hand(&self) -> usize {
         self.busy.load(Ordering::Relaxed)
+    }
+
+    /// A job in hand that needs no device.
+    pub(super) fn occupy(self: &Arc<Self>) -> Occupied {
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        Occupied(self.clone())
     }
 
     /// The worker for one job alone, if no other has it: no more are begun until the reservation is dropped.

@@ -10,10 +10,10 @@ use prover_worker::artifacts::Artifacts;
 use prover_worker::backend::Backend;
 use prover_worker::backend::cpu::CpuBackend;
 use prover_worker::config::Config;
-use prover_worker::model::{Job, JobId, JobResult, JobState, Priority, StageTimes};
+use prover_worker::model::{FailureClass, Job, JobError, JobId, JobResult, JobState, Priority, StageTimes, WorkerId};
 use prover_worker::queue::{Delivery, MemoryQueue, Queue, QueueError, SetAside};
 use prover_worker::seal::Keyring;
-use prover_worker::store::{SqliteStore, Store, StoreSettings};
+use prover_worker::store::{Retry, SqliteStore, Store, StoreSettings};
 use prover_worker::worker::{JobService, Options, Rooms, ServiceOptions, SubmitRequest, Work, Worker};
 use zeroize::Zeroizing;
 
@@ -63,6 +63,42 @@ fn a_worker_that_lacks_a_key_does_not_use_up_the_retries_of_all_jobs() {
     // Three to find out, one more in hand, and then one at a time with pauses between.
     let failed = lacking.count("attempt failed");
     assert!(failed < JOBS as usize / 2, "{failed} attempts; log:\n{}", lacking.log());
+}
+
+/// Fails a queued job for good, as a worker does.
+fn fail(site: &Site, id: &str, class: FailureClass) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let store = SqliteStore::open(&site.data().join("prover-worker.db"), StoreSettings::default()).await.unwrap();
+        let worker = WorkerId("by hand".to_owned());
+        let claim = store.claim(id.parse().unwrap(), &worker, Duration::from_secs(60)).await.unwrap().unwrap();
+        let error = JobError { class, message: "on purpose".to_owned() };
+        store.fail(claim.job.id, claim.job.attempt, &error, Retry::Never).await.unwrap();
+    });
+}
+
+/// What an outage failed is queued again by one command; bad input stays failed, for it is not kept.
+#[test]
+fn all_that_failed_is_queued_again_together() {
+    let site = Site::new();
+    let ids: Vec<_> = (1..=4).map(|i| site.submit(i, 3)).collect();
+    let classes = [FailureClass::Transient, FailureClass::Timeout, FailureClass::Transient, FailureClass::BadInput];
+    for (id, class) in ids.iter().zip(classes) {
+        fail(&site, id, class);
+    }
+    let requeue = |more: &[&str]| -> Vec<String> {
+        let queued = site.json(&[&["jobs", "requeue", "--failed"], more].concat());
+        queued.as_array().unwrap().iter().map(|job| job["id"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(requeue(&["--class", "transient", "--circuit", "another"]), [""; 0]);
+    assert_eq!(requeue(&["--class", "transient"]), [ids[0].clone(), ids[2].clone()], "the oldest first");
+    assert_eq!(requeue(&[]), [ids[1].clone()]);
+    let _worker = site.serve(&[], &[]);
+    for (id, product) in ids[..3].iter().zip([3, 6, 9]) {
+        site.wait_for(id, "done");
+        site.assert_done_once(id, product);
+    }
+    assert_eq!(site.job(&ids[3])["state"], "failed");
 }
 
 /// A queue that never answers, as Redis behind a network that drops what is sent.
