@@ -93,7 +93,11 @@ pub const CATALOGUE: &[Variable] = &[
         "most memory a witness program may have: 16M to 4G; K, M and G mean 1024, 1024², …",
     ),
     var("PROVER_PROVE_TIMEOUT_SECS", "1800", "longest proof, once its turn on the device has come: 1 to 86400"),
-    var("PROVER_JOB_TIMEOUT_SECS", "3600", "longest attempt at a job, all stages: 1 to 604800"),
+    var(
+        "PROVER_JOB_TIMEOUT_SECS",
+        "3600",
+        "longest attempt at a job, all stages, without its wait for a turn on the device: 1 to 604800",
+    ),
     var("PROVER_QUEUE_TIMEOUT_SECS", "off", "longest wait for a worker before a job fails: 1 to 31536000, or off"),
     var(
         "PROVER_RETENTION_SECS",

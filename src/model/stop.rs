@@ -49,6 +49,11 @@ impl StopToken {
         Self { flag: self.flag.clone(), deadline }
     }
 
+    /// The same flag without a deadline.
+    pub fn without_deadline(&self) -> Self {
+        Self { flag: self.flag.clone(), deadline: None }
+    }
+
     /// The deadline, if there is one.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline

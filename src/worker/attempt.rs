@@ -68,7 +68,13 @@ pub(super) async fn run(ctx: &Context, device: &Arc<Device>, claim: Claim, alone
     };
     let by_device = matches!(&outcome, Err(Ended::Failed(e)) if e.class == FailureClass::Device);
     ctx.fleet.remember(job.id, by_device.then_some(device));
-    conclude(ctx, &job, outcome, &stop, started).await.map(|result| (job.id, result))
+    let witness = outcome.as_ref().map(|result| Duration::from_secs_f64(result.times.witness_ms / 1e3));
+    let (witness, begun) = (witness.ok(), Instant::now());
+    let result = conclude(ctx, &job, outcome, &stop, started).await;
+    if let Some(witness) = witness {
+        device.took_beside(witness + begun.elapsed());
+    }
+    result.map(|result| (job.id, result))
 }
 
 /// Waits until no other job is in hand, or this one is told to stop.
@@ -187,9 +193,10 @@ async fn prove(
     lease: &Hold,
     stop: &StopToken,
 ) -> Result<Proved, Ended> {
-    let answered = device.desk.leave(loaded, circuit, witness, stop.clone(), Arc::clone(lease));
-    // The desk itself looks at the token between steps of a proof; one that waits behind others' does not.
-    match unless_stopped(stop, answered).await? {
+    let answered = device.desk.leave(loaded, circuit, witness, stop, Arc::clone(lease));
+    // The desk itself looks at the token between steps of a proof; one that waits behind others' does not. The job's time
+    // is the desk's affair, which knows when the wait is over.
+    match unless_stopped(&stop.without_deadline(), answered).await? {
         Ok(done) => done,
         Err(_) => {
             device.failed(FailureClass::Device, Duration::ZERO);

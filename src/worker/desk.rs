@@ -37,9 +37,18 @@ pub(super) struct Order {
     pub(super) key: Arc<dyn LoadedKey>,
     circuit: Arc<ReadyCircuit>,
     witness: Witness,
-    /// The job's own token.
+    /// The job's own token, without a deadline: its time stands still while it waits here.
     stop: StopToken,
+    /// What is left of the job's time when its turn comes.
+    left: Duration,
     lease: Arc<Lease>,
+}
+
+impl Order {
+    /// The job's token, for work that begins now.
+    fn job(&self, now: Instant) -> StopToken {
+        now.checked_add(self.left).map_or_else(|| self.stop.clone(), |at| self.stop.with_deadline(at))
+    }
 }
 
 /// Orders that wait.
@@ -98,12 +107,13 @@ impl Desk {
     }
 
     /// Leaves an order; its answer comes when the device has dealt with it, or never where the worker's code panicked.
+    /// `stop` has the job's deadline, which is put off by as long as the order waits here.
     pub(super) fn leave(
         &self,
         key: Arc<dyn LoadedKey>,
         circuit: Arc<ReadyCircuit>,
         witness: Witness,
-        stop: StopToken,
+        stop: &StopToken,
         lease: Arc<Lease>,
     ) -> oneshot::Receiver<Result<Proved, Ended>> {
         let (answer, answered) = oneshot::channel();
@@ -111,7 +121,9 @@ impl Desk {
         match waiting.closed.last() {
             Some(why) => refuse([answer], why),
             None => {
-                waiting.orders.push_back((Order { key, circuit, witness, stop, lease }, answer));
+                let left = stop.deadline().map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
+                let order = Order { key, circuit, witness, stop: stop.without_deadline(), left, lease };
+                waiting.orders.push_back((order, answer));
                 self.came.notify_one();
             }
         }
@@ -141,6 +153,12 @@ impl Desk {
             }
             self.came.notified().await;
         }
+    }
+
+    /// Proofs of an order's circuit that the device likes at once, as far as it may have them.
+    fn at_once(&self, order: &Order) -> usize {
+        let likes = order.key.batch().max(1);
+        self.batching.most.map_or(likes, |most| likes.min(most))
     }
 
     fn begin(&self) -> Option<(Vec<(Order, Answer)>, usize)> {
@@ -234,7 +252,8 @@ fn prove(device: &Device, batch: Vec<Order>, allowed: Duration) -> Vec<Result<Pr
     let n = u32::try_from(batch.len()).unwrap_or(u32::MAX);
     let begun = Instant::now();
     let until = begun + allowed * turns(&batch);
-    let bounded: Vec<StopToken> = batch.iter().map(|o| o.stop.with_deadline(until)).collect();
+    let jobs: Vec<StopToken> = batch.iter().map(|o| o.job(begun)).collect();
+    let bounded: Vec<StopToken> = jobs.iter().map(|job| job.with_deadline(until)).collect();
     let proved = match batch.as_slice() {
         [one] => {
             vec![groth16::prove(one.key.as_ref(), &one.circuit.verifier, &one.witness, &bounded[0], one.lease.as_ref())]
@@ -245,37 +264,33 @@ fn prove(device: &Device, batch: Vec<Order>, allowed: Duration) -> Vec<Result<Pr
         }
     };
     let share = begun.elapsed() / n.max(1);
-    batch.iter().zip(proved).map(|(order, proved)| judge(device, &order.stop, proved, share, allowed)).collect()
-}
-
-/// Notes how the device did.
-fn judge(
-    device: &Device,
-    job: &StopToken,
-    proved: Result<Proved, ProveError>,
-    share: Duration,
-    allowed: Duration,
-) -> Result<Proved, Ended> {
-    match proved {
+    let at_once = batch.first().map_or(1, |order| device.desk.at_once(order));
+    let judged = jobs.iter().zip(proved).map(|(job, proved)| match proved {
         Ok(proved) => {
-            device.succeeded(share);
+            device.succeeded(share, at_once);
             Ok(proved)
         }
-        Err(ProveError::Backend(e @ BackendError::OutOfMemory { .. })) => {
-            device.lacked_memory(share);
-            Err(e.into())
-        }
-        Err(e) => Err(match Ended::from(e).within(job, "the proof", allowed) {
-            Ended::Failed(mut error) => {
-                if error.class == FailureClass::InvalidProof && device.is_cpu() {
-                    // The reference arithmetic computed it: the witness does not satisfy the circuit.
-                    error.class = FailureClass::BadInput;
-                }
-                device.failed(error.class, share);
-                Ended::Failed(error)
+        Err(error) => Err(judge(device, job, error, share, allowed)),
+    });
+    judged.collect()
+}
+
+/// Notes that there is no proof, and whose fault that is.
+fn judge(device: &Device, job: &StopToken, error: ProveError, share: Duration, allowed: Duration) -> Ended {
+    if let ProveError::Backend(e @ BackendError::OutOfMemory { .. }) = error {
+        device.lacked_memory(share);
+        return e.into();
+    }
+    match Ended::from(error).within(job, "the proof", allowed) {
+        Ended::Failed(mut error) => {
+            if error.class == FailureClass::InvalidProof && device.is_cpu() {
+                // The reference arithmetic computed it: the witness does not satisfy the circuit.
+                error.class = FailureClass::BadInput;
             }
-            stopped => stopped,
-        }),
+            device.failed(error.class, share);
+            Ended::Failed(error)
+        }
+        stopped => stopped,
     }
 }
 

@@ -27,6 +27,36 @@ const UNIT: u64 = 1 << 20;
 /// Jobs whose failing device is remembered.
 const MOST_REMEMBERED: usize = 10_000;
 
+/// How many jobs a device takes in hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slots {
+    /// So many.
+    Fixed(usize),
+    /// What keeps it at work, by its pace: see [`wanted`]. At most so many beside those that it proves.
+    ByPace { beside: usize },
+}
+
+/// A mean in which the latest values weigh most; none before the first.
+#[derive(Debug, Clone, Copy, Default)]
+struct Mean(Option<f64>);
+
+impl Mean {
+    fn note(&mut self, value: f64) {
+        self.0 = Some(self.0.map_or(value, |mean| mean + (value - mean) / 4.0));
+    }
+}
+
+/// How a device and its jobs have got on lately.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pace {
+    /// Seconds of a job that are not the device's: its witness, and the writing of its result.
+    beside: Mean,
+    /// Seconds of a proof; of a batch, its share.
+    proof: Mean,
+    /// Proofs of a job's circuit that go to the device at once.
+    batch: Mean,
+}
+
 /// A device at work.
 pub(super) struct Device {
     pub(super) backend: Arc<dyn Backend>,
@@ -38,7 +68,8 @@ pub(super) struct Device {
     /// Memory that proofs at work share, in units; unbounded where it is unknown, and on the processor.
     memory: Option<(Arc<Semaphore>, u32)>,
     /// Jobs in hand at once; of the processor beside other devices, while those cannot take any.
-    slots: usize,
+    slots: Slots,
+    pace: Mutex<Pace>,
     in_hand: AtomicUsize,
     failures: AtomicU32,
     quarantined: AtomicBool,
@@ -48,7 +79,7 @@ pub(super) struct Device {
 }
 
 impl Device {
-    fn new(backend: Arc<dyn Backend>, slots: usize, proofs: usize, batching: Batching) -> Self {
+    fn new(backend: Arc<dyn Backend>, slots: Slots, proofs: usize, batching: Batching) -> Self {
         let label = backend.device().label();
         telemetry::start_device(&label);
         let memory = memory_of_proofs(backend.device()).map(|units| (Arc::new(Semaphore::new(units as usize)), units));
@@ -59,6 +90,7 @@ impl Device {
             proofs,
             memory,
             slots,
+            pace: Mutex::default(),
             in_hand: AtomicUsize::new(0),
             failures: AtomicU32::new(0),
             quarantined: AtomicBool::new(false),
@@ -99,12 +131,25 @@ impl Device {
         gauge!(telemetry::DEVICE_QUARANTINED, "device" => self.label.clone()).set(shown);
     }
 
-    /// Notes a verified proof and the share of the device's time it took.
-    pub(super) fn succeeded(&self, busy: Duration) {
+    /// Notes a verified proof, the share of the device's time it took, and how many of its circuit the device likes at once.
+    pub(super) fn succeeded(&self, busy: Duration, at_once: usize) {
         self.failures.store(0, Ordering::Relaxed);
+        let mut pace = self.pace();
+        pace.proof.note(busy.as_secs_f64());
+        pace.batch.note(at_once as f64);
+        drop(pace);
         counter!(telemetry::DEVICE_PROOFS, "device" => self.label.clone()).increment(1);
         histogram!(telemetry::DEVICE_PROOF_DURATION, "device" => self.label.clone()).record(busy.as_secs_f64());
         self.was_busy(busy);
+    }
+
+    /// Notes how long a job that it proved took beside that.
+    pub(super) fn took_beside(&self, took: Duration) {
+        self.pace().beside.note(took.as_secs_f64());
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes a failure. Only the device's own count against it.
@@ -138,8 +183,16 @@ impl Device {
         trusted && !self.desk.is_closed()
     }
 
+    /// Jobs that it takes in hand at once, as things are.
+    fn slots(&self) -> usize {
+        match self.slots {
+            Slots::Fixed(jobs) => jobs,
+            Slots::ByPace { beside } => wanted(self.proofs, &self.pace(), beside),
+        }
+    }
+
     fn free(&self) -> usize {
-        self.slots.saturating_sub(self.in_hand.load(Ordering::Relaxed))
+        self.slots().saturating_sub(self.in_hand.load(Ordering::Relaxed))
     }
 
     /// Whether an unfit device's time to sing has come; the next time is set with that.
@@ -187,8 +240,8 @@ pub(super) struct Fleet {
     /// Devices by number that have slots of their own. While there is another device, the processor has none unless
     /// it is told to take what is too much: it is the fallback, and busy with witnesses.
     workers: Vec<usize>,
-    /// Jobs in hand at once over all devices.
-    total: usize,
+    /// Jobs in hand at once over all devices; by the devices when unset.
+    jobs: Option<usize>,
     busy: AtomicUsize,
     /// Set while a job is to have the worker to itself.
     reserved: AtomicBool,
@@ -206,8 +259,8 @@ pub(super) struct Placement {
 impl Drop for Placement {
     fn drop(&mut self) {
         self.device.in_hand.fetch_sub(1, Ordering::Relaxed);
-        let busy = self.fleet.busy.fetch_sub(1, Ordering::Relaxed) - 1;
-        gauge!(telemetry::WORKER_SLOTS_BUSY).set(busy as f64);
+        self.fleet.busy.fetch_sub(1, Ordering::Relaxed);
+        self.fleet.show();
         self.fleet.freed.notify_one();
     }
 }
@@ -243,24 +296,33 @@ fn memory_of_proofs(device: &DeviceInfo) -> Option<u32> {
 /// A proof on the CPU uses `threads` cores, so cores ÷ threads run side by side. Beyond that, one job more is worth
 /// having: its witness, which takes one core, is made while the others' proofs run, and a proof's last, narrow stages
 /// leave a core idle. So there are never fewer than two jobs. On a GPU two proofs at a time keep it busy, where its memory
-/// takes both ([`Device::memory_for`]), and witnesses are the bottleneck: one a core, over all GPUs.
-fn size(device: &DeviceInfo, cores: usize, gpus: usize) -> (usize, usize) {
+/// takes both ([`Device::memory_for`]); what it takes beside depends on the jobs, and is at most a witness a core, over all
+/// GPUs.
+fn size(device: &DeviceInfo, cores: usize, gpus: usize) -> (Slots, usize) {
     match device.kind {
         DeviceKind::Cpu => {
             let proofs = (cores / device.threads.max(1)).max(1);
-            (proofs.max(2), proofs)
+            (Slots::Fixed(proofs.max(2)), proofs)
         }
-        DeviceKind::Cuda | DeviceKind::Icicle => (GPU_PROOFS + cores.div_ceil(gpus.max(1)), GPU_PROOFS),
+        DeviceKind::Cuda | DeviceKind::Icicle => (Slots::ByPace { beside: cores.div_ceil(gpus.max(1)) }, GPU_PROOFS),
     }
 }
 
-/// Jobs for each of some devices, given what each would take and the number over all of them, if that is given: as
-/// evenly as it goes, the first ones first.
-fn share(sizes: &[usize], jobs: Option<usize>) -> Vec<usize> {
-    match jobs {
-        None => sizes.to_vec(),
-        Some(jobs) => (0..sizes.len()).map(|i| (jobs + sizes.len() - 1 - i) / sizes.len()).collect(),
-    }
+/// Jobs in hand that keep a device at work, and no more: what is taken beyond that waits here while another worker may be
+/// idle, with its witness in memory. Those are the proofs it makes at once, in batches as it likes them; and as many jobs as
+/// come to be in their other stages while it makes them, one at least and `most` at the most.
+fn wanted(proofs: usize, pace: &Pace, most: usize) -> usize {
+    let batch = pace.batch.0.map_or(1, |batch| batch.round() as usize).max(1);
+    let beside = match (pace.beside.0, pace.proof.0) {
+        (Some(beside), Some(proof)) => (proofs as f64 * beside / proof).ceil() as usize,
+        _ => 1,
+    };
+    proofs * batch + beside.clamp(1, most.max(1))
+}
+
+/// Jobs for each of `devices` of so many over all of them: as evenly as it goes, the first ones first.
+fn share(devices: usize, jobs: usize) -> Vec<usize> {
+    (0..devices).map(|i| (jobs + devices - 1 - i) / devices).collect()
 }
 
 impl Fleet {
@@ -272,25 +334,29 @@ impl Fleet {
         let others = all.clone().filter(|i| !is_cpu(i)).count();
         let sizes: Vec<_> = backends.iter().map(|b| size(b.device(), cores, others)).collect();
         let workers: Vec<_> = all.filter(|i| others == 0 || sizing.cpu_overflow || !is_cpu(i)).collect();
-        let wanted: Vec<_> = workers.iter().map(|i| sizes[*i].0).collect();
-        let shares = share(&wanted, sizing.jobs);
-        let total = shares.iter().sum();
-        let slots = |i: usize| match workers.iter().position(|w| *w == i) {
+        let shares = sizing.jobs.map(|jobs| share(workers.len(), jobs));
+        let slots = |i: usize| match (&shares, workers.iter().position(|w| *w == i), sizes[i].0) {
             // Where jobs are fewer than devices, the others stand in for one that is unfit.
-            Some(at) => shares[at].max(1),
-            None => sizes[i].0.min(total),
+            (Some(shares), Some(at), _) => Slots::Fixed(shares[at].max(1)),
+            (Some(shares), None, Slots::Fixed(jobs)) => Slots::Fixed(jobs.min(shares.iter().sum())),
+            (_, _, own) => own,
         };
         let slots: Vec<_> = (0..backends.len()).map(slots).collect();
         let made = backends.into_iter().zip(slots).zip(sizes);
         let devices = made.map(|((b, slots), (_, proofs))| Arc::new(Device::new(b, slots, proofs, sizing.batching)));
         let devices = devices.collect();
         let (busy, reserved, freed) = (AtomicUsize::new(0), AtomicBool::new(false), Notify::new());
-        Self { devices, workers, total, busy, reserved, freed, failed_on: Mutex::default() }
+        Self { devices, workers, jobs: sizing.jobs, busy, reserved, freed, failed_on: Mutex::default() }
     }
 
-    /// Jobs in hand at once.
+    /// Jobs in hand at once, as things are.
     pub(super) fn slots(&self) -> usize {
-        self.total
+        self.jobs.unwrap_or_else(|| self.workers.iter().map(|i| self.devices[*i].slots()).sum())
+    }
+
+    fn show(&self) {
+        gauge!(telemetry::WORKER_SLOTS).set(self.slots() as f64);
+        gauge!(telemetry::WORKER_SLOTS_BUSY).set(self.busy.load(Ordering::Relaxed) as f64);
     }
 
     pub(super) fn devices(&self) -> &[Arc<Device>] {
@@ -349,7 +415,7 @@ impl Fleet {
         if self.reserved.load(Ordering::Acquire) {
             return 0;
         }
-        let left = self.total.saturating_sub(self.busy.load(Ordering::Relaxed));
+        let left = self.slots().saturating_sub(self.busy.load(Ordering::Relaxed));
         let mut fit = self.fit_workers().peekable();
         let free = match fit.peek() {
             Some(_) => fit.map(|i| self.devices[i].free()).sum(),
@@ -368,8 +434,8 @@ impl Fleet {
     pub(super) fn place(self: &Arc<Self>, job: &Job, resident: impl Fn(&Device) -> bool) -> Placement {
         let device = self.devices[self.choose(job, resident)].clone();
         device.in_hand.fetch_add(1, Ordering::Relaxed);
-        let busy = self.busy.fetch_add(1, Ordering::Relaxed) + 1;
-        gauge!(telemetry::WORKER_SLOTS_BUSY).set(busy as f64);
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        self.show();
         Placement { fleet: self.clone(), device }
     }
 
@@ -435,18 +501,54 @@ mod tests {
 
     #[test]
     fn a_small_processor_takes_two_jobs_and_proves_one_at_a_time() {
-        assert_eq!(size(&device(DeviceKind::Cpu, 2), 2, 0), (2, 1));
-        assert_eq!(size(&device(DeviceKind::Cpu, 1), 1, 0), (2, 1));
-        assert_eq!(size(&device(DeviceKind::Cpu, 1), 2, 0), (2, 2));
-        assert_eq!(size(&device(DeviceKind::Cpu, 8), 64, 1), (8, 8));
-        assert_eq!(size(&device(DeviceKind::Cpu, 64), 64, 0), (2, 1));
+        assert_eq!(size(&device(DeviceKind::Cpu, 2), 2, 0), (Slots::Fixed(2), 1));
+        assert_eq!(size(&device(DeviceKind::Cpu, 1), 1, 0), (Slots::Fixed(2), 1));
+        assert_eq!(size(&device(DeviceKind::Cpu, 1), 2, 0), (Slots::Fixed(2), 2));
+        assert_eq!(size(&device(DeviceKind::Cpu, 8), 64, 1), (Slots::Fixed(8), 8));
+        assert_eq!(size(&device(DeviceKind::Cpu, 64), 64, 0), (Slots::Fixed(2), 1));
     }
 
     #[test]
     fn gpus_take_two_proofs_each_and_share_the_cores_for_witnesses() {
-        assert_eq!(size(&device(DeviceKind::Cuda, 1), 16, 1), (18, 2));
-        assert_eq!(size(&device(DeviceKind::Cuda, 1), 16, 8), (4, 2));
-        assert_eq!(size(&device(DeviceKind::Cuda, 1), 2, 8), (3, 2));
+        assert_eq!(size(&device(DeviceKind::Cuda, 1), 16, 1), (Slots::ByPace { beside: 16 }, 2));
+        assert_eq!(size(&device(DeviceKind::Cuda, 1), 16, 8), (Slots::ByPace { beside: 2 }, 2));
+        assert_eq!(size(&device(DeviceKind::Cuda, 1), 2, 8), (Slots::ByPace { beside: 1 }, 2));
+    }
+
+    #[test]
+    fn a_gpu_takes_what_keeps_it_at_work_and_no_more() {
+        // Seconds beside the device, seconds on it, batch; of 16 at most beside two proofs.
+        for (beside, proof, batch, expected) in [
+            (2.0, 60.0, 1, 3),
+            (60.0, 60.0, 1, 4),
+            (3.0, 1.0, 1, 8),
+            (100.0, 1.0, 1, 18),
+            (0.0, 1.0, 1, 3),
+            (0.0, 0.0, 1, 3),
+            (1.0, 0.0, 1, 18),
+            (0.002, 0.001, 8, 20),
+            (0.02, 0.001, 8, 32),
+            (0.001, 0.01, 8, 17),
+        ] {
+            let mut pace = Pace::default();
+            pace.beside.note(beside);
+            pace.proof.note(proof);
+            pace.batch.note(f64::from(batch));
+            assert_eq!(wanted(2, &pace, 16), expected, "{beside} s beside {proof} s, by {batch}");
+        }
+        assert_eq!(wanted(2, &Pace::default(), 16), 3, "before the first proof");
+    }
+
+    #[test]
+    fn the_pace_follows_the_latest_jobs() {
+        let mut mean = Mean::default();
+        mean.note(8.0);
+        mean.note(4.0);
+        assert_eq!(mean.0, Some(7.0));
+        for _ in 0..40 {
+            mean.note(1.0);
+        }
+        assert_eq!(mean.0.map(f64::round), Some(1.0));
     }
 
     #[test]
@@ -470,9 +572,8 @@ mod tests {
 
     #[test]
     fn slots_are_shared_out_evenly() {
-        assert_eq!(share(&[3, 4], None), [3, 4]);
-        assert_eq!(share(&[3, 4], Some(5)), [3, 2]);
-        assert_eq!(share(&[3, 4, 9], Some(1)), [1, 0, 0]);
-        assert_eq!(share(&[2], Some(1024)), [1024]);
+        assert_eq!(share(2, 5), [3, 2]);
+        assert_eq!(share(3, 1), [1, 0, 0]);
+        assert_eq!(share(1, 1024), [1024]);
     }
 }

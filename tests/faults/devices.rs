@@ -78,6 +78,19 @@ impl Gpu {
     fn behave(&self, manner: Manner) {
         self.manner.store(manner as u8, Ordering::SeqCst);
     }
+
+    async fn until_at_work(&self, proofs: usize) {
+        until(|| async { self.at_work.load(Ordering::SeqCst) == proofs }).await;
+    }
+}
+
+/// Returns when this is so.
+async fn until<F: Future<Output = bool>>(mut so: impl FnMut() -> F) {
+    let begun = Instant::now();
+    while !so().await {
+        assert!(begun.elapsed() < HANG, "waited in vain");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 impl Backend for Gpu {
@@ -237,6 +250,11 @@ impl Site {
         }
     }
 
+    /// Returns when a job's witness is there, and it waits for the device or is on it.
+    async fn until_proving(&self, id: JobId) {
+        until(|| async { self.service.job(id).await.unwrap().stage == Some(Stage::Prove) }).await;
+    }
+
     /// Returns when the GPU has jobs again.
     async fn until_back(&self) {
         let begun = Instant::now();
@@ -380,6 +398,40 @@ async fn proofs_that_do_not_fit_together_go_to_the_device_one_by_one() {
         }
         site.worker.drain().await;
     }
+}
+
+/// A worker takes what its GPU can begin, so that others have the rest; and fills batches where its jobs are small.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_takes_more_jobs_only_as_its_gpu_keeps_up() {
+    let site = Site::open(|_| {}).await;
+    assert_eq!(site.worker.slots(), 3, "two proofs, and a witness meanwhile");
+    site.assert_done_on(&site.end(site.submit(good()).await).await, "cuda:0");
+    assert!(site.worker.slots() > 2 * 4, "two batches of four, and witnesses meanwhile: {}", site.worker.slots());
+    site.worker.drain().await;
+}
+
+/// A job's time stands still while it waits for others' proofs.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_wait_for_a_device_is_not_the_jobs_time() {
+    let allowed = Duration::from_secs(4);
+    let site = Site::open(|o| {
+        o.concurrency = Some(8);
+        o.job_timeout = allowed;
+    })
+    .await;
+    site.gpu.behave(Manner::Stuck);
+    for at_work in 1..=2 {
+        site.submit(good()).await;
+        site.gpu.until_at_work(at_work).await;
+    }
+    let waits = site.submit(good()).await;
+    site.until_proving(waits).await;
+    tokio::time::sleep(allowed + Duration::from_millis(100)).await;
+    site.gpu.behave(Manner::Sound);
+    let job = site.end(waits).await;
+    site.assert_done_on(&job, "cuda:0");
+    assert_eq!((job.attempt.0, job.tries.transient), (1, 0), "{job:?}");
+    site.worker.drain().await;
 }
 
 /// A bad witness looks like a bad device until the processor has tried: then it is the input's fault.
