@@ -16,6 +16,7 @@ use std::sync::Arc;
 use prover_worker::backend::cpu::{CpuBackend, Instructions};
 use prover_worker::backend::cuda::CudaBackend;
 use prover_worker::backend::cuda::driver::nvidia::NvidiaDriver;
+use prover_worker::backend::cuda::driver::{Driver, GraphCounts};
 use prover_worker::backend::{Backend, BackendError, Commitments, LoadedKey, Quiet, selftest};
 use prover_worker::formats::{r1cs, wtns};
 use prover_worker::groth16::setup;
@@ -124,9 +125,14 @@ fn proofs_are_the_processors_alone_and_at_once() {
         selftest::run(&gpu).unwrap();
         let case = case(name, 3);
         let key = gpu.load(case.key.clone()).unwrap();
+        let before = driver.graph_counts();
         for (witness, expected) in case.witnesses.iter().zip(&case.expected) {
             assert_eq!(commit(&*key, witness).as_ref(), Ok(expected), "{name}");
         }
+        // All but the first.
+        let (made, launches) = if gpu.makes_graphs(&case.key) { (1, 2) } else { (0, 0) };
+        let counts = GraphCounts { made: before.made + made, launches: before.launches + launches, error: None };
+        assert_eq!(driver.graph_counts(), counts, "{name}");
         if name != "multiplier" {
             continue;
         }
@@ -153,20 +159,22 @@ fn a_function_that_fails_costs_its_proof_and_no_more() {
     let (witness, expected) = (&case.witnesses[1], &case.expected[1]);
     let (mut failed, mut harmless) = (Vec::new(), Vec::new());
     for (function, code, skips) in [
-        ("cuMemAlloc_v2", 2, [0, 30]),
+        // First, since those that there are serve again.
+        ("cuEventCreate", 999, [0, 9]),
+        ("cuMemAlloc_v2", 2, [0, 20]),
         ("cuMemHostAlloc", 2, [0, 1]),
         ("cuStreamCreate", 999, [0, 1]),
-        ("cuEventCreate", 999, [0, 9]),
         ("cuEventRecord", 999, [0, 9]),
-        ("cuStreamWaitEvent", 999, [0, 9]),
+        ("cuStreamWaitEvent", 999, [0, 6]),
         ("cuFuncSetAttribute", 999, [0, 1]),
-        ("cuLaunchKernel", 999, [0, 60]),
-        ("cuMemcpyHtoDAsync_v2", 999, [0, 30]),
-        ("cuMemsetD8Async", 999, [0, 60]),
+        ("cuLaunchKernel", 999, [0, 40]),
+        ("cuMemcpyHtoDAsync_v2", 999, [0, 16]),
+        // The second clears the first proof's memory.
+        ("cuMemsetD8Async", 999, [0, 14]),
         ("cuMemcpyDtoHAsync_v2", 999, [0, 1]),
         ("cuGraphCreate", 999, [0, 1]),
         ("cuGraphAddKernelNode_v2", 999, [0, 40]),
-        ("cuGraphAddMemsetNode", 999, [0, 60]),
+        ("cuGraphAddMemsetNode", 999, [0, 10]),
         ("cuGraphInstantiateWithFlags", 999, [0, 1]),
         ("cuGraphLaunch", 999, [0, 1]),
     ] {
@@ -218,6 +226,35 @@ fn a_fault_of_a_kernel_is_the_end_of_the_device_and_not_of_the_program() {
     }
     let error = gpu.load(case.key.clone()).map(drop).unwrap_err();
     assert!(matches!(error, BackendError::Device { code: 700, .. }), "{error:?}");
+}
+
+/// A graph that is refused is done without, which the driver's counts show and nothing else.
+#[test]
+fn what_became_of_graphs_is_counted() {
+    let Some(folder) = with_twin("what_became_of_graphs_is_counted") else { return };
+    let (driver, fault) = (driver(), folder.join("fault"));
+    let gpu = CudaBackend::new(driver.clone());
+    let case = case("multiplier", 1);
+    let proofs = |words: &str| {
+        let before = driver.graph_counts();
+        fs::write(&fault, words).unwrap();
+        let key = gpu.load(case.key.clone()).unwrap();
+        for _ in 0..3 {
+            assert_eq!(commit(&*key, &case.witnesses[0]).as_ref(), Ok(&case.expected[0]), "{words}");
+        }
+        drop(key);
+        fs::remove_file(&fault).unwrap();
+        let now = driver.graph_counts();
+        (now.made - before.made, now.launches - before.launches, now.error)
+    };
+    assert_eq!(proofs("0 none 0"), (1, 2, None));
+    let refused = |op, code| Some(BackendError::Device { op, code });
+    assert_eq!(proofs("1 cuGraphInstantiateWithFlags 0"), (0, 0, refused("cuGraphInstantiate", 1)));
+    assert_eq!(proofs("1 cuGraphLaunch 1"), (1, 1, refused("cuGraphLaunch", 1)));
+    // Where memory is wanting, what was released meanwhile is given back first.
+    for words in ["2 cuMemAlloc_v2 2 once", "2 cuGraphInstantiateWithFlags 0 once", "2 cuGraphLaunch 1 once"] {
+        assert_eq!(proofs(words), (1, 2, refused("cuGraphLaunch", 1)), "{words}");
+    }
 }
 
 #[test]

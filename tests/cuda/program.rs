@@ -59,9 +59,9 @@ fn prove_proves_on_it_and_on_the_processor_where_it_fails() {
     fs::write(home.path().join("k.zkey"), key).unwrap();
     let witness = Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits/multiplier.wtns");
     let verifier = Verifier::new(&case.key.header.vk);
-    // The self-test makes three proofs, in memory of some hundred allocations.
+    // The self-test makes three proofs, in memory of some thirty allocations.
     for (fault, device) in
-        [("", "cuda:0"), ("700 cuMemcpyDtoHAsync_v2 3 for-ever", "cpu:0"), ("2 cuMemAlloc_v2 150", "cpu:0")]
+        [("", "cuda:0"), ("700 cuMemcpyDtoHAsync_v2 3 for-ever", "cpu:0"), ("2 cuMemAlloc_v2 40", "cpu:0")]
     {
         twin.fault(fault);
         let mut prove = program(home.path(), &twin, "cuda");

@@ -8,7 +8,7 @@ use ark_ec::short_weierstrass::Projective;
 use ark_ff::{BigInteger256, PrimeField};
 
 use super::super::BackendError;
-use super::driver::{Address, Argument, Driver, Event, Graph, Launch, Properties, Stream};
+use super::driver::{Address, Argument, Driver, Event, Graph, GraphCounts, Launch, Properties, Stream};
 use super::memory::Buffer;
 use super::msm::{self, Bases, Group, Index, Needs, Scratch, Sums};
 pub use super::msm::{InG1, InG2, Plan};
@@ -429,6 +429,9 @@ impl Driver for Traced {
     fn allocate(&self, bytes: u64) -> Result<Address, BackendError> {
         self.inner.allocate(bytes)
     }
+    fn carves(&self) -> bool {
+        self.inner.carves()
+    }
     unsafe fn release(&self, address: Address) {
         // SAFETY: passed on.
         unsafe { self.inner.release(address) }
@@ -475,6 +478,9 @@ impl Driver for Traced {
     fn wait(&self, stream: Stream, event: Event) -> Result<(), BackendError> {
         self.inner.wait(stream, event)
     }
+    fn order(&self, before: Stream, after: Stream) -> Result<(), BackendError> {
+        self.inner.order(before, after)
+    }
     fn elapsed(&self, from: Event, to: Event) -> Result<f32, BackendError> {
         self.inner.elapsed(from, to)
     }
@@ -490,5 +496,8 @@ impl Driver for Traced {
     }
     fn destroy_graph(&self, graph: Graph) {
         self.inner.destroy_graph(graph)
+    }
+    fn graph_counts(&self) -> GraphCounts {
+        self.inner.graph_counts()
     }
 }

@@ -1,4 +1,7 @@
 //! Device memory that is given back when it is no longer used.
+//!
+//! What is used together is cut from one allocation, a [`Block`]: asking a driver for memory takes long, and so does
+//! clearing many small places.
 
 #![allow(unsafe_code)]
 
@@ -7,19 +10,61 @@ use std::sync::Arc;
 use super::super::BackendError;
 use super::driver::{Address, Argument, Driver, Stream};
 
-/// Device memory. Its content is anything until it is written.
-pub(super) struct Buffer {
+/// Buffers begin at multiples of this, bytes, as allocations do.
+const ALIGNMENT: u64 = 256;
+
+/// Bytes that a buffer takes of a [`Block`].
+const fn room(bytes: u64) -> u64 {
+    bytes.next_multiple_of(ALIGNMENT)
+}
+
+/// The same of several.
+pub(super) fn rooms(sizes: &[u64]) -> u64 {
+    sizes.iter().map(|bytes| room(*bytes)).sum()
+}
+
+/// An allocation.
+struct Whole {
     driver: Arc<dyn Driver>,
     address: Address,
     bytes: u64,
 }
 
-impl Buffer {
-    /// Room for `bytes` bytes (at least one, so that an address is there).
-    pub(super) fn new(driver: &Arc<dyn Driver>, bytes: u64) -> Result<Self, BackendError> {
-        let bytes = bytes.max(1);
+impl Whole {
+    fn new(driver: &Arc<dyn Driver>, bytes: u64) -> Result<Arc<Self>, BackendError> {
         let address = driver.allocate(bytes)?;
-        Ok(Self { driver: driver.clone(), address, bytes })
+        Ok(Arc::new(Self { driver: driver.clone(), address, bytes }))
+    }
+}
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        // SAFETY: the address came from `allocate`, and nobody has it any more: arguments made from buffers here are used
+        // up by launches, whose work `release` waits for.
+        unsafe { self.driver.release(self.address) }
+    }
+}
+
+/// Device memory. Its content is anything until it is written.
+pub(super) struct Buffer {
+    /// None of an empty one, whose address is null.
+    whole: Option<Arc<Whole>>,
+    address: Address,
+    bytes: u64,
+}
+
+impl Buffer {
+    /// Room for `bytes` bytes, by itself.
+    pub(super) fn new(driver: &Arc<dyn Driver>, bytes: u64) -> Result<Self, BackendError> {
+        if bytes == 0 {
+            return Ok(Self::empty());
+        }
+        let whole = Whole::new(driver, bytes)?;
+        Ok(Self { address: whole.address, whole: Some(whole), bytes })
+    }
+
+    fn empty() -> Self {
+        Self { whole: None, address: Address::default(), bytes: 0 }
     }
 
     /// The same with content.
@@ -47,38 +92,151 @@ impl Buffer {
 
     /// Writes at byte `offset`.
     pub(super) fn upload(&self, stream: Stream, offset: u64, from: &[u8]) -> Result<(), BackendError> {
-        let to = self.range("upload to the device", offset, from.len() as u64)?;
+        let Some((driver, to)) = self.range("upload to the device", offset, from.len() as u64)? else { return Ok(()) };
         // SAFETY: `range` checked that the bytes lie in this buffer.
-        unsafe { self.driver.upload(stream, to, from) }
+        unsafe { driver.upload(stream, to, from) }
     }
 
     /// Reads from byte `offset`, after all work of the stream.
     pub(super) fn download(&self, stream: Stream, offset: u64, to: &mut [u8]) -> Result<(), BackendError> {
-        let from = self.range("download from the device", offset, to.len() as u64)?;
+        let range = self.range("download from the device", offset, to.len() as u64)?;
+        let Some((driver, from)) = range else { return Ok(()) };
         // SAFETY: `range` checked that the bytes lie in this buffer.
-        unsafe { self.driver.download(stream, to, from) }
+        unsafe { driver.download(stream, to, from) }
     }
 
     /// Sets `bytes` bytes from `offset` on to zero.
     pub(super) fn zero(&self, stream: Stream, offset: u64, bytes: u64) -> Result<(), BackendError> {
-        let at = self.range("clearing device memory", offset, bytes)?;
+        let Some((driver, at)) = self.range("clearing device memory", offset, bytes)? else { return Ok(()) };
         // SAFETY: `range` checked that the bytes lie in this buffer.
-        unsafe { self.driver.zero(stream, at, bytes) }
+        unsafe { driver.zero(stream, at, bytes) }
     }
 
-    /// The address of `offset`, if `bytes` bytes lie there.
-    fn range(&self, what: &'static str, offset: u64, bytes: u64) -> Result<Address, BackendError> {
+    /// The address of `offset`, if `bytes` bytes lie there, and whose it is; nothing where the buffer is empty.
+    fn range(
+        &self,
+        what: &'static str,
+        offset: u64,
+        bytes: u64,
+    ) -> Result<Option<(&dyn Driver, Address)>, BackendError> {
         match offset.checked_add(bytes) {
-            Some(end) if end <= self.bytes => Ok(Address(self.address.0 + offset)),
+            Some(end) if end <= self.bytes => {
+                Ok(self.whole.as_ref().map(|whole| (&*whole.driver, Address(self.address.0 + offset))))
+            }
             end => Err(BackendError::Shape { what, expected: self.bytes, got: end.unwrap_or(u64::MAX) }),
         }
     }
 }
 
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        // SAFETY: the address came from `allocate`, and nobody has it any more: arguments made from this buffer are used
-        // up by launches, whose work `release` waits for.
-        unsafe { self.driver.release(self.address) }
+/// Memory for buffers that are used together: one allocation, from which they are cut one after another. On a driver for
+/// tests they lie apart, so that what is written between them is seen.
+pub(super) struct Block {
+    driver: Arc<dyn Driver>,
+    /// One; or as many as there are buffers.
+    wholes: Vec<Arc<Whole>>,
+    /// Bytes in all, and those cut off.
+    bytes: u64,
+    cut: u64,
+}
+
+impl Block {
+    /// Memory for buffers that take `bytes` bytes in all, by [`rooms`].
+    pub(super) fn new(driver: &Arc<dyn Driver>, bytes: u64) -> Result<Self, BackendError> {
+        let mut block = Self { driver: driver.clone(), wholes: Vec::new(), bytes, cut: 0 };
+        if driver.carves() && bytes > 0 {
+            block.wholes.push(Whole::new(driver, bytes)?);
+        }
+        Ok(block)
+    }
+
+    /// The next buffers.
+    ///
+    /// # Errors
+    /// `Shape` where the rest is too little.
+    pub(super) fn cut<const N: usize>(&mut self, sizes: [u64; N]) -> Result<[Buffer; N], BackendError> {
+        let end = self.cut + rooms(&sizes);
+        if end > self.bytes {
+            return Err(BackendError::Shape { what: "bytes of a block of memory", expected: end, got: self.bytes });
+        }
+        let mut buffers = sizes.map(|_| Buffer::empty());
+        for (buffer, bytes) in buffers.iter_mut().zip(sizes).filter(|(_, bytes)| *bytes > 0) {
+            *buffer = self.next(bytes)?;
+        }
+        Ok(buffers)
+    }
+
+    fn next(&mut self, bytes: u64) -> Result<Buffer, BackendError> {
+        if !self.driver.carves() {
+            let buffer = Buffer::new(&self.driver, bytes)?;
+            self.wholes.extend(buffer.whole.clone());
+            self.cut += room(bytes);
+            return Ok(buffer);
+        }
+        let whole = self.wholes.first().cloned();
+        let address = whole.as_ref().map_or(0, |whole| whole.address.0) + self.cut;
+        self.cut += room(bytes);
+        Ok(Buffer { whole, address: Address(address), bytes })
+    }
+
+    /// Sets all of it to zero.
+    pub(super) fn zero(&self, stream: Stream) -> Result<(), BackendError> {
+        // SAFETY: as many bytes were allocated there.
+        self.wholes.iter().try_for_each(|whole| unsafe { self.driver.zero(stream, whole.address, whole.bytes) })
+    }
+}
+
+#[cfg(all(test, feature = "kernels-on-host"))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::driver::host::{HostDriver, Order};
+    use super::*;
+
+    fn content(stream: Stream, buffer: &Buffer) -> Vec<u8> {
+        let mut bytes = vec![9; buffer.bytes() as usize];
+        buffer.download(stream, 0, &mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn buffers_of_a_block_are_one_allocation_and_are_cleared_at_once() {
+        const SIZES: [u64; 5] = [1, 0, 257, 256, 8];
+        let host = HostDriver::new(Order::Ascending);
+        for (host, allocations, used) in [(host.with_carving(), 1, 1280), (HostDriver::new(Order::Ascending), 4, 522)] {
+            let host = Arc::new(host);
+            let driver: Arc<dyn Driver> = host.clone();
+            let stream = driver.create_stream().unwrap();
+            let mut block = Block::new(&driver, rooms(&SIZES)).unwrap();
+            let buffers = block.cut(SIZES).unwrap();
+            assert_eq!((host.allocations(), host.used()), (allocations, used));
+            for (i, buffer) in buffers.iter().enumerate() {
+                assert_eq!(buffer.bytes(), SIZES[i]);
+                assert!(buffer.address.0.is_multiple_of(ALIGNMENT));
+                buffer.upload(stream, 0, &vec![i as u8 + 1; SIZES[i] as usize]).unwrap();
+            }
+            for (i, buffer) in buffers.iter().enumerate() {
+                assert_eq!(content(stream, buffer), vec![i as u8 + 1; SIZES[i] as usize], "buffer {i}");
+            }
+            block.zero(stream).unwrap();
+            assert!(buffers.iter().all(|buffer| content(stream, buffer).iter().all(|byte| *byte == 0)));
+            let what = "bytes of a block of memory";
+            assert_eq!(block.cut([1]).err(), Some(BackendError::Shape { what, expected: 1536, got: 1280 }));
+            // The buffers keep their memory.
+            drop(block);
+            assert_eq!((content(stream, &buffers[2]).len(), host.used()), (257, used));
+            drop(buffers);
+            assert_eq!((host.used(), host.fault()), (0, None));
+        }
+    }
+
+    #[test]
+    fn an_empty_buffer_takes_no_memory_and_has_no_content() {
+        let host = Arc::new(HostDriver::new(Order::Ascending));
+        let driver: Arc<dyn Driver> = host.clone();
+        let stream = driver.create_stream().unwrap();
+        let empty = Buffer::with(&driver, stream, &[]).unwrap();
+        assert_eq!((empty.bytes(), host.allocations()), (0, 0));
+        empty.zero(stream, 0, 0).and_then(|()| empty.download(stream, 0, &mut [])).unwrap();
+        let what = "upload to the device";
+        assert_eq!(empty.upload(stream, 0, &[1]), Err(BackendError::Shape { what, expected: 0, got: 1 }));
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! From the upload of the witness to the download of a few hundred points everything stays on the device: quotient
 //! (`quotient`), transforms (`ntt`) and multi-scalar products (`msm`) put their kernels into streams, for small circuits as
-//! one launch (`slot`), and the host waits at the end. Several proofs of one circuit go there together. The host code drives a [`driver::Driver`], which is NVIDIA's or, for tests, this processor running the same
-//! kernels.
+//! one launch (`slot`), and the host waits at the end. Several proofs of one circuit go there together. The host code drives
+//! a [`driver::Driver`], which is NVIDIA's or, for tests, this processor running the same kernels.
 
 pub mod driver;
 mod key;
@@ -41,6 +41,11 @@ impl CudaBackend {
             memory: p.memory,
         };
         Self { info, driver, graphs: true }
+    }
+
+    /// Whether the work of a proof with this key may become one launch: from the second proof in the same memory on.
+    pub fn makes_graphs(&self, key: &ProvingKey) -> bool {
+        self.graphs && key::runs_apart(&*self.driver, key)
     }
 
     /// The same, with each kernel a launch of its own.

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use super::super::BackendError;
 use super::super::cpu::sparse;
 use super::driver::{Argument, Driver, Launch, Stream};
-use super::memory::Buffer;
+use super::memory::{Block, Buffer, rooms};
 use super::ntt::{Domain, ELEMENT, MOST_LOG};
 use crate::model::{ENTRY_BYTES, Fr, ProvingKey, entry};
 
@@ -80,23 +80,25 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// Memory for quotients of these constraints.
-    pub(super) fn new(constraints: &Constraints) -> Result<Self, BackendError> {
-        let driver = &constraints.driver;
+    /// Memory for quotients of these constraints, cut from a block.
+    pub(super) fn within(block: &mut Block, constraints: &Constraints) -> Result<Self, BackendError> {
+        let [vectors, sums] = block.cut(Self::sizes(constraints))?;
+        Ok(Self { vectors, sums })
+    }
+
+    /// Bytes of it.
+    pub(super) fn bytes(constraints: &Constraints) -> u64 {
+        rooms(&Self::sizes(constraints))
+    }
+
+    fn sizes(constraints: &Constraints) -> [u64; 2] {
         let parts = constraints.long.as_ref().map_or(0, |long| u64::from(long.part_count));
-        let vectors = Buffer::new(driver, 3 * ELEMENT * constraints.domain.size())?;
-        Ok(Self { vectors, sums: Buffer::new(driver, parts * ELEMENT)? })
+        [3 * ELEMENT * constraints.domain.size(), parts * ELEMENT]
     }
 
     /// The scalars of H, plain and below r, from byte 0 on, one a point of the domain.
     pub(super) fn scalars(&self) -> &Buffer {
         &self.vectors
-    }
-
-    /// Overwrites what lies there.
-    pub(super) fn clear(&self, stream: Stream) -> Result<(), BackendError> {
-        self.vectors.zero(stream, 0, self.vectors.bytes())?;
-        self.sums.zero(stream, 0, self.sums.bytes())
     }
 }
 
@@ -162,7 +164,7 @@ impl Constraints {
     /// Bytes of a [`Scratch`], or a few more.
     pub(super) fn per_proof(key: &ProvingKey) -> u64 {
         // A part has more than SHORT terms, or is one of several of a row that has PART for each of the others.
-        3 * ELEMENT * u64::from(key.header.domain_size) + ELEMENT * (key.n_coefficients() / SHORT) as u64
+        rooms(&[3 * ELEMENT * u64::from(key.header.domain_size), ELEMENT * (key.n_coefficients() / SHORT) as u64])
     }
 
     /// Leaves the scalars of H in [`Scratch::scalars`], from a witness of plain values below r, 32 bytes a wire.
@@ -514,7 +516,8 @@ mod tests {
             let stream = driver.create_stream().unwrap();
             let key = self.key();
             let constraints = Constraints::index(&driver, stream, &key).unwrap();
-            let scratch = Scratch::new(&constraints).unwrap();
+            let mut block = Block::new(&driver, Scratch::bytes(&constraints)).unwrap();
+            let scratch = Scratch::within(&mut block, &constraints).unwrap();
             let plain: Vec<u64> = self.witness.iter().flat_map(|w| w.into_bigint().0).collect();
             let witness = upload_u64(&driver, stream, &plain).unwrap();
             let n = self.domain as usize;
@@ -540,10 +543,7 @@ mod tests {
                 let expected: Vec<_> = self.scalars().iter().map(|x| x.into_bigint()).collect();
                 assert!(scalars == expected, "scalars of H");
             }
-            assert!(scratch.vectors.bytes() + scratch.sums.bytes() <= Constraints::per_proof(&key) + 1);
-            scratch.clear(stream).unwrap();
-            scratch.scalars().download(stream, 0, &mut bytes).unwrap();
-            assert!(bytes.iter().all(|byte| *byte == 0));
+            assert!(Scratch::bytes(&constraints) <= Constraints::per_proof(&key));
         }
     }
 
@@ -607,7 +607,8 @@ mod tests {
         // Which other devices can do.
         assert!(matches!(with(1 << 28), Some(BackendError::Unavailable { .. })));
         let constraints = Constraints::index(&driver, stream, &case.key()).unwrap();
-        let scratch = Scratch::new(&constraints).unwrap();
+        let mut block = Block::new(&driver, Scratch::bytes(&constraints)).unwrap();
+        let scratch = Scratch::within(&mut block, &constraints).unwrap();
         let short = Buffer::new(&driver, 8 * 32).unwrap();
         let error = constraints.quotient(stream, &short, &scratch).err();
         assert_eq!(error, Some(BackendError::Shape { what: "bytes of a witness", expected: 288, got: 256 }));

@@ -7,7 +7,9 @@
 //! **One launch.** Those five streams have some hundred kernels and clearings, each of which takes the host microseconds to
 //! begin; for small circuits that is longer than the device takes. The first proof of a slot puts them there one by one,
 //! which loads whatever kernel has not run yet. The second notes them as a graph, which it and all later ones run as a
-//! whole. Where a graph cannot be made, it stays at the first way.
+//! whole. Where a graph cannot be made, it stays at the first way, and the driver's counts say why.
+//!
+//! **Memory.** All of a slot is one allocation, and as secret as the witness: clearing it is one call.
 
 #![allow(unsafe_code)]
 
@@ -18,7 +20,7 @@ use zeroize::Zeroizing;
 use super::super::{BackendError, Commitments};
 use super::driver::{Driver, Graph, Stream};
 use super::key::Resident;
-use super::memory::Buffer;
+use super::memory::{Block, Buffer, rooms};
 use super::msm::{self, Bases, Group, InG1, InG2, Needs, Plan, Sums};
 use super::quotient;
 use super::sort::{Sorted, Sorter};
@@ -37,13 +39,14 @@ const A: usize = 3;
 const C: usize = 4;
 
 /// What the products of a proof need: of each, in the order above, where they run apart; else of the first four together,
-/// and of that of H. And bytes of their sums.
+/// and of that of H. And bytes of their sums, and of the witness.
 pub(super) struct Layout {
     lanes: Vec<Needs>,
     sums: u64,
+    witness: u64,
 }
 
-/// Plans for A, B, C and H, and how many bases each has.
+/// Plans for A, B, C and H, how many bases each has, and whether products run apart.
 #[derive(Clone, Copy)]
 pub(super) struct Plans {
     pub(super) a: Plan,
@@ -51,6 +54,7 @@ pub(super) struct Plans {
     pub(super) c: Plan,
     pub(super) h: Plan,
     pub(super) counts: [u64; 4],
+    pub(super) apart: bool,
 }
 
 impl Plans {
@@ -59,40 +63,44 @@ impl Plans {
         let [a, b, c, h] = counts;
         let plan = |n| Plan::new::<InG1>(driver, n, multiples);
         // B is summed in both groups, of which G2 takes three times as long.
-        Self { a: plan(a), b: Plan::new::<InG2>(driver, b, multiples), c: plan(c), h: plan(h), counts }
+        let b = Plan::new::<InG2>(driver, b, multiples);
+        let plans = Self { a: plan(a), b, c: plan(c), h: plan(h), counts, apart: false };
+        let apart = counts.iter().all(|count| *count <= MOST_APART)
+            && plans.needs(driver).iter().map(Needs::with_sorter).sum::<u64>()
+                <= driver.properties().memory / APART_SHARE;
+        Self { apart, ..plans }
     }
 
-    /// Where the products of a proof run, and in which memory.
-    pub(super) fn layout(&self, driver: &dyn Driver) -> Layout {
+    /// What each product needs.
+    fn needs(&self, driver: &dyn Driver) -> [Needs; 5] {
         let [a, b, c, h] = self.counts;
-        let needs = [
+        [
             Needs::of::<InG2>(driver, b, &self.b),
             Needs::of::<InG1>(driver, h, &self.h),
             // The digits of B are sorted once.
             Needs::of::<InG1>(driver, b, &self.b).without_sorter(),
             Needs::of::<InG1>(driver, a, &self.a),
             Needs::of::<InG1>(driver, c, &self.c),
-        ];
+        ]
+    }
+
+    /// Where the products of a proof run, and in which memory; for a witness of so many values.
+    pub(super) fn layout(&self, driver: &dyn Driver, wires: u64) -> Layout {
+        let (needs, witness) = (self.needs(driver), msm::SCALAR_BYTES * wires);
         let sums = [&self.a, &self.b, &self.c, &self.h].map(Sums::<InG1>::bytes).iter().sum::<u64>()
             + Sums::<InG2>::bytes(&self.b);
-        let apart = self.counts.iter().all(|count| *count <= MOST_APART)
-            && needs.iter().map(Needs::with_sorter).sum::<u64>() <= driver.properties().memory / APART_SHARE;
-        if apart {
-            return Layout { lanes: needs.to_vec(), sums };
+        if self.apart {
+            return Layout { lanes: needs.to_vec(), sums, witness };
         }
         let together = [B2, B1, A, C].iter().fold(Needs::default(), |all, product| all.or(needs[*product]));
-        Layout { lanes: vec![together, needs[H]], sums }
+        Layout { lanes: vec![together, needs[H]], sums, witness }
     }
 }
 
 impl Layout {
-    /// Bytes of it, for a witness of so many values: all of a [`Slot`] but for the quotient.
-    pub(super) fn bytes(&self, wires: u64) -> u64 {
-        self.lanes.iter().map(Needs::with_sorter).sum::<u64>() + self.sums + msm::SCALAR_BYTES * wires
-    }
-
-    fn apart(&self) -> bool {
-        self.lanes.len() > 2
+    /// Bytes of it: all of a [`Slot`] but for the quotient.
+    pub(super) fn bytes(&self) -> u64 {
+        self.lanes.iter().map(Needs::with_sorter).sum::<u64>() + rooms(&[self.sums, self.witness])
     }
 }
 
@@ -116,13 +124,15 @@ pub(super) enum Launching {
     Singly,
     /// One by one as yet; the next proof makes graphs.
     SinglyAtFirst,
-    /// As one launch, and the clearing as another.
-    AsOne { work: Graph, clear: Graph },
+    /// As one launch.
+    AsOne(Graph),
 }
 
 /// What one proof at a time uses.
 pub(super) struct Slot {
     driver: Arc<dyn Driver>,
+    /// All that follows.
+    memory: Block,
     lanes: Vec<Lane>,
     witness: Buffer,
     quotient: quotient::Scratch,
@@ -143,13 +153,12 @@ impl Drop for Slot {
     fn drop(&mut self) {
         if self.secret {
             // Of a proof that nobody ended, or whose clearing failed: nothing better can be done about it.
-            let _ = self.join().and_then(|()| self.put_clearing());
+            let _ = self.join().and_then(|()| self.memory.zero(self.stream()));
         }
         // Graphs run in the first stream alone.
         let _ = self.driver.synchronize(self.stream());
-        if let Launching::AsOne { work, clear } = self.launching {
+        if let Launching::AsOne(work) = self.launching {
             self.driver.destroy_graph(work);
-            self.driver.destroy_graph(clear);
         }
         self.lanes.iter().for_each(|lane| self.driver.destroy_stream(lane.stream));
     }
@@ -171,16 +180,19 @@ impl Slot {
     /// Memory and streams for proofs with this key; `graphs` says whether they may become one launch.
     pub(super) fn new(driver: &Arc<dyn Driver>, key: &Resident, graphs: bool) -> Result<Self, BackendError> {
         let plans = &key.plans;
-        let layout = plans.layout(&**driver);
+        let layout = plans.layout(&**driver, key.wires);
+        let bytes = layout.bytes() + quotient::Scratch::bytes(&key.constraints);
+        let mut memory = Block::new(driver, bytes)?;
         let mut streams = Streams { driver, made: Vec::new() };
         let mut lanes = Vec::new();
         for needs in &layout.lanes {
             let stream = driver.create_stream()?;
             streams.made.push(stream);
-            let (sorter, scratch) = (Sorter::new(driver, needs.sorter())?, msm::Scratch::new(driver, *needs)?);
-            lanes.push(Lane { stream, sorter, scratch });
+            let sorter = Sorter::within(driver, &mut memory, needs.sorter())?;
+            lanes.push(Lane { stream, sorter, scratch: msm::Scratch::within(driver, &mut memory, *needs)? });
         }
-        let left = Arc::new(Buffer::new(driver, layout.sums)?);
+        let [left, witness] = memory.cut([layout.sums, layout.witness])?;
+        let left = Arc::new(left);
         let mut end = 0;
         let mut next = |bytes| {
             end += bytes;
@@ -189,13 +201,13 @@ impl Slot {
         let mut in_g1 = |plan: &Plan| Sums::<InG1>::new(&left, next(Sums::<InG1>::bytes(plan)), *plan);
         let (a, b1, c, h) = (in_g1(&plans.a)?, in_g1(&plans.b)?, in_g1(&plans.c)?, in_g1(&plans.h)?);
         let b2 = Sums::<InG2>::new(&left, next(Sums::<InG2>::bytes(&plans.b)), plans.b)?;
-        let witness = Buffer::new(driver, msm::SCALAR_BYTES * key.wires)?;
-        let quotient = quotient::Scratch::new(&key.constraints)?;
+        let quotient = quotient::Scratch::within(&mut memory, &key.constraints)?;
         // The slot destroys them now.
         streams.made.clear();
-        let launching = if graphs && layout.apart() { Launching::SinglyAtFirst } else { Launching::Singly };
+        let launching = if graphs && plans.apart { Launching::SinglyAtFirst } else { Launching::Singly };
         let driver = driver.clone();
-        Ok(Self { driver, lanes, witness, quotient, left, a, b1, b2, c, h, launching, used: false, secret: false })
+        let (used, secret) = (false, false);
+        Ok(Self { driver, memory, lanes, witness, quotient, left, a, b1, b2, c, h, launching, used, secret })
     }
 
     /// The stream that the others wait for at the beginning, and that waits for them in the end.
@@ -224,13 +236,13 @@ impl Slot {
         self.secret = true;
         self.witness.upload(self.stream(), 0, witness)?;
         if self.used && self.launching == Launching::SinglyAtFirst {
-            match self.as_one(key) {
-                Ok(made) => self.launching = made,
+            match self.driver.graph(self.stream(), &mut || self.put(key, &|| Ok(()))) {
+                Ok(work) => self.launching = Launching::AsOne(work),
                 Err(why) => self.give_up_graphs(&why),
             }
         }
         self.used = true;
-        if let Launching::AsOne { work, .. } = self.launching {
+        if let Launching::AsOne(work) = self.launching {
             // SAFETY: the graph's work points to the slot's memory and the key's, which is the one that it was made with, and
             // both are there.
             match unsafe { self.driver.run(self.stream(), work) } {
@@ -251,11 +263,10 @@ impl Slot {
     /// From now on, launches one by one: what could not be launched once would not be the next time.
     fn give_up_graphs(&mut self, why: &BackendError) {
         tracing::warn!(%why, "a proof's work could not be made one launch; it is begun one by one");
-        // The graphs may still run, if what failed was said late; on a device that is gone nothing does.
+        // The graph may still run, if what failed was said late; on a device that is gone nothing does.
         let _ = self.driver.synchronize(self.stream());
-        if let Launching::AsOne { work, clear } = std::mem::replace(&mut self.launching, Launching::Singly) {
+        if let Launching::AsOne(work) = std::mem::replace(&mut self.launching, Launching::Singly) {
             self.driver.destroy_graph(work);
-            self.driver.destroy_graph(clear);
         }
     }
 
@@ -270,32 +281,18 @@ impl Slot {
     /// Overwrites what is as secret as the witness, for the next proof to find. `whole` says that the work of the last
     /// proof was put there without an error, and that its results are here.
     pub(super) fn clear(&mut self, whole: bool) -> Result<(), BackendError> {
-        if let (Launching::AsOne { clear, .. }, true) = (self.launching, whole) {
-            // SAFETY: as in `begin`.
-            match unsafe { self.driver.run(self.stream(), clear) } {
-                Ok(()) => {
-                    self.secret = false;
-                    return Ok(());
-                }
-                Err(why) => self.give_up_graphs(&why),
-            }
+        if !whole {
+            // Any stream may have work that no other waits for.
+            self.join()?;
         }
-        // Any stream may have work that no other waits for.
-        self.join()?;
-        self.put_clearing()?;
+        // The sums, too: the commitments follow from them, before they are blinded.
+        self.memory.zero(self.stream())?;
         if !whole {
             // No result was waited for: so that the witness leaves the memory, too, that it came through.
             self.driver.synchronize(self.stream())?;
         }
         self.secret = false;
         Ok(())
-    }
-
-    fn as_one(&self, key: &Resident) -> Result<Launching, BackendError> {
-        let work = self.driver.graph(self.stream(), &mut || self.put(key, &|| Ok(())))?;
-        let clear = self.driver.graph(self.stream(), &mut || self.put_clearing());
-        let clear = clear.inspect_err(|_| self.driver.destroy_graph(work))?;
-        Ok(Launching::AsOne { work, clear })
     }
 
     fn put(&self, key: &Resident, go_on: &dyn Fn() -> Result<(), BackendError>) -> Result<(), BackendError> {
@@ -318,20 +315,6 @@ impl Slot {
             let lane = self.lane(product);
             let digits = lane.sorter.sort(lane.stream, &self.witness, index, plan)?;
             lane.sum(bases, digits, sums)?;
-        }
-        self.join()
-    }
-
-    fn put_clearing(&self) -> Result<(), BackendError> {
-        self.fork()?;
-        self.quotient.clear(self.lane(H).stream)?;
-        for lane in &self.lanes {
-            lane.sorter.clear(lane.stream)?;
-            lane.scratch.clear(lane.stream)?;
-        }
-        // The commitments follow from the sums, before they are blinded.
-        for buffer in [&self.witness, &*self.left] {
-            buffer.zero(self.stream(), 0, buffer.bytes())?;
         }
         self.join()
     }

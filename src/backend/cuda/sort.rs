@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::super::BackendError;
 use super::driver::{Argument, Driver, Launch, Stream};
-use super::memory::Buffer;
+use super::memory::{Block, Buffer, rooms};
 use super::msm::{Index, Plan};
 
 /// Threads of a block, as `sort.cu` has them: `msm_bins`, `msm_starts`, `msm_offsets`; `msm_count` and `msm_place`.
@@ -111,7 +111,25 @@ impl Needs {
 
     /// Bytes of a [`Sorter`] for this.
     pub(super) fn bytes(&self) -> u64 {
-        4 * (2 * self.buckets + 4 * self.bins + 3) + 6 * self.entries + 4 * self.bundled
+        rooms(&self.sizes())
+    }
+
+    /// Those of its buffers, in the order of the fields; none where there is nothing to sort.
+    fn sizes(&self) -> [u64; 8] {
+        let Self { entries, bundled, buckets, bins } = *self;
+        if buckets == 0 {
+            return [0; 8];
+        }
+        [
+            4 * (bins + buckets),
+            4 * (bins + 1),
+            4 * (bins + 1),
+            4 * bins,
+            4 * entries,
+            2 * entries,
+            4 * bundled,
+            4 * (buckets + 1),
+        ]
     }
 }
 
@@ -159,26 +177,14 @@ impl Sorted<'_> {
 impl Sorter {
     /// Memory for what needs no more than `needs`.
     pub(super) fn new(driver: &Arc<dyn Driver>, needs: Needs) -> Result<Self, BackendError> {
-        let room = |bytes| Buffer::new(driver, bytes);
-        Ok(Self {
-            driver: driver.clone(),
-            counts: room(4 * (needs.bins + needs.buckets))?,
-            starts: room(4 * (needs.bins + 1))?,
-            chunks: room(4 * (needs.bins + 1))?,
-            totals: room(4 * needs.bins)?,
-            binned: room(4 * needs.entries)?,
-            lows: room(2 * needs.entries)?,
-            entries: room(4 * needs.bundled)?,
-            offsets: room(4 * (needs.buckets + 1))?,
-            needs,
-        })
+        Self::within(driver, &mut Block::new(driver, needs.bytes())?, needs)
     }
 
-    /// Overwrites what tells of the scalars.
-    pub(super) fn clear(&self, stream: Stream) -> Result<(), BackendError> {
-        let bins = [&self.counts, &self.starts, &self.chunks, &self.totals, &self.binned, &self.lows];
-        let all = bins.into_iter().chain([&self.entries, &self.offsets]);
-        all.into_iter().try_for_each(|buffer| buffer.zero(stream, 0, buffer.bytes()))
+    /// The same, cut from a block. What lies there tells of the scalars.
+    pub(super) fn within(driver: &Arc<dyn Driver>, block: &mut Block, needs: Needs) -> Result<Self, BackendError> {
+        let [counts, starts, chunks, totals, binned, lows, entries, offsets] = block.cut(needs.sizes())?;
+        let driver = driver.clone();
+        Ok(Self { driver, counts, starts, chunks, totals, binned, lows, entries, offsets, needs })
     }
 
     /// What `sort` left for these scalars and this plan.
@@ -490,7 +496,7 @@ mod tests {
                 assert!(bins.partition(&plan).1.max(place) <= 64 << 10, "{plan:?}");
             }
         }
-        let host = Arc::new(HostDriver::new(Order::Ascending));
+        let host = Arc::new(HostDriver::new(Order::Ascending).with_carving());
         let driver: Arc<dyn Driver> = host.clone();
         let needs = Needs::of(1000, &Plan::of(13, 1000, 64));
         let sorter = Sorter::new(&driver, needs).unwrap();

@@ -7,10 +7,10 @@
 //! what it runs.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Address, Argument, BackendError, Event, Launch, Stream};
+use super::{Address, Argument, BackendError, Event, Graph, GraphCounts, Launch, Stream};
 
 /// CUDA's codes for what cannot be noted: other calls than launches, clearings and events; streams that the first one does
 /// not wait for at the end; events of one graph in another, or of none.
@@ -42,6 +42,43 @@ impl Work {
 pub(super) struct Node {
     pub(super) work: Work,
     pub(super) after: Vec<usize>,
+}
+
+/// Counts what comes of a driver's graphs.
+#[derive(Default)]
+pub(super) struct Tally {
+    made: AtomicU64,
+    launches: AtomicU64,
+    error: Mutex<Option<BackendError>>,
+}
+
+impl Tally {
+    /// Passes on what came of making one.
+    pub(super) fn made(&self, made: Result<Graph, BackendError>) -> Result<Graph, BackendError> {
+        self.count(&self.made, made)
+    }
+
+    /// Passes on what came of launching one.
+    pub(super) fn launched(&self, launched: Result<(), BackendError>) -> Result<(), BackendError> {
+        self.count(&self.launches, launched)
+    }
+
+    fn count<T>(&self, what: &AtomicU64, came: Result<T, BackendError>) -> Result<T, BackendError> {
+        match &came {
+            Ok(_) => drop(what.fetch_add(1, Ordering::Relaxed)),
+            Err(error) => *self.error() = Some(error.clone()),
+        }
+        came
+    }
+
+    fn error(&self) -> MutexGuard<'_, Option<BackendError>> {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn counts(&self) -> GraphCounts {
+        let [made, launches] = [&self.made, &self.launches].map(|count| count.load(Ordering::Relaxed));
+        GraphCounts { made, launches, error: self.error().clone() }
+    }
 }
 
 /// The graphs that are being noted on a driver's streams.

@@ -18,8 +18,8 @@ use std::slice;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::graph::{Node, Notes, Work};
-use super::{Address, Argument, BackendError, Driver, Event, Graph, Launch, Properties, Stream};
+use super::graph::{Node, Notes, Tally, Work};
+use super::{Address, Argument, BackendError, Driver, Event, Graph, GraphCounts, Launch, Properties, Stream};
 
 /// In which order threads run between two waits, blocks, and work that no event orders. A result that depends on it is a
 /// race.
@@ -273,8 +273,10 @@ pub struct HostDriver {
     properties: Properties,
     order: Order,
     threads: u32,
+    carves: bool,
     state: Mutex<State>,
     notes: Notes,
+    tally: Tally,
 }
 
 impl HostDriver {
@@ -289,7 +291,8 @@ impl HostDriver {
             memory: 4 << 30,
         };
         let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get().min(8) as u32);
-        Self { properties, order, threads, state: Mutex::default(), notes: Notes::default() }
+        let (state, notes, tally) = Default::default();
+        Self { properties, order, threads, carves: false, state, notes, tally }
     }
 
     /// With another number of multiprocessors.
@@ -313,6 +316,12 @@ impl HostDriver {
     /// With another compute capability.
     pub fn with_capability(mut self, major: u32, minor: u32) -> Self {
         self.properties.capability = (major, minor);
+        self
+    }
+
+    /// With buffers cut from one allocation, as a GPU has them: what is written between them is not seen then.
+    pub fn with_carving(mut self) -> Self {
+        self.carves = true;
         self
     }
 
@@ -420,6 +429,24 @@ impl HostDriver {
             Some((error, _)) => Err(error.clone()),
             None => Ok(state),
         }
+    }
+
+    fn make(&self, stream: Stream, work: &mut dyn FnMut() -> Result<(), BackendError>) -> Result<Graph, BackendError> {
+        self.sound()?.stream("graph", stream)?;
+        let nodes = self.notes.take(stream, work)?;
+        let mut state = self.sound()?;
+        let graph = Graph(state.handle());
+        state.graphs.insert(graph, nodes.into());
+        Ok(graph)
+    }
+
+    fn put_graph(&self, stream: Stream, graph: Graph) -> Result<(), BackendError> {
+        self.notes.refuse(stream, "run")?;
+        let mut state = self.sound()?;
+        state.stream("run", stream)?;
+        let nodes = state.graphs.get(&graph).cloned();
+        let nodes = nodes.ok_or(BackendError::Device { op: "run", code: INVALID_HANDLE })?;
+        self.put(&mut state, stream, Task::Graph(nodes)).map(drop)
     }
 
     /// Checks what can be told of work before it runs.
@@ -621,6 +648,11 @@ impl Driver for HostDriver {
         Ok(Address(address))
     }
 
+    /// Buffers lie apart, each between guards, unless it was asked otherwise.
+    fn carves(&self) -> bool {
+        self.carves
+    }
+
     unsafe fn release(&self, address: Address) {
         let mut state = self.lock();
         // Faults are noted for later calls.
@@ -724,25 +756,19 @@ impl Driver for HostDriver {
     }
 
     fn graph(&self, stream: Stream, work: &mut dyn FnMut() -> Result<(), BackendError>) -> Result<Graph, BackendError> {
-        self.sound()?.stream("graph", stream)?;
-        let nodes = self.notes.take(stream, work)?;
-        let mut state = self.sound()?;
-        let graph = Graph(state.handle());
-        state.graphs.insert(graph, nodes.into());
-        Ok(graph)
+        self.tally.made(self.make(stream, work))
     }
 
     unsafe fn run(&self, stream: Stream, graph: Graph) -> Result<(), BackendError> {
-        self.notes.refuse(stream, "run")?;
-        let mut state = self.sound()?;
-        state.stream("run", stream)?;
-        let nodes = state.graphs.get(&graph).cloned();
-        let nodes = nodes.ok_or(BackendError::Device { op: "run", code: INVALID_HANDLE })?;
-        self.put(&mut state, stream, Task::Graph(nodes)).map(drop)
+        self.tally.launched(self.put_graph(stream, graph))
     }
 
     fn destroy_graph(&self, graph: Graph) {
         self.lock().graphs.remove(&graph);
+    }
+
+    fn graph_counts(&self) -> GraphCounts {
+        self.tally.counts()
     }
 }
 

@@ -27,6 +27,17 @@ pub struct Event(u64);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Graph(u64);
 
+/// What has come of graphs on a device so far.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct GraphCounts {
+    /// Made.
+    pub made: u64,
+    /// Put into a stream.
+    pub launches: u64,
+    /// What kept the last one from being made or launched that was not.
+    pub error: Option<BackendError>,
+}
+
 /// What is fixed of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Properties {
@@ -81,6 +92,11 @@ pub trait Driver: Send + Sync {
 
     /// Memory, aligned to 256 bytes, with any content. Fails with `OutOfMemory`.
     fn allocate(&self, bytes: u64) -> Result<Address, BackendError>;
+
+    /// Whether buffers that are used together may be cut from one allocation.
+    fn carves(&self) -> bool {
+        true
+    }
 
     /// Gives memory back once all work on the device that was begun has ended, or when more is asked for.
     ///
@@ -157,4 +173,7 @@ pub trait Driver: Send + Sync {
 
     /// Forgets a graph, once its last run has ended.
     fn destroy_graph(&self, graph: Graph);
+
+    /// What has come of graphs so far: one that a device refuses is done without, and shows nowhere else.
+    fn graph_counts(&self) -> GraphCounts;
 }

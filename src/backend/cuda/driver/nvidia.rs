@@ -26,8 +26,8 @@ use rayon::prelude::*;
 use zeroize::Zeroize;
 
 use super::super::super::BackendError;
-use super::graph::{Node, Notes, Work};
-use super::{Address, Argument, Driver, Event, Graph, Launch, Properties, Stream};
+use super::graph::{Node, Notes, Tally, Work};
+use super::{Address, Argument, Driver, Event, Graph, GraphCounts, Launch, Properties, Stream};
 
 /// What build.rs makes of `kernels/`: `FATBIN`, machine code for the architectures `ARCHS` and PTX of the oldest.
 mod kernels {
@@ -134,8 +134,34 @@ pub struct NvidiaDriver {
     staging: Mutex<HashMap<Stream, Arc<Mutex<Staging>>>>,
     spare: Mutex<Vec<Staging>>,
     notes: Notes,
-    /// Memory that was given back, and is not the driver's yet.
-    released: Mutex<Vec<u64>>,
+    tally: Tally,
+    released: Released,
+    /// Events that order streams, to use again.
+    events: Mutex<Vec<Event>>,
+    carves: bool,
+}
+
+/// Memory that was given back, and is not the driver's yet.
+#[derive(Default)]
+struct Released {
+    waiting: Mutex<Vec<u64>>,
+    freeing: Mutex<()>,
+}
+
+impl Released {
+    fn push(&self, address: u64) {
+        locked(&self.waiting).push(address);
+    }
+
+    /// Frees what waits. Whoever comes meanwhile waits for that: what another thread has taken from here and not freed yet
+    /// would look to them like memory that is in use.
+    fn free(&self, free: impl FnOnce(Vec<u64>)) {
+        let _freeing = locked(&self.freeing);
+        let waiting = std::mem::take(&mut *locked(&self.waiting));
+        if !waiting.is_empty() {
+            free(waiting);
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -179,13 +205,34 @@ impl NvidiaDriver {
             // SAFETY: retained above, and given back once.
             let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(device) };
         })?;
-        let (kernels, staging, spare, notes, released) = Default::default();
-        Ok(Self { properties, card, device, context, module, elapsed, kernels, staging, spare, notes, released })
+        let (kernels, staging, spare, notes, tally, released, events) = Default::default();
+        Ok(Self {
+            properties,
+            card,
+            device,
+            context,
+            module,
+            elapsed,
+            kernels,
+            staging,
+            spare,
+            notes,
+            tally,
+            released,
+            events,
+            carves: true,
+        })
     }
 
     /// What people and floors want to know of it.
     pub fn card(&self) -> &Card {
         &self.card
+    }
+
+    /// With each buffer an allocation of its own, so that compute-sanitizer sees what is written between them.
+    pub fn without_carving(mut self) -> Self {
+        self.carves = false;
+        self
     }
 
     /// What comes back of bytes that are sent to the device and fetched again.
@@ -317,17 +364,49 @@ impl NvidiaDriver {
 
     /// Gives back to the driver what was released. The context is current.
     fn give_back(&self) {
-        let released = std::mem::take(&mut *locked(&self.released));
-        if released.is_empty() {
-            return;
+        self.released.free(|released| {
+            // A context that fails here is dead, and its memory goes with the process.
+            // SAFETY: a plain call.
+            let _ = unsafe { sys::cuCtxSynchronize() };
+            for address in released {
+                // SAFETY: it came from `allocate`, nobody has it any more, and no work on the device uses it now.
+                let _ = unsafe { sys::cuMemFree_v2(address) };
+            }
+        });
+    }
+
+    /// Does what takes memory; where there is none, once more with what was released meanwhile. The context is current.
+    fn with_memory<T>(&self, mut work: impl FnMut() -> Result<T, BackendError>) -> Result<T, BackendError> {
+        match work() {
+            Err(BackendError::OutOfMemory { .. }) => {
+                self.give_back();
+                work()
+            }
+            done => done,
         }
-        // A context that fails here is dead, and its memory goes with the process.
-        // SAFETY: a plain call.
-        let _ = unsafe { sys::cuCtxSynchronize() };
-        for address in released {
-            // SAFETY: it came from `allocate`, nobody has it any more, and no work on the device uses it now.
-            let _ = unsafe { sys::cuMemFree_v2(address) };
-        }
+    }
+
+    /// A graph of these nodes, ready to run. The context is current.
+    fn make(&self, nodes: &[Node]) -> Result<Graph, BackendError> {
+        let mut graph = ptr::null_mut();
+        // SAFETY: there is a place for the result.
+        check("cuGraphCreate", unsafe { sys::cuGraphCreate(&mut graph, 0) })?;
+        let made = self.fill(graph, nodes).and_then(|()| {
+            let mut runnable = ptr::null_mut();
+            // SAFETY: the graph was made above, and there is a place for the result.
+            let code = unsafe { sys::cuGraphInstantiateWithFlags(&mut runnable, graph, 0) };
+            check("cuGraphInstantiate", code).map(|()| Graph(runnable as u64))
+        });
+        // SAFETY: made above, and forgotten once; what can be run is a thing of its own.
+        let _ = unsafe { sys::cuGraphDestroy(graph) };
+        made
+    }
+
+    /// Records an event of `order`'s in one stream, and has another wait for it.
+    fn order_by(&self, event: Event, before: Stream, after: Stream) -> Result<(), BackendError> {
+        // SAFETY: both are of this context.
+        check("cuEventRecord", unsafe { sys::cuEventRecord(event.raw(), before.raw()) })?;
+        self.wait(after, event)
     }
 
     /// Puts nodes into a graph of the driver's.
@@ -423,21 +502,27 @@ impl Driver for NvidiaDriver {
     fn allocate(&self, bytes: u64) -> Result<Address, BackendError> {
         self.enter()?;
         self.give_back();
-        let mut at = 0;
-        // The driver refuses zero bytes. Its addresses are multiples of 256.
-        // SAFETY: there is a place for the result.
-        let code = unsafe { sys::cuMemAlloc_v2(&mut at, bytes.max(1) as usize) };
-        if code == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-            return Err(BackendError::OutOfMemory { needed: bytes, free: free()? });
-        }
-        check("cuMemAlloc", code)?;
-        Ok(Address(at))
+        self.with_memory(|| {
+            let mut at = 0;
+            // The driver refuses zero bytes. Its addresses are multiples of 256.
+            // SAFETY: there is a place for the result.
+            let code = unsafe { sys::cuMemAlloc_v2(&mut at, bytes.max(1) as usize) };
+            if code == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                return Err(BackendError::OutOfMemory { needed: bytes, free: free()? });
+            }
+            check("cuMemAlloc", code)?;
+            Ok(Address(at))
+        })
+    }
+
+    fn carves(&self) -> bool {
+        self.carves
     }
 
     /// The memory is the driver's again before the next is asked for: giving it back waits for all work on the device, which
     /// is done once for all that was released meanwhile.
     unsafe fn release(&self, address: Address) {
-        locked(&self.released).push(address.0);
+        self.released.push(address.0);
     }
 
     fn create_stream(&self) -> Result<Stream, BackendError> {
@@ -552,6 +637,26 @@ impl Driver for NvidiaDriver {
         check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream.raw(), event.raw(), 0) })
     }
 
+    /// By an event without a time, of a few that are used again and again: a wait is for what the event stood for when it was
+    /// asked for.
+    fn order(&self, before: Stream, after: Stream) -> Result<(), BackendError> {
+        if before == after {
+            return Ok(());
+        }
+        if let Some(noted) = self.notes.record(before) {
+            let waits = self.wait(after, noted);
+            self.notes.destroy(noted);
+            return waits;
+        }
+        self.enter()?;
+        let untimed =
+            || create_event(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING).map(|event| Event(event as u64));
+        let event = locked(&self.events).pop().map_or_else(untimed, Ok)?;
+        let ordered = self.order_by(event, before, after);
+        locked(&self.events).push(event);
+        ordered
+    }
+
     fn elapsed(&self, from: Event, to: Event) -> Result<f32, BackendError> {
         self.enter()?;
         let mut milliseconds = 0.0;
@@ -569,27 +674,20 @@ impl Driver for NvidiaDriver {
 
     /// Kernels that have never run may have to be loaded, which the driver does while the graph is made.
     fn graph(&self, stream: Stream, work: &mut dyn FnMut() -> Result<(), BackendError>) -> Result<Graph, BackendError> {
-        let nodes = self.notes.take(stream, work)?;
-        self.enter()?;
-        let mut graph = ptr::null_mut();
-        // SAFETY: there is a place for the result.
-        check("cuGraphCreate", unsafe { sys::cuGraphCreate(&mut graph, 0) })?;
-        let made = self.fill(graph, &nodes).and_then(|()| {
-            let mut runnable = ptr::null_mut();
-            // SAFETY: the graph was made above, and there is a place for the result.
-            let code = unsafe { sys::cuGraphInstantiateWithFlags(&mut runnable, graph, 0) };
-            check("cuGraphInstantiate", code).map(|()| Graph(runnable as u64))
-        });
-        // SAFETY: made above, and forgotten once; what can be run is a thing of its own.
-        let _ = unsafe { sys::cuGraphDestroy(graph) };
-        made
+        let nodes = self.notes.take(stream, work);
+        self.tally.made(nodes.and_then(|nodes| {
+            self.enter()?;
+            self.with_memory(|| self.make(&nodes))
+        }))
     }
 
     unsafe fn run(&self, stream: Stream, graph: Graph) -> Result<(), BackendError> {
         self.notes.refuse(stream, "run")?;
         self.enter()?;
-        // SAFETY: it came from `graph` and was not destroyed; that its memory is there is the caller's word.
-        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.0 as sys::CUgraphExec, stream.raw()) })
+        self.tally.launched(self.with_memory(|| {
+            // SAFETY: it came from `graph` and was not destroyed; that its memory is there is the caller's word.
+            check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.0 as sys::CUgraphExec, stream.raw()) })
+        }))
     }
 
     fn destroy_graph(&self, graph: Graph) {
@@ -597,6 +695,10 @@ impl Driver for NvidiaDriver {
             // SAFETY: it came from `graph`, and is forgotten once.
             let _ = unsafe { sys::cuGraphExecDestroy(graph.0 as sys::CUgraphExec) };
         }
+    }
+
+    fn graph_counts(&self) -> GraphCounts {
+        self.tally.counts()
     }
 }
 
@@ -607,6 +709,7 @@ impl Drop for NvidiaDriver {
         // SAFETY: no call is in progress, for nobody else has `self`.
         let _ = unsafe { sys::cuCtxSynchronize() };
         self.give_back();
+        std::mem::take(&mut *locked(&self.events)).into_iter().for_each(|event| self.destroy_event(event));
         let mut spare = std::mem::take(&mut *locked(&self.spare));
         let used = std::mem::take(&mut *locked(&self.staging)).into_values().filter_map(Arc::into_inner);
         spare.extend(used.map(|s| s.into_inner().unwrap_or_else(PoisonError::into_inner)));
@@ -1014,6 +1117,10 @@ fn no_code(archs: &[u32], properties: &Properties) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -1026,6 +1133,28 @@ mod tests {
         } else {
             assert_eq!(found, Err("no NVIDIA driver: its library, libcuda.so.1, was not found".into()));
         }
+    }
+
+    #[test]
+    fn who_asks_for_memory_waits_for_what_another_is_giving_back() {
+        let released = Released::default();
+        released.push(1);
+        let freed = AtomicBool::new(false);
+        let taken = Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                released.free(|addresses| {
+                    assert_eq!(addresses, [1]);
+                    taken.wait();
+                    // As the device's work takes its time: whoever does not wait for this is seen not to.
+                    std::thread::sleep(Duration::from_millis(200));
+                    freed.store(true, Ordering::SeqCst);
+                });
+            });
+            taken.wait();
+            released.free(|_| panic!("nothing waits"));
+            assert!(freed.load(Ordering::SeqCst), "memory was about to come back, and nobody waited for it");
+        });
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //! memory that is given back must be zero, or the process aborts with a line that says what.
 //!
 //! The file `fault` beside it is read at each call: `CODE FUNCTION SKIP` lets the function fail with the code after so many
-//! sound calls; with `for-ever` behind it, all that comes later fails as well, as after a fault of a kernel.
+//! sound calls; with `for-ever` behind it, all that comes later fails as well, as after a fault of a kernel; with `once`, the
+//! calls after it are sound again.
 #![allow(unsafe_code)]
 // Names, parameters and meaning are NVIDIA's.
 #![allow(non_snake_case, missing_docs, clippy::missing_safety_doc, clippy::too_many_arguments)]
@@ -186,12 +187,12 @@ fn fault(state: &mut State, function: &'static str) -> Option<Code> {
     let calls = state.calls.entry(function).or_default();
     *calls += 1;
     let words: Vec<&str> = text.split_whitespace().collect();
-    let [code, name, skip, for_ever @ ..] = words.as_slice() else { return None };
-    let code = code.parse().ok()?;
-    if *name != function || *calls <= skip.parse().ok()? {
+    let [code, name, skip, how @ ..] = words.as_slice() else { return None };
+    let (code, skip): (_, u64) = (code.parse().ok()?, skip.parse().ok()?);
+    if *name != function || *calls <= skip || (how == ["once"] && *calls > skip + 1) {
         return None;
     }
-    if !for_ever.is_empty() {
+    if how == ["for-ever"] {
         state.dead = Some(code);
     }
     Some(code)
