@@ -65,6 +65,11 @@ pub const CATALOGUE: &[Variable] = &[
         "instructions for the CPU: auto, avx512ifma, avx2 or portable",
     ),
     var(
+        "PROVER_CUDA_GRAPHS",
+        "auto",
+        "auto: NVIDIA GPUs get the work of a small proof as one launch (a CUDA graph); off: each kernel is a launch of its own",
+    ),
+    var(
         "ICICLE_LIB_DIR",
         "/opt/icicle/lib",
         "folder of ICICLE's libraries: libicicle_device, libicicle_field_bn254 and libicicle_curve_bn254, of one release",
@@ -296,6 +301,8 @@ pub struct Config {
     pub backend: String,
     /// `auto`, `avx512ifma`, `avx2` or `portable`.
     pub cpu: String,
+    /// Whether the work of a small proof on an NVIDIA GPU may be one launch.
+    pub cuda_graphs: bool,
     /// Folder of ICICLE's libraries; where its installer puts them, if unset.
     pub icicle_libraries: Option<PathBuf>,
     /// Folder of ICICLE's backends; beside its libraries, if unset.
@@ -385,6 +392,7 @@ impl Config {
         };
         let backend = r.parse("PROVER_BACKEND", "auto, cuda, icicle or cpu", backend)?;
         let Processor { instructions: cpu, threads } = Processor::read(&mut r)?;
+        let cuda_graphs = r.parse("PROVER_CUDA_GRAPHS", "auto or off", auto_off)?;
         let icicle_libraries = r.text("ICICLE_LIB_DIR").map(PathBuf::from);
         let icicle_backends = r.text("ICICLE_BACKEND_INSTALL_DIR").map(PathBuf::from);
         let icicle_device = r.parse("PROVER_ICICLE_DEVICE", "auto, or a type such as CUDA or METAL", icicle_device)?;
@@ -452,6 +460,7 @@ impl Config {
             metrics_addr: metrics_port.map(|p| SocketAddr::new(ip, p)),
             api_addr: api.unwrap_or(Some(SocketAddr::from(([127, 0, 0, 1], 9180)))),
             backend: backend.unwrap_or_else(|| "auto".to_owned()),
+            cuda_graphs: cuda_graphs.unwrap_or(true),
             cpu,
             icicle_libraries,
             icicle_backends,
@@ -643,6 +652,14 @@ fn artifacts_url(s: &str) -> Option<ArtifactsUrl> {
 fn on_off(s: &str) -> Option<bool> {
     match s {
         "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
+    }
+}
+
+fn auto_off(s: &str) -> Option<bool> {
+    match s {
+        "auto" => Some(true),
         "off" => Some(false),
         _ => None,
     }

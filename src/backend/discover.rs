@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::cpu::{CpuBackend, Instructions};
-use super::{Backend, BackendError, DeviceInfo, DeviceKind, selftest};
+use super::{Backend, BackendError, DeviceInfo, DeviceKind, Plainer, selftest};
 
 /// Longest time for the driver to show its GPUs: for one that is newer than this build it assembles the kernels, which
 /// takes minutes.
@@ -93,18 +93,19 @@ pub(super) type Found = Result<Vec<Result<Arc<dyn Backend>, String>>, String>;
 /// Looks for devices and tests those the choice permits.
 ///
 /// `threads` is the number a proof on the processor may use, all cores by default, and `cpu` the instructions it is
-/// computed with. Fails if the one kind asked for cannot be used, if the processor does not have the instructions asked
+/// computed with; `cuda_graphs` says whether the work of a proof may be one launch on an NVIDIA GPU. Fails if the one kind asked for cannot be used, if the processor does not have the instructions asked
 /// for, or if it fails its self-test.
 pub fn discover(
     choice: BackendChoice,
     threads: Option<usize>,
     cpu: Instructions,
+    cuda_graphs: bool,
     icicle: &IcicleOptions,
 ) -> Result<Discovery, BackendError> {
     let all = thread::available_parallelism().map_or(1, |n| n.get());
     let processor = processor(threads.unwrap_or(all), cpu)?;
     let gpus = match choice {
-        BackendChoice::Auto | BackendChoice::Cuda => gpus(),
+        BackendChoice::Auto | BackendChoice::Cuda => gpus(cuda_graphs),
         // A driver takes its time and memory to start.
         BackendChoice::Icicle | BackendChoice::Cpu if cfg!(feature = "cuda") => Err(NOT_ASKED_FOR.into()),
         BackendChoice::Icicle | BackendChoice::Cpu => Err(NOT_COMPILED.into()),
@@ -169,19 +170,22 @@ fn summary(devices: &[Arc<dyn Backend>], report: &[DeviceReport]) -> String {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn gpus() -> Found {
+fn gpus(_: bool) -> Found {
     Err(NOT_COMPILED.into())
 }
 
 /// The GPUs that NVIDIA's driver shows.
 #[cfg(feature = "cuda")]
-fn gpus() -> Found {
+fn gpus(graphs: bool) -> Found {
     use super::cuda::CudaBackend;
     use super::cuda::driver::nvidia::NvidiaDriver;
 
     let found = result(begin(NvidiaDriver::all), LONGEST_LOOK);
     let found = found.map_err(|why| format!("the look for GPUs {why}"))??;
-    let device = |gpu| -> Arc<dyn Backend> { Arc::new(CudaBackend::new(Arc::new(gpu))) };
+    let device = |gpu| -> Arc<dyn Backend> {
+        let gpu = CudaBackend::new(Arc::new(gpu));
+        Arc::new(if graphs { gpu } else { gpu.without_graphs() })
+    };
     Ok(found.into_iter().map(|gpu: Result<NvidiaDriver, String>| gpu.map(device)).collect())
 }
 
@@ -204,9 +208,11 @@ fn tested(
     limit: Duration,
 ) -> (Vec<Arc<dyn Backend>>, Vec<DeviceReport>) {
     let test = |gpu: Arc<dyn Backend>| {
-        let info = info(&gpu);
+        let (info, plainer) = (info(&gpu), gpu.plainer());
+        // What it does beyond its plainer means may be what kills it or hangs, after which the same process cannot try those.
+        let advice = plainer.map_or_else(String::new, |plainer| format!("; it may pass with {}", plainer.setting));
         // One that fails is closed there too: that may hang like anything on it.
-        (info, begin(move || passing(gpu)))
+        (info, advice, begin(move || passing(gpu)))
     };
     let begun: Vec<_> = gpus.into_iter().map(|gpu| gpu.map(test)).collect();
     let until = Instant::now() + limit;
@@ -214,12 +220,12 @@ fn tested(
     let mut report = Vec::new();
     for (ordinal, gpu) in begun.into_iter().enumerate() {
         let (device, passed) = match gpu {
-            Ok((info, test)) => {
+            Ok((info, advice, test)) => {
                 let passed = match result(test, until.saturating_duration_since(Instant::now())) {
                     Ok(Ok(gpu)) => Ok(gpu),
                     Ok(Err(BackendError::Unavailable { why, .. })) => Err(why),
-                    Ok(Err(why)) => Err(format!("its self-test failed: {why}")),
-                    Err(why) => Err(format!("its self-test {why}")),
+                    Ok(Err(why)) => Err(format!("its self-test failed: {why}{advice}")),
+                    Err(why) => Err(format!("its self-test {why}{advice}")),
                 };
                 (Some(info), passed)
             }
@@ -239,10 +245,10 @@ fn tested(
 /// The device, or the same by plainer means, whichever passes its self-test, and one line about it.
 fn passing(gpu: Arc<dyn Backend>) -> Result<(Arc<dyn Backend>, String), BackendError> {
     let Err(why) = selftest::run(gpu.as_ref()) else { return Ok((gpu, "self-test passed".into())) };
-    let Some((plainer, without)) = gpu.plainer() else { return Err(why) };
+    let Some(Plainer { backend, without, .. }) = gpu.plainer() else { return Err(why) };
     // What its first failure was is worth more than what came of it.
-    selftest::run(plainer.as_ref()).map_err(|_| why.clone())?;
-    Ok((plainer, format!("self-test passed; not {without}: {why}")))
+    selftest::run(backend.as_ref()).map_err(|_| why.clone())?;
+    Ok((backend, format!("self-test passed; not {without}: {why}")))
 }
 
 /// Begins work that may hang, on a thread that is left behind then: nothing can end a call that waits for a GPU.
@@ -305,6 +311,9 @@ mod tests {
         Hangs,
         /// Fails, and is sound by plainer means.
         Fancy,
+        /// Fails or hangs, and is no better by plainer means.
+        FancyFails,
+        FancyHangs,
     }
 
     /// A pretended GPU: the processor, with its own ways of loading a key.
@@ -331,21 +340,24 @@ mod tests {
         fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
             match self.manner {
                 Manner::Sound => self.cpu.load(key),
-                Manner::Fails | Manner::Fancy => Err(BackendError::Device { op: "launch", code: 719 }),
+                Manner::Fails | Manner::Fancy | Manner::FancyFails => {
+                    Err(BackendError::Device { op: "launch", code: 719 })
+                }
                 Manner::Panics => panic!("a pretended bug"),
-                Manner::Hangs => loop {
+                Manner::Hangs | Manner::FancyHangs => loop {
                     thread::park();
                 },
             }
         }
 
-        fn plainer(&self) -> Option<(Arc<dyn Backend>, &'static str)> {
+        fn plainer(&self) -> Option<Plainer> {
             let manner = match self.manner {
                 Manner::Fancy => Manner::Sound,
-                Manner::Fails => Manner::Fails,
+                Manner::FancyFails | Manner::FancyHangs => Manner::Fails,
                 _ => return None,
             };
-            gpu(self.info.ordinal, manner).ok().map(|plainer| (plainer, "by fancy means"))
+            let (without, setting) = ("by fancy means", "FANCY=off");
+            gpu(self.info.ordinal, manner).ok().map(|backend| Plainer { backend, without, setting })
         }
     }
 
@@ -367,12 +379,14 @@ mod tests {
             gpu(3, Manner::Panics),
             Err("no code for it".into()),
             gpu(5, Manner::Fancy),
+            gpu(6, Manner::FancyFails),
+            gpu(7, Manner::FancyHangs),
         ];
         let found = chosen(BackendChoice::Auto, Ok(gpus)).unwrap();
         assert_eq!(labels(&found), ["cuda:1", "cuda:5", "cpu:0"]);
         let told: Vec<_> = found.report.iter().map(|r| (r.kind.as_str(), r.used, r.status.as_str())).collect();
         assert_eq!(
-            told[..6],
+            told[..8],
             [
                 ("cuda", false, "its self-test did not end in time"),
                 ("cuda", true, "self-test passed"),
@@ -380,6 +394,12 @@ mod tests {
                 ("cuda", false, "its self-test ended in a panic of the program's code; see its log"),
                 ("cuda", false, "GPU 4: no code for it"),
                 ("cuda", true, "self-test passed; not by fancy means: launch failed on the device with code 719"),
+                (
+                    "cuda",
+                    false,
+                    "its self-test failed: launch failed on the device with code 719; it may pass with FANCY=off"
+                ),
+                ("cuda", false, "its self-test did not end in time; it may pass with FANCY=off"),
             ]
         );
         let says = "proving on cuda:1, pretended, and cuda:5, pretended; cpu:0 is the fallback; cuda:0: its self-test did \
@@ -462,7 +482,7 @@ mod tests {
     #[test]
     fn a_kind_that_is_not_there_is_refused_and_the_processor_is_not() {
         let nowhere = IcicleOptions { libraries: Some("/nowhere".into()), ..IcicleOptions::default() };
-        let portable = |choice| discover(choice, Some(1), Instructions::Portable, &nowhere);
+        let portable = |choice| discover(choice, Some(1), Instructions::Portable, true, &nowhere);
         let refused = portable(BackendChoice::Icicle).map(|_| ()).unwrap_err().to_string();
         let why = if cfg!(feature = "icicle") { "the program's own file" } else { NOT_COMPILED };
         assert!(refused.starts_with(&format!("icicle cannot be used: {why}")), "{refused}");

@@ -193,10 +193,20 @@ pub trait Backend: Send + Sync {
     fn footprint(&self, key: &ProvingKey) -> Footprint;
     /// Makes a key ready for proofs.
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError>;
-    /// The same device by plainer and slower means, to be used where it fails its self-test; and what it does without.
-    fn plainer(&self) -> Option<(Arc<dyn Backend>, &'static str)> {
+    /// The same device by plainer and slower means, to be used where it fails its self-test.
+    fn plainer(&self) -> Option<Plainer> {
         None
     }
+}
+
+/// A device by plainer means.
+pub struct Plainer {
+    /// It.
+    pub backend: Arc<dyn Backend>,
+    /// What it does without.
+    pub without: &'static str,
+    /// The setting by which it is so from the start: what the other means do to a device may be the end of it.
+    pub setting: &'static str,
 }
 
 /// A key on a device.

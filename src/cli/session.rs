@@ -44,7 +44,7 @@ pub fn devices(config: &Config) -> Result<Discovery, CliError> {
         // Passwords are among them, and the libraries are somebody else's.
         withheld: CATALOGUE.iter().map(|v| v.name).collect(),
     };
-    discover(choice, config.threads, cpu, &icicle).map_err(CliError::failed)
+    discover(choice, config.threads, cpu, config.cuda_graphs, &icicle).map_err(CliError::failed)
 }
 
 /// A circuit's name from the command line.

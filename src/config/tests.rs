@@ -22,6 +22,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(c.metrics_addr, Some("0.0.0.0:9101".parse().unwrap()));
     assert_eq!(c.lease, Duration::from_secs(30));
     assert_eq!(c.max_input_bytes, 64 << 20);
+    assert!(c.cuda_graphs && !with(&[("PROVER_CUDA_GRAPHS", "off")]).unwrap().cuda_graphs);
     let api = c.api_addr.unwrap();
     assert!(api.ip().is_loopback(), "an API without a password stays on loopback, got {api}");
 }
@@ -51,6 +52,7 @@ fn a_wrong_value_names_variable_expected_and_got() {
     );
     assert_eq!(error("PROVER_BACKEND", "gpu"), r#"PROVER_BACKEND: expected auto, cuda, icicle or cpu, got "gpu""#);
     assert_eq!(error("PROVER_CPU", "sse2"), r#"PROVER_CPU: expected auto, avx512ifma, avx2 or portable, got "sse2""#);
+    assert_eq!(error("PROVER_CUDA_GRAPHS", "on"), r#"PROVER_CUDA_GRAPHS: expected auto or off, got "on""#);
     assert_eq!(
         error("PROVER_ICICLE_DEVICE", "a GPU"),
         r#"PROVER_ICICLE_DEVICE: expected auto, or a type such as CUDA or METAL, got "a GPU""#

@@ -19,7 +19,7 @@ mod sort;
 use std::sync::Arc;
 
 use self::driver::Driver;
-use super::{Backend, BackendError, DeviceInfo, DeviceKind, Footprint, LoadedKey};
+use super::{Backend, BackendError, DeviceInfo, DeviceKind, Footprint, LoadedKey, Plainer};
 use crate::model::ProvingKey;
 
 /// A GPU as a device.
@@ -67,9 +67,9 @@ impl Backend for CudaBackend {
         Ok(Arc::new(key::CudaKey::new(&self.driver, key, self.graphs)?))
     }
 
-    fn plainer(&self) -> Option<(Arc<dyn Backend>, &'static str)> {
-        let plainer = || -> Arc<dyn Backend> { Arc::new(self.without_graphs()) };
-        self.graphs.then(|| (plainer(), "a proof as one launch"))
+    fn plainer(&self) -> Option<Plainer> {
+        let (without, setting) = ("a proof as one launch", "PROVER_CUDA_GRAPHS=off");
+        self.graphs.then(|| Plainer { backend: Arc::new(self.without_graphs()), without, setting })
     }
 }
 
