@@ -46,6 +46,9 @@ cat >"$folder/run.sh" <<'EOF'
 #
 #     run.sh [FOLDER] [OPTION...]
 #
+# CHECK_SECONDS (1800) bounds it: of one that hangs, the files have what it got to. Streams have as many connections to the
+# device as CUDA_DEVICE_MAX_CONNECTIONS says (32 here, 8 by the driver's own).
+#
 # Then the checks once more, at small sizes, under compute-sanitizer: the one at COMPUTE_SANITIZER, in PATH or of a CUDA
 # toolkit, if there is any; COMPUTE_SANITIZER=no does without. SANITIZER_SECONDS (600) bounds each of its tools.
 set -uo pipefail
@@ -65,12 +68,18 @@ if ! "${gpu[@]}" --list >/dev/null 2>&1; then
     done
 fi
 
-"${gpu[@]}" --out "$out" "$@"
+export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-32}
+seconds=${CHECK_SECONDS:-1800}
+timeout -k 10 "$seconds" "${gpu[@]}" --out "$out" "$@"
 status=$?
-# 2 and 3: wrong options, no GPU to use.
-if [ "$status" = 2 ] || [ "$status" = 3 ]; then
-    exit "$status"
-fi
+case $status in
+# Wrong options, no GPU to use.
+2 | 3) exit "$status" ;;
+124 | 137)
+    echo "the check did not end in $seconds s; what it got to, and what it hung in, is in $out" >&2
+    exit 124
+    ;;
+esac
 
 sanitizer=${COMPUTE_SANITIZER:-}
 if [ -z "$sanitizer" ]; then
@@ -88,12 +97,14 @@ if [ -z "$sanitizer" ] || [ "$sanitizer" = no ]; then
 fi
 for tool in memcheck racecheck; do
     log=$out/$tool.txt
-    if timeout "${SANITIZER_SECONDS:-600}" "$sanitizer" --tool "$tool" --error-exitcode 9 "${gpu[@]}" --small >"$log" 2>&1; then
-        echo "compute-sanitizer $tool: passed"
-    else
-        echo "compute-sanitizer $tool: FAILED with $?, see $log"
-        status=1
-    fi
+    timeout -k 10 "${SANITIZER_SECONDS:-600}" "$sanitizer" --tool "$tool" --error-exitcode 9 "${gpu[@]}" --small >"$log" 2>&1
+    ended=$?
+    case $ended in
+    0) echo "compute-sanitizer $tool: passed" ;;
+    124 | 137) echo "compute-sanitizer $tool: did not end in time, see $log" ;;
+    *) echo "compute-sanitizer $tool: FAILED with $ended, see $log" ;;
+    esac
+    [ "$ended" = 0 ] || status=1
 done
 exit "$status"
 EOF

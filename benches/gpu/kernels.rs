@@ -10,8 +10,9 @@ use ark_poly::{EvaluationDomain, Radix2EvaluationDomain};
 use ark_std::rand::{Rng, SeedableRng, rngs::StdRng};
 use prover_worker::backend::cpu::CpuBackend;
 use prover_worker::backend::cuda::CudaBackend;
+use prover_worker::backend::cuda::driver::{Driver, GraphCounts};
 use prover_worker::backend::cuda::lab::{AsOne, InG1, InG2, Lab, Lettered, Product};
-use prover_worker::backend::{Backend, BackendError, Quiet, selftest};
+use prover_worker::backend::{Backend, BackendError, Commitments, Quiet, selftest};
 use prover_worker::model::{
     Fq, Fr, G1, G1Affine, G2, G2Affine, KeyHeader, KeySections, ProvingKey, StopToken, VerificationKey, Witness,
 };
@@ -138,10 +139,23 @@ macro_rules! check_products {
 check_products!(products_g1, InG1, ark_bn254::g1::Config, 1 << 22);
 check_products!(products_g2, InG2, ark_bn254::g2::Config, 1 << 20);
 
+/// The device as the program would use it, or as it was told to.
+fn backend(run: &Run) -> CudaBackend {
+    let backend = CudaBackend::new(run.driver.clone());
+    if run.graphs { backend } else { backend.without_graphs() }
+}
+
+/// Graphs launched since, and what kept others from it, where there should be some.
+fn graphs_since(run: &Run, before: &GraphCounts, wanted: bool) -> String {
+    let now = run.driver.graph_counts();
+    let launches = now.launches - before.launches;
+    let why = now.error.filter(|why| wanted && (launches == 0 || before.error.as_ref() != Some(why)));
+    format!("{launches} graph launches{}", why.map_or_else(String::new, |why| format!(": {why}")))
+}
+
 /// The known-answer test that every device passes before it is used.
 pub(super) fn self_test(run: &Run) -> Result<String, String> {
-    let backend = CudaBackend::new(run.driver.clone());
-    selftest::run(&backend).map(|()| String::new()).map_err(|e| e.to_string())
+    selftest::run(&backend(run)).map(|()| String::new()).map_err(|e| e.to_string())
 }
 
 /// Against arkworks, and there and back.
@@ -212,8 +226,14 @@ fn witness(kind: Kind, log: u32) -> Witness {
     Witness::from_canonical(plain(&scalars(kind, 1 << log, 5)))
 }
 
+/// What is said of a check that is about graphs alone.
+const LEFT_OUT: &str = "left out: --no-graphs";
+
 /// Small products, as one launch, again and again.
 pub(super) fn batches(run: &Run) -> Result<String, String> {
+    if !run.graphs {
+        return Ok(LEFT_OUT.into());
+    }
     let told = |e: BackendError| e.to_string();
     let mut done = 0;
     for (n, count) in [(1, 2), (33, 7), (1 << 10, 16), (1 << 12, 8)] {
@@ -259,39 +279,66 @@ fn batch<G: Lettered>(
     lab.as_one(&beside, products, |products| products.iter().try_for_each(Product::run))
 }
 
-/// Whole commitments, equal to the processor's: one by one and as one launch, alone and several at a time.
-pub(super) fn commitments(run: &Run) -> Result<String, String> {
+/// Whole commitments, each kernel a launch of its own.
+pub(super) fn one_by_one(run: &Run) -> Result<String, String> {
+    commitments(run, &CudaBackend::new(run.driver.clone()).without_graphs())
+}
+
+/// Whole commitments, each one launch; and that they were.
+pub(super) fn as_one_launch(run: &Run) -> Result<String, String> {
+    if !run.graphs {
+        return Ok(LEFT_OUT.into());
+    }
+    commitments(run, &CudaBackend::new(run.driver.clone()))
+}
+
+/// Whole commitments, equal to the processor's: alone and several at a time.
+fn commitments(run: &Run, gpu: &CudaBackend) -> Result<String, String> {
     let told = |e: BackendError| e.to_string();
-    let logs: &[u32] = if run.small { &[4, 8] } else { &[2, 6, 10, 14, 18] };
+    // Of the small ones, too, the larger has more buckets than are sorted in one step, on a device of many multiprocessors.
+    // The second proof takes the memory of the first, and is one launch; the third is the same launch.
+    let (logs, kinds, rounds): (&[u32], _, _) =
+        if run.small { (&[4, 10], &[Kind::Circuit; 2][..], 1) } else { (&[2, 6, 10, 14, 18], &KINDS[..], 3) };
+    let begun = run.driver.graph_counts();
     let cpu = CpuBackend::new(std::thread::available_parallelism().map_or(1, |n| n.get())).map_err(told)?;
     for log in logs {
         let key = Arc::new(key(*log));
         let on_cpu = cpu.load(key.clone()).map_err(told)?;
-        let witnesses = KINDS.map(|kind| witness(kind, *log));
-        let expected = witnesses.each_ref().map(|w| on_cpu.commit(w, &StopToken::new(), &Quiet));
-        for (gpu, how) in [
-            (CudaBackend::new(run.driver.clone()), "as one launch"),
-            (CudaBackend::new(run.driver.clone()).without_graphs(), "one by one"),
-        ] {
-            let on_gpu = gpu.load(key.clone()).map_err(told)?;
-            for ((kind, w), expected) in KINDS.iter().zip(&witnesses).zip(&expected) {
-                // Three times: the second takes the memory of the first, and the third the launch of the second.
-                for _ in 0..3 {
-                    if on_gpu.commit(w, &StopToken::new(), &Quiet) != *expected {
-                        return Err(format!("2^{log} rows, {kind:?}, {how}: not the processor's commitments"));
-                    }
-                }
-            }
-            let stop = StopToken::new();
-            for _ in 0..3 {
-                let (all, stops) = (witnesses.each_ref(), [&stop; KINDS.len()]);
-                if on_gpu.commit_batch(&all, &stops) != expected {
-                    return Err(format!("2^{log} rows, {how}, a batch: not the processor's commitments"));
+        let witnesses: Vec<Witness> = kinds.iter().map(|kind| witness(*kind, *log)).collect();
+        let stop = StopToken::new();
+        let expected: Vec<_> = witnesses.iter().map(|w| on_cpu.commit(w, &stop, &Quiet)).collect();
+        let before = run.driver.graph_counts();
+        let on_gpu = gpu.load(key.clone()).map_err(told)?;
+        for ((kind, w), expected) in kinds.iter().zip(&witnesses).zip(&expected) {
+            for _ in 0..rounds {
+                let got = on_gpu.commit(w, &stop, &Quiet);
+                if got != *expected {
+                    return Err(format!("2^{log} rows, {kind:?}: {}", wrong(&got)));
                 }
             }
         }
+        let (all, stops): (Vec<&Witness>, _) = (witnesses.iter().collect(), vec![&stop; witnesses.len()]);
+        for _ in 0..rounds {
+            let got = on_gpu.commit_batch(&all, &stops);
+            if let Some((got, _)) = got.iter().zip(&expected).find(|(got, expected)| got != expected) {
+                return Err(format!("2^{log} rows, a batch: {}", wrong(got)));
+            }
+        }
+        // All but the first proof of each memory are a launch each.
+        let least = 2 * rounds * all.len() - on_gpu.batch().min(all.len());
+        let launches = run.driver.graph_counts().launches - before.launches;
+        if gpu.makes_graphs(&key) && launches < least as u64 {
+            let got = graphs_since(run, &before, true);
+            return Err(format!("2^{log} rows: expected {least} graph launches at least, got {got}"));
+        }
     }
-    Ok(format!("{} sizes, {} kinds of witness", logs.len(), KINDS.len()))
+    let kinds = if run.small { 1 } else { kinds.len() };
+    Ok(format!("{} sizes, {kinds} kinds of witness, {}", logs.len(), graphs_since(run, &begun, false)))
+}
+
+/// What is wrong with commitments that are not the processor's.
+fn wrong(got: &Result<Commitments, BackendError>) -> String {
+    got.as_ref().map_or_else(ToString::to_string, |_| "not the processor's commitments".into())
 }
 
 fn product<G: Lettered>(
@@ -406,7 +453,7 @@ pub(super) fn batched(run: &Run) -> Result<Vec<Record>, BackendError> {
         let alone = product::<InG1>(&lab, &points, n, Kind::Random, ALL, None)?;
         let times = lab.time(run.rounds + 1, || alone.run())?;
         records.push(Record::of("small MSM in G1, by itself", Some(log2), &times).note(alone.plan()));
-        for count in [1, 4, 16, 64] {
+        for count in [1, 4, 16, 64].into_iter().filter(|_| run.graphs) {
             let batch = batch::<InG1>(run, &points, n, count)?;
             let mut times = Vec::new();
             for _ in 0..=run.rounds {
@@ -428,15 +475,16 @@ pub(super) fn commit(run: &Run) -> Result<Vec<Record>, BackendError> {
     let mut records = Vec::new();
     for log2 in [10, 12, 16, 18, 20] {
         let key = Arc::new(key(log2));
-        let gpu = CudaBackend::new(run.driver.clone());
+        let gpu = backend(run);
         // Larger ones are begun one by one anyhow.
-        let singly = (log2 <= 18).then(|| (gpu.without_graphs(), "commitments, one by one"));
+        let singly = gpu.makes_graphs(&key).then(|| (gpu.without_graphs(), "commitments, one by one"));
         for (gpu, how) in singly.into_iter().chain([(gpu, "commitments")]) {
             let start = std::time::Instant::now();
             let loaded = gpu.load(key.clone())?;
             println!("    2^{log2}: loaded in {:.3} s", start.elapsed().as_secs_f64());
             for (kind, note) in [(Kind::Random, "dense"), (Kind::Circuit, "3/5 are 0 or 1")] {
                 let w = witness(kind, log2);
+                let before = run.driver.graph_counts();
                 // A round more, which makes the launches one.
                 loaded.commit(&w, &StopToken::new(), &Quiet)?;
                 let mut times = Vec::new();
@@ -445,7 +493,8 @@ pub(super) fn commit(run: &Run) -> Result<Vec<Record>, BackendError> {
                     loaded.commit(&w, &StopToken::new(), &Quiet)?;
                     times.push(start.elapsed().as_secs_f64() * 1e3);
                 }
-                records.push(Record::of(how, Some(log2), &times).note(note.into()));
+                let graphs = graphs_since(run, &before, gpu.makes_graphs(&key));
+                records.push(Record::of(how, Some(log2), &times).note(format!("{note}; {graphs}")));
             }
         }
     }
@@ -454,10 +503,11 @@ pub(super) fn commit(run: &Run) -> Result<Vec<Record>, BackendError> {
 
 /// Proofs a second, several at a time: threads with one each, or two threads with batches, as the worker has them.
 pub(super) fn throughput(run: &Run) -> Result<Vec<Record>, BackendError> {
-    let gpu = CudaBackend::new(run.driver.clone());
+    let gpu = backend(run);
     let mut records = Vec::new();
     for log2 in [10, 12, 14, 16, 20] {
-        let loaded = gpu.load(Arc::new(key(log2)))?;
+        let key = Arc::new(key(log2));
+        let loaded = gpu.load(key.clone())?;
         let w = witness(Kind::Circuit, log2);
         let each = if log2 > 18 { 6 } else { 40 };
         let best = loaded.batch();
@@ -468,6 +518,7 @@ pub(super) fn throughput(run: &Run) -> Result<Vec<Record>, BackendError> {
         for (threads, batch) in ways {
             let (all, stop) = (vec![&w; batch], StopToken::new());
             let stops = vec![&stop; batch];
+            let before = run.driver.graph_counts();
             let mut times = Vec::new();
             for _ in 0..=run.rounds.min(4) {
                 let start = std::time::Instant::now();
@@ -487,7 +538,8 @@ pub(super) fn throughput(run: &Run) -> Result<Vec<Record>, BackendError> {
             };
             let record = Record::of(&name, Some(log2), &times);
             let rate = 1e3 / record.median_ms;
-            records.push(record.note(format!("{rate:.0} a second; 3/5 are 0 or 1")));
+            let graphs = graphs_since(run, &before, gpu.makes_graphs(&key));
+            records.push(record.note(format!("{rate:.0} a second; 3/5 are 0 or 1; {graphs}")));
         }
     }
     Ok(records)

@@ -1,5 +1,5 @@
 //! The check of an NVIDIA GPU: known answers and comparisons, then times, beside a model of the least that the device
-//! could take; written down as RESULTS-CARD.json and .md.
+//! could take; written down as RESULTS-CARD.json and .md, anew after each of them.
 //!
 //! A program that is built where Rust is and carried to where the GPU is: `scripts/gpu_check.sh`, docs/gpu/README.md.
 
@@ -17,16 +17,18 @@ use prover_worker::backend::cuda::driver::nvidia::NvidiaDriver;
 use prover_worker::backend::cuda::lab::{Arithmetic, Lab};
 use serde_json::{Value, json};
 
-/// What is checked, in this order. The answer is a remark, or what is wrong.
+/// What is checked, in this order: the oldest first, since a fault of a kernel is the end of the device for all that comes
+/// after it. The answer is a remark, or what is wrong.
 const CHECKS: &[(&str, Check)] = &[
     ("bytes to the device and back", echo),
     ("an empty kernel", nothing),
-    ("self-test", kernels::self_test),
     ("transforms", kernels::transforms),
     ("products in G1", kernels::products_g1),
     ("products in G2", kernels::products_g2),
+    ("commitments one by one", kernels::one_by_one),
+    ("self-test", kernels::self_test),
     ("batches", kernels::batches),
-    ("commitments", kernels::commitments),
+    ("commitments as one launch", kernels::as_one_launch),
 ];
 
 /// What is timed, in this order.
@@ -37,8 +39,8 @@ const BENCHES: &[(&str, Bench)] = &[
     ("arithmetic", arithmetic),
     ("msm g1", kernels::msm_g1),
     ("msm g2", kernels::msm_g2),
-    ("batched", kernels::batched),
     ("ntt", kernels::ntt),
+    ("batched", kernels::batched),
     ("commit", kernels::commit),
     ("throughput", kernels::throughput),
 ];
@@ -47,24 +49,26 @@ type Check = fn(&Run) -> Result<String, String>;
 type Bench = fn(&Run) -> Result<Vec<Record>, BackendError>;
 
 const USAGE: &str = "\
-usage: gpu --out DIR [--device N] [--rounds N] [--small] [--checks] [--trace] [--only TEXT]
+usage: gpu --out DIR [--device N] [--rounds N] [--small] [--checks] [--no-graphs] [--trace] [--only TEXT]
        gpu --list | --floor | --help
 
-  --out DIR     where RESULTS-CARD.json and RESULTS-CARD.md go
+  --out DIR     where RESULTS-CARD.json and RESULTS-CARD.md go, anew after each check and bench
   --device N    which GPU, as the driver counts them (0)
   --rounds N    rounds of each bench (15)
   --small       the checks alone, at sizes that compute-sanitizer can bear; writes nothing without --out
   --checks      the checks alone, at all sizes
+  --no-graphs   each kernel a launch of its own; what is about graphs is left out
   --trace       also the times of single kernels, and other windows and radices, on standard output
   --only TEXT   only the checks and benches with this in their name
   --list        what there is
   --floor       the model's figures for an H200; needs no GPU
 ";
 
-/// Exit statuses: a check failed; the arguments are wrong; there is no GPU to use.
+/// Exit statuses: a check failed; the arguments are wrong; there is no GPU to use; it ended before the checks did.
 const FAILED: u8 = 1;
 const WRONG_USE: u8 = 2;
 const NO_GPU: u8 = 3;
+const DEAD: u8 = 4;
 
 struct Options {
     out: Option<PathBuf>,
@@ -72,6 +76,7 @@ struct Options {
     rounds: usize,
     small: bool,
     checks: bool,
+    graphs: bool,
     trace: bool,
     only: String,
     list: bool,
@@ -89,6 +94,7 @@ impl Options {
             rounds,
             small,
             checks: false,
+            graphs: true,
             trace: false,
             only,
             list: false,
@@ -104,6 +110,7 @@ impl Options {
                 "--only" => options.only = value()?,
                 "--small" => options.small = true,
                 "--checks" => options.checks = true,
+                "--no-graphs" => options.graphs = false,
                 "--trace" => options.trace = true,
                 "--list" => options.list = true,
                 "--floor" => options.floor = true,
@@ -135,6 +142,8 @@ struct Run {
     rounds: usize,
     /// Sizes that compute-sanitizer can bear.
     small: bool,
+    /// A proof's work may be one launch.
+    graphs: bool,
     /// Times of single kernels are printed.
     trace: bool,
 }
@@ -415,12 +424,17 @@ struct Checked {
 }
 
 struct Results {
+    /// Where they are written, if anywhere, and of which card they are.
+    folder: Option<PathBuf>,
+    card: String,
     /// What is fixed: name and value, for both files.
     facts: Vec<(&'static str, Value)>,
     checks: Vec<Checked>,
     records: Vec<Record>,
     /// Benches that ended with an error.
     failed: Vec<(&'static str, String)>,
+    /// What is still to come or why nothing more does; nothing when all is done.
+    unfinished: Option<String>,
 }
 
 impl Results {
@@ -435,12 +449,16 @@ impl Results {
         all.insert("checks".into(), checks.collect());
         all.insert("benches".into(), self.records.iter().map(Record::json).collect());
         all.insert("failed_benches".into(), failed.collect());
+        all.insert("unfinished".into(), self.unfinished.as_deref().into());
         all.into()
     }
 
-    fn markdown(&self, title: &str) -> String {
-        let mut text =
-            format!("# {title}\n\nWritten by `benches/gpu`; README.md says how to read it.\n\n| | |\n|---|---|\n");
+    fn markdown(&self) -> String {
+        let mut text = format!("# {}\n\nWritten by `benches/gpu`; README.md says how to read it.\n\n", self.card);
+        if let Some(why) = &self.unfinished {
+            text += &format!("**Unfinished**: {why}\n\n");
+        }
+        text += "| | |\n|---|---|\n";
         let mut line = |line: String| text.extend([line.as_str(), "\n"]);
         for (name, value) in &self.facts {
             let plain = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -477,15 +495,28 @@ impl Results {
         text
     }
 
-    fn write(&self, folder: &Path, card: &str) -> std::io::Result<()> {
+    /// The two files.
+    fn paths(&self, folder: &Path) -> [PathBuf; 2] {
+        ["json", "md"].map(|ending| folder.join(format!("RESULTS-{}.{ending}", slug(&self.card))))
+    }
+
+    /// Writes both, each whole or not at all: this program may be ended at any time.
+    fn write(&self) -> std::io::Result<()> {
+        let Some(folder) = &self.folder else { return Ok(()) };
         std::fs::create_dir_all(folder)?;
-        let json = serde_json::to_string_pretty(&self.json())?;
-        for (ending, text) in [("json", json + "\n"), ("md", self.markdown(card))] {
-            let path = folder.join(format!("RESULTS-{}.{ending}", slug(card)));
-            std::fs::write(&path, text)?;
-            println!("wrote {}", path.display());
+        let json = serde_json::to_string_pretty(&self.json())? + "\n";
+        for (path, text) in self.paths(folder).iter().zip([json, self.markdown()]) {
+            let new = path.with_extension("new");
+            std::fs::write(&new, text)?;
+            std::fs::rename(new, path)?;
         }
         Ok(())
+    }
+
+    /// Notes what comes next, so that of what hangs the name is there.
+    fn begin(&mut self, what: &str, name: &str) -> std::io::Result<()> {
+        self.unfinished = Some(format!("{what} {name} had begun and not ended"));
+        self.write()
     }
 }
 
@@ -548,12 +579,35 @@ fn facts(driver: &NvidiaDriver) -> Vec<(&'static str, Value)> {
         ("threads", threads.into()),
         ("date", told("date", &["-u", "+%Y-%m-%dT%H:%MZ"]).into()),
         ("commit", option_env!("PROVER_GPU_CHECK_COMMIT").into()),
+        ("cuda_device_max_connections", std::env::var("CUDA_DEVICE_MAX_CONNECTIONS").ok().into()),
     ]
 }
 
-fn check(run: &Run, options: &Options) -> Vec<Checked> {
-    let mut checks = Vec::new();
+/// Why nothing more is done, where the device ended with this: nothing runs on one any more that a kernel's fault has killed.
+fn dead(run: &Run, what: &str, name: &str) -> Option<String> {
+    let why = run.driver.time_launches(1, 1).err()?;
+    Some(format!("{what} {name} was the end of the device, on which nothing runs any more: {why}"))
+}
+
+/// Does all that was asked for, or what can be done.
+fn all(run: &Run, options: &Options, results: &mut Results) -> std::io::Result<()> {
+    let benches = !options.small && !options.checks;
+    let stopped = match check(run, options, results)? {
+        None if benches => time(run, options, results)?,
+        stopped => stopped,
+    };
+    if benches {
+        results.facts.push(("clocks_after", smi(run.driver.properties().ordinal, CLOCKS)));
+    }
+    stopped.iter().for_each(|why| println!("stopped: {why}"));
+    results.unfinished = stopped;
+    results.write()
+}
+
+/// Checks; says why nothing more can be done, if so.
+fn check(run: &Run, options: &Options, results: &mut Results) -> std::io::Result<Option<String>> {
     for (name, check) in CHECKS.iter().filter(|(name, _)| options.wants(name)) {
+        results.begin("check", name)?;
         let start = Instant::now();
         let outcome = check(run);
         let seconds = start.elapsed().as_secs_f64();
@@ -561,13 +615,19 @@ fn check(run: &Run, options: &Options) -> Vec<Checked> {
             Ok(remark) => println!("check {name}: passed in {seconds:.1} s {remark}"),
             Err(why) => println!("check {name}: FAILED: {why}"),
         }
-        checks.push(Checked { name, seconds, outcome });
+        let failed = outcome.is_err();
+        results.checks.push(Checked { name, seconds, outcome });
+        if let Some(why) = failed.then(|| dead(run, "check", name)).flatten() {
+            return Ok(Some(why));
+        }
     }
-    checks
+    Ok(None)
 }
 
-fn time(run: &Run, options: &Options, results: &mut Results) {
+/// Times; says why nothing more can be done, if so.
+fn time(run: &Run, options: &Options, results: &mut Results) -> std::io::Result<Option<String>> {
     for (name, bench) in BENCHES.iter().filter(|(name, _)| options.wants(name)) {
+        results.begin("bench", name)?;
         match bench(run) {
             Ok(records) => {
                 for r in &records {
@@ -582,10 +642,13 @@ fn time(run: &Run, options: &Options, results: &mut Results) {
             Err(why) => {
                 println!("bench {name}: FAILED: {why}");
                 results.failed.push((name, why.to_string()));
+                if let Some(why) = dead(run, "bench", name) {
+                    return Ok(Some(why));
+                }
             }
         }
     }
-    results.facts.push(("clocks_after", smi(run.driver.properties().ordinal, CLOCKS)));
+    Ok(None)
 }
 
 /// The device asked for, or why not.
@@ -620,29 +683,40 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let driver = match device(options.device) {
-        Ok(driver) => Arc::new(driver),
+        // Under compute-sanitizer, buffers lie apart: what is written between them is to be seen.
+        Ok(driver) => Arc::new(if options.small { driver.without_carving() } else { driver }),
         Err(why) => {
             eprintln!("{why}");
             return NO_GPU.into();
         }
     };
-    let run =
-        Run { floor: Floor::of(&driver), driver, rounds: options.rounds, small: options.small, trace: options.trace };
-    let card = run.driver.properties().name.clone();
-    let mut results = Results { facts: facts(&run.driver), checks: vec![], records: vec![], failed: vec![] };
+    let Options { rounds, small, graphs, trace, .. } = options;
+    let run = Run { floor: Floor::of(&driver), driver, rounds, small, graphs, trace };
+    let mut results = Results {
+        folder: options.out.clone(),
+        card: run.driver.properties().name.clone(),
+        facts: facts(&run.driver),
+        checks: vec![],
+        records: vec![],
+        failed: vec![],
+        unfinished: None,
+    };
+    results.facts.push(("graphs", graphs.into()));
     results.facts.iter().for_each(|(name, value)| println!("{name}: {value}"));
     run.floor.print();
-    results.checks = check(&run, &options);
-    if !options.small && !options.checks {
-        time(&run, &options, &mut results);
+    let done = all(&run, &options, &mut results);
+    if let Some(folder) = &results.folder {
+        match done {
+            Ok(()) => results.paths(folder).iter().for_each(|path| println!("wrote {}", path.display())),
+            Err(why) => {
+                eprintln!("{}: {why}", folder.display());
+                return FAILED.into();
+            }
+        }
     }
-    if let Some(folder) = &options.out
-        && let Err(why) = results.write(folder, &card)
-    {
-        eprintln!("{}: {why}", folder.display());
-        return FAILED.into();
-    }
-    if results.checks.iter().all(|c| c.outcome.is_ok()) && results.failed.is_empty() {
+    if results.unfinished.is_some() {
+        DEAD.into()
+    } else if results.checks.iter().all(|c| c.outcome.is_ok()) && results.failed.is_empty() {
         ExitCode::SUCCESS
     } else {
         FAILED.into()
