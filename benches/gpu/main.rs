@@ -64,7 +64,7 @@ usage: gpu --out DIR [--device N] [--rounds N] [--small] [--checks] [--no-graphs
   --floor       the model's figures for an H200; needs no GPU
 ";
 
-/// Exit statuses: a check failed; the arguments are wrong; there is no GPU to use; it ended before the checks did.
+/// Exit statuses: a check failed; the arguments are wrong; there is no GPU to use; the device ended before the checks did.
 const FAILED: u8 = 1;
 const WRONG_USE: u8 = 2;
 const NO_GPU: u8 = 3;

@@ -102,7 +102,7 @@ fn read(folder: &Path) -> Result<Case, String> {
 
 /// The processor, and GPUs by our own kernels where there are any.
 fn others() -> Result<Discovery, String> {
-    discover(BackendChoice::Auto, None, Instructions::Auto, &IcicleOptions::default()).map_err(|e| e.to_string())
+    discover(BackendChoice::Auto, None, Instructions::Auto, true, &IcicleOptions::default()).map_err(|e| e.to_string())
 }
 
 /// Milliseconds: loading, then fastest and median of the commitments.
