@@ -317,7 +317,12 @@ async fn give_back(ctx: &Context, job: &Job, stop: &StopToken) {
 }
 
 async fn failed(ctx: &Context, job: &Job, error: JobError, stop: &StopToken, started: Instant) {
-    let retry = retry::decide(error.class, job.tries, retry::jitter());
+    let retry = match retry::decide(error.class, job.tries, retry::jitter()) {
+        Retry::After(wait) if error.class == FailureClass::InvalidProof => {
+            Retry::After(wait.max(ctx.fleet.book_retrial(Instant::now())))
+        }
+        other => other,
+    };
     let held = persist(ctx, stop, || ctx.store.fail(job.id, job.attempt, &error, retry)).await;
     if !was_held(job, held) {
         return;

@@ -286,6 +286,7 @@ fn judge(device: &Device, job: &StopToken, error: ProveError, share: Duration, a
             if error.class == FailureClass::InvalidProof && device.is_cpu() {
                 // The reference arithmetic computed it: the witness does not satisfy the circuit.
                 error.class = FailureClass::BadInput;
+                device.judged(share);
             }
             device.failed(error.class, share);
             Ended::Failed(error)

@@ -24,6 +24,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 const GPU_PROOFS: usize = 2;
 /// Memory of a device is shared out to proofs in units of so many bytes.
 const UNIT: u64 = 1 << 20;
+/// Jobs on the processor, since other devices failed at them, beside those that the places are for.
+const RETRIALS: usize = 4;
 /// Jobs whose failing device is remembered.
 const MOST_REMEMBERED: usize = 10_000;
 
@@ -160,6 +162,11 @@ impl Device {
         self.count_failure(class, busy);
     }
 
+    /// Notes how long a proof took that showed a witness to be at fault: no less than any other.
+    pub(super) fn judged(&self, busy: Duration) {
+        self.pace().proof.note(busy.as_secs_f64());
+    }
+
     /// Notes that its memory did not suffice. Another device may have more, but what is smaller will do here, so that it is
     /// not called unfit for it.
     pub(super) fn lacked_memory(&self, busy: Duration) {
@@ -246,6 +253,10 @@ pub(super) struct Fleet {
     /// Set while a job is to have the worker to itself.
     reserved: AtomicBool,
     freed: Notify,
+    /// Jobs on the processor that take no place, for other devices failed at them and work on meanwhile.
+    retrials: AtomicUsize,
+    /// When the processor has time for another one.
+    next_retrial: Mutex<Instant>,
     /// Device by number on which a job failed last.
     failed_on: Mutex<HashMap<JobId, usize>>,
 }
@@ -254,12 +265,18 @@ pub(super) struct Fleet {
 pub(super) struct Placement {
     fleet: Arc<Fleet>,
     pub(super) device: Arc<Device>,
+    /// Counted beside the places.
+    retrial: bool,
 }
 
 impl Drop for Placement {
     fn drop(&mut self) {
-        self.device.in_hand.fetch_sub(1, Ordering::Relaxed);
-        self.fleet.busy.fetch_sub(1, Ordering::Relaxed);
+        if self.retrial {
+            self.fleet.retrials.fetch_sub(1, Ordering::Relaxed);
+        } else {
+            self.device.in_hand.fetch_sub(1, Ordering::Relaxed);
+            self.fleet.busy.fetch_sub(1, Ordering::Relaxed);
+        }
         self.fleet.show();
         self.fleet.freed.notify_one();
     }
@@ -345,8 +362,10 @@ impl Fleet {
         let made = backends.into_iter().zip(slots).zip(sizes);
         let devices = made.map(|((b, slots), (_, proofs))| Arc::new(Device::new(b, slots, proofs, sizing.batching)));
         let devices = devices.collect();
-        let (busy, reserved, freed) = (AtomicUsize::new(0), AtomicBool::new(false), Notify::new());
-        Self { devices, workers, jobs: sizing.jobs, busy, reserved, freed, failed_on: Mutex::default() }
+        let (busy, reserved, retrials) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicUsize::new(0));
+        let (freed, next_retrial) = (Notify::new(), Mutex::new(Instant::now()));
+        let (jobs, failed_on) = (sizing.jobs, Mutex::default());
+        Self { devices, workers, jobs, busy, reserved, freed, retrials, next_retrial, failed_on }
     }
 
     /// Jobs in hand at once, as things are.
@@ -356,7 +375,8 @@ impl Fleet {
 
     fn show(&self) {
         gauge!(telemetry::WORKER_SLOTS).set(self.slots() as f64);
-        gauge!(telemetry::WORKER_SLOTS_BUSY).set(self.busy.load(Ordering::Relaxed) as f64);
+        let in_hand = self.busy.load(Ordering::Relaxed) + self.retrials.load(Ordering::Relaxed);
+        gauge!(telemetry::WORKER_SLOTS_BUSY).set(in_hand as f64);
     }
 
     pub(super) fn devices(&self) -> &[Arc<Device>] {
@@ -395,7 +415,7 @@ impl Fleet {
 
     /// Jobs in hand.
     pub(super) fn in_hand(&self) -> usize {
-        self.busy.load(Ordering::Relaxed)
+        self.busy.load(Ordering::Relaxed) + self.retrials.load(Ordering::Relaxed)
     }
 
     /// A job in hand that needs no device.
@@ -432,14 +452,22 @@ impl Fleet {
     /// A place for a job. `resident` says whether a device has the job's key: such a device goes first among those
     /// with room, then the one with most room, then the best.
     pub(super) fn place(self: &Arc<Self>, job: &Job, resident: impl Fn(&Device) -> bool) -> Placement {
-        let device = self.devices[self.choose(job, resident)].clone();
-        device.in_hand.fetch_add(1, Ordering::Relaxed);
-        self.busy.fetch_add(1, Ordering::Relaxed);
+        let own = self.choose(resident);
+        let at = self.after_failures(own, job);
+        let device = self.devices[at].clone();
+        // Only the dispatcher places jobs, so that nothing is counted between the look and the count.
+        let retrial = at != own && device.is_cpu() && self.retrials.load(Ordering::Relaxed) < RETRIALS;
+        if retrial {
+            self.retrials.fetch_add(1, Ordering::Relaxed);
+        } else {
+            device.in_hand.fetch_add(1, Ordering::Relaxed);
+            self.busy.fetch_add(1, Ordering::Relaxed);
+        }
         self.show();
-        Placement { fleet: self.clone(), device }
+        Placement { fleet: self.clone(), device, retrial }
     }
 
-    fn choose(&self, job: &Job, resident: impl Fn(&Device) -> bool) -> usize {
+    fn choose(&self, resident: impl Fn(&Device) -> bool) -> usize {
         let room = |i: usize| self.devices[i].free();
         // The processor takes what is too much for the others, and no more.
         let better = self.fit_workers().filter(|i| room(*i) > 0).max_by_key(|i| {
@@ -447,8 +475,7 @@ impl Fleet {
             let cpu_last = self.workers.len() == 1 || !device.is_cpu();
             (cpu_last, resident(device), room(*i), std::cmp::Reverse(*i))
         });
-        let own = better.or_else(|| self.stand_in()).or(self.workers.first().copied()).unwrap_or(0);
-        self.after_failures(own, job)
+        better.or_else(|| self.stand_in()).or(self.workers.first().copied()).unwrap_or(0)
     }
 
     /// The device for a job that would go to `own`: that one, unless the job failed there. Then another, and in the
@@ -463,6 +490,17 @@ impl Fleet {
             1 if !doubtful => own,
             _ => cpu,
         }
+    }
+
+    /// How long a job waits whose proof did not verify, for the processor to judge: such jobs come back no faster than it
+    /// deals with them, by its proofs so far, and not to be held here meanwhile.
+    pub(super) fn book_retrial(&self, now: Instant) -> Duration {
+        let Some(cpu) = self.devices.iter().find(|d| d.is_cpu()) else { return Duration::ZERO };
+        let each = Duration::from_secs_f64(cpu.pace().proof.0.unwrap_or(0.0) / cpu.proofs as f64);
+        let mut next = self.next_retrial.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = next.saturating_duration_since(now);
+        *next = now + wait + each;
+        wait
     }
 
     /// The next device that does not sit out.
@@ -537,6 +575,19 @@ mod tests {
             assert_eq!(wanted(2, &pace, 16), expected, "{beside} s beside {proof} s, by {batch}");
         }
         assert_eq!(wanted(2, &Pace::default(), 16), 3, "before the first proof");
+    }
+
+    #[test]
+    fn doubtful_jobs_come_to_the_processor_as_fast_as_it_judges() {
+        let cpu = CpuBackend::new(1).unwrap();
+        let batching = Batching { most: None, linger: Duration::ZERO };
+        let fleet = Fleet::new(vec![Arc::new(cpu)], Sizing { jobs: None, cpu_overflow: false, batching });
+        let now = Instant::now() + Duration::from_secs(1);
+        assert_eq!([0, 1].map(|_| fleet.book_retrial(now)), [Duration::ZERO; 2], "none is known to take long");
+        let each = Duration::from_secs(2);
+        fleet.devices[0].judged(each * fleet.devices[0].proofs as u32);
+        assert_eq!([0, 1, 2].map(|_| fleet.book_retrial(now)), [each * 0, each, each * 2]);
+        assert_eq!(fleet.book_retrial(now + each), each * 2, "time passes");
     }
 
     #[test]

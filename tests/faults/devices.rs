@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use ark_ff::BigInteger256;
@@ -16,7 +16,9 @@ use prover_worker::backend::{
 use prover_worker::config::Config;
 use prover_worker::formats::{r1cs, snarkjs, wtns, zkey};
 use prover_worker::groth16::{Verifier, setup};
-use prover_worker::model::{FailureClass, G1, Job, JobId, JobState, Priority, ProvingKey, Stage, StopToken, Witness};
+use prover_worker::model::{
+    ContentHash, FailureClass, G1, Job, JobId, JobState, Priority, ProvingKey, Stage, StopToken, Tries, Witness,
+};
 use prover_worker::queue::MemoryQueue;
 use prover_worker::registry::{CircuitContent, Registry, RegistryLimits};
 use prover_worker::seal::Keyring;
@@ -54,6 +56,7 @@ struct Gpu {
     per_proof: Arc<AtomicU64>,
     /// Proofs that it has in hand.
     at_work: Arc<AtomicUsize>,
+    child: Arc<Mutex<()>>,
 }
 
 struct GpuKey {
@@ -62,9 +65,9 @@ struct GpuKey {
 }
 
 impl Gpu {
-    fn new() -> Self {
-        let info =
-            DeviceInfo { kind: DeviceKind::Cuda, name: "pretended".into(), ordinal: 0, threads: 1, memory: 1 << 30 };
+    fn new(kind: DeviceKind) -> Self {
+        let memory = if kind == DeviceKind::Cpu { 0 } else { 1 << 30 };
+        let info = DeviceInfo { kind, name: "pretended".into(), ordinal: 0, threads: 1, memory };
         Self {
             cpu: Arc::new(CpuBackend::new(1).unwrap()),
             info,
@@ -72,7 +75,13 @@ impl Gpu {
             batches: Arc::default(),
             per_proof: Arc::default(),
             at_work: Arc::default(),
+            child: Arc::default(),
         }
+    }
+
+    /// ICICLE's child does one thing at a time.
+    fn child(&self) -> Option<MutexGuard<'_, ()>> {
+        (self.info.kind == DeviceKind::Icicle).then(|| self.child.lock().unwrap())
     }
 
     fn behave(&self, manner: Manner) {
@@ -103,6 +112,7 @@ impl Backend for Gpu {
     }
 
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
+        let _child = self.child();
         while self.manner.load(Ordering::SeqCst) == Manner::StuckLoading as u8 {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -116,7 +126,7 @@ impl LoadedKey for GpuKey {
     }
 
     fn batch(&self) -> usize {
-        4
+        if self.gpu.info.kind == DeviceKind::Cuda { 4 } else { 1 }
     }
 
     fn commit_batch(&self, ws: &[&Witness], stops: &[&StopToken]) -> Vec<Result<Commitments, BackendError>> {
@@ -126,7 +136,9 @@ impl LoadedKey for GpuKey {
 
     fn commit(&self, w: &Witness, stop: &StopToken, on: &dyn Progress) -> Result<Commitments, BackendError> {
         self.gpu.at_work.fetch_add(1, Ordering::SeqCst);
+        let child = self.gpu.child();
         let done = self.commit_in_its_manner(w, stop, on);
+        drop(child);
         self.gpu.at_work.fetch_sub(1, Ordering::SeqCst);
         done
     }
@@ -171,6 +183,7 @@ struct Site {
     service: JobService,
     worker: Worker,
     gpu: Gpu,
+    processor: Gpu,
     verifier: Verifier,
     store: Arc<dyn Store>,
 }
@@ -198,6 +211,10 @@ pub fn multiplier_key(dir: &Path) -> (PathBuf, ProvingKey) {
 impl Site {
     /// A worker with a pretended GPU that is sound at first, as its canary sees.
     async fn open(options: impl FnOnce(&mut Options)) -> Self {
+        Self::with(DeviceKind::Cuda, options).await
+    }
+
+    async fn with(kind: DeviceKind, options: impl FnOnce(&mut Options)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("jobs.db");
         let open = async || Arc::new(SqliteStore::open(&database, StoreSettings::default()).await.unwrap());
@@ -214,8 +231,8 @@ impl Site {
         let config = Config::from_lookup(|n| (n == "PROVER_DATA_DIR").then(|| "unused".to_owned())).unwrap();
         let mut chosen = Options::from(&config);
         options(&mut chosen);
-        let gpu = Gpu::new();
-        let devices: Vec<Arc<dyn Backend>> = vec![Arc::new(gpu.clone()), gpu.cpu.clone()];
+        let (gpu, processor) = (Gpu::new(kind), Gpu::new(DeviceKind::Cpu));
+        let devices: Vec<Arc<dyn Backend>> = vec![Arc::new(gpu.clone()), Arc::new(processor.clone())];
         let (store_of_worker, service_of_worker) = (store.clone(), service.clone());
         let rooms = Rooms {
             store: store_of_worker,
@@ -228,11 +245,21 @@ impl Site {
         };
         let worker = Worker::start(rooms, devices, chosen).await.unwrap();
         let verifier = Verifier::new(&key.header.vk);
-        Self { dir, registry, artifacts, service, worker, gpu, verifier, store }
+        Self { dir, registry, artifacts, service, worker, gpu, processor, verifier, store }
     }
 
     async fn submit(&self, input: Vec<u8>) -> JobId {
-        let circuit = "multiplier".parse().unwrap();
+        self.submit_to("multiplier", input).await
+    }
+
+    /// Registers another circuit, whose key no device has; the hash of its key.
+    async fn add(&self, circuit: &str) -> ContentHash {
+        let (key, _) = multiplier_key(self.dir.path());
+        self.registry.add(circuit.parse().unwrap(), &key, None, Arc::new(|_, _| {})).await.unwrap().zkey
+    }
+
+    async fn submit_to(&self, circuit: &str, input: Vec<u8>) -> JobId {
+        let circuit = circuit.parse().unwrap();
         let input = Zeroizing::new(input);
         let request = SubmitRequest { id: None, circuit, input, idempotency_key: None, priority: Priority(0) };
         self.service.submit(request).await.unwrap().job().id
@@ -570,5 +597,31 @@ async fn a_cancel_stops_a_running_proof() {
     site.gpu.behave(Manner::Sound);
     let job = site.end(site.submit(good()).await).await;
     site.assert_done_on(&job, "cuda:0");
+    site.worker.drain().await;
+}
+
+/// Jobs whose proofs did not verify wait for the processor's verdict beside the places, which the GPU's jobs have.
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_wait_for_a_verdict_keep_no_gpu_idle() {
+    let site = Site::open(|o| o.concurrency = Some(1)).await;
+    site.processor.behave(Manner::Hang);
+    let mut doubtful = Vec::new();
+    for _ in 0..2 {
+        let id = site.submit(unsatisfying()).await;
+        until(|| async {
+            let job = site.service.job(id).await.unwrap();
+            job.attempt.0 == 2 && job.stage == Some(Stage::Prove)
+        })
+        .await;
+        doubtful.push(id);
+        let job = site.end(site.submit(good()).await).await;
+        site.assert_done_on(&job, "cuda:0");
+        assert_eq!(job.attempt.0, 1);
+    }
+    site.processor.behave(Manner::Sound);
+    for id in doubtful {
+        let job = site.end(id).await;
+        assert_eq!(job.error.as_ref().unwrap().class, FailureClass::BadInput, "{job:?}");
+    }
     site.worker.drain().await;
 }
