@@ -195,18 +195,19 @@ pub(super) async fn serve(device: Arc<Device>, allowed: Duration) {
     loop {
         let (batch, answers): (Vec<_>, Vec<_>) = device.desk.next().await.into_iter().unzip();
         histogram!(telemetry::BATCH_SIZE, "device" => device.label.clone()).record(batch.len() as f64);
-        let memory = tokio::select! {
+        let room = async { (device.memory_for(&batch).await, device.turn().await) };
+        let room = tokio::select! {
             biased;
             why = device.desk.closed() => {
                 refuse(answers, &why);
                 continue;
             }
-            memory = device.memory_for(&batch) => memory,
+            room = room => room,
         };
         let within = allowed * turns(&batch);
         let at_work = device.clone();
         let mut proving = tokio::task::spawn_blocking(move || {
-            let _memory = memory;
+            let _room = room;
             prove(&at_work, batch, allowed)
         });
         // The processor may be slow in a step, and does not hang.

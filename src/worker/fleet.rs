@@ -67,6 +67,8 @@ pub(super) struct Device {
     pub(super) desk: Desk,
     /// Proofs, or batches of them, at once.
     pub(super) proofs: usize,
+    /// One call at a time, in order of arrival; none where the device takes several.
+    turns: Option<Arc<Semaphore>>,
     /// Memory that proofs at work share, in units; unbounded where it is unknown, and on the processor.
     memory: Option<(Arc<Semaphore>, u32)>,
     /// Jobs in hand at once; of the processor beside other devices, while those cannot take any.
@@ -84,12 +86,14 @@ impl Device {
     fn new(backend: Arc<dyn Backend>, slots: Slots, proofs: usize, batching: Batching) -> Self {
         let label = backend.device().label();
         telemetry::start_device(&label);
+        let turns = (backend.device().kind == DeviceKind::Icicle).then(|| Arc::new(Semaphore::new(1)));
         let memory = memory_of_proofs(backend.device()).map(|units| (Arc::new(Semaphore::new(units as usize)), units));
         Self {
             backend,
             label,
             desk: Desk::new(batching),
             proofs,
+            turns,
             memory,
             slots,
             pace: Mutex::default(),
@@ -104,6 +108,12 @@ impl Device {
 
     pub(super) fn is_cpu(&self) -> bool {
         self.backend.device().kind == DeviceKind::Cpu
+    }
+
+    /// The sole right to call the device, where it takes one call at a time. No clock runs before it is there: what goes
+    /// before may rightly take long.
+    pub(super) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        self.turns.clone()?.acquire_owned().await.ok()
     }
 
     /// Memory for a batch, as soon as there is enough beside the proofs at work, and at once where there are none: what
@@ -321,7 +331,9 @@ fn size(device: &DeviceInfo, cores: usize, gpus: usize) -> (Slots, usize) {
             let proofs = (cores / device.threads.max(1)).max(1);
             (Slots::Fixed(proofs.max(2)), proofs)
         }
-        DeviceKind::Cuda | DeviceKind::Icicle => (Slots::ByPace { beside: cores.div_ceil(gpus.max(1)) }, GPU_PROOFS),
+        DeviceKind::Cuda => (Slots::ByPace { beside: cores.div_ceil(gpus.max(1)) }, GPU_PROOFS),
+        // Its process does one thing at a time.
+        DeviceKind::Icicle => (Slots::ByPace { beside: cores.div_ceil(gpus.max(1)) }, 1),
     }
 }
 
@@ -551,6 +563,7 @@ mod tests {
         assert_eq!(size(&device(DeviceKind::Cuda, 1), 16, 1), (Slots::ByPace { beside: 16 }, 2));
         assert_eq!(size(&device(DeviceKind::Cuda, 1), 16, 8), (Slots::ByPace { beside: 2 }, 2));
         assert_eq!(size(&device(DeviceKind::Cuda, 1), 2, 8), (Slots::ByPace { beside: 1 }, 2));
+        assert_eq!(size(&device(DeviceKind::Icicle, 1), 16, 1), (Slots::ByPace { beside: 16 }, 1));
     }
 
     #[test]

@@ -14,9 +14,9 @@ use crate::registry::{ReadyCircuit, Registry, RegistryError};
 /// Bytes of a key that come to a device in a second at the least, for its file may have to be read from a slow disk.
 const BYTES_A_SECOND: usize = 16 << 20;
 
-/// Loads the key, if the device does not have it. Without an answer in `patience`, or as much longer as the key is large,
-/// the device hangs, and sits out until the call has come back; somebody has to see that, so the wait does not end when
-/// the caller's does.
+/// Loads the key, if the device does not have it. Without an answer in `patience` from its turn on, or as much longer as
+/// the key is large, the device hangs, and sits out until the call has come back; somebody has to see that, so the wait does
+/// not end when the caller's does.
 pub(super) async fn load(
     registry: &Registry,
     device: &Arc<Device>,
@@ -32,6 +32,8 @@ pub(super) async fn load(
     let asked = device;
     let (registry, device, circuit) = (registry.clone(), device.clone(), circuit.clone());
     tokio::spawn(async move {
+        let loaded = registry.has_loaded(device.backend.as_ref(), circuit.content.zkey);
+        let _turn = if loaded { None } else { device.turn().await };
         let mut loading = std::pin::pin!(registry.load(&device.backend, &circuit));
         match tokio::time::timeout(patience, &mut loading).await {
             // Whoever asked may have stopped waiting.

@@ -625,3 +625,32 @@ async fn jobs_that_wait_for_a_verdict_keep_no_gpu_idle() {
     }
     site.worker.drain().await;
 }
+
+/// ICICLE's devices do one thing at a time. A key that waits for a long proof is not late, and the device does not hang.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_waits_for_its_turn_on_an_icicle_device() {
+    let patience = Duration::from_secs(1);
+    let site = Site::with(DeviceKind::Icicle, |o| {
+        o.load_patience = patience;
+        o.concurrency = Some(8);
+    })
+    .await;
+    site.gpu.behave(Manner::Hang);
+    let mut ids = vec![site.submit(good()).await, site.submit(good()).await];
+    for id in &ids {
+        site.until_proving(*id).await;
+    }
+    site.gpu.until_at_work(1).await;
+    site.add("other").await;
+    ids.push(site.submit_to("other", good()).await);
+    until(|| async { site.service.job(ids[2]).await.unwrap().stage == Some(Stage::Load) }).await;
+    tokio::time::sleep(patience * 2).await;
+    assert_eq!(site.gpu.at_work.load(Ordering::SeqCst), 1, "one proof at a time");
+    site.gpu.behave(Manner::Sound);
+    for id in ids {
+        let job = site.end(id).await;
+        assert_eq!((job.state, job.attempt.0), (JobState::Done, 1), "{job:?}");
+        assert_eq!(job.result.as_ref().unwrap().device, "icicle:0");
+    }
+    site.worker.drain().await;
+}
