@@ -15,7 +15,7 @@ use metrics::{counter, gauge};
 
 use crate::artifacts::{ArtifactError, Artifacts, Content, Kind, verify};
 use crate::backend::mapped::map_file;
-use crate::backend::{Backend, BackendError, LoadedKey};
+use crate::backend::{Backend, BackendError, Footprint, LoadedKey};
 use crate::formats::{FormatError, zkey};
 use crate::groth16::Verifier;
 use crate::model::{Circuit, CircuitName, ContentHash, ProvingKey};
@@ -44,6 +44,18 @@ pub enum RegistryError {
     /// The device did not take the key.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// The key is larger than the device, whatever else is there.
+    #[error("{device} is too small for the key: it takes {resident} bytes and {per_proof} for a proof, of {memory}")]
+    TooLarge {
+        /// Which device.
+        device: String,
+        /// Bytes that the key takes.
+        resident: u64,
+        /// More for a proof.
+        per_proof: u64,
+        /// Bytes of the device.
+        memory: u64,
+    },
     /// An artifact could not be read or written.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
@@ -65,6 +77,10 @@ impl Told for RegistryError {
             Self::Witness(e) => Self::Witness(e.clone()),
             Self::Mismatch { wasm, zkey } => Self::Mismatch { wasm: *wasm, zkey: *zkey },
             Self::Backend(e) => Self::Backend(e.clone()),
+            Self::TooLarge { device, resident, per_proof, memory } => {
+                let (resident, per_proof, memory) = (*resident, *per_proof, *memory);
+                Self::TooLarge { device: device.clone(), resident, per_proof, memory }
+            }
             Self::Artifact(ArtifactError::Missing { what }) => ArtifactError::Missing { what: what.clone() }.into(),
             Self::Artifact(ArtifactError::Damaged { what, got }) => {
                 ArtifactError::Damaged { what: what.clone(), got: *got }.into()
@@ -250,13 +266,17 @@ impl Registry {
         self.open.has(&content)
     }
 
-    /// A circuit's key on a device. When its memory does not suffice, keys that no proof uses make room.
+    /// A circuit's key on a device. When its memory does not suffice, keys that no proof uses make room, unless that would
+    /// not do: then nothing is uploaded and nothing has to go.
     pub async fn load(
         &self,
         device: &Arc<dyn Backend>,
         circuit: &ReadyCircuit,
     ) -> Result<Arc<dyn LoadedKey>, RegistryError> {
         let cache = self.device_cache(device.as_ref());
+        if !cache.has(&circuit.content.zkey) {
+            check_fits(device.as_ref(), &circuit.key)?;
+        }
         let mut loaded = load_into(&cache, device, circuit).await;
         if matches!(loaded, Err(RegistryError::Backend(BackendError::OutOfMemory { .. }))) && cache.forget_idle().await
         {
@@ -317,6 +337,15 @@ impl Registry {
             }
         }
     }
+}
+
+/// That a device whose memory is known has enough for the key and one proof.
+fn check_fits(device: &dyn Backend, key: &ProvingKey) -> Result<(), RegistryError> {
+    let (info, Footprint { resident, per_proof, .. }) = (device.device(), device.footprint(key));
+    if info.memory == 0 || resident.saturating_add(per_proof) <= info.memory {
+        return Ok(());
+    }
+    Err(RegistryError::TooLarge { device: info.label(), resident, per_proof, memory: info.memory })
 }
 
 async fn load_into(

@@ -99,6 +99,7 @@ impl From<RegistryError> for Ended {
             | RegistryError::Key(_)
             | RegistryError::Mismatch { .. } => Self::failed(FailureClass::Transient, e),
             RegistryError::Witness(e) => e.into(),
+            RegistryError::TooLarge { .. } => Self::failed(FailureClass::Device, e),
             // A file that is gone or damaged can be put back by registering the circuit again.
             RegistryError::Artifact(ArtifactError::Missing { .. } | ArtifactError::Damaged { .. }) => {
                 Self::failed(FailureClass::Transient, format!("{e}; register the circuit again"))

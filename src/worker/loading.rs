@@ -61,7 +61,7 @@ pub(super) async fn load(
 fn judge(device: &Device, loaded: Result<Arc<dyn LoadedKey>, RegistryError>) -> Result<Arc<dyn LoadedKey>, Ended> {
     let ended = match loaded {
         Ok(loaded) => return Ok(loaded),
-        Err(e @ RegistryError::Backend(BackendError::OutOfMemory { .. })) => {
+        Err(e @ (RegistryError::Backend(BackendError::OutOfMemory { .. }) | RegistryError::TooLarge { .. })) => {
             device.lacked_memory(Duration::ZERO);
             return Err(e.into());
         }

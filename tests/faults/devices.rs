@@ -394,7 +394,7 @@ async fn jobs_of_a_circuit_go_to_the_device_together() {
 /// Two proofs are on a GPU at once where half of its memory takes both.
 #[tokio::test(flavor = "multi_thread")]
 async fn proofs_that_do_not_fit_together_go_to_the_device_one_by_one() {
-    for (per_proof, at_once) in [(300 << 20, 1), (200 << 20, 2), (2 << 30, 1)] {
+    for (per_proof, at_once) in [(300 << 20, 1), (200 << 20, 2), (900 << 20, 1)] {
         let site = Site::open(|o| {
             o.concurrency = Some(8);
             o.batch_max = Some(1);
@@ -652,5 +652,22 @@ async fn a_key_waits_for_its_turn_on_an_icicle_device() {
         assert_eq!((job.state, job.attempt.0), (JobState::Done, 1), "{job:?}");
         assert_eq!(job.result.as_ref().unwrap().device, "icicle:0");
     }
+    site.worker.drain().await;
+}
+
+/// A key larger than the GPU goes to another device, and those that are there stay.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_cannot_fit_evicts_nothing() {
+    let site = Site::open(|_| {}).await;
+    let job = site.end(site.submit(good()).await).await;
+    site.assert_done_on(&job, "cuda:0");
+    let other = site.add("other").await;
+    site.gpu.per_proof.store(2 << 30, Ordering::SeqCst);
+    let large = site.end(site.submit_to("other", good()).await).await;
+    assert_eq!((large.state, large.attempt.0), (JobState::Done, 2), "{large:?}");
+    assert_eq!(large.result.as_ref().unwrap().device, "cpu:0");
+    let why = &large.history[0].error.message;
+    assert!(why.contains(&format!("{} for a proof, of {}", 2u64 << 30, 1u64 << 30)), "{why}");
+    assert!(site.registry.has_loaded(&site.gpu, job.zkey) && !site.registry.has_loaded(&site.gpu, other));
     site.worker.drain().await;
 }
