@@ -150,9 +150,16 @@ pub const CATALOGUE: &[Variable] = &[
         "on: the CPU takes jobs too while every GPU is full; off: it is the fallback only",
     ),
     var(
+        "PROVER_EXIT_ON_DEAD_DEVICE",
+        "all",
+        "whether the worker ends, with exit code 1, for its supervisor to start it anew, when devices other than the CPU do not \
+         come back in ten minutes: all, when all of them are dead; any, when one is; off",
+    ),
+    var(
         "PROVER_GRACE_SECS",
-        "30",
-        "time that running jobs have to finish after SIGTERM before they are handed back: 0 to 86400",
+        "25",
+        "time that proofs begun have to finish after SIGTERM before their jobs are handed back, as those of all others are at \
+         once: 0 to 86400; ending takes up to 15 s more. Kubernetes kills after 30 s unless told otherwise",
     ),
     var(
         "PROVER_KEY_CACHE_BYTES",
@@ -216,6 +223,28 @@ impl fmt::Display for Database {
         match self {
             Self::Sqlite(path) => path.display().fmt(f),
             Self::Postgres(url) => f.write_str(&mask(url.reveal())),
+        }
+    }
+}
+
+/// For how many dead devices a worker ends, which only a new process may have back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitOnDead {
+    /// For all that it has beside the processor.
+    All,
+    /// For one.
+    Any,
+    /// It does not.
+    Off,
+}
+
+impl ExitOnDead {
+    /// Whether `dead` of so many are enough.
+    pub fn is_reached(self, dead: usize, of: usize) -> bool {
+        match self {
+            Self::All => dead > 0 && dead == of,
+            Self::Any => dead > 0,
+            Self::Off => false,
         }
     }
 }
@@ -343,6 +372,8 @@ pub struct Config {
     pub batch_linger: Duration,
     /// Whether the CPU takes jobs while every GPU is full.
     pub cpu_overflow: bool,
+    /// Whether the worker ends when devices do not come back.
+    pub exit_on_dead: ExitOnDead,
     /// Time to finish after a signal.
     pub grace: Duration,
     /// Bytes of keys kept open, each for the host and for a device; half of the memory when unset.
@@ -408,7 +439,7 @@ impl Config {
         let witness_timeout = secs("PROVER_WITNESS_TIMEOUT_SECS", 60, 1, 86_400)?;
         let prove_timeout = secs("PROVER_PROVE_TIMEOUT_SECS", 1800, 1, 86_400)?;
         let job_timeout = secs("PROVER_JOB_TIMEOUT_SECS", 3600, 1, 604_800)?;
-        let grace = secs("PROVER_GRACE_SECS", 30, 0, 86_400)?;
+        let grace = secs("PROVER_GRACE_SECS", 25, 0, 86_400)?;
         let keep_failed_inputs = secs("PROVER_KEEP_FAILED_INPUT_SECS", 86_400, 0, 31_536_000)?;
         let mut secs_or_off = |name, low: u64, high: u64| -> Result<Option<Duration>, ConfigError> {
             let value = r.parse(name, &format!("a whole number from {low} to {high}, or off"), |s| match s {
@@ -432,6 +463,7 @@ impl Config {
         let batch_max = r.number("PROVER_BATCH_MAX", 1, 1024)?;
         let linger_ms = r.number("PROVER_BATCH_LINGER_MS", 0, 10_000)?;
         let cpu_overflow = r.parse("PROVER_CPU_OVERFLOW", "on or off", on_off)?;
+        let exit_on_dead = r.parse("PROVER_EXIT_ON_DEAD_DEVICE", "all, any or off", exit_on_dead)?;
         let witness_memory = r.parse("PROVER_WITNESS_MEMORY_BYTES", "16M to 4G, such as 512M", |s| {
             byte_count(s).filter(|n| (16 << 20..=4 << 30).contains(n))
         })?;
@@ -482,6 +514,7 @@ impl Config {
             batch_max,
             batch_linger: Duration::from_millis(linger_ms.unwrap_or(0)),
             cpu_overflow: cpu_overflow.unwrap_or(false),
+            exit_on_dead: exit_on_dead.unwrap_or(ExitOnDead::All),
             grace,
             key_cache_bytes,
             max_input_bytes: max_input.unwrap_or(64 << 20),
@@ -661,6 +694,15 @@ fn auto_off(s: &str) -> Option<bool> {
     match s {
         "auto" => Some(true),
         "off" => Some(false),
+        _ => None,
+    }
+}
+
+fn exit_on_dead(s: &str) -> Option<ExitOnDead> {
+    match s {
+        "all" => Some(ExitOnDead::All),
+        "any" => Some(ExitOnDead::Any),
+        "off" => Some(ExitOnDead::Off),
         _ => None,
     }
 }

@@ -26,7 +26,8 @@ pub struct Args {
     fault_at: Option<Faults>,
 }
 
-/// Runs the worker. The first signal drains it; the second ends it at once.
+/// Runs the worker. The first signal drains it; the second ends it at once. Devices that do not come back drain it too, and
+/// then it fails.
 pub fn run(args: Args, _: &Output) -> Result<(), CliError> {
     let config = session::config()?;
     telemetry::init_logs(&config.log_level, config.log_json);
@@ -54,8 +55,13 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
         started = start(&workspace, faults) => started?,
         () = signals.next() => return Ok(()),
     };
-    readiness.set(Status::Ready);
-    signals.next().await;
+    let dead = tokio::select! {
+        why = worker.watch(&readiness) => Some(why),
+        () = signals.next() => None,
+    };
+    if let Some(why) = &dead {
+        tracing::error!(why, "the worker ends, to be started anew: a new process may have its devices back");
+    }
 
     readiness.set(Status::Draining);
     let left = tokio::select! {
@@ -68,7 +74,7 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
     stop_http.send_replace(true);
     let _ = tokio::time::timeout(HTTP_WAIT, async { while tasks.join_next().await.is_some() {} }).await;
     tracing::info!(handed_back = left, "end");
-    Ok(())
+    dead.map_or(Ok(()), |why| Err(CliError::failed(why)))
 }
 
 async fn start(workspace: &Workspace, faults: Faults) -> Result<Worker, CliError> {

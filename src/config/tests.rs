@@ -18,6 +18,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(c.database, Database::Sqlite("/data/prover-worker.db".into()));
     assert_eq!(c.queue_name, "prove");
     assert_eq!(c.concurrency, None);
+    assert_eq!((c.exit_on_dead, c.grace), (ExitOnDead::All, Duration::from_secs(25)));
     assert_eq!(c.log_level, "info");
     assert_eq!(c.metrics_addr, Some("0.0.0.0:9101".parse().unwrap()));
     assert_eq!(c.lease, Duration::from_secs(30));
@@ -42,6 +43,16 @@ fn every_catalogued_variable_is_read_and_no_other() {
     assert_eq!(seen, listed);
     assert_eq!(c.settings().len(), CATALOGUE.len());
     assert!(CATALOGUE.iter().all(|v| markdown_table().contains(v.name)));
+}
+
+#[test]
+fn dead_devices_are_enough_to_end_for_as_it_is_set() {
+    let exit = |value| with(&[("PROVER_EXIT_ON_DEAD_DEVICE", value)]).unwrap().exit_on_dead;
+    for (value, expected) in [("all", [false, false, true]), ("any", [false, true, true]), ("off", [false; 3])] {
+        assert_eq!([0, 1, 2].map(|dead| exit(value).is_reached(dead, 2)), expected, "{value}");
+        assert!(!exit(value).is_reached(0, 0), "a processor alone, {value}");
+    }
+    assert!(error("PROVER_EXIT_ON_DEAD_DEVICE", "on").contains("expected all, any or off"));
 }
 
 #[test]

@@ -33,12 +33,13 @@ async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// The worker takes jobs and its store answers.
+/// The worker takes jobs, on the devices that it is there for, and its store answers.
 async fn readyz(State(app): State<App>) -> Result<&'static str, Problem> {
     let not = |why: &str| Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, why));
     match app.readiness.get() {
         Status::Starting(at) => return not(&format!("starting: {at}")),
         Status::Draining => return not("draining: takes no more jobs"),
+        Status::StandIn(why) => return not(&format!("only the processor is there to prove: {why}")),
         Status::Ready => {}
     }
     match tokio::time::timeout(PING, app.jobs.ping()).await {

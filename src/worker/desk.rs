@@ -205,6 +205,7 @@ pub(super) async fn serve(device: Arc<Device>, allowed: Duration) {
             room = room => room,
         };
         let within = allowed * turns(&batch);
+        batch.iter().for_each(|order| order.lease.begin());
         let at_work = device.clone();
         let mut proving = tokio::task::spawn_blocking(move || {
             let _room = room;

@@ -77,6 +77,8 @@ pub(super) struct Device {
     in_hand: AtomicUsize,
     failures: AtomicU32,
     quarantined: AtomicBool,
+    /// Why it was put out of use last.
+    why: Mutex<String>,
     singing: AtomicBool,
     pause: Mutex<Option<(Instant, Duration)>>,
     busy_micros: AtomicU64,
@@ -100,6 +102,7 @@ impl Device {
             in_hand: AtomicUsize::new(0),
             failures: AtomicU32::new(0),
             quarantined: AtomicBool::new(false),
+            why: Mutex::default(),
             singing: AtomicBool::new(false),
             pause: Mutex::new(None),
             busy_micros: AtomicU64::new(0),
@@ -133,13 +136,14 @@ impl Device {
     pub(super) fn hangs(&self, why: &str, busy: Duration) {
         tracing::error!(device = %self.label, why, "device sits out: it hangs");
         self.failed(FailureClass::Device, busy);
-        self.quarantine(true);
+        self.quarantine(Some(why));
         self.desk.close(why);
     }
 
-    fn quarantine(&self, sits_out: bool) {
-        self.quarantined.store(sits_out, Ordering::Relaxed);
-        let shown = if sits_out { 1.0 } else { 0.0 };
+    fn quarantine(&self, why: Option<&str>) {
+        why.unwrap_or_default().clone_into(&mut self.why.lock().unwrap_or_else(PoisonError::into_inner));
+        self.quarantined.store(why.is_some(), Ordering::Relaxed);
+        let shown = if why.is_some() { 1.0 } else { 0.0 };
         gauge!(telemetry::DEVICE_QUARANTINED, "device" => self.label.clone()).set(shown);
     }
 
@@ -194,6 +198,15 @@ impl Device {
         counter!(telemetry::DEVICE_BUSY, "device" => self.label.clone()).absolute(total / 1_000_000);
     }
 
+    /// Why it gets no jobs, in words; none where it gets some.
+    pub(super) fn unfit(&self) -> Option<String> {
+        let why = || self.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        (!self.is_fit()).then(why).map(|why| match why.as_str() {
+            "" => format!("{} failed {SUSPICIOUS} times in a row", self.label),
+            why => why.to_owned(),
+        })
+    }
+
     /// Whether it gets jobs. After failures in a row it must sing first.
     fn is_fit(&self) -> bool {
         let trusted = !self.quarantined.load(Ordering::Relaxed) && self.failures.load(Ordering::Relaxed) < SUSPICIOUS;
@@ -229,14 +242,17 @@ impl Device {
         let sung = tokio::task::spawn_blocking(move || canary.sing(me.backend.as_ref())).await;
         let sung = sung.unwrap_or_else(|_| Err("the canary's proof panicked".to_owned()));
         match &sung {
-            Err(why) => tracing::error!(device = %self.label, why, "device sits out: its canary fails"),
+            Err(why) => {
+                tracing::error!(device = %self.label, why, "device sits out: its canary fails");
+                self.quarantine(Some(&format!("the canary of {} fails: {why}", self.label)));
+            }
             Ok(()) => {
                 *self.pause.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 self.failures.store(0, Ordering::Relaxed);
                 tracing::info!(device = %self.label, "device is fit: its canary passes");
+                self.quarantine(None);
             }
         }
-        self.quarantine(sung.is_err());
     }
 }
 

@@ -19,6 +19,8 @@ pub(super) struct Lease {
     attempt: Attempt,
     stop: StopToken,
     stage: AtomicU8,
+    /// Whether its proof has begun on a device.
+    begun: AtomicBool,
     /// Bits of an f32.
     progress: AtomicU32,
     renewed: Mutex<Instant>,
@@ -30,6 +32,11 @@ impl Lease {
         let at = Stage::ALL.iter().position(|s| *s == stage).unwrap_or(0);
         self.stage.store(at as u8, Ordering::Relaxed);
         self.progress.store(0, Ordering::Relaxed);
+    }
+
+    /// Notes that its proof begins on a device.
+    pub(super) fn begin(&self) {
+        self.begun.store(true, Ordering::Relaxed);
     }
 
     fn stage(&self) -> Stage {
@@ -119,6 +126,7 @@ impl Keeper {
             attempt,
             stop,
             stage: AtomicU8::new(0),
+            begun: AtomicBool::new(false),
             progress: AtomicU32::new(0),
             renewed: Mutex::new(Instant::now()),
         });
@@ -127,11 +135,11 @@ impl Keeper {
         Hold { shared: self.shared.clone(), number, lease }
     }
 
-    /// Asks every job in hand to stop.
-    pub(super) fn stop_all(&self, why: StopReason) {
-        for lease in self.shared.all() {
-            lease.stop.stop(why);
-        }
+    /// Asks jobs in hand to stop: all, or those alone whose proof has not begun. Returns how many had not been asked before.
+    pub(super) fn stop(&self, why: StopReason, all: bool) -> usize {
+        let leases = self.shared.all();
+        let chosen = leases.iter().filter(|l| all || !l.begun.load(Ordering::Relaxed));
+        chosen.filter(|lease| lease.stop.stopped().is_none()).inspect(|lease| lease.stop.stop(why)).count()
     }
 
     /// No heart beats while the guard lives, for a fault that wants it so.

@@ -25,7 +25,7 @@ mod workspace;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use metrics::gauge;
@@ -42,7 +42,7 @@ pub use workspace::{OpenError, Workspace, module_cache, running_program};
 use self::failure::Ended;
 use crate::artifacts::Artifacts;
 use crate::backend::Backend;
-use crate::config::Config;
+use crate::config::{Config, ExitOnDead};
 use crate::model::{Circuit, Job, JobError, JobResult, JobState, StopReason, StopToken, WorkerId};
 use crate::queue::Queue;
 use crate::registry::{CircuitContent, Registry};
@@ -70,6 +70,8 @@ const COPIES: usize = 32;
 const HEAL_LAST: u32 = 200;
 /// How long a device may take for the smallest key.
 const LOAD_PATIENCE: Duration = Duration::from_secs(300);
+/// How long a device may be unfit before it counts as dead: time for three canaries at least.
+const DEAD_AFTER: Duration = Duration::from_secs(600);
 /// Time between looks for circuits that other processes registered.
 const WARM_EVERY: Duration = Duration::from_secs(15);
 
@@ -99,7 +101,11 @@ pub struct Options {
     pub load_patience: Duration,
     /// Longest attempt.
     pub job_timeout: Duration,
-    /// Time to finish when draining.
+    /// Whether the worker is to end when devices do not come back.
+    pub exit_on_dead: ExitOnDead,
+    /// How long a device may be unfit without a break before it counts as dead. No setting.
+    pub dead_after: Duration,
+    /// Time that proofs begun have when draining.
     pub grace: Duration,
     /// Armed fault, for tests.
     pub faults: Faults,
@@ -119,6 +125,8 @@ impl From<&Config> for Options {
             prove_timeout: c.prove_timeout,
             load_patience: LOAD_PATIENCE,
             job_timeout: c.job_timeout,
+            exit_on_dead: c.exit_on_dead,
+            dead_after: DEAD_AFTER,
             grace: c.grace,
             faults: Faults::default(),
         }
@@ -278,29 +286,33 @@ impl Worker {
         self.ctx.fleet.slots()
     }
 
-    /// Stops claiming, gives jobs in hand the grace period to finish, and hands back what is left. Returns the number
-    /// handed back or given up.
+    /// Keeps `readiness` as long as the worker is of use. Returns why it is not any more: devices that only a new process may
+    /// have back.
+    pub async fn watch(&self, readiness: &Readiness) -> String {
+        let Options { exit_on_dead, dead_after, .. } = &self.ctx.options;
+        readiness::watch(&self.ctx.fleet, readiness, *exit_on_dead, *dead_after).await
+    }
+
+    /// Stops claiming, hands back jobs whose proof has not begun, gives the others the grace period to finish, and hands back
+    /// what is left. Returns the number handed back or given up.
     pub async fn drain(mut self) -> usize {
         self.draining.send_replace(true);
         let grace = self.ctx.options.grace;
         tracing::info!(in_hand = self.ctx.keeper.held().len(), grace_s = grace.as_secs(), "draining");
-        let all = async { while self.dispatch.join_next().await.is_some() {} };
+        let begun = Instant::now();
         let mut left = 0;
-        if tokio::time::timeout(grace, all).await.is_err() {
-            left = self.ctx.keeper.held().len();
-            // Not once: the dispatcher may have been about to begin some.
-            let mut again = tokio::time::interval(STOP_AGAIN);
-            let all = async {
-                loop {
-                    tokio::select! {
-                        _ = again.tick() => self.ctx.keeper.stop_all(StopReason::Draining),
-                        ended = self.dispatch.join_next() => if ended.is_none() { return },
-                    }
+        // Not once: the dispatcher may have been about to begin some.
+        let mut again = tokio::time::interval(STOP_AGAIN);
+        let all = async {
+            loop {
+                tokio::select! {
+                    _ = again.tick() => left += self.ctx.keeper.stop(StopReason::Draining, begun.elapsed() >= grace),
+                    ended = self.dispatch.join_next() => if ended.is_none() { return },
                 }
-            };
-            if tokio::time::timeout(STOP_WAIT, all).await.is_err() {
-                self.hand_back().await;
             }
+        };
+        if tokio::time::timeout(grace + STOP_WAIT, all).await.is_err() {
+            self.hand_back().await;
         }
         self.others.shutdown().await;
         let closed = tokio::time::timeout(STOP_WAIT, self.ctx.queue.close()).await;

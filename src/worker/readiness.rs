@@ -1,6 +1,13 @@
-//! Whether the worker is ready for work.
+//! Whether the worker is ready for work, and whether it is of any more use.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::fleet::Fleet;
+use crate::config::ExitOnDead;
+
+/// How often devices are looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Where a worker stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -9,6 +16,8 @@ pub enum Status {
     Starting(&'static str),
     /// Takes jobs.
     Ready,
+    /// Takes jobs on the processor only, which stands in for the devices it has, and why.
+    StandIn(String),
     /// Takes no more jobs.
     Draining,
 }
@@ -34,5 +43,27 @@ impl Readiness {
         if *now != Status::Draining {
             *now = status;
         }
+    }
+}
+
+/// Keeps `readiness` by the devices other than the processor. Returns, with a sentence, when enough of them are dead for the
+/// worker to end: without a break unfit for `dead_after`, in which time one that can come back does.
+pub(super) async fn watch(fleet: &Fleet, readiness: &Readiness, exit: ExitOnDead, dead_after: Duration) -> String {
+    let devices: Vec<_> = fleet.devices().iter().filter(|d| !d.is_cpu()).collect();
+    let mut unfit_since = vec![None; devices.len()];
+    loop {
+        let unfit: Vec<_> = devices.iter().map(|d| d.unfit()).collect();
+        for (since, why) in unfit_since.iter_mut().zip(&unfit) {
+            *since = why.as_ref().map(|_| since.unwrap_or_else(Instant::now));
+        }
+        let reasons: Vec<_> = unfit.iter().flatten().map(String::as_str).collect();
+        let stands_in = !devices.is_empty() && reasons.len() == devices.len();
+        readiness.set(if stands_in { Status::StandIn(reasons.join("; ")) } else { Status::Ready });
+        let dead = unfit_since.iter().flatten().filter(|since| since.elapsed() >= dead_after).count();
+        if exit.is_reached(dead, devices.len()) {
+            let (all, minutes) = (devices.len(), dead_after.as_secs() / 60);
+            return format!("{dead} of {all} devices did not come back in {minutes} min: {}", reasons.join("; "));
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }

@@ -13,7 +13,7 @@ use prover_worker::backend::cpu::CpuBackend;
 use prover_worker::backend::{
     Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress, Quiet,
 };
-use prover_worker::config::Config;
+use prover_worker::config::{Config, ExitOnDead};
 use prover_worker::formats::{r1cs, snarkjs, wtns, zkey};
 use prover_worker::groth16::{Verifier, setup};
 use prover_worker::model::{
@@ -24,7 +24,7 @@ use prover_worker::registry::{CircuitContent, Registry, RegistryLimits};
 use prover_worker::seal::Keyring;
 use prover_worker::store::{SqliteStore, Store, StoreSettings};
 use prover_worker::witness::ModuleCache;
-use prover_worker::worker::{JobService, Options, Rooms, ServiceOptions, SubmitRequest, Worker};
+use prover_worker::worker::{JobService, Options, Readiness, Rooms, ServiceOptions, Status, SubmitRequest, Worker};
 use zeroize::Zeroizing;
 
 use crate::harness::HANG;
@@ -626,6 +626,53 @@ async fn jobs_that_wait_for_a_verdict_keep_no_gpu_idle() {
     site.worker.drain().await;
 }
 
+/// A worker that has only its processor left says so, until its GPU is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_gpu_is_unfit_is_not_ready() {
+    let site = Site::open(|o| {
+        o.dead_after = Duration::ZERO;
+        o.exit_on_dead = ExitOnDead::Off;
+    })
+    .await;
+    let readiness = Readiness::starting("a test");
+    let off = async {
+        until(|| async { readiness.get() == Status::Ready }).await;
+        site.gpu.behave(Manner::Error);
+        until(|| async {
+            site.end(site.submit(good()).await).await;
+            matches!(readiness.get(), Status::StandIn(why) if why.contains("canary of cuda:0 fails"))
+        })
+        .await;
+        site.gpu.behave(Manner::Sound);
+        until(|| async { readiness.get() == Status::Ready }).await;
+    };
+    tokio::select! {
+        why = site.worker.watch(&readiness) => panic!("it may not end: {why}"),
+        () = off => {}
+    }
+    site.worker.drain().await;
+}
+
+/// A GPU that stays unfit is dead to this process, which says that it is to end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_ends_when_its_gpu_does_not_come_back() {
+    for exit in [ExitOnDead::All, ExitOnDead::Any] {
+        let site = Site::open(|o| {
+            o.dead_after = Duration::ZERO;
+            o.exit_on_dead = exit;
+        })
+        .await;
+        let readiness = Readiness::starting("a test");
+        site.gpu.behave(Manner::Error);
+        for _ in 0..4 {
+            site.end(site.submit(good()).await).await;
+        }
+        let why = tokio::time::timeout(HANG, site.worker.watch(&readiness)).await.unwrap();
+        assert!(why.contains("1 of 1 devices did not come back") && why.contains("cuda:0"), "{why}");
+        site.worker.drain().await;
+    }
+}
+
 /// ICICLE's devices do one thing at a time. A key that waits for a long proof is not late, and the device does not hang.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_waits_for_its_turn_on_an_icicle_device() {
@@ -653,6 +700,49 @@ async fn a_key_waits_for_its_turn_on_an_icicle_device() {
         assert_eq!(job.result.as_ref().unwrap().device, "icicle:0");
     }
     site.worker.drain().await;
+}
+
+/// At its end a worker goes on with the proofs that its devices are at, and hands back all else at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draining_worker_finishes_the_proofs_that_are_begun() {
+    let site = Site::open(|o| {
+        o.concurrency = Some(8);
+        o.grace = HANG * 10;
+    })
+    .await;
+    site.gpu.behave(Manner::Hang);
+    let mut ids = Vec::new();
+    for at_work in [1, 2, 2, 2] {
+        ids.push(site.submit(good()).await);
+        site.until_proving(ids[ids.len() - 1]).await;
+        site.gpu.until_at_work(at_work).await;
+    }
+    let Site { worker, service, gpu, .. } = site;
+    let drained = tokio::spawn(worker.drain());
+    for id in &ids[2..] {
+        until(|| async { service.job(*id).await.unwrap().state == JobState::Queued }).await;
+    }
+    assert_eq!(gpu.at_work.load(Ordering::SeqCst), 2);
+    gpu.behave(Manner::Sound);
+    assert_eq!(drained.await.unwrap(), 2);
+    for (i, id) in ids.iter().enumerate() {
+        let job = service.job(*id).await.unwrap();
+        assert_eq!(job.state, if i < 2 { JobState::Done } else { JobState::Queued }, "{job:?}");
+        assert_eq!((job.attempt.0, job.tries), (1, Tries::default()), "{job:?}");
+    }
+}
+
+/// A proof that does not end within the grace is stopped then, and its job handed back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proof_that_outlasts_the_grace_is_handed_back() {
+    let site = Site::open(|o| o.grace = Duration::from_secs(1)).await;
+    site.gpu.behave(Manner::Hang);
+    let id = site.submit(good()).await;
+    site.gpu.until_at_work(1).await;
+    let Site { worker, service, .. } = site;
+    assert_eq!(worker.drain().await, 1);
+    let job = service.job(id).await.unwrap();
+    assert_eq!((job.state, job.attempt.0, job.tries), (JobState::Queued, 1, Tries::default()), "{job:?}");
 }
 
 /// A key larger than the GPU goes to another device, and those that are there stay.

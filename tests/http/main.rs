@@ -275,6 +275,9 @@ async fn readiness_follows_the_worker_and_metrics_are_served() {
     for name in ["jobs_processed_total", "job_duration_seconds", "job_failures_total", "queue_depth"] {
         assert!(text.text().contains(&format!("# TYPE {name} ")), "{name} is not there:\n{}", text.text());
     }
+    site.readiness.set(Status::StandIn("the canary of cuda:0 fails".to_owned()));
+    assert_problem(&get("/readyz").await, 503, "canary of cuda:0");
+    assert_eq!(get("/healthz").await.status, 200);
     site.readiness.set(Status::Draining);
     assert_problem(&get("/readyz").await, 503, "draining");
     site.readiness.set(Status::Ready);
