@@ -8,6 +8,7 @@
 //! change and confirms. A job so marked never runs again: a retry, a hand-back or a claim after its lease lapsed turn
 //! it into a cancelled one. A proof that is finished all the same is kept, since the work is done.
 
+mod load;
 mod postgres;
 mod rows;
 mod sqlite;
@@ -19,7 +20,9 @@ use async_trait::async_trait;
 pub use postgres::PostgresStore;
 pub use sqlite::SqliteStore;
 
-use crate::model::{Attempt, Circuit, CircuitName, Job, JobError, JobId, JobResult, JobState, NewJob, Stage, WorkerId};
+use crate::model::{
+    Attempt, Circuit, CircuitName, Job, JobError, JobId, JobResult, JobState, NewJob, Priority, Stage, WorkerId,
+};
 
 /// What a submit came to.
 #[derive(Debug, Clone, PartialEq)]
@@ -149,6 +152,17 @@ pub enum Requeued {
     Unknown,
 }
 
+/// A job that a queue should know of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    /// Which.
+    pub id: JobId,
+    /// Its priority.
+    pub priority: Priority,
+    /// A worker had it before.
+    pub again: bool,
+}
+
 /// What a look for overdue things is to do.
 #[derive(Debug, Clone, Copy)]
 pub struct Sweep {
@@ -169,7 +183,9 @@ pub struct Swept {
     pub inputs: u64,
 }
 
-/// How busy the store's queue is. Cheap, however many finished jobs there are.
+/// How busy the store's queue is. Cheap, however many jobs have ended or wait: where more than 10,000 wait, how many and
+/// for how long are counted so seldom that it takes a hundredth of the time, and may be as old as that makes it (about
+/// half a minute for a million).
 #[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
 pub struct Load {
     /// Waiting, those that wait for a retry included.
@@ -310,7 +326,7 @@ pub trait Store: Send + Sync + 'static {
     /// Jobs a queue should know of, none of them paused: queued and due, or running with a lapsed lease (those to be cancelled too, for the
     /// next claim to do it); best first (priority, then age). A reconciler calls this regularly; a store may use the
     /// occasion to tidy up.
-    async fn due(&self, limit: u32) -> Result<Vec<(JobId, crate::model::Priority)>, StoreError>;
+    async fn due(&self, limit: u32) -> Result<Vec<Due>, StoreError>;
     /// Returns when the store may have something new for this queue, or after `at_most`. Where the database tells
     /// (NOTIFY, SQLite's data version), that is within about 100 ms of the change; where it does not, `at_most`.
     async fn changed(&self, at_most: Duration) -> Result<(), StoreError>;

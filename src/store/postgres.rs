@@ -42,18 +42,22 @@ use zeroize::Zeroizing;
 use self::coalesce::{Bounds, Call, Coalescer, Joint};
 use self::listen::{Ear, channel};
 use self::pool::{Pool, late};
+use super::load::Known;
 use super::rows::{self, Columns, corrupt};
 use super::{
-    Cancelled, Claim, Counts, Held, Input, JobFilter, Load, Requeued, Retry, Scope, Store, StoreError, StoreSettings,
-    Submitted, Sweep, Swept,
+    Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Requeued, Retry, Scope, Store, StoreError,
+    StoreSettings, Submitted, Sweep, Swept,
 };
 use crate::model::{
-    Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob,
-    Priority, Stage, WorkerId,
+    Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Stage,
+    WorkerId,
 };
 
 /// Schema versions in order: the first makes version 1 of version 0, and so on. Never edit one that was released.
-const MIGRATIONS: [&str; 1] = [include_str!("../../migrations/postgres/0001_jobs.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../../migrations/postgres/0001_jobs.sql"),
+    include_str!("../../migrations/postgres/0002_waiting.sql"),
+];
 /// Whoever migrates holds this advisory lock ("PrvW").
 const MIGRATION_LOCK: i64 = 0x5072_7657;
 /// The oldest server whose SQL this is.
@@ -119,6 +123,7 @@ struct Session {
     settings: StoreSettings,
     /// Where others listen, if they are to be told.
     channel: Option<String>,
+    load: Known,
 }
 
 /// What became of a statement that failed.
@@ -212,7 +217,8 @@ impl PostgresStore {
 
         let channel = settings.notify.then(|| channel(&settings.queue));
         let ear = channel.clone().map(|c| Ear::new(options.clone(), c));
-        let session = Arc::new(Session { pool: Pool::new(options, CONNECTIONS), settings, channel });
+        let session =
+            Arc::new(Session { pool: Pool::new(options, CONNECTIONS), settings, channel, load: Known::default() });
         Ok(Self {
             what,
             ear,
@@ -847,11 +853,11 @@ impl Store for PostgresStore {
         rows.iter().map(rows::pause).collect()
     }
 
-    async fn due(&self, limit: u32) -> Result<Vec<(JobId, Priority)>, StoreError> {
+    async fn due(&self, limit: u32) -> Result<Vec<Due>, StoreError> {
         let rows = self
             .session
             .rows(Again::Always, |_| sqlx::query(statements::DUE).bind(self.session.queue()).bind(i64::from(limit)));
-        rows.await?.iter().map(|r| Ok((rows::job_id(r)?, rows::priority(r)?))).collect()
+        rows.await?.iter().map(rows::due).collect()
     }
 
     async fn changed(&self, at_most: Duration) -> Result<(), StoreError> {
@@ -890,8 +896,7 @@ impl Store for PostgresStore {
     }
 
     async fn load(&self) -> Result<Load, StoreError> {
-        let row = self.session.row(Again::Always, |_| sqlx::query(statements::LOAD).bind(self.session.queue()));
-        rows::load(&row.await?.ok_or(sqlx::Error::RowNotFound)?)
+        self.session.load.load(|at_most| self.session.look_at_load(at_most)).await
     }
 
     async fn content_in_use(&self) -> Result<Vec<ContentHash>, StoreError> {

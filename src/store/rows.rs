@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use uuid::Uuid;
 
-use super::{Counts, Load, Scope, StoreError};
+use super::{Counts, Due, Load, Scope, StoreError};
 use crate::model::{
     Attempt, Circuit, CircuitName, ContentHash, FailedAttempt, FailureClass, Job, JobError, JobId, JobResult, JobState,
     NewJob, Priority, Stage, Tries, WorkerId,
@@ -71,6 +71,11 @@ pub(super) fn job_id(row: &impl Columns) -> Result<JobId, StoreError> {
 /// A job's priority, from `priority`.
 pub(super) fn priority(row: &impl Columns) -> Result<Priority, StoreError> {
     number(row, "priority").map(Priority)
+}
+
+/// A job that a queue should know of.
+pub(super) fn due(row: &impl Columns) -> Result<Due, StoreError> {
+    Ok(Due { id: job_id(row)?, priority: priority(row)?, again: some("again", row.flag("again")?)? })
 }
 
 /// A job's state, from `state`.

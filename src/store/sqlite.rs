@@ -36,19 +36,23 @@ use sqlx::{ConnectOptions, Connection, Row, Sqlite};
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
+use super::load::Known;
 use super::rows::{self, Columns, corrupt};
 use super::{
-    Cancelled, Claim, Counts, Held, Input, JobFilter, Load, Requeued, Retry, Scope, Store, StoreError, StoreSettings,
-    Submitted, Sweep, Swept,
+    Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Requeued, Retry, Scope, Store, StoreError,
+    StoreSettings, Submitted, Sweep, Swept,
 };
 use crate::model::{
-    Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob,
-    Priority, Stage, WorkerId,
+    Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Stage,
+    WorkerId,
 };
 
 /// Schema versions in order: the first makes version 1 of version 0, and so on. Never edit one that was released.
-const MIGRATIONS: [&str; 2] =
-    [include_str!("../../migrations/sqlite/0001_jobs.sql"), include_str!("../../migrations/sqlite/0002_fleet.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("../../migrations/sqlite/0001_jobs.sql"),
+    include_str!("../../migrations/sqlite/0002_fleet.sql"),
+    include_str!("../../migrations/sqlite/0003_waiting.sql"),
+];
 
 /// Marks a file as ours ("PrvW"), so that another program's database is not taken for an empty one.
 const APPLICATION_ID: i64 = 0x5072_7657;
@@ -102,6 +106,12 @@ macro_rules! in_time {
 macro_rules! circuit_goes {
     () => {
         "circuit NOT IN (SELECT name FROM pauses WHERE scope = 'circuit')"
+    };
+}
+/// Some circuit is held back.
+macro_rules! some_circuit_held {
+    () => {
+        "EXISTS (SELECT 1 FROM pauses WHERE scope = 'circuit')"
     };
 }
 /// The queue, the first parameter, is not held back.
@@ -317,17 +327,35 @@ const RESUME: &str = "DELETE FROM pauses WHERE scope = ?1 AND name = ?2 RETURNIN
 const PAUSED: &str = "SELECT scope, name, since FROM pauses WHERE scope = 'circuit' OR name = ?1 \
                       ORDER BY scope DESC, name";
 
+/// In three parts: queued jobs while no circuit is held back; while one is, those of each other circuit, lest what is held
+/// back be read through; and those whose lease has lapsed. SQLite would look at a condition that is the same for all
+/// rows at each of them, so the first part has a limit of 0 instead.
 const DUE: &str = concat!(
-    "SELECT id, priority FROM (SELECT * FROM (SELECT id, priority, seq FROM jobs INDEXED BY jobs_queued ",
-    "WHERE queue = ?1 AND state = 'queued' AND run_at <= ",
+    "WITH RECURSIVE waiting (circuit) AS (SELECT iif(",
+    some_circuit_held!(),
+    ", (SELECT min(circuit) FROM jobs INDEXED BY jobs_waiting WHERE queue = ?1 AND state = 'queued'), NULL) ",
+    "UNION ALL SELECT (SELECT min(j.circuit) FROM jobs j INDEXED BY jobs_waiting WHERE j.queue = ?1 ",
+    "AND j.state = 'queued' AND j.circuit > w.circuit) FROM waiting w WHERE w.circuit IS NOT NULL) ",
+    "SELECT id, priority, again FROM (SELECT * FROM (SELECT id, priority, seq, attempt > 0 AS again ",
+    "FROM jobs INDEXED BY jobs_queued WHERE queue = ?1 AND state = 'queued' AND run_at <= ",
     now!(),
     " AND ",
     in_time!(),
+    " ORDER BY priority DESC, seq LIMIT iif(",
+    queue_goes!(),
+    " AND NOT ",
+    some_circuit_held!(),
+    ", ?2, 0)) UNION ALL SELECT j.id, j.priority, j.seq, j.attempt > 0 FROM waiting w CROSS JOIN jobs j ",
+    "ON j.seq IN (SELECT seq FROM jobs INDEXED BY jobs_waiting WHERE queue = ?1 AND circuit = w.circuit ",
+    "AND state = 'queued' AND run_at <= ",
+    now!(),
     " AND ",
+    in_time!(),
+    " ORDER BY priority DESC, seq LIMIT ?2) WHERE w.",
     circuit_goes!(),
     " AND ",
     queue_goes!(),
-    " ORDER BY priority DESC, seq LIMIT ?2) UNION ALL SELECT id, priority, seq FROM jobs INDEXED BY jobs_running ",
+    " UNION ALL SELECT id, priority, seq, attempt > 0 FROM jobs INDEXED BY jobs_running ",
     "WHERE queue = ?1 AND state = 'running' AND lease_expires_at <= ",
     now!(),
     " AND ",
@@ -336,12 +364,15 @@ const DUE: &str = concat!(
     queue_goes!(),
     ") ORDER BY priority DESC, seq LIMIT ?2"
 );
+/// ?2 is how many queued jobs are looked at, -1 for all.
 const LOAD: &str = concat!(
-    "SELECT (SELECT count(*) FROM jobs INDEXED BY jobs_queued WHERE queue = ?1 AND state = 'queued') AS queued, ",
+    "SELECT (SELECT count(*) FROM (SELECT 1 FROM jobs INDEXED BY jobs_queued WHERE queue = ?1 AND state = 'queued' ",
+    "LIMIT ?2)) AS queued, ",
     "(SELECT count(*) FROM jobs INDEXED BY jobs_running WHERE queue = ?1 AND state = 'running') AS running, ",
     "max(0, coalesce(",
     now!(),
-    " - (SELECT min(run_at) FROM jobs INDEXED BY jobs_queued WHERE queue = ?1 AND state = 'queued' AND ",
+    " - (SELECT min(run_at) FROM (SELECT run_at, start_by, circuit FROM jobs INDEXED BY jobs_queued ",
+    "WHERE queue = ?1 AND state = 'queued' LIMIT ?2) WHERE ",
     in_time!(),
     " AND ",
     circuit_goes!(),
@@ -425,6 +456,7 @@ pub struct SqliteStore {
     settings: StoreSettings,
     /// A job ended since the log was last truncated.
     ended: AtomicBool,
+    load: Known,
 }
 
 /// The connection that only looks and tidies up. Writes of all others, this process's too, change what it sees.
@@ -496,6 +528,7 @@ impl SqliteStore {
             settings,
             // Somebody may have died before truncating the log.
             ended: AtomicBool::new(true),
+            load: Known::default(),
         })
     }
 
@@ -579,6 +612,11 @@ impl SqliteStore {
 
     fn queue(&self) -> String {
         self.settings.queue.clone()
+    }
+
+    async fn look_at_load(&self, at_most: Option<u64>) -> Result<Load, StoreError> {
+        let at_most = at_most.map_or(-1, |n| i64::try_from(n).unwrap_or(i64::MAX));
+        rows::load(&sqlx::query(LOAD).bind(self.queue()).bind(at_most).fetch_one(&self.reader).await?)
     }
 
     /// Milliseconds that the input of a job that failed so is kept; none: not at all.
@@ -886,10 +924,10 @@ impl Store for SqliteStore {
         self.rows(sqlx::query(PAUSED).bind(self.queue())).await?.iter().map(rows::pause).collect()
     }
 
-    async fn due(&self, limit: u32) -> Result<Vec<(JobId, Priority)>, StoreError> {
+    async fn due(&self, limit: u32) -> Result<Vec<Due>, StoreError> {
         self.tidy_now_and_then(&mut *self.watch.lock().await).await?;
         let rows = self.rows(sqlx::query(DUE).bind(self.queue()).bind(i64::from(limit))).await?;
-        rows.iter().map(|r| Ok((rows::job_id(r)?, rows::priority(r)?))).collect()
+        rows.iter().map(rows::due).collect()
     }
 
     async fn changed(&self, at_most: Duration) -> Result<(), StoreError> {
@@ -941,7 +979,7 @@ impl Store for SqliteStore {
     }
 
     async fn load(&self) -> Result<Load, StoreError> {
-        rows::load(&sqlx::query(LOAD).bind(self.queue()).fetch_one(&self.reader).await?)
+        self.load.load(|at_most| self.look_at_load(at_most)).await
     }
 
     async fn content_in_use(&self) -> Result<Vec<ContentHash>, StoreError> {
@@ -1088,6 +1126,7 @@ async fn schema_version(connection: &mut SqliteConnection, path: &Path) -> Resul
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::model::Priority;
 
     /// Left to itself SQLite takes the index on the state for most of these, and sorts.
     #[tokio::test]
@@ -1099,7 +1138,9 @@ mod tests {
             (
                 DUE,
                 &[
-                    "SEARCH jobs USING COVERING INDEX jobs_queued (queue=?)",
+                    "SEARCH jobs USING INDEX jobs_queued (queue=?)",
+                    "SEARCH jobs USING COVERING INDEX jobs_waiting (queue=? AND circuit=?)",
+                    "SEARCH j USING COVERING INDEX jobs_waiting (queue=? AND circuit>?)",
                     "SEARCH jobs USING INDEX jobs_running (queue=? AND lease_expires_at<?)",
                 ][..],
             ),

@@ -11,7 +11,7 @@ use super::fleet::Reservation;
 use super::{Context, attempt, ingest, retry};
 use crate::model::Job;
 use crate::queue::{Delivery, Offer, Queue, QueueError};
-use crate::store::Claim;
+use crate::store::{Claim, Due};
 use crate::telemetry;
 
 /// How long the queue is listened to before looking up.
@@ -180,7 +180,7 @@ async fn detour(ctx: &Arc<Context>, free: usize, out: &mut Outage, hands: &mut J
     let mut due = due.into_iter();
     while begun < free && !failed {
         let mut claims = JoinSet::new();
-        for (id, _) in due.by_ref().take(free - begun) {
+        for Due { id, .. } in due.by_ref().take(free - begun) {
             let ctx = ctx.clone();
             claims.spawn(async move { (id, ctx.store.claim(id, &ctx.id, ctx.options.lease).await) });
         }

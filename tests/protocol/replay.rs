@@ -240,7 +240,7 @@ impl Walk<'_> {
 
     /// Whether model and store say the same of every job, of what is due and of the inputs held.
     async fn compare(&mut self) {
-        let due: Vec<JobId> = self.store.due(100).await.unwrap().into_iter().map(|(id, _)| id).collect();
+        let due: Vec<JobId> = self.store.due(100).await.unwrap().into_iter().map(|d| d.id).collect();
         for (j, row) in self.state.jobs.iter().enumerate().take(self.model.jobs) {
             let Some(job) = self.store.job(self.ids[j]).await.unwrap() else {
                 assert_eq!(row.row, Row::Absent, "{:?}", self.way);

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prover_worker::model::{Attempt, ContentHash, FailureClass, JobId, JobState, Priority, Stage, Tries};
-use prover_worker::store::{Cancelled, Counts, Held, JobFilter, Retry, Store, StoreError, StoreSettings, Submitted};
+use prover_worker::store::{
+    Cancelled, Counts, Due, Held, JobFilter, Retry, Store, StoreError, StoreSettings, Submitted,
+};
 use tokio::task::JoinSet;
 
 use crate::fixtures::*;
@@ -1023,7 +1025,10 @@ pub async fn due_lists_what_is_due_best_first(p: impl Place) {
     claim(&store, ids[2], LONG).await.unwrap(); // in hand: not due
     let attempt = claim(&store, ids[6], LONG).await.unwrap().job.attempt;
     store.fail(ids[6], attempt, &error(FailureClass::Device), Retry::After(LONG)).await.unwrap(); // later: not due
-    let expected: Vec<_> = [(1, 5), (4, 5), (0, 0), (5, 0), (3, -5)].map(|(i, p)| (ids[i], Priority(p))).into();
+    let attempt = claim(&store, ids[5], LONG).await.unwrap().job.attempt;
+    store.release(ids[5], attempt).await.unwrap(); // handed back: due
+    let due = |(i, p, again)| Due { id: ids[i], priority: Priority(p), again };
+    let expected = [(1, 5, true), (4, 5, false), (0, 0, false), (5, 0, true), (3, -5, false)].map(due);
     assert_eq!(store.due(100).await.unwrap(), expected);
     assert_eq!(store.due(3).await.unwrap(), expected[..3]);
 }
@@ -1061,7 +1066,7 @@ pub async fn nothing_is_lost_while_the_queue_is_wiped_and_workers_die(p: impl Pl
         if due.is_empty() {
             break;
         }
-        for (n, (id, _)) in due.into_iter().enumerate() {
+        for (n, Due { id, .. }) in due.into_iter().enumerate() {
             let claim = claim(&store, id, NONE).await.expect("what is due can be claimed");
             let attempt = claim.job.attempt;
             match (n + rounds) % 4 {
@@ -1153,7 +1158,7 @@ pub async fn two_handles_work_off_the_jobs_of_several_submitters(p: impl Place) 
         tasks.spawn(async move {
             let mut finished = 0;
             while store.counts().await.unwrap().done < JOBS as u64 {
-                for (id, _) in store.due(8).await.unwrap() {
+                for Due { id, .. } in store.due(8).await.unwrap() {
                     if let Some(claim) = store.claim(id, &worker(n), LONG).await.unwrap() {
                         assert_eq!(store.finish(id, claim.job.attempt, &result()).await.unwrap(), HELD);
                         finished += 1;

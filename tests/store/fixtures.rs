@@ -99,5 +99,5 @@ pub async fn job(store: &impl Store, id: JobId) -> Job {
 }
 
 pub async fn due_ids(store: &impl Store) -> Vec<JobId> {
-    store.due(1000).await.unwrap().into_iter().map(|(id, _)| id).collect()
+    store.due(1000).await.unwrap().into_iter().map(|d| d.id).collect()
 }

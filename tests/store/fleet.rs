@@ -8,8 +8,8 @@ use prover_worker::model::{
     Attempt, ContentHash, FailureClass, JobError, JobId, JobState, NewJob, Priority, Stage, Tries, WorkerId,
 };
 use prover_worker::store::{
-    Cancelled, Counts, Held, Input, JobFilter, Requeued, Retry, Scope, Store, StoreError, StoreSettings, Submitted,
-    Sweep, Swept,
+    Cancelled, Counts, Due, Held, Input, JobFilter, Requeued, Retry, Scope, Store, StoreError, StoreSettings,
+    Submitted, Sweep, Swept,
 };
 use tokio::task::JoinSet;
 
@@ -371,8 +371,9 @@ pub async fn paused_and_overdue_jobs_take_nobodys_place_among_the_due(p: impl Pl
     }
     let free = submit(&store, &new_job("free")).await;
     store.set_paused(&of("held"), true).await.unwrap();
-    assert_eq!(store.due(1).await.unwrap(), [(free, Priority(0))]);
-    assert_eq!(store.due(100).await.unwrap(), [(free, Priority(0))]);
+    let free = Due { id: free, priority: Priority(0), again: false };
+    assert_eq!(store.due(1).await.unwrap(), [free]);
+    assert_eq!(store.due(100).await.unwrap(), [free]);
     store.set_paused(&of("held"), false).await.unwrap();
     assert_eq!(store.due(100).await.unwrap().len(), 11);
 }
@@ -802,7 +803,7 @@ pub async fn the_load_tells_how_long_the_oldest_has_waited(p: impl Place) {
         }
         assert!(store.load().await.unwrap().oldest_ms >= oldest);
         store.cancel(id).await.unwrap();
-        while let Some((id, _)) = store.due(1).await.unwrap().pop() {
+        while let Some(Due { id, .. }) = store.due(1).await.unwrap().pop() {
             claim(&store, id, LONG).await;
         }
         assert_eq!(store.load().await.unwrap().oldest_ms, 0);

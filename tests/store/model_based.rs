@@ -11,7 +11,7 @@ use prover_worker::model::{
     WorkerId,
 };
 use prover_worker::store::{
-    Cancelled, Counts, Held, JobFilter, Requeued, Retry, Scope, Store, StoreError, Submitted, Sweep, Swept,
+    Cancelled, Counts, Due, Held, JobFilter, Requeued, Retry, Scope, Store, StoreError, Submitted, Sweep, Swept,
 };
 
 use crate::conformance::Place;
@@ -426,10 +426,11 @@ impl Model {
         }
     }
 
-    fn due(&self) -> Vec<(JobId, Priority)> {
-        let mut due: Vec<_> =
-            self.jobs.iter().filter(|e| e.is_due() && !self.is_paused(e)).map(|e| (e.job.id, e.job.priority)).collect();
-        due.sort_by_key(|(_, p)| std::cmp::Reverse(*p));
+    fn due(&self) -> Vec<Due> {
+        let entries = self.jobs.iter().filter(|e| e.is_due() && !self.is_paused(e));
+        let due = |j: &Seen| Due { id: j.id, priority: j.priority, again: j.attempt > 0 };
+        let mut due: Vec<_> = entries.map(|e| due(&e.job)).collect();
+        due.sort_by_key(|d| std::cmp::Reverse(d.priority));
         due
     }
 

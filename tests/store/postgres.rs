@@ -150,7 +150,7 @@ async fn many_open_an_empty_database_at_once() {
     while let Some(opened) = opening.join_next().await {
         opened.unwrap().unwrap().ping().await.unwrap();
     }
-    assert_eq!(database.number("SELECT count(*) FROM prover_worker_schema").await, 1);
+    assert_eq!(database.number("SELECT count(*) FROM prover_worker_schema").await, 2);
 }
 
 #[tokio::test]
@@ -707,6 +707,7 @@ async fn looks_go_by_their_indexes() {
         ("same jobs", "jobs_pkey"),
         ("same jobs", "jobs_by_key"),
         ("due", "jobs_queued"),
+        ("due", "jobs_waiting"),
         ("due", "jobs_running"),
         ("load", "jobs_queued"),
         ("load", "jobs_ended"),
@@ -771,6 +772,54 @@ async fn a_million_ended_jobs_slow_nothing_down() {
     }
     assert!(claims.0 < Duration::from_millis(5) && statuses.0 < Duration::from_millis(5));
     assert!(dues.0 < Duration::from_millis(20) && loads.0 < Duration::from_millis(20));
+}
+
+/// Figures for docs/postgres.md: most of what waits is held back, and in front.
+#[tokio::test]
+#[ignore = "takes a minute or two; prints figures"]
+async fn a_million_queued_jobs_slow_nothing_down() {
+    const HELD_BACK: u64 = 900_000;
+    const FREE: u64 = 100_000;
+    let database = PostgresDatabase::new();
+    let store = database.open().await;
+    for name in ["held", "a", "b", "c"] {
+        store.put_circuit(&circuit(name, 1)).await.unwrap();
+    }
+    store.set_paused(&Scope::Circuit(name("held")), true).await.unwrap();
+    let began = Instant::now();
+    database
+        .execute(&format!(
+            "SET synchronous_commit = off;
+             INSERT INTO jobs (id, queue, circuit, zkey, body, priority, created_at, run_at)
+             SELECT gen_random_uuid(), 'prove', CASE WHEN n <= {HELD_BACK} THEN 'held' ELSE substr('abc', n % 3 + 1, 1) END,
+                    decode(repeat('01', 32), 'hex'), decode(repeat('02', 32), 'hex'), 0, n, n
+             FROM generate_series(1, {}) AS n",
+            HELD_BACK + FREE
+        ))
+        .await;
+    println!("{} queued jobs written in {:.0?}", HELD_BACK + FREE, began.elapsed());
+    let now = database.number("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint").await as u64;
+    let free = store.due(1000).await.unwrap();
+    assert_eq!(free.len(), 1000);
+    for due in free.iter().step_by(100) {
+        assert_ne!(job(&store, due.id).await.circuit, name("held"));
+    }
+    let began = Instant::now();
+    let load = store.load().await.unwrap();
+    println!("load, all counted: {:.2?}", began.elapsed());
+    assert_eq!(load.queued, HELD_BACK + FREE);
+    assert!(load.oldest_ms > now - HELD_BACK - 10, "{load:?}");
+
+    let dues = measured(50, |_| store.due(1000)).await;
+    let loads = measured(50, |_| store.load()).await;
+    store.set_paused(&Scope::Circuit(name("held")), false).await.unwrap();
+    let unpaused = measured(50, |_| store.due(1000)).await;
+    for (name, (median, longest)) in
+        [("due, past what is held back", dues), ("due, nothing held back", unpaused), ("load", loads)]
+    {
+        println!("{name}: median {median:.2?}, longest {longest:.2?}");
+    }
+    assert!(dues.0 < Duration::from_millis(100) && loads.0 < Duration::from_millis(100));
 }
 
 /// Jobs a second through submit, claim and finish, by 64 callers at once.

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use prover_worker::model::{ContentHash, JobId, JobState, Tries};
-use prover_worker::store::{JobFilter, SqliteStore, Store, StoreError, StoreSettings};
+use prover_worker::store::{Due, JobFilter, SqliteStore, Store, StoreError, StoreSettings};
 use sqlx::{Connection, SqliteConnection};
 
 use crate::conformance::Place;
@@ -111,9 +111,9 @@ async fn another_programs_database_is_refused_and_left_alone() {
 async fn a_newer_schema_is_refused_and_left_alone() {
     let place = SqliteFile::new();
     let id = submitted(&place.open().await).await;
-    execute(&place.path(), "PRAGMA user_version = 3").await;
+    execute(&place.path(), "PRAGMA user_version = 4").await;
     assert!(matches!(open(&place.path()).await, Err(StoreError::NewerSchema)));
-    execute(&place.path(), "PRAGMA user_version = 2").await;
+    execute(&place.path(), "PRAGMA user_version = 3").await;
     assert!(place.open().await.job(id).await.unwrap().is_some());
 }
 
@@ -356,7 +356,7 @@ async fn child() {
         let new = new_job("c");
         store.submit(&new, plain(&INPUT.repeat(1 + n % 7 * 100))).await.unwrap();
         println!("submitted {}", new.id);
-        for (id, _) in store.due(3).await.unwrap() {
+        for Due { id, .. } in store.due(3).await.unwrap() {
             // Another process may have been first.
             if let Some(claim) = claim(&store, id, LONG).await {
                 println!("claimed {id}");

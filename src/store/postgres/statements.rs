@@ -8,7 +8,17 @@
 
 macro_rules! clock {
     () => {
-        "WITH clock AS MATERIALIZED (SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now) "
+        concat!("WITH ", clock_only!())
+    };
+}
+macro_rules! recursive_clock {
+    () => {
+        concat!("WITH RECURSIVE ", clock_only!())
+    };
+}
+macro_rules! clock_only {
+    () => {
+        "clock AS MATERIALIZED (SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now) "
     };
 }
 macro_rules! now {
@@ -39,6 +49,12 @@ macro_rules! held {
 macro_rules! circuit_goes {
     () => {
         "circuit NOT IN (SELECT name FROM pauses WHERE scope = 'circuit')"
+    };
+}
+/// Some circuit is held back.
+macro_rules! some_circuit_held {
+    () => {
+        "EXISTS (SELECT FROM pauses WHERE scope = 'circuit')"
     };
 }
 /// The queue, the first parameter, is not held back.
@@ -315,18 +331,34 @@ pub(super) const PAUSED: &str = "SELECT scope, name, since FROM pauses WHERE sco
 pub(super) const QUEUES_OF: &str = "SELECT DISTINCT queue FROM jobs WHERE circuit = $1 AND finished_at IS NULL";
 pub(super) const TELL: &str = "SELECT pg_notify(channel, '')::text AS told FROM unnest($1::text[]) AS channel";
 
+/// In three parts: queued jobs while no circuit is held back; while one is, those of each other circuit, lest what is held
+/// back be read through; and those whose lease has lapsed. Of the first two one is always empty, and costs nothing.
 pub(super) const DUE: &str = concat!(
-    clock!(),
-    "SELECT uuid_send(id) AS id, priority FROM ((SELECT id, priority, seq FROM jobs ",
+    recursive_clock!(),
+    ", waiting AS ((SELECT circuit FROM jobs WHERE queue = $1 AND state = 'queued' AND ",
+    some_circuit_held!(),
+    " ORDER BY circuit LIMIT 1) UNION ALL SELECT (SELECT j.circuit FROM jobs j WHERE j.queue = $1 AND j.state = 'queued' ",
+    "AND j.circuit > w.circuit ORDER BY j.circuit LIMIT 1) FROM waiting w WHERE w.circuit IS NOT NULL) ",
+    "SELECT uuid_send(id) AS id, priority, attempt > 0 AS again FROM ((SELECT id, priority, seq, attempt FROM jobs ",
     "WHERE queue = $1 AND state = 'queued' AND run_at <= ",
     now!(),
     " AND ",
     in_time!(),
+    " AND NOT ",
+    some_circuit_held!(),
     " AND ",
+    queue_goes!(),
+    " ORDER BY priority DESC, seq LIMIT $2) UNION ALL SELECT j.* FROM waiting w CROSS JOIN LATERAL (",
+    "SELECT id, priority, seq, attempt FROM jobs WHERE queue = $1 AND circuit = w.circuit AND state = 'queued' ",
+    "AND run_at <= ",
+    now!(),
+    " AND ",
+    in_time!(),
+    " ORDER BY priority DESC, seq LIMIT $2) AS j WHERE w.",
     circuit_goes!(),
     " AND ",
     queue_goes!(),
-    " ORDER BY priority DESC, seq LIMIT $2) UNION ALL SELECT id, priority, seq FROM jobs ",
+    " UNION ALL SELECT id, priority, seq, attempt FROM jobs ",
     "WHERE queue = $1 AND state = 'running' AND lease_expires_at <= ",
     now!(),
     " AND ",
@@ -335,6 +367,7 @@ pub(super) const DUE: &str = concat!(
     queue_goes!(),
     ") AS d ORDER BY priority DESC, seq LIMIT $2"
 );
+/// $2 is how many queued jobs are looked at, null for all.
 pub(super) const LOAD: &str = concat!(
     clock!(),
     "SELECT q.queued, r.running, greatest(0, ",
@@ -348,7 +381,8 @@ pub(super) const LOAD: &str = concat!(
     circuit_goes!(),
     " AND ",
     queue_goes!(),
-    ") AS oldest FROM jobs WHERE queue = $1 AND state = 'queued') AS q, ",
+    ") AS oldest FROM (SELECT run_at, start_by, circuit FROM jobs WHERE queue = $1 AND state = 'queued' ",
+    "ORDER BY priority DESC, seq LIMIT $2::bigint) AS j) AS q, ",
     "(SELECT count(*) AS running, min(lease_expires_at) FILTER (WHERE ",
     circuit_goes!(),
     " AND ",

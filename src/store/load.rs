@@ -1,0 +1,133 @@
+//! How busy a queue is, at a cost that does not grow with what waits.
+//!
+//! Each look counts what waits up to [`COUNTED`] jobs, which takes milliseconds. Where more wait, all of them are
+//! counted, too, but so seldom that it takes a hundredth of the time; in between, the last count stands.
+
+use std::future::Future;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{Load, StoreError};
+
+/// Queued jobs that every look counts.
+pub(super) const COUNTED: u64 = 10_000;
+/// For so many times the duration of a full count, its result stands.
+const STANDS: u32 = 100;
+
+/// The last full count.
+#[derive(Debug, Clone, Copy)]
+struct Count {
+    load: Load,
+    at: Instant,
+    took: Duration,
+}
+
+/// What is known of the load of one queue.
+#[derive(Debug, Default)]
+pub(super) struct Known(Mutex<Option<Count>>);
+
+impl Known {
+    /// The load by `look`, which is told how many queued jobs to look at, at most; `None` is all.
+    pub(super) async fn load<F>(&self, look: impl Fn(Option<u64>) -> F + Send) -> Result<Load, StoreError>
+    where
+        F: Future<Output = Result<Load, StoreError>> + Send,
+    {
+        let near = look(Some(COUNTED + 1)).await?;
+        if near.queued <= COUNTED {
+            return Ok(near);
+        }
+        let mut count = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if count.is_none_or(|c| c.at.elapsed() >= c.took.saturating_mul(STANDS)) {
+            let began = Instant::now();
+            // A count that takes the database too long fails; then there are at least as many as were looked at.
+            let load = look(None).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "too many jobs wait to be counted; there are more than shown");
+                near
+            });
+            count = Some(Count { load, at: Instant::now(), took: began.elapsed() });
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = count;
+        }
+        let all = count.map_or(near, |c| c.load);
+        Ok(Load { queued: all.queued.max(near.queued), oldest_ms: all.oldest_ms.max(near.oldest_ms), ..near })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    /// What waits, and how often all of it was counted.
+    struct Queue {
+        waits: AtomicU64,
+        counts: AtomicU64,
+        /// How long a full count takes; none: it fails.
+        takes: Option<Duration>,
+    }
+
+    impl Queue {
+        fn new(waits: u64, takes: Option<Duration>) -> Self {
+            Self { waits: AtomicU64::new(waits), counts: AtomicU64::new(0), takes }
+        }
+
+        async fn look(&self, at_most: Option<u64>) -> Result<Load, StoreError> {
+            let waits = self.waits.load(Ordering::SeqCst);
+            let queued = match at_most {
+                Some(n) => waits.min(n),
+                None => {
+                    self.counts.fetch_add(1, Ordering::SeqCst);
+                    tokio::time::sleep(self.takes.ok_or(sqlx::Error::PoolTimedOut)?).await;
+                    waits
+                }
+            };
+            Ok(Load { queued, ..Load::default() })
+        }
+
+        async fn queued(&self, known: &Known) -> u64 {
+            known.load(|n| self.look(n)).await.unwrap().queued
+        }
+
+        fn counts(&self) -> u64 {
+            self.counts.load(Ordering::SeqCst)
+        }
+    }
+
+    #[tokio::test]
+    async fn few_are_counted_at_every_look() {
+        let (known, queue) = (Known::default(), Queue::new(COUNTED, Some(Duration::ZERO)));
+        assert_eq!(queue.queued(&known).await, COUNTED);
+        queue.waits.store(3, Ordering::SeqCst);
+        assert_eq!(queue.queued(&known).await, 3);
+        assert_eq!(queue.counts(), 0);
+    }
+
+    #[tokio::test]
+    async fn many_are_counted_seldom() {
+        // A count that takes so long stands for longer than this test runs.
+        let (known, queue) = (Known::default(), Queue::new(1_000_000, Some(Duration::from_secs(1))));
+        assert_eq!(queue.queued(&known).await, 1_000_000);
+        queue.waits.store(999_000, Ordering::SeqCst);
+        for _ in 0..5 {
+            assert_eq!(queue.queued(&known).await, 1_000_000);
+        }
+        assert_eq!(queue.counts(), 1);
+        queue.waits.store(7, Ordering::SeqCst);
+        assert_eq!(queue.queued(&known).await, 7, "few are counted at once");
+
+        // One that takes no time does not stand.
+        let (known, queue) = (Known::default(), Queue::new(1_000_000, Some(Duration::ZERO)));
+        queue.queued(&known).await;
+        known.0.lock().unwrap().as_mut().unwrap().took = Duration::ZERO;
+        queue.waits.store(2_000_000, Ordering::SeqCst);
+        assert_eq!(queue.queued(&known).await, 2_000_000);
+        assert_eq!(queue.counts(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_counted_is_at_least_what_was_looked_at() {
+        let (known, queue) = (Known::default(), Queue::new(1_000_000, None));
+        assert_eq!(queue.queued(&known).await, COUNTED + 1);
+    }
+}
