@@ -1,7 +1,7 @@
 //! The queue within one process.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{Delivery, Offer, Queue, QueueError, SetAside};
 use crate::model::{JobId, Priority};
 
-/// Ids in memory, by priority, then age. Messages never occur in it.
+/// Ids in memory, by priority; then those that come again, then by age. Messages never occur in it.
 ///
 /// What is lost with it (at a restart, or because a [`Delivery`] was dropped without [`Queue::ack`]) stays lost here:
 /// the reconciler offers such jobs again from the store. So acknowledging does nothing, and nothing is delivered
@@ -29,11 +29,22 @@ pub struct MemoryQueue {
     capacity: usize,
 }
 
+/// By priority, highest first; then what comes again before what is new, and by the order of pushes.
+type Rank = (Reverse<Priority>, Turn, u64);
+
+/// Whether a worker had it before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Turn {
+    Again,
+    New,
+}
+
 #[derive(Debug, Default)]
 struct Waiting {
-    /// By priority, highest first, then by the order of pushes.
-    order: BTreeMap<(Reverse<Priority>, u64), JobId>,
-    ids: HashSet<JobId>,
+    /// What waits, best first.
+    order: BTreeMap<Rank, JobId>,
+    /// Where each id is in `order`.
+    ids: HashMap<JobId, Rank>,
     /// By the time they are due, then by the order of pushes.
     delayed: BTreeMap<(Instant, u64), (JobId, Priority)>,
     /// Where each id is in `delayed`.
@@ -42,12 +53,17 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn add(&mut self, id: JobId, priority: Priority, capacity: usize) {
-        if !self.ids.insert(id) {
-            return;
+    fn add(&mut self, id: JobId, priority: Priority, turn: Turn, capacity: usize) {
+        if let Some(rank) = self.ids.get(&id) {
+            if turn >= rank.1 {
+                return;
+            }
+            self.order.remove(rank);
         }
         self.pushes += 1;
-        self.order.insert((Reverse(priority), self.pushes), id);
+        let rank = (Reverse(priority), turn, self.pushes);
+        self.ids.insert(id, rank);
+        self.order.insert(rank, id);
         if self.order.len() > capacity
             && let Some((_, least)) = self.order.pop_last()
         {
@@ -77,7 +93,7 @@ impl Waiting {
         {
             let (id, priority) = first.remove();
             self.due.remove(&id);
-            self.add(id, priority, capacity);
+            self.add(id, priority, Turn::Again, capacity);
         }
     }
 }
@@ -108,7 +124,7 @@ impl MemoryQueue {
     /// one that had found an id by itself.
     fn take(&self) -> Result<Delivery, Option<Instant>> {
         let mut waiting = self.lock();
-        let Some(((Reverse(priority), _), id)) = waiting.order.pop_first() else {
+        let Some(((Reverse(priority), ..), id)) = waiting.order.pop_first() else {
             return Err(waiting.delayed.keys().next().map(|(at, _)| *at));
         };
         waiting.ids.remove(&id);
@@ -133,8 +149,8 @@ impl MemoryQueue {
         }
     }
 
-    fn push_one(&self, id: JobId, priority: Priority) {
-        self.lock().add(id, priority, self.capacity);
+    fn push_one(&self, id: JobId, priority: Priority, turn: Turn) {
+        self.lock().add(id, priority, turn, self.capacity);
         self.pushed.notify_one();
     }
 }
@@ -149,7 +165,14 @@ impl Default for MemoryQueue {
 impl Queue for MemoryQueue {
     async fn push(&self, ids: &[(JobId, Priority)]) -> Result<(), QueueError> {
         for (id, priority) in ids {
-            self.push_one(*id, *priority);
+            self.push_one(*id, *priority, Turn::New);
+        }
+        Ok(())
+    }
+
+    async fn push_again(&self, ids: &[(JobId, Priority)]) -> Result<(), QueueError> {
+        for (id, priority) in ids {
+            self.push_one(*id, *priority, Turn::Again);
         }
         Ok(())
     }
@@ -185,7 +208,7 @@ impl Queue for MemoryQueue {
 
     async fn put_back(&self, delivery: Delivery) -> Result<(), QueueError> {
         if let Offer::Job(id) = delivery.offer {
-            self.push_one(id, Priority(delivery.receipt.parse().unwrap_or(0)));
+            self.push_one(id, Priority(delivery.receipt.parse().unwrap_or(0)), Turn::Again);
         }
         Ok(())
     }

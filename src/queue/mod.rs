@@ -85,14 +85,17 @@ pub trait Queue: Send + Sync + 'static {
     /// Offers ids. One that waits already is not added twice and keeps its place; one that is in a worker's hands may
     /// be.
     async fn push(&self, ids: &[(JobId, Priority)]) -> Result<(), QueueError>;
-    /// Offers an id once this time has passed. A later call for the same id replaces the time.
+    /// Offers ids that a worker had before (handed back, or lost with it): they come before all of their band that no
+    /// worker had, also where they wait among those already.
+    async fn push_again(&self, ids: &[(JobId, Priority)]) -> Result<(), QueueError>;
+    /// Offers an id again, as `push_again`, once this time has passed. A later call for the same id replaces the time.
     async fn push_after(&self, id: JobId, priority: Priority, delay: Duration) -> Result<(), QueueError>;
     /// Up to `max` of what comes next, best first; waits up to `wait` for the first. Dropping the future loses
     /// nothing: what it had taken is offered again.
     async fn pop(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>, QueueError>;
     /// These have been dealt with (or are the store's to offer again).
     async fn ack(&self, deliveries: &[Delivery]) -> Result<(), QueueError>;
-    /// Offers a delivery again, to anybody, at once.
+    /// Offers a delivery again, to anybody, at once, before what no worker had.
     async fn put_back(&self, delivery: Delivery) -> Result<(), QueueError>;
     /// Takes a message that nobody can use out of the queue and notes why; at most the last 1,000 are remembered.
     async fn set_aside(&self, delivery: Delivery, why: &str) -> Result<(), QueueError>;

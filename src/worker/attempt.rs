@@ -311,7 +311,7 @@ async fn give_back(ctx: &Context, job: &Job, stop: &StopToken) {
         counter!(telemetry::JOBS_RELEASED).increment(1);
         // Others need not wait for their reconcilers.
         let (queue, offer) = (ctx.queue.clone(), [(job.id, job.priority)]);
-        let _ = briefly(async move { queue.push(&offer).await }).await;
+        let _ = briefly(async move { queue.push_again(&offer).await }).await;
         tracing::info!(job = %job.id, "job handed back");
     }
 }

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use metrics::{counter, gauge};
 
 use super::{Context, retry};
-use crate::queue::Queue;
-use crate::store::{Load, StoreError, Sweep};
+use crate::model::{JobId, JobState};
+use crate::queue::{Queue, QueueError};
+use crate::store::{Due, Load, StoreError, Sweep};
 use crate::telemetry;
 
 /// How often overdue things are looked for, and how busy the queue is.
@@ -58,7 +59,7 @@ async fn look(ctx: &Context, offered: &mut Option<Instant>) -> Result<(), StoreE
         return Ok(());
     }
     *offered = Some(Instant::now());
-    if let Err(error) = ctx.queue.push(&due).await {
+    if let Err(error) = offer(ctx.queue.as_ref(), &due).await {
         // The dispatcher says so, and goes to the store itself.
         counter!(telemetry::QUEUE_ERRORS).increment(1);
         tracing::debug!(%error, "due jobs could not be offered");
@@ -66,8 +67,14 @@ async fn look(ctx: &Context, offered: &mut Option<Instant>) -> Result<(), StoreE
     Ok(())
 }
 
-/// Fails and forgets what is overdue and shows how busy the queue is, for ever. A task of its own: removing many proofs
-/// from a remote store takes long, and due jobs must not wait for it.
+/// Those that a worker had before come first: otherwise they would wait behind all that is newer.
+async fn offer(queue: &dyn Queue, due: &[Due]) -> Result<(), QueueError> {
+    let those = |again| due.iter().filter(move |d| d.again == again).map(|d| (d.id, d.priority)).collect::<Vec<_>>();
+    queue.push_again(&those(true)).await?;
+    queue.push(&those(false)).await
+}
+
+/// Fails what is overdue and shows how busy the queue is, for ever.
 pub(super) async fn tidy(ctx: Arc<Context>) {
     let mut tick = tokio::time::interval(TIDY_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

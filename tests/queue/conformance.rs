@@ -32,6 +32,8 @@ macro_rules! suite {
                 an_id_in_a_workers_hands_may_be_pushed_again,
                 an_acknowledged_id_may_be_pushed_again,
                 what_is_put_back_is_popped_again_in_its_band,
+                what_comes_again_comes_before_what_is_new_in_its_band,
+                what_comes_again_and_waits_already_moves_up_once,
                 an_id_set_aside_is_forgotten,
                 a_delayed_id_comes_when_it_is_due,
                 delayed_ids_come_in_the_order_of_their_times,
@@ -210,6 +212,65 @@ pub async fn what_is_put_back_is_popped_again_in_its_band(f: &impl Factory) {
     push(&queue, low, 0).await;
     queue.put_back(held).await.unwrap();
     assert_eq!(drain(&queue).await, [low]);
+}
+
+/// Whoever waited longest is not sent to the back of the line.
+pub async fn what_comes_again_comes_before_what_is_new_in_its_band(f: &impl Factory) {
+    // Handed back while its delivery lasts, as by a worker that drains.
+    let queue = f.fresh().await;
+    let ids = ids(6);
+    push(&queue, ids[0], 0).await;
+    let held = take(&queue).await.unwrap();
+    push(&queue, ids[1], 0).await;
+    push(&queue, ids[2], 0).await;
+    queue.push_again(&[(ids[0], Priority(0))]).await.unwrap();
+    queue.ack(&[held]).await.unwrap();
+    assert_eq!(queue.depth().await.unwrap(), 3);
+    assert_eq!(drain(&queue).await, ids[..3]);
+
+    // Lost with its worker, put back, and due again; each in its band and in the order in which they came again.
+    for (id, priority) in ids.iter().zip([0, 0, 0, 0, 1, -1]) {
+        push(&queue, *id, priority).await;
+    }
+    let mut held = queue.pop(3, HANG).await.unwrap();
+    assert_eq!(held.iter().map(id_of).collect::<Vec<_>>(), [ids[4], ids[0], ids[1]]);
+    queue.push_again(&[(ids[4], Priority(1))]).await.unwrap();
+    queue.ack(&held[..1]).await.unwrap();
+    queue.push_after(ids[1], Priority(0), Duration::ZERO).await.unwrap();
+    queue.ack(&held[2..]).await.unwrap();
+    queue.put_back(held.swap_remove(1)).await.unwrap();
+    let last = JobId::new();
+    queue.push_again(&[(last, Priority(-1))]).await.unwrap();
+    let mut got = drain(&queue).await;
+    // When the time of one has come is for the queue to notice.
+    assert_eq!(got.remove(0), ids[4]);
+    assert_eq!(got[..2].iter().collect::<HashSet<_>>(), HashSet::from([&ids[0], &ids[1]]));
+    assert_eq!(got[2..], [ids[2], ids[3], last, ids[5]]);
+}
+
+pub async fn what_comes_again_and_waits_already_moves_up_once(f: &impl Factory) {
+    let queue = f.fresh().await;
+    let ids = ids(4);
+    for id in &ids {
+        push(&queue, *id, 0).await;
+    }
+    queue.push_again(&[(ids[3], Priority(0)), (ids[1], Priority(0))]).await.unwrap();
+    for _ in 0..3 {
+        queue.push_again(&[(ids[1], Priority(0))]).await.unwrap();
+        push(&queue, ids[3], 0).await;
+        push(&queue, ids[1], 0).await;
+    }
+    assert_eq!(queue.depth().await.unwrap(), 4, "none is there twice");
+    assert_eq!(drain(&queue).await, [3, 1, 0, 2].map(|i: usize| ids[i]));
+
+    // Also where it waits again because somebody pushed it while a worker had it.
+    push(&queue, ids[0], 0).await;
+    let held = take(&queue).await.unwrap();
+    push(&queue, ids[1], 0).await;
+    push(&queue, ids[0], 0).await;
+    queue.put_back(held).await.unwrap();
+    assert_eq!(queue.depth().await.unwrap(), 2);
+    assert_eq!(drain(&queue).await, ids[..2]);
 }
 
 pub async fn an_id_set_aside_is_forgotten(f: &impl Factory) {

@@ -342,8 +342,9 @@ async fn what_was_read_for_one_who_left_is_put_back_for_others() {
     let name = shared.name();
     let a = RedisQueue::open(settings(&shared_url(), &name)).await.unwrap();
     let b = RedisQueue::open(settings(&shared_url(), &name)).await.unwrap();
+    let again = format!("{name}:again");
     let consumers =
-        async || -> Vec<redis::Value> { raw(&shared_url(), &["XINFO", "CONSUMERS", &name, "workers"]).await };
+        async || -> Vec<redis::Value> { raw(&shared_url(), &["XINFO", "CONSUMERS", &again, "workers"]).await };
     let first = async || {
         let range: redis::streams::StreamRangeReply = raw(&shared_url(), &["XRANGE", &name, "-", "+"]).await;
         range.ids.first().map(|e| e.id.clone())
@@ -394,12 +395,13 @@ async fn dead_consumers_are_forgotten_and_live_ones_are_not() {
     drop(dead);
     tokio::time::sleep(Duration::from_millis(20)).await;
     // The script itself, as the live one's, with silence measured in milliseconds.
-    let keys = ["prove:high", "prove", "prove:low", "prove:ids", "p:d", "p:p", "p:i", "p:a", "p:w"];
+    let bands = ["prove:high:again", "prove:high", "prove:again", "prove", "prove:low:again", "prove:low"];
+    let keys = [bands, ["prove:ids", "p:d", "p:p", "p:i", "p:a", "p:w"]].concat();
     let name: Vec<redis::Value> = server.raw(&["XPENDING", "prove", "workers", "-", "+", "10"]).await;
     assert_eq!(name.len(), 1);
     let upkeep = async |me: &str| {
-        let mut parts = vec!["EVAL", UPKEEP, "9"];
-        parts.extend(keys);
+        let mut parts = vec!["EVAL", UPKEEP, "12"];
+        parts.extend(&keys);
         parts.extend([me, "10", "0"]);
         server.run(&parts).await;
     };
@@ -506,6 +508,40 @@ async fn a_message_that_is_put_back_keeps_its_source() {
     let held = take_soon(&queue).await;
     assert_eq!(message_of(&held).source, source);
     assert_eq!(message_of(&held).body.as_slice(), b"one");
+}
+
+#[tokio::test]
+async fn a_message_that_is_put_back_keeps_its_place() {
+    let server = Private::start(&[]).await;
+    let queue = server.open("prove").await;
+    for body in ["one", "two"] {
+        server.run(&["XADD", "prove", "*", "job", body]).await;
+    }
+    let held = take_soon(&queue).await;
+    queue.put_back(held).await.unwrap();
+    assert_eq!(queue.depth().await.unwrap(), 2);
+    for body in ["one", "two"] {
+        assert_eq!(body_soon(&queue).await, body);
+    }
+}
+
+/// What an older worker makes of an id that waits among those that come again: it forgets it, or gives it another entry.
+#[tokio::test]
+async fn an_older_worker_beside_newer_ones_swallows_nothing() {
+    let shared = Shared::new();
+    let name = shared.name();
+    let queue = RedisQueue::open(settings(&shared_url(), &name)).await.unwrap();
+    let (ids, known) = (ids(2), format!("{name}:ids"));
+    let again: Vec<_> = ids.iter().map(|id| (*id, Priority(0))).collect();
+    queue.push_again(&again).await.unwrap();
+    let entry: String = raw(&shared_url(), &["XADD", &name, "*", "id", &ids[0].to_string()]).await;
+    let _set: u64 = raw(&shared_url(), &["HSET", &known, &ids[0].to_string(), &format!("n {entry}")]).await;
+    let _forgotten: u64 = raw(&shared_url(), &["HDEL", &known, &ids[1].to_string()]).await;
+    // Each is there, and whoever takes the second entry of one is refused by the store.
+    assert_eq!(drain(&queue).await, [ids[0], ids[1], ids[0]]);
+    assert_eq!(queue.depth().await.unwrap(), 0);
+    assert_eq!(raw::<u64>(&shared_url(), &["HLEN", &known]).await, 0);
+    shared.clean().await;
 }
 
 /// Two messages under one name would be one job.
@@ -924,9 +960,13 @@ async fn a_storm_swallows_nothing() {
                 let id = ids[roll(IDS as u64) as usize];
                 let priority = Priority(roll(3) as i16 - 1);
                 match roll(10) {
-                    0..3 => {
+                    0..2 => {
                         wanted.lock().unwrap().insert(id);
                         queue.push(&[(id, priority)]).await.unwrap();
+                    }
+                    2 => {
+                        wanted.lock().unwrap().insert(id);
+                        queue.push_again(&[(id, priority)]).await.unwrap();
                     }
                     3 => {
                         wanted.lock().unwrap().insert(id);
@@ -989,7 +1029,7 @@ async fn a_storm_swallows_nothing() {
         let got = heir.pop(100, Duration::from_millis(100)).await.unwrap();
         heir.ack(&got).await.unwrap();
         let mut left = 0;
-        for key in ["", ":high", ":low"] {
+        for key in ["", ":high", ":low", ":again", ":high:again", ":low:again"] {
             left += raw::<u64>(&shared_url(), &["XLEN", &format!("{name}{key}")]).await;
         }
         left += raw::<u64>(&shared_url(), &["HLEN", &format!("{name}:ids")]).await;

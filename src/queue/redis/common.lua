@@ -1,9 +1,10 @@
 -- Comes before every other script.
 local GROUP = 'workers'
-local STREAMS = { h = KEYS[1], n = KEYS[2], l = KEYS[3] }
-local BANDS = { 'h', 'n', 'l' }
-local IDS, DELAYED, DELAYED_BANDS = KEYS[4], KEYS[5], KEYS[6]
-local INBOX, ASIDE, WAKE = KEYS[7], KEYS[8], KEYS[9]
+-- A band's capital letter is its stream of what comes again, which is read before the other.
+local STREAMS = { H = KEYS[1], h = KEYS[2], N = KEYS[3], n = KEYS[4], L = KEYS[5], l = KEYS[6] }
+local BANDS = { 'H', 'h', 'N', 'n', 'L', 'l' }
+local IDS, DELAYED, DELAYED_BANDS = KEYS[7], KEYS[8], KEYS[9]
+local INBOX, ASIDE, WAKE = KEYS[10], KEYS[11], KEYS[12]
 
 -- The n-th value after `name` in a flat list of names and values.
 local function value(list, name)
@@ -42,10 +43,11 @@ local function last_delivered(stream)
   return delivered[stream]
 end
 
--- Adds an id unless it waits already. Returns how many were added (0 or 1), or the error with which the server
--- refused it.
+-- Adds an id to a band (a capital: as one that comes again) unless it waits already. One that comes again and waits
+-- among the new ones moves. Returns how many were added (0 or 1), or the error with which the server refused it.
 local function add(id, band)
   local newest = redis.call('HGET', IDS, id)
+  local moved
   if newest then
     local b, entry = string.match(newest, '^(%a) (%S+)$')
     local stream = STREAMS[b]
@@ -54,9 +56,13 @@ local function add(id, band)
     if found and value(found[2], 'id') == id then
       local last, refused = last_delivered(stream)
       if refused then return refused end
-      if after(entry, last) then return 0 end
-      -- Delivered, and in nobody's hands: it would lie there for ever.
-      if #redis.call('XPENDING', stream, GROUP, entry, entry, 1) == 0 then redis.call('XDEL', stream, entry) end
+      if after(entry, last) then
+        if band == string.lower(band) or b == string.upper(b) then return 0 end
+        moved = { stream, entry }
+      elseif #redis.call('XPENDING', stream, GROUP, entry, entry, 1) == 0 then
+        -- Delivered, and in nobody's hands: it would lie there for ever.
+        redis.call('XDEL', stream, entry)
+      end
     end
   end
   local _, refused = last_delivered(STREAMS[band])
@@ -64,6 +70,7 @@ local function add(id, band)
   local entry = redis.pcall('XADD', STREAMS[band], '*', 'id', id)
   if type(entry) == 'table' then return entry end
   redis.call('HSET', IDS, id, band .. ' ' .. entry)
+  if moved then redis.call('XDEL', moved[1], moved[2]) end
   return 1
 end
 

@@ -7,7 +7,8 @@
 //! | key | what |
 //! |---|---|
 //! | `<q>:high`, `<q>`, `<q>:low` | streams of priorities above, at and below 0, each with the group `workers` |
-//! | `<q>:ids` | hash: id to the band (`h`, `n`, `l`) and entry of the *newest* entry that was made for it |
+//! | `<q>:high:again`, `<q>:again`, `<q>:low:again` | of each band what comes again, read before the other |
+//! | `<q>:ids` | hash: id to the band (`h`, `n`, `l`; capital: again) and entry of the *newest* entry made for it |
 //! | `<q>:delayed`, `<q>:delayed:priority` | sorted set: id by due time in ms of the server's clock; hash: id to band |
 //! | `<q>:inbox` | list of messages that producers `LPUSH` |
 //! | `<q>:aside` | stream of what was set aside, the last 1,000 |
@@ -21,6 +22,8 @@
 //!   nothing. Otherwise (never seen, in somebody's hands, lost with a deleted stream) it makes a new entry, which is
 //!   the newest from then on. So an id has at most one entry that waits, and one more for each delivery that was not
 //!   acknowledged, however often it is pushed.
+//! * What a worker had before and comes again (put back, its time has come, [`Queue::push_again`]) is older than what
+//!   none had: it goes to the band's stream of such, and where it waits in the other, it moves.
 //! * `ack` ends the entry that was delivered and no other, and clears `<q>:ids` only where it names that entry. So it
 //!   never swallows what was pushed meanwhile.
 //! * What was pending for [`RedisSettings::reclaim_after`] is delivered again, to anybody, unless the id has a newer
@@ -29,6 +32,12 @@
 //!
 //! Every change is one script, so no crash leaves half of one. The group is made anew, from the stream's beginning,
 //! wherever it is missing: wipe the server at any moment, and the next call goes on.
+//!
+//! # Older workers
+//!
+//! Those from before there were streams of what comes again do not read these, and take an id that waits there for one
+//! that waits nowhere: it gets a second entry, with them or with the next look of a reconciler, and whoever comes second
+//! is refused by the store. A message that was put back waits for a newer worker.
 //!
 //! # Waiting
 //!
@@ -120,7 +129,7 @@ impl std::fmt::Debug for RedisQueue {
 /// What the queue and its reader both use.
 struct Shared {
     settings: RedisSettings,
-    keys: [String; 9],
+    keys: [String; 12],
     scripts: Scripts,
     commands: Link,
     /// For reads that block.
@@ -169,17 +178,22 @@ impl Scripts {
     }
 }
 
-fn keys(queue: &str) -> [String; 9] {
-    let key = |suffix: &str| format!("{queue}{suffix}");
-    [":high", "", ":low", ":ids", ":delayed", ":delayed:priority", ":inbox", ":aside", ":wake"].map(key)
+fn keys(queue: &str) -> [String; 12] {
+    let bands = [":high:again", ":high", ":again", "", ":low:again", ":low"];
+    let others = [":ids", ":delayed", ":delayed:priority", ":inbox", ":aside", ":wake"];
+    let mut suffixes = bands.into_iter().chain(others);
+    std::array::from_fn(|_| format!("{queue}{}", suffixes.next().unwrap_or_default()))
 }
 
-/// The stream of a priority.
-fn band(priority: Priority) -> &'static str {
-    match priority.0 {
-        1.. => "h",
-        0 => "n",
-        _ => "l",
+/// The stream of a priority: of what is new, or of what comes again.
+fn band(priority: Priority, again: bool) -> &'static str {
+    match (priority.0, again) {
+        (1.., false) => "h",
+        (1.., true) => "H",
+        (0, false) => "n",
+        (0, true) => "N",
+        (_, false) => "l",
+        (_, true) => "L",
     }
 }
 
@@ -211,6 +225,17 @@ impl Shared {
         let mut invocation = script.prepare_invoke();
         invocation.key(self.keys.as_slice());
         invocation
+    }
+
+    async fn push(&self, ids: &[(JobId, Priority)], again: bool) -> Result<(), QueueError> {
+        for chunk in ids.chunks(CHUNK) {
+            let mut invocation = self.prepare(&self.scripts.push);
+            for (id, priority) in chunk {
+                invocation.arg(band(*priority, again)).arg(id.to_string());
+            }
+            let _added: u64 = self.commands.script(&invocation).await?;
+        }
+        Ok(())
     }
 
     async fn put_back(&self, deliveries: &[Delivery]) -> Result<(), QueueError> {
@@ -306,20 +331,17 @@ impl Drop for RedisQueue {
 #[async_trait]
 impl Queue for RedisQueue {
     async fn push(&self, ids: &[(JobId, Priority)]) -> Result<(), QueueError> {
-        for chunk in ids.chunks(CHUNK) {
-            let mut invocation = self.shared.prepare(&self.shared.scripts.push);
-            for (id, priority) in chunk {
-                invocation.arg(band(*priority)).arg(id.to_string());
-            }
-            let _added: u64 = self.shared.commands.script(&invocation).await?;
-        }
-        Ok(())
+        self.shared.push(ids, false).await
+    }
+
+    async fn push_again(&self, ids: &[(JobId, Priority)]) -> Result<(), QueueError> {
+        self.shared.push(ids, true).await
     }
 
     async fn push_after(&self, id: JobId, priority: Priority, delay: Duration) -> Result<(), QueueError> {
         let mut invocation = self.shared.prepare(&self.shared.scripts.push_after);
         // Up to a thousand years: more digits than that a score does not hold.
-        invocation.arg(id.to_string()).arg(band(priority)).arg(millis(delay).min(31_536_000_000_000));
+        invocation.arg(id.to_string()).arg(band(priority, true)).arg(millis(delay).min(31_536_000_000_000));
         self.shared.commands.script(&invocation).await
     }
 

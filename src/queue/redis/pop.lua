@@ -59,7 +59,7 @@ local time = now()
 local due = redis.call('ZRANGEBYSCORE', DELAYED, '-inf', string.format('%.0f', time), 'LIMIT', 0, 500)
 for _, id in ipairs(due) do
   local band = redis.call('HGET', DELAYED_BANDS, id)
-  if type(add(id, STREAMS[band] and band or 'n')) == 'table' then break end
+  if type(add(id, string.upper(band and STREAMS[band] and band or 'n'))) == 'table' then break end
   redis.call('ZREM', DELAYED, id)
   redis.call('HDEL', DELAYED_BANDS, id)
 end
