@@ -175,10 +175,13 @@ pub enum FailureClass {
     InvalidProof,
     /// The time allowed was over.
     Timeout,
+    /// A class that this version does not know: a newer one wrote it.
+    #[serde(other)]
+    Unknown,
 }
 
 impl FailureClass {
-    /// All classes.
+    /// All classes that attempts fail with.
     pub const ALL: [Self; 6] =
         [Self::BadInput, Self::Transient, Self::LostWorker, Self::Device, Self::InvalidProof, Self::Timeout];
 
@@ -191,6 +194,7 @@ impl FailureClass {
             Self::Device => "device",
             Self::InvalidProof => "invalid_proof",
             Self::Timeout => "timeout",
+            Self::Unknown => "unknown",
         }
     }
 }

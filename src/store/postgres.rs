@@ -2,7 +2,8 @@
 //!
 //! **Writes.** Every change is one statement or one transaction, under READ COMMITTED, guarded by what it expects of
 //! the row. Calls of submit, claim, heartbeat and finish that come while one of their kind is under way go together as
-//! one statement over arrays (`coalesce.rs`): one commit for many.
+//! one statement over arrays (`coalesce.rs`): one commit for many. Where one of them is refused or meets a lock that
+//! somebody holds for longer than a second, each is made alone, so that it fails alone.
 //!
 //! **Durability.** That of the server: with its `synchronous_commit` on, which it is unless somebody turned it off, an
 //! answered change survives a crash.
@@ -163,6 +164,8 @@ enum Found {
     Job(Box<Claim>),
     /// A job, now running by this attempt, whose input is missing.
     NoInput(Attempt),
+    /// A job, now running until its lease lapses, whose row this version cannot read.
+    Unreadable(StoreError),
 }
 
 struct HeartbeatCall {
@@ -274,6 +277,17 @@ impl Session {
         again: Again,
         make: impl Fn(bool) -> Statement + Send + Sync,
     ) -> Result<Vec<PgRow>, StoreError> {
+        self.joint_rows(1, again, make).await
+    }
+
+    /// The same for so many calls together. Where several of them met a lock, the statement is not made again, since each
+    /// is to be made alone.
+    async fn joint_rows(
+        &self,
+        calls: usize,
+        again: Again,
+        make: impl Fn(bool) -> Statement + Send + Sync,
+    ) -> Result<Vec<PgRow>, StoreError> {
         let (mut tries, mut lost) = (1, false);
         loop {
             let (error, repeat) = match self.pool.take().await {
@@ -294,7 +308,8 @@ impl Session {
                         }
                         Fate::Undone => {
                             taken.give_back();
-                            (e, true)
+                            let repeat = calls == 1 || !coalesce::met_a_lock(&e);
+                            (e, repeat)
                         }
                         Fate::Unknown => {
                             self.pool.forget_idle();
@@ -382,7 +397,7 @@ impl Session {
 
     /// Writes down what is new of these; answers with what was written and the place of each.
     async fn insert(&self, calls: &[&SubmitCall]) -> Result<Vec<(usize, Job)>, StoreError> {
-        let rows = self.rows(Again::Always, |_| {
+        let rows = self.joint_rows(calls.len(), Again::Always, |_| {
             let column = |of: fn(&SubmitCall) -> String| calls.iter().map(|c| of(c)).collect::<Vec<_>>();
             sqlx::query(statements::SUBMIT)
                 .bind(self.queue())
@@ -505,7 +520,7 @@ impl Joint<ClaimCall> for Session {
     async fn run(&self, calls: Vec<Arc<ClaimCall>>) -> Result<Vec<Found>, StoreError> {
         let order = in_order(&calls, |c| c.id);
         let these: Vec<&ClaimCall> = at(&order, &calls);
-        let rows = self.rows(Again::IfUndone, |_| {
+        let rows = self.joint_rows(calls.len(), Again::IfUndone, |_| {
             sqlx::query(statements::CLAIM)
                 .bind(these.iter().map(|c| c.id.to_string()).collect::<Vec<_>>())
                 .bind(these.iter().map(|c| c.worker.0.clone()).collect::<Vec<_>>())
@@ -513,13 +528,8 @@ impl Joint<ClaimCall> for Session {
         });
         let mut answers: Vec<Option<Found>> = calls.iter().map(|_| None).collect();
         for row in rows.await? {
-            let job = rows::job(&row)?;
-            let found = match (row.bytes("input")?, row.text("input_key")?) {
-                (Some(input), Some(input_key)) => {
-                    Found::Job(Box::new(Claim { job, input: Zeroizing::new(input), input_key }))
-                }
-                _ => Found::NoInput(job.attempt),
-            };
+            // All are committed: one that cannot be read must not take the others along.
+            let found = found(&row).unwrap_or_else(Found::Unreadable);
             put(&mut answers, &order, place(&row)?, found);
         }
         Ok(answers.into_iter().map(|a| a.unwrap_or(Found::Nothing)).collect())
@@ -550,7 +560,7 @@ impl Joint<HeartbeatCall> for Session {
     async fn run(&self, calls: Vec<Arc<HeartbeatCall>>) -> Result<Vec<Held>, StoreError> {
         let order = in_order(&calls, |c| c.id);
         let these: Vec<&HeartbeatCall> = at(&order, &calls);
-        let rows = self.rows(Again::Always, |_| {
+        let rows = self.joint_rows(calls.len(), Again::Always, |_| {
             sqlx::query(statements::HEARTBEAT)
                 .bind(these.iter().map(|c| c.id.to_string()).collect::<Vec<_>>())
                 .bind(these.iter().map(|c| i64::from(c.attempt.0)).collect::<Vec<_>>())
@@ -578,7 +588,7 @@ impl Joint<FinishCall> for Session {
     async fn run(&self, calls: Vec<Arc<FinishCall>>) -> Result<Vec<Held>, StoreError> {
         let order = in_order(&calls, |c| c.id);
         let these: Vec<&FinishCall> = at(&order, &calls);
-        let rows = self.rows(Again::Always, |lost| {
+        let rows = self.joint_rows(calls.len(), Again::Always, |lost| {
             sqlx::query(statements::FINISH)
                 .bind(these.iter().map(|c| c.id.to_string()).collect::<Vec<_>>())
                 .bind(these.iter().map(|c| i64::from(c.attempt.0)).collect::<Vec<_>>())
@@ -686,6 +696,7 @@ impl Store for PostgresStore {
         match self.claims.call(call).await? {
             Found::Nothing => Ok(None),
             Found::Job(claim) => Ok(Some(*claim)),
+            Found::Unreadable(error) => Err(error),
             Found::NoInput(attempt) => {
                 // Damage from outside: no transaction of this store leaves an unfinished job without its input. Ended
                 // here, since nobody could work on it and its lease would lapse for ever.
@@ -924,6 +935,14 @@ fn fenced(sql: &'static str, job: JobId, attempt: Attempt) -> Statement {
     sqlx::query(sql).bind(job.to_string()).bind(i64::from(attempt.0))
 }
 
+fn found(row: &PgRow) -> Result<Found, StoreError> {
+    let job = rows::job(row)?;
+    Ok(match (row.bytes("input")?, row.text("input_key")?) {
+        (Some(input), Some(input_key)) => Found::Job(Box::new(Claim { job, input: Zeroizing::new(input), input_key })),
+        _ => Found::NoInput(job.attempt),
+    })
+}
+
 fn held(row: Option<&PgRow>) -> Result<Held, StoreError> {
     match row {
         None => Ok(Held::Lost),
@@ -1009,7 +1028,7 @@ async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
     loop {
         let mut tx = connection.begin().await?;
         // Another's migration of a large table may take long.
-        sqlx::raw_sql("SET LOCAL statement_timeout = '30min'").execute(&mut *tx).await?;
+        sqlx::raw_sql("SET LOCAL statement_timeout = '30min'; SET LOCAL lock_timeout = 0").execute(&mut *tx).await?;
         sqlx::query("SELECT pg_advisory_xact_lock($1)::text").bind(MIGRATION_LOCK).fetch_all(&mut *tx).await?;
         let row =
             sqlx::query("SELECT to_regclass('prover_worker_schema') IS NOT NULL AS made").fetch_one(&mut *tx).await?;

@@ -105,7 +105,8 @@ pub(super) fn circuit(row: &impl Columns) -> Result<Circuit, StoreError> {
 pub(super) fn job(row: &impl Columns) -> Result<Job, StoreError> {
     let error = match (row.text("error_class")?, row.text("error_message")?) {
         (Some(class), Some(message)) => {
-            Some(JobError { class: parsed::<FailureClass>("error_class", &class)?, message })
+            // In a fleet of two versions the newer may have classes and stages that this one has not.
+            Some(JobError { class: class.parse().unwrap_or(FailureClass::Unknown), message })
         }
         _ => None,
     };
@@ -123,7 +124,7 @@ pub(super) fn job(row: &impl Columns) -> Result<Job, StoreError> {
         zkey: content_hash(row, "zkey")?,
         wasm: maybe_content_hash(row, "wasm")?,
         state: state(row)?,
-        stage: row.text("stage")?.map(|s| parsed::<Stage>("stage", &s)).transpose()?,
+        stage: row.text("stage")?.and_then(|s| s.parse::<Stage>().ok()),
         progress: some("progress", row.real("progress")?)? as f32,
         attempt: Attempt(number(row, "attempt")?),
         tries: Tries {
@@ -208,7 +209,7 @@ pub(super) fn counts<R: Columns>(rows: &[R]) -> Result<Counts, StoreError> {
 /// What a failure adds to each retry budget.
 pub(super) fn charges(class: FailureClass) -> Tries {
     match class {
-        FailureClass::BadInput => Tries::default(),
+        FailureClass::BadInput | FailureClass::Unknown => Tries::default(),
         FailureClass::Transient | FailureClass::Timeout => Tries { transient: 1, ..Tries::default() },
         FailureClass::Device | FailureClass::InvalidProof => Tries { device: 1, ..Tries::default() },
         FailureClass::LostWorker => Tries { lost: 1, ..Tries::default() },

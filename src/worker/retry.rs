@@ -24,7 +24,7 @@ const LONGEST: Duration = Duration::from_secs(600);
 /// times an exponential back-off. Time-outs share the count of transient faults.
 pub fn decide(class: FailureClass, tries: Tries, jitter: f64) -> Retry {
     let (failed, allowed, first) = match class {
-        FailureClass::BadInput | FailureClass::LostWorker => return Retry::Never,
+        FailureClass::BadInput | FailureClass::LostWorker | FailureClass::Unknown => return Retry::Never,
         FailureClass::Transient => (tries.transient, TRANSIENT_ATTEMPTS, Duration::from_millis(500)),
         FailureClass::Timeout => (tries.transient, TIMEOUT_ATTEMPTS, Duration::from_secs(1)),
         FailureClass::Device | FailureClass::InvalidProof => {

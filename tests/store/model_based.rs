@@ -381,7 +381,7 @@ impl Model {
                 entry.job.error = Some(error(*class));
                 entry.job.history.push((attempt, entry.job.worker.unwrap(), *class));
                 match class {
-                    FailureClass::BadInput => {}
+                    FailureClass::BadInput | FailureClass::Unknown => {}
                     FailureClass::Transient | FailureClass::Timeout => entry.job.tries.transient += 1,
                     FailureClass::Device | FailureClass::InvalidProof => entry.job.tries.device += 1,
                     FailureClass::LostWorker => entry.job.tries.lost += 1,

@@ -282,6 +282,97 @@ async fn a_claim_never_takes_an_input_that_was_replaced_meanwhile() {
     assert_eq!(claim(&*store, id, LONG).await.unwrap().input.as_slice(), b"new");
 }
 
+/// A newer version in the same fleet may write classes and stages that this one does not know.
+#[tokio::test]
+async fn classes_and_stages_of_a_newer_version_are_no_hindrance() {
+    let database = PostgresDatabase::new();
+    let store = database.open().await;
+    let id = submitted(&store).await;
+    let history = r#"[{"attempt": 1, "worker": "w", "at": 1, "error": {"class": "meteor", "message": "it fell"}}]"#;
+    database
+        .execute(&format!("UPDATE jobs SET error_class = 'meteor', error_message = 'it fell', history = '{history}'"))
+        .await;
+    let claimed = claim(&store, id, LONG).await.unwrap().job;
+    let error = claimed.error.unwrap();
+    assert_eq!((error.class, error.message.as_str()), (FailureClass::Unknown, "it fell"));
+    assert_eq!(claimed.history[0].error, error);
+    database.execute("UPDATE jobs SET stage = 'polish'").await;
+    assert_eq!(job(&store, id).await.stage, None);
+    assert_eq!(store.jobs(JobFilter { limit: 9, ..JobFilter::default() }).await.unwrap().len(), 1);
+}
+
+/// Waits until so many sessions wait for a lock.
+async fn until_waiting(database: &PostgresDatabase, n: i64) {
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    until(|| async { database.number(waits).await == n }).await;
+}
+
+/// A change of the job in a transaction of somebody else's, which is left open.
+async fn hold<'a>(other: &'a mut PgConnection, id: JobId) -> sqlx::Transaction<'a, sqlx::Postgres> {
+    let mut tx = other.begin().await.unwrap();
+    let change = format!("UPDATE jobs SET run_at = run_at WHERE id = '{id}'");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(change)).execute(&mut *tx).await.unwrap();
+    tx
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_cannot_be_read_takes_no_other_claim_along() {
+    let database = PostgresDatabase::new();
+    let store = Arc::new(database.open().await);
+    let mut ids = Vec::new();
+    for _ in 0..6 {
+        ids.push(submitted(&*store).await);
+    }
+    database.execute(&format!(r#"UPDATE jobs SET history = '["?"]' WHERE id = '{}'"#, ids[3])).await;
+    let spawn = |id: JobId| {
+        let store = store.clone();
+        tokio::spawn(async move { store.claim(id, &worker(1), LONG).await })
+    };
+    // While the first waits, the others line up to go together.
+    let mut other = database.raw().await;
+    let tx = hold(&mut other, ids[0]).await;
+    let first = spawn(ids[0]);
+    until_waiting(&database, 1).await;
+    let others: Vec<_> = ids[1..].iter().map(|id| spawn(*id)).collect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    tx.rollback().await.unwrap();
+    assert!(first.await.unwrap().is_ok());
+    for (id, claimed) in ids[1..].iter().zip(others) {
+        match claimed.await.unwrap() {
+            Err(e) => assert!(*id == ids[3] && matches!(e, StoreError::Corrupt { column: "history", .. }), "{e}"),
+            Ok(claimed) => assert_eq!(claimed.map(|c| c.job.id), Some(*id)),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_somebody_holds_takes_no_other_heartbeat_along() {
+    let database = PostgresDatabase::new();
+    let store = Arc::new(database.open().await);
+    let mut jobs = Vec::new();
+    for _ in 0..4 {
+        jobs.push(claimed(&*store, LONG).await);
+    }
+    let spawn = |n: usize| {
+        let (store, (id, attempt)) = (store.clone(), jobs[n]);
+        tokio::spawn(async move { store.heartbeat(id, attempt, LONG, Stage::Prove, 0.5).await })
+    };
+    let mut other = database.raw().await;
+    let tx = hold(&mut other, jobs[0].0).await;
+    let first = spawn(0);
+    until_waiting(&database, 1).await;
+    let again: Vec<_> = (0..4).map(spawn).collect();
+    assert!(first.await.unwrap().is_err());
+    for (n, beat) in again.into_iter().enumerate() {
+        match beat.await.unwrap() {
+            Ok(held) => assert!(n > 0 && held == HELD),
+            Err(e) => assert!(n == 0 && e.to_string().contains("lock timeout"), "{n}: {e}"),
+        }
+    }
+    tx.rollback().await.unwrap();
+    assert_eq!(spawn(0).await.unwrap().unwrap(), HELD);
+}
+
 /// Circuits cannot go while a submit is under way, nor jobs come while one goes.
 #[tokio::test]
 async fn a_circuit_that_a_submit_holds_is_not_removed() {

@@ -6,6 +6,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures::StreamExt;
 use tokio::sync::oneshot;
 
 use crate::store::StoreError;
@@ -29,6 +30,9 @@ pub(super) trait Joint<C: Call>: Send + Sync + 'static {
         std::future::ready(())
     }
 }
+
+/// Calls that are made beside each other after they failed together.
+const ALONE: usize = 4;
 
 /// How much goes together at most. A single call may be larger.
 #[derive(Clone, Copy)]
@@ -67,7 +71,8 @@ impl<C: Call, J: Joint<C>> Coalescer<C, J> {
     /// Makes a call, alone or with others.
     ///
     /// # Errors
-    /// Those of the joint call. One that the database refused because of its content is refused alone.
+    /// Those of the joint call. One that the database refused because of its content, or whose row somebody holds,
+    /// fails alone.
     pub(super) async fn call(&self, call: C) -> Result<C::Answer, StoreError> {
         let (answer, answered) = oneshot::channel();
         let first = {
@@ -151,11 +156,14 @@ async fn work_off<C: Call, J: Joint<C>>(shared: Arc<Shared<C, J>>) {
                     tell(&shared, w, Ok(answer)).await;
                 }
             }
-            Err(e) if several && is_refusal(&e) => {
-                for w in batch {
+            Err(e) if several && may_be_of_one(&e) => {
+                let each = futures::stream::iter(batch);
+                // Beside each other, so that one that waits for a lock holds up no other.
+                each.for_each_concurrent(ALONE, |w| async {
                     let alone = shared.joint.run(vec![w.call.clone()]).await;
                     tell(&shared, w, alone.and_then(only)).await;
-                }
+                })
+                .await;
             }
             Err(e) => {
                 for w in batch {
@@ -176,11 +184,18 @@ fn only<A>(answers: Vec<A>) -> Result<A, StoreError> {
     answers.into_iter().next().ok_or_else(|| sqlx::Error::RowNotFound.into())
 }
 
-/// Whether the database refused the content of a statement (a value or a constraint), rather than failed.
-fn is_refusal(e: &StoreError) -> bool {
+/// Whether one of the calls may be to blame: the database refused the content of the statement (a value or a
+/// constraint), or somebody holds what one of them changes.
+fn may_be_of_one(e: &StoreError) -> bool {
     let StoreError::Database(e) = e else { return false };
     let code = e.as_database_error().and_then(|e| e.code());
-    code.is_some_and(|c| ["22", "23", "54"].iter().any(|class| c.starts_with(class)))
+    met_a_lock(e) || code.is_some_and(|c| ["22", "23", "54"].iter().any(|class| c.starts_with(class)))
+}
+
+/// Whether a statement waited for too long: for a lock (`lock_timeout`), or in all (`statement_timeout`).
+pub(super) fn met_a_lock(e: &sqlx::Error) -> bool {
+    let code = e.as_database_error().and_then(|e| e.code());
+    code.is_some_and(|c| matches!(c.as_ref(), "55P03" | "57014"))
 }
 
 /// The same error for another caller.
