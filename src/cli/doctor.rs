@@ -120,8 +120,9 @@ async fn rooms(config: &Config, report: &mut Report) {
         Ok(c) => c,
         Err(e) => return report.note("store", Verdict::Failed, e),
     };
+    let about = if counts.estimated { "about " } else { "" };
     let found = format!(
-        "{}: {} queued, {} running, {} done, {} failed, {} cancelled",
+        "{}: {} queued, {} running, {about}{} done, {} failed, {} cancelled",
         config.database, counts.queued, counts.running, counts.done, counts.failed, counts.cancelled
     );
     report.note("store", Verdict::Ok, found);

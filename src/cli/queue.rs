@@ -99,11 +99,12 @@ async fn status(service: &JobService, queue: String, out: &Output) -> Result<(),
 
 fn describe(s: &Status) -> String {
     let c = &s.counts;
+    let about = if c.estimated { "about " } else { "" };
     let mut lines = vec![
         format!("queue      {}", s.queue),
         format!("queued     {}", c.queued),
         format!("running    {}", c.running),
-        format!("done       {}", c.done),
+        format!("done       {about}{}", c.done),
         format!("failed     {}", c.failed),
         format!("cancelled  {}", c.cancelled),
         format!("oldest     {:.1} s", s.load.oldest_ms as f64 / 1e3),

@@ -8,7 +8,7 @@
 //! | `GET /v1/jobs/{id}/proof` | 200 proof and public values, 409 not done, 404 |
 //! | `DELETE /v1/jobs/{id}` | 200 cancelled, 202 its worker will stop it, 409 it had ended, 404 |
 //! | `POST /v1/jobs/{id}/requeue` | 200 queued again, 409 not failed or cancelled, or its input is gone, 404; a body, if there is one, is its new input |
-//! | `GET /v1/queue` | how busy the queue is and what is held back |
+//! | `GET /v1/queue` | how busy the queue is and what is held back; `counts` says whether those of ended jobs are estimates, and is null where the database did not count in time |
 //! | `POST /v1/queue/pause`, `…/resume` | 200 whether that changed anything |
 //! | `POST /v1/circuits/{name}/pause`, `…/resume` | the same for one circuit, 404 |
 //! | `GET /v1/circuits` | registered circuits |
@@ -217,7 +217,9 @@ async fn requeue(
 }
 
 async fn queue(State(app): State<App>) -> Result<Response, Problem> {
-    let (counts, load) = (app.jobs.counts().await?, app.jobs.load().await?);
+    let load = app.jobs.load().await?;
+    // How busy it is, is shown whether or not what has ended could be counted.
+    let counts = app.jobs.counts().await.inspect_err(|error| tracing::warn!(%error, "jobs could not be counted")).ok();
     let since = |(scope, since)| serde_json::json!({ "scope": scope, "since": since });
     let paused: Vec<_> = app.jobs.paused().await?.into_iter().map(since).collect();
     json(StatusCode::OK, &serde_json::json!({ "counts": counts, "load": load, "paused": paused }))

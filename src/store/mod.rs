@@ -201,6 +201,9 @@ pub struct Load {
 /// Jobs by state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counts {
+    /// More have ended than are counted one by one: `done` is an estimate, and so are `failed` and `cancelled` where they
+    /// are above 100,000.
+    pub estimated: bool,
     /// Waiting.
     pub queued: u64,
     /// Held by a worker.
@@ -340,7 +343,7 @@ pub trait Store: Send + Sync + 'static {
     /// Content (zkeys and wasms) that jobs of any queue need, without repeats: unfinished ones, and failed ones that keep
     /// their input, since they may be queued again.
     async fn content_in_use(&self) -> Result<Vec<crate::model::ContentHash>, StoreError>;
-    /// Jobs of this queue by state. Counts finished jobs one by one: for people, not for every second.
+    /// Jobs of this queue by state. Counts ended jobs one by one, up to a bound: for people, not for every second.
     async fn counts(&self) -> Result<Counts, StoreError>;
     /// Inputs still held, by the key they are sealed with (empty: none), for tests and `doctor`. None belongs to a job
     /// that is done or cancelled.

@@ -68,6 +68,8 @@ const OLDEST_SERVER: i64 = 130_000;
 const CONNECTIONS: usize = 10;
 /// How long the answer to a statement or a transaction may take. The server gives up on a statement before that.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Ended jobs that are counted one by one.
+const COUNTED_ENDED: u32 = 100_000;
 /// How often a call is made that met a deadlock or a broken connection.
 const TRIES: u32 = 4;
 /// What goes together in one statement.
@@ -438,6 +440,49 @@ impl Session {
         let names: Vec<String> = names.map(|n| n.as_str().to_owned()).collect();
         let rows = self.rows(Again::Always, |_| sqlx::query(statements::KNOWN_CIRCUITS).bind(names.clone())).await?;
         rows.iter().map(|r| Ok(r.text("name")?.unwrap_or_default())).collect()
+    }
+
+    /// Ended jobs: counted, or estimated where they are too many.
+    async fn ended(&self) -> Result<Counts, StoreError> {
+        let bounded = |sql: &'static str| {
+            self.rows(Again::Always, move |_| {
+                sqlx::query(sql).bind(self.settings.queue.clone()).bind(i64::from(COUNTED_ENDED) + 1)
+            })
+        };
+        let bound = u64::from(COUNTED_ENDED);
+        let near = rows::counts(&bounded(statements::ENDED).await?)?;
+        if near.done + near.failed + near.cancelled <= bound {
+            return Ok(near);
+        }
+        let mut counts = rows::counts(&bounded(statements::PUT_ASIDE).await?)?;
+        counts.estimated = true;
+        counts.done = near.done.max(self.expected(JobState::Done).await?);
+        for (n, state) in [(&mut counts.failed, JobState::Failed), (&mut counts.cancelled, JobState::Cancelled)] {
+            if *n > bound {
+                *n = self.expected(state).await?.max(*n);
+            }
+        }
+        Ok(counts)
+    }
+
+    /// How many jobs of this queue are in this state by the server's statistics, which its vacuum keeps.
+    async fn expected(&self, state: JobState) -> Result<u64, StoreError> {
+        let quoted = self.row(Again::Always, |_| sqlx::query("SELECT quote_literal($1) AS queue").bind(self.queue()));
+        let queue = quoted.await?.map(|r| r.text("queue")).transpose()?.flatten().unwrap_or_default();
+        let sql = statements::expected(&queue, state.as_str());
+        // Made of constants and of what the server quoted.
+        let explain = |_| sqlx::query(sqlx::AssertSqlSafe(sql.clone())).persistent(false);
+        let plan = self.row(Again::Always, explain).await?;
+        let plan = plan.map(|r| r.text("QUERY PLAN")).transpose()?.flatten().unwrap_or_default();
+        let rows = plan.split_once("rows=").and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok());
+        rows.ok_or_else(|| corrupt("QUERY PLAN", format!("expected rows=NUMBER, got {plan:?}")))
+    }
+
+    async fn look_at_load(&self, at_most: Option<u64>) -> Result<Load, StoreError> {
+        let at_most = at_most.map(|n| i64::try_from(n).unwrap_or(i64::MAX));
+        let row =
+            self.row(Again::Always, |_| sqlx::query(statements::LOAD).bind(self.settings.queue.clone()).bind(at_most));
+        rows::load(&row.await?.ok_or(sqlx::Error::RowNotFound)?)
     }
 
     async fn release(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
@@ -916,8 +961,9 @@ impl Store for PostgresStore {
     }
 
     async fn counts(&self) -> Result<Counts, StoreError> {
-        let rows = self.session.rows(Again::Always, |_| sqlx::query(statements::COUNTS).bind(self.session.queue()));
-        rows::counts(&rows.await?)
+        let load = self.load().await?;
+        let counts = self.session.ended().await?;
+        Ok(Counts { queued: load.queued, running: load.running, ..counts })
     }
 
     async fn inputs_held(&self) -> Result<Vec<(String, u64)>, StoreError> {

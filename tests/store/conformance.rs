@@ -1106,7 +1106,10 @@ pub async fn counts_are_by_state(p: impl Place) {
     for _ in 0..5 {
         submitted(&store).await;
     }
-    assert_eq!(store.counts().await.unwrap(), Counts { queued: 5, running: 4, done: 3, failed: 2, cancelled: 1 });
+    assert_eq!(
+        store.counts().await.unwrap(),
+        Counts { queued: 5, running: 4, done: 3, failed: 2, cancelled: 1, estimated: false }
+    );
 }
 
 pub async fn two_handles_see_each_others_jobs(p: impl Place) {

@@ -447,6 +447,7 @@ impl Model {
             done: of(JobState::Done),
             failed: of(JobState::Failed),
             cancelled: of(JobState::Cancelled),
+            estimated: false,
         }
     }
 }

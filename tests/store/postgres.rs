@@ -805,6 +805,8 @@ async fn looks_go_by_their_indexes() {
         ("expire", "jobs_expiring"),
         ("end inputs", "job_inputs_expiring"),
         ("purge", "jobs_ended"),
+        ("ended", "jobs_ended"),
+        ("put aside", "jobs_put_aside"),
         ("unfinished", "jobs_unfinished"),
         ("content in use", "jobs_unfinished"),
         ("list", "jobs_in_order"),
@@ -813,6 +815,24 @@ async fn looks_go_by_their_indexes() {
     ] {
         assert!(plan(name).contains(index), "expected {index} for {name}: {}", plan(name));
     }
+}
+
+/// More have ended than are counted one by one.
+#[tokio::test]
+async fn counts_beyond_a_bound_are_estimates() {
+    let database = filled(110_000).await;
+    let odd = StoreSettings { queue: r"o'dd\q".to_owned(), ..StoreSettings::default() };
+    let (store, odd) = (database.open().await, database.open_with(odd).await);
+    odd.submit(&new_job("c"), plain(INPUT)).await.unwrap();
+    let counts = store.counts().await.unwrap();
+    assert!(counts.estimated && (counts.queued, counts.failed, counts.cancelled) == (200, 110, 0), "{counts:?}");
+    assert!((100_000..120_000).contains(&counts.done), "{counts:?}");
+    let counts = odd.counts().await.unwrap();
+    assert!(!counts.estimated && (counts.queued, counts.done) == (1, 0), "{counts:?}");
+    database.execute(r"UPDATE jobs SET queue = 'o''dd\q' WHERE queue = 'prove'; ANALYZE jobs").await;
+    let counts = odd.counts().await.unwrap();
+    assert!(counts.estimated && (100_000..120_000).contains(&counts.done), "{counts:?}");
+    assert_eq!(store.counts().await.unwrap(), prover_worker::store::Counts::default());
 }
 
 /// The median of what `n` calls take, and the longest.

@@ -420,11 +420,18 @@ pub(super) const PURGE: &str = concat!(
     now!(),
     " - $3 ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED)) RETURNING uuid_send(id) AS id"
 );
-/// In three parts, for each of which there is an index.
-pub(super) const COUNTS: &str = "SELECT 'queued' AS state, count(*) AS n FROM jobs WHERE queue = $1 \
-                                 AND state = 'queued' UNION ALL SELECT 'running', count(*) FROM jobs \
-                                 WHERE queue = $1 AND state = 'running' UNION ALL SELECT state, count(*) FROM jobs \
-                                 WHERE queue = $1 AND state IN ('done', 'failed', 'cancelled') GROUP BY state";
+/// Of at most $2 ended jobs.
+pub(super) const ENDED: &str = "SELECT state, count(*) AS n FROM (SELECT state FROM jobs WHERE queue = $1 \
+                                AND state IN ('done', 'failed', 'cancelled') ORDER BY finished_at DESC LIMIT $2) AS j \
+                                GROUP BY state";
+/// Each up to $2.
+pub(super) const PUT_ASIDE: &str = "SELECT 'failed' AS state, count(*) AS n FROM (SELECT FROM jobs WHERE queue = $1 \
+                                    AND state = 'failed' LIMIT $2) AS f UNION ALL SELECT 'cancelled', count(*) \
+                                    FROM (SELECT FROM jobs WHERE queue = $1 AND state = 'cancelled' LIMIT $2) AS c";
+/// The first line of the plan has how many rows the server expects. `queue` is a literal as the server quotes it.
+pub(super) fn expected(queue: &str, state: &'static str) -> String {
+    format!("EXPLAIN SELECT FROM jobs WHERE queue = {queue} AND state = '{state}'")
+}
 pub(super) const INPUTS_HELD: &str = "SELECT key, count(*) AS n FROM job_inputs GROUP BY key ORDER BY key";
 
 /// The statements whose plans are watched.
@@ -442,6 +449,8 @@ pub(super) fn watched() -> Vec<(&'static str, String)> {
         ("expire", EXPIRE),
         ("end inputs", END_INPUTS),
         ("purge", PURGE),
+        ("ended", ENDED),
+        ("put aside", PUT_ASIDE),
         ("unfinished", UNFINISHED),
         ("content in use", CONTENT_IN_USE),
     ];
