@@ -263,6 +263,8 @@ impl Worker {
         others.spawn(unbroken("reconciler", move || reconcile::run(reconciler.clone())));
         let tidier = ctx.clone();
         others.spawn(unbroken("tidying", move || reconcile::tidy(tidier.clone())));
+        let forgetter = ctx.clone();
+        others.spawn(unbroken("forgetting", move || reconcile::forget(forgetter.clone())));
         let keeping = ctx.queue.clone();
         others.spawn(unbroken("queue upkeep", move || reconcile::keep_queue(keeping.clone())));
         others.spawn(heal(ctx.clone()));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use metrics::{counter, gauge};
 
 use super::{Context, retry};
@@ -19,8 +20,10 @@ const OFFER_EVERY: Duration = Duration::from_secs(10);
 const LEAST: Duration = Duration::from_millis(20);
 /// Jobs offered at a time. More than any worker starts before the next look.
 const AT_A_TIME: u32 = 1000;
-/// Jobs forgotten or failed at a time.
+/// Jobs failed, or forgotten, at a time.
 const SWEEP_LIMIT: u32 = 1000;
+/// Jobs whose proofs are removed at a time.
+const REMOVALS: usize = 32;
 /// How often the queue is cared for.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -95,18 +98,51 @@ pub(super) async fn tidy(ctx: Arc<Context>) {
 }
 
 async fn sweep(ctx: &Context) -> Result<(), StoreError> {
-    let done = ctx.store.sweep(Sweep { retention: ctx.options.retention, limit: SWEEP_LIMIT }).await?;
+    let done = ctx.store.sweep(Sweep { retention: None, limit: SWEEP_LIMIT }).await?;
     for job in &done.expired {
         tracing::warn!(%job, "job failed: no worker began it in time");
     }
     counter!(telemetry::JOBS_EXPIRED).increment(done.expired.len() as u64);
-    counter!(telemetry::JOBS_PURGED).increment(done.purged.len() as u64);
-    for job in &done.purged {
-        if let Err(error) = ctx.artifacts.remove_proof(*job).await {
-            tracing::warn!(%job, %error, "the proof files of a forgotten job could not be removed");
+    Ok(())
+}
+
+/// Forgets jobs beyond the retention, for ever, if there is one. A task of its own: removing many proofs from a remote
+/// store takes long, and neither expiry nor the metrics may wait for it. Those that are forgotten are no more at a time
+/// than whose proofs are removed before the next.
+pub(super) async fn forget(ctx: Arc<Context>) {
+    let Some(retention) = ctx.options.retention else { return std::future::pending().await };
+    let mut well = true;
+    loop {
+        let purged = ctx.store.purge(&JobState::ALL, retention, SWEEP_LIMIT).await;
+        if let Err(error) = &purged
+            && well
+        {
+            tracing::error!(%error, "cannot forget jobs beyond the retention; trying again every second");
+        }
+        well = purged.is_ok();
+        let purged = purged.unwrap_or_default();
+        counter!(telemetry::JOBS_PURGED).increment(purged.len() as u64);
+        many_at_once(&purged, |job| ctx.artifacts.remove_proof(job)).await;
+        if purged.len() < SWEEP_LIMIT as usize {
+            tokio::time::sleep(TIDY_EVERY).await;
         }
     }
-    Ok(())
+}
+
+async fn many_at_once<E: std::fmt::Display, F>(jobs: &[JobId], remove: impl Fn(JobId) -> F)
+where
+    F: Future<Output = Result<(), E>>,
+{
+    let each = futures::stream::iter(jobs);
+    each.for_each_concurrent(REMOVALS, |job| {
+        let removed = remove(*job);
+        async move {
+            if let Err(error) = removed.await {
+                tracing::warn!(%job, %error, "the proof files of a forgotten job could not be removed");
+            }
+        }
+    })
+    .await;
 }
 
 fn show(load: &Load) {
@@ -135,7 +171,40 @@ pub(super) async fn keep_queue(queue: Arc<dyn Queue>) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+    use crate::model::Priority;
+    use crate::queue::{MemoryQueue, Offer};
+
+    #[tokio::test]
+    async fn what_a_worker_had_before_is_offered_ahead_of_what_waits() {
+        let queue = MemoryQueue::new();
+        let ids: Vec<JobId> = (0..4).map(|_| JobId::new()).collect();
+        let due = |n: usize, again| Due { id: ids[n], priority: Priority(0), again };
+        offer(&queue, &[due(1, false), due(2, false)]).await.unwrap();
+        offer(&queue, &[due(0, true), due(1, false), due(2, false), due(3, false)]).await.unwrap();
+        let got = queue.pop(9, Duration::ZERO).await.unwrap();
+        let got: Vec<String> = got.iter().map(|d| format!("{:?}", d.offer)).collect();
+        assert_eq!(got, ids.iter().map(|id| format!("{:?}", Offer::Job(*id))).collect::<Vec<_>>());
+    }
+
+    /// One after the other, a remote store would forget a few jobs a second.
+    #[tokio::test]
+    async fn proofs_are_removed_many_at_once_and_one_failure_ends_nothing() {
+        let jobs: Vec<JobId> = (0..100).map(|_| JobId::new()).collect();
+        let (begun, full) = (AtomicUsize::new(0), tokio::sync::Barrier::new(REMOVALS));
+        many_at_once(&jobs, async |_| {
+            let n = begun.fetch_add(1, Ordering::SeqCst) + 1;
+            if n <= REMOVALS {
+                // The first go on once as many as may be are under way.
+                full.wait().await;
+            }
+            if n % 2 == 0 { Err("made up") } else { Ok(()) }
+        })
+        .await;
+        assert_eq!(begun.into_inner(), 100);
+    }
 
     #[test]
     fn the_time_to_drain_is_by_the_last_minutes_pace() {
