@@ -110,6 +110,11 @@ pub const CATALOGUE: &[Variable] = &[
         "how long jobs that ended are kept, with their proofs, before they are forgotten: 60 to 3153600000, or off",
     ),
     var(
+        "PROVER_PROOF_FILES",
+        "on",
+        "on: each proof is copied to files among the artifacts; off: it is in the database alone, where commands and API find it",
+    ),
+    var(
         "PROVER_KEEP_FAILED_INPUT_SECS",
         "86400",
         "how long the input of a failed job is kept for `jobs requeue`; bad input never is: 0 to 31536000",
@@ -358,6 +363,8 @@ pub struct Config {
     pub retention: Option<Duration>,
     /// How long a failed job keeps its input.
     pub keep_failed_inputs: Duration,
+    /// Whether proofs are copied to files.
+    pub proof_files: bool,
     /// Keys that seal inputs, as written.
     pub encryption_keys: Option<Secret>,
     /// Where artifacts are shared; the data folder when unset.
@@ -450,6 +457,7 @@ impl Config {
         };
         let queue_timeout = secs_or_off("PROVER_QUEUE_TIMEOUT_SECS", 1, 31_536_000)?;
         let retention = secs_or_off("PROVER_RETENTION_SECS", 60, 3_153_600_000)?;
+        let proof_files = r.parse("PROVER_PROOF_FILES", "on or off", on_off)?;
         let encryption_keys = r.secret("PROVER_ENCRYPTION_KEYS");
         let artifacts = r.parse("PROVER_ARTIFACTS_URL", "s3://BUCKET/PREFIX or file:///FOLDER", artifacts_url)?;
         let artifact_cache_bytes = r.parse("PROVER_ARTIFACT_CACHE_BYTES", "bytes, such as 64G", byte_count)?;
@@ -506,6 +514,7 @@ impl Config {
             job_timeout,
             queue_timeout,
             retention,
+            proof_files: proof_files.unwrap_or(true),
             keep_failed_inputs,
             encryption_keys,
             artifacts,

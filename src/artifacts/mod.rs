@@ -136,6 +136,8 @@ pub struct Artifacts {
     /// The same for proofs. On a file system they are not synced: the database has them, and what a loss of power spoils
     /// is written again.
     proofs: Arc<dyn ObjectStore>,
+    /// Whether copies of proofs are written.
+    keeps_proofs: bool,
     /// The store's name, for errors.
     what: Arc<str>,
     place: Place,
@@ -157,13 +159,13 @@ impl Artifacts {
             Ok(store.with_automatic_cleanup(false))
         };
         let (store, proofs) = (Arc::new(open()?.with_fsync(true)), Arc::new(open()?));
-        Ok(Self { store, proofs, what, place: Place::Folder(root.to_path_buf()) })
+        Ok(Self { store, proofs, keeps_proofs: true, what, place: Place::Folder(root.to_path_buf()) })
     }
 
     /// Objects in memory, for tests.
     pub fn memory() -> Self {
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-        Self { proofs: store.clone(), store, what: "memory".into(), place: Place::Memory }
+        Self { proofs: store.clone(), store, keeps_proofs: true, what: "memory".into(), place: Place::Memory }
     }
 
     /// Objects in a store elsewhere, called `what` in errors. Keys and programs that are used are kept in `cache_dir`,
@@ -177,7 +179,13 @@ impl Artifacts {
     ) -> Result<Self, ArtifactError> {
         let what: Arc<str> = what.into();
         let cache = Cache::open(store.clone(), what.clone(), cache_dir, cache_bytes)?;
-        Ok(Self { proofs: store.clone(), store, what, place: Place::Remote(Arc::new(cache)) })
+        Ok(Self { proofs: store.clone(), store, keeps_proofs: true, what, place: Place::Remote(Arc::new(cache)) })
+    }
+
+    /// The same without copies of proofs: those that there are stay until their jobs are forgotten.
+    pub fn without_proofs(mut self) -> Self {
+        self.keeps_proofs = false;
+        self
     }
 
     /// Objects in a bucket, as by [`Artifacts::remote`]. Asks nothing of the server yet.
@@ -291,8 +299,12 @@ impl Artifacts {
         Ok(())
     }
 
-    /// Writes a job's proof.json and public.json. The second is written last: where it is, both are.
+    /// Writes a job's proof.json and public.json, unless there are to be no copies of proofs. The second is written last:
+    /// where it is, both are.
     pub async fn put_proof(&self, job: JobId, proof: &str, public: &str) -> Result<(), ArtifactError> {
+        if !self.keeps_proofs {
+            return Ok(());
+        }
         if let Some(dir) = self.proof_dir(job) {
             private_dir(&dir)?;
         }
@@ -303,8 +315,11 @@ impl Artifacts {
         Ok(())
     }
 
-    /// Whether a job's proof files are there, and not empty as a loss of power may leave files.
+    /// Whether a job's proof files are there, if they are to be, and not empty as a loss of power may leave files.
     pub async fn has_proof(&self, job: JobId) -> Result<bool, ArtifactError> {
+        if !self.keeps_proofs {
+            return Ok(true);
+        }
         let files: &[&str] = match self.place {
             Place::Folder(_) => &["public.json", "proof.json"],
             Place::Memory | Place::Remote(_) => &["public.json"],
@@ -323,7 +338,7 @@ impl Artifacts {
         for file in ["public.json", "proof.json"] {
             self.delete(&proof_at(job, file)).await?;
         }
-        if let Some(dir) = self.proof_dir(job) {
+        if let Some(dir) = self.folder_of(job) {
             match std::fs::remove_dir(&dir) {
                 Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
                     return Err(io_error(&dir, e));
@@ -334,8 +349,12 @@ impl Artifacts {
         Ok(())
     }
 
-    /// The folder of a job's proof files, when objects are files of this machine.
+    /// The folder of a job's proof files, when objects are files of this machine and there are to be copies.
     pub fn proof_dir(&self, job: JobId) -> Option<PathBuf> {
+        self.folder_of(job).filter(|_| self.keeps_proofs)
+    }
+
+    fn folder_of(&self, job: JobId) -> Option<PathBuf> {
         match &self.place {
             Place::Folder(root) => Some(root.join("proofs").join(job.to_string())),
             Place::Memory | Place::Remote(_) => None,

@@ -111,4 +111,12 @@ async fn proofs_are_files_by_job() {
     assert_eq!(std::fs::read_to_string(folder.join("proof.json")).unwrap(), "{}");
     assert_eq!(std::fs::read_to_string(folder.join("public.json")).unwrap(), "[]");
     assert_eq!(mode(&folder), 0o700);
+
+    // From now on there are to be none, and what there is goes with its job.
+    let (artifacts, later) = (artifacts.without_proofs(), JobId::new());
+    artifacts.put_proof(later, "{}", "[]").await.unwrap();
+    assert_eq!((artifacts.proof_dir(later), artifacts.has_proof(later).await.unwrap()), (None, true));
+    assert_eq!(std::fs::read_dir(folder.parent().unwrap()).unwrap().count(), 1);
+    artifacts.remove_proof(job).await.unwrap();
+    assert!(!folder.exists());
 }

@@ -93,8 +93,8 @@ pub(super) type Found = Result<Vec<Result<Arc<dyn Backend>, String>>, String>;
 /// Looks for devices and tests those the choice permits.
 ///
 /// `threads` is the number a proof on the processor may use, all cores by default, and `cpu` the instructions it is
-/// computed with; `cuda_graphs` says whether the work of a proof may be one launch on an NVIDIA GPU. Fails if the one kind asked for cannot be used, if the processor does not have the instructions asked
-/// for, or if it fails its self-test.
+/// computed with; `cuda_graphs` says whether the work of a proof may be one launch on an NVIDIA GPU. Fails if the one kind
+/// asked for cannot be used, if the processor does not have the instructions asked for, or if it fails its self-test.
 pub fn discover(
     choice: BackendChoice,
     threads: Option<usize>,

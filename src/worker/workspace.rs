@@ -134,9 +134,9 @@ async fn open_queue(config: &Config) -> Result<Arc<dyn Queue>, OpenError> {
 }
 
 fn open_artifacts(config: &Config) -> Result<Artifacts, ArtifactError> {
-    match &config.artifacts {
-        None => Artifacts::local(&config.data_dir),
-        Some(ArtifactsUrl::Folder(folder)) => Artifacts::local(folder),
+    let artifacts = match &config.artifacts {
+        None => Artifacts::local(&config.data_dir)?,
+        Some(ArtifactsUrl::Folder(folder)) => Artifacts::local(folder)?,
         Some(ArtifactsUrl::S3 { bucket, prefix }) => {
             let secret = |s: &Option<Secret>| s.as_ref().map(|s| s.reveal().to_owned());
             let spec = S3Spec {
@@ -148,9 +148,10 @@ fn open_artifacts(config: &Config) -> Result<Artifacts, ArtifactError> {
                 key: secret(&config.s3.key),
                 token: secret(&config.s3.token),
             };
-            Artifacts::s3(&spec, &config.data_dir.join("cache"), config.artifact_cache_bytes)
+            Artifacts::s3(&spec, &config.data_dir.join("cache"), config.artifact_cache_bytes)?
         }
-    }
+    };
+    Ok(if config.proof_files { artifacts } else { artifacts.without_proofs() })
 }
 
 /// Compiled witness programs lie in the data folder. This program compiles them as a child of itself.

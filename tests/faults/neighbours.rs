@@ -112,6 +112,10 @@ impl Queue for Deaf {
         std::future::pending().await
     }
 
+    async fn push_again(&self, _: &[(JobId, Priority)]) -> Result<(), QueueError> {
+        std::future::pending().await
+    }
+
     async fn push_after(&self, _: JobId, _: Priority, _: Duration) -> Result<(), QueueError> {
         std::future::pending().await
     }
