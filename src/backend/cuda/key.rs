@@ -445,6 +445,32 @@ mod tests {
     }
 
     #[test]
+    fn products_run_apart_as_the_footprint_says_whatever_points_are_missing() {
+        let (mut key, ..) = selftest::example(WIRES, 5, 64);
+        // No wire has a point in A or C.
+        for section in [&mut key.sections.a, &mut key.sections.c] {
+            *section = vec![0; section.len()].into();
+        }
+        let key = Arc::new(key);
+        let on = |megabytes: u64| HostDriver::new(Order::Ascending).with_memory(megabytes << 20).with_carving();
+        let of_points = |host: &HostDriver| {
+            let counts = [0, WIRES as u64, 0, 64];
+            Plans::new(host, counts, multiples(&key, host.properties().memory)).apart
+        };
+        // By its points they would, by its sections they do not.
+        let memory = (1..4096).find(|m| of_points(&on(*m)) && !runs_apart(&on(*m), &key)).unwrap();
+        let host = Arc::new(on(memory));
+        let driver: Arc<dyn Driver> = host.clone();
+        let loaded = CudaKey::new(&driver, key.clone(), true).unwrap();
+        assert!(!loaded.resident.plans.apart);
+        let resident = host.used();
+        let slot = loaded.slot().unwrap();
+        let (took, per_proof) = (host.used() - resident, footprint(&*host, &key).per_proof);
+        assert!(took <= per_proof, "expected {per_proof} at most, got {took}");
+        drop(slot);
+    }
+
+    #[test]
     fn a_proof_takes_no_more_than_its_footprint() {
         let example = Example::new(1);
         for memory in [PLENTY, LITTLE] {
