@@ -60,7 +60,7 @@ catalogue! {
     JOBS_PROCESSED "jobs_processed_total" Counter, [], "Jobs this worker brought to an end, with a proof or failed for good.";
     JOB_DURATION "job_duration_seconds" Histogram(SECONDS), [], "Time from claim to the end of a job, for jobs that ended with a proof or failed for good.";
     JOB_FAILURES "job_failures_total" Counter, ["class"], "Jobs that failed for good, by class of the last error.";
-    QUEUE_DEPTH "queue_depth" Gauge, [], "Jobs waiting in the store, those that wait for a retry included. Where more than 10,000 wait, as of the last full count, which is as old as a hundred times what it takes (half a minute for a million).";
+    QUEUE_DEPTH "queue_depth" Gauge, [], "Jobs waiting in the store, those that wait for a retry included. Where more than 10,000 wait, as of the last full count, which is as old as a hundred times what it takes (a minute or so for a million).";
     QUEUE_OLDEST "queue_oldest_seconds" Gauge, [], "How long the oldest job that could run has waited since it was due. Where more than 10,000 wait, as old as `queue_depth`.";
     QUEUE_DRAIN "queue_drain_seconds" Gauge, [], "Predicted time until the jobs that wait are done, at the pace of all workers within the last minute; +Inf while nothing was done and something waits.";
     QUEUE_ERRORS "queue_errors_total" Counter, [], "Calls the queue did not answer; jobs are found in the store meanwhile.";

@@ -184,8 +184,8 @@ pub struct Swept {
 }
 
 /// How busy the store's queue is. Cheap, however many jobs have ended or wait: where more than 10,000 wait, how many and
-/// for how long are counted so seldom that it takes a hundredth of the time, and may be as old as that makes it (about
-/// half a minute for a million).
+/// for how long are counted so seldom that it takes a hundredth of the time, and may be as old as that makes it (a
+/// minute or so for a million).
 #[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
 pub struct Load {
     /// Waiting, those that wait for a retry included.

@@ -170,6 +170,7 @@ pub(super) async fn keep_queue(queue: Arc<dyn Queue>) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -24,9 +24,11 @@ const PING_AFTER: Duration = Duration::from_secs(1);
 const MAX_AGE: Duration = Duration::from_secs(1800);
 
 /// Limits of a session, so that a client that vanished holds no lock for long, and that whoever waits for one gives up
-/// well before the leases of others who wait behind it lapse; and what keeps plans steady: they are
-/// made once, for tables of any size, and by index, in the order of the arrays.
-const SESSION: &str = "SET statement_timeout = '10s'; SET lock_timeout = '1s'; SET idle_in_transaction_session_timeout = '10s'; \
+/// well before the leases of others who wait behind it lapse; and what keeps plans steady: they are made once, for tables
+/// of any size, and by index, in the order of the arrays. No statement is worth the start of parallel processes, which
+/// the look at the load, generic as its plan is, would ask for each second.
+const SESSION: &str = "SET statement_timeout = '10s'; SET lock_timeout = '1s'; \
+                       SET idle_in_transaction_session_timeout = '10s'; SET max_parallel_workers_per_gather = 0; \
                        SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; \
                        SET default_transaction_isolation = 'read committed'; SET plan_cache_mode = force_generic_plan; \
                        SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off; \
