@@ -164,7 +164,8 @@ pub const CATALOGUE: &[Variable] = &[
         "PROVER_GRACE_SECS",
         "25",
         "time that proofs begun have to finish after SIGTERM before their jobs are handed back, as those of all others are at \
-         once: 0 to 86400; ending takes up to 15 s more. Kubernetes kills after 30 s unless told otherwise",
+         once: 0 to 86400. Ending takes a second or two more, and 25 s where a device or the database does not answer. \
+         Kubernetes kills after 30 s unless told otherwise",
     ),
     var(
         "PROVER_KEY_CACHE_BYTES",

@@ -215,12 +215,20 @@ async fn requeue_failed(service: &JobService, args: &RequeueArgs, out: &Output) 
     for job in failed.iter().rev().filter(|job| args.class.is_none() || class_of(job) == args.class) {
         match service.requeue(job.id, None).await {
             Ok(job) => queued.push(job),
-            // Of bad input, or of long ago; or somebody else was faster.
-            Err(ServiceError::InputGone(_) | ServiceError::NotRequeued { .. }) => left += 1,
+            // Of bad input, of long ago, or refused before it had a circuit; or somebody else was faster.
+            Err(
+                ServiceError::InputGone(_)
+                | ServiceError::NotRequeued { .. }
+                | ServiceError::UnknownJob(_)
+                | ServiceError::UnknownCircuit(_),
+            ) => left += 1,
             Err(e) => return Err(CliError::failed(e)),
         }
     }
-    out.note(format!("{} jobs are queued again; {left} are not, for their input is no longer held", queued.len()));
+    out.note(format!(
+        "{} jobs are queued again; {left} are not, for their input or their circuit is no longer there",
+        queued.len()
+    ));
     Ok(queued)
 }
 

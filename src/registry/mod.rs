@@ -146,13 +146,16 @@ pub struct Registry {
     open: Cache<CircuitContent, ReadyCircuit, RegistryError>,
     /// By the device's label.
     loaded: Arc<Mutex<HashMap<String, DeviceCache>>>,
+    /// Held while keys go for another to come.
+    making_room: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Registry {
     /// A registry over a store and its artifacts.
     pub fn new(store: Arc<dyn Store>, artifacts: Artifacts, modules: ModuleCache, limits: RegistryLimits) -> Self {
         let host = limits.key_cache_bytes.unwrap_or_else(|| host_memory() / 2);
-        Self { store, artifacts, modules, limits, open: Cache::new(host), loaded: Arc::default() }
+        let (loaded, making_room) = Default::default();
+        Self { store, artifacts, modules, limits, open: Cache::new(host), loaded, making_room }
     }
 
     /// Registers a circuit: copies its files in, checks every byte of the key, compiles the witness program, and
@@ -278,9 +281,12 @@ impl Registry {
             check_fits(device.as_ref(), &circuit.key)?;
         }
         let mut loaded = load_into(&cache, device, circuit).await;
-        if matches!(loaded, Err(RegistryError::Backend(BackendError::OutOfMemory { .. }))) && cache.forget_idle().await
-        {
-            loaded = load_into(&cache, device, circuit).await;
+        if matches!(loaded, Err(RegistryError::Backend(BackendError::OutOfMemory { .. }))) {
+            // One by one: of those who were told of the same failure, the first makes room and the others find the key.
+            let _room = self.making_room.lock().await;
+            if cache.has(&circuit.content.zkey) || cache.forget_idle().await {
+                loaded = load_into(&cache, device, circuit).await;
+            }
         }
         gauge!(telemetry::KEYS_LOADED, "device" => device.device().label()).set(cache.bytes() as f64);
         loaded

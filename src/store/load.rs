@@ -13,13 +13,15 @@ use super::{Load, StoreError};
 pub(super) const COUNTED: u64 = 10_000;
 /// For so many times the duration of a full count, its result stands.
 const STANDS: u32 = 100;
+/// How long the count before one that failed stands.
+const AFTER_FAILURE: Duration = Duration::from_secs(30);
 
 /// The last full count.
 #[derive(Debug, Clone, Copy)]
 struct Count {
     load: Load,
     at: Instant,
-    took: Duration,
+    stands: Duration,
 }
 
 /// What is known of the load of one queue.
@@ -37,14 +39,18 @@ impl Known {
             return Ok(near);
         }
         let mut count = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if count.is_none_or(|c| c.at.elapsed() >= c.took.saturating_mul(STANDS)) {
+        if count.is_none_or(|c| c.at.elapsed() >= c.stands) {
             let began = Instant::now();
-            // A count that takes the database too long fails; then there are at least as many as were looked at.
-            let load = look(None).await.unwrap_or_else(|error| {
-                tracing::warn!(%error, "too many jobs wait to be counted; there are more than shown");
-                near
+            let counted = look(None).await;
+            let took = began.elapsed();
+            count = Some(match counted {
+                Ok(load) => Count { load, at: Instant::now(), stands: took.saturating_mul(STANDS) },
+                // What was known still says more than the near look; there are at least as many as that saw.
+                Err(error) => {
+                    tracing::warn!(%error, "too many jobs wait to be counted; there may be more than shown");
+                    Count { load: count.map_or(near, |c| c.load), at: Instant::now(), stands: AFTER_FAILURE }
+                }
             });
-            count = Some(Count { load, at: Instant::now(), took: began.elapsed() });
             *self.0.lock().unwrap_or_else(PoisonError::into_inner) = count;
         }
         let all = count.map_or(near, |c| c.load);
@@ -119,15 +125,21 @@ mod tests {
         // One that takes no time does not stand.
         let (known, queue) = (Known::default(), Queue::new(1_000_000, Some(Duration::ZERO)));
         queue.queued(&known).await;
-        known.0.lock().unwrap().as_mut().unwrap().took = Duration::ZERO;
+        known.0.lock().unwrap().as_mut().unwrap().stands = Duration::ZERO;
         queue.waits.store(2_000_000, Ordering::SeqCst);
         assert_eq!(queue.queued(&known).await, 2_000_000);
         assert_eq!(queue.counts(), 2);
     }
 
     #[tokio::test]
-    async fn what_cannot_be_counted_is_at_least_what_was_looked_at() {
+    async fn what_cannot_be_counted_is_at_least_what_was_looked_at_or_what_was_counted_before() {
         let (known, queue) = (Known::default(), Queue::new(1_000_000, None));
         assert_eq!(queue.queued(&known).await, COUNTED + 1);
+
+        let (known, mut queue) = (Known::default(), Queue::new(1_000_000, Some(Duration::ZERO)));
+        queue.queued(&known).await;
+        known.0.lock().unwrap().as_mut().unwrap().stands = Duration::ZERO;
+        queue.takes = None;
+        assert_eq!(queue.queued(&known).await, 1_000_000);
     }
 }

@@ -159,7 +159,8 @@ pub struct Due {
     pub id: JobId,
     /// Its priority.
     pub priority: Priority,
-    /// A worker had it before.
+    /// A worker had it before, and it has not failed twice for what may pass: what goes on failing waits in its turn, lest
+    /// it is always first.
     pub again: bool,
 }
 

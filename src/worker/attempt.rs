@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use metrics::{counter, histogram};
 use zeroize::Zeroizing;
 
-use super::failure::Ended;
+use super::failure::{Blame, Ended};
 use super::faults::Point;
 use super::fleet::Device;
 use super::lease::Hold;
@@ -70,6 +70,7 @@ pub(super) async fn run(ctx: &Context, device: &Arc<Device>, claim: Claim, alone
     ctx.fleet.remember(job.id, by_device.then_some(device));
     let witness = outcome.as_ref().map(|result| Duration::from_secs_f64(result.times.witness_ms / 1e3));
     let (witness, begun) = (witness.ok(), Instant::now());
+    ctx.surroundings.ended();
     let result = conclude(ctx, &job, outcome, &stop, started).await;
     if let Some(witness) = witness {
         device.took_beside(witness + begun.elapsed());
@@ -147,11 +148,13 @@ async fn work(
         Ok((circuit, loaded))
     };
     let (circuit, loaded) = timed(lease, Stage::Load, &mut times.load_ms, load).await?;
-    ctx.surroundings.served();
 
     let allowed = ctx.options.witness_timeout;
     let witness = generate(circuit.clone(), input, stop.with_deadline(Instant::now() + allowed));
     let witness = timed(lease, Stage::Witness, &mut times.witness_ms, witness).await;
+    if matches!(witness, Ok(_) | Err(Ended::Failed(_))) {
+        ctx.surroundings.served();
+    }
     let witness = witness.map_err(|e| e.within(stop, "the witness", allowed))?;
     ctx.pass(Point::AfterWitness, stop).await;
 
@@ -293,8 +296,11 @@ async fn conclude(
             failed(ctx, job, JobError { class: FailureClass::Timeout, message }, stop, started).await;
         }
         Err(Ended::Failed(error)) => failed(ctx, job, error, stop, started).await,
-        Err(Ended::Around(error)) => {
-            ctx.surroundings.failed(Instant::now(), &error.message);
+        Err(Ended::Around(error, blame)) => {
+            // One that failed before for what may pass tells nothing new, and may be alone in that.
+            if blame == Blame::Worker || job.tries.transient == 0 {
+                ctx.surroundings.failed(Instant::now(), &error.message, blame);
+            }
             failed(ctx, job, error, stop, started).await;
         }
     }
@@ -318,7 +324,7 @@ async fn give_back(ctx: &Context, job: &Job, stop: &StopToken) {
 
 async fn failed(ctx: &Context, job: &Job, error: JobError, stop: &StopToken, started: Instant) {
     let retry = match retry::decide(error.class, job.tries, retry::jitter()) {
-        Retry::After(wait) if error.class == FailureClass::InvalidProof => {
+        Retry::After(wait) if ctx.fleet.falls_to_processor(job, error.class) => {
             Retry::After(wait.max(ctx.fleet.book_retrial(Instant::now())))
         }
         other => other,
@@ -330,9 +336,13 @@ async fn failed(ctx: &Context, job: &Job, error: JobError, stop: &StopToken, sta
     let class = error.class.as_str();
     match retry {
         Retry::After(wait) => {
-            // Should this fail, the reconciler finds it when its time has come.
-            let (queue, id, priority) = (ctx.queue.clone(), job.id, job.priority);
-            let _ = briefly(async move { queue.push_after(id, priority, wait).await }).await;
+            let passing = matches!(error.class, FailureClass::Transient | FailureClass::Timeout);
+            // Should it fail, or if this was not the first time, the reconciler finds the job when its time has come. One that
+            // goes on failing then waits in its turn.
+            if !passing || job.tries.transient == 0 {
+                let (queue, id, priority) = (ctx.queue.clone(), job.id, job.priority);
+                let _ = briefly(async move { queue.push_after(id, priority, wait).await }).await;
+            }
             counter!(telemetry::JOB_RETRIES, "class" => class).increment(1);
             let ms = wait.as_millis() as u64;
             tracing::warn!(job = %job.id, class, error = %error.message, retry_in_ms = ms, "attempt failed");

@@ -38,7 +38,7 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
             report(done);
         }
         ctx.fleet.look_after(&ctx.canary);
-        let free = ctx.surroundings.room(Instant::now(), ctx.fleet.free(), ctx.fleet.in_hand());
+        let free = ctx.surroundings.room(Instant::now(), ctx.fleet.free());
         if free == 0 {
             // A device that is fit again makes room too, and nobody tells.
             let _ = tokio::time::timeout(POP_WAIT / 10, ctx.fleet.freed()).await;
@@ -239,6 +239,7 @@ fn begin(
     alone: Option<Reservation>,
     hands: &mut JoinSet<()>,
 ) {
+    ctx.surroundings.begun();
     histogram!(telemetry::JOB_WAIT).record(waited(&claim.job, ctx.options.lease));
     let content = claim.job.zkey;
     let place = ctx.fleet.place(&claim.job, |device| ctx.registry.has_loaded(device.backend.as_ref(), content));

@@ -16,9 +16,18 @@ pub(super) enum Ended {
     /// It failed.
     Failed(JobError),
     /// It failed for something around this worker that says nothing about the job: another worker may have it.
-    Around(JobError),
+    Around(JobError, Blame),
     /// It was stopped.
     Stopped(StopReason),
+}
+
+/// Whom it may lie with that something is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Blame {
+    /// The worker and what it depends on.
+    Worker,
+    /// The job or its circuit as well.
+    Either,
 }
 
 impl Ended {
@@ -27,8 +36,8 @@ impl Ended {
     }
 
     /// Something around this worker failed, which may recover.
-    fn around(why: impl ToString) -> Self {
-        Self::Around(JobError { class: FailureClass::Transient, message: why.to_string() })
+    fn around(why: impl ToString, blame: Blame) -> Self {
+        Self::Around(JobError { class: FailureClass::Transient, message: why.to_string() }, blame)
     }
 
     /// A time-out is the stage's own, unless the job's as a whole is over.
@@ -48,7 +57,7 @@ impl From<WitnessError> for Ended {
             WitnessError::Stopped(why) => Self::Stopped(why),
             // Compiling is bounded in time and memory, and another moment or machine may have more of both.
             WitnessError::Compile(_) => Self::failed(FailureClass::Transient, e),
-            WitnessError::Host(_) => Self::around(e),
+            WitnessError::Host(_) => Self::around(e, Blame::Worker),
             WitnessError::Input(_)
             | WitnessError::Module(_)
             | WitnessError::Assert(_)
@@ -62,7 +71,7 @@ impl From<SealError> for Ended {
     fn from(e: SealError) -> Self {
         // Another worker may have the key, or the right one by that name, and this one when it is started again. As bad
         // input it would be deleted, for what may be a slip in one worker's settings.
-        Self::around(e)
+        Self::around(e, Blame::Either)
     }
 }
 
@@ -84,7 +93,7 @@ impl From<ProveError> for Ended {
             ProveError::Backend(e) => e.into(),
             ProveError::WitnessLength { .. } | ProveError::WitnessOne => Self::failed(FailureClass::BadInput, e),
             ProveError::Invalid => Self::failed(FailureClass::InvalidProof, e),
-            ProveError::Randomness(_) => Self::around(e),
+            ProveError::Randomness(_) => Self::around(e, Blame::Worker),
         }
     }
 }
@@ -102,12 +111,13 @@ impl From<RegistryError> for Ended {
             RegistryError::TooLarge { .. } => Self::failed(FailureClass::Device, e),
             // A file that is gone or damaged can be put back by registering the circuit again.
             RegistryError::Artifact(ArtifactError::Missing { .. } | ArtifactError::Damaged { .. }) => {
-                Self::failed(FailureClass::Transient, format!("{e}; register the circuit again"))
+                Self::around(format!("{e}; register the circuit again"), Blame::Either)
             }
-            RegistryError::Artifact(_)
-            | RegistryError::Store(_)
-            | RegistryError::Cut(_)
-            | RegistryError::Elsewhere(_) => Self::around(e),
+            RegistryError::Artifact(_) | RegistryError::Store(_) | RegistryError::Cut(_) => {
+                Self::around(e, Blame::Worker)
+            }
+            // Noted once, where it happened.
+            RegistryError::Elsewhere(_) => Self::failed(FailureClass::Transient, e),
         }
     }
 }
@@ -119,7 +129,7 @@ mod tests {
     #[test]
     fn an_input_that_does_not_open_here_is_not_bad_input() {
         let ended = Ended::from(SealError::Damaged);
-        assert!(matches!(ended, Ended::Around(JobError { class: FailureClass::Transient, .. })), "{ended:?}");
+        assert!(matches!(ended, Ended::Around(JobError { class: FailureClass::Transient, .. }, _)), "{ended:?}");
     }
 
     #[test]
@@ -131,7 +141,7 @@ mod tests {
             Ended::from(WitnessError::Host("mmap failed".to_owned())),
         ];
         for ended in ended {
-            let (Ended::Failed(error) | Ended::Around(error)) = ended else { panic!("{ended:?}") };
+            let (Ended::Failed(error) | Ended::Around(error, _)) = ended else { panic!("{ended:?}") };
             assert_eq!(error.class, FailureClass::Transient, "{}", error.message);
         }
     }

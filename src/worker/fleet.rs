@@ -520,8 +520,18 @@ impl Fleet {
         }
     }
 
-    /// How long a job waits whose proof did not verify, for the processor to judge: such jobs come back no faster than it
-    /// deals with them, by its proofs so far, and not to be held here meanwhile.
+    /// Whether a job that failed so goes to the processor next, noted by [`Fleet::remember`] already.
+    pub(super) fn falls_to_processor(&self, job: &Job, class: FailureClass) -> bool {
+        let other = |own: &usize| self.other_than(*own).is_none_or(|other| self.devices[other].is_cpu());
+        match class {
+            FailureClass::InvalidProof => true,
+            FailureClass::Device => job.tries.device > 0 || self.failed_on().get(&job.id).is_some_and(other),
+            _ => false,
+        }
+    }
+
+    /// How long a job waits that goes to the processor next, to judge or for want of another device: such jobs come back no
+    /// faster than it deals with them, by its proofs so far, and not to be held here meanwhile.
     pub(super) fn book_retrial(&self, now: Instant) -> Duration {
         let Some(cpu) = self.devices.iter().find(|d| d.is_cpu()) else { return Duration::ZERO };
         let each = Duration::from_secs_f64(cpu.pace().proof.0.unwrap_or(0.0) / cpu.proofs as f64);

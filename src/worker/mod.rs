@@ -41,7 +41,7 @@ pub use workspace::{OpenError, Workspace, module_cache, running_program};
 
 use self::failure::Ended;
 use crate::artifacts::Artifacts;
-use crate::backend::Backend;
+use crate::backend::{Backend, DeviceKind};
 use crate::config::{Config, ExitOnDead};
 use crate::model::{Circuit, Job, JobError, JobResult, JobState, StopReason, StopToken, WorkerId};
 use crate::queue::Queue;
@@ -210,6 +210,8 @@ pub struct Worker {
     dispatch: JoinSet<()>,
     others: JoinSet<()>,
     draining: watch::Sender<bool>,
+    /// Why devices other than the processor were no good from the start.
+    lost: Vec<String>,
 }
 
 impl Worker {
@@ -230,7 +232,7 @@ impl Worker {
     ) -> Result<Self, StartError> {
         let canary = tokio::task::spawn_blocking(Canary::new).await??;
         let canary = Arc::new(canary);
-        let devices = fit(devices, &canary).await?;
+        let (devices, lost) = fit(devices, &canary).await?;
         let batching = Batching { most: options.batch_max, linger: options.batch_linger };
         let sizing = Sizing { jobs: options.concurrency, cpu_overflow: options.cpu_overflow, batching };
         let fleet = Arc::new(Fleet::new(devices, sizing));
@@ -280,7 +282,7 @@ impl Worker {
         let (dispatcher, drains) = (ctx.clone(), draining.clone());
         dispatch.spawn(unbroken("dispatcher", move || dispatch::run(dispatcher.clone(), drains.subscribe())));
         tracing::info!(worker = %ctx.id.0, slots = ctx.fleet.slots(), "worker started");
-        Ok(Self { ctx, dispatch, others, draining })
+        Ok(Self { ctx, dispatch, others, draining, lost })
     }
 
     /// Jobs it can have in hand at once.
@@ -292,7 +294,7 @@ impl Worker {
     /// have back.
     pub async fn watch(&self, readiness: &Readiness) -> String {
         let Options { exit_on_dead, dead_after, .. } = &self.ctx.options;
-        readiness::watch(&self.ctx.fleet, readiness, *exit_on_dead, *dead_after).await
+        readiness::watch(&self.ctx.fleet, &self.lost, readiness, *exit_on_dead, *dead_after).await
     }
 
     /// Stops claiming, hands back jobs whose proof has not begun, gives the others the grace period to finish, and hands back
@@ -343,23 +345,28 @@ async fn briefly<T: Send + 'static>(call: impl Future<Output = T> + Send + 'stat
     tokio::time::timeout(BRIEFLY, tokio::spawn(call)).await.ok()?.ok()
 }
 
-/// Devices whose canary sings.
-async fn fit(devices: Vec<Arc<dyn Backend>>, canary: &Arc<Canary>) -> Result<Vec<Arc<dyn Backend>>, StartError> {
+/// Devices whose canary sings; and of those other than the processor that have none, why.
+async fn fit(
+    devices: Vec<Arc<dyn Backend>>,
+    canary: &Arc<Canary>,
+) -> Result<(Vec<Arc<dyn Backend>>, Vec<String>), StartError> {
     let canary = canary.clone();
     tokio::task::spawn_blocking(move || {
-        let mut why = Vec::new();
-        let mut fit = Vec::new();
+        let (mut fit, mut why, mut lost) = (Vec::new(), Vec::new(), Vec::new());
         for device in devices {
             let label = device.device().label();
             match canary.sing(device.as_ref()) {
                 Ok(()) => fit.push(device),
                 Err(e) => {
                     tracing::error!(device = %label, error = %e, "device is not used: its canary fails");
+                    if device.device().kind != DeviceKind::Cpu {
+                        lost.push(format!("the canary of {label} failed at the start: {e}"));
+                    }
                     why.push(format!("{label}: {e}"));
                 }
             }
         }
-        if fit.is_empty() { Err(StartError::NoDevice(why.join("; "))) } else { Ok(fit) }
+        if fit.is_empty() { Err(StartError::NoDevice(why.join("; "))) } else { Ok((fit, lost)) }
     })
     .await?
 }
@@ -425,7 +432,7 @@ async fn open_ahead(ctx: &Context, device: Option<&Arc<Device>>, circuit: &Circu
         Err(error) => return tracing::warn!(circuit = %circuit.name, %error, "a registered circuit cannot be opened"),
     };
     if let Some(device) = device
-        && let Err(Ended::Failed(JobError { message, .. }) | Ended::Around(JobError { message, .. })) =
+        && let Err(Ended::Failed(JobError { message, .. }) | Ended::Around(JobError { message, .. }, _)) =
             loading::load(&ctx.registry, device, &open, ctx.options.load_patience).await
     {
         tracing::warn!(circuit = %circuit.name, error = message, "could not load a key ahead of its first job");

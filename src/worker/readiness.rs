@@ -46,22 +46,31 @@ impl Readiness {
     }
 }
 
-/// Keeps `readiness` by the devices other than the processor. Returns, with a sentence, when enough of them are dead for the
-/// worker to end: without a break unfit for `dead_after`, in which time one that can come back does.
-pub(super) async fn watch(fleet: &Fleet, readiness: &Readiness, exit: ExitOnDead, dead_after: Duration) -> String {
+/// Keeps `readiness` by the devices other than the processor, those included that were `lost` at the start. Returns, with a
+/// sentence, when enough of them are dead for the worker to end: without a break unfit for `dead_after`, in which time one
+/// that can come back does.
+pub(super) async fn watch(
+    fleet: &Fleet,
+    lost: &[String],
+    readiness: &Readiness,
+    exit: ExitOnDead,
+    dead_after: Duration,
+) -> String {
     let devices: Vec<_> = fleet.devices().iter().filter(|d| !d.is_cpu()).collect();
-    let mut unfit_since = vec![None; devices.len()];
+    let all = devices.len() + lost.len();
+    let mut unfit_since = vec![None; all];
     loop {
-        let unfit: Vec<_> = devices.iter().map(|d| d.unfit()).collect();
+        let lost = lost.iter().cloned().map(Some);
+        let unfit: Vec<_> = devices.iter().map(|d| d.unfit()).chain(lost).collect();
         for (since, why) in unfit_since.iter_mut().zip(&unfit) {
             *since = why.as_ref().map(|_| since.unwrap_or_else(Instant::now));
         }
         let reasons: Vec<_> = unfit.iter().flatten().map(String::as_str).collect();
-        let stands_in = !devices.is_empty() && reasons.len() == devices.len();
+        let stands_in = all > 0 && reasons.len() == all;
         readiness.set(if stands_in { Status::StandIn(reasons.join("; ")) } else { Status::Ready });
         let dead = unfit_since.iter().flatten().filter(|since| since.elapsed() >= dead_after).count();
-        if exit.is_reached(dead, devices.len()) {
-            let (all, minutes) = (devices.len(), dead_after.as_secs() / 60);
+        if exit.is_reached(dead, all) {
+            let minutes = dead_after.as_secs() / 60;
             return format!("{dead} of {all} devices did not come back in {minutes} min: {}", reasons.join("; "));
         }
         tokio::time::sleep(LOOK).await;

@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 
 use metrics::gauge;
 
+use super::failure::Blame;
 use crate::telemetry;
 
 /// Failures in a row after which a worker holds back.
 const SUSPICIOUS: u32 = 3;
-/// Pauses between the jobs by which it finds out, doubled each time.
+/// Pauses between the jobs by which it finds out, doubled each time; but not where the jobs may be at fault, which would
+/// have all that wait behind them wait for long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -25,7 +27,15 @@ pub(super) struct Surroundings(Mutex<Doubt>);
 struct Doubt {
     in_a_row: u32,
     /// Set while it holds back.
-    pause: Option<(Instant, Duration)>,
+    pause: Option<Pause>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pause {
+    until: Instant,
+    length: Duration,
+    /// A job is in hand by which it finds out.
+    trying: bool,
 }
 
 impl Surroundings {
@@ -34,20 +44,26 @@ impl Surroundings {
     }
 
     /// Notes that a job failed for what is around this worker.
-    pub(super) fn failed(&self, now: Instant, why: &str) {
+    pub(super) fn failed(&self, now: Instant, why: &str, blame: Blame) {
         let mut doubt = self.lock();
         doubt.in_a_row = doubt.in_a_row.saturating_add(1);
-        let next = match doubt.pause {
+        let length = match doubt.pause {
             None if doubt.in_a_row < SUSPICIOUS => return,
             None => FIRST_PAUSE,
             // Of those that were in hand already.
-            Some((until, _)) if now < until => return,
-            Some((_, last)) => (last * 2).min(LONGEST_PAUSE),
+            Some(pause) if now < pause.until => return,
+            Some(pause) if blame == Blame::Either => pause.length,
+            Some(pause) => (pause.length * 2).min(LONGEST_PAUSE),
         };
-        doubt.pause = Some((now + next, next));
+        doubt.pause = Some(Pause { until: now + length, length, trying: false });
         gauge!(telemetry::WORKER_DOUBTED).set(1.0);
         let failures = doubt.in_a_row;
-        tracing::error!(failures, why, pause_s = next.as_secs(), "job after job fails for what is around this worker");
+        tracing::error!(
+            failures,
+            why,
+            pause_s = length.as_secs(),
+            "job after job fails for what is around this worker"
+        );
     }
 
     /// Notes that a job got past where it needs anything of that.
@@ -60,49 +76,78 @@ impl Surroundings {
         *doubt = Doubt::default();
     }
 
-    /// How many of the jobs there would be room for are to be taken, with so many in hand.
-    pub(super) fn room(&self, now: Instant, free: usize, in_hand: usize) -> usize {
+    /// How many of the jobs there would be room for are to be taken.
+    pub(super) fn room(&self, now: Instant, free: usize) -> usize {
         match self.lock().pause {
             None => free,
-            Some((until, _)) if now < until || in_hand > 0 => 0,
+            Some(pause) if now < pause.until || pause.trying => 0,
             Some(_) => free.min(1),
+        }
+    }
+
+    /// Notes that a job is begun.
+    pub(super) fn begun(&self) {
+        if let Some(pause) = &mut self.lock().pause {
+            pause.trying = true;
+        }
+    }
+
+    /// Notes that a job has ended, however: one that was stopped tells nothing, and the next one is tried.
+    pub(super) fn ended(&self) {
+        if let Some(pause) = &mut self.lock().pause {
+            pause.trying = false;
         }
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_worker_that_fails_job_after_job_takes_one_at_a_time_with_growing_pauses() {
+    fn pauses(blame: Blame) -> Vec<u64> {
         let (around, mut now) = (Surroundings::default(), Instant::now());
         for left in [9, 8] {
-            around.failed(now, "no such bucket");
-            assert_eq!(around.room(now, left, 1), left, "two failures may be chance");
+            around.failed(now, "no such bucket", blame);
+            assert_eq!(around.room(now, left), left, "two failures may be chance");
         }
         for _ in 0..5 {
-            around.failed(now, "no such bucket");
+            around.failed(now, "no such bucket", blame);
         }
-        for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
-            let before = now + Duration::from_secs(pause) - Duration::from_millis(1);
-            assert_eq!(around.room(before, 9, 0), 0, "{pause}");
-            now += Duration::from_secs(pause);
-            assert_eq!((around.room(now, 9, 0), around.room(now, 9, 1), around.room(now, 0, 0)), (1, 0, 0));
-            around.failed(now, "no such bucket");
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            let second = Duration::from_secs(1);
+            let pause = (1..100).find(|n| around.room(now + second * *n, 9) > 0).unwrap();
+            pauses.push(u64::from(pause));
+            now += second * pause;
+            assert_eq!((around.room(now, 9), around.room(now, 0)), (1, 0));
+            around.begun();
+            assert_eq!(around.room(now, 9), 0, "one at a time");
+            around.ended();
+            assert_eq!(around.room(now, 9), 1, "one that was stopped has told nothing");
+            around.begun();
+            around.failed(now, "no such bucket", blame);
+            around.ended();
         }
         around.served();
-        assert_eq!(around.room(now, 9, 4), 9);
+        assert_eq!(around.room(now, 9), 9);
+        pauses
+    }
+
+    #[test]
+    fn a_worker_that_fails_job_after_job_takes_one_at_a_time_with_pauses() {
+        assert_eq!(pauses(Blame::Worker), [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(pauses(Blame::Either), [1; 8]);
     }
 
     #[test]
     fn failures_with_a_success_between_are_the_jobs_own() {
         let (around, now) = (Surroundings::default(), Instant::now());
         for _ in 0..20 {
-            around.failed(now, "not this one");
-            around.failed(now, "not this one");
+            around.failed(now, "not this one", Blame::Worker);
+            around.failed(now, "not this one", Blame::Worker);
             around.served();
         }
-        assert_eq!(around.room(now, 9, 4), 9);
+        assert_eq!(around.room(now, 9), 9);
     }
 }

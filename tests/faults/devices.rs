@@ -215,6 +215,10 @@ impl Site {
     }
 
     async fn with(kind: DeviceKind, options: impl FnOnce(&mut Options)) -> Self {
+        Self::on(Gpu::new(kind), options).await
+    }
+
+    async fn on(gpu: Gpu, options: impl FnOnce(&mut Options)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("jobs.db");
         let open = async || Arc::new(SqliteStore::open(&database, StoreSettings::default()).await.unwrap());
@@ -231,7 +235,7 @@ impl Site {
         let config = Config::from_lookup(|n| (n == "PROVER_DATA_DIR").then(|| "unused".to_owned())).unwrap();
         let mut chosen = Options::from(&config);
         options(&mut chosen);
-        let (gpu, processor) = (Gpu::new(kind), Gpu::new(DeviceKind::Cpu));
+        let processor = Gpu::new(DeviceKind::Cpu);
         let devices: Vec<Arc<dyn Backend>> = vec![Arc::new(gpu.clone()), Arc::new(processor.clone())];
         let (store_of_worker, service_of_worker) = (store.clone(), service.clone());
         let rooms = Rooms {
@@ -671,6 +675,21 @@ async fn a_worker_ends_when_its_gpu_does_not_come_back() {
         assert!(why.contains("1 of 1 devices did not come back") && why.contains("cuda:0"), "{why}");
         site.worker.drain().await;
     }
+}
+
+/// A GPU that is no good from the start, as after a worker ended for it, is one that does not come back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_gpu_is_dead_at_its_start_is_not_ready() {
+    let gpu = Gpu::new(DeviceKind::Cuda);
+    gpu.behave(Manner::Error);
+    let site = Site::on(gpu, |o| o.dead_after = Duration::ZERO).await;
+    let readiness = Readiness::starting("a test");
+    let why = tokio::time::timeout(HANG, site.worker.watch(&readiness)).await.unwrap();
+    assert!(why.contains("1 of 1 devices did not come back") && why.contains("canary of cuda:0"), "{why}");
+    assert!(matches!(readiness.get(), Status::StandIn(why) if why.contains("canary of cuda:0")));
+    let job = site.end(site.submit(good()).await).await;
+    site.assert_done_on(&job, "cpu:0");
+    site.worker.drain().await;
 }
 
 /// ICICLE's devices do one thing at a time. A key that waits for a long proof is not late, and the device does not hang.

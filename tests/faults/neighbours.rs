@@ -65,6 +65,23 @@ fn a_worker_that_lacks_a_key_does_not_use_up_the_retries_of_all_jobs() {
     assert!(failed < JOBS as usize / 2, "{failed} attempts; log:\n{}", lacking.log());
 }
 
+/// Inputs that nobody can open are those of one producer; the jobs behind them are not kept waiting by their retries.
+#[test]
+fn inputs_that_nobody_can_open_do_not_keep_others_waiting() {
+    let site = Site::new();
+    let own = ("PROVER_ENCRYPTION_KEYS", "k1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
+    let lost = ("PROVER_ENCRYPTION_KEYS", "k2:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
+    for i in 1..=8 {
+        site.submit_with(i, 3, &[lost]);
+    }
+    let ids: Vec<_> = (1..=8).map(|i| site.submit_with(i, 4, &[own])).collect();
+    let _worker = site.serve(&[], &[own]);
+    for (id, i) in ids.iter().zip(1..) {
+        site.wait_for(id, "done");
+        site.assert_done_once(id, i * 4);
+    }
+}
+
 /// Fails a queued job for good, as a worker does.
 fn fail(site: &Site, id: &str, class: FailureClass) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -2,14 +2,16 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use prover_worker::artifacts::{Artifacts, Kind};
+use prover_worker::backend::cpu::CpuBackend;
+use prover_worker::backend::{Backend, BackendError, DeviceInfo, DeviceKind, Footprint, LoadedKey};
 use prover_worker::formats::{r1cs, zkey};
 use prover_worker::groth16::setup;
-use prover_worker::model::{Circuit, ContentHash, JobId, NewJob, Priority};
-use prover_worker::registry::{Registry, RegistryError, RegistryLimits};
+use prover_worker::model::{Circuit, ContentHash, JobId, NewJob, Priority, ProvingKey};
+use prover_worker::registry::{CircuitContent, Registry, RegistryError, RegistryLimits};
 use prover_worker::store::{Input, SqliteStore, Store, StoreSettings};
 use prover_worker::witness::ModuleCache;
 
@@ -144,4 +146,51 @@ async fn a_key_that_was_registered_meanwhile_is_kept() {
     let refused = rooms.registry.add("c".parse().unwrap(), &key, Some(&wasm), Arc::new(listener)).await;
     assert!(refused.is_err());
     assert!(rooms.has(Kind::Zkey, hash(&key)).await, "circuit other has it");
+}
+
+/// A device with room for one key.
+struct Small {
+    info: DeviceInfo,
+    cpu: CpuBackend,
+    has: Mutex<Option<Weak<dyn LoadedKey>>>,
+}
+
+impl Backend for Small {
+    fn device(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn footprint(&self, key: &ProvingKey) -> Footprint {
+        self.cpu.footprint(key)
+    }
+
+    fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
+        let mut has = self.has.lock().unwrap();
+        if has.as_ref().is_some_and(|key| key.strong_count() > 0) {
+            return Err(BackendError::OutOfMemory { needed: 2, free: 1 });
+        }
+        let loaded = self.cpu.load(key)?;
+        *has = Some(Arc::downgrade(&loaded));
+        Ok(loaded)
+    }
+}
+
+/// All who wait for a key that does not fit beside others get it, once one of them has made room.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_who_wait_for_room_on_a_device_get_their_key() {
+    let rooms = Rooms::open().await;
+    let info = DeviceInfo { kind: DeviceKind::Cuda, name: "small".into(), ordinal: 0, threads: 1, memory: 1 << 30 };
+    let cpu = CpuBackend::new(1).unwrap();
+    let device: Arc<dyn Backend> = Arc::new(Small { info, cpu, has: Mutex::default() });
+    let mut circuits = Vec::new();
+    for name in ["1", "2"] {
+        let circuit = rooms.add(name, &rooms.key(name), None).await.unwrap();
+        circuits.push(rooms.registry.open(CircuitContent { zkey: circuit.zkey, wasm: None }).await.unwrap());
+    }
+    for circuit in [&circuits[0], &circuits[1], &circuits[0]] {
+        let all = (0..8).map(|_| rooms.registry.load(&device, circuit));
+        for loaded in futures::future::join_all(all).await {
+            assert_eq!(loaded.unwrap().key().header.n_vars, circuit.key.header.n_vars);
+        }
+    }
 }

@@ -51,6 +51,12 @@ macro_rules! circuit_goes {
         "circuit NOT IN (SELECT name FROM pauses WHERE scope = 'circuit')"
     };
 }
+/// A worker had the job before. One that goes on failing waits in its turn, lest it is always first.
+macro_rules! came_again {
+    () => {
+        "(attempt > 0 AND tries_transient < 2)"
+    };
+}
 /// Some circuit is held back.
 macro_rules! some_circuit_held {
     () => {
@@ -339,7 +345,9 @@ pub(super) const DUE: &str = concat!(
     some_circuit_held!(),
     " ORDER BY circuit LIMIT 1) UNION ALL SELECT (SELECT j.circuit FROM jobs j WHERE j.queue = $1 AND j.state = 'queued' ",
     "AND j.circuit > w.circuit ORDER BY j.circuit LIMIT 1) FROM waiting w WHERE w.circuit IS NOT NULL) ",
-    "SELECT uuid_send(id) AS id, priority, attempt > 0 AS again FROM ((SELECT id, priority, seq, attempt FROM jobs ",
+    "SELECT uuid_send(id) AS id, priority, again FROM ((SELECT id, priority, seq, ",
+    came_again!(),
+    " AS again FROM jobs ",
     "WHERE queue = $1 AND state = 'queued' AND run_at <= ",
     now!(),
     " AND ",
@@ -349,7 +357,9 @@ pub(super) const DUE: &str = concat!(
     " AND ",
     queue_goes!(),
     " ORDER BY priority DESC, seq LIMIT $2) UNION ALL SELECT j.* FROM waiting w CROSS JOIN LATERAL (",
-    "SELECT id, priority, seq, attempt FROM jobs WHERE queue = $1 AND circuit = w.circuit AND state = 'queued' ",
+    "SELECT id, priority, seq, ",
+    came_again!(),
+    " AS again FROM jobs WHERE queue = $1 AND circuit = w.circuit AND state = 'queued' ",
     "AND run_at <= ",
     now!(),
     " AND ",
@@ -358,7 +368,9 @@ pub(super) const DUE: &str = concat!(
     circuit_goes!(),
     " AND ",
     queue_goes!(),
-    " UNION ALL SELECT id, priority, seq, attempt FROM jobs ",
+    " UNION ALL SELECT id, priority, seq, ",
+    came_again!(),
+    " AS again FROM jobs ",
     "WHERE queue = $1 AND state = 'running' AND lease_expires_at <= ",
     now!(),
     " AND ",
