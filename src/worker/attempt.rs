@@ -70,7 +70,6 @@ pub(super) async fn run(ctx: &Context, device: &Arc<Device>, claim: Claim, alone
     ctx.fleet.remember(job.id, by_device.then_some(device));
     let witness = outcome.as_ref().map(|result| Duration::from_secs_f64(result.times.witness_ms / 1e3));
     let (witness, begun) = (witness.ok(), Instant::now());
-    ctx.surroundings.ended();
     let result = conclude(ctx, &job, outcome, &stop, started).await;
     if let Some(witness) = witness {
         device.took_beside(witness + begun.elapsed());

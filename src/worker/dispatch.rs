@@ -232,6 +232,15 @@ fn begin_alone(ctx: &Arc<Context>, suspects: Vec<(Claim, Option<Delivery>)>, han
     }
 }
 
+/// Notes the end of an attempt, also of one that panics.
+struct Trial(Arc<Context>);
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        self.0.surroundings.ended();
+    }
+}
+
 fn begin(
     ctx: &Arc<Context>,
     claim: Claim,
@@ -245,7 +254,9 @@ fn begin(
     let place = ctx.fleet.place(&claim.job, |device| ctx.registry.has_loaded(device.backend.as_ref(), content));
     let ctx = ctx.clone();
     hands.spawn(async move {
+        let trial = Trial(ctx.clone());
         let made = attempt::run(&ctx, &place.device, claim, alone.is_some()).await;
+        drop(trial);
         drop(alone);
         drop(place);
         if let Some((job, result)) = made {
