@@ -164,22 +164,11 @@ pub struct Due {
     pub again: bool,
 }
 
-/// What a look for overdue things is to do.
-#[derive(Debug, Clone, Copy)]
-pub struct Sweep {
-    /// Jobs that ended longer ago than this are forgotten; `None` keeps them.
-    pub retention: Option<Duration>,
-    /// At most so many of each kind.
-    pub limit: u32,
-}
-
 /// What a sweep did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Swept {
     /// Jobs that waited longer than they were allowed to, failed now.
     pub expired: Vec<JobId>,
-    /// Jobs forgotten, whose proof files can go too.
-    pub purged: Vec<JobId>,
     /// Inputs of failed jobs deleted.
     pub inputs: u64,
 }
@@ -334,10 +323,11 @@ pub trait Store: Send + Sync + 'static {
     /// Returns when the store may have something new for this queue, or after `at_most`. Where the database tells
     /// (NOTIFY, SQLite's data version), that is within about 100 ms of the change; where it does not, `at_most`.
     async fn changed(&self, at_most: Duration) -> Result<(), StoreError>;
-    /// Fails queued jobs of this queue that are past their `start_by`, deletes the inputs that failed jobs no longer
-    /// keep, and forgets jobs beyond the retention.
-    async fn sweep(&self, sweep: Sweep) -> Result<Swept, StoreError>;
-    /// Forgets jobs of this queue in these final states that ended longer ago than `older_than`, at most `limit`.
+    /// Fails queued jobs of this queue that are past their `start_by`, and deletes the inputs that failed jobs no longer
+    /// keep; at most `limit` of each.
+    async fn sweep(&self, limit: u32) -> Result<Swept, StoreError>;
+    /// Forgets jobs of this queue in these final states that ended longer ago than `older_than`, at most `limit`; their
+    /// proof files can go too.
     async fn purge(&self, states: &[JobState], older_than: Duration, limit: u32) -> Result<Vec<JobId>, StoreError>;
     /// How busy the queue is.
     async fn load(&self) -> Result<Load, StoreError>;

@@ -47,7 +47,7 @@ use super::load::Known;
 use super::rows::{self, Columns, corrupt};
 use super::{
     Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Requeued, Retry, Scope, Store, StoreError,
-    StoreSettings, Submitted, Sweep, Swept,
+    StoreSettings, Submitted, Swept,
 };
 use crate::model::{
     Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Stage,
@@ -924,8 +924,8 @@ impl Store for PostgresStore {
         Ok(())
     }
 
-    async fn sweep(&self, sweep: Sweep) -> Result<Swept, StoreError> {
-        let limit = i64::from(sweep.limit);
+    async fn sweep(&self, limit: u32) -> Result<Swept, StoreError> {
+        let limit = i64::from(limit);
         let keep = self.session.keep_input(FailureClass::Timeout);
         let expired = self.session.rows(Again::IfUndone, |_| {
             sqlx::query(statements::EXPIRE).bind(self.session.queue()).bind(limit).bind(keep)
@@ -933,11 +933,7 @@ impl Store for PostgresStore {
         let expired = expired.await?.iter().map(rows::job_id).collect::<Result<_, _>>()?;
         let inputs =
             self.session.rows(Again::IfUndone, |_| sqlx::query(statements::END_INPUTS).bind(limit)).await?.len() as u64;
-        let purged = match sweep.retention {
-            Some(retention) => self.purge(&JobState::ALL, retention, sweep.limit).await?,
-            None => Vec::new(),
-        };
-        Ok(Swept { expired, purged, inputs })
+        Ok(Swept { expired, inputs })
     }
 
     async fn purge(&self, states: &[JobState], older_than: Duration, limit: u32) -> Result<Vec<JobId>, StoreError> {

@@ -40,7 +40,7 @@ use super::load::Known;
 use super::rows::{self, Columns, corrupt};
 use super::{
     Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Requeued, Retry, Scope, Store, StoreError,
-    StoreSettings, Submitted, Sweep, Swept,
+    StoreSettings, Submitted, Swept,
 };
 use crate::model::{
     Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Stage,
@@ -106,6 +106,12 @@ macro_rules! in_time {
 macro_rules! circuit_goes {
     () => {
         "circuit NOT IN (SELECT name FROM pauses WHERE scope = 'circuit')"
+    };
+}
+/// A worker had the job before. One that goes on failing waits in its turn, lest it is always first.
+macro_rules! came_again {
+    () => {
+        "(attempt > 0 AND tries_transient < 2)"
     };
 }
 /// Some circuit is held back.
@@ -336,8 +342,9 @@ const DUE: &str = concat!(
     ", (SELECT min(circuit) FROM jobs INDEXED BY jobs_waiting WHERE queue = ?1 AND state = 'queued'), NULL) ",
     "UNION ALL SELECT (SELECT min(j.circuit) FROM jobs j INDEXED BY jobs_waiting WHERE j.queue = ?1 ",
     "AND j.state = 'queued' AND j.circuit > w.circuit) FROM waiting w WHERE w.circuit IS NOT NULL) ",
-    "SELECT id, priority, again FROM (SELECT * FROM (SELECT id, priority, seq, (attempt > 0 AND tries_transient < 2) AS again ",
-    "FROM jobs INDEXED BY jobs_queued WHERE queue = ?1 AND state = 'queued' AND run_at <= ",
+    "SELECT id, priority, again FROM (SELECT * FROM (SELECT id, priority, seq, ",
+    came_again!(),
+    " AS again FROM jobs INDEXED BY jobs_queued WHERE queue = ?1 AND state = 'queued' AND run_at <= ",
     now!(),
     " AND ",
     in_time!(),
@@ -345,8 +352,9 @@ const DUE: &str = concat!(
     queue_goes!(),
     " AND NOT ",
     some_circuit_held!(),
-    ", ?2, 0)) UNION ALL SELECT j.id, j.priority, j.seq, (j.attempt > 0 AND j.tries_transient < 2) FROM waiting w CROSS JOIN jobs j ",
-    "ON j.seq IN (SELECT seq FROM jobs INDEXED BY jobs_waiting WHERE queue = ?1 AND circuit = w.circuit ",
+    ", ?2, 0)) UNION ALL SELECT j.id, j.priority, j.seq, ",
+    came_again!(),
+    " FROM waiting w CROSS JOIN jobs j ON j.seq IN (SELECT seq FROM jobs INDEXED BY jobs_waiting WHERE queue = ?1 AND circuit = w.circuit ",
     "AND state = 'queued' AND run_at <= ",
     now!(),
     " AND ",
@@ -355,8 +363,9 @@ const DUE: &str = concat!(
     circuit_goes!(),
     " AND ",
     queue_goes!(),
-    " UNION ALL SELECT id, priority, seq, (attempt > 0 AND tries_transient < 2) FROM jobs INDEXED BY jobs_running ",
-    "WHERE queue = ?1 AND state = 'running' AND lease_expires_at <= ",
+    " UNION ALL SELECT id, priority, seq, ",
+    came_again!(),
+    " FROM jobs INDEXED BY jobs_running WHERE queue = ?1 AND state = 'running' AND lease_expires_at <= ",
     now!(),
     " AND ",
     circuit_goes!(),
@@ -951,16 +960,12 @@ impl Store for SqliteStore {
         }
     }
 
-    async fn sweep(&self, sweep: Sweep) -> Result<Swept, StoreError> {
-        let limit = i64::from(sweep.limit);
+    async fn sweep(&self, limit: u32) -> Result<Swept, StoreError> {
+        let limit = i64::from(limit);
         let keep = self.keep_input(FailureClass::Timeout);
         let expired = self.end_many(|| sqlx::query(EXPIRE).bind(self.queue()).bind(limit).bind(keep)).await?;
         let inputs = self.end_many(|| sqlx::query(END_INPUTS).bind(limit)).await?.len() as u64;
-        let purged = match sweep.retention {
-            Some(retention) => self.purge(&JobState::ALL, retention, sweep.limit).await?,
-            None => Vec::new(),
-        };
-        Ok(Swept { expired: expired.iter().map(rows::job_id).collect::<Result<_, _>>()?, purged, inputs })
+        Ok(Swept { expired: expired.iter().map(rows::job_id).collect::<Result<_, _>>()?, inputs })
     }
 
     async fn purge(&self, states: &[JobState], older_than: Duration, limit: u32) -> Result<Vec<JobId>, StoreError> {

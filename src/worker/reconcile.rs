@@ -9,7 +9,7 @@ use metrics::{counter, gauge};
 use super::{Context, retry};
 use crate::model::{JobId, JobState};
 use crate::queue::{Queue, QueueError};
-use crate::store::{Due, Load, StoreError, Sweep};
+use crate::store::{Due, Load, StoreError};
 use crate::telemetry;
 
 /// How often overdue things are looked for, and how busy the queue is.
@@ -98,7 +98,7 @@ pub(super) async fn tidy(ctx: Arc<Context>) {
 }
 
 async fn sweep(ctx: &Context) -> Result<(), StoreError> {
-    let done = ctx.store.sweep(Sweep { retention: None, limit: SWEEP_LIMIT }).await?;
+    let done = ctx.store.sweep(SWEEP_LIMIT).await?;
     for job in &done.expired {
         tracing::warn!(%job, "job failed: no worker began it in time");
     }

@@ -9,7 +9,7 @@ use prover_worker::model::{
     Attempt, Circuit, CircuitName, ContentHash, FailureClass, JobError, JobId, JobResult, JobState, NewJob, Priority,
     Stage, StageTimes, WorkerId,
 };
-use prover_worker::store::{Cancelled, Held, Input, Requeued, Retry, Store, Submitted, Sweep};
+use prover_worker::store::{Cancelled, Held, Input, Requeued, Retry, Store, Submitted};
 
 use super::model::{self, Action, Failing, Hand, Protocol, Row, State};
 
@@ -158,7 +158,7 @@ impl Walk<'_> {
                 self.walked.requeued += 1;
             }
             Action::Sweep(_) => {
-                let swept = store.sweep(Sweep { retention: None, limit: 100 }).await.unwrap();
+                let swept = store.sweep(100).await.unwrap();
                 self.walked.expired += swept.expired.len();
                 // Of all jobs.
                 for j in 0..self.model.jobs {

@@ -135,7 +135,7 @@ macro_rules! suite {
                 racing_requeues_one_wins,
                 ended_jobs_are_forgotten_by_state,
                 the_oldest_are_forgotten_first_and_a_bounded_number,
-                a_sweep_forgets_what_is_beyond_the_retention,
+                what_is_beyond_the_retention_is_forgotten,
                 a_forgotten_jobs_id_and_key_are_free_again,
                 the_load_counts_what_waits_runs_and_has_ended,
                 the_load_tells_how_long_the_oldest_has_waited,

@@ -9,7 +9,7 @@ use prover_worker::model::{
 };
 use prover_worker::store::{
     Cancelled, Counts, Due, Held, Input, JobFilter, Requeued, Retry, Scope, Store, StoreError, StoreSettings,
-    Submitted, Sweep, Swept,
+    Submitted, Swept,
 };
 use tokio::task::JoinSet;
 
@@ -18,8 +18,8 @@ use crate::fixtures::*;
 
 /// Longer than anything here takes.
 const HANG: Duration = Duration::from_secs(60);
-/// A sweep that forgets nothing.
-const SWEEP: Sweep = Sweep { retention: None, limit: 1000 };
+/// A sweep that ends all it finds.
+const SWEEP: u32 = 1000;
 
 fn queue(name: &str) -> StoreSettings {
     StoreSettings { queue: name.to_owned(), ..StoreSettings::default() }
@@ -451,16 +451,11 @@ pub async fn a_sweep_is_bounded_and_minds_its_own_queue(p: impl Place) {
     submitted(&a).await;
     a.set_paused(&Scope::Queue, true).await.unwrap(); // which stops no clock
     assert_eq!(b.sweep(SWEEP).await.unwrap(), Swept::default());
-    let all = Sweep { retention: Some(NONE), limit: 2 };
-    let mut found = [0, 0];
+    assert_eq!(b.purge(&JobState::ALL, NONE, 2).await.unwrap(), []);
     for expected in [2, 2, 1, 0] {
-        let swept = a.sweep(all).await.unwrap();
-        assert_eq!(swept.expired.len(), expected);
-        assert!(swept.purged.len() <= 2);
-        found[0] += swept.expired.len();
-        found[1] += swept.purged.len();
+        assert_eq!(a.sweep(2).await.unwrap().expired.len(), expected);
+        assert_eq!(a.purge(&JobState::ALL, NONE, 2).await.unwrap().len(), expected);
     }
-    assert_eq!(found, [5, 5]);
     assert_eq!(a.counts().await.unwrap(), Counts { queued: 2, ..Counts::default() });
 }
 
@@ -570,7 +565,7 @@ pub async fn inputs_are_deleted_a_bounded_number_at_a_time(p: impl Place) {
     }
     let mut deleted = 0;
     while deleted < 5 {
-        let swept = store.sweep(Sweep { retention: None, limit: 2 }).await.unwrap();
+        let swept = store.sweep(2).await.unwrap();
         assert!(swept.inputs <= 2);
         deleted += swept.inputs;
     }
@@ -734,14 +729,14 @@ pub async fn the_oldest_are_forgotten_first_and_a_bounded_number(p: impl Place) 
     }
 }
 
-pub async fn a_sweep_forgets_what_is_beyond_the_retention(p: impl Place) {
+pub async fn what_is_beyond_the_retention_is_forgotten(p: impl Place) {
     let store = p.open().await;
     let id = failed(&store, FailureClass::Device).await;
-    for retention in [None, Some(LONG), Some(Duration::MAX)] {
-        assert_eq!(store.sweep(Sweep { retention, limit: 10 }).await.unwrap(), Swept::default());
+    for retention in [LONG, Duration::MAX] {
+        assert_eq!(store.purge(&JobState::ALL, retention, 10).await.unwrap(), []);
     }
-    let swept = store.sweep(Sweep { retention: Some(NONE), limit: 10 }).await.unwrap();
-    assert_eq!(swept, Swept { purged: vec![id], ..Swept::default() });
+    assert_eq!(store.sweep(10).await.unwrap(), Swept::default());
+    assert_eq!(store.purge(&JobState::ALL, NONE, 10).await.unwrap(), [id]);
     assert_eq!((store.job(id).await.unwrap(), inputs(&store).await), (None, 0));
 }
 

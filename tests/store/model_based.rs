@@ -11,7 +11,7 @@ use prover_worker::model::{
     WorkerId,
 };
 use prover_worker::store::{
-    Cancelled, Counts, Due, Held, JobFilter, Requeued, Retry, Scope, Store, StoreError, Submitted, Sweep, Swept,
+    Cancelled, Counts, Due, Held, JobFilter, Requeued, Retry, Scope, Store, StoreError, Submitted, Swept,
 };
 
 use crate::conformance::Place;
@@ -66,9 +66,7 @@ enum Op {
         circuit: Option<usize>,
         paused: bool,
     },
-    Sweep {
-        forget: bool,
-    },
+    Sweep,
     Purge {
         states: Vec<JobState>,
     },
@@ -114,7 +112,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (slot, prop::option::weighted(0.4, 0..2_u8)).prop_map(|(slot, body)| Op::Requeue { slot, body }),
         3 => (prop::option::weighted(0.7, circuit), prop::bool::weighted(0.4))
             .prop_map(|(circuit, paused)| Op::Pause { circuit, paused }),
-        2 => prop::bool::weighted(0.3).prop_map(|forget| Op::Sweep { forget }),
+        2 => Just(Op::Sweep),
         1 => prop::sample::subsequence(&JobState::ALL[..], 0..=3).prop_map(|states| Op::Purge { states }),
     ]
 }
@@ -314,7 +312,7 @@ impl Model {
         "queued".into()
     }
 
-    fn sweep(&mut self, forget: bool) -> Swept {
+    fn sweep(&mut self) -> Swept {
         let mut expired = Vec::new();
         for entry in self.jobs.iter_mut().filter(|e| e.job.state == JobState::Queued && e.overdue) {
             let message = "no worker began it within 0 s".to_owned();
@@ -322,8 +320,7 @@ impl Model {
             entry.leave(JobState::Failed);
             expired.push(entry.job.id);
         }
-        let purged = if forget { self.purge(&JobState::ALL) } else { Vec::new() };
-        Swept { expired, purged, inputs: 0 }
+        Swept { expired, inputs: 0 }
     }
 
     fn purge(&mut self, states: &[JobState]) -> Vec<JobId> {
@@ -561,12 +558,10 @@ async fn run(place: &impl Place, ops: &[Op]) {
                 let expected = if *paused { model.paused.insert(scope) } else { model.paused.remove(&scope) };
                 assert_eq!(changed, expected, "{step}: {op:?}");
             }
-            Op::Sweep { forget } => {
-                let sweep = Sweep { retention: forget.then_some(NONE), limit: 100 };
-                let (mut swept, mut expected) = (store.sweep(sweep).await.unwrap(), model.sweep(*forget));
+            Op::Sweep => {
+                let (mut swept, mut expected) = (store.sweep(100).await.unwrap(), model.sweep());
                 for s in [&mut swept, &mut expected] {
                     s.expired.sort();
-                    s.purged.sort();
                 }
                 assert_eq!(swept, expected, "{step}: {op:?}");
             }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use prover_worker::model::{Attempt, ContentHash, FailureClass, JobId, JobState, NewJob, Stage};
-use prover_worker::store::{Held, JobFilter, Requeued, Retry, Scope, Store, StoreError, StoreSettings, Sweep};
+use prover_worker::store::{Held, JobFilter, Requeued, Retry, Scope, Store, StoreError, StoreSettings};
 use tokio::task::JoinSet;
 
 use crate::conformance::Place;
@@ -154,7 +154,7 @@ impl<S: Store> Storm<S> {
                 store.set_paused(&scope, false).await?;
             }
             90..94 => {
-                let done = store.sweep(Sweep { retention: None, limit: 7 }).await?;
+                let done = store.sweep(7).await?;
                 if !done.expired.is_empty() {
                     self.note("expire");
                 }
