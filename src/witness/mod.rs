@@ -38,7 +38,9 @@ pub enum WitnessError {
     #[error("the witness program broke: {0}")]
     Trap(String),
     /// More memory than allowed.
-    #[error("the witness program wants more than its {limit} bytes of memory")]
+    #[error(
+        "the witness program wants more than the {limit} bytes of memory that it may have (PROVER_WITNESS_MEMORY_BYTES)"
+    )]
     Memory {
         /// Bytes allowed.
         limit: u64,

@@ -46,10 +46,6 @@ pub(super) struct Host {
     stop: StopToken,
 }
 
-/// Memory that a program may grow to, bytes, however much it may declare. circom declares what its program needs and
-/// never grows it, so one that grows is no witness program as circom writes it.
-const GROWN: u64 = 256 << 20;
-
 /// Counts memory and tables.
 struct Meter {
     limit: u64,
@@ -63,11 +59,9 @@ struct Meter {
 impl ResourceLimiter for Meter {
     fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
         let total = self.memory.saturating_sub(current as u64).saturating_add(desired as u64);
-        let limit = if current == 0 { self.limit } else { self.limit.min(self.memory.max(GROWN)) };
-        if total > limit.saturating_add(self.added) {
+        if total > self.limit.saturating_add(self.added) {
             // A trap, rather than a −1 that a program may try again for ever.
             self.exceeded = true;
-            self.limit = limit;
             return Err(Error::msg("memory limit"));
         }
         self.memory = total;
