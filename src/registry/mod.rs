@@ -24,6 +24,9 @@ use crate::telemetry;
 use crate::witness::{Limits, ModuleCache, WasmWitness, WitnessError};
 use cache::{Cache, Told};
 
+/// Removals by others that a registration outlives.
+const MOST_CROSSED: usize = 5;
+
 /// What can go wrong with a circuit.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
@@ -171,18 +174,21 @@ impl Registry {
         on("copy", 0.0);
         let (key_file, program_file) = (zkey.to_path_buf(), wasm.map(Path::to_path_buf));
         blocking(move || glance(&key_file, program_file.as_deref())).await?;
-        let (zkey_hash, _) = self.artifacts.import(Kind::Zkey, zkey).await?;
-        let wasm_hash = match wasm {
-            Some(file) => Some(self.artifacts.import(Kind::Wasm, file).await?.0),
-            None => None,
-        };
-        let content = CircuitContent { zkey: zkey_hash, wasm: wasm_hash };
-        let circuit = match self.examine(name, content, on).await {
-            Ok(circuit) => circuit,
-            Err(e) => {
-                // What failed its check is not kept.
-                self.discard(content).await;
-                return Err(e);
+        let mut content = self.import(zkey, wasm).await?;
+        let mut crossed = 0;
+        let circuit = loop {
+            match self.examine(name.clone(), content, on.clone()).await {
+                Ok(circuit) => break circuit,
+                // A removal of the same content, of a circuit that another process knows, crossed: it goes in again.
+                Err(RegistryError::Artifact(ArtifactError::Missing { .. })) if crossed < MOST_CROSSED => {
+                    crossed += 1;
+                    content = self.import(zkey, wasm).await?;
+                }
+                Err(e) => {
+                    // What failed its check is not kept.
+                    self.discard(content).await;
+                    return Err(e);
+                }
             }
         };
         let replaced = self.store.circuit(&circuit.name).await?;
@@ -190,16 +196,25 @@ impl Registry {
         if let Some(old) = replaced {
             self.discard(CircuitContent { zkey: old.zkey, wasm: old.wasm }).await;
         }
-        // A removal of the same content by another process may have crossed; then the files go in again.
-        if !self.artifacts.contains(Kind::Zkey, zkey_hash).await? {
+        // From here on nobody removes it; but somebody may have done so just before.
+        if !self.artifacts.contains(Kind::Zkey, content.zkey).await? {
             self.artifacts.import(Kind::Zkey, zkey).await?;
         }
-        if let (Some(hash), Some(file)) = (wasm_hash, wasm)
+        if let (Some(hash), Some(file)) = (content.wasm, wasm)
             && !self.artifacts.contains(Kind::Wasm, hash).await?
         {
             self.artifacts.import(Kind::Wasm, file).await?;
         }
         Ok(stored)
+    }
+
+    async fn import(&self, zkey: &Path, wasm: Option<&Path>) -> Result<CircuitContent, RegistryError> {
+        let (zkey, _) = self.artifacts.import(Kind::Zkey, zkey).await?;
+        let wasm = match wasm {
+            Some(file) => Some(self.artifacts.import(Kind::Wasm, file).await?.0),
+            None => None,
+        };
+        Ok(CircuitContent { zkey, wasm })
     }
 
     async fn examine(

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -123,6 +124,26 @@ async fn what_fails_its_check_is_not_kept_unless_a_circuit_has_it() {
 }
 
 /// While one process checks a key, another registers the same one; then the first finds its program wrong.
+/// Another process removes a circuit of the same content while this one examines it.
+#[tokio::test]
+async fn a_removal_that_crosses_a_registration_does_it_no_harm() {
+    let rooms = Rooms::open().await;
+    let key = rooms.key("key");
+    let wasm = circuits().join("multiplier.wasm");
+    let folder = rooms.dir.path().join("data");
+    let crossed = AtomicBool::new(false);
+    // Between the check of the key, which is there, and that of the program.
+    let on = move |at: &str, _| {
+        if at == "compile" && !crossed.swap(true, Ordering::SeqCst) {
+            for kind in ["zkeys", "wasms"] {
+                std::fs::remove_dir_all(folder.join(kind)).unwrap();
+            }
+        }
+    };
+    let added = rooms.registry.add("c".parse().unwrap(), &key, Some(&wasm), Arc::new(on)).await.unwrap();
+    assert!(rooms.has(Kind::Zkey, added.zkey).await && rooms.has(Kind::Wasm, added.wasm.unwrap()).await);
+}
+
 #[tokio::test]
 async fn a_key_that_was_registered_meanwhile_is_kept() {
     let rooms = Rooms::open().await;
