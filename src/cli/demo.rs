@@ -46,6 +46,7 @@ struct Proved {
     device: String,
     verified: bool,
     public: Vec<String>,
+    #[serde(serialize_with = "super::output::maybe_shown")]
     files: Option<PathBuf>,
     witness_ms: f64,
     prove_ms: f64,
@@ -54,6 +55,7 @@ struct Proved {
 #[derive(Serialize)]
 struct Report {
     circuit: &'static str,
+    #[serde(serialize_with = "super::output::shown")]
     dir: PathBuf,
     proofs: Vec<Proved>,
 }

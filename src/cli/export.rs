@@ -38,7 +38,9 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
         Args::Vkey { zkey, out: Some(path) } => {
             files::distinct(&[&zkey], &[&path])?;
             files::write_text(&path, &snarkjs::vkey_to_json(&files::proving_key(&zkey)?.header.vk))?;
-            out.result(&json!({ "vkey": path }), || format!("verification key: {}", path.display()));
+            out.result(&json!({ "vkey": path.display().to_string() }), || {
+                format!("verification key: {}", path.display())
+            });
         }
         Args::Calldata { proof, public } => {
             let p = files::parsed(&proof, snarkjs::proof_from_json(&files::text(&proof)?))?;

@@ -23,6 +23,7 @@ pub struct Args {
 
 #[derive(Serialize)]
 struct Report {
+    #[serde(serialize_with = "super::output::shown")]
     file: PathBuf,
     kind: &'static str,
     bytes: usize,

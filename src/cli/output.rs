@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::files::{FileError, on_stdout};
 use crate::prover::one_line;
@@ -47,6 +47,19 @@ impl CliError {
     }
 }
 
+/// A path in a JSON document: text, whatever bytes it is of.
+pub fn shown<S: Serializer>(path: &impl AsRef<Path>, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&path.as_ref().display())
+}
+
+/// The same for one that may not be there.
+pub fn maybe_shown<S: Serializer>(path: &Option<impl AsRef<Path>>, to: S) -> Result<S::Ok, S::Error> {
+    match path {
+        Some(path) => shown(path, to),
+        None => to.serialize_none(),
+    }
+}
+
 /// Where results go: text for people or one JSON document.
 pub struct Output {
     json: bool,
@@ -67,8 +80,12 @@ impl Output {
 
     /// Prints a result: `value` as JSON, or the text.
     pub fn result(&self, value: &impl Serialize, text: impl FnOnce() -> String) {
-        let line = if self.json { serde_json::to_string(value).unwrap_or_else(|e| e.to_string()) } else { text() };
-        self.print(format_args!("{}\n", line.trim_end_matches('\n')));
+        let line = if self.json { serde_json::to_string(value).map_err(io::Error::from) } else { Ok(text()) };
+        match line {
+            Ok(line) if line.is_empty() => {}
+            Ok(line) => self.print(format_args!("{}\n", line.trim_end_matches('\n'))),
+            Err(e) => self.lose(e),
+        }
     }
 
     /// Prints the report on files that were written, on standard error where one of them is standard output.
@@ -85,11 +102,13 @@ impl Output {
     fn print(&self, text: fmt::Arguments<'_>) {
         let mut stdout = io::stdout().lock();
         match stdout.write_fmt(text).and_then(|()| stdout.flush()) {
-            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-                *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
-            }
+            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => self.lose(e),
             _ => {}
         }
+    }
+
+    fn lose(&self, why: io::Error) {
+        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
 
     /// Fails if a result could not be printed.

@@ -79,7 +79,9 @@ impl Args {
 
 #[derive(Serialize)]
 struct Report<'a> {
+    #[serde(serialize_with = "super::output::shown")]
     proof: &'a Path,
+    #[serde(serialize_with = "super::output::shown")]
     public: &'a Path,
     device: String,
     verified: bool,

@@ -26,7 +26,9 @@ pub struct Args {
 
 #[derive(Serialize)]
 struct Report<'a> {
+    #[serde(serialize_with = "super::output::shown")]
     zkey: &'a Path,
+    #[serde(serialize_with = "super::output::maybe_shown")]
     vkey: Option<&'a Path>,
     constraints: usize,
     wires: u32,
@@ -50,10 +52,13 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let key = setup::generate(&circuit, &|share| bar.set_position((share * 950.0) as u64));
     let key = key.map_err(|e| files::about(&args.r1cs, e))?;
     bar.set_message("write");
-    files::write(&args.zkey, |to| zkey::write(&key, to))?;
-    if let Some(path) = &args.vkey {
-        files::write_text(path, &snarkjs::vkey_to_json(&key.header.vk))?;
+    let vkey = args.vkey.as_deref().map(|path| (path, snarkjs::vkey_to_json(&key.header.vk)));
+    // Both or neither: a key beside the verification key of another would prove what does not verify.
+    let mut ready = vec![files::Ready::new(&args.zkey, |to| zkey::write(&key, to))?];
+    if let Some((path, text)) = &vkey {
+        ready.push(files::Ready::new(path, |to| to.write_all(text.as_bytes()))?);
     }
+    files::place_all(ready)?;
     bar.finish_and_clear();
     out.note(
         "WARNING: this key is for development only. Its toxic waste was drawn by one process on this machine; \

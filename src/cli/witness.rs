@@ -29,6 +29,7 @@ pub struct Args {
 
 #[derive(Serialize)]
 struct Report<'a> {
+    #[serde(serialize_with = "super::output::shown")]
     witness: &'a Path,
     values: usize,
 }

@@ -288,9 +288,10 @@ fn check_protocol(document: &str, got: &str) -> Result<(), FormatError> {
     Err(super::container::mismatch(format!("{document}, protocol"), "\"groth16\"", quoted(got)))
 }
 
-/// snarkjs writes "bn128" and takes two more names, in any case.
+/// snarkjs writes "bn128" and takes two more names, in any case and with whatever there is between letters and digits.
 fn check_curve(document: &str, got: &str) -> Result<(), FormatError> {
-    if ["bn128", "bn254", "altbn128"].iter().any(|name| got.eq_ignore_ascii_case(name)) {
+    let letters = || got.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase());
+    if ["bn128", "bn254", "altbn128"].iter().any(|name| letters().eq(name.chars())) {
         return Ok(());
     }
     Err(super::container::mismatch(format!("{document}, curve"), "\"bn128\"", quoted(got)))

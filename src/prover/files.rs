@@ -62,6 +62,8 @@ pub fn on_stdout(outputs: &[&Path]) -> bool {
     outputs.contains(&Path::new(STDOUT))
 }
 
+/// Links followed one after the other at most, as many as Linux follows.
+const MOST_LINKS: usize = 40;
 /// Standard output by name.
 const STDOUT: &str = "/dev/stdout";
 
@@ -85,6 +87,7 @@ pub fn distinct(inputs: &[&Path], outputs: &[&Path]) -> Result<(), FileError> {
 /// Where a file is, or would be: links and dots resolved as far as there is something.
 fn place(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| {
+        let path = &resolved(path).unwrap_or_else(|_| path.to_path_buf());
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         match (fs::canonicalize(folder), path.file_name()) {
             (Ok(folder), Some(name)) => folder.join(name),
@@ -93,9 +96,25 @@ fn place(path: &Path) -> PathBuf {
     })
 }
 
+/// The file that a path leads to by its links, whether or not it is there.
+fn resolved(path: &Path) -> io::Result<PathBuf> {
+    if let Ok(there) = fs::canonicalize(path) {
+        return Ok(there);
+    }
+    let mut at = path.to_path_buf();
+    for _ in 0..MOST_LINKS {
+        match fs::read_link(&at) {
+            Ok(to) => at = at.parent().unwrap_or(Path::new("")).join(to),
+            Err(_) => return Ok(at),
+        }
+    }
+    Err(io::Error::other("its links lead nowhere"))
+}
+
 /// Writes a file so that it is there whole or not at all: a temporary neighbour, renamed into place. An existing file
 /// that is no regular one (a pipe, a terminal) is written to directly, and so is standard output by its name, whatever
-/// it is: that name is a link of the whole machine's, not to be renamed over. Another link stays, its file is replaced.
+/// it is: that name is a link of the whole machine's, not to be renamed over. Another link stays, its file is
+/// replaced, or made.
 pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), FileError> {
     write_as(path, 0o666, fill)
 }
@@ -113,24 +132,38 @@ pub fn write_text(path: &Path, text: &str) -> Result<(), FileError> {
 /// Writes the text of several files, none of them secret, as [`write()`] does: those that stay are all ready before the
 /// first takes its place, so that one that cannot be written leaves no other behind.
 pub fn write_texts(files: &[(&Path, &str)]) -> Result<(), FileError> {
-    let ready = files.iter().map(|(path, text)| Ready::new(path, 0o666, |out| out.write_all(text.as_bytes())));
-    ready.collect::<Result<Vec<_>, _>>()?.into_iter().try_for_each(Ready::place)
+    let ready = files.iter().map(|(path, text)| Ready::new(path, |out| out.write_all(text.as_bytes())));
+    place_all(ready.collect::<Result<Vec<_>, _>>()?)
+}
+
+/// Puts files into their places that are all ready.
+pub fn place_all(files: Vec<Ready>) -> Result<(), FileError> {
+    files.into_iter().try_for_each(Ready::place)
 }
 
 fn write_as(path: &Path, mode: u32, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), FileError> {
-    Ready::new(path, mode, fill)?.place()
+    Ready::with_mode(path, mode, fill)?.place()
 }
 
-/// A file that is written and not yet in its place.
-struct Ready {
+/// A file that is written and not yet in its place. Dropped before, it is gone.
+pub struct Ready {
     path: PathBuf,
     /// None where it was written in place.
     temporary: Option<tempfile::NamedTempFile>,
 }
 
 impl Ready {
+    /// Writes a file that is no secret, as [`write()`] does.
+    pub fn new(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<Self, FileError> {
+        Self::with_mode(path, 0o666, fill)
+    }
+
     /// `mode` is that of a new file, less what the process's umask takes away, as with any other program.
-    fn new(path: &Path, mode: u32, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<Self, FileError> {
+    fn with_mode(
+        path: &Path,
+        mode: u32,
+        fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<Self, FileError> {
         let fail = |e: io::Error| about(path, io_reason(&e));
         let in_place = Self { path: path.to_path_buf(), temporary: None };
         if path == Path::new(STDOUT) {
@@ -143,8 +176,7 @@ impl Ready {
             fill(&mut out).and_then(|()| out.flush()).map_err(fail)?;
             return Ok(in_place);
         }
-        let target = fs::canonicalize(path);
-        let target = target.as_deref().unwrap_or(path);
+        let target = resolved(path).map_err(fail)?;
         let folder = match target.parent() {
             Some(p) if !p.as_os_str().is_empty() => p,
             _ => Path::new("."),
@@ -155,7 +187,7 @@ impl Ready {
         let mut out = BufWriter::with_capacity(1 << 20, file);
         fill(&mut out).map_err(fail)?;
         let file = out.into_inner().map_err(|e| fail(e.into_error()))?;
-        Ok(Self { path: target.to_path_buf(), temporary: Some(file) })
+        Ok(Self { path: target, temporary: Some(file) })
     }
 
     fn place(self) -> Result<(), FileError> {

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::harness::{range_check, run, run_bounded, s, scratch};
+use crate::harness::{circuits, range_check, run, run_bounded, s, scratch};
 
 fn pipe(dir: &Path) {
     assert!(Command::new("mkfifo").arg(dir.join("pipe")).status().unwrap().success());
@@ -100,6 +100,54 @@ fn a_link_stays_and_its_file_gets_the_result() {
     run(dir.path(), &["prove", s(&f.zkey), s(&f.wtns), "link.json", "u.json"]).ok();
     assert!(fs::symlink_metadata(dir.path().join("link.json")).unwrap().is_symlink());
     run(dir.path(), &["verify", "--zkey", s(&f.zkey), "--proof", "real.json", "--public", "u.json"]).ok();
+}
+
+#[test]
+fn a_link_to_a_file_that_is_not_there_makes_it() {
+    let f = range_check();
+    let dir = scratch(&[]);
+    fs::create_dir(dir.path().join("there")).unwrap();
+    symlink("there/middle.json", dir.path().join("link.json")).unwrap();
+    symlink("new.json", dir.path().join("there/middle.json")).unwrap();
+    run(dir.path(), &["prove", s(&f.zkey), s(&f.wtns), "link.json", "u.json"]).ok();
+    for link in ["link.json", "there/middle.json"] {
+        assert!(fs::symlink_metadata(dir.path().join(link)).unwrap().is_symlink(), "{link}");
+    }
+    run(dir.path(), &["verify", "--zkey", s(&f.zkey), "--proof", "there/new.json", "--public", "u.json"]).ok();
+    symlink("loop.json", dir.path().join("loop.json")).unwrap();
+    run(dir.path(), &["prove", s(&f.zkey), s(&f.wtns), "loop.json", "u.json"]).failed_with("links lead nowhere");
+}
+
+#[test]
+fn a_name_that_is_no_text_is_shown_as_well_as_can_be() {
+    let f = range_check();
+    let dir = scratch(&[]);
+    for line in [
+        format!("\"$P\" --json export vkey {} \"$(printf 'v\\xff.json')\" > out", s(&f.zkey)),
+        format!("\"$P\" --json prove {} {} \"$(printf 'p\\xff.json')\" u.json > out", s(&f.zkey), s(&f.wtns)),
+    ] {
+        let (code, stderr) = shell(dir.path(), &line);
+        assert_eq!(code, Some(0), "{line}: {stderr}");
+        let told: serde_json::Value = serde_json::from_slice(&fs::read(dir.path().join("out")).unwrap()).unwrap();
+        assert!(told.to_string().contains('\u{fffd}'), "{told}");
+    }
+}
+
+#[test]
+fn a_setup_leaves_both_of_its_files_or_none() {
+    let dir = scratch(&[]);
+    let setup = |vkey| {
+        let r1cs = circuits().join("multiplier.r1cs");
+        run(dir.path(), &["setup", s(&r1cs), "k.zkey", "--vkey", vkey, "--insecure-dev-only"])
+    };
+    setup("v.json").ok();
+    let before = fs::read(dir.path().join("k.zkey")).unwrap();
+    setup("nowhere/v.json").failed_with("no such file");
+    assert!(
+        fs::read(dir.path().join("k.zkey")).unwrap() == before,
+        "the key is another one than the verification key's"
+    );
+    assert_eq!(fs::read_dir(dir.path()).unwrap().filter(|e| !e.as_ref().unwrap().path().is_dir()).count(), 2);
 }
 
 /// Runs a line of shell, `$P` being the program; its exit code is the program's.

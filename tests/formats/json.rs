@@ -154,7 +154,7 @@ fn numbers_of_a_proof_may_be_json_integers_of_any_length() {
 fn protocol_and_curve_of_a_proof_may_be_absent_but_not_wrong() {
     let without = proof_with(",\n \"protocol\": \"groth16\",\n \"curve\": \"bn128\"", "");
     assert_eq!(snarkjs::proof_from_json(&without).unwrap(), small::proof().0);
-    for name in ["bn254", "BN254", "altbn128"] {
+    for name in ["bn254", "BN254", "altbn128", "alt_bn128"] {
         assert!(snarkjs::proof_from_json(&proof_with("bn128", name)).is_ok());
     }
     assert!(refused(&proof_with("groth16", "plonk")).contains("\"plonk\""));
