@@ -308,7 +308,7 @@ fn fleet(c: &mut Criterion) {
     });
     runtime.block_on(worker.drain());
     group.finish();
-    let all = JobFilter { state: Some(JobState::Failed), circuit: None, limit: 1 };
+    let all = JobFilter { state: Some(JobState::Failed), circuit: None, before: None, limit: 1 };
     assert!(runtime.block_on(site.store.jobs(all)).unwrap().is_empty());
     runtime.block_on(site.close());
 }

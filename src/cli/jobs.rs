@@ -157,7 +157,9 @@ enum JobsCommand {
 pub fn run(args: JobsArgs, out: &Output) -> Result<(), CliError> {
     match args.command.unwrap_or(JobsCommand::List(args.list)) {
         JobsCommand::List(a) => list(a, out),
-        JobsCommand::Dead { limit } => list(ListArgs { state: Some(JobState::Failed), circuit: None, limit }, out),
+        JobsCommand::Dead { limit } => {
+            list(ListArgs { state: Some(JobState::Failed), circuit: None, before: None, limit }, out)
+        }
         JobsCommand::Requeue(a) => requeue(a, out),
         JobsCommand::Purge(a) => purge(a, out),
     }
@@ -208,7 +210,8 @@ fn requeue(args: RequeueArgs, out: &Output) -> Result<(), CliError> {
 }
 
 async fn requeue_failed(service: &JobService, args: &RequeueArgs, out: &Output) -> Result<Vec<Job>, CliError> {
-    let filter = JobFilter { state: Some(JobState::Failed), circuit: args.circuit.clone(), limit: args.limit };
+    let filter =
+        JobFilter { state: Some(JobState::Failed), circuit: args.circuit.clone(), limit: args.limit, before: None };
     let failed = service.jobs(filter).await.map_err(CliError::failed)?;
     let class_of = |job: &Job| job.error.as_ref().map(|e| e.class);
     let (mut queued, mut left) = (Vec::new(), 0);
@@ -279,6 +282,9 @@ struct ListArgs {
     /// Only jobs of this circuit.
     #[arg(long, value_parser = circuit_name)]
     circuit: Option<CircuitName>,
+    /// Only jobs submitted before this one: what follows the last of a list.
+    #[arg(long, value_name = "ID", value_parser = job_id)]
+    before: Option<JobId>,
     /// At most so many, newest first.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
@@ -287,7 +293,7 @@ struct ListArgs {
 /// Lists jobs.
 fn list(args: ListArgs, out: &Output) -> Result<(), CliError> {
     with_workspace(|w| async move {
-        let filter = JobFilter { state: args.state, circuit: args.circuit, limit: args.limit };
+        let filter = JobFilter { state: args.state, circuit: args.circuit, before: args.before, limit: args.limit };
         let jobs = w.service().jobs(filter).await.map_err(CliError::failed)?;
         out.result(&jobs, || {
             if jobs.is_empty() {
@@ -324,7 +330,9 @@ pub struct ProofArgs {
 #[derive(Serialize)]
 struct Written {
     id: JobId,
+    #[serde(serialize_with = "super::output::shown")]
     proof: PathBuf,
+    #[serde(serialize_with = "super::output::shown")]
     public: PathBuf,
 }
 

@@ -1,8 +1,9 @@
 //! `serve`: the worker, until a signal.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -12,9 +13,14 @@ use super::{CliError, Output};
 use crate::backend::Backend;
 use crate::config::Config;
 use crate::http::{self, App};
+use crate::store::StoreError;
 use crate::telemetry::{self, Metrics};
-use crate::worker::{Faults, Options, Readiness, Status, Worker, Workspace};
+use crate::worker::{Faults, OpenError, Options, Readiness, Status, Worker, Workspace};
 
+/// How long a worker that starts waits for its database.
+const DATABASE_WAIT: Duration = Duration::from_secs(300);
+/// How often it tries.
+const DATABASE_AGAIN: Duration = Duration::from_secs(2);
 /// How long open HTTP requests have to finish at the end.
 const HTTP_WAIT: Duration = Duration::from_secs(3);
 
@@ -32,6 +38,7 @@ pub fn run(args: Args, _: &Output) -> Result<(), CliError> {
     let config = session::config()?;
     telemetry::init_logs(&config.log_level, config.log_json);
     let metrics = Metrics::install(&config.queue_name);
+    raise_open_files();
     let runtime = session::runtime()?;
     let done = runtime.block_on(serve(config, args.fault_at.unwrap_or_default(), metrics));
     // A proof that did not stop in time is not waited for: its lease has been handed back.
@@ -41,7 +48,10 @@ pub fn run(args: Args, _: &Output) -> Result<(), CliError> {
 
 async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), CliError> {
     let mut signals = Signals::new()?;
-    let workspace = Workspace::open(config).await.map_err(CliError::failed)?;
+    let workspace = tokio::select! {
+        opened = open(config) => opened?,
+        () = signals.next() => return Ok(()),
+    };
     let readiness = Readiness::starting("testing devices");
     let app = App { jobs: workspace.service(), metrics: metrics.clone(), readiness: readiness.clone() };
     let (stop_http, stopped) = watch::channel(false);
@@ -77,6 +87,30 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
     dead.map_or(Ok(()), |why| Err(CliError::failed(why)))
 }
 
+/// Opens the workspace, as soon as its database is there: who starts both at once should not have to see to their order.
+async fn open(config: Config) -> Result<Workspace, CliError> {
+    let begun = Instant::now();
+    loop {
+        match Workspace::open(config.clone()).await {
+            Err(OpenError::Store(error @ StoreError::Away { .. })) if begun.elapsed() < DATABASE_WAIT => {
+                tracing::warn!(%error, "the worker starts once its database is there");
+            }
+            opened => return opened.map_err(CliError::failed),
+        }
+        tokio::time::sleep(DATABASE_AGAIN).await;
+    }
+}
+
+/// Asks for as many open files as it may have: by default a process gets 1,024 on most systems, which a worker with many
+/// clients uses up.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some() && limit.current != limit.maximum {
+        // Where that is refused, it goes on with what it has.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    }
+}
+
 async fn start(workspace: &Workspace, faults: Faults) -> Result<Worker, CliError> {
     let config = workspace.config().clone();
     let found = tokio::task::spawn_blocking(move || session::devices(&config));
@@ -109,12 +143,7 @@ async fn open_doors(
         let listener = http::listen(addr, variable).await.map_err(CliError::failed)?;
         let addr = listener.local_addr().map_err(CliError::failed)?;
         tracing::info!(what, %addr, "listening");
-        let stopped = stopped.clone();
-        tasks.spawn(async move {
-            if let Err(error) = http::serve(listener, router, stopped).await {
-                tracing::error!(what, %error, "the listener failed");
-            }
-        });
+        tasks.spawn(http::serve(listener, router, stopped.clone()));
     }
     Ok(())
 }

@@ -3,9 +3,9 @@
 //! | request | answer |
 //! |---|---|
 //! | `POST /v1/jobs` | 201 a new job, 200 the same one again, 404 no such circuit, 409 idempotency key taken, 413 too large, 415 wrong type, 422 cannot be right |
-//! | `GET /v1/jobs` | the newest jobs; `?state=`, `?circuit=` and `?limit=` |
-//! | `GET /v1/jobs/{id}` | 200 the job, 404 |
-//! | `GET /v1/jobs/{id}/proof` | 200 proof and public values, 409 not done, 404 |
+//! | `GET /v1/jobs` | the newest jobs; `?state=`, `?circuit=`, `?limit=`, and `?before=` the last of those that one has |
+//! | `GET /v1/jobs/{id}` | 200 the job, 404; `?wait=` |
+//! | `GET /v1/jobs/{id}/proof` | 200 proof and public values, 409 not done, 404; `?wait=` |
 //! | `DELETE /v1/jobs/{id}` | 200 cancelled, 202 its worker will stop it, 409 it had ended, 404 |
 //! | `POST /v1/jobs/{id}/requeue` | 200 queued again, 409 not failed or cancelled, or its input is gone, 404; a body, if there is one, is its new input |
 //! | `GET /v1/queue` | how busy the queue is and what is held back; `counts` says whether those of ended jobs are estimates, and is null where the database did not count in time |
@@ -16,21 +16,25 @@
 //! A submit is `application/json` (`{"circuit", "input", "id"?, "idempotency_key"?, "priority"?}`), or, for circuits without a
 //! witness program, a .wtns file as `application/octet-stream` with `?circuit=NAME&priority=N`; the header
 //! `Idempotency-Key` serves both.
+//!
+//! With `?wait=SECONDS` an answer comes as soon as the job has ended, and after so long in any case (300 at most), with the
+//! job as it is then. `POST /v1/jobs` takes it too.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use bytes::Bytes;
+use axum::{Extension, Router};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::App;
 use super::problem::Problem;
+use super::server::{Stopping, body};
 use crate::model::{Circuit, CircuitName, Job, JobId, JobState, Priority};
 use crate::store::{Cancelled, JobFilter, Scope, Submitted};
 use crate::worker::{SubmitRequest, request};
@@ -39,6 +43,8 @@ use crate::worker::{SubmitRequest, request};
 const ENVELOPE: usize = 64 << 10;
 /// Jobs in a list at most.
 const MOST: u32 = 1000;
+/// Longest wait for a job, seconds.
+const LONGEST_WAIT: u64 = 300;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 pub(super) fn routes(app: &App, loopback: bool) -> Router<App> {
@@ -101,18 +107,14 @@ fn json(status: StatusCode, value: &impl Serialize) -> Result<Response, Problem>
 
 async fn submit(
     State(app): State<App>,
+    Extension(stopping): Extension<Stopping>,
     uri: Uri,
     headers: HeaderMap,
-    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+    request: Request,
 ) -> Result<Response, Problem> {
-    let limit = app.jobs.max_input();
-    let bytes = body.map_err(|e| match e.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the input may have at most {limit} bytes"))
-        }
-        status => Problem::new(status, "the body could not be read"),
-    })?;
+    let bytes = body(request, app.jobs.max_input()).await?;
     let invalid = |why: String| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why);
+    let at_most = patience(&uri)?;
     let parts = match content_type(&headers) {
         "application/json" => request::parse(&bytes).map_err(invalid)?,
         "application/octet-stream" => {
@@ -143,16 +145,42 @@ async fn submit(
     let id = parts.id.as_deref().map(str::parse::<JobId>).transpose().map_err(invalid)?;
     let request =
         SubmitRequest { id, circuit, input: parts.input, idempotency_key, priority: Priority(parts.priority) };
-    match app.jobs.submit(request).await? {
-        Submitted::Created(job) => {
-            let mut answer = json(StatusCode::CREATED, &job)?;
-            if let Ok(at) = format!("/v1/jobs/{}", job.id).parse() {
-                answer.headers_mut().insert(header::LOCATION, at);
-            }
-            Ok(answer)
-        }
-        Submitted::Existing(job) => json(StatusCode::OK, &job),
+    let submitted = app.jobs.submit(request).await?;
+    let status = match &submitted {
+        Submitted::Created(_) => StatusCode::CREATED,
+        Submitted::Existing(_) => StatusCode::OK,
+    };
+    let job = submitted.job();
+    // It is written down: whatever comes of the wait, whoever submitted it is to know it.
+    let waited = if at_most.is_zero() { None } else { wait(&app, stopping, job.id, at_most).await.ok() };
+    let mut answer = json(status, waited.as_ref().unwrap_or(job))?;
+    if status == StatusCode::CREATED
+        && let Ok(at) = format!("/v1/jobs/{}", job.id).parse()
+    {
+        answer.headers_mut().insert(header::LOCATION, at);
     }
+    Ok(answer)
+}
+
+/// How long a request is ready to wait for its job: `?wait=`.
+fn patience(uri: &Uri) -> Result<Duration, Problem> {
+    match query(uri, "wait").map(str::parse::<u64>) {
+        None => Ok(Duration::ZERO),
+        Some(Ok(seconds)) if seconds <= LONGEST_WAIT => Ok(Duration::from_secs(seconds)),
+        Some(_) => {
+            let why = format!("wait: expected seconds, 0 to {LONGEST_WAIT}");
+            Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why))
+        }
+    }
+}
+
+/// A job when it has ended, or as it is after `at_most`, or when the server is about to end.
+async fn wait(app: &App, stopping: Stopping, id: JobId, at_most: Duration) -> Result<Job, Problem> {
+    let job = tokio::select! {
+        job = app.jobs.wait(id, at_most) => job,
+        () = stopping.now() => app.jobs.job(id).await,
+    };
+    Ok(job?)
 }
 
 fn content_type(headers: &HeaderMap) -> &str {
@@ -170,16 +198,31 @@ async fn list(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
     };
     let circuit = query(&uri, "circuit").map(str::parse::<CircuitName>).transpose();
     let circuit = circuit.map_err(|e| invalid(e.to_string()))?;
-    let jobs: Vec<Job> = app.jobs.jobs(JobFilter { state, circuit, limit }).await?;
+    let before = query(&uri, "before").map(str::parse::<JobId>).transpose().map_err(invalid)?;
+    let jobs: Vec<Job> = app.jobs.jobs(JobFilter { state, circuit, before, limit }).await?;
     json(StatusCode::OK, &jobs)
 }
 
-async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Response, Problem> {
-    json(StatusCode::OK, &app.jobs.job(job_id(&id)?).await?)
+async fn show(
+    State(app): State<App>,
+    Extension(stopping): Extension<Stopping>,
+    Path(id): Path<String>,
+    uri: Uri,
+) -> Result<Response, Problem> {
+    json(StatusCode::OK, &wait(&app, stopping, job_id(&id)?, patience(&uri)?).await?)
 }
 
-async fn proof(State(app): State<App>, Path(id): Path<String>) -> Result<Response, Problem> {
+async fn proof(
+    State(app): State<App>,
+    Extension(stopping): Extension<Stopping>,
+    Path(id): Path<String>,
+    uri: Uri,
+) -> Result<Response, Problem> {
     let id = job_id(&id)?;
+    let at_most = patience(&uri)?;
+    if !at_most.is_zero() {
+        wait(&app, stopping, id, at_most).await?;
+    }
     let result = app.jobs.result(id).await?;
     // Both are JSON already, in snarkjs's own order of members.
     let body = format!("{{\"id\":\"{id}\",\"proof\":{},\"public\":{}}}", result.proof_json, result.public_json);
@@ -203,9 +246,9 @@ async fn requeue(
     State(app): State<App>,
     Path(id): Path<String>,
     headers: HeaderMap,
-    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+    request: Request,
 ) -> Result<Response, Problem> {
-    let bytes = body.map_err(|e| Problem::new(e.status(), "the body could not be read"))?;
+    let bytes = body(request, app.jobs.max_input()).await?;
     // A browser sends these two only where the server permits it.
     let kind = content_type(&headers);
     if !bytes.is_empty() && !matches!(kind, "application/json" | "application/octet-stream") {

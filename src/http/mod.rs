@@ -8,17 +8,18 @@
 mod api;
 mod ops;
 mod problem;
+mod server;
 
 use std::net::SocketAddr;
 
 use axum::Router;
 use axum::http::StatusCode;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 
 use crate::telemetry::Metrics;
 use crate::worker::{JobService, Readiness};
 use problem::Problem;
+pub use server::serve;
 
 /// What requests are answered from.
 #[derive(Clone)]
@@ -68,13 +69,4 @@ pub struct ListenError {
 /// Opens a listener. Port 0 takes a free one.
 pub async fn listen(addr: SocketAddr, variable: &'static str) -> Result<TcpListener, ListenError> {
     TcpListener::bind(addr).await.map_err(|why| ListenError { addr, variable, why })
-}
-
-/// Serves until `stop` turns true; open requests are finished first.
-pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Receiver<bool>) -> std::io::Result<()> {
-    let stopped = async move {
-        // An error means that whoever could say stop is gone.
-        let _ = stop.wait_for(|s| *s).await;
-    };
-    axum::serve(listener, router).with_graceful_shutdown(stopped).await
 }

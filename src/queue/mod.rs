@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 pub use self::redis::{RedisQueue, RedisSettings};
 pub use memory::MemoryQueue;
 
-use crate::model::{JobId, Priority};
+use crate::model::{Job, JobId, JobState, Priority};
 
 /// What is handed out.
 pub enum Offer {
@@ -68,6 +68,24 @@ pub struct SetAside {
     pub sha256: String,
 }
 
+/// A job that has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// Which.
+    pub id: JobId,
+    /// Its submitter's own name for it.
+    pub key: Option<String>,
+    /// How.
+    pub state: JobState,
+}
+
+impl Ended {
+    /// Of a job that has ended so.
+    pub fn of(job: &Job, state: JobState) -> Self {
+        Self { id: job.id, key: job.idempotency_key.clone(), state }
+    }
+}
+
 /// What can go wrong in a queue.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
@@ -101,6 +119,10 @@ pub trait Queue: Send + Sync + 'static {
     async fn set_aside(&self, delivery: Delivery, why: &str) -> Result<(), QueueError>;
     /// Messages set aside, newest first.
     async fn aside(&self, limit: usize) -> Result<Vec<SetAside>, QueueError>;
+    /// Tells whoever listens at the queue that these jobs have ended. A hint, of which some may be lost; the store knows.
+    async fn tell_ended(&self, _: &[Ended]) -> Result<(), QueueError> {
+        Ok(())
+    }
     /// What waits now, messages included; what waits for its time is not.
     async fn depth(&self) -> Result<u64, QueueError>;
     /// Whether the queue answers.

@@ -125,6 +125,8 @@ pub struct JobFilter {
     pub state: Option<JobState>,
     /// Only those of this circuit.
     pub circuit: Option<CircuitName>,
+    /// Only those submitted before this job; all, where it is not there.
+    pub before: Option<JobId>,
     /// At most so many.
     pub limit: u32,
 }
@@ -239,6 +241,14 @@ pub enum StoreError {
         /// Why not.
         why: String,
     },
+    /// The database does not answer, or not now: it starts, or is full.
+    #[error("the database {what} cannot be reached: {why}")]
+    Away {
+        /// Its URL, without who connects and by what password.
+        what: String,
+        /// Why not.
+        why: String,
+    },
     /// The database failed.
     #[error("database: {0}")]
     Database(#[from] sqlx::Error),
@@ -276,6 +286,8 @@ pub trait Store: Send + Sync + 'static {
     async fn reject(&self, new: &NewJob, error: &JobError) -> Result<Submitted, StoreError>;
     /// A job.
     async fn job(&self, id: JobId) -> Result<Option<Job>, StoreError>;
+    /// Those of these jobs, of whatever queue, that are queued or running.
+    async fn unfinished(&self, ids: &[JobId]) -> Result<Vec<JobId>, StoreError>;
     /// Jobs, newest first.
     async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, StoreError>;
     /// Takes a job: one that is queued, due, not paused and not past its `start_by`, or running with a lapsed lease

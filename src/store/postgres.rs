@@ -189,7 +189,7 @@ impl PostgresStore {
     /// as `sslmode`) and brings its schema up to date. Several processes may do so at once.
     ///
     /// # Errors
-    /// [`StoreError::Open`] where the server cannot be reached, refuses, is too old, or the database does not take the
+    /// [`StoreError::Away`] where the server cannot be reached; [`StoreError::Open`] where it refuses, is too old, or the database does not take the
     /// schema; [`StoreError::NewerSchema`].
     pub async fn open(url: &str, settings: StoreSettings) -> Result<Self, StoreError> {
         let options = PgConnectOptions::from_str(url).map_err(|e| StoreError::Open {
@@ -206,7 +206,10 @@ impl PostgresStore {
             None => format!("postgres://{}:{}", options.get_host(), options.get_port()),
         };
         let what = format!("{what}/{}", options.get_database().unwrap_or_default());
-        let cannot = |e: sqlx::Error| StoreError::Open { what: what.clone(), why: e.to_string() };
+        let cannot = |e: sqlx::Error| {
+            let (what, why) = (what.clone(), e.to_string());
+            if is_away(&e) { StoreError::Away { what, why } } else { StoreError::Open { what, why } }
+        };
         // A connection of its own: those in the pool are to belong to the runtime that uses them.
         let mut connection = pool::connect(&options).await.map_err(cannot)?;
         migrate(&mut connection).await.map_err(|e| match e {
@@ -724,6 +727,12 @@ impl Store for PostgresStore {
         row.await?.as_ref().map(rows::job).transpose()
     }
 
+    async fn unfinished(&self, ids: &[JobId]) -> Result<Vec<JobId>, StoreError> {
+        let ids: Vec<String> = ids.iter().map(JobId::to_string).collect();
+        let rows = self.session.rows(Again::Always, |_| sqlx::query(statements::STILL_UNFINISHED).bind(ids.clone()));
+        rows.await?.iter().map(rows::job_id).collect()
+    }
+
     async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, StoreError> {
         let rows = self.session.rows(Again::Always, |_| {
             // Made of constants only.
@@ -732,6 +741,7 @@ impl Store for PostgresStore {
                 .bind(self.session.queue())
                 .bind(i64::from(filter.limit))
                 .bind(filter.circuit.as_ref().map(|c| c.as_str().to_owned()))
+                .bind(filter.before.map(|job| job.to_string()))
         });
         rows.await?.iter().map(rows::job).collect()
     }
@@ -1055,6 +1065,11 @@ fn may_come_soon(e: &sqlx::Error) -> bool {
         sqlx::Error::Database(e) => matches!(e.code().as_deref(), Some("57P01" | "57P02" | "57P03" | "53300")),
         _ => false,
     }
+}
+
+/// Whether there is no server that answers just now, rather than one that refuses.
+fn is_away(e: &sqlx::Error) -> bool {
+    matches!(e, sqlx::Error::Io(_)) || may_come_soon(e)
 }
 
 /// Brings the schema up to date, a transaction a version, under the lock, whoever comes first.

@@ -205,7 +205,13 @@ const JOB: &str = concat!("SELECT ", job_columns!(), " FROM jobs WHERE id = ?1")
 const JOB_STATE: &str = "SELECT state FROM jobs WHERE id = ?1";
 macro_rules! list {
     ($by:expr) => {
-        concat!("SELECT ", job_columns!(), " FROM jobs INDEXED BY ", $by, " ORDER BY seq DESC LIMIT ?2")
+        concat!(
+            "SELECT ",
+            job_columns!(),
+            " FROM jobs INDEXED BY ",
+            $by,
+            " AND seq < coalesce((SELECT seq FROM jobs WHERE id = ?5), 9223372036854775807) ORDER BY seq DESC LIMIT ?2"
+        )
     };
 }
 const JOBS: &str = list!("jobs_in_order WHERE queue = ?1");
@@ -423,6 +429,9 @@ const PURGE: &str = concat!(
     now!(),
     " - ?3 AND state IN (SELECT value FROM json_each(?4)) ORDER BY finished_at LIMIT ?2) RETURNING id"
 );
+/// ?1 is a JSON array of ids in hexadecimal.
+const STILL_UNFINISHED: &str =
+    "SELECT id FROM jobs WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND finished_at IS NULL";
 const COUNTS: &str = "SELECT state, count(*) AS n FROM jobs INDEXED BY jobs_by_state WHERE queue = ?1 GROUP BY state";
 const INPUTS_HELD: &str = "SELECT key, count(*) AS n FROM job_inputs GROUP BY key ORDER BY key";
 
@@ -808,6 +817,12 @@ impl Store for SqliteStore {
         row.as_ref().map(rows::job).transpose()
     }
 
+    async fn unfinished(&self, ids: &[JobId]) -> Result<Vec<JobId>, StoreError> {
+        let ids: Vec<_> = ids.iter().map(|job| job.0.simple().to_string()).collect();
+        let ids = serde_json::to_string(&ids).map_err(|e| corrupt("id", e))?;
+        self.rows(sqlx::query(STILL_UNFINISHED).bind(ids)).await?.iter().map(rows::job_id).collect()
+    }
+
     async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, StoreError> {
         let sql = match (filter.state, &filter.circuit) {
             (None, None) => JOBS,
@@ -819,7 +834,8 @@ impl Store for SqliteStore {
             .bind(self.queue())
             .bind(i64::from(filter.limit))
             .bind(filter.state.map(JobState::as_str))
-            .bind(filter.circuit.map(|c| c.as_str().to_owned()));
+            .bind(filter.circuit.map(|c| c.as_str().to_owned()))
+            .bind(filter.before.map(id));
         self.rows(statement).await?.iter().map(rows::job).collect()
     }
 

@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 use metrics::{counter, histogram};
 use zeroize::Zeroizing;
 
+use super::device::Device;
 use super::failure::{Blame, Ended};
 use super::faults::Point;
-use super::fleet::Device;
 use super::lease::Hold;
 use super::loading;
 use super::retry::{self, LOST_WORKERS};
@@ -29,7 +29,8 @@ use crate::backend::LoadedKey;
 use crate::formats::{snarkjs, wtns};
 use crate::groth16::Proved;
 use crate::model::{
-    FailedAttempt, FailureClass, Job, JobError, JobId, JobResult, Stage, StageTimes, StopReason, StopToken, Witness,
+    FailedAttempt, FailureClass, Job, JobError, JobId, JobResult, JobState, Stage, StageTimes, StopReason, StopToken,
+    Witness,
 };
 use crate::registry::{CircuitContent, ReadyCircuit};
 use crate::store::{Claim, Held, Retry, StoreError};
@@ -43,10 +44,28 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Longest wait for the copies of a proof, which whoever asks for it puts back if need be.
 const COPY: Duration = Duration::from_secs(10);
 
-/// Works on a claimed job and writes down how it ended. Returns a result of which there are to be [copies](copy).
+/// How an attempt ended its job.
+pub(super) enum End {
+    /// With a proof, of which there are to be [copies](copy).
+    Done(JobResult),
+    Failed,
+    Cancelled,
+}
+
+impl End {
+    pub(super) fn state(&self) -> JobState {
+        match self {
+            Self::Done(_) => JobState::Done,
+            Self::Failed => JobState::Failed,
+            Self::Cancelled => JobState::Cancelled,
+        }
+    }
+}
+
+/// Works on a claimed job and writes down how it ended. Returns the job with its end, where it has come to that.
 ///
 /// `alone` says that nothing else is to be in hand meanwhile.
-pub(super) async fn run(ctx: &Context, device: &Arc<Device>, claim: Claim, alone: bool) -> Option<(JobId, JobResult)> {
+pub(super) async fn run(ctx: &Context, device: &Arc<Device>, claim: Claim, alone: bool) -> Option<(Job, End)> {
     let Claim { job, input, input_key } = claim;
     let held = StopToken::new();
     let lease = ctx.keeper.hold(job.id, job.attempt, held.clone());
@@ -70,11 +89,11 @@ pub(super) async fn run(ctx: &Context, device: &Arc<Device>, claim: Claim, alone
     ctx.fleet.remember(job.id, by_device.then_some(device));
     let witness = outcome.as_ref().map(|result| Duration::from_secs_f64(result.times.witness_ms / 1e3));
     let (witness, begun) = (witness.ok(), Instant::now());
-    let result = conclude(ctx, &job, outcome, &stop, started).await;
+    let end = conclude(ctx, &job, outcome, &stop, started).await;
     if let Some(witness) = witness {
         device.took_beside(witness + begun.elapsed());
     }
-    result.map(|result| (job.id, result))
+    end.map(|end| (job, end))
 }
 
 /// Waits until no other job is in hand, or this one is told to stop.
@@ -255,14 +274,14 @@ async fn unless_stopped<T>(stop: &StopToken, work: impl Future<Output = T>) -> R
     }
 }
 
-/// Writes down how the attempt ended. Returns the result, where it was written down.
+/// Writes down how the attempt ended. Returns the end of the job, where that was written down.
 async fn conclude(
     ctx: &Context,
     job: &Job,
     outcome: Result<JobResult, Ended>,
     stop: &StopToken,
     started: Instant,
-) -> Option<JobResult> {
+) -> Option<End> {
     let (id, attempt) = (job.id, job.attempt);
     match outcome {
         Ok(result) => {
@@ -277,13 +296,14 @@ async fn conclude(
                 .record(begun.elapsed().as_secs_f64());
             processed(started);
             tracing::info!(job = %id, device = %result.device, ms = ms(started), "job done");
-            return Some(result);
+            return Some(End::Done(result));
         }
         Err(Ended::Stopped(StopReason::LeaseLost)) => drop(was_held(job, Some(Held::Lost))),
         Err(Ended::Stopped(StopReason::Cancelled)) => {
             if was_held(job, persist(ctx, stop, || ctx.store.confirm_cancel(id, attempt)).await) {
                 counter!(telemetry::JOBS_CANCELLED).increment(1);
                 tracing::info!(job = %id, "job cancelled");
+                return Some(End::Cancelled);
             }
         }
         Err(Ended::Stopped(StopReason::Draining)) => {
@@ -292,15 +312,15 @@ async fn conclude(
         Err(Ended::Stopped(StopReason::TimedOut)) => {
             let allowed = ctx.options.job_timeout.as_secs();
             let message = format!("the attempt took longer than {allowed} s");
-            failed(ctx, job, JobError { class: FailureClass::Timeout, message }, stop, started).await;
+            return failed(ctx, job, JobError { class: FailureClass::Timeout, message }, stop, started).await;
         }
-        Err(Ended::Failed(error)) => failed(ctx, job, error, stop, started).await,
+        Err(Ended::Failed(error)) => return failed(ctx, job, error, stop, started).await,
         Err(Ended::Around(error, blame)) => {
             // One that failed before for what may pass tells nothing new, and may be alone in that.
             if blame == Blame::Worker || job.tries.transient == 0 {
                 ctx.surroundings.failed(Instant::now(), &error.message, blame);
             }
-            failed(ctx, job, error, stop, started).await;
+            return failed(ctx, job, error, stop, started).await;
         }
     }
     None
@@ -321,7 +341,7 @@ async fn give_back(ctx: &Context, job: &Job, stop: &StopToken) {
     }
 }
 
-async fn failed(ctx: &Context, job: &Job, error: JobError, stop: &StopToken, started: Instant) {
+async fn failed(ctx: &Context, job: &Job, error: JobError, stop: &StopToken, started: Instant) -> Option<End> {
     let retry = match retry::decide(error.class, job.tries, retry::jitter()) {
         Retry::After(wait) if ctx.fleet.falls_to_processor(job, error.class) => {
             Retry::After(wait.max(ctx.fleet.book_retrial(Instant::now())))
@@ -330,7 +350,7 @@ async fn failed(ctx: &Context, job: &Job, error: JobError, stop: &StopToken, sta
     };
     let held = persist(ctx, stop, || ctx.store.fail(job.id, job.attempt, &error, retry)).await;
     if !was_held(job, held) {
-        return;
+        return None;
     }
     let class = error.class.as_str();
     match retry {
@@ -345,11 +365,13 @@ async fn failed(ctx: &Context, job: &Job, error: JobError, stop: &StopToken, sta
             counter!(telemetry::JOB_RETRIES, "class" => class).increment(1);
             let ms = wait.as_millis() as u64;
             tracing::warn!(job = %job.id, class, error = %error.message, retry_in_ms = ms, "attempt failed");
+            None
         }
         Retry::Never => {
             counter!(telemetry::JOB_FAILURES, "class" => class).increment(1);
             processed(started);
             tracing::warn!(job = %job.id, class, error = %error.message, "job failed");
+            Some(End::Failed)
         }
     }
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use metrics::histogram;
 use tokio::sync::{Notify, oneshot};
 
+use super::device::Device;
 use super::failure::Ended;
-use super::fleet::Device;
 use super::lease::Lease;
 use crate::backend::{BackendError, LoadedKey};
 use crate::groth16::{self, BatchJob, ProveError, Proved};

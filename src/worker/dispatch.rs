@@ -7,10 +7,11 @@ use metrics::{counter, histogram};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::attempt::End;
 use super::fleet::Reservation;
-use super::{Context, attempt, ingest, retry};
+use super::{Context, attempt, briefly, ingest, retry};
 use crate::model::Job;
-use crate::queue::{Delivery, Offer, Queue, QueueError};
+use crate::queue::{Delivery, Ended, Offer, Queue, QueueError};
 use crate::store::{Claim, Due};
 use crate::telemetry;
 
@@ -255,15 +256,26 @@ fn begin(
     let ctx = ctx.clone();
     hands.spawn(async move {
         let trial = Trial(ctx.clone());
-        let made = attempt::run(&ctx, &place.device, claim, alone.is_some()).await;
+        let ended = attempt::run(&ctx, &place.device, claim, alone.is_some()).await;
         drop(trial);
         drop(alone);
         drop(place);
-        if let Some((job, result)) = made {
-            attempt::copy(&ctx, job, &result).await;
+        if let Some((job, end)) = ended {
+            if let End::Done(result) = &end {
+                attempt::copy(&ctx, job.id, result).await;
+            }
+            tell_ended(&ctx.queue, vec![Ended::of(&job, end.state())]).await;
         }
         acknowledge(&ctx, delivery.as_slice()).await;
     });
+}
+
+/// Tells whoever listens at the queue of jobs that have ended.
+pub(super) async fn tell_ended(queue: &Arc<dyn Queue>, ended: Vec<Ended>) {
+    let queue = queue.clone();
+    if let Some(Err(error)) = briefly(async move { queue.tell_ended(&ended).await }).await {
+        tracing::debug!(%error, "the queue did not hear that jobs have ended");
+    }
 }
 
 pub(super) async fn acknowledge(ctx: &Context, deliveries: &[Delivery]) {

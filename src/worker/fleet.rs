@@ -1,260 +1,24 @@
-//! The devices of a worker: how many jobs each takes, which one a job gets, and which ones sit out.
+//! The devices of a worker together: which one a job gets, and how many jobs there is room for.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use metrics::{counter, gauge, histogram};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use metrics::gauge;
+use tokio::sync::Notify;
 
 use super::canary::Canary;
-use super::desk::{Batching, Desk, Order};
-use crate::backend::{Backend, DeviceInfo, DeviceKind};
+use super::desk::Batching;
+use super::device::{Device, Slots, size};
+use crate::backend::{Backend, DeviceKind};
 use crate::model::{FailureClass, Job, JobId};
 use crate::telemetry;
 
-/// Failures in a row after which a device must sing before it gets another job.
-const SUSPICIOUS: u32 = 3;
-/// How long a device that failed its canary sits out, doubled each time.
-const FIRST_PAUSE: Duration = Duration::from_secs(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// Proofs on a GPU at once, or batches of them. While it computes one, the other's witness comes up, and its points go down to be
-/// assembled and verified.
-const GPU_PROOFS: usize = 2;
-/// Memory of a device is shared out to proofs in units of so many bytes.
-const UNIT: u64 = 1 << 20;
 /// Jobs on the processor, since other devices failed at them, beside those that the places are for.
 const RETRIALS: usize = 4;
 /// Jobs whose failing device is remembered.
 const MOST_REMEMBERED: usize = 10_000;
-
-/// How many jobs a device takes in hand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Slots {
-    /// So many.
-    Fixed(usize),
-    /// What keeps it at work, by its pace: see [`wanted`]. At most so many beside those that it proves.
-    ByPace { beside: usize },
-}
-
-/// A mean in which the latest values weigh most; none before the first.
-#[derive(Debug, Clone, Copy, Default)]
-struct Mean(Option<f64>);
-
-impl Mean {
-    fn note(&mut self, value: f64) {
-        self.0 = Some(self.0.map_or(value, |mean| mean + (value - mean) / 4.0));
-    }
-}
-
-/// How a device and its jobs have got on lately.
-#[derive(Debug, Clone, Copy, Default)]
-struct Pace {
-    /// Seconds of a job that are not the device's: its witness, and the writing of its result.
-    beside: Mean,
-    /// Seconds of a proof; of a batch, its share.
-    proof: Mean,
-    /// Proofs of a job's circuit that go to the device at once.
-    batch: Mean,
-}
-
-/// A device at work.
-pub(super) struct Device {
-    pub(super) backend: Arc<dyn Backend>,
-    pub(super) label: String,
-    /// Where witnesses wait for it.
-    pub(super) desk: Desk,
-    /// Proofs, or batches of them, at once.
-    pub(super) proofs: usize,
-    /// One call at a time, in order of arrival; none where the device takes several.
-    turns: Option<Arc<Semaphore>>,
-    /// Memory that proofs at work share, in units; unbounded where it is unknown, and on the processor.
-    memory: Option<(Arc<Semaphore>, u32)>,
-    /// Jobs in hand at once; of the processor beside other devices, while those cannot take any.
-    slots: Slots,
-    pace: Mutex<Pace>,
-    in_hand: AtomicUsize,
-    failures: AtomicU32,
-    quarantined: AtomicBool,
-    /// Why it was put out of use last.
-    why: Mutex<String>,
-    singing: AtomicBool,
-    pause: Mutex<Option<(Instant, Duration)>>,
-    busy_micros: AtomicU64,
-}
-
-impl Device {
-    fn new(backend: Arc<dyn Backend>, slots: Slots, proofs: usize, batching: Batching) -> Self {
-        let label = backend.device().label();
-        telemetry::start_device(&label);
-        let turns = (backend.device().kind == DeviceKind::Icicle).then(|| Arc::new(Semaphore::new(1)));
-        let memory = memory_of_proofs(backend.device()).map(|units| (Arc::new(Semaphore::new(units as usize)), units));
-        Self {
-            backend,
-            label,
-            desk: Desk::new(batching),
-            proofs,
-            turns,
-            memory,
-            slots,
-            pace: Mutex::default(),
-            in_hand: AtomicUsize::new(0),
-            failures: AtomicU32::new(0),
-            quarantined: AtomicBool::new(false),
-            why: Mutex::default(),
-            singing: AtomicBool::new(false),
-            pause: Mutex::new(None),
-            busy_micros: AtomicU64::new(0),
-        }
-    }
-
-    pub(super) fn is_cpu(&self) -> bool {
-        self.backend.device().kind == DeviceKind::Cpu
-    }
-
-    /// The sole right to call the device, where it takes one call at a time. No clock runs before it is there: what goes
-    /// before may rightly take long.
-    pub(super) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
-        self.turns.clone()?.acquire_owned().await.ok()
-    }
-
-    /// Memory for a batch, as soon as there is enough beside the proofs at work, and at once where there are none: what
-    /// is larger than all of it is still tried.
-    pub(super) async fn memory_for(&self, batch: &[Order]) -> Option<OwnedSemaphorePermit> {
-        let (free, all) = self.memory.as_ref()?;
-        let key = &batch.first()?.key;
-        let each = self.backend.footprint(key.key()).per_proof;
-        // No more of them are at work at a time than the device likes.
-        let at_once = batch.len().min(key.batch().max(1)) as u64;
-        let units = each.saturating_mul(at_once).div_ceil(UNIT).min(u64::from(*all));
-        free.clone().acquire_many_owned(units as u32).await.ok()
-    }
-
-    /// Takes the device out of use, for a call to it does not come back: whoever waits for it is told, and it must sing
-    /// before it gets jobs again.
-    pub(super) fn hangs(&self, why: &str, busy: Duration) {
-        tracing::error!(device = %self.label, why, "device sits out: it hangs");
-        self.failed(FailureClass::Device, busy);
-        self.quarantine(Some(why));
-        self.desk.close(why);
-    }
-
-    fn quarantine(&self, why: Option<&str>) {
-        why.unwrap_or_default().clone_into(&mut self.why.lock().unwrap_or_else(PoisonError::into_inner));
-        self.quarantined.store(why.is_some(), Ordering::Relaxed);
-        let shown = if why.is_some() { 1.0 } else { 0.0 };
-        gauge!(telemetry::DEVICE_QUARANTINED, "device" => self.label.clone()).set(shown);
-    }
-
-    /// Notes a verified proof, the share of the device's time it took, and how many of its circuit the device likes at once.
-    pub(super) fn succeeded(&self, busy: Duration, at_once: usize) {
-        self.failures.store(0, Ordering::Relaxed);
-        let mut pace = self.pace();
-        pace.proof.note(busy.as_secs_f64());
-        pace.batch.note(at_once as f64);
-        drop(pace);
-        counter!(telemetry::DEVICE_PROOFS, "device" => self.label.clone()).increment(1);
-        histogram!(telemetry::DEVICE_PROOF_DURATION, "device" => self.label.clone()).record(busy.as_secs_f64());
-        self.was_busy(busy);
-    }
-
-    /// Notes how long a job that it proved took beside that.
-    pub(super) fn took_beside(&self, took: Duration) {
-        self.pace().beside.note(took.as_secs_f64());
-    }
-
-    fn pace(&self) -> MutexGuard<'_, Pace> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Notes a failure. Only the device's own count against it.
-    pub(super) fn failed(&self, class: FailureClass, busy: Duration) {
-        if matches!(class, FailureClass::Device | FailureClass::InvalidProof) {
-            self.failures.fetch_add(1, Ordering::Relaxed);
-        }
-        self.count_failure(class, busy);
-    }
-
-    /// Notes how long a proof took that showed a witness to be at fault: no less than any other.
-    pub(super) fn judged(&self, busy: Duration) {
-        self.pace().proof.note(busy.as_secs_f64());
-    }
-
-    /// Notes that its memory did not suffice. Another device may have more, but what is smaller will do here, so that it is
-    /// not called unfit for it.
-    pub(super) fn lacked_memory(&self, busy: Duration) {
-        self.count_failure(FailureClass::Device, busy);
-    }
-
-    fn count_failure(&self, class: FailureClass, busy: Duration) {
-        counter!(telemetry::DEVICE_FAILURES, "device" => self.label.clone(), "class" => class.as_str()).increment(1);
-        self.was_busy(busy);
-    }
-
-    fn was_busy(&self, busy: Duration) {
-        let micros = busy.as_micros() as u64;
-        let total = self.busy_micros.fetch_add(micros, Ordering::Relaxed) + micros;
-        counter!(telemetry::DEVICE_BUSY, "device" => self.label.clone()).absolute(total / 1_000_000);
-    }
-
-    /// Why it gets no jobs, in words; none where it gets some.
-    pub(super) fn unfit(&self) -> Option<String> {
-        let why = || self.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        (!self.is_fit()).then(why).map(|why| match why.as_str() {
-            "" => format!("{} failed {SUSPICIOUS} times in a row", self.label),
-            why => why.to_owned(),
-        })
-    }
-
-    /// Whether it gets jobs. After failures in a row it must sing first.
-    fn is_fit(&self) -> bool {
-        let trusted = !self.quarantined.load(Ordering::Relaxed) && self.failures.load(Ordering::Relaxed) < SUSPICIOUS;
-        trusted && !self.desk.is_closed()
-    }
-
-    /// Jobs that it takes in hand at once, as things are.
-    fn slots(&self) -> usize {
-        match self.slots {
-            Slots::Fixed(jobs) => jobs,
-            Slots::ByPace { beside } => wanted(self.proofs, &self.pace(), beside),
-        }
-    }
-
-    fn free(&self) -> usize {
-        self.slots().saturating_sub(self.in_hand.load(Ordering::Relaxed))
-    }
-
-    /// Whether an unfit device's time to sing has come; the next time is set with that.
-    fn may_sing(&self) -> bool {
-        let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
-        if pause.is_some_and(|(until, _)| Instant::now() < until) {
-            return false;
-        }
-        let next = pause.map_or(FIRST_PAUSE, |(_, last)| (last * 2).min(LONGEST_PAUSE));
-        *pause = Some((Instant::now() + next, next));
-        true
-    }
-
-    /// Sings; a device that cannot sits out for a while.
-    async fn sing(self: Arc<Self>, canary: Arc<Canary>) {
-        let me = self.clone();
-        let sung = tokio::task::spawn_blocking(move || canary.sing(me.backend.as_ref())).await;
-        let sung = sung.unwrap_or_else(|_| Err("the canary's proof panicked".to_owned()));
-        match &sung {
-            Err(why) => {
-                tracing::error!(device = %self.label, why, "device sits out: its canary fails");
-                self.quarantine(Some(&format!("the canary of {} fails: {why}", self.label)));
-            }
-            Ok(()) => {
-                *self.pause.lock().unwrap_or_else(PoisonError::into_inner) = None;
-                self.failures.store(0, Ordering::Relaxed);
-                tracing::info!(device = %self.label, "device is fit: its canary passes");
-                self.quarantine(None);
-            }
-        }
-    }
-}
 
 /// How a device's work is put together and shared out.
 #[derive(Debug, Clone, Copy)]
@@ -300,7 +64,7 @@ impl Drop for Placement {
         if self.retrial {
             self.fleet.retrials.fetch_sub(1, Ordering::Relaxed);
         } else {
-            self.device.in_hand.fetch_sub(1, Ordering::Relaxed);
+            self.device.let_go();
             self.fleet.busy.fetch_sub(1, Ordering::Relaxed);
         }
         self.fleet.show();
@@ -326,43 +90,6 @@ impl Drop for Reservation {
         self.0.reserved.store(false, Ordering::Release);
         self.0.freed.notify_one();
     }
-}
-
-/// Units of memory that proofs on a device may have together: the half that the registry does not fill with keys.
-fn memory_of_proofs(device: &DeviceInfo) -> Option<u32> {
-    let units = u32::try_from(device.memory / 2 / UNIT).unwrap_or(u32::MAX >> 3);
-    (device.kind != DeviceKind::Cpu && units > 0).then_some(units)
-}
-
-/// How many jobs and how many proofs at once a device is good for, on a machine with so many cores and GPUs.
-///
-/// A proof on the CPU uses `threads` cores, so cores ÷ threads run side by side. Beyond that, one job more is worth
-/// having: its witness, which takes one core, is made while the others' proofs run, and a proof's last, narrow stages
-/// leave a core idle. So there are never fewer than two jobs. On a GPU two proofs at a time keep it busy, where its memory
-/// takes both ([`Device::memory_for`]); what it takes beside depends on the jobs, and is at most a witness a core, over all
-/// GPUs.
-fn size(device: &DeviceInfo, cores: usize, gpus: usize) -> (Slots, usize) {
-    match device.kind {
-        DeviceKind::Cpu => {
-            let proofs = (cores / device.threads.max(1)).max(1);
-            (Slots::Fixed(proofs.max(2)), proofs)
-        }
-        DeviceKind::Cuda => (Slots::ByPace { beside: cores.div_ceil(gpus.max(1)) }, GPU_PROOFS),
-        // Its process does one thing at a time.
-        DeviceKind::Icicle => (Slots::ByPace { beside: cores.div_ceil(gpus.max(1)) }, 1),
-    }
-}
-
-/// Jobs in hand that keep a device at work, and no more: what is taken beyond that waits here while another worker may be
-/// idle, with its witness in memory. Those are the proofs it makes at once, in batches as it likes them; and as many jobs as
-/// come to be in their other stages while it makes them, one at least and `most` at the most.
-fn wanted(proofs: usize, pace: &Pace, most: usize) -> usize {
-    let batch = pace.batch.0.map_or(1, |batch| batch.round() as usize).max(1);
-    let beside = match (pace.beside.0, pace.proof.0) {
-        (Some(beside), Some(proof)) => (proofs as f64 * beside / proof).ceil() as usize,
-        _ => 1,
-    };
-    proofs * batch + beside.clamp(1, most.max(1))
 }
 
 /// Jobs for each of `devices` of so many over all of them: as evenly as it goes, the first ones first.
@@ -416,19 +143,10 @@ impl Fleet {
         self.workers.first().map(|i| &self.devices[*i])
     }
 
-    /// Lets unfit devices sing whose time has come. Does not wait for them: a device may take long to fail.
+    /// Lets unfit devices sing whose time has come, and does not wait for them.
     pub(super) fn look_after(&self, canary: &Arc<Canary>) {
-        // One that hangs would only keep the canary, too.
-        for device in self.devices.iter().filter(|d| !d.is_fit() && !d.desk.is_closed()) {
-            if !device.singing.swap(true, Ordering::AcqRel) {
-                let (device, canary) = (device.clone(), canary.clone());
-                tokio::spawn(async move {
-                    if device.may_sing() {
-                        device.clone().sing(canary).await;
-                    }
-                    device.singing.store(false, Ordering::Release);
-                });
-            }
+        for device in &self.devices {
+            device.look_after(canary);
         }
     }
 
@@ -488,7 +206,7 @@ impl Fleet {
         if retrial {
             self.retrials.fetch_add(1, Ordering::Relaxed);
         } else {
-            device.in_hand.fetch_add(1, Ordering::Relaxed);
+            device.take();
             self.busy.fetch_add(1, Ordering::Relaxed);
         }
         self.show();
@@ -534,7 +252,7 @@ impl Fleet {
     /// faster than it deals with them, by its proofs so far, and not to be held here meanwhile.
     pub(super) fn book_retrial(&self, now: Instant) -> Duration {
         let Some(cpu) = self.devices.iter().find(|d| d.is_cpu()) else { return Duration::ZERO };
-        let each = Duration::from_secs_f64(cpu.pace().proof.0.unwrap_or(0.0) / cpu.proofs as f64);
+        let each = Duration::from_secs_f64(cpu.seconds_a_proof());
         let mut next = self.next_retrial.lock().unwrap_or_else(PoisonError::into_inner);
         let wait = next.saturating_duration_since(now);
         *next = now + wait + each;
@@ -544,7 +262,7 @@ impl Fleet {
     /// The next device that does not sit out.
     fn other_than(&self, own: usize) -> Option<usize> {
         let n = self.devices.len();
-        (1..n).map(|i| (own + i) % n).find(|i| !self.devices[*i].quarantined.load(Ordering::Relaxed))
+        (1..n).map(|i| (own + i) % n).find(|i| !self.devices[*i].is_quarantined())
     }
 
     fn failed_on(&self) -> MutexGuard<'_, HashMap<JobId, usize>> {
@@ -571,51 +289,6 @@ mod tests {
     use super::*;
     use crate::backend::cpu::CpuBackend;
 
-    fn device(kind: DeviceKind, threads: usize) -> DeviceInfo {
-        DeviceInfo { kind, name: String::new(), ordinal: 0, threads, memory: 0 }
-    }
-
-    #[test]
-    fn a_small_processor_takes_two_jobs_and_proves_one_at_a_time() {
-        assert_eq!(size(&device(DeviceKind::Cpu, 2), 2, 0), (Slots::Fixed(2), 1));
-        assert_eq!(size(&device(DeviceKind::Cpu, 1), 1, 0), (Slots::Fixed(2), 1));
-        assert_eq!(size(&device(DeviceKind::Cpu, 1), 2, 0), (Slots::Fixed(2), 2));
-        assert_eq!(size(&device(DeviceKind::Cpu, 8), 64, 1), (Slots::Fixed(8), 8));
-        assert_eq!(size(&device(DeviceKind::Cpu, 64), 64, 0), (Slots::Fixed(2), 1));
-    }
-
-    #[test]
-    fn gpus_take_two_proofs_each_and_share_the_cores_for_witnesses() {
-        assert_eq!(size(&device(DeviceKind::Cuda, 1), 16, 1), (Slots::ByPace { beside: 16 }, 2));
-        assert_eq!(size(&device(DeviceKind::Cuda, 1), 16, 8), (Slots::ByPace { beside: 2 }, 2));
-        assert_eq!(size(&device(DeviceKind::Cuda, 1), 2, 8), (Slots::ByPace { beside: 1 }, 2));
-        assert_eq!(size(&device(DeviceKind::Icicle, 1), 16, 1), (Slots::ByPace { beside: 16 }, 1));
-    }
-
-    #[test]
-    fn a_gpu_takes_what_keeps_it_at_work_and_no_more() {
-        // Seconds beside the device, seconds on it, batch; of 16 at most beside two proofs.
-        for (beside, proof, batch, expected) in [
-            (2.0, 60.0, 1, 3),
-            (60.0, 60.0, 1, 4),
-            (3.0, 1.0, 1, 8),
-            (100.0, 1.0, 1, 18),
-            (0.0, 1.0, 1, 3),
-            (0.0, 0.0, 1, 3),
-            (1.0, 0.0, 1, 18),
-            (0.002, 0.001, 8, 20),
-            (0.02, 0.001, 8, 32),
-            (0.001, 0.01, 8, 17),
-        ] {
-            let mut pace = Pace::default();
-            pace.beside.note(beside);
-            pace.proof.note(proof);
-            pace.batch.note(f64::from(batch));
-            assert_eq!(wanted(2, &pace, 16), expected, "{beside} s beside {proof} s, by {batch}");
-        }
-        assert_eq!(wanted(2, &Pace::default(), 16), 3, "before the first proof");
-    }
-
     #[test]
     fn doubtful_jobs_come_to_the_processor_as_fast_as_it_judges() {
         let cpu = CpuBackend::new(1).unwrap();
@@ -630,33 +303,12 @@ mod tests {
     }
 
     #[test]
-    fn the_pace_follows_the_latest_jobs() {
-        let mut mean = Mean::default();
-        mean.note(8.0);
-        mean.note(4.0);
-        assert_eq!(mean.0, Some(7.0));
-        for _ in 0..40 {
-            mean.note(1.0);
-        }
-        assert_eq!(mean.0.map(f64::round), Some(1.0));
-    }
-
-    #[test]
-    fn proofs_share_what_a_gpu_has_beside_its_keys() {
-        let with = |kind, memory| memory_of_proofs(&DeviceInfo { memory, ..device(kind, 1) });
-        assert_eq!(with(DeviceKind::Cuda, 80 << 30), Some(40 << 10));
-        assert_eq!(with(DeviceKind::Cuda, u64::MAX), Some(u32::MAX >> 3));
-        assert_eq!(with(DeviceKind::Cuda, 0), None);
-        assert_eq!(with(DeviceKind::Cpu, 80 << 30), None);
-    }
-
-    #[test]
     fn a_job_goes_to_the_second_device_while_the_first_is_unfit() {
         let devices = (0..2).map(|_| Arc::new(CpuBackend::new(1).unwrap()) as Arc<dyn Backend>).collect();
         let batching = Batching { most: None, linger: Duration::ZERO };
         let fleet = Fleet::new(devices, Sizing { jobs: Some(1), cpu_overflow: false, batching });
         assert_eq!((fleet.slots(), fleet.free()), (1, 1));
-        fleet.devices[0].quarantined.store(true, Ordering::Relaxed);
+        fleet.devices[0].quarantine(Some("made up"));
         assert_eq!(fleet.free(), 1);
     }
 

@@ -6,11 +6,12 @@
 use metrics::counter;
 use uuid::Uuid;
 
-use super::dispatch::acknowledge;
+use super::dispatch::{acknowledge, tell_ended};
 use super::service::{MAX_KEY, ServiceError, SubmitRequest, is_key, refuse};
 use super::{Context, request};
 use crate::model::{CircuitName, FailureClass, JobError, JobId, Priority};
-use crate::queue::{Delivery, Message, Offer};
+use crate::queue::{Delivery, Ended, Message, Offer};
+use crate::store::{StoreError, Submitted};
 use crate::telemetry;
 
 /// What becomes of a message.
@@ -121,12 +122,15 @@ async fn reject(ctx: &Context, id: Option<String>, circuit: Option<String>, why:
     let Some(circuit) = known.or_else(|| "unknown".parse::<CircuitName>().ok()) else { return Fate::SetAside(why) };
     let error = JobError { class: FailureClass::BadInput, message: why };
     match ctx.store.reject(&refuse(own.id, circuit, own.key, &error), &error).await {
-        Ok(_) => {
+        Ok(rejected) => {
             tracing::warn!(job = %own.id, error = %error.message, "a message is rejected");
+            if let Submitted::Created(job) = rejected {
+                tell_ended(&ctx.queue, vec![Ended::of(&job, job.state)]).await;
+            }
             Fate::Rejected
         }
         // The id is another job's, which is left alone.
-        Err(crate::store::StoreError::Conflict { what, id }) => {
+        Err(StoreError::Conflict { what, id }) => {
             Fate::SetAside(format!("{}; {what} is taken by job {id}", error.message))
         }
         Err(error) => {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::device::Device;
 use super::failure::Ended;
-use super::fleet::Device;
 use crate::backend::{BackendError, LoadedKey};
 use crate::model::FailureClass;
 use crate::registry::{ReadyCircuit, Registry, RegistryError};

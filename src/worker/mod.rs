@@ -8,6 +8,7 @@
 mod attempt;
 mod canary;
 mod desk;
+mod device;
 mod dispatch;
 mod failure;
 mod faults;
@@ -21,6 +22,7 @@ pub mod request;
 pub mod retry;
 mod service;
 mod surroundings;
+mod waiting;
 mod workspace;
 
 use std::collections::HashSet;
@@ -50,7 +52,8 @@ use crate::seal::Keyring;
 use crate::store::{JobFilter, Store};
 use crate::telemetry;
 use desk::Batching;
-use fleet::{Device, Fleet, Sizing};
+use device::Device;
+use fleet::{Fleet, Sizing};
 use lease::Keeper;
 use surroundings::Surroundings;
 

@@ -6,14 +6,17 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use metrics::{counter, gauge};
 
+use super::dispatch::tell_ended;
 use super::{Context, retry};
 use crate::model::{JobId, JobState};
-use crate::queue::{Queue, QueueError};
+use crate::queue::{Ended, Queue, QueueError};
 use crate::store::{Due, Load, StoreError};
 use crate::telemetry;
 
 /// How often overdue things are looked for, and how busy the queue is.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
+/// How long a look at how busy it is may take before the store counts as gone. Millions of jobs are counted in less.
+const UNANSWERED: Duration = Duration::from_secs(10);
 /// How often all that is due is offered although as much waits.
 const OFFER_EVERY: Duration = Duration::from_secs(10);
 /// Least time between two looks for due jobs.
@@ -84,10 +87,14 @@ pub(super) async fn tidy(ctx: Arc<Context>) {
     let mut well = true;
     loop {
         tick.tick().await;
-        let tidied = match sweep(&ctx).await {
-            Ok(()) => ctx.store.load().await.map(|load| show(&load)),
-            Err(error) => Err(error),
+        let looked = async {
+            sweep(&ctx).await?;
+            ctx.store.load().await
         };
+        let tidied = show_answers(looked, UNANSWERED, |up| gauge!(telemetry::STORE_UP).set(f64::from(up))).await;
+        if let Ok(load) = &tidied {
+            show(load);
+        }
         if let Err(error) = &tidied
             && well
         {
@@ -97,12 +104,39 @@ pub(super) async fn tidy(ctx: Arc<Context>) {
     }
 }
 
+/// Shows whether a call is answered: not while it takes longer than `patience` either.
+async fn show_answers<T, E>(
+    call: impl Future<Output = Result<T, E>>,
+    patience: Duration,
+    show: impl Fn(bool),
+) -> Result<T, E> {
+    tokio::pin!(call);
+    let answer = match tokio::time::timeout(patience, &mut call).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            show(false);
+            call.await
+        }
+    };
+    show(answer.is_ok());
+    answer
+}
+
 async fn sweep(ctx: &Context) -> Result<(), StoreError> {
     let done = ctx.store.sweep(SWEEP_LIMIT).await?;
     for job in &done.expired {
         tracing::warn!(%job, "job failed: no worker began it in time");
     }
     counter!(telemetry::JOBS_EXPIRED).increment(done.expired.len() as u64);
+    let mut ended = Vec::new();
+    for id in done.expired {
+        // It failed all the same where it cannot be looked at any more.
+        let key = ctx.store.job(id).await.ok().flatten().and_then(|job| job.idempotency_key);
+        ended.push(Ended { id, key, state: JobState::Failed });
+    }
+    if !ended.is_empty() {
+        tell_ended(&ctx.queue, ended).await;
+    }
     Ok(())
 }
 
@@ -205,6 +239,25 @@ mod tests {
         })
         .await;
         assert_eq!(begun.into_inner(), 100);
+    }
+
+    #[tokio::test]
+    async fn a_store_that_fails_or_hangs_is_shown_to() {
+        let shown = std::sync::Mutex::new(Vec::new());
+        let show = |up| shown.lock().unwrap().push(up);
+        let long = Duration::from_secs(600);
+        assert_eq!(show_answers(async { Ok::<_, ()>(1) }, long, show).await, Ok(1));
+        assert_eq!(show_answers(async { Err::<(), _>(2) }, long, show).await, Err(2));
+        // One that answers only once it was given up.
+        let answers = std::future::poll_fn(|cx| {
+            if shown.lock().unwrap().len() > 2 {
+                return std::task::Poll::Ready(Ok::<_, ()>(3));
+            }
+            cx.waker().wake_by_ref();
+            std::task::Poll::Pending
+        });
+        assert_eq!(show_answers(answers, Duration::from_millis(1), show).await, Ok(3));
+        assert_eq!(shown.into_inner().unwrap(), [true, false, false, true]);
     }
 
     #[test]

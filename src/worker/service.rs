@@ -8,10 +8,12 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::briefly;
+use super::dispatch::tell_ended;
+use super::waiting::Waiting;
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::formats::wtns;
 use crate::model::{Circuit, CircuitName, ContentHash, Job, JobError, JobId, JobResult, JobState, NewJob, Priority};
-use crate::queue::{Queue, SetAside};
+use crate::queue::{Ended, Queue, SetAside};
 use crate::seal::{Keyring, SealError};
 use crate::store::{Cancelled, Counts, Input, JobFilter, Load, Requeued, Scope, Store, StoreError, Submitted};
 use crate::witness::Inputs;
@@ -121,6 +123,7 @@ pub struct JobService {
     queue: Option<Arc<dyn Queue>>,
     artifacts: Artifacts,
     options: ServiceOptions,
+    waiting: Waiting,
 }
 
 impl JobService {
@@ -131,7 +134,8 @@ impl JobService {
         artifacts: Artifacts,
         options: ServiceOptions,
     ) -> Self {
-        Self { store, queue, artifacts, options }
+        let waiting = Waiting::new(store.clone());
+        Self { store, queue, artifacts, options, waiting }
     }
 
     /// Largest input, bytes.
@@ -275,8 +279,22 @@ impl JobService {
         self.store.job(id).await?.ok_or(ServiceError::UnknownJob(id))
     }
 
+    /// A job as soon as it has ended, or as it is after `at_most`.
+    pub async fn wait(&self, id: JobId, at_most: Duration) -> Result<Job, ServiceError> {
+        let job = self.job(id).await?;
+        if job.state.is_final() || at_most.is_zero() {
+            return Ok(job);
+        }
+        self.waiting.ended(id, at_most).await;
+        self.job(id).await
+    }
+
     /// Jobs, newest first.
     pub async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, ServiceError> {
+        if let Some(before) = filter.before {
+            // It may be forgotten by now, and what came before it is then not known.
+            self.job(before).await?;
+        }
         Ok(self.store.jobs(filter).await?)
     }
 
@@ -289,6 +307,13 @@ impl JobService {
     pub async fn cancel(&self, id: JobId) -> Result<Cancelled, ServiceError> {
         match self.store.cancel(id).await? {
             Cancelled::Unknown => Err(ServiceError::UnknownJob(id)),
+            Cancelled::Now => {
+                if let Some(queue) = &self.queue {
+                    let key = self.store.job(id).await.ok().flatten().and_then(|job| job.idempotency_key);
+                    tell_ended(queue, vec![Ended { id, key, state: JobState::Cancelled }]).await;
+                }
+                Ok(Cancelled::Now)
+            }
             cancelled => Ok(cancelled),
         }
     }

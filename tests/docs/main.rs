@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use prover_worker::model::FailureClass;
 use prover_worker::{config, telemetry};
 
 fn root() -> &'static Path {
@@ -51,6 +52,31 @@ fn the_readme_names_every_variable_and_metric_as_the_code_does() {
     }
     for name in rows(&readme, "metric") {
         assert!(telemetry::METRICS.iter().any(|m| m.name == name), "README names {name}, which is no metric");
+    }
+}
+
+#[test]
+fn the_alerts_name_metrics_and_labels_as_the_code_does() {
+    let alerts = read("docs/alerts.yaml");
+    let exprs: Vec<_> = alerts.lines().filter_map(|l| l.trim().strip_prefix("expr: ")).collect();
+    assert_eq!(
+        exprs.len(),
+        alerts.matches("- alert: ").count(),
+        "an expression of more than one line is not looked at"
+    );
+    let values: Vec<_> = FailureClass::ALL.iter().map(|c| c.as_str()).chain(telemetry::MESSAGE_OUTCOMES).collect();
+    for expr in exprs {
+        // Every other part is quoted: the value of a label.
+        for (i, part) in expr.split('"').enumerate() {
+            if i % 2 == 1 {
+                assert!(values.contains(&part), "{part} is no value of a label: {expr}");
+                continue;
+            }
+            let names = part.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|n| n.contains('_'));
+            for name in names {
+                assert!(telemetry::METRICS.iter().any(|m| m.name == name), "{name} is no metric: {expr}");
+            }
+        }
     }
 }
 

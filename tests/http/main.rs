@@ -37,7 +37,7 @@ struct Site {
     verifier: Verifier,
     api: SocketAddr,
     ops: SocketAddr,
-    _stop: watch::Sender<bool>,
+    stop: watch::Sender<bool>,
 }
 
 fn circuit_file(name: &str) -> std::path::PathBuf {
@@ -82,7 +82,7 @@ impl Site {
         }
         let rooms = Some(Rooms { store, heartbeat, queue, artifacts, registry, service, keyring });
         let verifier = Verifier::new(&key.header.vk);
-        Self { _dir: dir, rooms, readiness, verifier, api: addresses[0], ops: addresses[1], _stop: stop }
+        Self { _dir: dir, rooms, readiness, verifier, api: addresses[0], ops: addresses[1], stop }
     }
 
     async fn work(&mut self) -> Worker {
@@ -151,6 +151,59 @@ async fn a_job_goes_all_the_way() {
     site.assert_proof(&id, 42).await;
     assert_problem(&site.api("DELETE", &format!("/v1/jobs/{id}"), &Value::Null).await, 409, "done already");
     worker.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_waits_for_the_end_of_a_job() {
+    let mut site = Site::open().await;
+    let body = |b: u64| json!({"circuit": "multiplier", "input": {"a": 3, "b": b}, "idempotency_key": b.to_string()});
+    let id = site.submit(6, 7).await;
+    let worker = site.work().await;
+    let site = &site;
+    let submit = |b: u64| async move { site.api("POST", "/v1/jobs?wait=300", &body(b)).await };
+    let submits = futures::future::join_all((1..20).map(submit)).await;
+    for (answer, b) in submits.iter().zip(1..) {
+        let job = answer.json();
+        assert_eq!((answer.status, &job["state"]), (201, &json!("done")), "{job}");
+        assert_eq!(answer.header("location"), Some(format!("/v1/jobs/{}", job["id"].as_str().unwrap()).as_str()));
+        site.assert_proof(job["id"].as_str().unwrap(), 3 * b).await;
+    }
+    assert_eq!(site.get(&format!("/v1/jobs/{id}?wait=300")).await.json()["state"], "done");
+    assert_eq!(site.get(&format!("/v1/jobs/{id}/proof?wait=300")).await.status, 200);
+    let again = submit(1).await;
+    assert_eq!((again.status, &again.json()["state"]), (200, &json!("done")), "a repeat of one that is done");
+
+    let bad = site.api("POST", "/v1/jobs?wait=300", &json!({"circuit": "multiplier", "input": {"a": 1}})).await;
+    assert_eq!((bad.status, &bad.json()["state"]), (201, &json!("failed")), "{bad:?}");
+    worker.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_ends_with_its_time_or_with_the_server() {
+    let site = Site::open().await;
+    let id = site.submit(6, 7).await;
+    let path = format!("/v1/jobs/{id}");
+    assert_eq!(site.get(&format!("{path}?wait=1")).await.json()["state"], "queued");
+    assert_problem(&site.get(&format!("{path}/proof?wait=1")).await, 409, "queued");
+    let created =
+        site.api("POST", "/v1/jobs?wait=1", &json!({"circuit": "multiplier", "input": {"a": 1, "b": 1}})).await;
+    assert_eq!((created.status, &created.json()["state"]), (201, &json!("queued")));
+    for wait in ["301", "-1", "x", ""] {
+        assert_problem(&site.get(&format!("{path}?wait={wait}")).await, 422, "0 to 300");
+    }
+    let unknown = "/v1/jobs/0199b0c4-7e11-7a3c-9c8e-0f4f5a3f1f22?wait=300";
+    assert_problem(&site.get(unknown).await, 404, "no job");
+
+    let long = format!("{path}?wait=300");
+    let waits = site.get(&long);
+    let stops = async {
+        // Begun or not when the server ends, it must not hold that up.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        site.stop.send_replace(true);
+    };
+    let (answer, ()) =
+        tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(waits, stops) }).await.unwrap();
+    assert_eq!((answer.status, &answer.json()["state"]), (200, &json!("queued")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -239,7 +292,10 @@ async fn jobs_and_circuits_are_listed_and_queued_jobs_cancelled() {
     let ids = |v: Value| v.as_array().unwrap().iter().map(|j| j["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
     assert_eq!(ids(site.get("/v1/jobs").await.json()), [second.clone(), first.clone()], "newest first");
     assert_eq!(ids(site.get("/v1/jobs?state=queued").await.json()), *std::slice::from_ref(&second));
-    assert_eq!(ids(site.get("/v1/jobs?limit=1").await.json()), [second]);
+    assert_eq!(ids(site.get("/v1/jobs?limit=1").await.json()), *std::slice::from_ref(&second));
+    assert_eq!(ids(site.get(&format!("/v1/jobs?before={second}")).await.json()), *std::slice::from_ref(&first));
+    assert_eq!(ids(site.get(&format!("/v1/jobs?before={first}")).await.json()), [String::new(); 0]);
+    assert_problem(&site.get("/v1/jobs?before=0199b0c4-7e11-7a3c-9c8e-0f4f5a3f1f22").await, 404, "no job");
 }
 
 #[tokio::test(flavor = "multi_thread")]

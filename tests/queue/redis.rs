@@ -5,8 +5,8 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use prover_worker::model::{JobId, Priority};
-use prover_worker::queue::{Delivery, Message, Offer, Queue, QueueError, RedisQueue, RedisSettings};
+use prover_worker::model::{JobId, JobState, Priority};
+use prover_worker::queue::{Delivery, Ended, Message, Offer, Queue, QueueError, RedisQueue, RedisSettings};
 use sha2::{Digest, Sha256};
 
 use crate::conformance::{Factory, HANG, drain, id_of, ids, pop_soon, push, take, take_soon};
@@ -588,6 +588,32 @@ async fn a_message_that_cannot_be_used_is_taken_out_and_noted() {
     assert!(noted.at >= before[0] * 1000);
     assert!(take(&queue).await.is_none());
     assert_eq!(raw::<u64>(&shared_url(), &["XLEN", &name]).await, 0);
+    shared.clean().await;
+}
+
+#[tokio::test]
+async fn ends_of_jobs_are_told_to_whoever_listens() {
+    let shared = Shared::new();
+    let name = shared.name();
+    let queue = RedisQueue::open(settings(&shared_url(), &name)).await.unwrap();
+    let [done, failed] = [JobId::new(), JobId::new()];
+    let told = [
+        Ended { id: done, key: Some("order 7".into()), state: JobState::Done },
+        Ended { id: failed, key: None, state: JobState::Failed },
+    ];
+    queue.tell_ended(&told).await.unwrap();
+    let got: Vec<(String, Vec<String>)> = raw(&shared_url(), &["XRANGE", &format!("{name}:ended"), "-", "+"]).await;
+    let got: Vec<_> = got.into_iter().map(|(_, fields)| fields).collect();
+    let (done, failed) = (done.to_string(), failed.to_string());
+    assert_eq!(got[0], ["id", &done, "state", "done", "key", "order 7"]);
+    assert_eq!(got[1], ["id", &failed, "state", "failed"]);
+    // They are no offers, and not for ever.
+    assert!(take(&queue).await.is_none());
+    for _ in 0..30 {
+        queue.tell_ended(&vec![told[1].clone(); 400]).await.unwrap();
+    }
+    let kept = raw::<u64>(&shared_url(), &["XLEN", &format!("{name}:ended")]).await;
+    assert!((10_000..10_500).contains(&kept), "{kept}");
     shared.clean().await;
 }
 

@@ -46,6 +46,7 @@ macro_rules! suite {
                 racing_submits_of_one_key_make_one_job,
                 racing_submits_of_one_id_make_one_job,
                 unknown_jobs_are_none_and_hold_nothing,
+                those_that_have_not_ended_are_told_from_those_that_have,
                 jobs_are_listed_newest_first_by_state_and_limit,
                 a_claim_gives_the_job_and_its_input,
                 inputs_of_any_bytes_and_sizes_survive,
@@ -410,6 +411,21 @@ pub async fn unknown_jobs_are_none_and_hold_nothing(p: impl Place) {
     assert!(claim(&store, id, LONG).await.is_none());
     assert_all_lost(&store, id, attempt).await;
     assert_eq!(store.cancel(id).await.unwrap(), Cancelled::Unknown);
+}
+
+pub async fn those_that_have_not_ended_are_told_from_those_that_have(p: impl Place) {
+    let store = p.open().await;
+    let other = p.open_with(StoreSettings { queue: "other".to_owned(), ..StoreSettings::default() }).await;
+    let (done, attempt) = claimed(&store, LONG).await;
+    store.finish(done, attempt, &result()).await.unwrap();
+    let (running, _) = claimed(&store, LONG).await;
+    let (queued, elsewhere) = (submitted(&store).await, submitted(&other).await);
+    let mut got = store.unfinished(&[done, queued, JobId::new(), running, elsewhere, queued]).await.unwrap();
+    let mut expected = [queued, running, elsewhere];
+    got.sort();
+    expected.sort();
+    assert_eq!(got, expected);
+    assert_eq!(store.unfinished(&[]).await.unwrap(), []);
 }
 
 pub async fn jobs_are_listed_newest_first_by_state_and_limit(p: impl Place) {

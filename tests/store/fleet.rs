@@ -76,7 +76,8 @@ pub async fn queues_see_their_own_jobs_and_find_all_by_id(p: impl Place) {
         assert_eq!(store.load().await.unwrap().queued, 1);
         for circuit in [None, Some(self::name("c"))] {
             for state in [None, Some(JobState::Queued)] {
-                let jobs = store.jobs(JobFilter { state, circuit: circuit.clone(), limit: 9 }).await.unwrap();
+                let jobs =
+                    store.jobs(JobFilter { state, circuit: circuit.clone(), before: None, limit: 9 }).await.unwrap();
                 assert_eq!(jobs.iter().map(|j| j.id).collect::<Vec<_>>(), [own]);
             }
         }
@@ -120,15 +121,27 @@ pub async fn jobs_are_listed_by_circuit(p: impl Place) {
         ids.push(submit(&store, &new_job(c)).await);
     }
     store.cancel(ids[2]).await.unwrap();
-    let list = async |state, c: &str, limit| -> Vec<JobId> {
-        let filter = JobFilter { state, circuit: Some(name(c)), limit };
+    let list_before = async |before, state, c: &str, limit| -> Vec<JobId> {
+        let filter = JobFilter { state, circuit: Some(name(c)), before, limit };
         store.jobs(filter).await.unwrap().iter().map(|j| j.id).collect()
     };
+    let list = async |state, c: &str, limit| list_before(None, state, c, limit).await;
     assert_eq!(list(None, "a", 10).await, [ids[4], ids[2], ids[0]]);
     assert_eq!(list(None, "a", 2).await, [ids[4], ids[2]]);
     assert_eq!(list(Some(JobState::Queued), "a", 10).await, [ids[4], ids[0]]);
     assert_eq!(list(Some(JobState::Cancelled), "b", 10).await, []);
     assert_eq!(list(None, "c", 10).await, []);
+    // A page follows the last one's last job, of whatever circuit and state that is.
+    assert_eq!(list_before(Some(ids[4]), None, "a", 1).await, [ids[2]]);
+    assert_eq!(list_before(Some(ids[4]), Some(JobState::Queued), "a", 9).await, [ids[0]]);
+    assert_eq!(list_before(Some(ids[2]), None, "b", 9).await, [ids[1]]);
+    assert_eq!(list_before(Some(ids[0]), None, "a", 9).await, []);
+    assert_eq!(list_before(Some(JobId::new()), None, "a", 1).await, [ids[4]], "one that is not there");
+    for state in [None, Some(JobState::Queued)] {
+        let filter = JobFilter { state, before: Some(ids[1]), limit: 9, ..JobFilter::default() };
+        let jobs: Vec<_> = store.jobs(filter).await.unwrap().iter().map(|j| j.id).collect();
+        assert_eq!(jobs, [ids[0]]);
+    }
 }
 
 // Submitting.

@@ -12,6 +12,7 @@
 //! | `<q>:delayed`, `<q>:delayed:priority` | sorted set: id by due time in ms of the server's clock; hash: id to band |
 //! | `<q>:inbox` | list of messages that producers `LPUSH` |
 //! | `<q>:aside` | stream of what was set aside, the last 1,000 |
+//! | `<q>:ended` | stream of jobs that have ended, some 10,000; nothing here reads it |
 //! | `<q>:wake` | list of marks, each of which wakes one worker that blocks |
 //!
 //! # Rules
@@ -66,7 +67,7 @@ use zeroize::Zeroizing;
 
 use self::link::Link;
 use self::reader::Hand;
-use super::{Delivery, Message, Offer, Queue, QueueError, SetAside};
+use super::{Delivery, Ended, Message, Offer, Queue, QueueError, SetAside};
 use crate::model::{JobId, Priority};
 
 /// Ids or deliveries in one call of a script.
@@ -77,6 +78,8 @@ const CUT: usize = 64 << 10;
 const READ_BYTES: usize = 8 << 20;
 /// Messages that are remembered once set aside.
 const ASIDE: usize = 1000;
+/// Ends of jobs that are remembered, about.
+const ENDED: usize = 10_000;
 /// A consumer that holds nothing is never taken for dead before this.
 const DEAD_AFTER: Duration = Duration::from_secs(300);
 
@@ -391,6 +394,19 @@ impl Queue for RedisQueue {
             }
         });
         Ok(records.take(limit).collect())
+    }
+
+    async fn tell_ended(&self, ended: &[Ended]) -> Result<(), QueueError> {
+        for Ended { id, key, state } in ended {
+            let mut add = redis::cmd("XADD");
+            add.arg(format!("{}:ended", self.shared.settings.queue)).arg("MAXLEN").arg("~").arg(ENDED).arg("*");
+            add.arg("id").arg(id.to_string()).arg("state").arg(state.as_str());
+            if let Some(key) = key {
+                add.arg("key").arg(key);
+            }
+            let _entry: Value = self.shared.commands.command(&add, Duration::ZERO).await?;
+        }
+        Ok(())
     }
 
     async fn depth(&self) -> Result<u64, QueueError> {

@@ -114,6 +114,8 @@ pub(super) const PUT_CIRCUIT: &str = concat!(
 );
 pub(super) const CIRCUIT: &str = concat!("SELECT ", circuit_columns!(), " FROM circuits WHERE name = $1");
 pub(super) const CIRCUITS: &str = concat!("SELECT ", circuit_columns!(), " FROM circuits ORDER BY name");
+pub(super) const STILL_UNFINISHED: &str =
+    "SELECT uuid_send(id) AS id FROM jobs WHERE id = ANY($1::text[]::uuid[]) AND finished_at IS NULL";
 pub(super) const KNOWN_CIRCUITS: &str = "SELECT name FROM circuits WHERE name = ANY($1)";
 pub(super) const UNFINISHED: &str = "SELECT count(*) AS n FROM jobs WHERE circuit = $1 AND finished_at IS NULL";
 /// Its lock keeps submits out, which share the row, until the transaction ends.
@@ -180,7 +182,8 @@ pub(super) fn jobs(state: Option<&'static str>, of_circuit: bool) -> String {
     let state = state.map(|s| format!(" AND state = '{s}'")).unwrap_or_default();
     // The circuit is bound all the same.
     let circuit = if of_circuit { "circuit = $3" } else { "$3::text IS NULL" };
-    format!("SELECT {COLUMNS} FROM jobs WHERE queue = $1 AND {circuit}{state} ORDER BY seq DESC LIMIT $2")
+    let before = "seq < coalesce((SELECT seq FROM jobs WHERE id = $4::text::uuid), 9223372036854775807)";
+    format!("SELECT {COLUMNS} FROM jobs WHERE queue = $1 AND {circuit}{state} AND {before} ORDER BY seq DESC LIMIT $2")
 }
 
 /// Takes jobs and reads their inputs. `o` is the job as the statement's snapshot has it, whose input it is that `i`
@@ -464,6 +467,7 @@ pub(super) fn watched() -> Vec<(&'static str, String)> {
         ("ended", ENDED),
         ("put aside", PUT_ASIDE),
         ("unfinished", UNFINISHED),
+        ("still unfinished", STILL_UNFINISHED),
         ("content in use", CONTENT_IN_USE),
     ];
     let lists = [("list", None, false), ("list failed", Some("failed"), false), ("list of circuit", None, true)];

@@ -1,5 +1,7 @@
 //! Messages of producers that are no good.
 
+use std::collections::HashMap;
+
 use prover_worker::model::{FailureClass, JobId, JobState};
 use rustix::process::Signal;
 
@@ -108,6 +110,17 @@ fn bad_messages_are_rejected_or_set_aside() {
     assert_eq!(fleet.inputs_held(), 0);
     assert!(jobs.iter().any(|j| j.error.as_ref().is_some_and(|e| e.message.contains(&size.to_string()))));
 
+    // Whoever listens at the queue is told of each.
+    let mut ends: Vec<_> = jobs.iter().map(|j| (j.id.to_string(), j.state.to_string())).collect();
+    ends.sort();
+    until("all to be told", || {
+        let range = redis::cmd("XRANGE").arg(format!("{QUEUE}:ended")).arg("-").arg("+").to_owned();
+        let told: Vec<(String, HashMap<String, String>)> = fleet.redis(&range);
+        let mut told: Vec<_> = told.into_iter().map(|(_, e)| (e["id"].clone(), e["state"].clone())).collect();
+        told.sort();
+        (told == ends).then_some(())
+    });
+
     // The same bad message again is the same failed job.
     fleet.redis::<String>(&xadd(rejected[0].1.as_str()));
     fleet.wait_settled();
@@ -116,7 +129,8 @@ fn bad_messages_are_rejected_or_set_aside() {
     assert!(!log.contains("31415926535") && !log.contains("panicked"), "{log}");
 }
 
-/// A worker takes a message while the database is out of reach, and dies. The message is still there for the next.
+/// A worker takes a message while the database is out of reach, and dies. The message is still there for the next, which
+/// was started while the database was away still.
 #[test]
 fn a_message_outlives_the_worker_that_took_it() {
     let fleet = Fleet::new();
@@ -140,8 +154,11 @@ fn a_message_outlives_the_worker_that_took_it() {
     assert!(taken(), "a message that is not recorded is acknowledged");
     first.signal(Signal::KILL);
     assert!(fleet.jobs().is_empty());
+    // The next one is started before the database is there again, and waits for it.
+    let second = fleet.serve(1, &[], &lease);
+    second.wait_log("the worker starts once its database is there", 1);
     fleet.door(Door::Postgres).refuse(false);
-    let _second = fleet.serve(1, &[], &lease);
+    second.wait_started();
     until("the messages to be recorded", || (fleet.jobs().len() == 2).then_some(()));
     for id in ids {
         fleet.assert_proved(&fleet.end(id), 42);
