@@ -34,7 +34,7 @@ use zeroize::Zeroizing;
 
 use super::App;
 use super::problem::Problem;
-use super::server::{Stopping, body};
+use super::server::{Room, Stopping, body};
 use crate::model::{Circuit, CircuitName, Job, JobId, JobState, Priority};
 use crate::store::{Cancelled, JobFilter, Scope, Submitted};
 use crate::worker::{SubmitRequest, request};
@@ -48,6 +48,7 @@ const LONGEST_WAIT: u64 = 300;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 pub(super) fn routes(app: &App, loopback: bool) -> Router<App> {
+    let largest = app.jobs.max_input().saturating_add(ENVELOPE);
     let routes = Router::new()
         .route("/v1/jobs", get(list).post(submit))
         .route("/v1/jobs/{id}", get(show).delete(cancel))
@@ -57,7 +58,8 @@ pub(super) fn routes(app: &App, loopback: bool) -> Router<App> {
         .route("/v1/queue/{act}", post(pause_queue))
         .route("/v1/circuits/{name}/{act}", post(pause_circuit))
         .route("/v1/circuits", get(circuits))
-        .layer(DefaultBodyLimit::max(app.jobs.max_input().saturating_add(ENVELOPE)));
+        .layer(Extension(Room::for_bodies_of(largest)))
+        .layer(DefaultBodyLimit::max(largest));
     let routes = routes.layer(middleware::from_fn(same_site));
     if loopback { routes.layer(middleware::from_fn(local_only)) } else { routes }
 }
@@ -108,11 +110,12 @@ fn json(status: StatusCode, value: &impl Serialize) -> Result<Response, Problem>
 async fn submit(
     State(app): State<App>,
     Extension(stopping): Extension<Stopping>,
+    Extension(room): Extension<Room>,
     uri: Uri,
     headers: HeaderMap,
     request: Request,
 ) -> Result<Response, Problem> {
-    let bytes = body(request, app.jobs.max_input()).await?;
+    let bytes = body(&room, request, app.jobs.max_input()).await?;
     let invalid = |why: String| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why);
     let at_most = patience(&uri)?;
     let parts = match content_type(&headers) {
@@ -244,11 +247,12 @@ async fn cancel(State(app): State<App>, Path(id): Path<String>) -> Result<Respon
 
 async fn requeue(
     State(app): State<App>,
+    Extension(room): Extension<Room>,
     Path(id): Path<String>,
     headers: HeaderMap,
     request: Request,
 ) -> Result<Response, Problem> {
-    let bytes = body(request, app.jobs.max_input()).await?;
+    let bytes = body(&room, request, app.jobs.max_input()).await?;
     // A browser sends these two only where the server permits it.
     let kind = content_type(&headers);
     if !bytes.is_empty() && !matches!(kind, "application/json" | "application/octet-stream") {

@@ -2,13 +2,14 @@
 //!
 //! A client that is slow, or means harm, costs a connection, and a connection costs a file descriptor, of which the
 //! process needs some for its database, queue and keys. So there is a bound on connections, on the time a request's head
-//! takes to arrive (idle connections are closed by it, too) and, in [`body`], on that of its body.
+//! takes to arrive (idle connections are closed by it, too) and, in [`body`], on that of its body. Large bodies cost
+//! memory besides, which there is a bound on as well.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Bytes;
+use axum::body::{Bytes, HttpBody};
 use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
 use axum::{Extension, Router};
@@ -28,6 +29,12 @@ const HEAD_TIME: Duration = Duration::from_secs(30);
 const BODY_TIME: Duration = Duration::from_secs(300);
 /// Open connections of a listener: so many, where files can be opened four times as often.
 const CONNECTIONS: usize = 4096;
+/// Bodies of up to so many bytes are read as they come.
+const SMALL: usize = 64 << 10;
+/// Bytes of larger ones at a time: of four as large as one may be, and so many at least.
+const LARGE_BYTES: usize = 256 << 20;
+/// How long one of them waits for others.
+const TURN: Duration = Duration::from_secs(10);
 /// How long a listener rests that cannot accept.
 const REST: Duration = Duration::from_secs(1);
 
@@ -40,6 +47,32 @@ impl Stopping {
     pub(super) async fn now(mut self) {
         // An error means that whoever could say stop is gone.
         let _ = self.0.wait_for(|stop| *stop).await;
+    }
+}
+
+/// Room for large bodies, in units of [`SMALL`].
+#[derive(Clone)]
+pub(super) struct Room(Arc<Semaphore>);
+
+impl Room {
+    /// Room for several bodies that are as large as one may be.
+    pub(super) fn for_bodies_of(most: usize) -> Self {
+        let bytes = most.saturating_mul(4).max(LARGE_BYTES);
+        Self(Arc::new(Semaphore::new(bytes.div_ceil(SMALL).min(Semaphore::MAX_PERMITS))))
+    }
+}
+
+/// A body that has arrived, and its part of the room.
+pub(super) struct Body {
+    bytes: Bytes,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl std::ops::Deref for Body {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -105,8 +138,25 @@ fn is_of_connection(e: &io::Error) -> bool {
 }
 
 /// A request's body, within the router's limit; `most` is what that says of inputs.
-pub(super) async fn body(request: Request, most: usize) -> Result<Bytes, Problem> {
-    body_within(BODY_TIME, request, most).await
+pub(super) async fn body(room: &Room, request: Request, most: usize) -> Result<Body, Problem> {
+    let size = request.body().size_hint();
+    let (arrives, largest) = (size.exact().unwrap_or(u64::MAX), most as u64);
+    let _room = if arrives <= SMALL as u64 {
+        None
+    } else {
+        // One that is larger than it may be is refused before it has filled its part.
+        let units = arrives.min(largest).div_ceil(SMALL as u64).max(1);
+        Some(turn(room, u32::try_from(units).unwrap_or(u32::MAX)).await?)
+    };
+    Ok(Body { bytes: body_within(BODY_TIME, request, most).await?, _room })
+}
+
+async fn turn(room: &Room, units: u32) -> Result<OwnedSemaphorePermit, Problem> {
+    let late = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many large inputs arrive just now; try again");
+    match tokio::time::timeout(TURN, room.0.clone().acquire_many_owned(units)).await {
+        Ok(Ok(permit)) => Ok(permit),
+        _ => Err(late()),
+    }
 }
 
 async fn body_within(time: Duration, request: Request, most: usize) -> Result<Bytes, Problem> {
@@ -201,10 +251,27 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_does_not_end_is_given_up() {
         let post = |body: Body| Request::post("/").body(body).unwrap();
-        assert_eq!(body(post(Body::from("abc")), 3).await.unwrap(), "abc");
+        assert_eq!(body_within(LONG, post(Body::from("abc")), 3).await.unwrap(), "abc");
         let endless = futures::stream::once(async { Ok::<_, io::Error>(Bytes::from_static(b"{")) });
         let endless = Body::from_stream(endless.chain(futures::stream::pending()));
         let answer = body_within(Duration::from_millis(10), post(endless), 3).await.unwrap_err().into_response();
         assert_eq!(answer.status(), StatusCode::REQUEST_TIMEOUT);
+    }
+
+    #[tokio::test]
+    async fn large_bodies_share_a_bounded_room_and_small_ones_do_not_wait() {
+        let most = 1 << 20;
+        let room = Room(Arc::new(Semaphore::new(most / SMALL)));
+        let post = |bytes: usize| Request::post("/").body(Body::from(vec![0; bytes])).unwrap();
+        let first = body(&room, post(most), most).await.unwrap();
+        assert_eq!(first.len(), most);
+        let second = body(&room, post(SMALL + 1), most);
+        tokio::pin!(second);
+        assert!(tokio::time::timeout(Duration::from_millis(50), &mut second).await.is_err(), "beside the first");
+        assert_eq!(body(&room, post(SMALL), most).await.unwrap().len(), SMALL);
+        drop(first);
+        assert_eq!(second.await.unwrap().len(), SMALL + 1);
+        assert_eq!(Room::for_bodies_of(64 << 20).0.available_permits() * SMALL, 256 << 20);
+        assert_eq!(Room::for_bodies_of(1 << 30).0.available_permits() * SMALL, 4 << 30);
     }
 }

@@ -41,6 +41,8 @@ use crate::witness::{Inputs, WitnessGenerator};
 const LARGE: usize = 256 << 10;
 /// How often waiting looks at the stop token.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long the store is tried with a proof, which others would have to make again.
+const PROOF_KEPT: Duration = Duration::from_secs(3600);
 /// Longest wait for the copies of a proof, which whoever asks for it puts back if need be.
 const COPY: Duration = Duration::from_secs(10);
 
@@ -287,7 +289,7 @@ async fn conclude(
         Ok(result) => {
             let begun = Instant::now();
             ctx.pass(Point::BeforeCommit, stop).await;
-            let held = persist(ctx, stop, || ctx.store.finish(id, attempt, &result)).await;
+            let held = persist_for(PROOF_KEPT, stop, || ctx.store.finish(id, attempt, &result)).await;
             if !was_held(job, held) {
                 return None;
             }
@@ -393,8 +395,16 @@ fn was_held(job: &Job, held: Option<Held>) -> bool {
     false
 }
 
-/// Writes to the store, again and again while the lease may still hold: a proof is too dear to lose to a short outage.
+/// Writes to the store, again and again while the lease may still hold.
 async fn persist<F>(ctx: &Context, stop: &StopToken, write: impl Fn() -> F) -> Option<Held>
+where
+    F: Future<Output = Result<Held, StoreError>>,
+{
+    persist_for(ctx.options.lease * 2, stop, write).await
+}
+
+/// Writes to the store, again and again for so long, unless the lease is known to be lost.
+async fn persist_for<F>(patience: Duration, stop: &StopToken, write: impl Fn() -> F) -> Option<Held>
 where
     F: Future<Output = Result<Held, StoreError>>,
 {
@@ -405,7 +415,7 @@ where
             Ok(held) => return Some(held),
             Err(error) => tracing::warn!(%error, "the store failed; trying again"),
         }
-        if stop.stopped() == Some(StopReason::LeaseLost) || begun.elapsed() > ctx.options.lease * 2 {
+        if stop.stopped() == Some(StopReason::LeaseLost) || begun.elapsed() > patience {
             return None;
         }
         tokio::time::sleep(pause).await;

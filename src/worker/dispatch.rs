@@ -1,6 +1,7 @@
 //! From the queue to the slots: as many jobs as there is room for, and messages into the store.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use metrics::{counter, histogram};
@@ -34,13 +35,14 @@ pub(super) const MESSAGES: usize = 16;
 pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) {
     let mut hands = JoinSet::new();
     let mut outage: Option<Outage> = None;
+    let mut rivals = false;
     while !*draining.borrow() {
         while let Some(done) = hands.try_join_next() {
             report(done);
         }
         ctx.fleet.look_after(&ctx.canary);
         let free = ctx.surroundings.room(Instant::now(), ctx.fleet.free());
-        if free == 0 {
+        if free == 0 || !ctx.keeper.may_take() {
             // A device that is fit again makes room too, and nobody tells.
             let _ = tokio::time::timeout(POP_WAIT / 10, ctx.fleet.freed()).await;
             continue;
@@ -48,16 +50,19 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
         if let Some(out) = &mut outage
             && !out.is_over()
         {
-            let begun = detour(&ctx, free, out, &mut hands).await;
+            let begun = detour(&ctx, free, &mut out.rivals, &mut hands).await;
             if begun == 0 {
                 let _ = tokio::time::timeout(DETOUR, draining.changed()).await;
             }
             continue;
         }
+        // A queue that takes nothing still gives what it has, at once or not at all.
+        let full = ctx.unoffered.load(Ordering::Relaxed);
+        let wait = if full { Duration::ZERO } else { POP_WAIT };
         let popped = tokio::select! {
             biased;
             _ = draining.changed() => break,
-            popped = tokio::time::timeout(POP_PATIENCE, ctx.queue.pop(free, POP_WAIT)) => {
+            popped = tokio::time::timeout(POP_PATIENCE, ctx.queue.pop(free, wait)) => {
                 let late = || QueueError::Unavailable(format!("no answer within {} s", POP_PATIENCE.as_secs()));
                 popped.unwrap_or_else(|_| Err(late()))
             }
@@ -67,7 +72,11 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
                 if outage.take().is_some() {
                     tracing::info!("the queue answers again");
                 }
+                let popped = deliveries.len();
                 deal_out(&ctx, deliveries, &mut hands).await;
+                if full && popped == 0 && detour(&ctx, free, &mut rivals, &mut hands).await == 0 {
+                    let _ = tokio::time::timeout(DETOUR, draining.changed()).await;
+                }
             }
             Err(error) => {
                 counter!(telemetry::QUEUE_ERRORS).increment(1);
@@ -122,9 +131,11 @@ fn report(done: Result<(), tokio::task::JoinError>) {
 async fn deal_out(ctx: &Arc<Context>, deliveries: Vec<Delivery>, hands: &mut JoinSet<()>) {
     // Places are counted when a job is claimed; the queue gave no more than there is room for.
     let mut claims = JoinSet::new();
-    let mut messages = Vec::new();
+    let (mut messages, mut over) = (Vec::new(), Vec::new());
     for delivery in deliveries {
         match &delivery.offer {
+            // Its lease lapsed while no heart beat; it goes on here.
+            Offer::Job(id) if ctx.keeper.holds(*id) => over.push(delivery),
             Offer::Job(id) => {
                 let (ctx, id) = (ctx.clone(), *id);
                 claims.spawn(async move { (ctx.store.claim(id, &ctx.id, ctx.options.lease).await, delivery) });
@@ -132,7 +143,6 @@ async fn deal_out(ctx: &Arc<Context>, deliveries: Vec<Delivery>, hands: &mut Joi
             Offer::Message(_) => messages.push(delivery),
         }
     }
-    let mut over = Vec::new();
     let mut suspects = Vec::new();
     let mut failed = false;
     while let Some(claimed) = claims.join_next().await {
@@ -170,15 +180,16 @@ async fn deal_out(ctx: &Arc<Context>, deliveries: Vec<Delivery>, hands: &mut Joi
 
 /// Jobs straight from the store, while the queue fails; how many. Every worker is given the same ones, so there are some
 /// to spare, and workers that meet others there begin at different places.
-async fn detour(ctx: &Arc<Context>, free: usize, out: &mut Outage, hands: &mut JoinSet<()>) -> usize {
+async fn detour(ctx: &Arc<Context>, free: usize, rivals: &mut bool, hands: &mut JoinSet<()>) -> usize {
     let limit = u32::try_from(free.saturating_add(SPARE)).unwrap_or(u32::MAX);
     let Ok(mut due) = ctx.store.due(limit).await else { return 0 };
-    if std::mem::take(&mut out.rivals) {
+    if std::mem::take(rivals) {
         let spare = due.len().saturating_sub(free);
         due.rotate_left((spare as f64 * retry::jitter()) as usize);
     }
     let (mut begun, mut failed) = (0, false);
-    let mut due = due.into_iter();
+    // What lapsed while no heart beat may be in hand here.
+    let mut due = due.into_iter().filter(|due| !ctx.keeper.holds(due.id));
     while begun < free && !failed {
         let mut claims = JoinSet::new();
         for Due { id, .. } in due.by_ref().take(free - begun) {
@@ -194,7 +205,7 @@ async fn detour(ctx: &Arc<Context>, free: usize, out: &mut Outage, hands: &mut J
             match claimed {
                 Ok((_, Ok(Some(claim)))) if is_suspect(&claim) => suspects.push((claim, None)),
                 Ok((_, Ok(Some(claim)))) => begin(ctx, claim, None, None, hands),
-                Ok((_, Ok(None))) => out.rivals = true,
+                Ok((_, Ok(None))) => *rivals = true,
                 Ok((job, Err(error))) => {
                     tracing::error!(%job, %error, "could not claim");
                     failed = true;

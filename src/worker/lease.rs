@@ -1,5 +1,10 @@
 //! Heartbeats, from a thread of their own with a runtime of its own and a store connection of its own: however busy
 //! the rest of the process is, a living worker is never taken for a dead one.
+//!
+//! A lease is lost when the store says so, not when it cannot be renewed: whoever cannot reach the store can do nothing
+//! better than to go on with what it has, and the store refuses the result if another has the job by then. But while no
+//! heart beats no job is taken, since its lease could not be kept; nor in the first moments after, in which all who live
+//! renew the leases that lapsed meanwhile.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -23,7 +28,6 @@ pub(super) struct Lease {
     begun: AtomicBool,
     /// Bits of an f32.
     progress: AtomicU32,
-    renewed: Mutex<Instant>,
 }
 
 impl Lease {
@@ -41,10 +45,6 @@ impl Lease {
 
     fn stage(&self) -> Stage {
         Stage::ALL.get(usize::from(self.stage.load(Ordering::Relaxed))).copied().unwrap_or(Stage::Load)
-    }
-
-    fn renewed(&self) -> MutexGuard<'_, Instant> {
-        self.renewed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -68,6 +68,17 @@ struct Shared {
     lease: Duration,
     /// Held while hearts beat.
     beating: tokio::sync::Mutex<()>,
+    health: Mutex<Health>,
+}
+
+/// Whether hearts beat.
+enum Health {
+    /// None did so far.
+    Unknown,
+    /// They do, and jobs are taken from then on.
+    Well { takes_from: Instant },
+    /// They do not.
+    Failing,
 }
 
 /// Keeps a lease alive until dropped.
@@ -99,6 +110,28 @@ impl Shared {
     fn all(&self) -> Vec<Arc<Lease>> {
         self.lock().values().cloned().collect()
     }
+
+    fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes whether the store answered.
+    fn note(&self, answered: bool) {
+        let mut health = self.health();
+        match (&*health, answered) {
+            (Health::Unknown, true) => *health = Health::Well { takes_from: Instant::now() },
+            (Health::Failing, true) => {
+                tracing::info!("heartbeats go through again");
+                // Time for others that live to renew theirs.
+                *health = Health::Well { takes_from: Instant::now() + period(self.lease) * 2 };
+            }
+            (Health::Unknown | Health::Well { .. }, false) => {
+                tracing::error!("no heartbeat goes through; jobs in hand go on, and none are taken until one does");
+                *health = Health::Failing;
+            }
+            (Health::Well { .. }, true) | (Health::Failing, false) => {}
+        }
+    }
 }
 
 impl Keeper {
@@ -110,6 +143,7 @@ impl Keeper {
             closing: AtomicBool::new(false),
             lease,
             beating: tokio::sync::Mutex::default(),
+            health: Mutex::new(Health::Unknown),
         });
         let keeper = Self { shared: shared.clone() };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -128,7 +162,6 @@ impl Keeper {
             stage: AtomicU8::new(0),
             begun: AtomicBool::new(false),
             progress: AtomicU32::new(0),
-            renewed: Mutex::new(Instant::now()),
         });
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
         self.shared.lock().insert(number, lease.clone());
@@ -145,6 +178,16 @@ impl Keeper {
     /// No heart beats while the guard lives, for a fault that wants it so.
     pub(super) async fn silence(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.shared.beating.lock().await
+    }
+
+    /// Whether the lease of a job that is taken now would be kept.
+    pub(super) fn may_take(&self) -> bool {
+        matches!(*self.shared.health(), Health::Well { takes_from } if Instant::now() >= takes_from)
+    }
+
+    /// Whether this worker has the job in hand.
+    pub(super) fn holds(&self, job: JobId) -> bool {
+        self.shared.lock().values().any(|lease| lease.job == job)
     }
 
     /// Jobs in hand.
@@ -170,31 +213,37 @@ async fn beat_for_ever(shared: &Shared, store: &dyn Store) {
     while !shared.closing.load(Ordering::Relaxed) {
         tick.tick().await;
         let _beating = shared.beating.lock().await;
-        join_all(shared.all().iter().map(|lease| beat(lease, store, shared.lease))).await;
+        let leases = shared.all();
+        // With nothing in hand, too: the connection is to be there before a job is.
+        let answered = match leases.as_slice() {
+            [] => matches!(tokio::time::timeout(shared.lease / 2, store.ping()).await, Ok(Ok(()))),
+            leases => join_all(leases.iter().map(|lease| beat(lease, store, shared.lease))).await.contains(&true),
+        };
+        shared.note(answered);
     }
 }
 
-async fn beat(lease: &Lease, store: &dyn Store, length: Duration) {
-    let sent = Instant::now();
+/// Renews a lease. Returns whether the store answered.
+async fn beat(lease: &Lease, store: &dyn Store, length: Duration) -> bool {
     let progress = f32::from_bits(lease.progress.load(Ordering::Relaxed));
     let answer = store.heartbeat(lease.job, lease.attempt, length, lease.stage(), progress);
     match tokio::time::timeout(length / 2, answer).await {
         Ok(Ok(Held::Yes { cancel })) => {
-            *lease.renewed() = sent;
             if cancel {
                 lease.stop.stop(StopReason::Cancelled);
             }
+            true
         }
-        Ok(Ok(Held::Lost)) => lease.stop.stop(StopReason::LeaseLost),
+        Ok(Ok(Held::Lost)) => {
+            lease.stop.stop(StopReason::LeaseLost);
+            true
+        }
         failed => {
             metrics::counter!(telemetry::HEARTBEAT_ERRORS).increment(1);
             if let Ok(Err(error)) = failed {
                 tracing::warn!(job = %lease.job, %error, "heartbeat failed");
             }
-            // By now others may have it. Going on would only burn the device.
-            if lease.renewed().elapsed() > length {
-                lease.stop.stop(StopReason::LeaseLost);
-            }
+            false
         }
     }
 }

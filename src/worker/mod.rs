@@ -27,6 +27,7 @@ mod workspace;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -172,6 +173,8 @@ struct Context {
     /// Places for proofs whose files are written.
     copies: Semaphore,
     surroundings: Surroundings,
+    /// The queue takes no offers: what is due is taken from the store.
+    unoffered: AtomicBool,
 }
 
 /// Something that makes results in place of the worker's own devices, for measuring all the rest.
@@ -259,6 +262,7 @@ impl Worker {
             messages,
             copies: Semaphore::new(COPIES),
             surroundings: Surroundings::default(),
+            unoffered: AtomicBool::new(false),
         };
         let ctx = Arc::new(ctx);
         gauge!(telemetry::WORKER_SLOTS).set(ctx.fleet.slots() as f64);

@@ -1,6 +1,7 @@
 //! The reconciler: from the store, which knows, to the queue, which may forget. And regular care of both.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -65,10 +66,18 @@ async fn look(ctx: &Context, offered: &mut Option<Instant>) -> Result<(), StoreE
         return Ok(());
     }
     *offered = Some(Instant::now());
-    if let Err(error) = offer(ctx.queue.as_ref(), &due).await {
-        // The dispatcher says so, and goes to the store itself.
-        counter!(telemetry::QUEUE_ERRORS).increment(1);
-        tracing::debug!(%error, "due jobs could not be offered");
+    let offered = offer(ctx.queue.as_ref(), &due).await;
+    // The dispatcher goes to the store itself then; it cannot tell by what it is given, which may be nothing.
+    let before = ctx.unoffered.swap(offered.is_err(), Ordering::Relaxed);
+    match offered {
+        Ok(()) if before => tracing::info!("the queue takes jobs again"),
+        Ok(()) => {}
+        Err(error) => {
+            counter!(telemetry::QUEUE_ERRORS).increment(1);
+            if !before {
+                tracing::error!(%error, "the queue takes no jobs; they are taken from the store meanwhile");
+            }
+        }
     }
     Ok(())
 }

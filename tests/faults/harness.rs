@@ -196,6 +196,15 @@ impl Server {
         rustix::process::kill_process(self.id(), signal).unwrap();
     }
 
+    /// Waits until the process stands still.
+    pub fn wait_stopped(&self) {
+        until("the process to stop", || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", self.id().as_raw_nonzero())).unwrap();
+            // After the name, which may hold anything, in brackets.
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')).then_some(())
+        });
+    }
+
     pub fn terminate(&self) {
         self.signal(rustix::process::Signal::TERM);
     }

@@ -1,6 +1,7 @@
 //! What one job or one worker does to the others, and what the queue or the files of proofs do to all.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -200,8 +201,12 @@ impl Idle {
     async fn open(queue: Arc<dyn Queue>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("jobs.db");
-        let open = async || Arc::new(SqliteStore::open(&database, StoreSettings::default()).await.unwrap());
-        let (store, heartbeat): (Arc<dyn Store>, Arc<dyn Store>) = (open().await, open().await);
+        let open = async |path| Arc::new(SqliteStore::open(path, StoreSettings::default()).await.unwrap());
+        let store: Arc<dyn Store> = open(&database).await;
+        // By a way of its own, which a test may cut.
+        let beats = dir.path().join("beats.db");
+        symlink(&database, &beats).unwrap();
+        let heartbeat: Arc<dyn Store> = open(&beats).await;
         let artifacts = Artifacts::local(dir.path()).unwrap();
         let registry = registry(&store, &artifacts);
         let (file, _) = multiplier_key(dir.path());
@@ -249,6 +254,28 @@ async fn a_queue_that_does_not_answer_is_not_waited_for_at_each_job() {
         site.until_done(id).await;
     }
     assert_eq!(queue.pops.load(Ordering::SeqCst), 1);
+    site.worker.drain().await;
+}
+
+/// Its leases would lapse, and good jobs be charged with the loss of a worker.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_heartbeats_fail_takes_no_jobs() {
+    let site = Idle::open(Arc::new(MemoryQueue::new())).await;
+    let first = site.submit().await;
+    site.until_done(first).await;
+    let beats = site.dir.path().join("beats.db");
+    fs::remove_file(&beats).unwrap();
+    let begun = Instant::now();
+    let left = loop {
+        let id = site.submit().await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        if site.service.job(id).await.unwrap().state == JobState::Queued {
+            break id;
+        }
+        assert!(begun.elapsed() < HANG, "it takes jobs still");
+    };
+    symlink(site.dir.path().join("jobs.db"), &beats).unwrap();
+    site.until_done(left).await;
     site.worker.drain().await;
 }
 

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use prover_worker::model::{FailureClass, JobState};
 use prover_worker::store::Cancelled;
@@ -99,6 +100,49 @@ fn a_wiped_queue_loses_nothing() {
     });
 }
 
+/// A server without memory refuses what is offered to it, and answers all the rest.
+#[test]
+fn a_full_queue_stops_nothing() {
+    let fleet = Fleet::new();
+    let worker = fleet.serve(0, &[], &[LONG]);
+    worker.wait_started();
+    let memory = |bytes: &str| {
+        let mut set = redis::cmd("CONFIG");
+        assert_eq!(fleet.redis::<String>(set.arg("SET").arg("maxmemory").arg(bytes)), "OK");
+    };
+    memory("1");
+    let ids: Vec<_> = (2..22).map(|i| fleet.submit(i, 3)).collect();
+    for (id, i) in ids.iter().zip(2..) {
+        let job = fleet.end(*id);
+        assert_eq!(job.attempt.0, 1, "{job:?}");
+        fleet.assert_proved(&job, i * 3);
+    }
+    worker.wait_log("the queue takes no jobs", 1);
+    memory("0");
+    let id = fleet.submit(6, 7);
+    fleet.assert_proved(&fleet.end(id), 42);
+    fleet.wait_settled();
+}
+
+/// Nobody can take a job while the database is away, so that whoever has proved it can wait for the database as well.
+#[test]
+fn a_proof_outlives_an_outage_longer_than_its_lease() {
+    let fleet = Fleet::new();
+    let worker = fleet.serve(0, &["--fault-at", "before_commit:freeze"], &[SHORT]);
+    worker.wait_started();
+    let id = fleet.submit(6, 7);
+    worker.wait_log("fault point reached", 1);
+    worker.wait_stopped();
+    fleet.door(Door::Postgres).refuse(true);
+    worker.signal(Signal::CONT);
+    worker.wait_log("no heartbeat goes through", 1);
+    std::thread::sleep(Duration::from_secs(4));
+    fleet.door(Door::Postgres).refuse(false);
+    let job = fleet.end(id);
+    assert_eq!((job.attempt.0, job.tries.lost), (1, 0), "{job:?}\n{}", worker.log());
+    fleet.assert_proved(&job, 42);
+}
+
 /// Killed between commit and acknowledgement: the delivery comes again, to another worker, and nothing is done again.
 #[test]
 fn a_delivery_that_comes_again_after_the_commit_does_nothing() {
@@ -132,7 +176,7 @@ fn a_cancel_that_races_completion_has_one_outcome() {
     let mut told = Vec::new();
     for i in 0..JOBS {
         let id = fleet.submit(i + 2, 5);
-        std::thread::sleep(std::time::Duration::from_millis(dice.within(0, 25)));
+        std::thread::sleep(Duration::from_millis(dice.within(0, 25)));
         told.push((id, fleet.block(fleet.service().cancel(id)).unwrap()));
     }
     for ((id, told), i) in told.into_iter().zip(0..) {
