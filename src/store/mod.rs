@@ -12,6 +12,7 @@ mod load;
 mod postgres;
 mod rows;
 mod sqlite;
+mod words;
 
 use std::time::Duration;
 
@@ -250,7 +251,7 @@ pub enum StoreError {
         why: String,
     },
     /// The database failed.
-    #[error("database: {0}")]
+    #[error("database: {}", words::plainly(.0))]
     Database(#[from] sqlx::Error),
     /// A row does not read as what it should be.
     #[error("database: column {column} holds what this program cannot read: {why}")]

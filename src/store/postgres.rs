@@ -45,6 +45,7 @@ use self::listen::{Ear, channel};
 use self::pool::{Pool, late};
 use super::load::Known;
 use super::rows::{self, Columns, corrupt};
+use super::words::plainly;
 use super::{
     Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Requeued, Retry, Scope, Store, StoreError,
     StoreSettings, Submitted, Swept,
@@ -207,7 +208,7 @@ impl PostgresStore {
         };
         let what = format!("{what}/{}", options.get_database().unwrap_or_default());
         let cannot = |e: sqlx::Error| {
-            let (what, why) = (what.clone(), e.to_string());
+            let (what, why) = (what.clone(), plainly(&e));
             if is_away(&e) { StoreError::Away { what, why } } else { StoreError::Open { what, why } }
         };
         // A connection of its own: those in the pool are to belong to the runtime that uses them.

@@ -38,6 +38,7 @@ use zeroize::Zeroizing;
 
 use super::load::Known;
 use super::rows::{self, Columns, corrupt};
+use super::words::plainly;
 use super::{
     Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Requeued, Retry, Scope, Store, StoreError,
     StoreSettings, Submitted, Swept,
@@ -519,7 +520,7 @@ impl SqliteStore {
         // Turning the log on needs the file for itself and does not wait for a lock; it is permanent once done.
         let first = base.clone().journal_mode(SqliteJournalMode::Wal);
         let connection = retry_busy(|| async { Ok(first.connect().await?) }).await.map_err(|e| match e {
-            StoreError::Database(e) => cannot_open(path, e),
+            StoreError::Database(e) => cannot_open(path, plainly(&e)),
             e => e,
         })?;
         migrate(connection, path, &settings.queue).await?;

@@ -10,6 +10,7 @@ use futures::StreamExt;
 use tokio::sync::oneshot;
 
 use crate::store::StoreError;
+use crate::store::words::copy;
 
 /// One caller's call.
 pub(super) trait Call: Send + Sync + 'static {
@@ -198,18 +199,6 @@ fn may_be_of_one(e: &StoreError) -> bool {
 pub(super) fn met_a_lock(e: &sqlx::Error) -> bool {
     let code = e.as_database_error().and_then(|e| e.code());
     code.is_some_and(|c| matches!(c.as_ref(), "55P03" | "57014"))
-}
-
-/// The same error for another caller.
-pub(super) fn copy(e: &StoreError) -> StoreError {
-    StoreError::Database(match e {
-        StoreError::Database(sqlx::Error::PoolTimedOut) => sqlx::Error::PoolTimedOut,
-        StoreError::Database(sqlx::Error::PoolClosed) => sqlx::Error::PoolClosed,
-        StoreError::Database(sqlx::Error::Io(e)) => sqlx::Error::Io(std::io::Error::new(e.kind(), e.to_string())),
-        StoreError::Corrupt { column, why } => return StoreError::Corrupt { column, why: why.clone() },
-        StoreError::Database(e) => sqlx::Error::Protocol(e.to_string()),
-        e => sqlx::Error::Protocol(e.to_string()),
-    })
 }
 
 #[cfg(test)]
