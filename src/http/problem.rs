@@ -47,8 +47,12 @@ impl From<ServiceError> for Problem {
             }
         };
         if status == StatusCode::SERVICE_UNAVAILABLE {
-            // Paths and queries are for the log, not for the client.
-            tracing::error!(error = %e, "request failed");
+            // Paths and queries are for the log, not for the client. Of an outage the worker tells once for all requests.
+            if matches!(&e, ServiceError::Store(error) if error.is_outage()) {
+                tracing::debug!(error = %e, "request failed");
+            } else {
+                tracing::error!(error = %e, "request failed");
+            }
             return Self::new(status, "the store does not answer as it should; see the server's log");
         }
         Self::new(status, e)

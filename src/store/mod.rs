@@ -263,9 +263,24 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether the database as a whole fails, so that other calls would, too: it does not answer, is full, or takes no
+    /// writes. Otherwise it is one call that failed, for its content or for what somebody else holds.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Away { .. } | Self::Open { .. } => true,
+            Self::Database(e) => words::is_outage(e),
+            _ => false,
+        }
+    }
+}
+
 /// Circuits and jobs, durable. The conformance suite in `tests/store` runs over every implementation.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
+    /// Which database it is, for people: its path, or its URL without who connects and by what password.
+    fn address(&self) -> String;
+
     /// Registers a circuit, or puts new content under its name; `created_at` is set by the store. The same content
     /// again changes nothing.
     async fn put_circuit(&self, circuit: &Circuit) -> Result<Circuit, StoreError>;

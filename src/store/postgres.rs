@@ -650,6 +650,10 @@ impl Joint<FinishCall> for Session {
 
 #[async_trait]
 impl Store for PostgresStore {
+    fn address(&self) -> String {
+        self.what.clone()
+    }
+
     async fn put_circuit(&self, circuit: &Circuit) -> Result<Circuit, StoreError> {
         let row = self.session.row(Again::Always, |_| {
             sqlx::query(statements::PUT_CIRCUIT)

@@ -775,6 +775,10 @@ impl Watch {
 
 #[async_trait]
 impl Store for SqliteStore {
+    fn address(&self) -> String {
+        self.path.display().to_string()
+    }
+
     async fn put_circuit(&self, circuit: &Circuit) -> Result<Circuit, StoreError> {
         let row = self
             .change(|| {

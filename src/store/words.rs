@@ -22,6 +22,28 @@ pub(super) fn plainly(e: &sqlx::Error) -> String {
     }
 }
 
+/// Whether it is the database that fails, rather than one call.
+pub(super) fn is_outage(e: &sqlx::Error) -> bool {
+    use sqlx::Error::{Database, Io, PoolClosed, PoolTimedOut, Protocol, Tls, WorkerCrashed};
+    match e {
+        Io(_) | Tls(_) | Protocol(_) | PoolTimedOut | PoolClosed | WorkerCrashed => true,
+        Database(e) => e.code().is_some_and(|code| is_code_of_outage(&code)),
+        _ => false,
+    }
+}
+
+/// Postgres' codes have five characters, SQLite's are numbers of four digits at most.
+fn is_code_of_outage(code: &str) -> bool {
+    if code.len() == 5 {
+        // Connections; who may log in, and where; resources (disk, memory, connections); shutdown, crash, and no more
+        // such database; errors of the system. And a server that takes no writes.
+        const CLASSES: [&str; 7] = ["08", "28", "3D", "53", "57P", "58", "25006"];
+        return CLASSES.iter().any(|class| code.starts_with(class));
+    }
+    // The low byte says what kind it is: read-only, I/O error, damaged, full, cannot be opened, no database.
+    code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 8 | 10 | 11 | 13 | 14 | 26))
+}
+
 /// The same error for another caller, with its words and its code.
 pub(super) fn copy(e: &StoreError) -> StoreError {
     match e {
@@ -108,6 +130,22 @@ pub(crate) fn answered(message: &str, code: &str) -> StoreError {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_outage_is_told_from_a_call_that_failed_by_itself() {
+        // Of Postgres: no connection, wrong password, read-only, disk full, too many clients, starting, I/O error. Of SQLite:
+        // read-only folder, I/O error, full.
+        for code in ["08006", "28P01", "25006", "53100", "53300", "57P03", "58030", "1544", "266", "13"] {
+            assert!(answered("made up", code).is_outage(), "{code}");
+            assert!(copy(&answered("made up", code)).is_outage(), "a copy of {code}");
+        }
+        // Content, a constraint, too much, deadlock, a lock that somebody holds, a statement that took too long; busy.
+        for code in ["22021", "23505", "54000", "40P01", "55P03", "57014", "5", "261", "19"] {
+            assert!(!answered("made up", code).is_outage(), "{code}");
+        }
+        assert!(StoreError::Database(sqlx::Error::PoolTimedOut).is_outage());
+        assert!(!StoreError::Database(sqlx::Error::RowNotFound).is_outage());
+    }
 
     #[test]
     fn a_copy_says_what_the_database_said_and_keeps_its_code() {

@@ -23,6 +23,7 @@ use super::failure::{Blame, Ended};
 use super::faults::Point;
 use super::lease::Hold;
 use super::loading;
+use super::outage::say;
 use super::retry::{self, LOST_WORKERS};
 use super::{Context, briefly};
 use crate::backend::LoadedKey;
@@ -413,7 +414,7 @@ where
     loop {
         match write().await {
             Ok(held) => return Some(held),
-            Err(error) => tracing::warn!(%error, "the store failed; trying again"),
+            Err(error) => say!(ctx.outage.covers(&error), warn, %error, "the store failed; trying again"),
         }
         if stop.stopped() == Some(StopReason::LeaseLost) || begun.elapsed() > patience {
             return None;

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use super::attempt::End;
 use super::fleet::Reservation;
+use super::outage::say;
 use super::{Context, attempt, briefly, ingest, retry};
 use crate::model::Job;
 use crate::queue::{Delivery, Ended, Offer, Queue, QueueError};
@@ -41,7 +42,7 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
             report(done);
         }
         ctx.fleet.look_after(&ctx.canary);
-        let free = ctx.surroundings.room(Instant::now(), ctx.fleet.free());
+        let free = ctx.outage.room(ctx.surroundings.room(Instant::now(), ctx.fleet.free()));
         if free == 0 || !ctx.keeper.may_take() {
             // A device that is fit again makes room too, and nobody tells.
             let _ = tokio::time::timeout(POP_WAIT / 10, ctx.fleet.freed()).await;
@@ -152,7 +153,7 @@ async fn deal_out(ctx: &Arc<Context>, deliveries: Vec<Delivery>, hands: &mut Joi
             // Somebody else has it, it ended, or its time has not come.
             Ok((Ok(None), delivery)) => over.push(delivery),
             Ok((Err(error), delivery)) => {
-                tracing::error!(offer = ?delivery.offer, %error, "could not claim");
+                say!(ctx.outage.covers(&error), error, offer = ?delivery.offer, %error, "could not claim");
                 // The reconciler offers it again, once the store answers.
                 over.push(delivery);
                 failed = true;
@@ -207,7 +208,7 @@ async fn detour(ctx: &Arc<Context>, free: usize, rivals: &mut bool, hands: &mut 
                 Ok((_, Ok(Some(claim)))) => begin(ctx, claim, None, None, hands),
                 Ok((_, Ok(None))) => *rivals = true,
                 Ok((job, Err(error))) => {
-                    tracing::error!(%job, %error, "could not claim");
+                    say!(ctx.outage.covers(&error), error, %job, %error, "could not claim");
                     failed = true;
                 }
                 Err(_) => tracing::error!("a claim's task panicked; the job will be offered again"),

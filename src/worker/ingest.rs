@@ -7,6 +7,7 @@ use metrics::counter;
 use uuid::Uuid;
 
 use super::dispatch::{acknowledge, tell_ended};
+use super::outage::say;
 use super::service::{MAX_KEY, ServiceError, SubmitRequest, is_key, refuse};
 use super::{Context, request};
 use crate::model::{CircuitName, FailureClass, JobError, JobId, Priority};
@@ -20,7 +21,9 @@ enum Fate {
     /// Nobody can use it, but it has an id under which its sender finds the reason.
     Rejected,
     SetAside(String),
-    /// The store does not answer, or the input cannot be sealed: it is offered again later.
+    /// The database fails: back to the queue at once, lest it waits in this worker's hands for longer than the outage.
+    Back,
+    /// It cannot be recorded for another reason: it is offered again when the worker has had it for too long.
     Later,
 }
 
@@ -52,8 +55,12 @@ fn identity(queue: &str, text: &str) -> Result<Identity, String> {
 /// Deals with a message.
 pub(super) async fn take(ctx: &Context, delivery: Delivery) {
     let Offer::Message(message) = &delivery.offer else { return };
+    if ctx.outage.lasts() {
+        return put_back(ctx, delivery).await;
+    }
     let (fate, outcome) = match record(ctx, message).await {
         Fate::Later => return,
+        Fate::Back => return put_back(ctx, delivery).await,
         fate @ Fate::Recorded(..) => (fate, "recorded"),
         fate @ Fate::Rejected => (fate, "rejected"),
         fate @ Fate::SetAside(_) => (fate, "set_aside"),
@@ -71,7 +78,13 @@ pub(super) async fn take(ctx: &Context, delivery: Delivery) {
                 tracing::warn!(%error, "a message could not be set aside; it will be offered again");
             }
         }
-        Fate::Rejected | Fate::Later => acknowledge(ctx, &[delivery]).await,
+        Fate::Rejected | Fate::Back | Fate::Later => acknowledge(ctx, &[delivery]).await,
+    }
+}
+
+async fn put_back(ctx: &Context, delivery: Delivery) {
+    if let Err(error) = ctx.queue.put_back(delivery).await {
+        tracing::debug!(%error, "a message could not be put back; it will be offered again");
     }
 }
 
@@ -104,8 +117,9 @@ async fn record(ctx: &Context, message: &Message) -> Fate {
                 Ok(submitted) => return Fate::Recorded(submitted.job().id, submitted.job().priority),
                 Err(ServiceError::Conflict(why)) => return Fate::SetAside(why),
                 Err(e @ (ServiceError::Store(_) | ServiceError::Artifact(_) | ServiceError::Seal(_))) => {
-                    tracing::warn!(source = %message.source, error = %e, "a message could not be recorded yet");
-                    return Fate::Later;
+                    let covered = matches!(&e, ServiceError::Store(error) if ctx.outage.covers(error));
+                    say!(covered, warn, source = %message.source, error = %e, "a message could not be recorded yet");
+                    return if covered { Fate::Back } else { Fate::Later };
                 }
                 Err(e) => e.to_string(),
             }
@@ -134,8 +148,9 @@ async fn reject(ctx: &Context, id: Option<String>, circuit: Option<String>, why:
             Fate::SetAside(format!("{}; {what} is taken by job {id}", error.message))
         }
         Err(error) => {
-            tracing::warn!(job = %own.id, %error, "a rejected message could not be recorded yet");
-            Fate::Later
+            let covered = ctx.outage.covers(&error);
+            say!(covered, warn, job = %own.id, %error, "a rejected message could not be recorded yet");
+            if covered { Fate::Back } else { Fate::Later }
         }
     }
 }

@@ -241,7 +241,7 @@ async fn beat(lease: &Lease, store: &dyn Store, length: Duration) -> bool {
         failed => {
             metrics::counter!(telemetry::HEARTBEAT_ERRORS).increment(1);
             if let Ok(Err(error)) = failed {
-                tracing::warn!(job = %lease.job, %error, "heartbeat failed");
+                super::outage::say!(error.is_outage(), warn, job = %lease.job, %error, "heartbeat failed");
             }
             false
         }

@@ -16,6 +16,7 @@ mod fleet;
 mod ingest;
 mod lease;
 mod loading;
+mod outage;
 mod readiness;
 mod reconcile;
 pub mod request;
@@ -56,6 +57,7 @@ use desk::Batching;
 use device::Device;
 use fleet::{Fleet, Sizing};
 use lease::Keeper;
+use outage::Outage;
 use surroundings::Surroundings;
 
 /// How long a task that panicked waits before it is started again.
@@ -175,6 +177,7 @@ struct Context {
     surroundings: Surroundings,
     /// The queue takes no offers: what is due is taken from the store.
     unoffered: AtomicBool,
+    outage: Outage,
 }
 
 /// Something that makes results in place of the worker's own devices, for measuring all the rest.
@@ -246,6 +249,7 @@ impl Worker {
         let keeper = Keeper::start(heartbeat, options.lease)?;
         let id = WorkerId(format!("{}-{}", std::process::id(), Uuid::now_v7().simple()));
         let messages = Arc::new(Semaphore::new(dispatch::MESSAGES));
+        let outage = service.outage().clone();
         let ctx = Context {
             store,
             queue,
@@ -263,6 +267,7 @@ impl Worker {
             copies: Semaphore::new(COPIES),
             surroundings: Surroundings::default(),
             unoffered: AtomicBool::new(false),
+            outage,
         };
         let ctx = Arc::new(ctx);
         gauge!(telemetry::WORKER_SLOTS).set(ctx.fleet.slots() as f64);

@@ -41,6 +41,7 @@ pub(super) async fn run(ctx: Arc<Context>) {
         let looked = look(&ctx, &mut offered).await;
         if let Err(error) = &looked
             && well
+            && !ctx.outage.covers(error)
         {
             tracing::error!(%error, "cannot look for due jobs; trying again every second");
         }
@@ -97,14 +98,17 @@ pub(super) async fn tidy(ctx: Arc<Context>) {
     loop {
         tick.tick().await;
         let looked = async {
+            ctx.store.ping().await?;
             sweep(&ctx).await?;
             ctx.store.load().await
         };
         let tidied = show_answers(looked, UNANSWERED, |up| gauge!(telemetry::STORE_UP).set(f64::from(up))).await;
         if let Ok(load) = &tidied {
+            ctx.outage.answered();
             show(load);
         }
         if let Err(error) = &tidied
+            && !ctx.outage.covers(error)
             && well
         {
             tracing::error!(%error, "cannot look for overdue jobs; trying again every second");
@@ -159,6 +163,7 @@ pub(super) async fn forget(ctx: Arc<Context>) {
         let purged = ctx.store.purge(&JobState::ALL, retention, SWEEP_LIMIT).await;
         if let Err(error) = &purged
             && well
+            && !ctx.outage.covers(error)
         {
             tracing::error!(%error, "cannot forget jobs beyond the retention; trying again every second");
         }

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use super::briefly;
 use super::dispatch::tell_ended;
+use super::outage::Outage;
 use super::waiting::Waiting;
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::formats::wtns;
@@ -124,6 +125,7 @@ pub struct JobService {
     artifacts: Artifacts,
     options: ServiceOptions,
     waiting: Waiting,
+    outage: Outage,
 }
 
 impl JobService {
@@ -134,8 +136,13 @@ impl JobService {
         artifacts: Artifacts,
         options: ServiceOptions,
     ) -> Self {
-        let waiting = Waiting::new(store.clone());
-        Self { store, queue, artifacts, options, waiting }
+        let (waiting, outage) = (Waiting::new(store.clone()), Outage::of(store.address()));
+        Self { store, queue, artifacts, options, waiting, outage }
+    }
+
+    /// What is known of an outage of its store. Clones of a service share it.
+    pub(super) fn outage(&self) -> &Outage {
+        &self.outage
     }
 
     /// Largest input, bytes.

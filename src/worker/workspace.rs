@@ -40,6 +40,7 @@ pub struct Workspace {
     artifacts: Artifacts,
     registry: Registry,
     keyring: Arc<Keyring>,
+    service: JobService,
 }
 
 impl Workspace {
@@ -56,7 +57,13 @@ impl Workspace {
         };
         let registry = Registry::new(store.clone(), artifacts.clone(), module_cache(&config), limits);
         let keyring = Arc::new(keyring.unwrap_or_else(Keyring::none));
-        Ok(Self { config, store, queue, artifacts, registry, keyring })
+        let options = ServiceOptions {
+            max_input: config.max_input_bytes,
+            start_within: config.queue_timeout,
+            keyring: keyring.clone(),
+        };
+        let service = JobService::new(store.clone(), Some(queue.clone()), artifacts.clone(), options);
+        Ok(Self { config, store, queue, artifacts, registry, keyring, service })
     }
 
     /// The configuration.
@@ -87,12 +94,7 @@ impl Workspace {
     /// Submit, look, cancel. Its jobs wake a worker at once where the queue is shared or in this process, and others
     /// within about 100 ms.
     pub fn service(&self) -> JobService {
-        let options = ServiceOptions {
-            max_input: self.config.max_input_bytes,
-            start_within: self.config.queue_timeout,
-            keyring: self.keyring.clone(),
-        };
-        JobService::new(self.store.clone(), Some(self.queue.clone()), self.artifacts.clone(), options)
+        self.service.clone()
     }
 
     /// What a worker stands on.

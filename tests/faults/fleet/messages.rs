@@ -137,7 +137,8 @@ fn a_message_outlives_the_worker_that_took_it() {
     let lease = [("PROVER_LEASE_SECS", "1")];
     let first = fleet.serve(0, &[], &lease);
     first.wait_started();
-    fleet.door(Door::Postgres).refuse(true);
+    // It hears nothing from there: until it knows that nobody answers, it takes messages.
+    fleet.door(Door::Postgres).hold(true);
     let ids = [JobId::new(), JobId::new()];
     let body = |id: JobId| format!(r#"{{"id": "{id}", "circuit": "multiplier", "input": {{"a": 6, "b": "7"}}}}"#);
     fleet.redis::<String>(&xadd(body(ids[0]).as_str()));
@@ -150,9 +151,10 @@ fn a_message_outlives_the_worker_that_took_it() {
         matches!(pending, redis::Value::Array(of) if of.first() == Some(&redis::Value::Int(2)))
     };
     until("the messages to be taken", || taken().then_some(()));
-    first.wait_log("a message could not be recorded yet", 2);
-    assert!(taken(), "a message that is not recorded is acknowledged");
     first.signal(Signal::KILL);
+    assert!(taken(), "a message that is not recorded is acknowledged");
+    fleet.door(Door::Postgres).refuse(true);
+    fleet.door(Door::Postgres).hold(false);
     assert!(fleet.jobs().is_empty());
     // The next one is started before the database is there again, and waits for it.
     let second = fleet.serve(1, &[], &lease);
@@ -164,4 +166,34 @@ fn a_message_outlives_the_worker_that_took_it() {
         fleet.assert_proved(&fleet.end(id), 42);
     }
     fleet.wait_settled();
+}
+
+/// While the database is out of reach, a worker leaves messages to others and to later; its log has a line on the beginning
+/// and one on the end, and none for each message. What it had taken does not wait until it has had it for too long.
+#[test]
+fn an_outage_of_the_database_holds_messages_back_and_is_told_once() {
+    let fleet = Fleet::new();
+    let worker = fleet.serve(0, &[], &[("PROVER_LEASE_SECS", "3600")]);
+    worker.wait_started();
+    fleet.door(Door::Postgres).refuse(true);
+    let ids: Vec<_> = (0..40).map(|_| JobId::new()).collect();
+    let (early, late) = ids.split_at(20);
+    let send = |ids: &[JobId]| {
+        for id in ids {
+            let body = format!(r#"{{"id": "{id}", "circuit": "multiplier", "input": {{"a": 6, "b": "7"}}}}"#);
+            fleet.redis::<String>(&xadd(body));
+        }
+    };
+    send(early);
+    worker.wait_log("the database fails", 1);
+    send(late);
+    fleet.door(Door::Postgres).refuse(false);
+    worker.wait_log("the database answers again", 1);
+    for id in ids {
+        fleet.assert_proved(&fleet.end(id), 42);
+    }
+    fleet.wait_settled();
+    let log = worker.log();
+    assert!(log.lines().any(|l| l.contains("the database fails") && l.contains("postgres://127.0.0.1")), "{log}");
+    assert_eq!(worker.count("could not be recorded yet") + worker.count("trying again"), 0, "{log}");
 }
