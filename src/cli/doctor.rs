@@ -1,5 +1,6 @@
 //! `doctor`: whether the set-up is sound, and what to mend.
 
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 
@@ -16,6 +17,8 @@ use crate::worker::{Canary, Workspace, module_cache};
 
 /// Free space below which keys and proofs may soon not fit, bytes.
 const LITTLE_SPACE: u64 = 1 << 30;
+/// Bytes written to the data folder, to see that it takes them.
+const PIECE: usize = 64 << 10;
 /// A bundled witness program, to see that compiling works.
 const WASM: &[u8] = include_bytes!("../../circuits/multiplier.wasm");
 
@@ -89,9 +92,11 @@ fn settings(report: &mut Report) {
 
 fn data_folder(dir: &Path) -> Result<String, String> {
     use std::os::unix::fs::PermissionsExt;
-    let mend = |e: &dyn std::fmt::Display| format!("{}: {e}; set PROVER_DATA_DIR to a folder you own", dir.display());
+    let mend = |e: &dyn std::fmt::Display| format!("{}: {e}; set PROVER_DATA_DIR to a folder you own, on a disk with room", dir.display());
     crate::artifacts::private_dir(dir).map_err(|e| mend(&e))?;
-    tempfile::tempfile_in(dir).map_err(|e| mend(&e))?;
+    // A disk that is full takes an empty file.
+    let written = tempfile::tempfile_in(dir).and_then(|mut file| file.write_all(&[0; PIECE]));
+    written.map_err(|e| mend(&e))?;
     let mode = std::fs::metadata(dir).map_err(|e| mend(&e))?.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(format!("{} is open to others (mode {mode:03o}); chmod 700 it", dir.display()));
@@ -125,7 +130,7 @@ async fn rooms(config: &Config, report: &mut Report) {
         "{}: {} queued, {} running, {about}{} done, {} failed, {} cancelled",
         config.database, counts.queued, counts.running, counts.done, counts.failed, counts.cancelled
     );
-    report.note("store", Verdict::Ok, found);
+    report.result("store", workspace.store().ping().await.map(|()| found).map_err(|e| e.to_string()));
     match workspace.store().inputs_held().await {
         Ok(held) => inputs(&held, workspace.keyring(), report),
         Err(e) => report.note("inputs", Verdict::Failed, e),

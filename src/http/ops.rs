@@ -33,7 +33,7 @@ async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// The worker takes jobs, on the devices that it is there for, and its store answers.
+/// The worker takes jobs, on the devices that it is there for, and its store answers and takes writes.
 async fn readyz(State(app): State<App>) -> Result<&'static str, Problem> {
     let not = |why: &str| Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, why));
     match app.readiness.get() {
@@ -44,7 +44,7 @@ async fn readyz(State(app): State<App>) -> Result<&'static str, Problem> {
     }
     match tokio::time::timeout(PING, app.jobs.ping()).await {
         Ok(Ok(())) => Ok("ready\n"),
-        Ok(Err(_)) => not("the store fails; see the server's log"),
+        Ok(Err(_)) => not("the store fails or takes no writes; see the server's log"),
         Err(_) => not("the store does not answer"),
     }
 }

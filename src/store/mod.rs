@@ -10,6 +10,7 @@
 
 mod load;
 mod postgres;
+mod room;
 mod rows;
 mod sqlite;
 mod words;
@@ -250,6 +251,14 @@ pub enum StoreError {
         /// Why not.
         why: String,
     },
+    /// The database answers, but takes no writes.
+    #[error("the database {what} takes no writes: {why}")]
+    Unwritable {
+        /// Its path or its URL, without who connects and by what password.
+        what: String,
+        /// Why not.
+        why: String,
+    },
     /// The database failed.
     #[error("database: {}", words::plainly(.0))]
     Database(#[from] sqlx::Error),
@@ -268,7 +277,7 @@ impl StoreError {
     /// writes. Otherwise it is one call that failed, for its content or for what somebody else holds.
     pub fn is_outage(&self) -> bool {
         match self {
-            Self::Away { .. } | Self::Open { .. } => true,
+            Self::Away { .. } | Self::Open { .. } | Self::Unwritable { .. } => true,
             Self::Database(e) => words::is_outage(e),
             _ => false,
         }
@@ -367,6 +376,6 @@ pub trait Store: Send + Sync + 'static {
     /// Inputs still held, by the key they are sealed with (empty: none), for tests and `doctor`. None belongs to a job
     /// that is done or cancelled.
     async fn inputs_held(&self) -> Result<Vec<(String, u64)>, StoreError>;
-    /// Whether the store answers.
+    /// Whether the store answers and takes writes.
     async fn ping(&self) -> Result<(), StoreError>;
 }

@@ -983,7 +983,16 @@ impl Store for PostgresStore {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        self.session.rows(Again::Always, |_| sqlx::query("SELECT 1")).await.map(drop)
+        let row = self.session.row(Again::Always, |_| sqlx::query(statements::TAKES_WRITES)).await?;
+        let row = row.ok_or(sqlx::Error::RowNotFound)?;
+        let why = match (row.flag("standby")?, row.flag("read_only")?) {
+            (Some(true), _) => "it is a standby, or became one",
+            (_, Some(true)) => "it is read-only (default_transaction_read_only)",
+            _ => return Ok(()),
+        };
+        // A new connection may lead to a server that is the primary now.
+        self.session.pool.forget_idle();
+        Err(StoreError::Unwritable { what: self.what.clone(), why: why.to_owned() })
     }
 }
 

@@ -37,6 +37,7 @@ use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use super::load::Known;
+use super::room;
 use super::rows::{self, Columns, corrupt};
 use super::words::plainly;
 use super::{
@@ -1023,7 +1024,13 @@ impl Store for SqliteStore {
     async fn ping(&self) -> Result<(), StoreError> {
         self.still_there()?;
         sqlx::query("PRAGMA schema_version").fetch_one(&self.reader).await?;
-        Ok(())
+        let folder = self.path.parent().unwrap_or(Path::new("")).to_owned();
+        // A task that could not be run tells nothing.
+        let tried = tokio::task::spawn_blocking(move || room::takes_writes(&folder)).await;
+        match tried {
+            Ok(Err(e)) => Err(StoreError::Unwritable { what: self.address(), why: e.to_string() }),
+            _ => Ok(()),
+        }
     }
 }
 

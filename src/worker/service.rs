@@ -357,9 +357,14 @@ impl JobService {
         Ok(self.store.circuits().await?)
     }
 
-    /// Whether the store answers.
+    /// Whether the store answers and takes writes, and the last calls of the worker that shares this service went through.
     pub async fn ping(&self) -> Result<(), ServiceError> {
-        Ok(self.store.ping().await?)
+        self.store.ping().await?;
+        if self.outage.lasts() {
+            let why = "calls failed a moment ago".to_owned();
+            return Err(ServiceError::Store(StoreError::Away { what: self.store.address(), why }));
+        }
+        Ok(())
     }
 }
 
@@ -399,5 +404,27 @@ pub(super) fn refuse(id: JobId, circuit: CircuitName, key: Option<String>, error
         former_bodies: Vec::new(),
         priority: Priority(0),
         start_within: None,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::store::{SqliteStore, StoreSettings};
+
+    #[tokio::test]
+    async fn a_store_that_answers_is_not_enough_while_calls_fail() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&folder.path().join("jobs.db"), StoreSettings::default()).await.unwrap();
+        let options = ServiceOptions { max_input: 1, start_within: None, keyring: Arc::new(Keyring::none()) };
+        let service = JobService::new(Arc::new(store), None, Artifacts::memory(), options);
+        let asked = service.clone();
+        asked.ping().await.unwrap();
+        let full = StoreError::Unwritable { what: "jobs.db".to_owned(), why: "no space left".to_owned() };
+        assert!(service.outage().covers(&full));
+        assert!(matches!(asked.ping().await, Err(ServiceError::Store(_))));
+        service.outage().answered();
+        asked.ping().await.unwrap();
     }
 }

@@ -964,3 +964,24 @@ async fn two_thousand_jobs_a_second_go_through() {
     println!("{rate:.0} jobs a second");
     assert_eq!(store.counts().await.unwrap().done, (CALLERS * EACH) as u64);
 }
+
+/// As one that was a primary, or that somebody closed for a migration.
+#[tokio::test]
+async fn a_database_that_takes_no_writes_says_so_until_it_does() {
+    let database = PostgresDatabase::new();
+    let url = database.url().await;
+    let before = open(&url).await.unwrap();
+    before.ping().await.unwrap();
+    on_server(&format!("ALTER DATABASE {} SET default_transaction_read_only = on", database.name)).await;
+    // A worker may start, and waits until it takes writes again.
+    let store = open(&url).await.unwrap();
+    for _ in 0..2 {
+        let error = store.ping().await.unwrap_err();
+        let StoreError::Unwritable { what, why } = &error else { panic!("{error:?}") };
+        assert!(error.is_outage() && what.ends_with(&database.name) && why.contains("read-only"), "{error}");
+        assert!(store.sweep(10).await.unwrap_err().is_outage());
+    }
+    on_server(&format!("ALTER DATABASE {} RESET default_transaction_read_only", database.name)).await;
+    store.ping().await.unwrap();
+    store.sweep(10).await.unwrap();
+}

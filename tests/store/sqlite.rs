@@ -441,3 +441,40 @@ async fn what_was_answered_survives_the_death_of_the_process() {
     let verdict: String = sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut c).await.unwrap();
     assert_eq!(verdict, "ok");
 }
+
+/// A tmpfs, where this test may mount one.
+struct TinyDisk(PathBuf);
+
+impl TinyDisk {
+    fn mount(folder: &Path) -> Option<Self> {
+        let mut mount = Command::new("mount");
+        let mounted = mount.args(["-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs"]).arg(folder).output();
+        mounted.is_ok_and(|m| m.status.success()).then(|| Self(folder.to_owned()))
+    }
+}
+
+impl Drop for TinyDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_no_store_that_can_be_worked_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(disk) = TinyDisk::mount(folder.path()) else {
+        eprintln!("!! NO FULL DISK: this test may not mount one, and tests nothing");
+        return;
+    };
+    let store = open(&disk.0.join("jobs.db")).await.unwrap();
+    store.ping().await.unwrap();
+    let junk = disk.0.join("junk");
+    let mut file = std::fs::File::create(&junk).unwrap();
+    while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
+    let error = store.ping().await.unwrap_err();
+    assert!(matches!(error, StoreError::Unwritable { .. }) && error.is_outage(), "{error:?}");
+    std::fs::remove_file(junk).unwrap();
+    drop(file);
+    store.ping().await.unwrap();
+    store.close().await;
+}

@@ -174,6 +174,9 @@ pub(super) const REJECT: &str = concat!(
 );
 
 pub(super) const JOB: &str = concat!("SELECT ", job_columns!(), " FROM jobs WHERE id = $1::text::uuid");
+/// Whether a write would be refused, found out without one.
+pub(super) const TAKES_WRITES: &str = "SELECT pg_is_in_recovery() AS standby, \
+                                       current_setting('transaction_read_only') = 'on' AS read_only";
 pub(super) const JOB_STATE: &str = "SELECT state FROM jobs WHERE id = $1::text::uuid";
 
 /// The list of jobs in a state; the state is part of the text, so that its partial index is found.
