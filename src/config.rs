@@ -103,7 +103,11 @@ pub const CATALOGUE: &[Variable] = &[
         "3600",
         "longest attempt at a job, all stages, without its wait for a turn on the device: 1 to 604800",
     ),
-    var("PROVER_QUEUE_TIMEOUT_SECS", "off", "longest wait for a worker before a job fails: 1 to 31536000, or off"),
+    var(
+        "PROVER_QUEUE_TIMEOUT_SECS",
+        "off",
+        "longest wait for a worker before a job fails, under a pause too: 1 to 31536000, or off",
+    ),
     var(
         "PROVER_RETENTION_SECS",
         "off",

@@ -62,7 +62,9 @@ catalogue! {
     JOB_FAILURES "job_failures_total" Counter, ["class"], "Jobs that failed for good, by class of the last error.";
     QUEUE_DEPTH "queue_depth" Gauge, [], "Jobs waiting in the store, those that wait for a retry included. Where more than 10,000 wait, as of the last full count, which is as old as a hundred times what it takes (a minute or so for a million).";
     QUEUE_OLDEST "queue_oldest_seconds" Gauge, [], "How long the oldest job that could run has waited since it was due. Where more than 10,000 wait, as old as `queue_depth`.";
-    QUEUE_DRAIN "queue_drain_seconds" Gauge, [], "Predicted time until the jobs that wait are done, at the pace of all workers within the last minute; +Inf while nothing was done and something waits.";
+    QUEUE_DRAIN "queue_drain_seconds" Gauge, [], "Predicted time until the jobs that wait are done, at the pace of all workers within the last minute; +Inf while nothing was done and something waits. Jobs that are held back count among these.";
+    QUEUE_PAUSED "queue_paused" Gauge, [], "1 while the queue is held back (`queue pause`). Its jobs wait, and `queue_oldest_seconds` does not count them.";
+    CIRCUITS_PAUSED "circuits_paused" Gauge, [], "Circuits that are held back (`circuits pause`), in whatever queue. `queue_oldest_seconds` does not count their jobs.";
     STORE_UP "store_up" Gauge, [], "1 while the store answers and takes writes, by a look each second; 0 while it does not: then `queue_depth`, `queue_oldest_seconds`, `queue_drain_seconds` and `jobs_running` are of when it last did.";
     QUEUE_ERRORS "queue_errors_total" Counter, [], "Calls the queue did not answer; jobs are found in the store meanwhile.";
     MESSAGES "messages_total" Counter, ["outcome"], "Messages of producers taken from the queue: recorded as a job, rejected under their id, or set aside.";

@@ -12,6 +12,7 @@ use crate::config::{Config, Setting};
 use crate::model::StopToken;
 use crate::registry::{CircuitContent, RegistryLimits};
 use crate::seal::Keyring;
+use crate::store::Scope;
 use crate::witness::{Inputs, WasmWitness, WitnessGenerator};
 use crate::worker::{Canary, Workspace, module_cache};
 
@@ -92,7 +93,9 @@ fn settings(report: &mut Report) {
 
 fn data_folder(dir: &Path) -> Result<String, String> {
     use std::os::unix::fs::PermissionsExt;
-    let mend = |e: &dyn std::fmt::Display| format!("{}: {e}; set PROVER_DATA_DIR to a folder you own, on a disk with room", dir.display());
+    let mend = |e: &dyn std::fmt::Display| {
+        format!("{}: {e}; set PROVER_DATA_DIR to a folder you own, on a disk with room", dir.display())
+    };
     crate::artifacts::private_dir(dir).map_err(|e| mend(&e))?;
     // A disk that is full takes an empty file.
     let written = tempfile::tempfile_in(dir).and_then(|mut file| file.write_all(&[0; PIECE]));
@@ -135,6 +138,10 @@ async fn rooms(config: &Config, report: &mut Report) {
         Ok(held) => inputs(&held, workspace.keyring(), report),
         Err(e) => report.note("inputs", Verdict::Failed, e),
     }
+    match workspace.store().paused().await {
+        Ok(paused) => pauses(&paused, &config.queue_name, report),
+        Err(e) => report.note("pauses", Verdict::Failed, e),
+    }
     match workspace.queue().ping().await {
         Ok(()) => report.note("queue", Verdict::Ok, "answers"),
         Err(e) => report.note("queue", Verdict::Failed, format!("{e}; jobs are found in the store meanwhile")),
@@ -174,6 +181,22 @@ fn inputs(held: &[(String, u64)], keyring: &Keyring, report: &mut Report) {
     });
     let by_key: Vec<String> = by_key.collect();
     report.note("inputs", Verdict::Ok, if by_key.is_empty() { "none held".to_owned() } else { by_key.join(", ") });
+}
+
+/// What is held back, which somebody may have forgotten.
+fn pauses(paused: &[(Scope, i64)], queue: &str, report: &mut Report) {
+    if paused.is_empty() {
+        return report.note("pauses", Verdict::Ok, "nothing is held back");
+    }
+    let held = paused.iter().map(|(scope, since)| match scope {
+        Scope::Queue => format!("queue {queue} has been paused since {} (`queue resume`)", session::time(*since)),
+        Scope::Circuit(name) => {
+            format!("circuit {name} has been paused since {} (`circuits resume {name}`)", session::time(*since))
+        }
+    });
+    let held = held.collect::<Vec<_>>().join("; ");
+    let found = format!("{held}; jobs wait, no longer than PROVER_QUEUE_TIMEOUT_SECS where that is set");
+    report.note("pauses", Verdict::Warning, found);
 }
 
 /// Compiles and runs a small witness program, as a job would.
@@ -237,4 +260,27 @@ fn describe(report: &Report) -> String {
         session::table(&["check", "verdict", "found"], &rows),
         session::table(&["variable", "from", "value"], &settings)
     )
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn found(paused: &[(Scope, i64)]) -> (Verdict, String) {
+        let mut report = Report { checks: Vec::new(), settings: Vec::new() };
+        pauses(paused, "prove", &mut report);
+        let check = report.checks.pop().unwrap();
+        (check.verdict, check.found)
+    }
+
+    #[test]
+    fn what_is_held_back_is_a_warning_with_its_time_and_its_end() {
+        assert_eq!(found(&[]).0, Verdict::Ok);
+        let (verdict, found) = found(&[(Scope::Queue, 0), (Scope::Circuit("transfer".parse().unwrap()), 0)]);
+        assert_eq!(verdict, Verdict::Warning);
+        for words in ["queue prove has been paused since 1970-01-01", "`queue resume`", "`circuits resume transfer`"] {
+            assert!(found.contains(words), "{found}");
+        }
+    }
 }

@@ -17,6 +17,7 @@ mod ingest;
 mod lease;
 mod loading;
 mod outage;
+mod pauses;
 mod readiness;
 mod reconcile;
 pub mod request;

@@ -8,7 +8,7 @@ use futures::StreamExt;
 use metrics::{counter, gauge};
 
 use super::dispatch::tell_ended;
-use super::{Context, retry};
+use super::{Context, pauses, retry};
 use crate::model::{JobId, JobState};
 use crate::queue::{Ended, Queue, QueueError};
 use crate::store::{Due, Load, StoreError};
@@ -100,12 +100,13 @@ pub(super) async fn tidy(ctx: Arc<Context>) {
         let looked = async {
             ctx.store.ping().await?;
             sweep(&ctx).await?;
-            ctx.store.load().await
+            Ok::<_, StoreError>((ctx.store.load().await?, ctx.store.paused().await?))
         };
         let tidied = show_answers(looked, UNANSWERED, |up| gauge!(telemetry::STORE_UP).set(f64::from(up))).await;
-        if let Ok(load) = &tidied {
+        if let Ok((load, paused)) = &tidied {
             ctx.outage.answered();
             show(load);
+            pauses::show(paused);
         }
         if let Err(error) = &tidied
             && !ctx.outage.covers(error)

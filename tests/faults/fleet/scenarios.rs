@@ -307,3 +307,28 @@ fn a_submit_that_is_repeated_is_one_job() {
     assert!(fleet.door(Door::Postgres).cuts() > 0);
     assert_eq!(fleet.jobs().len(), 30);
 }
+
+/// A pause that somebody left on shows in the metrics of a worker, although nothing that could run waits.
+#[test]
+fn what_is_held_back_shows_in_the_metrics() {
+    let fleet = Fleet::new();
+    let worker = fleet.serve(0, &[], &[]);
+    worker.wait_started();
+    let shows = |queue: u8, circuits: u8| {
+        let lines = [("queue_paused", queue), ("circuits_paused", circuits)];
+        until("the metrics to show what is held back", || {
+            let text = metrics(&worker);
+            lines.iter().all(|(m, n)| text.contains(&format!("\n{m}{{queue=\"{QUEUE}\"}} {n}"))).then_some(())
+        });
+    };
+    shows(0, 0);
+    fleet.json(&["circuits", "pause", "multiplier"]);
+    shows(0, 1);
+    fleet.json(&["queue", "pause"]);
+    fleet.submit(6, 7);
+    shows(1, 1);
+    fleet.json(&["circuits", "resume", "multiplier"]);
+    fleet.json(&["queue", "resume"]);
+    shows(0, 0);
+    fleet.wait_ended(1);
+}
