@@ -10,11 +10,12 @@ use super::session;
 use super::{CliError, Output};
 use crate::config::{Config, Setting};
 use crate::model::StopToken;
+use crate::queue::QueueError;
 use crate::registry::{CircuitContent, RegistryLimits};
 use crate::seal::Keyring;
-use crate::store::Scope;
+use crate::store::{Scope, Store};
 use crate::witness::{Inputs, WasmWitness, WitnessGenerator};
-use crate::worker::{Canary, Workspace, module_cache};
+use crate::worker::{Canary, OpenError, Workspace, module_cache, open_queue};
 
 /// Free space below which keys and proofs may soon not fit, bytes.
 const LITTLE_SPACE: u64 = 1 << 30;
@@ -118,13 +119,60 @@ fn space(dir: &Path, report: &mut Report) {
     }
 }
 
-/// Store, artifacts and every registered circuit.
+/// Keys of inputs, queue, store, artifacts and every registered circuit: each by itself, so that one that fails is named and
+/// hides no other.
 async fn rooms(config: &Config, report: &mut Report) {
-    let workspace = match Workspace::open(config.clone()).await {
+    let keyring = keys(config, report);
+    queue(config, report).await;
+    let mut alone = config.clone();
+    (alone.redis, alone.encryption_keys) = (None, None);
+    let workspace = match Workspace::open(alone).await {
         Ok(w) => w,
-        Err(e) => return report.note("store", Verdict::Failed, e),
+        Err(e) => {
+            report.note(part(&e), Verdict::Failed, e);
+            return report.note("circuits", Verdict::Warning, "not looked at, since what has them did not open");
+        }
     };
-    let counts = match workspace.store().counts().await {
+    store(config, workspace.store().as_ref(), keyring.as_ref(), report).await;
+    circuits(&workspace, report).await;
+}
+
+/// What an error of opening is about.
+fn part(e: &OpenError) -> &'static str {
+    match e {
+        OpenError::Store(_) => "store",
+        OpenError::Queue(_) => "queue",
+        OpenError::Artifacts(_) => "artifacts",
+        OpenError::Seal(_) => "inputs",
+    }
+}
+
+/// The keys that seal inputs, if they read as they should.
+fn keys(config: &Config, report: &mut Report) -> Option<Keyring> {
+    match config.encryption_keys.as_ref().map(|keys| Keyring::parse(keys.reveal())).transpose() {
+        Ok(keyring) => Some(keyring.unwrap_or_else(Keyring::none)),
+        Err(e) => {
+            report.note("inputs", Verdict::Failed, e);
+            None
+        }
+    }
+}
+
+async fn queue(config: &Config, report: &mut Report) {
+    let answers = match open_queue(config).await {
+        Ok(queue) => queue.ping().await,
+        Err(e) => Err(e),
+    };
+    match answers {
+        Ok(()) => report.note("queue", Verdict::Ok, "answers"),
+        // A worker does not start with it.
+        Err(e @ QueueError::Unfit(_)) => report.note("queue", Verdict::Failed, e),
+        Err(e) => report.note("queue", Verdict::Failed, format!("{e}; jobs are found in the store meanwhile")),
+    }
+}
+
+async fn store(config: &Config, store: &dyn Store, keyring: Option<&Keyring>, report: &mut Report) {
+    let counts = match store.counts().await {
         Ok(c) => c,
         Err(e) => return report.note("store", Verdict::Failed, e),
     };
@@ -133,19 +181,20 @@ async fn rooms(config: &Config, report: &mut Report) {
         "{}: {} queued, {} running, {about}{} done, {} failed, {} cancelled",
         config.database, counts.queued, counts.running, counts.done, counts.failed, counts.cancelled
     );
-    report.result("store", workspace.store().ping().await.map(|()| found).map_err(|e| e.to_string()));
-    match workspace.store().inputs_held().await {
-        Ok(held) => inputs(&held, workspace.keyring(), report),
-        Err(e) => report.note("inputs", Verdict::Failed, e),
+    report.result("store", store.ping().await.map(|()| found).map_err(|e| e.to_string()));
+    if let Some(keyring) = keyring {
+        match store.inputs_held().await {
+            Ok(held) => inputs(&held, keyring, report),
+            Err(e) => report.note("inputs", Verdict::Failed, e),
+        }
     }
-    match workspace.store().paused().await {
+    match store.paused().await {
         Ok(paused) => pauses(&paused, &config.queue_name, report),
         Err(e) => report.note("pauses", Verdict::Failed, e),
     }
-    match workspace.queue().ping().await {
-        Ok(()) => report.note("queue", Verdict::Ok, "answers"),
-        Err(e) => report.note("queue", Verdict::Failed, format!("{e}; jobs are found in the store meanwhile")),
-    }
+}
+
+async fn circuits(workspace: &Workspace, report: &mut Report) {
     let circuits = match workspace.store().circuits().await {
         Ok(c) => c,
         Err(e) => return report.note("circuits", Verdict::Failed, e),
@@ -266,6 +315,29 @@ fn describe(report: &Report) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    /// What is found of these settings, without their sentences.
+    async fn verdicts(env: &[(&str, &str)]) -> Vec<(&'static str, Verdict)> {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
+        let folder_is = |name: &str| (name == "PROVER_DATA_DIR").then(|| folder.path().display().to_string());
+        let config = Config::from_lookup(|name| of(name).or_else(|| folder_is(name))).unwrap();
+        let mut report = Report { checks: Vec::new(), settings: Vec::new() };
+        rooms(&config, &mut report).await;
+        report.checks.iter().map(|c| (c.what, c.verdict)).collect()
+    }
+
+    #[tokio::test]
+    async fn a_room_that_fails_is_named_and_hides_no_other() {
+        let (ok, failed, warning) = (Verdict::Ok, Verdict::Failed, Verdict::Warning);
+        let sound = verdicts(&[]).await;
+        assert_eq!(sound, [("queue", ok), ("store", ok), ("inputs", ok), ("pauses", ok), ("circuits", ok)]);
+        let keys = verdicts(&[("PROVER_ENCRYPTION_KEYS", "a:short")]).await;
+        assert_eq!(keys, [("inputs", failed), ("queue", ok), ("store", ok), ("pauses", ok), ("circuits", ok)]);
+        // Nobody listens at port 1.
+        let away = [("DATABASE_URL", "postgres://127.0.0.1:1/jobs"), ("REDIS_URL", "redis://127.0.0.1:1")];
+        assert_eq!(verdicts(&away).await, [("queue", failed), ("store", failed), ("circuits", warning)]);
+    }
 
     fn found(paused: &[(Scope, i64)]) -> (Verdict, String) {
         let mut report = Report { checks: Vec::new(), settings: Vec::new() };

@@ -42,7 +42,7 @@ pub use canary::Canary;
 pub use faults::{Faults, Point};
 pub use readiness::{Readiness, Status};
 pub use service::{JobService, ServiceError, ServiceOptions, SubmitRequest};
-pub use workspace::{OpenError, Workspace, module_cache, running_program};
+pub use workspace::{OpenError, Workspace, module_cache, open_queue, running_program};
 
 use self::failure::Ended;
 use crate::artifacts::Artifacts;

@@ -81,11 +81,6 @@ impl Workspace {
         &self.queue
     }
 
-    /// Keys that seal inputs.
-    pub fn keyring(&self) -> &Keyring {
-        &self.keyring
-    }
-
     /// Open circuits.
     pub fn registry(&self) -> &Registry {
         &self.registry
@@ -123,7 +118,8 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
     })
 }
 
-async fn open_queue(config: &Config) -> Result<Arc<dyn Queue>, OpenError> {
+/// The queue of a configuration, by itself.
+pub async fn open_queue(config: &Config) -> Result<Arc<dyn Queue>, QueueError> {
     let Some(url) = &config.redis else { return Ok(Arc::new(MemoryQueue::new())) };
     let settings = RedisSettings {
         url: url.reveal().to_owned(),
