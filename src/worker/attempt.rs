@@ -290,7 +290,7 @@ async fn conclude(
         Ok(result) => {
             let begun = Instant::now();
             ctx.pass(Point::BeforeCommit, stop).await;
-            let held = persist_for(PROOF_KEPT, stop, || ctx.store.finish(id, attempt, &result)).await;
+            let held = persist_for(ctx, PROOF_KEPT, stop, || ctx.store.finish(id, attempt, &result)).await;
             if !was_held(job, held) {
                 return None;
             }
@@ -401,11 +401,11 @@ async fn persist<F>(ctx: &Context, stop: &StopToken, write: impl Fn() -> F) -> O
 where
     F: Future<Output = Result<Held, StoreError>>,
 {
-    persist_for(ctx.options.lease * 2, stop, write).await
+    persist_for(ctx, ctx.options.lease * 2, stop, write).await
 }
 
 /// Writes to the store, again and again for so long, unless the lease is known to be lost.
-async fn persist_for<F>(patience: Duration, stop: &StopToken, write: impl Fn() -> F) -> Option<Held>
+async fn persist_for<F>(ctx: &Context, patience: Duration, stop: &StopToken, write: impl Fn() -> F) -> Option<Held>
 where
     F: Future<Output = Result<Held, StoreError>>,
 {

@@ -273,6 +273,7 @@ fn begin(
         drop(alone);
         drop(place);
         if let Some((job, end)) = ended {
+            ctx.service.has_ended(job.id);
             if let End::Done(result) = &end {
                 attempt::copy(&ctx, job.id, result).await;
             }

@@ -210,15 +210,22 @@ fn period(lease: Duration) -> Duration {
 async fn beat_for_ever(shared: &Shared, store: &dyn Store) {
     let mut tick = tokio::time::interval(period(shared.lease));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // With nothing in hand the store is called now and then, too: the connection is to be there before a job is.
+    let mut ping_at = Instant::now();
     while !shared.closing.load(Ordering::Relaxed) {
         tick.tick().await;
         let _beating = shared.beating.lock().await;
         let leases = shared.all();
-        // With nothing in hand, too: the connection is to be there before a job is.
-        let answered = match leases.as_slice() {
-            [] => matches!(tokio::time::timeout(shared.lease / 2, store.ping()).await, Ok(Ok(()))),
-            leases => join_all(leases.iter().map(|lease| beat(lease, store, shared.lease))).await.contains(&true),
+        let answered = if leases.is_empty() {
+            if Instant::now() < ping_at {
+                continue;
+            }
+            matches!(tokio::time::timeout(shared.lease / 2, store.ping()).await, Ok(Ok(())))
+        } else {
+            join_all(leases.iter().map(|lease| beat(lease, store, shared.lease))).await.contains(&true)
         };
+        // One that failed is tried at each tick.
+        ping_at = Instant::now() + if answered { shared.lease / 4 } else { Duration::ZERO };
         shared.note(answered);
     }
 }

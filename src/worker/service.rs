@@ -296,6 +296,11 @@ impl JobService {
         self.job(id).await
     }
 
+    /// Notes that a job has ended, for those who wait for it in this process.
+    pub(super) fn has_ended(&self, id: JobId) {
+        self.waiting.tell(id);
+    }
+
     /// Jobs, newest first.
     pub async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, ServiceError> {
         if let Some(before) = filter.before {

@@ -53,6 +53,11 @@ impl Waiting {
         told
     }
 
+    /// Tells those who wait for this job that it has ended; what others end, the next look finds.
+    pub(super) fn tell(&self, job: JobId) {
+        self.waiters().by_job.remove(&job);
+    }
+
     fn waiters(&self) -> MutexGuard<'_, Waiters> {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }

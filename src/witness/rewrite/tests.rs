@@ -582,7 +582,7 @@ fn what_rewriting_adds_does_not_count_as_the_programs_memory() {
     let pages = 11 << 16;
     assert_eq!(generated(OPERATORS, Limits { memory: pages, ..AMPLE }), Ok(46));
     let e = generated(OPERATORS, Limits { memory: pages - 1, ..AMPLE }).unwrap_err();
-    assert!(e.contains(&format!("more than its {} bytes", pages - 1)), "{e}");
+    assert!(e.contains(&format!("more than the {} bytes", pages - 1)), "{e}");
 }
 
 #[test]

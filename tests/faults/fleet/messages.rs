@@ -134,10 +134,10 @@ fn bad_messages_are_rejected_or_set_aside() {
 #[test]
 fn a_message_outlives_the_worker_that_took_it() {
     let fleet = Fleet::new();
-    let lease = [("PROVER_LEASE_SECS", "1")];
-    let first = fleet.serve(0, &[], &lease);
+    // It hears nothing from there: until it knows that nobody answers, which takes the longer the longer its lease is, it
+    // takes messages.
+    let first = fleet.serve(0, &[], &[("PROVER_LEASE_SECS", "120")]);
     first.wait_started();
-    // It hears nothing from there: until it knows that nobody answers, it takes messages.
     fleet.door(Door::Postgres).hold(true);
     let ids = [JobId::new(), JobId::new()];
     let body = |id: JobId| format!(r#"{{"id": "{id}", "circuit": "multiplier", "input": {{"a": 6, "b": "7"}}}}"#);
@@ -157,7 +157,7 @@ fn a_message_outlives_the_worker_that_took_it() {
     fleet.door(Door::Postgres).hold(false);
     assert!(fleet.jobs().is_empty());
     // The next one is started before the database is there again, and waits for it.
-    let second = fleet.serve(1, &[], &lease);
+    let second = fleet.serve(1, &[], &[("PROVER_LEASE_SECS", "1")]);
     second.wait_log("the worker starts once its database is there", 1);
     fleet.door(Door::Postgres).refuse(false);
     second.wait_started();
@@ -189,6 +189,7 @@ fn an_outage_of_the_database_holds_messages_back_and_is_told_once() {
     send(late);
     fleet.door(Door::Postgres).refuse(false);
     worker.wait_log("the database answers again", 1);
+    until("the messages to be recorded", || (fleet.jobs().len() == ids.len()).then_some(()));
     for id in ids {
         fleet.assert_proved(&fleet.end(id), 42);
     }
