@@ -54,23 +54,18 @@ pub(super) fn runs_apart(driver: &dyn Driver, key: &ProvingKey) -> bool {
     plans_of_all(driver, key).apart
 }
 
-/// What a key needs of the device, within a few per cent: as if every wire had a point in every section.
+/// What a key needs of the device: as if every wire had a point in every section, which is the most that points take, and with
+/// a guess at its matrices ([`Constraints::resident`]).
 pub(super) fn footprint(driver: &dyn Driver, key: &ProvingKey) -> Footprint {
     let plans = plans_of_all(driver, key);
-    let [a, b, c, h] = plans.counts;
-    let tables = Bases::<InG1>::bytes(a, &plans.a)
-        + Bases::<InG1>::bytes(b, &plans.b)
-        + Bases::<InG2>::bytes(b, &plans.b)
-        + Bases::<InG1>::bytes(c, &plans.c)
-        + Bases::<InG1>::bytes(h, &plans.h);
-    let indices = 4 * (a + b + c + h);
+    let indices = 4 * plans.counts.iter().sum::<u64>();
     let per_proof = per_proof(driver, key, &plans);
     // Of large ones, the half of the device that is for proofs has the memory of all but one.
     let kept = match proofs(driver, key, per_proof) {
         (1, _) => 1,
         (_, kept) => kept as u32,
     };
-    Footprint { resident: tables + indices + Constraints::resident(key), per_proof, kept }
+    Footprint { resident: plans.tables() + indices + Constraints::resident(key), per_proof, kept }
 }
 
 fn per_proof(driver: &dyn Driver, key: &ProvingKey, plans: &Plans) -> u64 {
@@ -95,8 +90,8 @@ pub(super) struct Resident {
 }
 
 impl Resident {
-    /// With products apart or not as `footprint` has said.
-    fn new(driver: &Arc<dyn Driver>, stream: Stream, key: &ProvingKey, apart: bool) -> Result<Self, BackendError> {
+    /// By plans that take no more than `all`, those that `footprint` goes by; with products apart or not as there.
+    fn new(driver: &Arc<dyn Driver>, stream: Stream, key: &ProvingKey, all: &Plans) -> Result<Self, BackendError> {
         super::super::check_lengths(key)?;
         let s = &key.sections;
         let private = key.header.n_public + 1;
@@ -113,14 +108,14 @@ impl Resident {
         let in_c = index(&msm::present::<InG1>(&s.c)?, private)?;
         let in_h = index(&msm::present::<InG1>(&s.h)?, 0)?;
         let counts = [&in_a, &in_b, &in_c, &in_h].map(|index| u64::from(index.len));
-        let plans = Plans { apart, ..Plans::new(&**driver, counts, multiples(key, driver.properties().memory)) };
+        let wires = key.header.n_vars.into();
+        let plans = all.of_present(&**driver, counts, multiples(key, driver.properties().memory), wires);
         let a = Bases::new(driver, stream, &s.a, &in_a, 0, plans.a)?;
         let b1 = Bases::new(driver, stream, &s.b1, &in_b, 0, plans.b)?;
         let b2 = Bases::new(driver, stream, &s.b2, &in_b, 0, plans.b)?;
         let c = Bases::new(driver, stream, &s.c, &in_c, private, plans.c)?;
         let h = Bases::new(driver, stream, &s.h, &in_h, 0, plans.h)?;
         driver.synchronize(stream)?;
-        let wires = key.header.n_vars.into();
         Ok(Self { constraints, plans, wires, in_a, in_b, in_c, in_h, a, b1, b2, c, h })
     }
 }
@@ -147,7 +142,7 @@ impl CudaKey {
     pub(super) fn new(driver: &Arc<dyn Driver>, key: Arc<ProvingKey>, graphs: bool) -> Result<Self, BackendError> {
         let stream = driver.create_stream()?;
         let all = plans_of_all(&**driver, &key);
-        let resident = Resident::new(driver, stream, &key, all.apart);
+        let resident = Resident::new(driver, stream, &key, &all);
         driver.destroy_stream(stream);
         let resident = resident?;
         let (batch, kept) = proofs(&**driver, &key, per_proof(&**driver, &key, &all));

@@ -47,7 +47,7 @@ pub(super) struct Layout {
 }
 
 /// Plans for A, B, C and H, how many bases each has, and whether products run apart.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Plans {
     pub(super) a: Plan,
     pub(super) b: Plan,
@@ -69,6 +69,24 @@ impl Plans {
             && plans.needs(driver).iter().map(Needs::with_sorter).sum::<u64>()
                 <= driver.properties().memory / APART_SHARE;
         Self { apart, ..plans }
+    }
+
+    /// The best for the points that there are, fewer than these plans count, if they take no more: a plan for fewer points may
+    /// take more than one for many, such as bundles that would have been too large for those. Else these plans, which take
+    /// the less the fewer there are.
+    pub(super) fn of_present(&self, driver: &dyn Driver, counts: [u64; 4], multiples: u64, wires: u64) -> Self {
+        let best = Self { apart: self.apart, ..Self::new(driver, counts, multiples) };
+        let bytes = |plans: &Self| plans.layout(driver, wires).bytes();
+        let fits = best.tables() <= self.tables() && bytes(&best) <= bytes(self);
+        if fits { best } else { Self { counts, ..*self } }
+    }
+
+    /// Bytes of the points and their multiples.
+    pub(super) fn tables(&self) -> u64 {
+        let [a, b, c, h] = self.counts;
+        let of_b = Bases::<InG1>::bytes(b, &self.b) + Bases::<InG2>::bytes(b, &self.b);
+        let in_g1 = [(a, &self.a), (c, &self.c), (h, &self.h)];
+        of_b + in_g1.map(|(n, plan)| Bases::<InG1>::bytes(n, plan)).iter().sum::<u64>()
     }
 
     /// What each product needs.
@@ -327,5 +345,36 @@ impl Slot {
     /// The later work of the first stream comes after that of all others so far.
     fn join(&self) -> Result<(), BackendError> {
         self.lanes[1..].iter().try_for_each(|lane| self.driver.order(lane.stream, self.stream()))
+    }
+}
+
+#[cfg(all(test, feature = "kernels-on-host"))]
+mod tests {
+    use super::super::driver::host::{HostDriver, Order};
+    use super::*;
+
+    /// Also where fewer points of B would have bundles that all of them had not.
+    #[test]
+    fn points_that_there_are_take_no_more_than_all_would() {
+        let mut kept = 0;
+        for (multiprocessors, gigabytes, log) in [(40, 8, 20), (40, 16, 21), (58, 24, 21), (132, 24, 21), (132, 80, 22)]
+        {
+            let driver = HostDriver::new(Order::Ascending).with_multiprocessors(multiprocessors);
+            let driver = driver.with_memory(gigabytes << 30);
+            let n = 1u64 << log;
+            let multiples = (gigabytes << 30) / 6 / (n * 384);
+            let all = Plans::new(&driver, [n; 4], multiples);
+            for tenths in 0..=10 {
+                let counts = [n, n * tenths / 10, n, n];
+                let plans = all.of_present(&driver, counts, multiples, n);
+                let bytes = |plans: &Plans| (plans.tables(), plans.layout(&driver, n).bytes());
+                let (took, most) = (bytes(&plans), bytes(&all));
+                assert!(took.0 <= most.0 && took.1 <= most.1, "expected {most:?} at most, got {took:?}: {plans:?}");
+                assert_eq!(plans.counts, counts);
+                let best = Plans::new(&driver, counts, multiples);
+                kept += usize::from(plans.b != best.b);
+            }
+        }
+        assert!(kept > 0, "no plan for fewer points takes more");
     }
 }
