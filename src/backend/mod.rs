@@ -213,6 +213,11 @@ pub struct Plainer {
 pub trait LoadedKey: Send + Sync {
     /// The key it was loaded from.
     fn key(&self) -> &Arc<ProvingKey>;
+    /// Bytes of the device that it takes as long as it is loaded, where they were counted: what [`Backend::footprint`] says
+    /// beforehand may be a guess.
+    fn resident(&self) -> Option<u64> {
+        None
+    }
     /// The five products for a witness of `n_vars` values. Looks at `stop` between steps.
     fn commit(&self, witness: &Witness, stop: &StopToken, on: &dyn Progress) -> Result<Commitments, BackendError>;
     /// How many witnesses at once the device likes best: 1 where it gains nothing from several, as on the CPU.

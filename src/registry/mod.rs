@@ -376,8 +376,10 @@ async fn load_into(
 ) -> Result<Arc<dyn LoadedKey>, RegistryError> {
     let (device, key) = (device.clone(), circuit.key.clone());
     let load = blocking(move || {
-        let bytes = device.footprint(&key).lasting();
+        let declared = device.footprint(&key);
         let loaded = device.load(key)?;
+        // What lies there now counts, and not what was guessed of it.
+        let bytes = Footprint { resident: loaded.resident().unwrap_or(declared.resident), ..declared }.lasting();
         counter!(telemetry::KEY_LOADS, "device" => device.device().label()).increment(1);
         Ok((loaded, bytes))
     });

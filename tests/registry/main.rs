@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use prover_worker::artifacts::{Artifacts, Kind};
 use prover_worker::backend::cpu::CpuBackend;
-use prover_worker::backend::{Backend, BackendError, DeviceInfo, DeviceKind, Footprint, LoadedKey};
+use prover_worker::backend::{
+    Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress,
+};
 use prover_worker::formats::{r1cs, zkey};
 use prover_worker::groth16::setup;
-use prover_worker::model::{Circuit, ContentHash, JobId, NewJob, Priority, ProvingKey};
+use prover_worker::model::{Circuit, ContentHash, JobId, NewJob, Priority, ProvingKey, StopToken, Witness};
 use prover_worker::registry::{CircuitContent, Registry, RegistryError, RegistryLimits};
 use prover_worker::store::{Input, SqliteStore, Store, StoreSettings};
 use prover_worker::witness::ModuleCache;
@@ -173,6 +175,7 @@ async fn a_key_that_was_registered_meanwhile_is_kept() {
 struct Small {
     info: DeviceInfo,
     cpu: CpuBackend,
+    footprint: Footprint,
     has: Mutex<Option<Weak<dyn LoadedKey>>>,
 }
 
@@ -181,8 +184,8 @@ impl Backend for Small {
         &self.info
     }
 
-    fn footprint(&self, key: &ProvingKey) -> Footprint {
-        self.cpu.footprint(key)
+    fn footprint(&self, _: &ProvingKey) -> Footprint {
+        self.footprint
     }
 
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
@@ -196,13 +199,18 @@ impl Backend for Small {
     }
 }
 
+impl Small {
+    fn new(footprint: Footprint) -> Self {
+        let info = DeviceInfo { kind: DeviceKind::Cuda, name: "small".into(), ordinal: 0, threads: 1, memory: 1 << 30 };
+        Self { info, cpu: CpuBackend::new(1).unwrap(), footprint, has: Mutex::default() }
+    }
+}
+
 /// All who wait for a key that does not fit beside others get it, once one of them has made room.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_who_wait_for_room_on_a_device_get_their_key() {
     let rooms = Rooms::open().await;
-    let info = DeviceInfo { kind: DeviceKind::Cuda, name: "small".into(), ordinal: 0, threads: 1, memory: 1 << 30 };
-    let cpu = CpuBackend::new(1).unwrap();
-    let device: Arc<dyn Backend> = Arc::new(Small { info, cpu, has: Mutex::default() });
+    let device: Arc<dyn Backend> = Arc::new(Small::new(Footprint { resident: 1 << 20, per_proof: 1 << 20, kept: 1 }));
     let mut circuits = Vec::new();
     for name in ["1", "2"] {
         let circuit = rooms.add(name, &rooms.key(name), None).await.unwrap();
@@ -214,4 +222,53 @@ async fn all_who_wait_for_room_on_a_device_get_their_key() {
             assert_eq!(loaded.unwrap().key().header.n_vars, circuit.key.header.n_vars);
         }
     }
+}
+
+/// A device that says little of a key before it is loaded, and what it takes then.
+struct Guessing(Small);
+
+struct Counted(Arc<dyn LoadedKey>);
+
+impl Backend for Guessing {
+    fn device(&self) -> &DeviceInfo {
+        self.0.device()
+    }
+
+    fn footprint(&self, key: &ProvingKey) -> Footprint {
+        self.0.footprint(key)
+    }
+
+    fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
+        Ok(Arc::new(Counted(self.0.cpu.load(key)?)))
+    }
+}
+
+impl LoadedKey for Counted {
+    fn key(&self) -> &Arc<ProvingKey> {
+        self.0.key()
+    }
+
+    fn resident(&self) -> Option<u64> {
+        Some(300 << 20)
+    }
+
+    fn commit(&self, witness: &Witness, stop: &StopToken, on: &dyn Progress) -> Result<Commitments, BackendError> {
+        self.0.commit(witness, stop, on)
+    }
+}
+
+#[tokio::test]
+async fn keys_count_by_what_they_take_once_they_are_loaded() {
+    let rooms = Rooms::open().await;
+    let guessed = Footprint { resident: 1 << 20, per_proof: 1 << 20, kept: 1 };
+    let device: Arc<dyn Backend> = Arc::new(Guessing(Small::new(guessed)));
+    let mut loaded = Vec::new();
+    for name in ["1", "2"] {
+        let circuit = rooms.add(name, &rooms.key(name), None).await.unwrap();
+        let circuit = rooms.registry.open(CircuitContent { zkey: circuit.zkey, wasm: None }).await.unwrap();
+        rooms.registry.load(&device, &circuit).await.unwrap();
+        loaded.push(circuit.content.zkey);
+    }
+    // Half of the device is for keys.
+    assert_eq!([0, 1].map(|i| rooms.registry.has_loaded(&*device, loaded[i])), [false, true]);
 }

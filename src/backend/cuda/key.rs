@@ -118,6 +118,13 @@ impl Resident {
         driver.synchronize(stream)?;
         Ok(Self { constraints, plans, wires, in_a, in_b, in_c, in_h, a, b1, b2, c, h })
     }
+
+    /// Bytes of all that.
+    fn bytes(&self) -> u64 {
+        let indices = [&self.in_a, &self.in_b, &self.in_c, &self.in_h].map(|index| index.wires.bytes());
+        let in_g1 = [&self.a, &self.b1, &self.c, &self.h].map(Bases::size);
+        self.constraints.bytes() + indices.iter().chain(&in_g1).sum::<u64>() + self.b2.size()
+    }
 }
 
 /// A key whose points, with their multiples, and matrices lie on a device.
@@ -219,6 +226,10 @@ impl Proof<'_> {
 impl LoadedKey for CudaKey {
     fn key(&self) -> &Arc<ProvingKey> {
         &self.key
+    }
+
+    fn resident(&self) -> Option<u64> {
+        Some(self.resident.bytes())
     }
 
     fn commit(&self, witness: &Witness, stop: &StopToken, on: &dyn Progress) -> Result<Commitments, BackendError> {
@@ -463,6 +474,23 @@ mod tests {
         let (took, per_proof) = (host.used() - resident, footprint(&*host, &key).per_proof);
         assert!(took <= per_proof, "expected {per_proof} at most, got {took}");
         drop(slot);
+    }
+
+    /// As far as it can be said beforehand, which is not of factors.
+    #[test]
+    fn a_key_says_what_it_takes_once_it_is_loaded() {
+        let (mut key, ..) = selftest::example(WIRES, 5, 64);
+        for long_rows in [false, true] {
+            if long_rows {
+                let entry = &key.sections.coefficients[..crate::model::ENTRY_BYTES];
+                key.sections.coefficients = [&key.sections.coefficients, &entry.repeat(100)[..]].concat().into();
+            }
+            let key = Arc::new(key.clone());
+            let host = Arc::new(HostDriver::new(Order::Ascending));
+            let driver: Arc<dyn Driver> = host.clone();
+            let loaded = CudaKey::new(&driver, key, true).unwrap();
+            assert_eq!(loaded.resident(), Some(host.used()));
+        }
     }
 
     #[test]

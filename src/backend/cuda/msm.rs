@@ -299,6 +299,11 @@ impl<G: Group> Bases<G> {
         n * u64::from(plan.multiples()) * G::BYTES as u64
     }
 
+    /// Bytes of these.
+    pub(super) fn size(&self) -> u64 {
+        self.table.bytes()
+    }
+
     /// The points of `section` that `index` names, of which that of wire `first` is the first of the section.
     pub(super) fn new(
         driver: &Arc<dyn Driver>,

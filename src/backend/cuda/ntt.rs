@@ -147,6 +147,11 @@ impl Domain {
         tables.sum()
     }
 
+    /// Bytes on the device of this one.
+    pub(super) fn bytes(&self) -> u64 {
+        self.passes.iter().map(|pass| pass.roots.bytes()).sum()
+    }
+
     /// Elements of a vector.
     pub(super) fn size(&self) -> u64 {
         1 << self.log

@@ -161,6 +161,14 @@ impl Constraints {
         2 * TERM * key.n_coefficients() as u64 + 9 * u64::from(n) + domain
     }
 
+    /// The same, counted.
+    pub(super) fn bytes(&self) -> u64 {
+        let ShortRows { terms, starts, rows, .. } = &self.short;
+        let short = [terms, starts, rows, &self.factors, &self.scale];
+        let long = self.long.iter().flat_map(|long| [&long.terms, &long.starts, &long.parts, &long.rows]);
+        self.domain.bytes() + short.into_iter().chain(long).map(Buffer::bytes).sum::<u64>()
+    }
+
     /// Bytes of a [`Scratch`], or a few more.
     pub(super) fn per_proof(key: &ProvingKey) -> u64 {
         // A part has more than SHORT terms, or is one of several of a row that has PART for each of the others.
