@@ -48,7 +48,9 @@ pub enum RegistryError {
     #[error(transparent)]
     Backend(#[from] BackendError),
     /// The key is larger than the device, whatever else is there.
-    #[error("{device} is too small for the key: it takes {resident} bytes and {per_proof} for a proof, of {memory}")]
+    #[error(
+        "{device} is too small for the key: it takes {resident} bytes and {per_proof} for a proof, of {memory} for both"
+    )]
     TooLarge {
         /// Which device.
         device: String,
@@ -56,7 +58,7 @@ pub enum RegistryError {
         resident: u64,
         /// More for a proof.
         per_proof: u64,
-        /// Bytes of the device.
+        /// Bytes that the device has for keys and proofs.
         memory: u64,
     },
     /// An artifact could not be read or written.
@@ -360,13 +362,21 @@ impl Registry {
     }
 }
 
-/// That a device whose memory is known has enough for the key and one proof.
+/// That a device whose memory is known has enough for the key and one proof. One that just does not fit would be loaded, and
+/// then no proof would find memory, again and again.
 fn check_fits(device: &dyn Backend, key: &ProvingKey) -> Result<(), RegistryError> {
     let (info, Footprint { resident, per_proof, .. }) = (device.device(), device.footprint(key));
-    if info.memory == 0 || resident.saturating_add(per_proof) <= info.memory {
+    let memory = beside_driver(info.memory);
+    if info.memory == 0 || resident.saturating_add(per_proof) <= memory {
         return Ok(());
     }
-    Err(RegistryError::TooLarge { device: info.label(), resident, per_proof, memory: info.memory })
+    Err(RegistryError::TooLarge { device: info.label(), resident, per_proof, memory })
+}
+
+/// What keys and proofs may have of a device's memory, bytes: its driver has contexts, code and stacks of kernels there, some
+/// hundred megabytes, and other programs may have something. Of a small device an eighth.
+fn beside_driver(memory: u64) -> u64 {
+    memory - (memory / 16).max((512 << 20).min(memory / 8))
 }
 
 async fn load_into(
@@ -441,5 +451,17 @@ fn host_memory() -> u64 {
         (Some(a), None) | (None, Some(a)) => a,
         // No such files: not Linux. A modest machine.
         (None, None) => 8 << 30,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_a_device_is_its_drivers() {
+        for (memory, left) in [(0, 0), (1 << 30, 896 << 20), (8 << 30, 7680 << 20), (80 << 30, 75 << 30)] {
+            assert_eq!(beside_driver(memory), left, "of {memory}");
+        }
     }
 }

@@ -398,7 +398,7 @@ async fn jobs_of_a_circuit_go_to_the_device_together() {
 /// Two proofs are on a GPU at once where half of its memory takes both.
 #[tokio::test(flavor = "multi_thread")]
 async fn proofs_that_do_not_fit_together_go_to_the_device_one_by_one() {
-    for (per_proof, at_once) in [(300 << 20, 1), (200 << 20, 2), (900 << 20, 1)] {
+    for (per_proof, at_once) in [(300 << 20, 1), (200 << 20, 2), (800 << 20, 1)] {
         let site = Site::open(|o| {
             o.concurrency = Some(8);
             o.batch_max = Some(1);

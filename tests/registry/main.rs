@@ -224,6 +224,22 @@ async fn all_who_wait_for_room_on_a_device_get_their_key() {
     }
 }
 
+/// Not all of a device's memory is for keys: one that fits it by a hair is refused, and none is forgotten for it.
+#[tokio::test]
+async fn a_key_that_would_fill_a_device_is_too_large() {
+    let rooms = Rooms::open().await;
+    let circuit = rooms.add("1", &rooms.key("1"), None).await.unwrap();
+    let circuit = rooms.registry.open(CircuitContent { zkey: circuit.zkey, wasm: None }).await.unwrap();
+    let fits = |resident| {
+        let device: Arc<dyn Backend> = Arc::new(Small::new(Footprint { resident, per_proof: 100 << 20, kept: 1 }));
+        let (registry, circuit) = (rooms.registry.clone(), circuit.clone());
+        async move { registry.load(&device, &circuit).await.map(drop) }
+    };
+    let refused = fits(800 << 20).await;
+    assert!(matches!(refused, Err(RegistryError::TooLarge { memory: 0x3800_0000, .. })), "{refused:?}");
+    fits(700 << 20).await.unwrap();
+}
+
 /// A device that says little of a key before it is loaded, and what it takes then.
 struct Guessing(Small);
 

@@ -2,12 +2,13 @@
 
 #![allow(unsafe_code)]
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use super::super::{BackendError, Commitments, Footprint, LoadedKey, Progress};
 use super::driver::{Driver, Stream};
 use super::msm::{self, Bases, InG1, InG2, Index};
 use super::quotient::Constraints;
+use super::shelf::{Idle, Shelf, locked};
 use super::slot::{Plans, Slot};
 use crate::model::{G1_BYTES, ProvingKey, StopToken, Witness};
 
@@ -132,7 +133,8 @@ pub(super) struct CudaKey {
     driver: Arc<dyn Driver>,
     key: Arc<ProvingKey>,
     /// Memory of proofs that have ended, for the next. Before the key, to which its graphs point.
-    idle: Mutex<Vec<Slot>>,
+    idle: Arc<Idle>,
+    shelf: Arc<Shelf>,
     resident: Resident,
     /// Whether the work of a proof may become one launch.
     graphs: bool,
@@ -146,23 +148,31 @@ impl CudaKey {
     ///
     /// # Errors
     /// `Shape` if the key does not hold what it says; `OutOfMemory`.
-    pub(super) fn new(driver: &Arc<dyn Driver>, key: Arc<ProvingKey>, graphs: bool) -> Result<Self, BackendError> {
+    pub(super) fn new(
+        driver: &Arc<dyn Driver>,
+        shelf: &Arc<Shelf>,
+        key: Arc<ProvingKey>,
+        graphs: bool,
+    ) -> Result<Self, BackendError> {
         let stream = driver.create_stream()?;
         let all = plans_of_all(&**driver, &key);
         let resident = Resident::new(driver, stream, &key, &all);
         driver.destroy_stream(stream);
         let resident = resident?;
         let (batch, kept) = proofs(&**driver, &key, per_proof(&**driver, &key, &all));
-        Ok(Self { driver: driver.clone(), key, idle: Mutex::default(), resident, graphs, batch, kept })
+        let (driver, idle, shelf) = (driver.clone(), shelf.place(), shelf.clone());
+        Ok(Self { driver, key, idle, shelf, resident, graphs, batch, kept })
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Slot>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.idle)
     }
 
+    /// An idle slot, or a new one, for which those of other keys give way.
     fn slot(&self) -> Result<Slot, BackendError> {
         let idle = self.idle().pop();
-        idle.map_or_else(|| Slot::new(&self.driver, &self.resident, self.graphs), Ok)
+        let new = || Slot::new(&self.driver, &self.resident, self.graphs);
+        idle.map_or_else(|| self.shelf.with_memory(new), Ok)
     }
 
     /// Takes a slot and begins a proof there.
@@ -285,6 +295,7 @@ mod tests {
     use ark_ff::{PrimeField, UniformRand};
     use ark_std::rand::{SeedableRng, rngs::StdRng};
 
+    use super::super::CudaBackend;
     use super::super::driver::host::{HostDriver, Order};
     use super::super::memory::Buffer;
     use super::super::slot::Launching;
@@ -322,8 +333,12 @@ mod tests {
         }
 
         fn on(&self, driver: &Arc<HostDriver>, graphs: bool) -> CudaKey {
+            self.beside(driver, &Arc::default(), graphs)
+        }
+
+        fn beside(&self, driver: &Arc<HostDriver>, shelf: &Arc<Shelf>, graphs: bool) -> CudaKey {
             let driver: Arc<dyn Driver> = driver.clone();
-            CudaKey::new(&driver, self.key.clone(), graphs).unwrap()
+            CudaKey::new(&driver, shelf, self.key.clone(), graphs).unwrap()
         }
     }
 
@@ -434,6 +449,41 @@ mod tests {
     }
 
     #[test]
+    fn a_key_without_memory_takes_that_of_other_keys_idle_proofs() {
+        let example = Example::new(2);
+        let host = driver(Order::Random(5), PLENTY);
+        let shelf = Arc::default();
+        let keys = [(); 2].map(|()| example.beside(&host, &shelf, true));
+        let commit = |key: usize, i: usize| keys[key].commit(&example.witnesses[i], &StopToken::new(), &Quiet);
+        assert_eq!(commit(0, 0).as_ref(), Ok(&example.expected[0]));
+        // What is left is less than a proof needs.
+        let driver: Arc<dyn Driver> = host.clone();
+        let filler = Buffer::new(&driver, host.free_memory().unwrap() - 1000).unwrap();
+        assert_eq!(commit(1, 1).as_ref(), Ok(&example.expected[1]));
+        assert_eq!((keys[0].idle().len(), keys[1].idle().len()), (0, 1));
+        // The memory of a proof at work is not given up.
+        let proof = keys[1].begin(&example.witnesses[0], &StopToken::new()).unwrap();
+        assert!(matches!(commit(0, 0), Err(BackendError::OutOfMemory { .. })));
+        assert_eq!(proof.end(&StopToken::new()).as_ref(), Ok(&example.expected[0]));
+        drop((keys, filler));
+        assert_eq!((host.used(), host.fault()), (0, None));
+    }
+
+    #[test]
+    fn a_key_is_loaded_into_the_memory_of_other_keys_idle_proofs() {
+        let example = Example::new(1);
+        let host = driver(Order::Ascending, PLENTY);
+        let backend = CudaBackend::new(host.clone());
+        let first = backend.load(example.key.clone()).unwrap();
+        first.commit(&example.witnesses[0], &StopToken::new(), &Quiet).unwrap();
+        // What is left is a little less than the key takes.
+        let driver: Arc<dyn Driver> = host.clone();
+        let left = first.resident().unwrap() - 1000;
+        let _filler = Buffer::new(&driver, host.free_memory().unwrap() - left).unwrap();
+        assert!(backend.load(example.key.clone()).is_ok());
+    }
+
+    #[test]
     fn as_many_proofs_keep_their_memory_as_it_permits() {
         let (mut key, ..) = selftest::example(WIRES, 5, 64);
         let driver = HostDriver::new(Order::Ascending);
@@ -467,7 +517,7 @@ mod tests {
         let memory = (1..4096).find(|m| of_points(&on(*m)) && !runs_apart(&on(*m), &key)).unwrap();
         let host = Arc::new(on(memory));
         let driver: Arc<dyn Driver> = host.clone();
-        let loaded = CudaKey::new(&driver, key.clone(), true).unwrap();
+        let loaded = CudaKey::new(&driver, &Arc::default(), key.clone(), true).unwrap();
         assert!(!loaded.resident.plans.apart);
         let resident = host.used();
         let slot = loaded.slot().unwrap();
@@ -488,7 +538,7 @@ mod tests {
             let key = Arc::new(key.clone());
             let host = Arc::new(HostDriver::new(Order::Ascending));
             let driver: Arc<dyn Driver> = host.clone();
-            let loaded = CudaKey::new(&driver, key, true).unwrap();
+            let loaded = CudaKey::new(&driver, &Arc::default(), key, true).unwrap();
             assert_eq!(loaded.resident(), Some(host.used()));
         }
     }

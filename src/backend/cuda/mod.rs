@@ -13,12 +13,14 @@ mod memory;
 mod msm;
 mod ntt;
 mod quotient;
+mod shelf;
 mod slot;
 mod sort;
 
 use std::sync::Arc;
 
 use self::driver::Driver;
+use self::shelf::Shelf;
 use super::{Backend, BackendError, DeviceInfo, DeviceKind, Footprint, LoadedKey, Plainer};
 use crate::model::ProvingKey;
 
@@ -26,6 +28,7 @@ use crate::model::ProvingKey;
 pub struct CudaBackend {
     info: DeviceInfo,
     driver: Arc<dyn Driver>,
+    shelf: Arc<Shelf>,
     graphs: bool,
 }
 
@@ -40,7 +43,7 @@ impl CudaBackend {
             threads: 1,
             memory: p.memory,
         };
-        Self { info, driver, graphs: true }
+        Self { info, driver, shelf: Arc::default(), graphs: true }
     }
 
     /// Whether the work of a proof with this key may become one launch: from the second proof in the same memory on.
@@ -50,7 +53,7 @@ impl CudaBackend {
 
     /// The same, with each kernel a launch of its own.
     pub fn without_graphs(&self) -> Self {
-        Self { info: self.info.clone(), driver: self.driver.clone(), graphs: false }
+        Self { info: self.info.clone(), driver: self.driver.clone(), shelf: self.shelf.clone(), graphs: false }
     }
 }
 
@@ -64,7 +67,8 @@ impl Backend for CudaBackend {
     }
 
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
-        Ok(Arc::new(key::CudaKey::new(&self.driver, key, self.graphs)?))
+        let load = || key::CudaKey::new(&self.driver, &self.shelf, key.clone(), self.graphs);
+        Ok(Arc::new(self.shelf.with_memory(load)?))
     }
 
     fn plainer(&self) -> Option<Plainer> {

@@ -1,0 +1,45 @@
+//! Memory of proofs that have ended, which stays with its key for the next ones, until another key lacks it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::super::BackendError;
+use super::slot::Slot;
+
+/// The slots of a key in which no proof is.
+pub(super) type Idle = Mutex<Vec<Slot>>;
+
+/// Those of all keys of a device.
+#[derive(Default)]
+pub(super) struct Shelf {
+    keys: Mutex<Vec<Weak<Idle>>>,
+}
+
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shelf {
+    /// A place for those of one key more.
+    pub(super) fn place(&self) -> Arc<Idle> {
+        let place = Arc::default();
+        let mut keys = locked(&self.keys);
+        keys.retain(|key| key.strong_count() > 0);
+        keys.push(Arc::downgrade(&place));
+        place
+    }
+
+    /// Does what takes memory; where there is none, once more when the idle slots have given theirs back.
+    pub(super) fn with_memory<T>(&self, mut work: impl FnMut() -> Result<T, BackendError>) -> Result<T, BackendError> {
+        match work() {
+            Err(BackendError::OutOfMemory { .. }) if self.clear() => work(),
+            done => done,
+        }
+    }
+
+    /// Gives back the memory of all idle slots; says whether there were any.
+    fn clear(&self) -> bool {
+        let keys: Vec<_> = locked(&self.keys).iter().filter_map(Weak::upgrade).collect();
+        let slots: Vec<Slot> = keys.iter().flat_map(|idle| std::mem::take(&mut *locked(idle))).collect();
+        !slots.is_empty()
+    }
+}
