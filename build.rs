@@ -81,8 +81,8 @@ mod cuda {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::thread;
 
-    /// Turing, Ampere, Ada, Hopper, and Blackwell in workstations; a driver compiles PTX for others. A GPU runs code for its own major architecture at its own minor number or a lower one.
-    const ARCHS: &str = "75 80 86 89 90 120";
+    /// Turing, Ampere, Ada, Hopper, and Blackwell in data centres and in workstations; a driver compiles PTX for others. A GPU runs code for its own major architecture at its own minor number or a lower one.
+    const ARCHS: &str = "75 80 86 89 90 100 120";
 
     const NO_NVCC: &str = "The feature `cuda` needs nvcc, which was not found by NVCC, in PATH, under CUDA_HOME or \
         /usr/local/cuda, nor in target/nvcc. Install CUDA's toolkit (13.0 or later), or run scripts/nvcc.sh, which puts \

@@ -11,8 +11,8 @@ use serde::Serialize;
 use super::cpu::{CpuBackend, Instructions};
 use super::{Backend, BackendError, DeviceInfo, DeviceKind, Plainer, selftest};
 
-/// Longest time for the driver to show its GPUs: for one that is newer than this build it assembles the kernels, which
-/// takes minutes.
+/// Longest time for the driver to show its GPUs, and then to open each: for one that is newer than this build it assembles the
+/// kernels, which takes minutes.
 #[cfg(feature = "cuda")]
 const LONGEST_LOOK: Duration = Duration::from_secs(600);
 /// Longest self-test of a GPU, which takes milliseconds: one that takes so long hangs.
@@ -87,8 +87,11 @@ pub struct Discovery {
     pub summary: String,
 }
 
-/// Devices of a kind in their driver's order, each a device or one sentence on why it is none; or one sentence for all of them.
-pub(super) type Found = Result<Vec<Result<Arc<dyn Backend>, String>>, String>;
+/// A device, or one sentence on why it is none.
+pub(super) type Opened = Result<Arc<dyn Backend>, String>;
+
+/// Devices of a kind in their driver's order; or one sentence for all of them.
+pub(super) type Found = Result<Vec<Opened>, String>;
 
 /// Looks for devices and tests those the choice permits.
 ///
@@ -180,13 +183,30 @@ fn gpus(graphs: bool) -> Found {
     use super::cuda::CudaBackend;
     use super::cuda::driver::nvidia::NvidiaDriver;
 
-    let found = result(begin(NvidiaDriver::all), LONGEST_LOOK);
-    let found = found.map_err(|why| format!("the look for GPUs {why}"))??;
-    let device = |gpu| -> Arc<dyn Backend> {
-        let gpu = CudaBackend::new(Arc::new(gpu));
-        Arc::new(if graphs { gpu } else { gpu.without_graphs() })
-    };
-    Ok(found.into_iter().map(|gpu: Result<NvidiaDriver, String>| gpu.map(device)).collect())
+    let shown = result(begin(NvidiaDriver::shown), LONGEST_LOOK);
+    let shown = shown.map_err(|why| format!("the look for GPUs {why}"))??;
+    let open = shown.into_iter().map(|gpu| {
+        move || -> Opened {
+            let gpu = CudaBackend::new(Arc::new(gpu.open()?));
+            Ok(Arc::new(if graphs { gpu } else { gpu.without_graphs() }))
+        }
+    });
+    Ok(opened(open, LONGEST_LOOK))
+}
+
+/// Opens devices at once and each by itself, so that one that hangs takes nothing from the others.
+#[cfg(any(test, feature = "cuda"))]
+fn opened<F>(open: impl Iterator<Item = F>, limit: Duration) -> Vec<Opened>
+where
+    F: FnOnce() -> Opened + Send + 'static,
+{
+    let begun: Vec<_> = open.map(begin).collect();
+    let until = Instant::now() + limit;
+    let each = begun.into_iter().map(|opening| {
+        let opened = result(opening, until.saturating_duration_since(Instant::now()));
+        opened.unwrap_or_else(|why| Err(format!("its opening {why}")))
+    });
+    each.collect()
 }
 
 /// ICICLE's devices.
@@ -202,11 +222,7 @@ fn by_icicle(_: &IcicleOptions) -> Found {
 
 /// The devices of a kind that pass their self-test, and a report on all. They are tested at once and each by itself, so that one that
 /// fails, kills its context or hangs takes nothing from the others.
-fn tested(
-    kind: DeviceKind,
-    gpus: Vec<Result<Arc<dyn Backend>, String>>,
-    limit: Duration,
-) -> (Vec<Arc<dyn Backend>>, Vec<DeviceReport>) {
+fn tested(kind: DeviceKind, gpus: Vec<Opened>, limit: Duration) -> (Vec<Arc<dyn Backend>>, Vec<DeviceReport>) {
     let test = |gpu: Arc<dyn Backend>| {
         let (info, plainer) = (info(&gpu), gpu.plainer());
         // What it does beyond its plainer means may be what kills it or hangs, after which the same process cannot try those.
@@ -323,7 +339,7 @@ mod tests {
         manner: Manner,
     }
 
-    fn gpu(ordinal: u32, manner: Manner) -> Result<Arc<dyn Backend>, String> {
+    fn gpu(ordinal: u32, manner: Manner) -> Opened {
         let info = DeviceInfo { kind: DeviceKind::Cuda, name: "pretended".into(), ordinal, threads: 1, memory: 0 };
         Ok(Arc::new(Gpu { cpu: CpuBackend::new(1).unwrap(), info, manner }))
     }
@@ -405,6 +421,30 @@ mod tests {
         let says = "proving on cuda:1, pretended, and cuda:5, pretended; cpu:0 is the fallback; cuda:0: its self-test did \
                     not end in time; ";
         assert!(found.summary.starts_with(says) && found.summary.lines().count() == 1, "{}", found.summary);
+    }
+
+    #[test]
+    fn a_gpu_that_does_not_open_takes_nothing_from_the_others() {
+        let open: [fn() -> Opened; 4] = [
+            || gpu(0, Manner::Sound),
+            || loop {
+                thread::park();
+            },
+            || gpu(2, Manner::Sound),
+            || panic!("a pretended bug"),
+        ];
+        let found = chosen(BackendChoice::Auto, Ok(opened(open.into_iter(), Duration::from_secs(5)))).unwrap();
+        assert_eq!(labels(&found), ["cuda:0", "cuda:2", "cpu:0"]);
+        let told: Vec<_> = found.report.iter().map(|r| r.status.as_str()).collect();
+        assert_eq!(
+            told[..4],
+            [
+                "self-test passed",
+                "GPU 1: its opening did not end in time",
+                "self-test passed",
+                "GPU 3: its opening ended in a panic of the program's code; see its log",
+            ]
+        );
     }
 
     #[test]

@@ -177,22 +177,21 @@ unsafe impl Send for NvidiaDriver {}
 // SAFETY: as above; the driver's functions may be called by several threads at once.
 unsafe impl Sync for NvidiaDriver {}
 
-impl NvidiaDriver {
-    /// Every GPU that the driver shows, in its order: ready, or one sentence on why it is not. One sentence for all of
-    /// them where there is no driver, no GPU or no device code.
-    pub fn all() -> Result<Vec<Result<Self, String>>, String> {
-        let elapsed = library()?;
-        let count = start()?;
-        let cuda = driver_version()?;
-        let Some(fatbin) = kernels::FATBIN else {
-            return Err("this build has no device code (it was built with CUDA_ARCHS=none)".into());
-        };
-        Ok((0..count).map(|ordinal| Self::open(ordinal, cuda, fatbin, elapsed)).collect())
-    }
+/// A GPU that the driver shows, to be opened.
+pub struct Opening {
+    ordinal: u32,
+    /// The newest CUDA version that the driver knows.
+    cuda: (u32, u32),
+    fatbin: &'static [u8],
+    elapsed: Elapsed,
+}
 
-    fn open(ordinal: u32, cuda: (u32, u32), fatbin: &[u8], elapsed: Elapsed) -> Result<Self, String> {
+impl Opening {
+    /// Opens it: ready, or one sentence on why it is not. Takes minutes where the driver has to assemble the kernels.
+    pub fn open(self) -> Result<NvidiaDriver, String> {
+        let Self { ordinal, cuda, fatbin, elapsed } = self;
         let (device, properties, card) = look(ordinal, cuda)?;
-        let name = &properties.name;
+        let name = properties.name.clone();
         let mut context = ptr::null_mut();
         // SAFETY: `device` is one of the driver's, and there is a place for the result.
         let retained = unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) };
@@ -206,7 +205,7 @@ impl NvidiaDriver {
             let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(device) };
         })?;
         let (kernels, staging, spare, notes, tally, released, events) = Default::default();
-        Ok(Self {
+        let opened = NvidiaDriver {
             properties,
             card,
             device,
@@ -221,7 +220,32 @@ impl NvidiaDriver {
             released,
             events,
             carves: true,
-        })
+        };
+        // A driver that loads code when it is asked for assembles the kernels now: here, where that may take minutes, and not
+        // in the time of a self-test.
+        match opened.kernel("nothing", 0) {
+            Ok(_) => Ok(opened),
+            Err(why) => Err(format!("{name} did not load this build's device code: {why}")),
+        }
+    }
+}
+
+impl NvidiaDriver {
+    /// Every GPU that the driver shows, in its order. One sentence for all of them where there is no driver, no GPU or no
+    /// device code.
+    pub fn shown() -> Result<Vec<Opening>, String> {
+        let elapsed = library()?;
+        let count = start()?;
+        let cuda = driver_version()?;
+        let Some(fatbin) = kernels::FATBIN else {
+            return Err("this build has no device code (it was built with CUDA_ARCHS=none)".into());
+        };
+        Ok((0..count).map(|ordinal| Opening { ordinal, cuda, fatbin, elapsed }).collect())
+    }
+
+    /// The same, opened one after another.
+    pub fn all() -> Result<Vec<Result<Self, String>>, String> {
+        Ok(Self::shown()?.into_iter().map(Opening::open).collect())
     }
 
     /// What people and floors want to know of it.
@@ -1159,7 +1183,7 @@ mod tests {
 
     #[test]
     fn code_runs_from_the_oldest_architecture_on() {
-        let archs = [75, 80, 86, 89, 90, 120];
+        let archs = [75, 80, 86, 89, 90, 100, 120];
         for (capability, runs) in [
             ((7, 0), false),
             ((7, 5), true),
@@ -1184,8 +1208,8 @@ mod tests {
         };
         assert_eq!(
             no_code(&archs, &properties),
-            "Tesla V100 has compute capability 7.0, and this build has device code for 7.5, 8.0, 8.6, 8.9, 9.0, 12.0 \
-             only (CUDA_ARCHS)"
+            "Tesla V100 has compute capability 7.0, and this build has device code for 7.5, 8.0, 8.6, 8.9, 9.0, 10.0, \
+             12.0 only (CUDA_ARCHS)"
         );
     }
 }
