@@ -258,6 +258,17 @@ fn what_became_of_graphs_is_counted() {
 }
 
 #[test]
+fn who_waits_for_the_device_sleeps_where_cores_are_few() {
+    let Some(folder) = with_twin("who_waits_for_the_device_sleeps_where_cores_are_few") else { return };
+    let open = |cores| NvidiaDriver::shown_to(cores).unwrap().remove(0).open().unwrap();
+    assert!(open(3).card().sleeps && !open(4).card().sleeps);
+    // One that refuses is used as it is.
+    fs::write(folder.join("fault"), "999 cuDevicePrimaryCtxSetFlags_v2 0").unwrap();
+    let refused = open(3);
+    assert!(!refused.card().sleeps && refused.echo(&[1, 2, 3]).unwrap() == [1, 2, 3]);
+}
+
+#[test]
 fn what_is_sent_comes_back() {
     let Some(_) = with_twin("what_is_sent_comes_back") else { return };
     let driver = driver();

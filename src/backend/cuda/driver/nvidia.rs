@@ -19,6 +19,7 @@ use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread;
 use std::time::Instant;
 
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
@@ -33,6 +34,9 @@ use super::{Address, Argument, Driver, Event, Graph, GraphCounts, Launch, Proper
 mod kernels {
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
+
+/// Cores for each GPU below which a thread that waits for one sleeps.
+const CORES: usize = 4;
 
 /// Shared memory that a block gets without asking, bytes.
 const SHARED_UNASKED: u32 = 48 << 10;
@@ -57,7 +61,7 @@ const ALIGNMENT: usize = 256;
 const PIECES: usize = 1024;
 
 /// Every function of the driver's library that is called here, but `elapsed`'s. An old driver may lack some.
-const FUNCTIONS: [&str; 41] = [
+const FUNCTIONS: [&str; 42] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorName",
@@ -66,6 +70,7 @@ const FUNCTIONS: [&str; 41] = [
     "cuDeviceGetName",
     "cuDeviceGetAttribute",
     "cuDeviceTotalMem_v2",
+    "cuDevicePrimaryCtxSetFlags_v2",
     "cuDevicePrimaryCtxRetain",
     "cuDevicePrimaryCtxRelease_v2",
     "cuCtxSetCurrent",
@@ -119,6 +124,8 @@ pub struct Card {
     pub bus_bits: u32,
     /// Level-2 cache, bytes.
     pub l2_bytes: u32,
+    /// Whether threads that wait for it sleep.
+    pub sleeps: bool,
 }
 
 /// One NVIDIA GPU, with our kernels loaded.
@@ -184,14 +191,22 @@ pub struct Opening {
     cuda: (u32, u32),
     fatbin: &'static [u8],
     elapsed: Elapsed,
+    /// Whether threads that wait for it are to sleep.
+    sleeps: bool,
 }
 
 impl Opening {
     /// Opens it: ready, or one sentence on why it is not. Takes minutes where the driver has to assemble the kernels.
     pub fn open(self) -> Result<NvidiaDriver, String> {
-        let Self { ordinal, cuda, fatbin, elapsed } = self;
-        let (device, properties, card) = look(ordinal, cuda)?;
+        let Self { ordinal, cuda, fatbin, elapsed, sleeps } = self;
+        let (device, properties, mut card) = look(ordinal, cuda)?;
         let name = properties.name.clone();
+        if sleeps {
+            let flags = sys::CUctx_flags_enum::CU_CTX_SCHED_BLOCKING_SYNC as u32;
+            // Where the driver refuses, threads spin as they would without.
+            // SAFETY: `device` is one of the driver's.
+            card.sleeps = unsafe { sys::cuDevicePrimaryCtxSetFlags_v2(device, flags) } == CUresult::CUDA_SUCCESS;
+        }
         let mut context = ptr::null_mut();
         // SAFETY: `device` is one of the driver's, and there is a place for the result.
         let retained = unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) };
@@ -234,13 +249,19 @@ impl NvidiaDriver {
     /// Every GPU that the driver shows, in its order. One sentence for all of them where there is no driver, no GPU or no
     /// device code.
     pub fn shown() -> Result<Vec<Opening>, String> {
+        Self::shown_to(thread::available_parallelism().map_or(1, |n| n.get()))
+    }
+
+    /// The same, for a process that has so many cores.
+    pub fn shown_to(cores: usize) -> Result<Vec<Opening>, String> {
         let elapsed = library()?;
         let count = start()?;
+        let sleeps = sleeps(cores, count);
         let cuda = driver_version()?;
         let Some(fatbin) = kernels::FATBIN else {
             return Err("this build has no device code (it was built with CUDA_ARCHS=none)".into());
         };
-        Ok((0..count).map(|ordinal| Opening { ordinal, cuda, fatbin, elapsed }).collect())
+        Ok((0..count).map(|ordinal| Opening { ordinal, cuda, fatbin, elapsed, sleeps }).collect())
     }
 
     /// The same, opened one after another.
@@ -998,6 +1019,13 @@ fn told(code: CUresult) -> Result<(), String> {
     Err(format!("{name} ({})", code as u32))
 }
 
+/// Whether threads that wait for a GPU are to sleep. By itself the driver has them spin, one for each proof at work, which keeps
+/// a core from the witnesses of the next. To be woken takes tens of microseconds a wait, so it is not for those who have
+/// cores to spare. Not measured on a GPU so far.
+fn sleeps(cores: usize, gpus: u32) -> bool {
+    cores < CORES * gpus as usize
+}
+
 /// Finds the driver's library and all that is needed of it.
 fn library() -> Result<Elapsed, String> {
     // SAFETY: loading NVIDIA's library runs its initialisers, which any program that uses it has to trust.
@@ -1087,6 +1115,7 @@ fn look(ordinal: u32, cuda: (u32, u32)) -> Result<(sys::CUdevice, Properties, Ca
         memory_clock_khz: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE).unwrap_or(0),
         bus_bits: attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH).unwrap_or(0),
         l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE).unwrap_or(0),
+        sleeps: false,
     };
     Ok((device, properties, card))
 }
@@ -1179,6 +1208,14 @@ mod tests {
             released.free(|_| panic!("nothing waits"));
             assert!(freed.load(Ordering::SeqCst), "memory was about to come back, and nobody waited for it");
         });
+    }
+
+    #[test]
+    fn who_waits_sleeps_where_cores_are_few() {
+        let few = [(1, 1), (3, 1), (7, 2), (31, 8)];
+        let many = [(4, 1), (8, 2), (64, 8)];
+        assert!(few.iter().all(|(cores, gpus)| sleeps(*cores, *gpus)));
+        assert!(!many.iter().any(|(cores, gpus)| sleeps(*cores, *gpus)));
     }
 
     #[test]

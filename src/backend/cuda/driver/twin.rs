@@ -30,6 +30,7 @@ const OUT_OF_MEMORY: c_int = 2;
 const NOT_INITIALIZED: c_int = 3;
 const INVALID_DEVICE: c_int = 101;
 const INVALID_CONTEXT: c_int = 201;
+const PRIMARY_CONTEXT_ACTIVE: c_int = 708;
 const INVALID_HANDLE: c_int = 400;
 const NOT_FOUND: c_int = 500;
 const NOT_READY: c_int = 600;
@@ -41,6 +42,8 @@ const CONTEXT: usize = 0xc0_0e;
 const MODULE: usize = 0x30_d0;
 /// Shared memory that a block gets without asking, bytes.
 const SHARED_UNASKED: u32 = 48 << 10;
+/// The flag by which threads that wait for the device sleep.
+const BLOCKING_SYNC: c_uint = 4;
 /// The attribute by which a function may have more.
 const MOST_SHARED: c_int = 8;
 
@@ -330,6 +333,16 @@ pub unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_in
 pub unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, _: c_int) -> Code {
     // SAFETY: see above.
     anywhere("cuDeviceTotalMem_v2", |_| unsafe { put(bytes, device().properties().memory as usize) })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn cuDevicePrimaryCtxSetFlags_v2(device: c_int, flags: c_uint) -> Code {
+    anywhere("cuDevicePrimaryCtxSetFlags_v2", |state| match (device, flags) {
+        (0, BLOCKING_SYNC) if state.retained == 0 => Ok(()),
+        // What is retained may have threads that wait already.
+        (0, BLOCKING_SYNC) => Err(PRIMARY_CONTEXT_ACTIVE),
+        _ => Err(INVALID_VALUE),
+    })
 }
 
 #[unsafe(no_mangle)]
