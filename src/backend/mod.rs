@@ -193,6 +193,10 @@ pub trait Backend: Send + Sync {
     fn footprint(&self, key: &ProvingKey) -> Footprint;
     /// Makes a key ready for proofs.
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError>;
+    /// Tries what a small key does not have it do, against answers that are known otherwise: a part of the self-test.
+    fn trial(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
     /// The same device by plainer and slower means, to be used where it fails its self-test.
     fn plainer(&self) -> Option<Plainer> {
         None

@@ -12,12 +12,13 @@ mod case;
 use std::sync::Arc;
 
 use ark_ec::AffineRepr;
+use ark_ff::{BigInteger, PrimeField};
 use bytes::Bytes;
 
 use super::{Backend, BackendError, Commitments, DeviceKind, Quiet};
 use crate::model::{
-    ENTRY_BYTES, G1_BYTES, G1Affine, G2_BYTES, G2Affine, KeyHeader, KeySections, ProvingKey, StopToken,
-    VerificationKey, Witness, g1_raw, g2_raw, limbs,
+    ENTRY_BYTES, Fr, G1_BYTES, G1Affine, G2_BYTES, G2Affine, KeyHeader, KeySections, ProvingKey, StopToken,
+    VerificationKey, Witness, entry, g1_raw, g2_raw, limbs,
 };
 
 /// Wires of the key, public ones, points of its domain, and entries of its matrices.
@@ -78,14 +79,32 @@ fn key(wires: usize, public: usize, domain: usize, sections: KeySections) -> Pro
 }
 
 /// Loads the small key on the device and compares each product: of one proof on the processor, of three on others, which
-/// take the memory of one for the next and may go about it in another way then.
+/// take the memory of one for the next and may go about it in another way then. Those are given a long row, too, and
+/// try what no small key has them do.
 pub fn run(backend: &dyn Backend) -> Result<(), BackendError> {
-    let Known { key, witness, answers } = Known::new();
-    compare(backend, key, &witness, &answers)
+    let Known { mut key, witness, answers } = Known::new();
+    if backend.device().kind != DeviceKind::Cpu {
+        key.sections.coefficients = with_long_row(&key.sections.coefficients);
+    }
+    compare(backend, key, &witness, &answers)?;
+    backend.trial()
+}
+
+/// Times that a long row has an entry, and then what takes it away again: so many that one sum is shared by several blocks.
+const LONG: usize = 1100;
+
+/// The entries with the first one's row made long, its sum as it was.
+fn with_long_row(entries: &[u8]) -> Bytes {
+    let first = &entries[..ENTRY_BYTES];
+    let mut negated = Fr::MODULUS;
+    negated.sub_with_borrow(&entry(first).value);
+    let mut opposite = first[..ENTRY_BYTES - 32].to_vec();
+    opposite.extend(negated.0.iter().flat_map(|limb| limb.to_le_bytes()));
+    [entries, &first.repeat(LONG), &opposite.repeat(LONG)].concat().into()
 }
 
 /// The key of the test.
-#[cfg(all(test, any(feature = "kernels-on-host", feature = "icicle")))]
+#[cfg(any(feature = "cuda", feature = "kernels-on-host", all(test, feature = "icicle")))]
 pub(crate) fn small_key() -> ProvingKey {
     Known::new().key
 }

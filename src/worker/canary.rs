@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ark_ff::{Field, One, PrimeField};
 
-use crate::backend::{Backend, DeviceKind, Quiet};
+use crate::backend::{Backend, DeviceKind, Quiet, selftest};
 use crate::formats::r1cs::{Constraints, R1cs};
 use crate::groth16::{Verifier, prove, setup};
 use crate::model::{Fr, ProvingKey, StopToken, Witness};
@@ -34,8 +34,10 @@ impl Canary {
         Ok(Self { verifier: Verifier::new(&key.header.vk), key: Arc::new(key) })
     }
 
-    /// Proves on the device and verifies; the error says why it gets no jobs.
+    /// Has the device pass its self-test once more, for its own circuit is too small for most that a device does; then proves
+    /// there and verifies. The error says why it gets no jobs.
     pub fn sing(&self, device: &dyn Backend) -> Result<(), String> {
+        selftest::run(device).map_err(|e| e.to_string())?;
         let loaded = device.load(self.key.clone()).map_err(|e| e.to_string())?;
         let x = Fr::from(0x6361_6e61_7279_u64);
         let (x2, x4) = (x.square(), x.square().square());
@@ -59,9 +61,38 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::backend::cpu::CpuBackend;
+    use crate::backend::{BackendError, DeviceInfo, Footprint, LoadedKey};
 
     #[test]
     fn the_processor_sings() {
         Canary::new().unwrap().sing(&CpuBackend::new(2).unwrap()).unwrap();
+    }
+
+    /// A device that is right with small keys alone.
+    struct Shallow(CpuBackend);
+
+    impl Backend for Shallow {
+        fn device(&self) -> &DeviceInfo {
+            self.0.device()
+        }
+
+        fn footprint(&self, key: &ProvingKey) -> Footprint {
+            self.0.footprint(key)
+        }
+
+        fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
+            self.0.load(key)
+        }
+
+        fn trial(&self) -> Result<(), BackendError> {
+            Err(BackendError::Device { op: "msm_place", code: 719 })
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_right_with_small_keys_alone_does_not_sing() {
+        let shallow = Shallow(CpuBackend::new(1).unwrap());
+        let why = "msm_place failed on the device with code 719".to_owned();
+        assert_eq!(Canary::new().unwrap().sing(&shallow), Err(why));
     }
 }

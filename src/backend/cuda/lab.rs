@@ -1,4 +1,4 @@
-//! Kernels by themselves, for benches and for the check of a GPU: no part of the worker uses this.
+//! Kernels by themselves, for benches, for the check of a GPU and for the trial of its self-test: no proof uses this.
 
 #![allow(unsafe_code)]
 
@@ -351,6 +351,12 @@ pub struct Transforms {
 }
 
 impl Transforms {
+    /// With tiles as large as those of vectors that fill the device.
+    pub fn in_largest_tiles(mut self) -> Self {
+        self.domain.enough = 0;
+        self
+    }
+
     /// Brings elements to the device.
     pub fn upload(&self, elements: &[Fr]) -> Result<(), BackendError> {
         let bytes: Vec<u8> = elements.iter().flat_map(|x| x.0.0).flat_map(u64::to_le_bytes).collect();

@@ -16,6 +16,7 @@ mod quotient;
 mod shelf;
 mod slot;
 mod sort;
+mod trial;
 
 use std::sync::Arc;
 
@@ -69,6 +70,10 @@ impl Backend for CudaBackend {
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
         let load = || key::CudaKey::new(&self.driver, &self.shelf, key.clone(), self.graphs);
         Ok(Arc::new(self.shelf.with_memory(load)?))
+    }
+
+    fn trial(&self) -> Result<(), BackendError> {
+        trial::run(self)
     }
 
     fn plainer(&self) -> Option<Plainer> {

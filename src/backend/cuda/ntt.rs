@@ -105,6 +105,8 @@ pub(super) struct Domain {
     radix: Radix,
     /// Log of the largest tile.
     most_tile: u32,
+    /// Blocks for which tiles are not made smaller.
+    pub(super) enough: u64,
     /// From the lowest bits up.
     passes: Vec<Pass>,
 }
@@ -133,7 +135,8 @@ impl Domain {
             Ok(pass)
         });
         let passes = passes.collect::<Result<_, BackendError>>()?;
-        Ok(Self { driver: driver.clone(), log, radix, most_tile, passes })
+        let enough = 2 * u64::from(driver.properties().multiprocessors);
+        Ok(Self { driver: driver.clone(), log, radix, most_tile, enough, passes })
     }
 
     /// Bytes on the device of [`Domain::new`].
@@ -203,9 +206,8 @@ impl Domain {
             (1, self.most_tile.min(least + pass.low))
         };
         let blocks = |tile: u32| u64::from(vectors) << (self.log - tile.min(self.log));
-        let enough = 2 * u64::from(self.driver.properties().multiprocessors);
         let mut tile = (least + wanted).max(radix + 5).min(most);
-        while tile < most && blocks(tile + 1) >= enough {
+        while tile < most && blocks(tile + 1) >= self.enough {
             tile += 1;
         }
         (tile, if pass.low == 0 { 0 } else { tile - pass.stages })

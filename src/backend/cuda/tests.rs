@@ -262,6 +262,63 @@ fn the_self_test_passes_in_every_order() {
     }
 }
 
+/// Kernels of the program that no proof runs, so that the self-test need not.
+const IN_NO_PROOF: [&str; 11] = [
+    // Only timed.
+    "nothing",
+    "bench_fq2_products",
+    "bench_fq_products",
+    "bench_fq_squares",
+    "bench_g1_additions",
+    "bench_g2_additions",
+    // Only checked.
+    "check_fq2_operations",
+    "check_fq_operations",
+    "check_fr_operations",
+    // No plan has bundles in G1 (`Group::BUNDLES`).
+    "msm_accumulate_bundles_g1",
+    "msm_bundles_g1",
+];
+
+#[test]
+fn the_self_test_runs_every_kernel_that_a_proof_may_run() {
+    let driver = Arc::new(HostDriver::new(Order::Ascending));
+    selftest::run(&CudaBackend::new(driver.clone())).unwrap();
+    let launched = driver.launched();
+    let budget = include_str!("../../../kernels/budget.txt");
+    let all = budget.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split(' ').next());
+    let expected: Vec<_> = all.filter(|kernel| !IN_NO_PROOF.contains(kernel)).collect();
+    assert_eq!(launched.keys().copied().collect::<Vec<_>>(), expected);
+    // More than a block gets without asking, as the transforms of large keys have it.
+    assert_eq!(launched["ntt_turn_3"], 64 << 10);
+}
+
+/// Those whose results are numbers; what others leave are addresses, and a GPU tells where those are wrong.
+#[test]
+fn a_kernel_that_does_nothing_fails_the_self_test() {
+    let without = |kernel| CudaBackend::new(Arc::new(HostDriver::new(Order::Ascending).with_idle(kernel)));
+    let fails = |kernel: &str, tried: Result<(), BackendError>| {
+        let tried = tried.map_err(|why| why.to_string());
+        assert!(tried.as_ref().is_err_and(|why| why.contains("self-test computed a wrong")), "{kernel}: {tried:?}");
+    };
+    for kernel in ["qap_long_parts", "qap_long_rows"] {
+        fails(kernel, selftest::run(&without(kernel)));
+    }
+    for kernel in [
+        "msm_bundles_g2",
+        "msm_accumulate_bundles_g2",
+        "msm_join_pieces_g1",
+        "msm_join_pieces_g2",
+        "msm_join_spans_g1",
+        "msm_join_spans_g2",
+        "ntt_forward_1",
+        "ntt_inverse_2",
+        "ntt_turn_3",
+    ] {
+        fails(kernel, without(kernel).trial());
+    }
+}
+
 /// Numbers that the host code and the kernels both have.
 #[test]
 fn the_kernels_constants_are_the_hosts() {

@@ -205,6 +205,8 @@ struct State {
     graphs: HashMap<Graph, Arc<[Node]>>,
     handles: u64,
     launches: u64,
+    /// Kernels that ran, and the most shared memory of a block of each.
+    launched: BTreeMap<&'static str, u32>,
     choices: u64,
     fault: Option<(BackendError, String)>,
 }
@@ -274,6 +276,7 @@ pub struct HostDriver {
     order: Order,
     threads: u32,
     carves: bool,
+    idle: Option<&'static str>,
     state: Mutex<State>,
     notes: Notes,
     tally: Tally,
@@ -292,7 +295,7 @@ impl HostDriver {
         };
         let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get().min(8) as u32);
         let (state, notes, tally) = Default::default();
-        Self { properties, order, threads, carves: false, state, notes, tally }
+        Self { properties, order, threads, carves: false, idle: None, state, notes, tally }
     }
 
     /// With another number of multiprocessors.
@@ -329,6 +332,17 @@ impl HostDriver {
     pub fn with_threads(mut self, threads: u32) -> Self {
         self.threads = threads;
         self
+    }
+
+    /// With a kernel that does nothing.
+    pub fn with_idle(mut self, kernel: &'static str) -> Self {
+        self.idle = Some(kernel);
+        self
+    }
+
+    /// Kernels that ran, and the most dynamic shared memory that a block of each had, bytes.
+    pub fn launched(&self) -> BTreeMap<&'static str, u32> {
+        self.lock().launched.clone()
     }
 
     /// What went wrong first, in words.
@@ -571,6 +585,11 @@ impl HostDriver {
 
     fn launch_now(&self, state: &mut State, launch: &Launch<'_>) -> Result<(), BackendError> {
         let op = launch.kernel;
+        if self.idle == Some(op) {
+            return Ok(());
+        }
+        let most = state.launched.entry(op).or_default();
+        *most = launch.shared.max(*most);
         let places: Vec<*const c_void> = launch
             .arguments
             .iter()

@@ -1,0 +1,101 @@
+//! A trial of the kernels that the self-test's small key does not reach, for its digits are sorted in one step, its sums are of
+//! few points, and its transforms are one pass. Here plans and transforms are those of large keys, on few points.
+//!
+//! The points are the small key's over and over, so that a product is, by other means, one of each of them by the sum of
+//! its scalars. Transforms are arkworks'.
+
+use ark_ec::short_weierstrass::{Affine, Projective};
+use ark_ec::{AffineRepr, PrimeGroup};
+use ark_ff::{AdditiveGroup, FftField, Field, One, PrimeField};
+use ark_poly::{EvaluationDomain, Radix2EvaluationDomain};
+
+use super::super::{Backend, BackendError, selftest};
+use super::CudaBackend;
+use super::lab::{InG1, InG2, Lab, Lettered, Transforms};
+use super::msm::Group;
+use crate::model::Fr;
+
+/// Scalars of a product for each multiprocessor, and at most: of a large device, some hundreds of threads have parts of one
+/// bucket.
+const SCALARS: u32 = 128;
+const MOST_SCALARS: u32 = 1 << 12;
+/// Bits of a digit with which sorting takes two steps, and multiples of a point in memory: all.
+const WINDOW: u32 = 13;
+const MULTIPLES: u64 = 64;
+/// Rounds of bundles, of products that have some.
+const ROUNDS: u32 = 2;
+/// Log of the elements of a transform: two passes, whatever the radix.
+const LOG: u32 = 12;
+
+/// Computes products and transforms by plans of large keys, and compares each.
+pub(super) fn run(gpu: &CudaBackend) -> Result<(), BackendError> {
+    let lab = Lab::new(gpu.driver.clone())?;
+    let multiprocessors = gpu.driver.properties().multiprocessors;
+    let scalars = scalars(multiprocessors.saturating_mul(SCALARS).min(MOST_SCALARS) as usize);
+    let points = selftest::small_key().sections;
+    let mut wrong = Vec::new();
+    let mut compared = |what: String, right: bool| wrong.extend((!right).then_some(what));
+    compared("product in G1".into(), product::<InG1>(&lab, &points.a, 0, &scalars)?);
+    for rounds in [0, ROUNDS] {
+        let right = product::<InG2>(&lab, &points.b2, rounds, &scalars)?;
+        compared(format!("product in G2 with {rounds} rounds of bundles"), right);
+    }
+    let values: Vec<Fr> = numbers().take(1 << LOG).collect();
+    let expected = on_odd_coset(&values);
+    let transformed = |transforms: Transforms| {
+        transforms.upload(&values)?;
+        transforms.to_odd_coset()?;
+        Ok::<_, BackendError>(transforms.download()? == expected)
+    };
+    for stages in 1..=3 {
+        let right = transformed(lab.transforms(LOG, 1, Some(stages))?)?;
+        compared(format!("transform by {stages} stages at a time"), right);
+    }
+    // Which asks for more shared memory than a block gets without asking.
+    let right = transformed(lab.transforms(LOG, 1, Some(3))?.in_largest_tiles())?;
+    compared("transform in the largest tiles".into(), right);
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    let why = format!("its self-test computed a wrong {}", wrong.join(", "));
+    Err(BackendError::Unavailable { device: gpu.device().label(), why })
+}
+
+/// Any fixed sequence.
+fn numbers() -> impl Iterator<Item = Fr> {
+    std::iter::successors(Some(Fr::from(0x7472_6961_6c00u64)), |x| Some(x.square() + Fr::from(7u64)))
+}
+
+/// An eighth of all widths; the others are 1 and −1, whose entries crowd in one bucket, so that many threads share it.
+fn scalars(n: usize) -> Vec<Fr> {
+    let any = numbers().take(n).enumerate();
+    any.map(|(i, any)| if i % 8 == 0 { any } else { [Fr::one(), -Fr::one()][i % 2] }).collect()
+}
+
+/// Whether the device has the product of these scalars and the section's points, over and over.
+fn product<G: Lettered>(lab: &Lab, section: &[u8], rounds: u32, scalars: &[Fr]) -> Result<bool, BackendError> {
+    let points = section.chunks_exact(G::Group::BYTES);
+    let all: Vec<u8> = points.clone().cycle().take(scalars.len()).flatten().copied().collect();
+    let product = lab.product::<G>(&all, MULTIPLES, Some((WINDOW, rounds)))?;
+    product.scalars(&scalars.iter().map(|s| s.into_bigint()).collect::<Vec<_>>())?;
+    product.run()?;
+    let count = points.len();
+    let mut expected = Projective::<<G::Group as Group>::Config>::ZERO;
+    for (i, raw) in points.enumerate().filter(|(_, raw)| raw.iter().any(|byte| *byte != 0)) {
+        let (x, y) = raw.split_at(raw.len() / 2);
+        let point = Affine::new_unchecked(G::Group::coordinate(x), G::Group::coordinate(y));
+        let sum: Fr = scalars.iter().skip(i).step_by(count).sum();
+        expected += point.into_group().mul_bigint(sum.into_bigint());
+    }
+    Ok(product.read()? == expected)
+}
+
+/// As many times the values on the odd coset as there are, of a polynomial by its values on the domain.
+fn on_odd_coset(values: &[Fr]) -> Vec<Fr> {
+    let size = values.len() as u64;
+    let root = Fr::get_root_of_unity(2 * size).unwrap_or_default();
+    let domain = Radix2EvaluationDomain::<Fr>::new(values.len());
+    let coset = domain.and_then(|domain| Some((domain, domain.get_coset(root)?)));
+    let odd = coset.map(|(domain, coset)| coset.fft(&domain.ifft(values))).unwrap_or_default();
+    odd.into_iter().map(|x| x * Fr::from(size)).collect()
+}
