@@ -138,14 +138,14 @@ fn a_message_outlives_the_worker_that_took_it() {
     // takes messages.
     let first = fleet.serve(0, &[], &[("PROVER_LEASE_SECS", "120")]);
     first.wait_started();
+    // It makes it with its first read, which it does once a heartbeat has gone through.
+    let groups = || fleet.redis::<usize>(redis::cmd("EXISTS").arg(QUEUE));
+    until("the group of consumers", || (groups() == 1).then_some(()));
     fleet.door(Door::Postgres).hold(true);
     let ids = [JobId::new(), JobId::new()];
     let body = |id: JobId| format!(r#"{{"id": "{id}", "circuit": "multiplier", "input": {{"a": 6, "b": "7"}}}}"#);
     fleet.redis::<String>(&xadd(body(ids[0]).as_str()));
     fleet.redis::<u64>(&lpush(&body(ids[1])));
-    // The worker makes it with its first read.
-    let groups = || fleet.redis::<Vec<redis::Value>>(redis::cmd("XINFO").arg("GROUPS").arg(QUEUE));
-    until("the group of consumers", || (!groups().is_empty()).then_some(()));
     let taken = || {
         let pending: redis::Value = fleet.redis(redis::cmd("XPENDING").arg(QUEUE).arg("workers"));
         matches!(pending, redis::Value::Array(of) if of.first() == Some(&redis::Value::Int(2)))
