@@ -148,6 +148,8 @@ async fn submit(
     let id = parts.id.as_deref().map(str::parse::<JobId>).transpose().map_err(invalid)?;
     let request =
         SubmitRequest { id, circuit, input: parts.input, idempotency_key, priority: Priority(parts.priority) };
+    // Its part of the room is not to be held while somebody waits.
+    drop(bytes);
     let submitted = app.jobs.submit(request).await?;
     let status = match &submitted {
         Submitted::Created(_) => StatusCode::CREATED,

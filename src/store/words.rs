@@ -66,7 +66,8 @@ fn copied(e: &sqlx::Error) -> sqlx::Error {
         sqlx::Error::PoolClosed => sqlx::Error::PoolClosed,
         sqlx::Error::WorkerCrashed => sqlx::Error::WorkerCrashed,
         sqlx::Error::RowNotFound => sqlx::Error::RowNotFound,
-        e => sqlx::Error::Protocol(e.to_string()),
+        // Of one row or value: no outage, as a fault of the protocol would be.
+        e => sqlx::Error::Decode(e.to_string().into()),
     }
 }
 

@@ -42,7 +42,7 @@ use crate::witness::{Inputs, WitnessGenerator};
 const LARGE: usize = 256 << 10;
 /// How often waiting looks at the stop token.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long the store is tried with a proof, which others would have to make again.
+/// How long a store that is away is tried with a proof, which others would have to make again.
 const PROOF_KEPT: Duration = Duration::from_secs(3600);
 /// Longest wait for the copies of a proof, which whoever asks for it puts back if need be.
 const COPY: Duration = Duration::from_secs(10);
@@ -401,22 +401,26 @@ async fn persist<F>(ctx: &Context, stop: &StopToken, write: impl Fn() -> F) -> O
 where
     F: Future<Output = Result<Held, StoreError>>,
 {
-    persist_for(ctx, ctx.options.lease * 2, stop, write).await
+    persist_for(ctx, Duration::ZERO, stop, write).await
 }
 
-/// Writes to the store, again and again for so long, unless the lease is known to be lost.
-async fn persist_for<F>(ctx: &Context, patience: Duration, stop: &StopToken, write: impl Fn() -> F) -> Option<Held>
+/// The same, and for so long in an outage, unless the lease is known to be lost.
+async fn persist_for<F>(ctx: &Context, in_outage: Duration, stop: &StopToken, write: impl Fn() -> F) -> Option<Held>
 where
     F: Future<Output = Result<Held, StoreError>>,
 {
     let begun = Instant::now();
     let mut pause = Duration::from_millis(50);
     loop {
-        match write().await {
+        let error = match write().await {
             Ok(held) => return Some(held),
-            Err(error) => say!(ctx.outage.covers(&error), warn, %error, "the store failed; trying again"),
-        }
-        if stop.stopped() == Some(StopReason::LeaseLost) || begun.elapsed() > patience {
+            Err(error) => error,
+        };
+        let outage = ctx.outage.covers(&error);
+        say!(outage, warn, %error, "the store failed; trying again");
+        // What it refuses for its content it refuses for ever.
+        let patience = if outage { in_outage } else { Duration::ZERO };
+        if stop.stopped() == Some(StopReason::LeaseLost) || begun.elapsed() > patience.max(ctx.options.lease * 2) {
             return None;
         }
         tokio::time::sleep(pause).await;

@@ -247,10 +247,10 @@ async fn beat(lease: &Lease, store: &dyn Store, length: Duration) -> bool {
         }
         failed => {
             metrics::counter!(telemetry::HEARTBEAT_ERRORS).increment(1);
-            if let Ok(Err(error)) = failed {
-                super::outage::say!(error.is_outage(), warn, job = %lease.job, %error, "heartbeat failed");
-            }
-            false
+            let Ok(Err(error)) = failed else { return false };
+            super::outage::say!(error.is_outage(), warn, job = %lease.job, %error, "heartbeat failed");
+            // A row that somebody holds says nothing of the next job's.
+            !error.is_outage()
         }
     }
 }

@@ -104,9 +104,12 @@ pub(super) async fn tidy(ctx: Arc<Context>) {
         };
         let tidied = show_answers(looked, UNANSWERED, |up| gauge!(telemetry::STORE_UP).set(f64::from(up))).await;
         if let Ok((load, paused)) = &tidied {
-            ctx.outage.answered();
             show(load);
             pauses::show(paused);
+        }
+        // A look that fails by itself, for what it counts or who holds it, keeps nobody from work.
+        if !tidied.as_ref().is_err_and(StoreError::is_outage) {
+            ctx.outage.answered();
         }
         if let Err(error) = &tidied
             && !ctx.outage.covers(error)

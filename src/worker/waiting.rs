@@ -11,7 +11,7 @@ use crate::store::Store;
 
 /// Time between looks while somebody waits: of the order of the smallest proofs.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// The store is at work for one part in so many, at most, on behalf of those who wait.
+/// The store is at work for one part in so many on behalf of those who wait, as long as it is quick.
 const SHARE: u32 = 10;
 /// Time between looks while the store fails.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
@@ -77,7 +77,7 @@ impl Waiting {
                     for ended in jobs.iter().filter(|job| !unfinished.contains(job)) {
                         waiters.by_job.remove(ended);
                     }
-                    LOOK_EVERY.max(began.elapsed() * SHARE)
+                    (began.elapsed() * SHARE).clamp(LOOK_EVERY, AFTER_FAILURE)
                 }
                 Err(error) => {
                     tracing::debug!(%error, "cannot look for jobs that somebody waits for");
