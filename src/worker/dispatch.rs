@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::attempt::End;
 use super::fleet::Reservation;
 use super::outage::say;
-use super::{Context, attempt, briefly, ingest, retry};
+use super::{Context, attempt, ingest, retry};
 use crate::model::Job;
 use crate::queue::{Delivery, Ended, Offer, Queue, QueueError};
 use crate::store::{Claim, Due};
@@ -277,18 +277,10 @@ fn begin(
             if let End::Done(result) = &end {
                 attempt::copy(&ctx, job.id, result).await;
             }
-            tell_ended(&ctx.queue, vec![Ended::of(&job, end.state())]).await;
+            ctx.service.tell_ended(vec![Ended::of(&job, end.state())]).await;
         }
         acknowledge(&ctx, delivery.as_slice()).await;
     });
-}
-
-/// Tells whoever listens at the queue of jobs that have ended.
-pub(super) async fn tell_ended(queue: &Arc<dyn Queue>, ended: Vec<Ended>) {
-    let queue = queue.clone();
-    if let Some(Err(error)) = briefly(async move { queue.tell_ended(&ended).await }).await {
-        tracing::debug!(%error, "the queue did not hear that jobs have ended");
-    }
 }
 
 pub(super) async fn acknowledge(ctx: &Context, deliveries: &[Delivery]) {

@@ -6,7 +6,7 @@
 use metrics::counter;
 use uuid::Uuid;
 
-use super::dispatch::{acknowledge, tell_ended};
+use super::dispatch::acknowledge;
 use super::outage::say;
 use super::service::{MAX_KEY, ServiceError, SubmitRequest, is_key, refuse};
 use super::{Context, request};
@@ -139,7 +139,7 @@ async fn reject(ctx: &Context, id: Option<String>, circuit: Option<String>, why:
         Ok(rejected) => {
             tracing::warn!(job = %own.id, error = %error.message, "a message is rejected");
             if let Submitted::Created(job) = rejected {
-                tell_ended(&ctx.queue, vec![Ended::of(&job, job.state)]).await;
+                ctx.service.tell_ended(vec![Ended::of(&job, job.state)]).await;
             }
             Fate::Rejected
         }

@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use metrics::{counter, gauge};
 
-use super::dispatch::tell_ended;
 use super::{Context, pauses, retry};
 use crate::model::{JobId, JobState};
-use crate::queue::{Ended, Queue, QueueError};
+use crate::queue::{Queue, QueueError};
 use crate::store::{Due, Load, StoreError};
 use crate::telemetry;
 
@@ -145,14 +144,10 @@ async fn sweep(ctx: &Context) -> Result<(), StoreError> {
         tracing::warn!(%job, "job failed: no worker began it in time");
     }
     counter!(telemetry::JOBS_EXPIRED).increment(done.expired.len() as u64);
-    let mut ended = Vec::new();
-    for id in done.expired {
-        // It failed all the same where it cannot be looked at any more.
-        let key = ctx.store.job(id).await.ok().flatten().and_then(|job| job.idempotency_key);
-        ended.push(Ended { id, key, state: JobState::Failed });
-    }
-    if !ended.is_empty() {
-        tell_ended(&ctx.queue, ended).await;
+    if !done.expired.is_empty() {
+        // Beside this: there may be many, and each is looked up.
+        let service = ctx.service.clone();
+        tokio::spawn(async move { service.tell_ended_so(&done.expired, JobState::Failed).await });
     }
     Ok(())
 }

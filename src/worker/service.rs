@@ -8,7 +8,6 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::briefly;
-use super::dispatch::tell_ended;
 use super::outage::Outage;
 use super::waiting::Waiting;
 use crate::artifacts::{ArtifactError, Artifacts};
@@ -301,6 +300,25 @@ impl JobService {
         self.waiting.tell(id);
     }
 
+    /// Tells whoever listens at the queue of jobs that have ended.
+    pub(super) async fn tell_ended(&self, ended: Vec<Ended>) {
+        let Some(queue) = self.queue.clone() else { return };
+        if let Some(Err(error)) = briefly(async move { queue.tell_ended(&ended).await }).await {
+            tracing::debug!(%error, "the queue did not hear that jobs have ended");
+        }
+    }
+
+    /// The same of jobs that are known by their ids alone.
+    pub(super) async fn tell_ended_so(&self, ids: &[JobId], state: JobState) {
+        let mut ended = Vec::new();
+        for &id in ids {
+            // It has ended all the same where it cannot be looked at any more.
+            let key = self.store.job(id).await.ok().flatten().and_then(|job| job.idempotency_key);
+            ended.push(Ended { id, key, state });
+        }
+        self.tell_ended(ended).await;
+    }
+
     /// Jobs, newest first.
     pub async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, ServiceError> {
         if let Some(before) = filter.before {
@@ -320,10 +338,7 @@ impl JobService {
         match self.store.cancel(id).await? {
             Cancelled::Unknown => Err(ServiceError::UnknownJob(id)),
             Cancelled::Now => {
-                if let Some(queue) = &self.queue {
-                    let key = self.store.job(id).await.ok().flatten().and_then(|job| job.idempotency_key);
-                    tell_ended(queue, vec![Ended { id, key, state: JobState::Cancelled }]).await;
-                }
+                self.tell_ended_so(&[id], JobState::Cancelled).await;
                 Ok(Cancelled::Now)
             }
             cancelled => Ok(cancelled),
