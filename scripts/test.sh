@@ -161,7 +161,7 @@ fi
 # Without code for GPUs, which lints and pages do not need.
 step "clippy"
 CUDA_ARCHS=none cargo clippy --locked --all-targets --all-features -- -D warnings
-cargo clippy --locked --no-default-features --lib --bins -- -D warnings
+cargo clippy --locked --no-default-features --all-targets -- -D warnings
 step "documentation"
 # With the examples, so that the features of the packages below are those of clippy's run, and none is compiled again.
 CUDA_ARCHS=none RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --all-features --lib \
