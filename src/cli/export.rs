@@ -15,7 +15,8 @@ pub enum Args {
     Vkey {
         /// Proving key.
         zkey: PathBuf,
-        /// Where the verification key goes; standard output without it.
+        /// Where the verification key goes; standard output without it, or with -.
+        #[arg(value_parser = files::output_name())]
         out: Option<PathBuf>,
     },
     /// Print a proof as the arguments of a Solidity verifier's verifyProof.
@@ -38,7 +39,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
         Args::Vkey { zkey, out: Some(path) } => {
             files::distinct(&[&zkey], &[&path])?;
             files::write_text(&path, &snarkjs::vkey_to_json(&files::proving_key(&zkey)?.header.vk))?;
-            out.result(&json!({ "vkey": path.display().to_string() }), || {
+            out.report(&[&path], &json!({ "vkey": path.display().to_string() }), || {
                 format!("verification key: {}", path.display())
             });
         }

@@ -1,11 +1,128 @@
 //! The files that subcommands name.
 
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use clap::builder::{PathBufValueParser, TypedValueParser};
+use zeroize::Zeroizing;
 
 use super::CliError;
 pub use crate::prover::files::*;
+use crate::witness::Inputs;
+
+/// Standard input by name.
+const STDIN: &str = "/dev/stdin";
+/// First room for an input that does not say how long it is, bytes.
+const FIRST_ROOM: usize = 64 << 10;
 
 /// An error about a file, with its name.
 pub fn about(path: &Path, why: impl std::fmt::Display) -> CliError {
     crate::prover::files::about(path, why).into()
+}
+
+/// The name of an input on the command line, where `-` is standard input.
+pub fn input_name() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().map(|path| unless_dash(path, STDIN))
+}
+
+/// The name of a result on the command line, where `-` is standard output.
+pub fn output_name() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().map(output)
+}
+
+/// A result's name, where `-` is standard output.
+pub fn output(path: PathBuf) -> PathBuf {
+    unless_dash(path, STDOUT)
+}
+
+/// What is named, or where that is `-` what it stands for. A file of this name is `./-`.
+fn unless_dash(path: PathBuf, stands_for: &str) -> PathBuf {
+    if path == Path::new("-") { stands_for.into() } else { path }
+}
+
+/// The JSON of a witness program's inputs, which is a secret: a file mapped, so that no copy of it is made; standard input
+/// and pipes as [`input_copy`] has them.
+pub fn input(path: &Path) -> Result<Bytes, CliError> {
+    if path != Path::new(STDIN) && fs::metadata(path).is_ok_and(|m| m.is_file()) {
+        return Ok(map(path)?);
+    }
+    Ok(Bytes::from_owner(input_copy(path, Inputs::MAX_BYTES, "")?))
+}
+
+/// A copy of an input, overwritten when dropped. It is read to its end, whatever it is, but not far beyond `limit` bytes;
+/// a pipe that nobody writes to yet is waited for. `set_by` says what sets the bound.
+pub fn input_copy(path: &Path, limit: usize, set_by: &str) -> Result<Zeroizing<Vec<u8>>, CliError> {
+    let read = open(path).and_then(|source| read_secret(source, limit));
+    let read = read.map_err(|e| about(path, io_reason(&e)))?;
+    read.ok_or_else(|| about(path, format!("the input is too long: expected at most {limit} bytes{set_by}, got more")))
+}
+
+/// Standard input is taken as it was handed over: by its name, a socket or somebody else's terminal cannot be opened, and a
+/// file would be read from its beginning. Around it there is no buffer, in which a part of the input would stay.
+fn open(path: &Path) -> io::Result<File> {
+    if path == Path::new(STDIN) { Ok(io::stdin().as_fd().try_clone_to_owned()?.into()) } else { File::open(path) }
+}
+
+/// All there is to read, or nothing where that is more than `limit` bytes.
+fn read_secret(mut source: impl Read, limit: usize) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
+    let mut bytes = Zeroizing::new(vec![0; FIRST_ROOM]);
+    let mut read = 0;
+    loop {
+        match source.read(&mut bytes[read..]) {
+            Ok(0) => break,
+            Ok(n) => read += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e),
+        }
+        if read > limit {
+            return Ok(None);
+        }
+        if read == bytes.len() {
+            // Not by the vector itself, which would leave what it has outgrown as it is.
+            let mut larger = Zeroizing::new(vec![0; 2 * read]);
+            larger[..read].copy_from_slice(&bytes);
+            bytes = larger;
+        }
+    }
+    bytes.truncate(read);
+    Ok(Some(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// Gives a few bytes at a time, as a pipe may.
+    struct Drops<'a>(&'a [u8]);
+
+    impl Read for Drops<'_> {
+        fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+            let n = to.len().min(self.0.len()).min(1013);
+            let (now, later) = self.0.split_at(n);
+            to[..n].copy_from_slice(now);
+            self.0 = later;
+            Ok(n)
+        }
+    }
+
+    #[test]
+    fn an_input_is_read_whole_up_to_its_bound_and_not_beyond() {
+        let long: Vec<u8> = (0..300_000u32).map(|i| (i % 251) as u8).collect();
+        for length in [0, 1, FIRST_ROOM - 1, FIRST_ROOM, FIRST_ROOM + 1, 2 * FIRST_ROOM, long.len()] {
+            let content = &long[..length];
+            for limit in [length, length + 1, usize::MAX] {
+                let read = read_secret(Drops(content), limit).unwrap();
+                assert!(read.is_some_and(|r| r.as_slice() == content), "{length} bytes, at most {limit}");
+            }
+            if let Some(less) = length.checked_sub(1) {
+                assert!(read_secret(Drops(content), less).unwrap().is_none(), "{length} bytes, at most {less}");
+            }
+        }
+        // One without an end is given up.
+        assert!(read_secret(io::repeat(b' '), 1 << 20).unwrap().is_none());
+    }
 }

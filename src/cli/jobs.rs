@@ -1,11 +1,9 @@
 //! `submit`, `status`, `jobs`, `proof`, `cancel`: jobs, straight on the store. No server is needed.
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use zeroize::Zeroizing;
 
 use super::files::{self, about};
 use super::session::{circuit_name, job_id, table, time, with_workspace};
@@ -18,6 +16,8 @@ use crate::worker::{JobService, ServiceError, SubmitRequest};
 const LOOK: Duration = Duration::from_millis(100);
 /// After so long in the queue, a waiting command wonders whether there is a worker.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What sets how long an input may be.
+const JOB_BOUND: &str = " (PROVER_MAX_INPUT_BYTES)";
 
 /// Arguments of `submit`.
 #[derive(clap::Args)]
@@ -25,8 +25,8 @@ pub struct SubmitArgs {
     /// Circuit by name.
     #[arg(value_parser = circuit_name)]
     circuit: CircuitName,
-    /// Inputs as JSON, or a .wtns file where the circuit has no witness program; - reads standard input.
-    #[arg(long, value_name = "FILE")]
+    /// Inputs as JSON, or a .wtns file where the circuit has no witness program; - is standard input.
+    #[arg(long, value_name = "FILE", value_parser = files::input_name())]
     input: PathBuf,
     /// Wait until the job ends; exit code 1 unless it ends with a proof.
     #[arg(long)]
@@ -43,7 +43,7 @@ pub struct SubmitArgs {
 pub fn submit(args: SubmitArgs, out: &Output) -> Result<(), CliError> {
     with_workspace(|w| async move {
         let service = w.service();
-        let input = read_input(&args.input, service.max_input())?;
+        let input = files::input_copy(&args.input, service.max_input(), JOB_BOUND)?;
         let SubmitArgs { circuit, idempotency_key, priority, .. } = args;
         let request = SubmitRequest { id: None, circuit, input, idempotency_key, priority: Priority(priority) };
         let submitted = service.submit(request).await.map_err(CliError::failed)?;
@@ -62,22 +62,6 @@ pub fn submit(args: SubmitArgs, out: &Output) -> Result<(), CliError> {
 fn ended_badly(job: &Job) -> CliError {
     let why = job.error.as_ref().map(|e| format!(": {}", e.message)).unwrap_or_default();
     CliError::failed(format!("job {} is {}{why}", job.id, job.state))
-}
-
-fn read_input(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, CliError> {
-    let io = |e: std::io::Error| about(path, e);
-    let mut source: Box<dyn Read> = if path == Path::new("-") {
-        Box::new(std::io::stdin().lock())
-    } else {
-        Box::new(std::fs::File::open(path).map_err(io)?)
-    };
-    let mut input = Zeroizing::new(Vec::new());
-    // One byte more than allowed tells a file that is too large from one that just fits.
-    source.by_ref().take(limit as u64 + 1).read_to_end(&mut input).map_err(io)?;
-    if input.len() > limit {
-        return Err(about(path, format!("the input has more than {limit} bytes (PROVER_MAX_INPUT_BYTES)")));
-    }
-    Ok(input)
 }
 
 /// Waits for a job's end, with its progress on a terminal.
@@ -171,8 +155,8 @@ struct RequeueArgs {
     /// The jobs.
     #[arg(value_parser = job_id, required_unless_present = "failed", conflicts_with = "failed")]
     ids: Vec<JobId>,
-    /// Another input, where the old one is no longer held; for one job only.
-    #[arg(long, value_name = "FILE", conflicts_with = "failed")]
+    /// Another input, where the old one is no longer held; for one job only; - is standard input.
+    #[arg(long, value_name = "FILE", value_parser = files::input_name(), conflicts_with = "failed")]
     input: Option<PathBuf>,
     /// All that failed and whose input is still held, the oldest first, as after an outage.
     #[arg(long)]
@@ -199,7 +183,8 @@ fn requeue(args: RequeueArgs, out: &Output) -> Result<(), CliError> {
         } else {
             let mut queued = Vec::new();
             for id in args.ids {
-                let input = args.input.as_deref().map(|file| read_input(file, service.max_input())).transpose()?;
+                let read = |file| files::input_copy(file, service.max_input(), JOB_BOUND);
+                let input = args.input.as_deref().map(read).transpose()?;
                 queued.push(service.requeue(id, input).await.map_err(CliError::failed)?);
             }
             queued

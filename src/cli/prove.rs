@@ -28,17 +28,17 @@ pub struct Args {
     /// Witness program, with --input.
     #[arg(long, value_name = "FILE", requires = "input")]
     wasm: Option<PathBuf>,
-    /// Inputs as JSON, with --wasm.
-    #[arg(long, value_name = "FILE", requires = "wasm")]
+    /// Inputs as JSON, with --wasm; - is standard input.
+    #[arg(long, value_name = "FILE", value_parser = files::input_name(), requires = "wasm")]
     input: Option<PathBuf>,
     /// A witness that is there already.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["wasm", "input"], required_unless_present_any = ["files", "wasm"])]
     witness: Option<PathBuf>,
-    /// Where the proof goes.
-    #[arg(long, value_name = "FILE", required_unless_present = "files")]
+    /// Where the proof goes; - is standard output.
+    #[arg(long, value_name = "FILE", value_parser = files::output_name(), required_unless_present = "files")]
     proof: Option<PathBuf>,
-    /// Where the public values go.
-    #[arg(long, value_name = "FILE", required_unless_present = "files")]
+    /// Where the public values go; - is standard output.
+    #[arg(long, value_name = "FILE", value_parser = files::output_name(), required_unless_present = "files")]
     public: Option<PathBuf>,
     /// Threads for the proof; all cores by default.
     #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
@@ -62,6 +62,7 @@ impl Args {
     fn plan(&self) -> Result<Plan, CliError> {
         if let [zkey, witness, proof, public] = self.files.as_slice() {
             let [zkey, witness, proof, public] = [zkey, witness, proof, public].map(PathBuf::from);
+            let (proof, public) = (files::output(proof), files::output(public));
             return Ok(Plan { zkey, witness: Source::File(witness), proof, public });
         }
         let named = |p: &Option<PathBuf>, flag: &str| {

@@ -14,10 +14,11 @@ use crate::groth16::setup;
 pub struct Args {
     /// Circuit, as circom compiles it.
     r1cs: PathBuf,
-    /// Where the proving key goes.
+    /// Where the proving key goes; - is standard output.
+    #[arg(value_parser = files::output_name())]
     zkey: PathBuf,
-    /// Where the verification key goes.
-    #[arg(long, value_name = "FILE")]
+    /// Where the verification key goes; - is standard output.
+    #[arg(long, value_name = "FILE", value_parser = files::output_name())]
     vkey: Option<PathBuf>,
     /// Says that you know this key is unsafe for production: whoever makes it can forge proofs.
     #[arg(long)]

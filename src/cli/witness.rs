@@ -19,11 +19,11 @@ pub struct Args {
     /// Witness program, as circom compiles it.
     #[arg(long, value_name = "FILE")]
     wasm: PathBuf,
-    /// Inputs as JSON.
-    #[arg(long, value_name = "FILE")]
+    /// Inputs as JSON; - is standard input.
+    #[arg(long, value_name = "FILE", value_parser = files::input_name())]
     input: PathBuf,
-    /// Where the witness goes. It is a secret: the file is readable by its owner only.
-    #[arg(long, value_name = "FILE")]
+    /// Where the witness goes; - is standard output. It is a secret: the file is readable by its owner only.
+    #[arg(long, value_name = "FILE", value_parser = files::output_name())]
     out: PathBuf,
 }
 
@@ -49,7 +49,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
 /// Computes the witness of the inputs in a file by the program in another.
 pub fn compute(wasm: &Path, input: &Path, config: &Config) -> Result<Witness, CliError> {
     let inputs = {
-        let json = files::map(input)?;
+        let json = files::input(input)?;
         Inputs::parse(&json).map_err(|e| about(input, e))?
     };
     let program = files::map(wasm)?;

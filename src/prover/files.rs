@@ -65,7 +65,7 @@ pub fn on_stdout(outputs: &[&Path]) -> bool {
 /// Links followed one after the other at most, as many as Linux follows.
 const MOST_LINKS: usize = 40;
 /// Standard output by name.
-const STDOUT: &str = "/dev/stdout";
+pub const STDOUT: &str = "/dev/stdout";
 
 /// Fails if a command would write over a file that it reads, or write two results to one file.
 pub fn distinct(inputs: &[&Path], outputs: &[&Path]) -> Result<(), FileError> {

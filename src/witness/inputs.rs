@@ -9,8 +9,6 @@ use zeroize::Zeroize;
 use super::json::{Number, Reader, Syntax};
 use crate::model::Fr;
 
-/// Longest document read, bytes.
-const MAX_BYTES: usize = 256 << 20;
 /// Most values in a document: 128 MiB of them.
 const MAX_VALUES: usize = 1 << 22;
 /// Most signals and bus elements.
@@ -135,10 +133,14 @@ struct Signal {
 }
 
 impl Inputs {
+    /// Longest document read, bytes.
+    pub const MAX_BYTES: usize = 256 << 20;
+
     /// Reads a JSON document of at most 256 MiB, 4 million values and 1000 digits a number.
     pub fn parse(json: &[u8]) -> Result<Self, InputError> {
-        if json.len() > MAX_BYTES {
-            return Err(InputError::Json(format!("expected at most {MAX_BYTES} bytes, got {}", json.len())));
+        if json.len() > Self::MAX_BYTES {
+            let (most, got) = (Self::MAX_BYTES, json.len());
+            return Err(InputError::Json(format!("expected at most {most} bytes, got {got}")));
         }
         let text = std::str::from_utf8(json)
             .map_err(|e| InputError::Json(format!("it is not UTF-8 text, from byte {} on", e.valid_up_to())))?;
@@ -562,6 +564,6 @@ mod tests {
         }
         names.push('}');
         assert!(why(&names).contains("names of signals"));
-        assert!(why(&" ".repeat(MAX_BYTES + 1)).contains("at most 268435456 bytes"));
+        assert!(why(&" ".repeat(Inputs::MAX_BYTES + 1)).contains("at most 268435456 bytes"));
     }
 }

@@ -88,6 +88,20 @@ fn ran(program: &mut Command, args: &[&str]) -> Ran {
     Ran { code, stdout: read_out.join().unwrap().unwrap(), stderr: read_err.join().unwrap().unwrap() }
 }
 
+/// Runs a line of shell, `$P` and `$G` being the programs; gives its exit code and what it says on standard error.
+pub fn shell(dir: &Path, line: &str) -> (Option<i32>, String) {
+    let out = Command::new("bash")
+        .args(["-c", line])
+        .env("P", env!("CARGO_BIN_EXE_prover-worker"))
+        .env("G", env!("CARGO_BIN_EXE_groth16-prover"))
+        .env("PROVER_DATA_DIR", dir.join("data"))
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    (out.status.code(), String::from_utf8(out.stderr).unwrap())
+}
+
 impl Ran {
     /// It succeeded.
     #[track_caller]

@@ -4,6 +4,7 @@
 mod bad_files;
 mod happy;
 mod harness;
+mod inputs;
 mod odd_files;
 mod prover;
 mod streams;

@@ -3,9 +3,9 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use crate::harness::{circuits, range_check, run, run_bounded, s, scratch};
+use crate::harness::{circuits, range_check, run, run_bounded, s, scratch, shell};
 
 fn pipe(dir: &Path) {
     assert!(Command::new("mkfifo").arg(dir.join("pipe")).status().unwrap().success());
@@ -16,12 +16,11 @@ fn a_pipe_that_nobody_writes_to_keeps_nobody_waiting() {
     let f = range_check();
     let dir = scratch(&[]);
     pipe(dir.path());
-    let (zkey, wtns, wasm, input) = (s(&f.zkey), s(&f.wtns), s(&f.wasm), s(&f.input));
+    let (zkey, wtns, input) = (s(&f.zkey), s(&f.wtns), s(&f.input));
     for args in [
         &["prove", "pipe", wtns, "p", "u"][..],
         &["prove", zkey, "pipe", "p", "u"],
         &["witness", "--wasm", "pipe", "--input", input, "--out", "w"],
-        &["witness", "--wasm", wasm, "--input", "pipe", "--out", "w"],
         &["verify", "--vkey", "pipe", "--proof", "p", "--public", "u"],
         &["setup", "pipe", "k.zkey", "--insecure-dev-only"],
         &["inspect", "pipe"],
@@ -150,29 +149,34 @@ fn a_setup_leaves_both_of_its_files_or_none() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().filter(|e| !e.as_ref().unwrap().path().is_dir()).count(), 2);
 }
 
-/// Runs a line of shell, `$P` being the program; its exit code is the program's.
-fn shell(dir: &Path, line: &str) -> (Option<i32>, String) {
-    let out = Command::new("bash")
-        .args(["-c", line])
-        .env("P", env!("CARGO_BIN_EXE_prover-worker"))
-        .env("PROVER_DATA_DIR", dir.join("data"))
-        .current_dir(dir)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    (out.status.code(), String::from_utf8(out.stderr).unwrap())
-}
-
 #[test]
 fn standard_output_by_name_gets_the_result_and_nothing_else() {
     let f = range_check();
     let dir = scratch(&[]);
-    let prove = format!("\"$P\" prove {} {} /dev/stdout u.json > proof.json", s(&f.zkey), s(&f.wtns));
-    let (code, stderr) = shell(dir.path(), &prove);
-    assert_eq!(code, Some(0), "{stderr}");
-    assert!(stderr.contains("proof verified"), "{stderr}");
-    assert!(fs::symlink_metadata("/dev/stdout").unwrap().is_symlink(), "the machine's link stays");
-    run(dir.path(), &["verify", "--zkey", s(&f.zkey), "--proof", "proof.json", "--public", "u.json"]).ok();
+    let (zkey, wtns) = (s(&f.zkey), s(&f.wtns));
+    for prove in [
+        format!("\"$P\" prove {zkey} {wtns} /dev/stdout u.json > proof.json"),
+        format!("\"$P\" prove {zkey} {wtns} - u.json > proof.json"),
+        format!("\"$P\" prove --zkey {zkey} --witness {wtns} --proof - --public u.json > proof.json"),
+    ] {
+        let (code, stderr) = shell(dir.path(), &prove);
+        assert_eq!(code, Some(0), "{stderr}");
+        assert!(stderr.contains("proof verified"), "{stderr}");
+        assert!(fs::symlink_metadata("/dev/stdout").unwrap().is_symlink(), "the machine's link stays");
+        run(dir.path(), &["verify", "--zkey", zkey, "--proof", "proof.json", "--public", "u.json"]).ok();
+        fs::remove_file(dir.path().join("proof.json")).unwrap();
+    }
+    for command in [
+        format!("export vkey {zkey} -"),
+        format!("export vkey {zkey} /dev/stdout"),
+        format!("setup {} k.zkey --vkey - --insecure-dev-only", s(&f.r1cs)),
+        format!("witness --wasm {} --input {} --out -", s(&f.wasm), s(&f.input)),
+    ] {
+        let (code, stderr) = shell(dir.path(), &format!("\"$P\" {command} > out"));
+        assert_eq!(code, Some(0), "{command}: {stderr}");
+        assert!(!dir.path().join("-").exists(), "{command}");
+        run(dir.path(), &["inspect", "--check", "out"]).ok();
+    }
 }
 
 #[test]

@@ -1,0 +1,90 @@
+//! Inputs that are no files: standard input, and pipes.
+
+use std::fs;
+
+use crate::harness::{range_check, run, s, scratch, shell};
+
+/// A line of shell for each way in which an input may come; `I` stands for what the program is given. The file is
+/// `input.json`, and `pipe` a named pipe that is written to later than it is opened.
+const WAYS: [(&str, &str); 6] = [
+    ("-", "cat input.json | RUN"),
+    ("-", "RUN < input.json"),
+    // What was read of it before is not read again.
+    ("-", "{ read -r line; RUN; } < headed.json"),
+    ("/dev/stdin", "cat input.json | RUN"),
+    ("<(cat input.json)", "RUN"),
+    ("pipe", "{ sleep 0.1; cat input.json; } > pipe & RUN"),
+];
+
+/// A folder with an input of `range_check`, and with it under a line that is none of it.
+fn folder() -> tempfile::TempDir {
+    let input = fs::read(&range_check().input).unwrap();
+    let dir = scratch(&[("input.json", &input), ("headed.json", &[b"# a heading\n", &input[..]].concat())]);
+    assert!(std::process::Command::new("mkfifo").arg(dir.path().join("pipe")).status().unwrap().success());
+    dir
+}
+
+#[test]
+fn an_input_may_come_by_standard_input_or_a_pipe() {
+    let f = range_check();
+    let dir = folder();
+    for (name, way) in WAYS {
+        let witness = format!("\"$P\" witness --wasm {} --input {name} --out w.wtns", s(&f.wasm));
+        let (code, stderr) = shell(dir.path(), &way.replace("RUN", &witness));
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{name}, {way}");
+        assert!(fs::read(dir.path().join("w.wtns")).unwrap() == fs::read(&f.wtns).unwrap(), "{name}, {way}");
+        fs::remove_file(dir.path().join("w.wtns")).unwrap();
+    }
+    let (zkey, wasm) = (s(&f.zkey), s(&f.wasm));
+    let prove = format!("\"$P\" prove --zkey {zkey} --wasm {wasm} --input - --proof p.json --public u.json");
+    let (code, stderr) = shell(dir.path(), &format!("cat input.json | {prove}"));
+    assert_eq!(code, Some(0), "{stderr}");
+    run(dir.path(), &["verify", "--zkey", zkey, "--proof", "p.json", "--public", "u.json"]).ok();
+}
+
+#[test]
+fn a_jobs_input_may_come_so_too() {
+    let f = range_check();
+    let dir = folder();
+    run(dir.path(), &["circuits", "add", "c", "--zkey", s(&f.zkey), "--wasm", s(&f.wasm)]).ok();
+    // The same key with another input would be refused.
+    let submit = |input: &str| format!("\"$P\" submit c --idempotency-key k --input {input}");
+    let first = run(dir.path(), &["submit", "c", "--idempotency-key", "k", "--input", "input.json"]).ok();
+    for (name, way) in WAYS {
+        let line = way.replace("RUN", &format!("{} > id", submit(name)));
+        let (code, stderr) = shell(dir.path(), &line);
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{name}, {way}");
+        assert_eq!(fs::read_to_string(dir.path().join("id")).unwrap(), first.stdout, "{name}, {way}");
+    }
+    let id = first.stdout.trim();
+    run(dir.path(), &["cancel", id]).ok();
+    let (code, stderr) = shell(dir.path(), &format!("cat input.json | \"$P\" jobs requeue {id} --input -"));
+    assert_eq!(code, Some(0), "{stderr}");
+}
+
+#[test]
+fn an_input_without_an_end_or_that_is_none_is_refused() {
+    let f = range_check();
+    let dir = folder();
+    run(dir.path(), &["circuits", "add", "c", "--zkey", s(&f.zkey), "--wasm", s(&f.wasm)]).ok();
+    let witness = |input: &str| format!("\"$P\" witness --wasm {} --input {input} --out w.wtns", s(&f.wasm));
+    let submit = |input: &str| format!("PROVER_MAX_INPUT_BYTES=1000 \"$P\" submit c --input {input}");
+    for (line, says) in [
+        (witness("- < /dev/zero"), "/dev/stdin: the input is too long: expected at most 268435456 bytes, got more"),
+        (witness("/dev/zero"), "/dev/zero: the input is too long: expected at most 268435456 bytes, got more"),
+        (submit("- < /dev/zero"), "expected at most 1000 bytes (PROVER_MAX_INPUT_BYTES), got more"),
+        (submit("nowhere"), "error: nowhere: no such file\n"),
+        (witness("nowhere"), "error: nowhere: no such file\n"),
+        (submit("."), "error: .: it is a folder\n"),
+        (witness("."), "error: .: it is a folder\n"),
+        (witness("- < /dev/null"), "/dev/stdin: the input is not as it should be"),
+        // A dash is no file of that name, and a file that is read by its redirection is not written over either.
+        (witness("- < w.wtns"), "w.wtns: is read, and would be written over"),
+    ] {
+        fs::write(dir.path().join("w.wtns"), b"old").unwrap();
+        let (code, stderr) = shell(dir.path(), &line);
+        assert_eq!(code, Some(if says.contains("written over") { 2 } else { 1 }), "{line}: {stderr}");
+        assert!(stderr.contains(says) && stderr.lines().count() == 1, "{line}: expected {says:?} in {stderr:?}");
+        assert_eq!(fs::read(dir.path().join("w.wtns")).unwrap(), b"old", "{line}");
+    }
+}
