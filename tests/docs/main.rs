@@ -115,6 +115,20 @@ fn every_command_in_the_readme_exists() {
 }
 
 #[test]
+fn the_images_hold_every_program() {
+    let manifest = read("Cargo.toml");
+    let programs: Vec<_> = manifest.split("[[bin]]").skip(1).map(|bin| bin.split('"').nth(1).unwrap()).collect();
+    assert!(programs.contains(&"prover-worker"), "{programs:?}");
+    for image in ["Dockerfile.cpu", "Dockerfile.cuda"] {
+        let text = read(image);
+        let copied = text.lines().find(|l| l.starts_with("COPY --from=build ")).unwrap();
+        for program in &programs {
+            assert!(copied.contains(&format!("/release/{program} ")), "{image} has no {program}: {copied}");
+        }
+    }
+}
+
+#[test]
 fn links_between_pages_lead_somewhere() {
     for page in pages() {
         let text = fs::read_to_string(&page).unwrap();
