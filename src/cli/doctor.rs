@@ -6,8 +6,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::files::io_reason;
 use super::session;
 use super::{CliError, Output};
+use crate::artifacts::{ArtifactError, private_dir};
 use crate::config::{Config, Setting};
 use crate::model::StopToken;
 use crate::queue::QueueError;
@@ -97,11 +99,15 @@ fn data_folder(dir: &Path) -> Result<String, String> {
     let mend = |e: &dyn std::fmt::Display| {
         format!("{}: {e}; set PROVER_DATA_DIR to a folder you own, on a disk with room", dir.display())
     };
-    crate::artifacts::private_dir(dir).map_err(|e| mend(&e))?;
+    private_dir(dir).map_err(|e| match e {
+        // The folder is named already.
+        ArtifactError::Io { why, .. } => mend(&io_reason(&why)),
+        e => mend(&e),
+    })?;
     // A disk that is full takes an empty file.
     let written = tempfile::tempfile_in(dir).and_then(|mut file| file.write_all(&[0; PIECE]));
-    written.map_err(|e| mend(&e))?;
-    let mode = std::fs::metadata(dir).map_err(|e| mend(&e))?.permissions().mode() & 0o777;
+    written.map_err(|e| mend(&io_reason(&e)))?;
+    let mode = std::fs::metadata(dir).map_err(|e| mend(&io_reason(&e)))?.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(format!("{} is open to others (mode {mode:03o}); chmod 700 it", dir.display()));
     }

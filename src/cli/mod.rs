@@ -92,6 +92,7 @@ enum Command {
 
 /// Parses the arguments, runs the subcommand, reports its error.
 pub fn main() -> ExitCode {
+    files::survive_size_limit();
     let cli = Cli::parse();
     let out = Output::new(cli.json);
     let ran = match cli.command {

@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 
@@ -55,6 +57,13 @@ pub fn witness(path: &Path) -> Result<Witness, FileError> {
 /// Names the file in a format's error.
 pub fn parsed<T>(path: &Path, result: Result<T, FormatError>) -> Result<T, FileError> {
     result.map_err(|e| about(path, e))
+}
+
+/// Has a write fail that would make a file larger than the process may (`ulimit -f`), as on a full disk. Otherwise its signal
+/// ends the process, which then removes no temporary file and says nothing.
+pub fn survive_size_limit() {
+    // That the signal is handled is all; where that cannot be had, it ends the process as it did.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::<AtomicBool>::default());
 }
 
 /// Whether one of these results goes to standard output by its name: then nothing else may be printed there.
@@ -202,6 +211,8 @@ pub fn io_reason(e: &io::Error) -> String {
         io::ErrorKind::NotFound => "no such file".into(),
         io::ErrorKind::PermissionDenied => "permission denied".into(),
         io::ErrorKind::StorageFull => "no space is left on the device".into(),
+        io::ErrorKind::QuotaExceeded => "the disk quota is used up".into(),
+        io::ErrorKind::FileTooLarge => "the file would be larger than is allowed (ulimit -f)".into(),
         io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only".into(),
         io::ErrorKind::IsADirectory => "it is a folder".into(),
         _ => e.to_string(),

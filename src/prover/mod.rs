@@ -34,6 +34,7 @@ Environment:
 
 /// Runs the program on its arguments. An error is one sentence on standard error, beginning with `error: `.
 pub fn main() -> ExitCode {
+    files::survive_size_limit();
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let told = match arguments.as_slice() {
         [one] if one == "-h" || one == "--help" => Some(USAGE.to_owned()),

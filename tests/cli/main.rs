@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod bad_files;
+mod full;
 mod happy;
 mod harness;
 mod inputs;
