@@ -91,7 +91,7 @@ pub struct StatusArgs {
     /// The job.
     #[arg(value_parser = job_id)]
     id: JobId,
-    /// Wait until it ends.
+    /// Wait until it ends; exit code 0 however it does.
     #[arg(long)]
     watch: bool,
 }
@@ -151,6 +151,8 @@ pub fn run(args: JobsArgs, out: &Output) -> Result<(), CliError> {
 
 /// Arguments of `jobs requeue`.
 #[derive(clap::Args)]
+#[command(override_usage = "prover-worker jobs requeue <IDS>... [--input <FILE>]\n       \
+                      prover-worker jobs requeue --failed [--class <CLASS>] [--circuit <CIRCUIT>] [--limit <LIMIT>]")]
 struct RequeueArgs {
     /// The jobs.
     #[arg(value_parser = job_id, required_unless_present = "failed", conflicts_with = "failed")]

@@ -31,7 +31,14 @@ pub use output::{CliError, Output};
 
 /// Groth16 proofs of circom circuits on BN254: from files, or as a worker on a queue.
 #[derive(Parser)]
-#[command(name = "prover-worker", version, about, disable_help_subcommand = true)]
+#[command(
+    name = "prover-worker",
+    version,
+    about,
+    disable_help_subcommand = true,
+    after_help = "Settings are environment variables: `prover-worker doctor` shows each with its value.\n\
+                        Exit codes: 0 success, 1 failure, 2 wrong usage."
+)]
 struct Cli {
     /// Print results as JSON.
     #[arg(long, global = true)]
@@ -46,7 +53,7 @@ enum Command {
     Prove(prove::Args),
     /// Compute a witness.
     Witness(witness::Args),
-    /// Verify a proof.
+    /// Verify a proof: OK, or INVALID and exit code 1.
     Verify(verify::Args),
     /// Make a throw-away development key. Unsafe for production.
     Setup(setup::Args),

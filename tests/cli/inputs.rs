@@ -4,8 +4,8 @@ use std::fs;
 
 use crate::harness::{range_check, run, s, scratch, shell};
 
-/// A line of shell for each way in which an input may come; `I` stands for what the program is given. The file is
-/// `input.json`, and `pipe` a named pipe that is written to later than it is opened.
+/// Each way in which an input may come: its name, and a line of shell in which `RUN` stands for the program. `pipe` is a
+/// named pipe, which the program may open before or after its writer.
 const WAYS: [(&str, &str); 6] = [
     ("-", "cat input.json | RUN"),
     ("-", "RUN < input.json"),
@@ -13,7 +13,8 @@ const WAYS: [(&str, &str); 6] = [
     ("-", "{ read -r line; RUN; } < headed.json"),
     ("/dev/stdin", "cat input.json | RUN"),
     ("<(cat input.json)", "RUN"),
-    ("pipe", "{ sleep 0.1; cat input.json; } > pipe & RUN"),
+    // Without this test's streams and not for ever, should the program not open it.
+    ("pipe", "timeout 60 sh -c 'cat input.json > pipe' > /dev/null 2>&1 & RUN"),
 ];
 
 /// A folder with an input of `range_check`, and with it under a line that is none of it.

@@ -39,4 +39,8 @@ fn version_and_help_work() {
     let dir = scratch(&[]);
     assert!(run(dir.path(), &["--version"]).ok().stdout.starts_with("prover-worker "));
     assert!(run(dir.path(), &["prove", "--help"]).ok().stdout.contains("WITNESS"));
+    assert!(run(dir.path(), &["--help"]).ok().stdout.contains("environment"));
+    // Without a job's id there is another way, which the error shows.
+    let ran = run(dir.path(), &["jobs", "requeue"]);
+    assert!(ran.code == Some(2) && ran.stderr.contains("--failed"), "{}", ran.stderr);
 }
