@@ -224,6 +224,11 @@ pub trait LoadedKey: Send + Sync {
     }
     /// The five products for a witness of `n_vars` values. Looks at `stop` between steps.
     fn commit(&self, witness: &Witness, stop: &StopToken, on: &dyn Progress) -> Result<Commitments, BackendError>;
+    /// Threads of [`DeviceInfo::threads`] that a proof has while others run beside it, at least one: on the CPU, where as
+    /// many proofs can run at once as there are cores for. One where a proof takes none of the CPU's.
+    fn threads(&self) -> usize {
+        1
+    }
     /// How many witnesses at once the device likes best: 1 where it gains nothing from several, as on the CPU.
     fn batch(&self) -> usize {
         1

@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 use super::device::Device;
 use super::failure::{Blame, Ended};
 use super::faults::Point;
+use super::fleet::Placement;
 use super::lease::Hold;
 use super::loading;
 use super::outage::say;
@@ -42,6 +43,8 @@ use crate::witness::{Inputs, WitnessGenerator};
 const LARGE: usize = 256 << 10;
 /// How often waiting looks at the stop token.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long a job waits for its circuit in its own place.
+const NEAR: Duration = Duration::from_secs(1);
 /// How long a store that is away is tried with a proof, which others would have to make again.
 const PROOF_KEPT: Duration = Duration::from_secs(3600);
 /// Longest wait for the copies of a proof, which whoever asks for it puts back if need be.
@@ -68,8 +71,8 @@ impl End {
 /// Works on a claimed job and writes down how it ended. Returns the job with its end, where it has come to that.
 ///
 /// `alone` says that nothing else is to be in hand meanwhile.
-pub(super) async fn run(ctx: &Context, device: &Arc<Device>, claim: Claim, alone: bool) -> Option<(Job, End)> {
-    let Claim { job, input, input_key } = claim;
+pub(super) async fn run(ctx: &Context, place: &Placement, claim: Claim, alone: bool) -> Option<(Job, End)> {
+    let (Claim { job, input, input_key }, device) = (claim, &place.device);
     let held = StopToken::new();
     let lease = ctx.keeper.hold(job.id, job.attempt, held.clone());
     if alone {
@@ -84,7 +87,7 @@ pub(super) async fn run(ctx: &Context, device: &Arc<Device>, claim: Claim, alone
     let outcome = match poisoned(&job) {
         Some(error) => Err(Ended::Failed(error)),
         None => match unseal(ctx, &job, input_key, input).await {
-            Ok(input) => work(ctx, device, &job, input, &lease, &stop).await,
+            Ok(input) => work(ctx, place, &job, input, &lease, &stop).await,
             Err(ended) => Err(ended),
         },
     };
@@ -149,12 +152,13 @@ fn poisoned(job: &Job) -> Option<JobError> {
 
 async fn work(
     ctx: &Context,
-    device: &Arc<Device>,
+    place: &Placement,
     job: &Job,
     input: Zeroizing<Vec<u8>>,
     lease: &Hold,
     stop: &StopToken,
 ) -> Result<JobResult, Ended> {
+    let device = &place.device;
     ctx.pass(Point::AfterClaim, stop).await;
     if let Some(work) = &ctx.work {
         return unless_stopped(stop, work.make(job, &input)).await;
@@ -168,7 +172,7 @@ async fn work(
         let loaded = unless_stopped(stop, loading::load(&ctx.registry, device, &circuit, patience)).await??;
         Ok((circuit, loaded))
     };
-    let (circuit, loaded) = timed(lease, Stage::Load, &mut times.load_ms, load).await?;
+    let (circuit, loaded) = timed(lease, Stage::Load, &mut times.load_ms, aside(place, load)).await?;
 
     let allowed = ctx.options.witness_timeout;
     let witness = generate(circuit.clone(), input, stop.with_deadline(Instant::now() + allowed));
@@ -193,6 +197,19 @@ async fn work(
         device: device.label.clone(),
         times,
     })
+}
+
+/// Waits for a circuit, whose files may come from far away: not for long in the place of another job, for whose circuit
+/// everything may be ready.
+async fn aside<T>(place: &Placement, ready: impl Future<Output = T>) -> T {
+    let mut ready = std::pin::pin!(ready);
+    match tokio::time::timeout(NEAR, &mut ready).await {
+        Ok(ready) => ready,
+        Err(_) => {
+            let _lent = place.lend();
+            ready.await
+        }
+    }
 }
 
 /// The witness: by the circuit's program, or the one the job brought.

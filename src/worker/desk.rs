@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use metrics::histogram;
 use tokio::sync::{Notify, oneshot};
 
-use super::device::Device;
+use super::device::{Device, Room};
 use super::failure::Ended;
 use super::lease::Lease;
 use crate::backend::{BackendError, LoadedKey};
@@ -155,8 +155,8 @@ impl Desk {
         }
     }
 
-    /// Proofs of an order's circuit that the device likes at once, as far as it may have them.
-    fn at_once(&self, order: &Order) -> usize {
+    /// Proofs of an order's circuit that the device likes in a batch, as far as it may have them.
+    pub(super) fn at_once(&self, order: &Order) -> usize {
         let likes = order.key.batch().max(1);
         self.batching.most.map_or(likes, |most| likes.min(most))
     }
@@ -195,7 +195,7 @@ pub(super) async fn serve(device: Arc<Device>, allowed: Duration) {
     loop {
         let (batch, answers): (Vec<_>, Vec<_>) = device.desk.next().await.into_iter().unzip();
         histogram!(telemetry::BATCH_SIZE, "device" => device.label.clone()).record(batch.len() as f64);
-        let room = async { (device.memory_for(&batch).await, device.turn().await) };
+        let room = async { (device.room_for(&batch).await, device.turn().await) };
         let room = tokio::select! {
             biased;
             why = device.desk.closed() => {
@@ -208,8 +208,8 @@ pub(super) async fn serve(device: Arc<Device>, allowed: Duration) {
         batch.iter().for_each(|order| order.lease.begin());
         let at_work = device.clone();
         let mut proving = tokio::task::spawn_blocking(move || {
-            let _room = room;
-            prove(&at_work, batch, allowed)
+            let (room, _turn) = room;
+            prove(&at_work, batch, room.as_ref(), allowed)
         });
         // The processor may be slow in a step, and does not hang.
         let patience = (!device.is_cpu()).then(|| within + allowed.min(LONGEST_STEP));
@@ -250,7 +250,7 @@ fn turns_of(proofs: usize, at_once: usize) -> u32 {
 }
 
 /// Proves a batch: one result an order. Each has the time of all, since all wait for each other.
-fn prove(device: &Device, batch: Vec<Order>, allowed: Duration) -> Vec<Result<Proved, Ended>> {
+fn prove(device: &Device, batch: Vec<Order>, room: Option<&Room>, allowed: Duration) -> Vec<Result<Proved, Ended>> {
     let n = u32::try_from(batch.len()).unwrap_or(u32::MAX);
     let begun = Instant::now();
     let until = begun + allowed * turns(&batch);
@@ -265,11 +265,12 @@ fn prove(device: &Device, batch: Vec<Order>, allowed: Duration) -> Vec<Result<Pr
             groth16::prove_batch(many[0].key.as_ref(), &many[0].circuit.verifier, &jobs.collect::<Vec<_>>())
         }
     };
-    let share = begun.elapsed() / n.max(1);
-    let at_once = batch.first().map_or(1, |order| device.desk.at_once(order));
+    let took = begun.elapsed() / n.max(1);
+    let share = took.mul_f64(room.map_or(1.0, |room| room.share));
+    let at_once = batch.first().map_or(1, |order| device.at_once(order));
     let judged = jobs.iter().zip(proved).map(|(job, proved)| match proved {
         Ok(proved) => {
-            device.succeeded(share, at_once);
+            device.succeeded(took, share, at_once);
             Ok(proved)
         }
         Err(error) => Err(judge(device, job, error, share, allowed)),

@@ -24,6 +24,17 @@ const GPU_PROOFS: usize = 2;
 /// Memory of a device is shared out to proofs in units of so many bytes.
 const UNIT: u64 = 1 << 20;
 
+/// How a device is put to work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Size {
+    /// Jobs in hand.
+    pub(super) slots: Slots,
+    /// Proofs at once, or batches of them. On the processor one: those that its threads take at once count as a batch.
+    pub(super) proofs: usize,
+    /// Threads that proofs share, on the processor.
+    pub(super) threads: usize,
+}
+
 /// How many jobs a device takes in hand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Slots {
@@ -48,10 +59,18 @@ impl Mean {
 struct Pace {
     /// Seconds of a job that are not the device's: its witness, and the writing of its result.
     beside: Mean,
-    /// Seconds of a proof; of a batch, its share.
+    /// Seconds of a proof; of several at once, its share.
     proof: Mean,
-    /// Proofs of a job's circuit that go to the device at once.
+    /// Proofs of a job's circuit that the device makes at once.
     batch: Mean,
+}
+
+/// What a batch at work has of the device, until dropped.
+pub(super) struct Room {
+    /// The part of the device's time that its time is: less than one where others are at work beside it, each with its
+    /// threads.
+    pub(super) share: f64,
+    _taken: OwnedSemaphorePermit,
 }
 
 /// A device at work.
@@ -60,14 +79,12 @@ pub(super) struct Device {
     pub(super) label: String,
     /// Where witnesses wait for it.
     pub(super) desk: Desk,
-    /// Proofs, or batches of them, at once.
-    pub(super) proofs: usize,
+    size: Size,
     /// One call at a time, in order of arrival; none where the device takes several.
     turns: Option<Arc<Semaphore>>,
-    /// Memory that proofs at work share, in units; unbounded where it is unknown, and on the processor.
-    memory: Option<(Arc<Semaphore>, u32)>,
-    /// Jobs in hand at once; of the processor beside other devices, while those cannot take any.
-    slots: Slots,
+    /// What proofs at work share: threads of the processor, or memory of another device, in units. Unbounded where that is
+    /// unknown.
+    common: Option<(Arc<Semaphore>, u32)>,
     pace: Mutex<Pace>,
     in_hand: AtomicUsize,
     failures: AtomicU32,
@@ -80,19 +97,22 @@ pub(super) struct Device {
 }
 
 impl Device {
-    pub(super) fn new(backend: Arc<dyn Backend>, slots: Slots, proofs: usize, batching: Batching) -> Self {
+    pub(super) fn new(backend: Arc<dyn Backend>, size: Size, batching: Batching) -> Self {
         let label = backend.device().label();
         telemetry::start_device(&label);
         let turns = (backend.device().kind == DeviceKind::Icicle).then(|| Arc::new(Semaphore::new(1)));
-        let memory = memory_of_proofs(backend.device()).map(|units| (Arc::new(Semaphore::new(units as usize)), units));
+        let units = match backend.device().kind {
+            DeviceKind::Cpu => u32::try_from(size.threads).ok(),
+            DeviceKind::Cuda | DeviceKind::Icicle => memory_of_proofs(backend.device()),
+        };
+        let common = units.map(|units| (Arc::new(Semaphore::new(units as usize)), units));
         Self {
             backend,
             label,
             desk: Desk::new(batching),
-            proofs,
+            size,
             turns,
-            memory,
-            slots,
+            common,
             pace: Mutex::default(),
             in_hand: AtomicUsize::new(0),
             failures: AtomicU32::new(0),
@@ -114,16 +134,35 @@ impl Device {
         self.turns.clone()?.acquire_owned().await.ok()
     }
 
-    /// Memory for a batch, as soon as there is enough beside the proofs at work, and at once where there are none: what
-    /// is larger than all of it is still tried.
-    pub(super) async fn memory_for(&self, batch: &[Order]) -> Option<OwnedSemaphorePermit> {
-        let (free, all) = self.memory.as_ref()?;
+    /// Calls to it at once, if all are as small as can be.
+    pub(super) fn calls(&self) -> usize {
+        self.size.proofs.max(self.size.threads)
+    }
+
+    /// Room for a batch, as soon as there is enough beside the proofs at work, and at once where there are none: what
+    /// takes more than all of it is still tried.
+    pub(super) async fn room_for(&self, batch: &[Order]) -> Option<Room> {
+        let (free, all) = self.common.as_ref()?;
         let key = &batch.first()?.key;
-        let each = self.backend.footprint(key.key()).per_proof;
-        // No more of them are at work at a time than the device likes.
-        let at_once = batch.len().min(key.batch().max(1)) as u64;
-        let units = each.saturating_mul(at_once).div_ceil(UNIT).min(u64::from(*all));
-        free.clone().acquire_many_owned(units as u32).await.ok()
+        let units = if self.is_cpu() {
+            key.threads().max(1) as u64
+        } else {
+            let each = self.backend.footprint(key.key()).per_proof;
+            // No more of them are at work at a time than the device likes.
+            let at_once = batch.len().min(key.batch().max(1)) as u64;
+            each.saturating_mul(at_once).div_ceil(UNIT)
+        };
+        let units = units.min(u64::from(*all)) as u32;
+        let alone = free.available_permits() == *all as usize;
+        let taken = free.clone().acquire_many_owned(units).await.ok()?;
+        let share = if self.is_cpu() && !alone { f64::from(units) / f64::from(*all) } else { 1.0 };
+        Some(Room { share, _taken: taken })
+    }
+
+    /// Proofs of an order's circuit that it makes at once, where there are so many.
+    pub(super) fn at_once(&self, order: &Order) -> usize {
+        let batch = self.desk.at_once(order);
+        if self.is_cpu() { batch * (self.size.threads / order.key.threads().max(1)).max(1) } else { batch }
     }
 
     /// Takes the device out of use, for a call to it does not come back: whoever waits for it is told, and it must sing
@@ -142,15 +181,16 @@ impl Device {
         gauge!(telemetry::DEVICE_QUARANTINED, "device" => self.label.clone()).set(shown);
     }
 
-    /// Notes a verified proof, the share of the device's time it took, and how many of its circuit the device likes at once.
-    pub(super) fn succeeded(&self, busy: Duration, at_once: usize) {
+    /// Notes a verified proof, how long it took, the share of the device's time that this was, and how many of its circuit
+    /// the device makes at once.
+    pub(super) fn succeeded(&self, took: Duration, busy: Duration, at_once: usize) {
         self.failures.store(0, Ordering::Relaxed);
         let mut pace = self.pace();
         pace.proof.note(busy.as_secs_f64());
         pace.batch.note(at_once as f64);
         drop(pace);
         counter!(telemetry::DEVICE_PROOFS, "device" => self.label.clone()).increment(1);
-        histogram!(telemetry::DEVICE_PROOF_DURATION, "device" => self.label.clone()).record(busy.as_secs_f64());
+        histogram!(telemetry::DEVICE_PROOF_DURATION, "device" => self.label.clone()).record(took.as_secs_f64());
         self.was_busy(busy);
     }
 
@@ -210,9 +250,9 @@ impl Device {
 
     /// Jobs that it takes in hand at once, as things are.
     pub(super) fn slots(&self) -> usize {
-        match self.slots {
+        match self.size.slots {
             Slots::Fixed(jobs) => jobs,
-            Slots::ByPace { beside } => wanted(self.proofs, &self.pace(), beside),
+            Slots::ByPace { beside } => wanted(self.size.proofs, &self.pace(), beside),
         }
     }
 
@@ -232,7 +272,7 @@ impl Device {
 
     /// Seconds that a job's proof holds up the next one, by the latest; 0 before the first.
     pub(super) fn seconds_a_proof(&self) -> f64 {
-        self.pace().proof.0.unwrap_or(0.0) / self.proofs as f64
+        self.pace().proof.0.unwrap_or(0.0) / self.size.proofs as f64
     }
 
     /// Whether it sits out, be it that it hangs or that its canary failed.
@@ -294,20 +334,21 @@ fn memory_of_proofs(device: &DeviceInfo) -> Option<u32> {
 
 /// How many jobs and how many proofs at once a device is good for, on a machine with so many cores and GPUs.
 ///
-/// A proof on the CPU uses `threads` cores, so cores ÷ threads run side by side. Beyond that, one job more is worth
-/// having: its witness, which takes one core, is made while the others' proofs run, and a proof's last, narrow stages
-/// leave a core idle. So there are never fewer than two jobs. On a GPU two proofs at a time keep it busy, where its memory
-/// takes both ([`Device::memory_for`]); what it takes beside depends on the jobs, and is at most a witness a core, over all
-/// GPUs.
-pub(super) fn size(device: &DeviceInfo, cores: usize, gpus: usize) -> (Slots, usize) {
+/// Proofs on the processor share its cores, each with the threads that its circuit is worth ([`LoadedKey::threads`]), all of
+/// them where it is large. On a GPU two proofs at a time keep it busy, where its memory takes both ([`Device::room_for`]).
+/// What a device takes beside depends on the jobs, and is at most a witness a core, over all GPUs; and never fewer than one
+/// job, whose witness is made meanwhile.
+///
+/// [`LoadedKey::threads`]: crate::backend::LoadedKey::threads
+pub(super) fn size(device: &DeviceInfo, cores: usize, gpus: usize) -> Size {
+    let slots = Slots::ByPace { beside: cores.div_ceil(gpus.max(1)) };
     match device.kind {
         DeviceKind::Cpu => {
-            let proofs = (cores / device.threads.max(1)).max(1);
-            (Slots::Fixed(proofs.max(2)), proofs)
+            Size { slots: Slots::ByPace { beside: cores }, proofs: 1, threads: cores.max(device.threads).max(1) }
         }
-        DeviceKind::Cuda => (Slots::ByPace { beside: cores.div_ceil(gpus.max(1)) }, GPU_PROOFS),
+        DeviceKind::Cuda => Size { slots, proofs: GPU_PROOFS, threads: 0 },
         // Its process does one thing at a time.
-        DeviceKind::Icicle => (Slots::ByPace { beside: cores.div_ceil(gpus.max(1)) }, 1),
+        DeviceKind::Icicle => Size { slots, proofs: 1, threads: 0 },
     }
 }
 
@@ -332,20 +373,20 @@ mod tests {
     }
 
     #[test]
-    fn a_small_processor_takes_two_jobs_and_proves_one_at_a_time() {
-        assert_eq!(size(&device(DeviceKind::Cpu, 2), 2, 0), (Slots::Fixed(2), 1));
-        assert_eq!(size(&device(DeviceKind::Cpu, 1), 1, 0), (Slots::Fixed(2), 1));
-        assert_eq!(size(&device(DeviceKind::Cpu, 1), 2, 0), (Slots::Fixed(2), 2));
-        assert_eq!(size(&device(DeviceKind::Cpu, 8), 64, 1), (Slots::Fixed(8), 8));
-        assert_eq!(size(&device(DeviceKind::Cpu, 64), 64, 0), (Slots::Fixed(2), 1));
+    fn a_processor_has_threads_for_as_many_proofs_as_cores() {
+        for (threads, cores, gpus, all) in [(2, 2, 0, 2), (1, 1, 0, 1), (1, 2, 0, 2), (8, 64, 1, 64), (4, 2, 0, 4)] {
+            let size = size(&device(DeviceKind::Cpu, threads), cores, gpus);
+            assert_eq!(size, Size { slots: Slots::ByPace { beside: cores }, proofs: 1, threads: all });
+        }
     }
 
     #[test]
     fn gpus_take_two_proofs_each_and_share_the_cores_for_witnesses() {
-        assert_eq!(size(&device(DeviceKind::Cuda, 1), 16, 1), (Slots::ByPace { beside: 16 }, 2));
-        assert_eq!(size(&device(DeviceKind::Cuda, 1), 16, 8), (Slots::ByPace { beside: 2 }, 2));
-        assert_eq!(size(&device(DeviceKind::Cuda, 1), 2, 8), (Slots::ByPace { beside: 1 }, 2));
-        assert_eq!(size(&device(DeviceKind::Icicle, 1), 16, 1), (Slots::ByPace { beside: 16 }, 1));
+        let by = |beside, proofs| Size { slots: Slots::ByPace { beside }, proofs, threads: 0 };
+        assert_eq!(size(&device(DeviceKind::Cuda, 1), 16, 1), by(16, 2));
+        assert_eq!(size(&device(DeviceKind::Cuda, 1), 16, 8), by(2, 2));
+        assert_eq!(size(&device(DeviceKind::Cuda, 1), 2, 8), by(1, 2));
+        assert_eq!(size(&device(DeviceKind::Icicle, 1), 16, 1), by(16, 1));
     }
 
     #[test]

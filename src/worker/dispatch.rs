@@ -268,7 +268,7 @@ fn begin(
     let ctx = ctx.clone();
     hands.spawn(async move {
         let trial = Trial(ctx.clone());
-        let ended = attempt::run(&ctx, &place.device, claim, alone.is_some()).await;
+        let ended = attempt::run(&ctx, &place, claim, alone.is_some()).await;
         drop(trial);
         drop(alone);
         drop(place);

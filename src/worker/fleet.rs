@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use super::canary::Canary;
 use super::desk::Batching;
-use super::device::{Device, Slots, size};
+use super::device::{Device, Size, Slots, size};
 use crate::backend::{Backend, DeviceKind};
 use crate::model::{FailureClass, Job, JobId};
 use crate::telemetry;
@@ -40,6 +40,8 @@ pub(super) struct Fleet {
     /// Jobs in hand at once over all devices; by the devices when unset.
     jobs: Option<usize>,
     busy: AtomicUsize,
+    /// Jobs in hand that lent their places to others.
+    aside: AtomicUsize,
     /// Set while a job is to have the worker to itself.
     reserved: AtomicBool,
     freed: Notify,
@@ -69,6 +71,36 @@ impl Drop for Placement {
         }
         self.fleet.show();
         self.fleet.freed.notify_one();
+    }
+}
+
+impl Placement {
+    /// Lets another job have the place, until what is returned is dropped: then there may be one job too many. Not where
+    /// as many jobs as there are places have done so.
+    pub(super) fn lend(&self) -> Option<LentPlace<'_>> {
+        let most = self.fleet.slots();
+        let one_more = |aside| (aside < most).then_some(aside + 1);
+        if self.retrial || self.fleet.aside.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
+            return None;
+        }
+        self.device.let_go();
+        self.fleet.busy.fetch_sub(1, Ordering::Relaxed);
+        self.fleet.show();
+        self.fleet.freed.notify_one();
+        Some(LentPlace(self))
+    }
+}
+
+/// A place that its job does not need for now.
+pub(super) struct LentPlace<'a>(&'a Placement);
+
+impl Drop for LentPlace<'_> {
+    fn drop(&mut self) {
+        let Placement { fleet, device, .. } = self.0;
+        device.take();
+        fleet.busy.fetch_add(1, Ordering::Relaxed);
+        fleet.aside.fetch_sub(1, Ordering::Relaxed);
+        fleet.show();
     }
 }
 
@@ -107,20 +139,19 @@ impl Fleet {
         let sizes: Vec<_> = backends.iter().map(|b| size(b.device(), cores, others)).collect();
         let workers: Vec<_> = all.filter(|i| others == 0 || sizing.cpu_overflow || !is_cpu(i)).collect();
         let shares = sizing.jobs.map(|jobs| share(workers.len(), jobs));
-        let slots = |i: usize| match (&shares, workers.iter().position(|w| *w == i), sizes[i].0) {
+        let size = |(i, own): (usize, Size)| match (&shares, workers.iter().position(|w| *w == i)) {
             // Where jobs are fewer than devices, the others stand in for one that is unfit.
-            (Some(shares), Some(at), _) => Slots::Fixed(shares[at].max(1)),
-            (Some(shares), None, Slots::Fixed(jobs)) => Slots::Fixed(jobs.min(shares.iter().sum())),
-            (_, _, own) => own,
+            (Some(shares), Some(at)) => Size { slots: Slots::Fixed(shares[at].max(1)), ..own },
+            _ => own,
         };
-        let slots: Vec<_> = (0..backends.len()).map(slots).collect();
-        let made = backends.into_iter().zip(slots).zip(sizes);
-        let devices = made.map(|((b, slots), (_, proofs))| Arc::new(Device::new(b, slots, proofs, sizing.batching)));
+        let sizes = sizes.into_iter().enumerate().map(size);
+        let devices = backends.into_iter().zip(sizes).map(|(b, size)| Arc::new(Device::new(b, size, sizing.batching)));
         let devices = devices.collect();
-        let (busy, reserved, retrials) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicUsize::new(0));
+        let [busy, aside, retrials] = [const { AtomicUsize::new(0) }; 3];
+        let reserved = AtomicBool::new(false);
         let (freed, next_retrial) = (Notify::new(), Mutex::new(Instant::now()));
         let (jobs, failed_on) = (sizing.jobs, Mutex::default());
-        Self { devices, workers, jobs, busy, reserved, freed, retrials, next_retrial, failed_on }
+        Self { devices, workers, jobs, busy, aside, reserved, freed, retrials, next_retrial, failed_on }
     }
 
     /// Jobs in hand at once, as things are.
@@ -130,8 +161,7 @@ impl Fleet {
 
     fn show(&self) {
         gauge!(telemetry::WORKER_SLOTS).set(self.slots() as f64);
-        let in_hand = self.busy.load(Ordering::Relaxed) + self.retrials.load(Ordering::Relaxed);
-        gauge!(telemetry::WORKER_SLOTS_BUSY).set(in_hand as f64);
+        gauge!(telemetry::WORKER_SLOTS_BUSY).set(self.in_hand() as f64);
     }
 
     pub(super) fn devices(&self) -> &[Arc<Device>] {
@@ -159,9 +189,9 @@ impl Fleet {
         (0..self.devices.len()).find(|i| self.devices[*i].is_cpu() && self.devices[*i].is_fit())
     }
 
-    /// Jobs in hand.
+    /// Jobs in hand, with a place or without.
     pub(super) fn in_hand(&self) -> usize {
-        self.busy.load(Ordering::Relaxed) + self.retrials.load(Ordering::Relaxed)
+        [&self.busy, &self.aside, &self.retrials].map(|jobs| jobs.load(Ordering::Relaxed)).iter().sum()
     }
 
     /// A job in hand that needs no device.
@@ -200,9 +230,13 @@ impl Fleet {
     pub(super) fn place(self: &Arc<Self>, job: &Job, resident: impl Fn(&Device) -> bool) -> Placement {
         let own = self.choose(resident);
         let at = self.after_failures(own, job);
-        let device = self.devices[at].clone();
         // Only the dispatcher places jobs, so that nothing is counted between the look and the count.
-        let retrial = at != own && device.is_cpu() && self.retrials.load(Ordering::Relaxed) < RETRIALS;
+        let room = self.retrials.load(Ordering::Relaxed) < RETRIALS;
+        self.placed(at, at != own && self.devices[at].is_cpu() && room)
+    }
+
+    fn placed(self: &Arc<Self>, at: usize, retrial: bool) -> Placement {
+        let device = self.devices[at].clone();
         if retrial {
             self.retrials.fetch_add(1, Ordering::Relaxed);
         } else {
@@ -297,7 +331,7 @@ mod tests {
         let now = Instant::now() + Duration::from_secs(1);
         assert_eq!([0, 1].map(|_| fleet.book_retrial(now)), [Duration::ZERO; 2], "none is known to take long");
         let each = Duration::from_secs(2);
-        fleet.devices[0].judged(each * fleet.devices[0].proofs as u32);
+        fleet.devices[0].judged(each);
         assert_eq!([0, 1, 2].map(|_| fleet.book_retrial(now)), [Duration::ZERO, each, each * 2]);
         assert_eq!(fleet.book_retrial(now + each), each * 2, "time passes");
     }
@@ -310,6 +344,26 @@ mod tests {
         assert_eq!((fleet.slots(), fleet.free()), (1, 1));
         fleet.devices[0].quarantine(Some("made up"));
         assert_eq!(fleet.free(), 1);
+    }
+
+    #[test]
+    fn a_job_that_waits_for_its_key_lends_its_place_to_another() {
+        let batching = Batching { most: None, linger: Duration::ZERO };
+        let device = Arc::new(CpuBackend::new(1).unwrap());
+        let fleet = Arc::new(Fleet::new(vec![device], Sizing { jobs: Some(1), cpu_overflow: false, batching }));
+        let place = || fleet.placed(0, false);
+        let first = place();
+        let lent = first.lend().unwrap();
+        assert_eq!((fleet.free(), fleet.in_hand()), (1, 1));
+        let second = place();
+        assert!(second.lend().is_none(), "one waits already");
+        drop(lent);
+        assert_eq!((fleet.free(), fleet.in_hand()), (0, 2));
+        drop(first);
+        assert_eq!((fleet.free(), fleet.in_hand()), (0, 1), "one was too many");
+        assert!(second.lend().is_some());
+        drop(second);
+        assert_eq!((fleet.free(), fleet.in_hand()), (1, 0));
     }
 
     #[test]

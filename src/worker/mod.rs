@@ -285,7 +285,7 @@ impl Worker {
         others.spawn(heal(ctx.clone()));
         others.spawn(warm(ctx.clone()));
         for device in ctx.fleet.devices() {
-            for _ in 0..device.proofs {
+            for _ in 0..device.calls() {
                 let (device, allowed) = (device.clone(), ctx.options.prove_timeout);
                 others.spawn(unbroken("desk", move || desk::serve(device.clone(), allowed)));
             }

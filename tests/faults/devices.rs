@@ -54,6 +54,8 @@ struct Gpu {
     batches: Arc<Mutex<Vec<usize>>>,
     /// Memory of a proof that it asks for, bytes.
     per_proof: Arc<AtomicU64>,
+    /// Threads of a proof that it asks for.
+    threads: Arc<AtomicUsize>,
     /// Proofs that it has in hand.
     at_work: Arc<AtomicUsize>,
     child: Arc<Mutex<()>>,
@@ -74,6 +76,7 @@ impl Gpu {
             manner: Arc::new(AtomicU8::new(0)),
             batches: Arc::default(),
             per_proof: Arc::default(),
+            threads: Arc::new(AtomicUsize::new(1)),
             at_work: Arc::default(),
             child: Arc::default(),
         }
@@ -123,6 +126,10 @@ impl Backend for Gpu {
 impl LoadedKey for GpuKey {
     fn key(&self) -> &Arc<ProvingKey> {
         self.key.key()
+    }
+
+    fn threads(&self) -> usize {
+        self.gpu.threads.load(Ordering::SeqCst)
     }
 
     fn batch(&self) -> usize {
@@ -778,5 +785,55 @@ async fn a_key_that_cannot_fit_evicts_nothing() {
     let why = &large.history[0].error.message;
     assert!(why.contains(&format!("{} for a proof, of {}", 2u64 << 30, 896u64 << 20)), "{why}");
     assert!(site.registry.has_loaded(&site.gpu, job.zkey) && !site.registry.has_loaded(&site.gpu, other));
+    site.worker.drain().await;
+}
+
+/// Its files may come from far away, or its key be large.
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_of_a_circuit_that_is_not_there_yet_do_not_hold_up_those_of_others() {
+    let site = Site::open(|o| o.concurrency = Some(1)).await;
+    site.end(site.submit(good()).await).await;
+    site.add("other").await;
+    site.gpu.behave(Manner::StuckLoading);
+    let waits = site.submit_to("other", good()).await;
+    until(|| async { site.service.job(waits).await.unwrap().stage == Some(Stage::Load) }).await;
+    let mine = site.end(site.submit(good()).await).await;
+    site.assert_done_on(&mine, "cuda:0");
+    assert_eq!(site.service.job(waits).await.unwrap().state, JobState::Running);
+    site.gpu.behave(Manner::Sound);
+    assert_eq!(site.end(waits).await.state, JobState::Done);
+    site.worker.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proofs_on_a_processor_share_its_threads() {
+    let mut processor = Gpu::new(DeviceKind::Cpu);
+    processor.info.threads = 2;
+    let site = Site::on(processor, |_| {}).await;
+    // From now on it is this one, of the two there are, that has the key.
+    site.end(site.submit(good()).await).await;
+    let two = async || {
+        site.gpu.behave(Manner::Hang);
+        let jobs = [site.submit(good()).await, site.submit(good()).await];
+        for job in jobs {
+            site.until_proving(job).await;
+        }
+        jobs
+    };
+    let ended = async |jobs: [JobId; 2]| {
+        site.gpu.behave(Manner::Sound);
+        for job in jobs {
+            site.assert_done_on(&site.end(job).await, "cpu:0");
+        }
+    };
+    site.gpu.threads.store(usize::MAX, Ordering::SeqCst);
+    let large = two().await;
+    site.gpu.until_at_work(1).await;
+    ended(large).await;
+
+    site.gpu.threads.store(1, Ordering::SeqCst);
+    let small = two().await;
+    site.gpu.until_at_work(2).await;
+    ended(small).await;
     site.worker.drain().await;
 }

@@ -8,7 +8,8 @@ use rayon::ThreadPool;
 use super::lanes::{Field, Isa, Kernel, Lanes};
 use super::msm::{Bases, InG1, InG2, Pool, Sorted};
 use super::quotient::Constraints;
-use super::{BackendError, Engine, Instructions, On, engine, pool};
+use super::threads::pool;
+use super::{BackendError, Engine, Instructions, On, engine};
 use crate::model::{Fq, G1, G1_BYTES, G2, G2_BYTES, ProvingKey, StopToken};
 
 /// A kernel that is ready to run, over and over.

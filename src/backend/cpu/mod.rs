@@ -1,8 +1,7 @@
 //! The processor.
 //!
 //! The code above `lanes` is written once and compiled for each instruction set; which one computes is chosen when the
-//! backend is made ([`Instructions`]). Each backend has a pool of threads of its own, so that two proofs side by side
-//! keep to their slots.
+//! backend is made ([`Instructions`]). [`threads`] lends each proof the threads it runs on.
 
 mod digits;
 mod instructions;
@@ -14,11 +13,10 @@ mod ntt;
 mod quotient;
 mod scattered;
 pub(super) mod sparse;
+mod threads;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-
-use rayon::ThreadPool;
 
 use super::mapped::release;
 use super::{Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress};
@@ -31,16 +29,19 @@ use lanes::portable::Portable;
 use lanes::{avx2::Avx2, ifma::Avx512Ifma};
 use msm::{Bases, InG1, InG2, Pool, Sorted};
 use quotient::Constraints;
+use threads::Threads;
 
 /// The processor as a device.
 pub struct CpuBackend {
     info: DeviceInfo,
-    pool: Arc<ThreadPool>,
+    threads: Arc<Threads>,
     engine: Box<dyn Engine>,
 }
 
 impl CpuBackend {
-    /// A backend whose proofs use `threads` threads each (at least one), and the fastest instructions there are.
+    /// A backend whose proofs use up to `threads` threads each (at least one), and the fastest instructions there are. Proofs
+    /// that run at the same time have fewer, by the size of their circuit ([`LoadedKey::threads`]), and as many as there are
+    /// cores together.
     pub fn new(threads: usize) -> Result<Self, BackendError> {
         Self::with(threads, Instructions::Auto)
     }
@@ -56,18 +57,13 @@ impl CpuBackend {
             threads,
             memory: 0,
         };
-        Ok(Self { info, pool: Arc::new(pool(threads)?), engine })
+        Ok(Self { info, threads: Arc::new(Threads::new(threads)?), engine })
     }
 
     /// Does work on the threads that proofs are computed on: what is parallel in it starts no others.
     pub fn on<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        self.pool.install(work)
+        self.threads.all().install(work)
     }
-}
-
-fn pool(threads: usize) -> Result<ThreadPool, BackendError> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("prove-{i}"));
-    pool.build().map_err(|e| BackendError::Unavailable { device: "cpu:0".into(), why: e.to_string() })
 }
 
 /// The code above [`lanes`] as compiled for one instruction set.
@@ -77,7 +73,7 @@ trait Engine: Send + Sync {
     /// Memory for a key.
     fn footprint(&self, key: &ProvingKey) -> Footprint;
     /// Makes a key ready.
-    fn load(&self, key: Arc<ProvingKey>, pool: &Arc<ThreadPool>) -> Result<Arc<dyn LoadedKey>, BackendError>;
+    fn load(&self, key: Arc<ProvingKey>, threads: &Arc<Threads>) -> Result<Arc<dyn LoadedKey>, BackendError>;
     /// Kernels by themselves, for benches.
     fn lab(&self) -> &dyn lab::Bench;
 }
@@ -133,8 +129,8 @@ impl<I: Isa> Engine for On<I> {
         }
     }
 
-    fn load(&self, key: Arc<ProvingKey>, pool: &Arc<ThreadPool>) -> Result<Arc<dyn LoadedKey>, BackendError> {
-        Ok(Arc::new(pool.install(|| CpuKey::new(self.0, key, pool.clone()))?))
+    fn load(&self, key: Arc<ProvingKey>, threads: &Arc<Threads>) -> Result<Arc<dyn LoadedKey>, BackendError> {
+        Ok(Arc::new(threads.all().install(|| CpuKey::new(self.0, key, threads.clone()))?))
     }
 
     fn lab(&self) -> &dyn lab::Bench {
@@ -152,7 +148,7 @@ impl Backend for CpuBackend {
     }
 
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
-        self.engine.load(key, &self.pool)
+        self.engine.load(key, &self.threads)
     }
 }
 
@@ -160,7 +156,7 @@ impl Backend for CpuBackend {
 struct CpuKey<I: Isa> {
     isa: I,
     key: Arc<ProvingKey>,
-    pool: Arc<ThreadPool>,
+    threads: Arc<Threads>,
     constraints: Constraints<I>,
     a: Bases<I, InG1>,
     b1: Bases<I, InG1>,
@@ -172,7 +168,7 @@ struct CpuKey<I: Isa> {
 impl<I: Isa> CpuKey<I> {
     /// Converts section after section, each in parallel, and gives its pages of the mapped file back: the file and the
     /// converted key are never both whole in memory.
-    fn new(isa: I, key: Arc<ProvingKey>, pool: Arc<ThreadPool>) -> Result<Self, BackendError> {
+    fn new(isa: I, key: Arc<ProvingKey>, threads: Arc<Threads>) -> Result<Self, BackendError> {
         let s = &key.sections;
         let private = key.header.n_public as usize + 1;
         let constraints = Constraints::index(isa, &key)?;
@@ -187,7 +183,7 @@ impl<I: Isa> CpuKey<I> {
         release(&s.b2);
         let (a, b1, c, h) =
             (g1(&s.a, 0, wires)?, g1(&s.b1, 0, wires)?, g1(&s.c, private, wires)?, g1(&s.h, 0, domain)?);
-        Ok(Self { isa, key, pool, constraints, a, b1, b2, c, h })
+        Ok(Self { isa, key, threads, constraints, a, b1, b2, c, h })
     }
 }
 
@@ -215,6 +211,10 @@ impl<I: Isa> LoadedKey for CpuKey<I> {
         &self.key
     }
 
+    fn threads(&self) -> usize {
+        self.threads.share(self.key.header.domain_size as usize)
+    }
+
     fn commit(&self, witness: &Witness, stop: &StopToken, on: &dyn Progress) -> Result<Commitments, BackendError> {
         let expected = self.key.header.n_vars as usize;
         if witness.len() != expected {
@@ -227,7 +227,8 @@ impl<I: Isa> LoadedKey for CpuKey<I> {
         let steps = Steps { done: AtomicU32::new(0), stop, on };
         let w = witness.values();
         let lent = Pool::new();
-        self.pool.install(|| {
+        let threads = self.threads.lend(self.threads());
+        threads.pool().install(|| {
             steps.done(0)?;
             // All side by side: each has parts that keep only some of many threads busy, and an end that keeps one.
             let h = || -> Result<G1, BackendError> {

@@ -1,0 +1,171 @@
+//! The processor's threads, lent to proofs.
+//!
+//! A proof has stages that keep few threads at work, and the more threads it has, the more of them stand idle then. So proofs
+//! that run beside each other have few threads each, in pools of their own: in one pool for all, a thread that waits for a
+//! part of its proof would begin another proof, and end it first.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::available_parallelism;
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use super::super::BackendError;
+
+/// Rows of a circuit that are worth a thread: some 30 ms of work with AVX-512 IFMA.
+const ROWS: usize = 1 << 12;
+
+/// Threads for proofs.
+pub(super) struct Threads {
+    /// For what runs alone: as many threads as a proof may have.
+    all: ThreadPool,
+    /// Threads that proofs may have together.
+    total: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Proofs at work.
+    proofs: usize,
+    /// Their threads, counting what runs alone by what it has beside others.
+    lent: usize,
+    /// Pools that no proof has, the one given back last at the end.
+    idle: Vec<ThreadPool>,
+}
+
+impl Threads {
+    /// Threads of which a proof may have `most`, at least one, and all proofs together as many as there are cores, or
+    /// `most` if that is more.
+    pub(super) fn new(most: usize) -> Result<Self, BackendError> {
+        Self::among(most, available_parallelism().map_or(1, |n| n.get()))
+    }
+
+    fn among(most: usize, cores: usize) -> Result<Self, BackendError> {
+        let most = most.max(1);
+        Ok(Self { all: pool(most)?, total: most.max(cores), state: Mutex::default() })
+    }
+
+    /// The pool for what runs alone.
+    pub(super) fn all(&self) -> &ThreadPool {
+        &self.all
+    }
+
+    /// Threads that a proof of so many rows has beside others.
+    pub(super) fn share(&self, rows: usize) -> usize {
+        (rows / ROWS).clamp(1, self.all.current_num_threads())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Threads for a proof, until dropped: all that a proof may have if it is alone, and so many beside others. Once all
+    /// are lent, and where the system has no more, further proofs share those for what runs alone.
+    pub(super) fn lend(&self, share: usize) -> Lent<'_> {
+        let (alone, full, ready) = {
+            let mut state = self.state();
+            let (alone, full) = (state.proofs == 0, state.lent + share > self.total);
+            state.proofs += 1;
+            state.lent += share;
+            let fits = state.idle.iter().rposition(|pool| pool.current_num_threads() == share);
+            (alone, full, fits.filter(|_| !alone && !full).map(|at| state.idle.remove(at)))
+        };
+        let own = if alone || full { None } else { ready.or_else(|| pool(share).ok()) };
+        Lent { threads: self, share, own }
+    }
+}
+
+/// Threads that a proof has.
+pub(super) struct Lent<'a> {
+    threads: &'a Threads,
+    share: usize,
+    /// None where it has those for what runs alone.
+    own: Option<ThreadPool>,
+}
+
+impl Lent<'_> {
+    /// The pool to compute on.
+    pub(super) fn pool(&self) -> &ThreadPool {
+        self.own.as_ref().unwrap_or(&self.threads.all)
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        let mut state = self.threads.state();
+        state.proofs -= 1;
+        state.lent -= self.share;
+        state.idle.extend(self.own.take());
+        // Circuits of other sizes may have left pools that nobody asks for any more.
+        let threads = |idle: &[ThreadPool]| idle.iter().map(ThreadPool::current_num_threads).sum::<usize>();
+        let keep = (0..state.idle.len()).find(|from| threads(&state.idle[*from..]) <= self.threads.total);
+        let keep = keep.unwrap_or(state.idle.len());
+        let old: Vec<_> = state.idle.drain(..keep).collect();
+        drop(state);
+        drop(old);
+    }
+}
+
+/// Threads for proofs, of their own.
+pub(super) fn pool(threads: usize) -> Result<ThreadPool, BackendError> {
+    let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("prove-{i}")).build();
+    pool.map_err(|e| BackendError::Unavailable { device: "cpu:0".into(), why: e.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn of(lent: &Lent<'_>) -> usize {
+        lent.pool().current_num_threads()
+    }
+
+    #[test]
+    fn what_runs_alone_has_all_threads_and_what_runs_beside_it_its_share() {
+        let threads = Threads::among(8, 16).unwrap();
+        let alone = threads.lend(2);
+        let beside = threads.lend(4);
+        assert_eq!((of(&alone), of(&beside)), (8, 4));
+        drop(alone);
+        assert_eq!(of(&threads.lend(1)), 1, "another is at work still");
+        drop(beside);
+        assert_eq!(of(&threads.lend(1)), 8);
+    }
+
+    #[test]
+    fn proofs_of_one_thread_each_have_all_cores() {
+        let threads = Threads::among(1, 4).unwrap();
+        let lent: Vec<_> = (0..4).map(|_| threads.lend(1)).collect();
+        let mut pools: Vec<_> = lent.iter().map(|lent| std::ptr::from_ref(lent.pool())).collect();
+        pools.sort();
+        pools.dedup();
+        assert_eq!(pools.len(), 4, "each has a thread of its own");
+        assert_eq!(std::ptr::from_ref(threads.lend(1).pool()), threads.all(), "there are no more");
+    }
+
+    #[test]
+    fn pools_are_used_again_and_no_more_are_kept_than_there_are_threads() {
+        let threads = Threads::among(4, 4).unwrap();
+        let alone = threads.lend(1);
+        drop((threads.lend(1), threads.lend(1)));
+        let kept = |threads: &Threads| -> Vec<_> {
+            threads.state().idle.iter().map(ThreadPool::current_num_threads).collect()
+        };
+        assert_eq!(kept(&threads), [1, 1]);
+        drop(threads.lend(1));
+        assert_eq!(kept(&threads), [1, 1], "none was made anew");
+        drop(threads.lend(3));
+        assert_eq!(kept(&threads), [1, 3], "the one that was idle longest went");
+        drop(alone);
+        let state = threads.state();
+        assert_eq!((state.proofs, state.lent), (0, 0));
+    }
+
+    #[test]
+    fn shares_follow_the_size_of_the_circuit() {
+        let threads = Threads::among(6, 64).unwrap();
+        let shares = [1, 10, 12, 13, 14, 15, 28].map(|log| threads.share(1 << log));
+        assert_eq!(shares, [1, 1, 1, 2, 4, 6, 6]);
+    }
+}
