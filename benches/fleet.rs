@@ -4,8 +4,8 @@
 //! Servers: TEST_POSTGRES_URL and TEST_REDIS_URL, or those on the usual ports of this machine. The bench makes a
 //! database and a queue of its own, and drops them.
 //!
-//! What is proved is `$PROVER_BENCH_DIR/tx14` (`circuit.zkey`, `circuit.wasm`, `input.json`) where that is set; else a
-//! chain of as many squares, whose jobs bring their whole witness.
+//! What is proved are `$PROVER_BENCH_DIR/merkle10` and `tx14` (each `circuit.zkey`, `circuit.wasm`, `input.json`) where that is
+//! set; else a chain of as many squares as tx14 has constraints, whose jobs bring their whole witness.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::path::{Path, PathBuf};
@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ark_ff::{Field, PrimeField};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use prover_worker::artifacts::Artifacts;
 use prover_worker::backend::cpu::CpuBackend;
 use prover_worker::backend::mapped::map_file;
@@ -43,6 +44,7 @@ fn server(variable: &str, usual: &str) -> String {
 
 /// A circuit to prove, as files, with an input and its witness.
 struct Subject {
+    name: &'static str,
     zkey: PathBuf,
     wasm: Option<PathBuf>,
     input: Arc<Vec<u8>>,
@@ -50,19 +52,27 @@ struct Subject {
 }
 
 impl Subject {
-    fn new(dir: &Path) -> Self {
-        let Some(given) = std::env::var_os("PROVER_BENCH_DIR").map(|d| Path::new(&d).join("tx14")) else {
-            let (r1cs, witness) = chain();
-            let (zkey, mut key, mut input) = (dir.join("chain.zkey"), Vec::new(), Vec::new());
-            zkey::write(&setup::generate(&r1cs, &|_| {}).unwrap(), &mut key).unwrap();
-            std::fs::write(&zkey, key).unwrap();
-            wtns::write(&witness, &mut input).unwrap();
-            return Self { zkey, wasm: None, input: Arc::new(input), witness };
-        };
-        let (zkey, wasm) = (given.join("circuit.zkey"), given.join("circuit.wasm"));
-        let input = std::fs::read(given.join("input.json")).unwrap();
+    fn all(dir: &Path) -> Vec<Self> {
+        let Some(given) = std::env::var_os("PROVER_BENCH_DIR") else { return vec![Self::chain(dir)] };
+        let given = |name: &'static str| (name, Path::new(&given).join(name));
+        let there = ["merkle10", "tx14"].map(given).into_iter().filter(|(_, dir)| dir.is_dir());
+        there.map(|(name, dir)| Self::given(name, &dir)).collect()
+    }
+
+    fn chain(dir: &Path) -> Self {
+        let (r1cs, witness) = chain();
+        let (zkey, mut key, mut input) = (dir.join("chain.zkey"), Vec::new(), Vec::new());
+        zkey::write(&setup::generate(&r1cs, &|_| {}).unwrap(), &mut key).unwrap();
+        std::fs::write(&zkey, key).unwrap();
+        wtns::write(&witness, &mut input).unwrap();
+        Self { name: "chain14", zkey, wasm: None, input: Arc::new(input), witness }
+    }
+
+    fn given(name: &'static str, dir: &Path) -> Self {
+        let (zkey, wasm) = (dir.join("circuit.zkey"), dir.join("circuit.wasm"));
+        let input = std::fs::read(dir.join("input.json")).unwrap();
         let witness = program(&wasm).generate(&Inputs::parse(&input).unwrap(), &StopToken::new()).unwrap();
-        Self { zkey, wasm: Some(wasm), input: Arc::new(input), witness }
+        Self { name, zkey, wasm: Some(wasm), input: Arc::new(input), witness }
     }
 }
 
@@ -126,7 +136,7 @@ struct Site {
 }
 
 impl Site {
-    async fn open(dir: tempfile::TempDir, subject: &Subject) -> Self {
+    async fn open(dir: tempfile::TempDir, subjects: &[Subject]) -> Self {
         let name = format!("pw_bench_{}", JobId::new().0.simple());
         let admin = server("TEST_POSTGRES_URL", "postgres://postgres@127.0.0.1:5432/postgres");
         let mut connection = PgConnection::connect(&admin).await.unwrap();
@@ -143,9 +153,8 @@ impl Site {
         zkey::write(&setup::generate(&tiny, &|_| {}).unwrap(), &mut key).unwrap();
         std::fs::write(&zkey, key).unwrap();
         let program = circuits.join("multiplier.wasm");
-        for (name, zkey, program) in
-            [("tiny", &zkey, Some(program.as_path())), ("tx14", &subject.zkey, subject.wasm.as_deref())]
-        {
+        let proved = subjects.iter().map(|s| (s.name, &s.zkey, s.wasm.as_deref()));
+        for (name, zkey, program) in proved.chain([("tiny", &zkey, Some(program.as_path()))]) {
             registry.add(name.parse().unwrap(), zkey, program, Arc::new(|_, _| {})).await.unwrap();
         }
         let options = ServiceOptions { max_input: 64 << 20, start_within: None, keyring: Arc::new(Keyring::none()) };
@@ -248,9 +257,8 @@ fn settings(queue: &str) -> StoreSettings {
 fn fleet(c: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let subject = Subject::new(dir.path());
-    let key = Arc::new(zkey::parse(map_file(&subject.zkey).unwrap()).unwrap());
-    let site = Arc::new(runtime.block_on(Site::open(dir, &subject)));
+    let subjects = Subject::all(dir.path());
+    let site = Arc::new(runtime.block_on(Site::open(dir, &subjects)));
     let mut group = c.benchmark_group("fleet");
     group.sample_size(10).throughput(Throughput::Elements(1));
 
@@ -285,32 +293,43 @@ fn fleet(c: &mut Criterion) {
     });
     runtime.block_on(worker.drain());
 
+    for subject in &subjects {
+        proving(&mut group, &runtime, &site, subject);
+    }
+    group.finish();
+    let all = JobFilter { state: Some(JobState::Failed), circuit: None, before: None, limit: 1 };
+    assert!(runtime.block_on(site.store.jobs(all)).unwrap().is_empty());
+    runtime.block_on(site.close());
+}
+
+/// A circuit's proofs by themselves, with their witnesses, and as jobs.
+fn proving(group: &mut BenchmarkGroup<'_, WallTime>, runtime: &Runtime, site: &Arc<Site>, subject: &Subject) {
+    let key = Arc::new(zkey::parse(map_file(&subject.zkey).unwrap()).unwrap());
     let verifier = Verifier::new(&key.header.vk);
     let cpu = CpuBackend::new(std::thread::available_parallelism().unwrap().get()).unwrap();
-    let loaded = cpu.load(key.clone()).unwrap();
+    let loaded = cpu.load(key).unwrap();
     let prove = |witness: &Witness| {
         groth16::prove(loaded.as_ref(), &verifier, witness, &StopToken::new(), &Quiet).unwrap();
     };
-    group.bench_function("tx14-sized proofs back to back", |b| b.iter(|| prove(&subject.witness)));
+    let name = subject.name;
+    group.bench_function(format!("{name}: proofs back to back"), |b| b.iter(|| prove(&subject.witness)));
     let witness_program = subject.wasm.as_deref().map(program);
-    group.bench_function("tx14-sized witnesses and proofs back to back", |b| {
+    group.bench_function(format!("{name}: witnesses and proofs back to back"), |b| {
         b.iter(|| match &witness_program {
             Some(p) => prove(&p.generate(&Inputs::parse(&subject.input).unwrap(), &StopToken::new()).unwrap()),
             None => prove(&wtns::parse(&subject.input).unwrap()),
         });
     });
     let worker = runtime.block_on(site.work(None, None));
-    group.bench_function("tx14-sized proofs as jobs", |b| {
+    // Long enough that the start and the end hardly count: some four seconds.
+    let (most, abreast) = if name == "merkle10" { (400, 16) } else { (60, 4) };
+    group.bench_function(format!("{name}: proofs as jobs"), |b| {
         b.iter_custom(|n| {
-            let jobs = n.max(40);
-            runtime.block_on(site.run("tx14", jobs, 4, &subject.input)) / (jobs / n) as u32
+            let jobs = n.max(most);
+            runtime.block_on(site.run(name, jobs, abreast, &subject.input)).div_f64(jobs as f64 / n as f64)
         });
     });
     runtime.block_on(worker.drain());
-    group.finish();
-    let all = JobFilter { state: Some(JobState::Failed), circuit: None, before: None, limit: 1 };
-    assert!(runtime.block_on(site.store.jobs(all)).unwrap().is_empty());
-    runtime.block_on(site.close());
 }
 
 criterion_group!(benches, fleet);
