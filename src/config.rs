@@ -84,7 +84,11 @@ pub const CATALOGUE: &[Variable] = &[
         "auto: CUDA, METAL or VULKAN, whichever there is first",
         "type of ICICLE's devices: auto, or a name of its own such as CUDA, METAL, VULKAN or CPU (slow: for tests)",
     ),
-    var("PROVER_THREADS", "one per core", "threads a proof on the CPU may use: 1 to 1024"),
+    var(
+        "PROVER_THREADS",
+        "one per core",
+        "most threads of a proof on the CPU; proofs that run side by side have fewer: 1 to 1024",
+    ),
     var("PROVER_LEASE_SECS", "30", "a worker that is silent for so long has lost its job: 1 to 3600"),
     var(
         "PROVER_WITNESS",

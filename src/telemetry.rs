@@ -82,7 +82,7 @@ catalogue! {
     DEVICE_PROOFS "device_proofs_total" Counter, ["device"], "Verified proofs made on a device.";
     DEVICE_PROOF_DURATION "device_proof_seconds" Histogram(SECONDS), ["device"], "Time a verified proof took on a device; of a batch, its share.";
     BATCH_SIZE "device_batch_size" Histogram(COUNTS), ["device"], "Proofs given to a device at once.";
-    DEVICE_BUSY "device_busy_seconds_total" Counter, ["device"], "Whole seconds a device spent on proofs, failed ones included.";
+    DEVICE_BUSY "device_busy_seconds_total" Counter, ["device"], "Whole seconds a device spent on proofs, failed ones included; of proofs side by side on the CPU, their shares of its threads.";
     DEVICE_FAILURES "device_failures_total" Counter, ["device", "class"], "Proofs that failed on a device, by class of error.";
     DEVICE_QUARANTINED "device_quarantined" Gauge, ["device"], "1 while a device gets no jobs because it failed its canary proof.";
     WORKER_SLOTS "worker_slots" Gauge, [], "Jobs this worker can have in hand at once.";

@@ -50,9 +50,10 @@ impl CpuBackend {
     pub fn with(threads: usize, instructions: Instructions) -> Result<Self, BackendError> {
         let threads = threads.max(1);
         let engine = engine(instructions)?;
+        let most = if threads == 1 { "one thread".to_owned() } else { format!("up to {threads} threads") };
         let info = DeviceInfo {
             kind: DeviceKind::Cpu,
-            name: format!("{}, {} ({threads} threads a proof)", std::env::consts::ARCH, engine.name()),
+            name: format!("{}, {} ({most} a proof)", std::env::consts::ARCH, engine.name()),
             ordinal: 0,
             threads,
             memory: 0,
