@@ -191,6 +191,11 @@ pub trait Backend: Send + Sync {
     fn device(&self) -> &DeviceInfo;
     /// Memory a key would need.
     fn footprint(&self, key: &ProvingKey) -> Footprint;
+    /// Threads of [`DeviceInfo::threads`] that a proof has while others run beside it, at least one: on the CPU, where as
+    /// many proofs can run at once as there are cores for. One where a proof takes none of the CPU's.
+    fn threads(&self, _key: &ProvingKey) -> usize {
+        1
+    }
     /// Makes a key ready for proofs.
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError>;
     /// Tries what a small key does not have it do, against answers that are known otherwise: a part of the self-test.
@@ -224,11 +229,6 @@ pub trait LoadedKey: Send + Sync {
     }
     /// The five products for a witness of `n_vars` values. Looks at `stop` between steps.
     fn commit(&self, witness: &Witness, stop: &StopToken, on: &dyn Progress) -> Result<Commitments, BackendError>;
-    /// Threads of [`DeviceInfo::threads`] that a proof has while others run beside it, at least one: on the CPU, where as
-    /// many proofs can run at once as there are cores for. One where a proof takes none of the CPU's.
-    fn threads(&self) -> usize {
-        1
-    }
     /// How many witnesses at once the device likes best: 1 where it gains nothing from several, as on the CPU.
     fn batch(&self) -> usize {
         1

@@ -79,6 +79,9 @@ pub const STDOUT: &str = "/dev/stdout";
 /// Fails if a command would write over a file that it reads, or write two results to one file.
 pub fn distinct(inputs: &[&Path], outputs: &[&Path]) -> Result<(), FileError> {
     for (i, out) in outputs.iter().enumerate() {
+        if *out == Path::new(STDOUT) && outputs[..i].contains(out) {
+            return Err(FileError::Usage("two results would go to standard output".into()));
+        }
         if *out == Path::new(STDOUT) || fs::metadata(out).is_ok_and(|m| !m.is_file()) {
             continue;
         }

@@ -45,6 +45,10 @@ const LARGE: usize = 256 << 10;
 const LOOK: Duration = Duration::from_millis(20);
 /// How long a job waits for its circuit in its own place.
 const NEAR: Duration = Duration::from_secs(1);
+/// How long it waits for room beside those that are at work already. Then it is for other workers, or for later.
+const HANDS: Duration = Duration::from_secs(10);
+/// A write that takes longer says how the database is, and nothing of jobs.
+const LONG_WRITE: Duration = Duration::from_secs(5);
 /// How long a store that is away is tried with a proof, which others would have to make again.
 const PROOF_KEPT: Duration = Duration::from_secs(3600);
 /// Longest wait for the copies of a proof, which whoever asks for it puts back if need be.
@@ -96,8 +100,9 @@ pub(super) async fn run(ctx: &Context, place: &Placement, claim: Claim, alone: b
     let witness = outcome.as_ref().map(|result| Duration::from_secs_f64(result.times.witness_ms / 1e3));
     let (witness, begun) = (witness.ok(), Instant::now());
     let end = conclude(ctx, &job, outcome, &stop, started).await;
-    if let Some(witness) = witness {
-        device.took_beside(witness + begun.elapsed());
+    let wrote = begun.elapsed();
+    if let Some(witness) = witness.filter(|_| wrote < LONG_WRITE) {
+        device.took_beside(witness + wrote);
     }
     end.map(|end| (job, end))
 }
@@ -167,12 +172,14 @@ async fn work(
 
     let load = async {
         let content = CircuitContent { zkey: job.zkey, wasm: job.wasm };
-        let circuit = unless_stopped(stop, ctx.registry.open(content)).await??;
-        let patience = ctx.options.load_patience;
-        let loaded = unless_stopped(stop, loading::load(&ctx.registry, device, &circuit, patience)).await??;
-        Ok((circuit, loaded))
+        let circuit = unless_stopped(stop, aside(place, ctx.registry.open(content))).await??;
+        let hands = tokio::time::timeout(HANDS, device.hands(&circuit.key));
+        let hands = unless_stopped(stop, hands).await?.map_err(|_| Ended::NoRoom)?;
+        let loaded = loading::load(&ctx.registry, device, &circuit, ctx.options.load_patience);
+        let loaded = unless_stopped(stop, aside(place, loaded)).await??;
+        Ok((circuit, loaded, hands))
     };
-    let (circuit, loaded) = timed(lease, Stage::Load, &mut times.load_ms, aside(place, load)).await?;
+    let (circuit, loaded, _hands) = timed(lease, Stage::Load, &mut times.load_ms, load).await?;
 
     let allowed = ctx.options.witness_timeout;
     let witness = generate(circuit.clone(), input, stop.with_deadline(Instant::now() + allowed));
@@ -202,14 +209,18 @@ async fn work(
 /// Waits for a circuit, whose files may come from far away: not for long in the place of another job, for whose circuit
 /// everything may be ready.
 async fn aside<T>(place: &Placement, ready: impl Future<Output = T>) -> T {
-    let mut ready = std::pin::pin!(ready);
-    match tokio::time::timeout(NEAR, &mut ready).await {
-        Ok(ready) => ready,
-        Err(_) => {
-            let _lent = place.lend();
-            ready.await
+    let (mut ready, mut lent) = (std::pin::pin!(ready), None);
+    let ready = loop {
+        match tokio::time::timeout(NEAR, &mut ready).await {
+            Ok(ready) => break ready,
+            // Others may have done so and have their places back.
+            Err(_) => lent = lent.or_else(|| place.lend()),
         }
+    };
+    if let Some(lent) = lent {
+        lent.back().await;
     }
+    ready
 }
 
 /// The witness: by the circuit's program, or the one the job brought.
@@ -326,7 +337,7 @@ async fn conclude(
                 return Some(End::Cancelled);
             }
         }
-        Err(Ended::Stopped(StopReason::Draining)) => {
+        Err(Ended::Stopped(StopReason::Draining) | Ended::NoRoom) => {
             give_back(ctx, job, stop).await;
         }
         Err(Ended::Stopped(StopReason::TimedOut)) => {

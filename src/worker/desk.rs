@@ -273,13 +273,19 @@ fn prove(device: &Device, batch: Vec<Order>, room: Option<&Room>, allowed: Durat
             device.succeeded(took, share, at_once);
             Ok(proved)
         }
-        Err(error) => Err(judge(device, job, error, share, allowed)),
+        Err(error) => Err(judge(device, job, error, (took, share), allowed)),
     });
     judged.collect()
 }
 
 /// Notes that there is no proof, and whose fault that is.
-fn judge(device: &Device, job: &StopToken, error: ProveError, share: Duration, allowed: Duration) -> Ended {
+fn judge(
+    device: &Device,
+    job: &StopToken,
+    error: ProveError,
+    (took, share): (Duration, Duration),
+    allowed: Duration,
+) -> Ended {
     if let ProveError::Backend(e @ BackendError::OutOfMemory { .. }) = error {
         device.lacked_memory(share);
         return e.into();
@@ -289,7 +295,7 @@ fn judge(device: &Device, job: &StopToken, error: ProveError, share: Duration, a
             if error.class == FailureClass::InvalidProof && device.is_cpu() {
                 // The reference arithmetic computed it: the witness does not satisfy the circuit.
                 error.class = FailureClass::BadInput;
-                device.judged(share);
+                device.judged(took, share);
             }
             device.failed(error.class, share);
             Ended::Failed(error)

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::canary::Canary;
 use super::desk::{Batching, Desk, Order};
 use crate::backend::{Backend, DeviceInfo, DeviceKind};
-use crate::model::FailureClass;
+use crate::model::{FailureClass, ProvingKey};
 use crate::telemetry;
 
 /// Failures in a row after which a device must sing before it gets another job.
@@ -31,7 +31,7 @@ pub(super) struct Size {
     pub(super) slots: Slots,
     /// Proofs at once, or batches of them. On the processor one: those that its threads take at once count as a batch.
     pub(super) proofs: usize,
-    /// Threads that proofs share, on the processor.
+    /// Threads that proofs share, on the processor: its cores.
     pub(super) threads: usize,
 }
 
@@ -61,6 +61,8 @@ struct Pace {
     beside: Mean,
     /// Seconds of a proof; of several at once, its share.
     proof: Mean,
+    /// Seconds from the begin of a proof to its end.
+    took: Mean,
     /// Proofs of a job's circuit that the device makes at once.
     batch: Mean,
 }
@@ -85,6 +87,9 @@ pub(super) struct Device {
     /// What proofs at work share: threads of the processor, or memory of another device, in units. Unbounded where that is
     /// unknown.
     common: Option<(Arc<Semaphore>, u32)>,
+    /// On the processor, room for jobs with their keys and witnesses, in threads of their proofs: twice as much as proofs at
+    /// work have. Whatever the pace was that jobs of small circuits left, large ones are two in hand at a time.
+    hands: Arc<Semaphore>,
     pace: Mutex<Pace>,
     in_hand: AtomicUsize,
     failures: AtomicU32,
@@ -105,6 +110,12 @@ impl Device {
             DeviceKind::Cpu => u32::try_from(size.threads).ok(),
             DeviceKind::Cuda | DeviceKind::Icicle => memory_of_proofs(backend.device()),
         };
+        // Proofs of small circuits by batches would be made one by one, with the threads of one.
+        let batching = if units.is_some() && backend.device().kind == DeviceKind::Cpu {
+            Batching { most: Some(1), ..batching }
+        } else {
+            batching
+        };
         let common = units.map(|units| (Arc::new(Semaphore::new(units as usize)), units));
         Self {
             backend,
@@ -113,6 +124,7 @@ impl Device {
             size,
             turns,
             common,
+            hands: Arc::new(Semaphore::new(2 * size.threads)),
             pace: Mutex::default(),
             in_hand: AtomicUsize::new(0),
             failures: AtomicU32::new(0),
@@ -145,7 +157,7 @@ impl Device {
         let (free, all) = self.common.as_ref()?;
         let key = &batch.first()?.key;
         let units = if self.is_cpu() {
-            key.threads().max(1) as u64
+            self.threads(key.key()) as u64
         } else {
             let each = self.backend.footprint(key.key()).per_proof;
             // No more of them are at work at a time than the device likes.
@@ -155,14 +167,32 @@ impl Device {
         let units = units.min(u64::from(*all)) as u32;
         let alone = free.available_permits() == *all as usize;
         let taken = free.clone().acquire_many_owned(units).await.ok()?;
-        let share = if self.is_cpu() && !alone { f64::from(units) / f64::from(*all) } else { 1.0 };
+        let has = if alone { self.backend.device().threads.max(units as usize) as f64 } else { f64::from(units) };
+        let share = if self.is_cpu() { (has / f64::from(*all)).min(1.0) } else { 1.0 };
         Some(Room { share, _taken: taken })
+    }
+
+    /// Threads that a proof of this key has beside others, on the processor.
+    fn threads(&self, key: &ProvingKey) -> usize {
+        self.backend.threads(key).clamp(1, self.size.threads.max(1))
+    }
+
+    /// Room for a job of this circuit, with its key and its witness, as soon as there is some. On a GPU there is, and where
+    /// the number of jobs in hand was chosen.
+    pub(super) async fn hands(&self, key: &ProvingKey) -> Option<OwnedSemaphorePermit> {
+        if !self.is_cpu() || matches!(self.size.slots, Slots::Fixed(_)) {
+            return None;
+        }
+        let threads = self.threads(key);
+        // Now, rather than when its proof is made: large jobs that follow small ones should be taken no further.
+        self.pace().batch.note((self.size.threads / threads) as f64);
+        self.hands.clone().acquire_many_owned(threads as u32).await.ok()
     }
 
     /// Proofs of an order's circuit that it makes at once, where there are so many.
     pub(super) fn at_once(&self, order: &Order) -> usize {
         let batch = self.desk.at_once(order);
-        if self.is_cpu() { batch * (self.size.threads / order.key.threads().max(1)).max(1) } else { batch }
+        if self.is_cpu() { self.size.threads / self.threads(order.key.key()) } else { batch }
     }
 
     /// Takes the device out of use, for a call to it does not come back: whoever waits for it is told, and it must sing
@@ -187,6 +217,7 @@ impl Device {
         self.failures.store(0, Ordering::Relaxed);
         let mut pace = self.pace();
         pace.proof.note(busy.as_secs_f64());
+        pace.took.note(took.as_secs_f64());
         pace.batch.note(at_once as f64);
         drop(pace);
         counter!(telemetry::DEVICE_PROOFS, "device" => self.label.clone()).increment(1);
@@ -212,8 +243,10 @@ impl Device {
     }
 
     /// Notes how long a proof took that showed a witness to be at fault: no less than any other.
-    pub(super) fn judged(&self, busy: Duration) {
-        self.pace().proof.note(busy.as_secs_f64());
+    pub(super) fn judged(&self, took: Duration, busy: Duration) {
+        let mut pace = self.pace();
+        pace.proof.note(busy.as_secs_f64());
+        pace.took.note(took.as_secs_f64());
     }
 
     /// Notes that its memory did not suffice. Another device may have more, but what is smaller will do here, so that it is
@@ -270,9 +303,12 @@ impl Device {
         self.in_hand.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Seconds that a job's proof holds up the next one, by the latest; 0 before the first.
-    pub(super) fn seconds_a_proof(&self) -> f64 {
-        self.pace().proof.0.unwrap_or(0.0) / self.size.proofs as f64
+    /// Seconds that a job's proof holds up the next one, by the latest, where so many jobs are in hand at most; 0 before the
+    /// first.
+    pub(super) fn seconds_a_proof(&self, in_hand: usize) -> f64 {
+        let pace = self.pace();
+        let (share, took) = (pace.proof.0.unwrap_or(0.0), pace.took.0.unwrap_or(0.0));
+        (share / self.size.proofs as f64).max(took / in_hand.max(1) as f64)
     }
 
     /// Whether it sits out, be it that it hangs or that its canary failed.
@@ -334,18 +370,14 @@ fn memory_of_proofs(device: &DeviceInfo) -> Option<u32> {
 
 /// How many jobs and how many proofs at once a device is good for, on a machine with so many cores and GPUs.
 ///
-/// Proofs on the processor share its cores, each with the threads that its circuit is worth ([`LoadedKey::threads`]), all of
+/// Proofs on the processor share its cores, each with the threads that its circuit is worth ([`Backend::threads`]), all of
 /// them where it is large. On a GPU two proofs at a time keep it busy, where its memory takes both ([`Device::room_for`]).
-/// What a device takes beside depends on the jobs, and is at most a witness a core, over all GPUs; and never fewer than one
-/// job, whose witness is made meanwhile.
-///
-/// [`LoadedKey::threads`]: crate::backend::LoadedKey::threads
+/// What a device takes beside those at work depends on the jobs, and is at most one a core, over all GPUs; and never fewer
+/// than one job, whose witness is made meanwhile.
 pub(super) fn size(device: &DeviceInfo, cores: usize, gpus: usize) -> Size {
     let slots = Slots::ByPace { beside: cores.div_ceil(gpus.max(1)) };
     match device.kind {
-        DeviceKind::Cpu => {
-            Size { slots: Slots::ByPace { beside: cores }, proofs: 1, threads: cores.max(device.threads).max(1) }
-        }
+        DeviceKind::Cpu => Size { slots: Slots::ByPace { beside: cores }, proofs: 1, threads: cores.max(1) },
         DeviceKind::Cuda => Size { slots, proofs: GPU_PROOFS, threads: 0 },
         // Its process does one thing at a time.
         DeviceKind::Icicle => Size { slots, proofs: 1, threads: 0 },
@@ -374,7 +406,7 @@ mod tests {
 
     #[test]
     fn a_processor_has_threads_for_as_many_proofs_as_cores() {
-        for (threads, cores, gpus, all) in [(2, 2, 0, 2), (1, 1, 0, 1), (1, 2, 0, 2), (8, 64, 1, 64), (4, 2, 0, 4)] {
+        for (threads, cores, gpus, all) in [(2, 2, 0, 2), (1, 1, 0, 1), (1, 2, 0, 2), (8, 64, 1, 64), (4, 2, 0, 2)] {
             let size = size(&device(DeviceKind::Cpu, threads), cores, gpus);
             assert_eq!(size, Size { slots: Slots::ByPace { beside: cores }, proofs: 1, threads: all });
         }

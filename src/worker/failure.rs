@@ -19,6 +19,8 @@ pub(super) enum Ended {
     Around(JobError, Blame),
     /// It was stopped.
     Stopped(StopReason),
+    /// There is no room for it here for now.
+    NoRoom,
 }
 
 /// Whom it may lie with that something is not there.

@@ -42,6 +42,10 @@ pub(super) struct Fleet {
     busy: AtomicUsize,
     /// Jobs in hand that lent their places to others.
     aside: AtomicUsize,
+    /// Those of them that want their places back.
+    returning: AtomicUsize,
+    /// All jobs in hand.
+    in_hand: AtomicUsize,
     /// Set while a job is to have the worker to itself.
     reserved: AtomicBool,
     freed: Notify,
@@ -63,6 +67,7 @@ pub(super) struct Placement {
 
 impl Drop for Placement {
     fn drop(&mut self) {
+        self.fleet.in_hand.fetch_sub(1, Ordering::Relaxed);
         if self.retrial {
             self.fleet.retrials.fetch_sub(1, Ordering::Relaxed);
         } else {
@@ -75,8 +80,7 @@ impl Drop for Placement {
 }
 
 impl Placement {
-    /// Lets another job have the place, until what is returned is dropped: then there may be one job too many. Not where
-    /// as many jobs as there are places have done so.
+    /// Lets another job have the place, until it is wanted back. Not where as many jobs as there are places have done so.
     pub(super) fn lend(&self) -> Option<LentPlace<'_>> {
         let most = self.fleet.slots();
         let one_more = |aside| (aside < most).then_some(aside + 1);
@@ -91,8 +95,40 @@ impl Placement {
     }
 }
 
-/// A place that its job does not need for now.
+/// A place that its job does not need for now. Once dropped, there may be one job too many in hand.
 pub(super) struct LentPlace<'a>(&'a Placement);
+
+impl LentPlace<'_> {
+    /// Waits until there is a place again, before jobs that are not in hand yet.
+    pub(super) async fn back(self) {
+        let fleet = &self.0.fleet;
+        let _waits = Returning::new(fleet);
+        while fleet.busy.load(Ordering::Relaxed) >= fleet.slots() {
+            tokio::time::sleep(LOOK).await;
+        }
+        drop(self);
+    }
+}
+
+/// How often a job looks whether there is a place again.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A job that wants its place back, until dropped.
+struct Returning<'a>(&'a Fleet);
+
+impl<'a> Returning<'a> {
+    fn new(fleet: &'a Fleet) -> Self {
+        fleet.returning.fetch_add(1, Ordering::Relaxed);
+        Self(fleet)
+    }
+}
+
+impl Drop for Returning<'_> {
+    fn drop(&mut self) {
+        self.0.returning.fetch_sub(1, Ordering::Relaxed);
+        self.0.freed.notify_one();
+    }
+}
 
 impl Drop for LentPlace<'_> {
     fn drop(&mut self) {
@@ -110,6 +146,7 @@ pub(super) struct Occupied(Arc<Fleet>);
 impl Drop for Occupied {
     fn drop(&mut self) {
         self.0.busy.fetch_sub(1, Ordering::Relaxed);
+        self.0.in_hand.fetch_sub(1, Ordering::Relaxed);
         self.0.freed.notify_one();
     }
 }
@@ -147,11 +184,24 @@ impl Fleet {
         let sizes = sizes.into_iter().enumerate().map(size);
         let devices = backends.into_iter().zip(sizes).map(|(b, size)| Arc::new(Device::new(b, size, sizing.batching)));
         let devices = devices.collect();
-        let [busy, aside, retrials] = [const { AtomicUsize::new(0) }; 3];
+        let [busy, aside, returning, in_hand, retrials] = [const { AtomicUsize::new(0) }; 5];
         let reserved = AtomicBool::new(false);
         let (freed, next_retrial) = (Notify::new(), Mutex::new(Instant::now()));
         let (jobs, failed_on) = (sizing.jobs, Mutex::default());
-        Self { devices, workers, jobs, busy, aside, reserved, freed, retrials, next_retrial, failed_on }
+        Self {
+            devices,
+            workers,
+            jobs,
+            busy,
+            aside,
+            returning,
+            in_hand,
+            reserved,
+            freed,
+            retrials,
+            next_retrial,
+            failed_on,
+        }
     }
 
     /// Jobs in hand at once, as things are.
@@ -191,12 +241,13 @@ impl Fleet {
 
     /// Jobs in hand, with a place or without.
     pub(super) fn in_hand(&self) -> usize {
-        [&self.busy, &self.aside, &self.retrials].map(|jobs| jobs.load(Ordering::Relaxed)).iter().sum()
+        self.in_hand.load(Ordering::Relaxed)
     }
 
     /// A job in hand that needs no device.
     pub(super) fn occupy(self: &Arc<Self>) -> Occupied {
         self.busy.fetch_add(1, Ordering::Relaxed);
+        self.in_hand.fetch_add(1, Ordering::Relaxed);
         Occupied(self.clone())
     }
 
@@ -211,7 +262,8 @@ impl Fleet {
         if self.reserved.load(Ordering::Acquire) {
             return 0;
         }
-        let left = self.slots().saturating_sub(self.busy.load(Ordering::Relaxed));
+        let taken = self.busy.load(Ordering::Relaxed) + self.returning.load(Ordering::Relaxed);
+        let left = self.slots().saturating_sub(taken);
         let mut fit = self.fit_workers().peekable();
         let free = match fit.peek() {
             Some(_) => fit.map(|i| self.devices[i].free()).sum(),
@@ -237,6 +289,7 @@ impl Fleet {
 
     fn placed(self: &Arc<Self>, at: usize, retrial: bool) -> Placement {
         let device = self.devices[at].clone();
+        self.in_hand.fetch_add(1, Ordering::Relaxed);
         if retrial {
             self.retrials.fetch_add(1, Ordering::Relaxed);
         } else {
@@ -286,7 +339,7 @@ impl Fleet {
     /// faster than it deals with them, by its proofs so far, and not to be held here meanwhile.
     pub(super) fn book_retrial(&self, now: Instant) -> Duration {
         let Some(cpu) = self.devices.iter().find(|d| d.is_cpu()) else { return Duration::ZERO };
-        let each = Duration::from_secs_f64(cpu.seconds_a_proof());
+        let each = Duration::from_secs_f64(cpu.seconds_a_proof(RETRIALS));
         let mut next = self.next_retrial.lock().unwrap_or_else(PoisonError::into_inner);
         let wait = next.saturating_duration_since(now);
         *next = now + wait + each;
@@ -331,7 +384,18 @@ mod tests {
         let now = Instant::now() + Duration::from_secs(1);
         assert_eq!([0, 1].map(|_| fleet.book_retrial(now)), [Duration::ZERO; 2], "none is known to take long");
         let each = Duration::from_secs(2);
-        fleet.devices[0].judged(each);
+        let small = Fleet::new(
+            vec![Arc::new(CpuBackend::new(1).unwrap())],
+            Sizing { jobs: None, cpu_overflow: false, batching },
+        );
+        small.devices[0].judged(each, each / 64);
+        let four = each / RETRIALS as u32;
+        assert_eq!(
+            [0, 1].map(|_| small.book_retrial(now)),
+            [Duration::ZERO, four],
+            "no more are in hand, whatever it could do"
+        );
+        fleet.devices[0].judged(each, each);
         assert_eq!([0, 1, 2].map(|_| fleet.book_retrial(now)), [Duration::ZERO, each, each * 2]);
         assert_eq!(fleet.book_retrial(now + each), each * 2, "time passes");
     }
@@ -346,8 +410,8 @@ mod tests {
         assert_eq!(fleet.free(), 1);
     }
 
-    #[test]
-    fn a_job_that_waits_for_its_key_lends_its_place_to_another() {
+    #[tokio::test]
+    async fn a_job_that_waits_for_its_key_lends_its_place_to_another() {
         let batching = Batching { most: None, linger: Duration::ZERO };
         let device = Arc::new(CpuBackend::new(1).unwrap());
         let fleet = Arc::new(Fleet::new(vec![device], Sizing { jobs: Some(1), cpu_overflow: false, batching }));
@@ -357,12 +421,15 @@ mod tests {
         assert_eq!((fleet.free(), fleet.in_hand()), (1, 1));
         let second = place();
         assert!(second.lend().is_none(), "one waits already");
-        drop(lent);
-        assert_eq!((fleet.free(), fleet.in_hand()), (0, 2));
+        let ended = async {
+            tokio::task::yield_now().await;
+            drop(second);
+            assert_eq!((fleet.free(), fleet.in_hand()), (0, 1), "the first has its place back before any other");
+        };
+        tokio::join!(lent.back(), ended);
+        assert_eq!((fleet.free(), fleet.in_hand()), (0, 1));
+        drop(first.lend());
         drop(first);
-        assert_eq!((fleet.free(), fleet.in_hand()), (0, 1), "one was too many");
-        assert!(second.lend().is_some());
-        drop(second);
         assert_eq!((fleet.free(), fleet.in_hand()), (1, 0));
     }
 

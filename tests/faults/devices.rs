@@ -114,6 +114,10 @@ impl Backend for Gpu {
         Footprint { per_proof: self.per_proof.load(Ordering::SeqCst), ..self.cpu.footprint(key) }
     }
 
+    fn threads(&self, _: &ProvingKey) -> usize {
+        self.threads.load(Ordering::SeqCst)
+    }
+
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
         let _child = self.child();
         while self.manner.load(Ordering::SeqCst) == Manner::StuckLoading as u8 {
@@ -126,10 +130,6 @@ impl Backend for Gpu {
 impl LoadedKey for GpuKey {
     fn key(&self) -> &Arc<ProvingKey> {
         self.key.key()
-    }
-
-    fn threads(&self) -> usize {
-        self.gpu.threads.load(Ordering::SeqCst)
     }
 
     fn batch(&self) -> usize {
@@ -807,9 +807,7 @@ async fn jobs_of_a_circuit_that_is_not_there_yet_do_not_hold_up_those_of_others(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn proofs_on_a_processor_share_its_threads() {
-    let mut processor = Gpu::new(DeviceKind::Cpu);
-    processor.info.threads = 2;
-    let site = Site::on(processor, |_| {}).await;
+    let site = Site::with(DeviceKind::Cpu, |_| {}).await;
     // From now on it is this one, of the two there are, that has the key.
     site.end(site.submit(good()).await).await;
     let two = async || {
@@ -833,7 +831,43 @@ async fn proofs_on_a_processor_share_its_threads() {
 
     site.gpu.threads.store(1, Ordering::SeqCst);
     let small = two().await;
-    site.gpu.until_at_work(2).await;
+    let cores = std::thread::available_parallelism().unwrap().get();
+    site.gpu.until_at_work(cores.min(2)).await;
     ended(small).await;
+    site.worker.drain().await;
+}
+
+/// Each has its key and its witness in memory, and small circuits may have left a pace at which many are taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_circuits_after_small_ones_are_two_in_hand() {
+    // By another name than the processor beside it, so that it alone has the key.
+    let mut processor = Gpu::new(DeviceKind::Cpu);
+    processor.info.ordinal = 1;
+    let site = Site::on(processor, |_| {}).await;
+    for _ in 0..8 {
+        site.end(site.submit(good()).await).await;
+    }
+    site.gpu.threads.store(usize::MAX, Ordering::SeqCst);
+    site.gpu.behave(Manner::Hang);
+    let mut jobs = Vec::new();
+    for _ in 0..3 {
+        jobs.push(site.submit(good()).await);
+    }
+    // With one core the third is not even taken.
+    let claims = if std::thread::available_parallelism().unwrap().get() > 1 { 1 } else { 0 };
+    let last = jobs[2];
+    until(|| async {
+        let job = site.service.job(last).await.unwrap();
+        assert!(job.stage.is_none_or(|stage| stage == Stage::Load), "{job:?}");
+        job.state == JobState::Queued && job.attempt.0 >= claims
+    })
+    .await;
+    for job in &jobs[..2] {
+        assert_eq!(site.service.job(*job).await.unwrap().stage, Some(Stage::Prove));
+    }
+    site.gpu.behave(Manner::Sound);
+    for job in jobs {
+        assert_eq!(site.end(job).await.state, JobState::Done);
+    }
     site.worker.drain().await;
 }

@@ -40,7 +40,7 @@ pub struct CpuBackend {
 
 impl CpuBackend {
     /// A backend whose proofs use up to `threads` threads each (at least one), and the fastest instructions there are. Proofs
-    /// that run at the same time have fewer, by the size of their circuit ([`LoadedKey::threads`]), and as many as there are
+    /// that run at the same time have fewer, by the size of their circuit ([`Backend::threads`]), and as many as there are
     /// cores together.
     pub fn new(threads: usize) -> Result<Self, BackendError> {
         Self::with(threads, Instructions::Auto)
@@ -148,7 +148,12 @@ impl Backend for CpuBackend {
         self.engine.footprint(key)
     }
 
+    fn threads(&self, key: &ProvingKey) -> usize {
+        self.threads.share(key.header.domain_size as usize)
+    }
+
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
+        let _at_work = self.threads.loading();
         self.engine.load(key, &self.threads)
     }
 }
@@ -212,10 +217,6 @@ impl<I: Isa> LoadedKey for CpuKey<I> {
         &self.key
     }
 
-    fn threads(&self) -> usize {
-        self.threads.share(self.key.header.domain_size as usize)
-    }
-
     fn commit(&self, witness: &Witness, stop: &StopToken, on: &dyn Progress) -> Result<Commitments, BackendError> {
         let expected = self.key.header.n_vars as usize;
         if witness.len() != expected {
@@ -228,7 +229,7 @@ impl<I: Isa> LoadedKey for CpuKey<I> {
         let steps = Steps { done: AtomicU32::new(0), stop, on };
         let w = witness.values();
         let lent = Pool::new();
-        let threads = self.threads.lend(self.threads());
+        let threads = self.threads.lend(self.threads.share(self.key.header.domain_size as usize));
         threads.pool().install(|| {
             steps.done(0)?;
             // All side by side: each has parts that keep only some of many threads busy, and an end that keeps one.

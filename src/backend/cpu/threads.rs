@@ -25,7 +25,7 @@ pub(super) struct Threads {
 
 #[derive(Default)]
 struct State {
-    /// Proofs at work.
+    /// Proofs at work, and keys.
     proofs: usize,
     /// Their threads, counting what runs alone by what it has beside others.
     lent: usize,
@@ -57,6 +57,13 @@ impl Threads {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that the pool for what runs alone is at work on a key, until dropped: a proof that begins meanwhile has threads of
+    /// its own, rather than wait behind that.
+    pub(super) fn loading(&self) -> Lent<'_> {
+        self.state().proofs += 1;
+        Lent { threads: self, share: 0, own: None }
     }
 
     /// Threads for a proof, until dropped: all that a proof may have if it is alone, and so many beside others. Once all
@@ -160,6 +167,16 @@ mod tests {
         drop(alone);
         let state = threads.state();
         assert_eq!((state.proofs, state.lent), (0, 0));
+    }
+
+    #[test]
+    fn a_proof_does_not_wait_behind_a_key() {
+        let threads = Threads::among(4, 4).unwrap();
+        let loading = threads.loading();
+        assert_eq!(of(&threads.lend(4)), 4);
+        assert_ne!(std::ptr::from_ref(threads.lend(4).pool()), threads.all());
+        drop(loading);
+        assert_eq!(std::ptr::from_ref(threads.lend(4).pool()), threads.all());
     }
 
     #[test]
