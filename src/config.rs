@@ -150,7 +150,7 @@ pub const CATALOGUE: &[Variable] = &[
     var(
         "PROVER_BATCH_MAX",
         "what the device is best at",
-        "most proofs of one circuit given to a device at once: 1 to 1024",
+        "most proofs of one circuit given to a GPU at once: 1 to 1024",
     ),
     var(
         "PROVER_BATCH_LINGER_MS",

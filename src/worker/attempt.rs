@@ -174,7 +174,10 @@ async fn work(
         let content = CircuitContent { zkey: job.zkey, wasm: job.wasm };
         let circuit = unless_stopped(stop, aside(place, ctx.registry.open(content))).await??;
         let hands = tokio::time::timeout(HANDS, device.hands(&circuit.key));
-        let hands = unless_stopped(stop, hands).await?.map_err(|_| Ended::NoRoom)?;
+        let hands = unless_stopped(stop, hands).await?.map_err(|_| {
+            device.is_crowded(&circuit.key);
+            Ended::NoRoom
+        })?;
         let loaded = loading::load(&ctx.registry, device, &circuit, ctx.options.load_patience);
         let loaded = unless_stopped(stop, aside(place, loaded)).await??;
         Ok((circuit, loaded, hands))

@@ -106,21 +106,16 @@ impl Device {
         let label = backend.device().label();
         telemetry::start_device(&label);
         let turns = (backend.device().kind == DeviceKind::Icicle).then(|| Arc::new(Semaphore::new(1)));
-        let units = match backend.device().kind {
-            DeviceKind::Cpu => u32::try_from(size.threads).ok(),
-            DeviceKind::Cuda | DeviceKind::Icicle => memory_of_proofs(backend.device()),
-        };
-        // Proofs of small circuits by batches would be made one by one, with the threads of one.
-        let batching = if units.is_some() && backend.device().kind == DeviceKind::Cpu {
-            Batching { most: Some(1), ..batching }
-        } else {
-            batching
+        let (units, most) = match backend.device().kind {
+            // Those of a batch would be made one by one, with the threads of one.
+            DeviceKind::Cpu => (u32::try_from(size.threads).ok(), Some(1)),
+            DeviceKind::Cuda | DeviceKind::Icicle => (memory_of_proofs(backend.device()), batching.most),
         };
         let common = units.map(|units| (Arc::new(Semaphore::new(units as usize)), units));
         Self {
             backend,
             label,
-            desk: Desk::new(batching),
+            desk: Desk::new(Batching { most, ..batching }),
             size,
             turns,
             common,
@@ -183,16 +178,24 @@ impl Device {
         if !self.is_cpu() || matches!(self.size.slots, Slots::Fixed(_)) {
             return None;
         }
-        let threads = self.threads(key);
         // Now, rather than when its proof is made: large jobs that follow small ones should be taken no further.
-        self.pace().batch.note((self.size.threads / threads) as f64);
-        self.hands.clone().acquire_many_owned(threads as u32).await.ok()
+        self.pace().batch.note(self.side_by_side(key) as f64);
+        self.hands.clone().acquire_many_owned(self.threads(key) as u32).await.ok()
+    }
+
+    /// Notes that a job of this circuit found no room: no more are taken than if all were like it.
+    pub(super) fn is_crowded(&self, key: &ProvingKey) {
+        self.pace().batch = Mean(Some(self.side_by_side(key) as f64));
+    }
+
+    /// Proofs of this key that the processor's threads are for.
+    fn side_by_side(&self, key: &ProvingKey) -> usize {
+        self.size.threads / self.threads(key)
     }
 
     /// Proofs of an order's circuit that it makes at once, where there are so many.
     pub(super) fn at_once(&self, order: &Order) -> usize {
-        let batch = self.desk.at_once(order);
-        if self.is_cpu() { self.size.threads / self.threads(order.key.key()) } else { batch }
+        if self.is_cpu() { self.side_by_side(order.key.key()) } else { self.desk.at_once(order) }
     }
 
     /// Takes the device out of use, for a call to it does not come back: whoever waits for it is told, and it must sing

@@ -425,7 +425,7 @@ impl Model {
 
     fn due(&self) -> Vec<Due> {
         let entries = self.jobs.iter().filter(|e| e.is_due() && !self.is_paused(e));
-        let due = |j: &Seen| Due { id: j.id, priority: j.priority, again: j.attempt > 0 };
+        let due = |j: &Seen| Due { id: j.id, priority: j.priority, again: j.attempt > 0 && j.tries.transient < 2 };
         let mut due: Vec<_> = entries.map(|e| due(&e.job)).collect();
         due.sort_by_key(|d| std::cmp::Reverse(d.priority));
         due
