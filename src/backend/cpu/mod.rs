@@ -1,7 +1,7 @@
 //! The processor.
 //!
 //! The code above `lanes` is written once and compiled for each instruction set; which one computes is chosen when the
-//! backend is made ([`Instructions`]). [`threads`] lends each proof the threads it runs on.
+//! backend is made ([`Instructions`]); `threads.rs` lends each proof the threads it runs on.
 
 mod digits;
 mod instructions;
