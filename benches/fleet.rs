@@ -176,7 +176,7 @@ impl Site {
             keyring: Arc::new(Keyring::none()),
         };
         let threads = std::thread::available_parallelism().unwrap().get();
-        let devices: Vec<Arc<dyn Backend>> = vec![Arc::new(CpuBackend::new(threads).unwrap())];
+        let devices: Vec<Arc<dyn Backend>> = vec![Arc::new(CpuBackend::new(threads).unwrap().with_multiples(u64::MAX))];
         Worker::start_with(rooms, devices, work, options).await.unwrap()
     }
 

@@ -94,7 +94,7 @@ impl Curve for G1 {
         encode_g1(points)
     }
     fn ours(lab: &Lab, section: &[u8]) -> Product<Self> {
-        lab.g1(section).expect("canonical")
+        lab.g1(section, None).expect("canonical")
     }
 }
 
@@ -104,7 +104,7 @@ impl Curve for G2 {
         encode_g2(points)
     }
     fn ours(lab: &Lab, section: &[u8]) -> Product<Self> {
-        lab.g2(section).expect("canonical")
+        lab.g2(section, None).expect("canonical")
     }
 }
 

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ark_ff::{Field, PrimeField};
-use prover_worker::backend::cpu::Instructions;
 use prover_worker::backend::icicle::{IcicleBackend, Limits, Options};
 use prover_worker::backend::mapped::map_file;
-use prover_worker::backend::{Backend, BackendChoice, Discovery, IcicleOptions, Quiet, discover, selftest};
+use prover_worker::backend::{
+    Backend, BackendChoice, Discovery, IcicleOptions, ProcessorOptions, Quiet, discover, selftest,
+};
 use prover_worker::formats::r1cs::{Constraints, R1cs};
 use prover_worker::formats::{wtns, zkey};
 use prover_worker::groth16::setup;
@@ -102,7 +103,8 @@ fn read(folder: &Path) -> Result<Case, String> {
 
 /// The processor, and GPUs by our own kernels where there are any.
 fn others() -> Result<Discovery, String> {
-    discover(BackendChoice::Auto, None, Instructions::Auto, true, &IcicleOptions::default()).map_err(|e| e.to_string())
+    let (cpu, icicle) = (ProcessorOptions::default(), IcicleOptions::default());
+    discover(BackendChoice::Auto, &cpu, true, &icicle).map_err(|e| e.to_string())
 }
 
 /// Milliseconds: loading, then fastest and median of the commitments.

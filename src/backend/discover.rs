@@ -64,6 +64,17 @@ pub struct IcicleOptions {
     pub withheld: Vec<&'static str>,
 }
 
+/// How proofs are computed on the processor.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProcessorOptions {
+    /// Threads that a proof may use; as many as there are cores, if no number is given.
+    pub threads: Option<usize>,
+    /// Its instructions.
+    pub instructions: Instructions,
+    /// Most bytes that multiples of a key's points may take, for keys that prove often ([`CpuBackend::with_multiples`]).
+    pub multiples: u64,
+}
+
 /// What was found of one device, or of a kind of which there is none.
 #[derive(Clone, Debug, Serialize)]
 pub struct DeviceReport {
@@ -95,18 +106,15 @@ pub(super) type Found = Result<Vec<Opened>, String>;
 
 /// Looks for devices and tests those the choice permits.
 ///
-/// `threads` is the number a proof on the processor may use, all cores by default, and `cpu` the instructions it is
-/// computed with; `cuda_graphs` says whether the work of a proof may be one launch on an NVIDIA GPU. Fails if the one kind
+/// `cuda_graphs` says whether the work of a proof may be one launch on an NVIDIA GPU. Fails if the one kind
 /// asked for cannot be used, if the processor does not have the instructions asked for, or if it fails its self-test.
 pub fn discover(
     choice: BackendChoice,
-    threads: Option<usize>,
-    cpu: Instructions,
+    cpu: &ProcessorOptions,
     cuda_graphs: bool,
     icicle: &IcicleOptions,
 ) -> Result<Discovery, BackendError> {
-    let all = thread::available_parallelism().map_or(1, |n| n.get());
-    let processor = processor(threads.unwrap_or(all), cpu)?;
+    let processor = processor(cpu)?;
     let gpus = match choice {
         BackendChoice::Auto | BackendChoice::Cuda => gpus(cuda_graphs),
         // A driver takes its time and memory to start.
@@ -291,14 +299,15 @@ fn result<T>(of: mpsc::Receiver<T>, within: Duration) -> Result<T, String> {
 }
 
 /// The processor, with the fastest instructions that pass the self-test, or the ones asked for; and one line about it.
-fn processor(threads: usize, instructions: Instructions) -> Result<(Arc<dyn Backend>, String), BackendError> {
-    let sets = match instructions {
+fn processor(options: &ProcessorOptions) -> Result<(Arc<dyn Backend>, String), BackendError> {
+    let threads = options.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, |n| n.get()));
+    let sets = match options.instructions {
         Instructions::Auto => Instructions::available(),
         set => vec![set],
     };
     let mut failed = Vec::new();
     for set in sets {
-        let cpu = CpuBackend::with(threads, set)?;
+        let cpu = CpuBackend::with(threads, set)?.with_multiples(options.multiples);
         match selftest::run(&cpu) {
             Ok(()) => {
                 let before: String = failed.iter().map(|(name, why)| format!("; not {name}: {why}")).collect();
@@ -318,6 +327,9 @@ mod tests {
     use super::*;
     use crate::backend::{Footprint, LoadedKey};
     use crate::model::ProvingKey;
+
+    const PORTABLE: ProcessorOptions =
+        ProcessorOptions { threads: Some(1), instructions: Instructions::Portable, multiples: 0 };
 
     #[derive(Clone, Copy)]
     enum Manner {
@@ -378,7 +390,7 @@ mod tests {
     }
 
     fn chosen(choice: BackendChoice, gpus: Found) -> Result<Discovery, BackendError> {
-        let cpu = processor(1, Instructions::Portable).unwrap();
+        let cpu = processor(&PORTABLE).unwrap();
         choose(choice, gpus, || Err("ICICLE is not there".into()), cpu, Duration::from_secs(5))
     }
 
@@ -488,7 +500,7 @@ mod tests {
             gpu
         };
         let found = |choice, gpus: Found, icicle: Found| {
-            let cpu = processor(1, Instructions::Portable).unwrap();
+            let cpu = processor(&PORTABLE).unwrap();
             choose(choice, gpus, || icicle, cpu, Duration::from_secs(5))
         };
         let both =
@@ -522,7 +534,7 @@ mod tests {
     #[test]
     fn a_kind_that_is_not_there_is_refused_and_the_processor_is_not() {
         let nowhere = IcicleOptions { libraries: Some("/nowhere".into()), ..IcicleOptions::default() };
-        let portable = |choice| discover(choice, Some(1), Instructions::Portable, true, &nowhere);
+        let portable = |choice| discover(choice, &PORTABLE, true, &nowhere);
         let refused = portable(BackendChoice::Icicle).map(|_| ()).unwrap_err().to_string();
         let why = if cfg!(feature = "icicle") { "the program's own file" } else { NOT_COMPILED };
         assert!(refused.starts_with(&format!("icicle cannot be used: {why}")), "{refused}");

@@ -15,7 +15,7 @@ pub mod selftest;
 
 use std::sync::Arc;
 
-pub use discover::{BackendChoice, DeviceReport, Discovery, IcicleOptions, discover};
+pub use discover::{BackendChoice, DeviceReport, Discovery, IcicleOptions, ProcessorOptions, discover};
 
 use crate::model::{G1, G2, ProvingKey, StopReason, StopToken, Witness};
 

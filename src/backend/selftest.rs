@@ -110,7 +110,7 @@ pub(crate) fn small_key() -> ProvingKey {
 }
 
 /// A key, a witness and its commitments, of so many wires, public ones and points of the domain.
-#[cfg(all(test, feature = "kernels-on-host"))]
+#[cfg(test)]
 pub(crate) fn example(wires: usize, public: usize, domain: usize) -> (ProvingKey, Witness, Commitments) {
     let case = case::Case::new(wires, public, domain);
     (case.key(), case.witness(), case.expected())

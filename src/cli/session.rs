@@ -4,9 +4,10 @@ use std::future::Future;
 
 use super::CliError;
 use crate::backend::cpu::Instructions;
-use crate::backend::{BackendChoice, Discovery, IcicleOptions, discover};
+use crate::backend::{BackendChoice, Discovery, IcicleOptions, ProcessorOptions, discover};
 use crate::config::{CATALOGUE, Config};
 use crate::model::{CircuitName, JobId};
+use crate::registry::host_keys;
 use crate::worker::{Workspace, running_program};
 
 /// The configuration; a wrong one is wrong usage.
@@ -35,7 +36,12 @@ where
 /// The devices the configuration permits.
 pub fn devices(config: &Config) -> Result<Discovery, CliError> {
     let choice = config.backend.parse::<BackendChoice>().map_err(CliError::Usage)?;
-    let cpu = config.cpu.parse::<Instructions>().map_err(CliError::Usage)?;
+    let cpu = ProcessorOptions {
+        threads: config.threads,
+        instructions: config.cpu.parse::<Instructions>().map_err(CliError::Usage)?,
+        // Of what keys may take together, so that those of several circuits stay loaded.
+        multiples: host_keys(config.key_cache_bytes) / 8,
+    };
     let icicle = IcicleOptions {
         program: running_program(),
         libraries: config.icicle_libraries.clone(),
@@ -44,7 +50,7 @@ pub fn devices(config: &Config) -> Result<Discovery, CliError> {
         // Passwords are among them, and the libraries are somebody else's.
         withheld: CATALOGUE.iter().map(|v| v.name).collect(),
     };
-    discover(choice, config.threads, cpu, config.cuda_graphs, &icicle).map_err(CliError::failed)
+    discover(choice, &cpu, config.cuda_graphs, &icicle).map_err(CliError::failed)
 }
 
 /// A circuit's name from the command line.

@@ -158,7 +158,7 @@ pub struct Registry {
 impl Registry {
     /// A registry over a store and its artifacts.
     pub fn new(store: Arc<dyn Store>, artifacts: Artifacts, modules: ModuleCache, limits: RegistryLimits) -> Self {
-        let host = limits.key_cache_bytes.unwrap_or_else(|| host_memory() / 2);
+        let host = host_keys(limits.key_cache_bytes);
         let (loaded, making_room) = Default::default();
         Self { store, artifacts, modules, limits, open: Cache::new(host), loaded, making_room }
     }
@@ -317,11 +317,11 @@ impl Registry {
     fn device_cache(&self, device: &dyn Backend) -> DeviceCache {
         let info = device.device();
         let mut caches = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let limit = self.limits.key_cache_bytes.unwrap_or_else(|| match info.memory {
-            0 => host_memory() / 2,
+        let limit = match (self.limits.key_cache_bytes, info.memory) {
+            (limit, 0) => host_keys(limit),
             // The rest is for proofs.
-            memory => memory / 2,
-        });
+            (limit, memory) => limit.unwrap_or(memory / 2),
+        };
         caches.entry(info.label()).or_insert_with(|| Cache::new(limit)).clone()
     }
 
@@ -437,6 +437,11 @@ async fn blocking<T: Send + 'static>(
     f: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
 ) -> Result<T, RegistryError> {
     tokio::task::spawn_blocking(f).await?
+}
+
+/// Bytes that keys kept open in the host may take: `limit`, or by the memory there is.
+pub fn host_keys(limit: Option<u64>) -> u64 {
+    limit.unwrap_or_else(|| host_memory() / 2)
 }
 
 /// Memory this process may use, bytes: the machine's or its control group's, whichever is less.

@@ -20,20 +20,71 @@ const BITS: usize = 253;
 /// Bits of its halves.
 const HALF_BITS: usize = 126;
 /// Widest window whose digits fit 16 bits.
-const MAX_WINDOW: usize = 15;
+pub(super) const MAX_WINDOW: usize = 15;
 
-/// Set in an entry whose point is taken away rather than added.
+/// Set in an entry whose point is taken away rather than added. The rest of an entry is an index.
 pub(super) const MINUS: u32 = 1 << 31;
-/// Set in an entry that is for λ times the point; the rest of an entry is an index.
-pub(super) const IMAGE: u32 = 1 << 30;
+/// Bits of an index.
+pub(super) const INDEX_BITS: u32 = 30;
 
 /// Most scalars that are halved. By the cost model below that saves an eighth to a tenth of the field products, and the price
 /// is memory for as many points again.
 const MOST_HALVED: usize = 1 << 12;
 
-/// Whether so many scalars are halved.
-pub(super) fn halved(scalars: usize) -> bool {
-    scalars <= MOST_HALVED
+/// What there is of each point, and so how its scalar is cut.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Multiples {
+    /// The point alone.
+    None,
+    /// It and λ times it: scalars are halved.
+    Image,
+    /// 2^(c·w) times it for every window w of c bits, so that all windows share their buckets. An index has the window
+    /// above so many bits of the wire.
+    Windows {
+        /// c, at most [`MAX_WINDOW`].
+        bits: usize,
+        /// Bits of a wire's number.
+        wire: u32,
+    },
+}
+
+impl Multiples {
+    /// What a key has of its points that was loaded for products with so many scalars.
+    pub(super) fn few(scalars: usize) -> Self {
+        if scalars <= MOST_HALVED { Self::Image } else { Self::None }
+    }
+
+    /// Multiples by windows of so many bits for so many scalars, if an index has room for them.
+    pub(super) fn windows(bits: usize, scalars: usize) -> Option<Self> {
+        let wire = scalars.max(1).next_power_of_two().ilog2();
+        let multiples = Self::Windows { bits, wire };
+        let last = (multiples.of_each() - 1).checked_ilog2().map_or(0, |last| last + 1);
+        (bits <= MAX_WINDOW && wire + last <= INDEX_BITS).then_some(multiples)
+    }
+
+    /// How many there are of each point, itself included.
+    pub(super) fn of_each(self) -> usize {
+        match self {
+            Self::None => 1,
+            Self::Image => 2,
+            Self::Windows { bits, .. } => windows(BITS, bits),
+        }
+    }
+
+    /// Bits of an index that are the wire's; those above are the number of the multiple.
+    pub(super) fn wire_bits(self) -> u32 {
+        match self {
+            Self::None => INDEX_BITS,
+            // One for the image.
+            Self::Image => INDEX_BITS - 1,
+            Self::Windows { wire, .. } => wire,
+        }
+    }
+}
+
+/// Windows of so many bits that a scalar of `bits` bits takes: one bit more than it has, so that the last digit never carries.
+fn windows(bits: usize, window: usize) -> usize {
+    (bits + 1).div_ceil(window)
 }
 
 /// The digits of some scalars. As secret as they are: overwritten when dropped.
@@ -46,7 +97,7 @@ pub(super) struct Digits {
     /// By window, then as in `wires`: digits from −2^(window − 1) to 2^(window − 1).
     pub(super) rows: Vec<Zeroizing<Vec<i16>>>,
     /// Which scalars have digits: those that are not 0, 1 or −1, in ascending order. Of halved ones, each is followed by
-    /// itself with [`IMAGE`], for its second half.
+    /// its image's index, for its second half.
     pub(super) wires: Zeroizing<Vec<u32>>,
     /// Which scalars are 1, and with [`MINUS`] which are −1, in ascending order.
     pub(super) units: Zeroizing<Vec<u32>>,
@@ -56,8 +107,9 @@ pub(super) struct Digits {
 const CHUNK: usize = 1 << 12;
 
 impl Digits {
-    /// Cuts plain scalars below r (fewer than 2^30), with the window that suits the number of those that need cutting.
-    pub(super) fn new(scalars: &[BigInteger256]) -> Self {
+    /// Cuts plain scalars below r (fewer than an index has room for), with the window of their points' multiples, or the one
+    /// that suits the number of those that need cutting.
+    pub(super) fn new(scalars: &[BigInteger256], multiples: Multiples) -> Self {
         // Both of full length at once: a vector that grows leaves copies behind.
         let sift = |(k, chunk): (usize, &[BigInteger256])| {
             let mut wires = Zeroizing::new(Vec::with_capacity(CHUNK));
@@ -74,19 +126,21 @@ impl Digits {
             (wires, units)
         };
         let sifted: Vec<_> = scalars.par_chunks(CHUNK).enumerate().map(sift).collect();
-        let parts = if halved(scalars.len()) { 2 } else { 1 };
+        let parts = if multiples == Multiples::Image { 2 } else { 1 };
+        let image = 1 << multiples.wire_bits();
         let dense: usize = sifted.iter().map(|(wires, _)| wires.len()).sum();
         let mut wires = Zeroizing::new(Vec::with_capacity(parts * dense));
         let mut units = Zeroizing::new(Vec::with_capacity(sifted.iter().map(|(_, units)| units.len()).sum()));
         for (some_wires, some_units) in &sifted {
-            wires.extend(some_wires.iter().flat_map(|wire| [*wire, wire | IMAGE].into_iter().take(parts)));
+            wires.extend(some_wires.iter().flat_map(|wire| [*wire, wire | image].into_iter().take(parts)));
             units.extend_from_slice(some_units);
         }
         let bits = if parts == 2 { HALF_BITS } else { BITS };
-        let window = best_window(wires.len(), bits);
-        // One bit more than the scalar has, so that the last digit never carries.
-        let windows = (bits + 1).div_ceil(window);
-        let mut rows: Vec<_> = (0..windows).map(|_| Zeroizing::new(vec![0i16; wires.len()])).collect();
+        let window = match multiples {
+            Multiples::Windows { bits: window, .. } => window,
+            Multiples::None | Multiples::Image => best_window(wires.len(), bits),
+        };
+        let mut rows: Vec<_> = (0..windows(bits, window)).map(|_| Zeroizing::new(vec![0i16; wires.len()])).collect();
 
         // A task owns one chunk of scalars, and so one piece of each window's row. Halves stay together: CHUNK is even.
         let mut pieces: Vec<Vec<&mut [i16]>> = (0..wires.len().div_ceil(CHUNK)).map(|_| Vec::new()).collect();
@@ -186,8 +240,17 @@ fn cut(limbs: &[u64; 4], bits_in_all: usize, window: usize, mut put: impl FnMut(
 /// window take two each, at twice the price, as measured: more of their rounds are small, and they are sorted and
 /// copied.
 fn best_window(n: usize, bits: usize) -> usize {
-    let cost = |c: usize| (bits + 1).div_ceil(c) * (6 * n + 24 * (1 << (c - 1)));
+    let cost = |c: usize| windows(bits, c) * (6 * n + 24 * (1 << (c - 1)));
     (3..=MAX_WINDOW).min_by_key(|c| cost(*c)).unwrap_or(MAX_WINDOW)
+}
+
+/// The same where all windows share their buckets, for windows of at least `least` bits; the widest of those that are within
+/// a fiftieth of the best, since wide windows take fewer multiples.
+pub(super) fn best_shared_window(n: usize, least: usize) -> usize {
+    let cost = |c: usize| windows(BITS, c) * 6 * n + 24 * (1 << (c - 1));
+    let candidates = least.clamp(3, MAX_WINDOW)..=MAX_WINDOW;
+    let best = candidates.clone().map(cost).min().unwrap_or(0);
+    candidates.rev().find(|c| cost(*c) <= best + best / 50).unwrap_or(MAX_WINDOW)
 }
 
 #[cfg(test)]
@@ -202,20 +265,34 @@ mod tests {
     }
 
     fn check(values: &[Fr]) {
+        check_with(values, Multiples::few(values.len()));
+        check_with(values, Multiples::None);
+        for bits in [3, 4, 10, MAX_WINDOW] {
+            check_with(values, Multiples::windows(bits, values.len()).expect("few"));
+        }
+    }
+
+    fn check_with(values: &[Fr], multiples: Multiples) {
         let scalars: Vec<_> = values.iter().map(|v| v.into_bigint()).collect();
-        let d = Digits::new(&scalars);
+        let d = Digits::new(&scalars, multiples);
         let base = Fr::from(2u64).pow([d.window as u64]);
         let digit = |v: i16| if v < 0 { -Fr::from(v.unsigned_abs()) } else { Fr::from(v as u16) };
-        let parts = if halved(values.len()) { 2 } else { 1 };
+        let parts = if multiples == Multiples::Image { 2 } else { 1 };
+        let image = 1 << multiples.wire_bits();
         let mut got = vec![Fr::ZERO; values.len()];
         for unit in d.units.iter() {
             got[(unit & !MINUS) as usize] += if unit & MINUS == 0 { Fr::ONE } else { -Fr::ONE };
         }
         for (i, wire) in d.wires.iter().enumerate() {
             let value = d.rows.iter().rev().fold(Fr::ZERO, |acc, row| acc * base + digit(row[i]));
-            got[(wire & !IMAGE) as usize] += if wire & IMAGE == 0 { value } else { lambda() * value };
+            let is_image = parts == 2 && wire & image != 0;
+            got[if is_image { wire & !image } else { *wire } as usize] +=
+                if is_image { lambda() * value } else { value };
         }
         assert_eq!(got, values, "with windows of {}", d.window);
+        if let Multiples::Windows { bits, .. } = multiples {
+            assert_eq!((d.window, d.rows.len()), (bits, multiples.of_each()));
+        }
         let plain = values.iter().filter(|v| v.is_zero() || v.is_one() || (-**v).is_one()).count();
         assert_eq!(d.wires.len(), parts * (values.len() - plain), "only scalars that need digits have any");
     }
@@ -307,5 +384,21 @@ mod tests {
         assert!(best_window(10, BITS) < best_window(10_000, BITS));
         assert!(best_window(10_000, BITS) < best_window(1 << 24, BITS));
         assert!(best_window(10, HALF_BITS) < best_window(2 * MOST_HALVED, HALF_BITS));
+        assert!(best_shared_window(10, 3) < best_shared_window(10_000, 3));
+        assert!(best_shared_window(10_000, 3) > best_window(10_000, BITS), "buckets are summed once");
+        assert_eq!(
+            [best_shared_window(10, 11), best_shared_window(0, 99), best_shared_window(1 << 24, 0)],
+            [11, 15, 15]
+        );
+    }
+
+    #[test]
+    fn multiples_fit_an_index() {
+        let fits = |bits, wires| Multiples::windows(bits, wires).is_some();
+        assert!(fits(15, 1 << 25) && !fits(15, (1 << 25) + 1), "17 windows take five bits");
+        assert!(fits(3, 1 << 23) && !fits(3, (1 << 23) + 1), "85 take seven");
+        assert!(fits(8, 0) && fits(8, 1) && !fits(16, 1));
+        assert_eq!(Multiples::windows(15, 1000), Some(Multiples::Windows { bits: 15, wire: 10 }));
+        assert_eq!(Multiples::windows(15, 1025), Some(Multiples::Windows { bits: 15, wire: 11 }));
     }
 }

@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
+use ark_ec::short_weierstrass::Projective;
 use ark_ff::BigInteger256;
 use rayon::ThreadPool;
 
+use super::digits::{MAX_WINDOW, Multiples};
 use super::lanes::{Field, Isa, Kernel, Lanes};
-use super::msm::{Bases, InG1, InG2, Pool, Sorted};
+use super::msm::{Bases, Curve, InG1, InG2, Pool, Sorted};
 use super::quotient::Constraints;
 use super::threads::pool;
 use super::{BackendError, Engine, Instructions, On, engine};
-use crate::model::{Fq, G1, G1_BYTES, G2, G2_BYTES, ProvingKey, StopToken};
+use crate::model::{Fq, G1, G2, ProvingKey, StopToken};
 
 /// A kernel that is ready to run, over and over.
 pub type Run = Box<dyn FnMut()>;
@@ -40,14 +42,15 @@ impl Lab {
         self.engine.lab().products(a, b)
     }
 
-    /// Σ scalarᵢ·pointᵢ in G1, for the points of a section of a key and as many scalars.
-    pub fn g1(&self, section: &[u8]) -> Result<Product<G1>, BackendError> {
-        self.engine.lab().g1(section, self.pool.clone())
+    /// Σ scalarᵢ·pointᵢ in G1, for the points of a section of a key and as many scalars; with multiples of the points for
+    /// windows of so many bits, if there are to be any.
+    pub fn g1(&self, section: &[u8], window: Option<usize>) -> Result<Product<G1>, BackendError> {
+        self.engine.lab().g1(section, window, self.pool.clone())
     }
 
     /// Σ scalarᵢ·pointᵢ in G2.
-    pub fn g2(&self, section: &[u8]) -> Result<Product<G2>, BackendError> {
-        self.engine.lab().g2(section, self.pool.clone())
+    pub fn g2(&self, section: &[u8], window: Option<usize>) -> Result<Product<G2>, BackendError> {
+        self.engine.lab().g2(section, window, self.pool.clone())
     }
 
     /// The quotient's values for a key and a witness of plain values below r.
@@ -59,8 +62,8 @@ impl Lab {
 /// The same on an instruction set.
 pub(super) trait Bench {
     fn products(&self, a: &[Fq], b: &[Fq]) -> Run;
-    fn g1(&self, section: &[u8], pool: Arc<ThreadPool>) -> Result<Product<G1>, BackendError>;
-    fn g2(&self, section: &[u8], pool: Arc<ThreadPool>) -> Result<Product<G2>, BackendError>;
+    fn g1(&self, section: &[u8], window: Option<usize>, pool: Arc<ThreadPool>) -> Result<Product<G1>, BackendError>;
+    fn g2(&self, section: &[u8], window: Option<usize>, pool: Arc<ThreadPool>) -> Result<Product<G2>, BackendError>;
     fn quotient(&self, key: &ProvingKey, w: Vec<BigInteger256>, pool: Arc<ThreadPool>) -> Result<Run, BackendError>;
 }
 
@@ -73,16 +76,12 @@ impl<I: Isa> Bench for On<I> {
         Box::new(move || isa.enter(Products { a: &a, b: &b, out: std::hint::black_box(&mut out) }))
     }
 
-    fn g1(&self, section: &[u8], pool: Arc<ThreadPool>) -> Result<Product<G1>, BackendError> {
-        let bases = pool.install(|| Bases::<I, InG1>::new(self.0, section, 0, section.len() / G1_BYTES))?;
-        let stop = StopToken::new();
-        Ok(Box::new(move |scalars| pool.install(|| bases.msm(&Sorted::new(scalars), &Pool::new(), &stop))))
+    fn g1(&self, section: &[u8], window: Option<usize>, pool: Arc<ThreadPool>) -> Result<Product<G1>, BackendError> {
+        product::<I, InG1>(self.0, section, window, pool)
     }
 
-    fn g2(&self, section: &[u8], pool: Arc<ThreadPool>) -> Result<Product<G2>, BackendError> {
-        let bases = pool.install(|| Bases::<I, InG2>::new(self.0, section, 0, section.len() / G2_BYTES))?;
-        let stop = StopToken::new();
-        Ok(Box::new(move |scalars| pool.install(|| bases.msm(&Sorted::new(scalars), &Pool::new(), &stop))))
+    fn g2(&self, section: &[u8], window: Option<usize>, pool: Arc<ThreadPool>) -> Result<Product<G2>, BackendError> {
+        product::<I, InG2>(self.0, section, window, pool)
     }
 
     fn quotient(&self, key: &ProvingKey, w: Vec<BigInteger256>, pool: Arc<ThreadPool>) -> Result<Run, BackendError> {
@@ -92,6 +91,29 @@ impl<I: Isa> Bench for On<I> {
             pool.install(|| std::hint::black_box(constraints.quotient(isa, &w)));
         }))
     }
+}
+
+fn product<I: Isa, C: Curve<I>>(
+    isa: I,
+    section: &[u8],
+    window: Option<usize>,
+    pool: Arc<ThreadPool>,
+) -> Result<Product<Projective<C::Config>>, BackendError> {
+    let count = section.len() / C::BYTES;
+    let mut multiples = Multiples::few(count);
+    let mut bases = pool.install(|| Bases::<I, C>::new(isa, section, 0, count))?;
+    if let Some(bits) = window {
+        let what = "bits of a window for which there can be multiples, at most";
+        let wrong = BackendError::Shape { what, expected: MAX_WINDOW as u64, got: bits as u64 };
+        multiples = Multiples::windows(bits, count).ok_or(wrong)?;
+        bases = bases.with_room(multiples);
+        let made = pool.install(|| (1..multiples.of_each()).all(|window| bases.fill(window)));
+        if !made {
+            return Err(BackendError::Shape { what: "multiples at infinity", expected: 0, got: 1 });
+        }
+    }
+    let stop = StopToken::new();
+    Ok(Box::new(move |scalars| pool.install(|| bases.msm(&Sorted::new(scalars, multiples), &Pool::new(), &stop))))
 }
 
 struct Products<'a, L> {

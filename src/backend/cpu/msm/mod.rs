@@ -7,12 +7,15 @@
 //!    Σ k·Bₖ = 2ˢ·Σ k₁·row(k₁) + Σ k₀·column(k₀);
 //! 3. for each bit b of the scalars, of all windows, the sum of the rows or columns that have it in their weight.
 //!
-//! What is left are some 254 points (127 where scalars are halved) with weights 2ᵇ, for Horner's rule. Buckets by batched
+//! What is left are some 254 points (127 where scalars are halved) with weights 2ᵇ, for Horner's rule. Where there are
+//! multiples of the points for all windows ([`Multiples::Windows`]), all windows are one: buckets, lines and bits are those of
+//! a single window, which may be wider for that. Buckets by batched
 //! affine additions are those of Bernstein et al., "Faster batch forgery identification" (2012), and, with one inversion
 //! for many additions, of gnark-crypto and others; sums of pairs in rounds need no scheduling, since no two additions of a
 //! round can meet.
 
 mod curve;
+mod multiples;
 mod sort;
 mod sums;
 #[cfg(test)]
@@ -21,9 +24,10 @@ mod tests;
 use ark_ec::short_weierstrass::{Affine, Projective};
 use ark_ff::{AdditiveGroup, PrimeField, Zero};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 use super::super::BackendError;
-use super::digits::{IMAGE, halved};
+use super::digits::{INDEX_BITS, Multiples};
 use super::lanes::{Isa, Kernel, Pair};
 use crate::model::{Fq, StopToken, limbs};
 pub(super) use curve::{Curve, InG1, InG2};
@@ -34,25 +38,35 @@ use sums::{Direct, GROUP, Points, Slots, Sums, sum};
 
 /// Points of one section of a key, packed; infinity is left out (up to two thirds of B in real keys).
 ///
-/// Memory: 64 bytes a point in G1, 128 in G2, twice as much where scalars are halved; where there are points at infinity,
-/// 12 more for 64 of the section.
+/// Memory: 64 bytes a point in G1, 128 in G2, for each of the multiples there are of a point; where there are points at
+/// infinity, 12 more for 64 of the section.
 pub(super) struct Bases<I: Isa, C: Curve<I>> {
     isa: I,
     points: Points,
     places: Places,
+    multiples: Multiples,
     curve: std::marker::PhantomData<C>,
 }
 
 /// Where the point of a wire lies.
+#[derive(Clone)]
 struct Places {
     /// The wire of the section's first point.
     first: u32,
     /// Points in the section.
     count: u32,
+    /// Points that are kept: those not at infinity.
+    kept: u32,
     /// By 64 wires, from the first on. `None` if no point is at infinity.
-    runs: Option<Vec<Run>>,
-    /// The slot of the first point's image, from which on they lie as the points do; 0 if there are none.
-    images: u32,
+    runs: Option<Arc<[Run]>>,
+    /// Bits of an index that are the wire's; the others are the number of the multiple.
+    wire_bits: u32,
+    /// Slots from a multiple to the next one of the same point.
+    apart: u32,
+    /// Whether every scalar has a point, none of them at infinity: so for H.
+    all: bool,
+    /// Whether every index is a slot.
+    direct: bool,
 }
 
 /// Which of 64 points are kept. Looked up for every entry, in no order: those of 2^18 wires fit a first-level cache.
@@ -65,16 +79,21 @@ struct Run {
 }
 
 impl Slots for Places {
-    #[inline]
-    fn slot(&self, entry: u32) -> Option<u32> {
-        let (wire, image) = (entry & !IMAGE, if entry & IMAGE == 0 { 0 } else { self.images });
-        let at = wire.checked_sub(self.first).filter(|at| *at < self.count)?;
-        let Some(runs) = &self.runs else { return Some(at + image) };
-        let run = runs[at as usize / 64];
+    fn direct(&self) -> bool {
+        self.direct
+    }
+
+    #[inline(always)]
+    fn slot(&self, entry: u32) -> (u32, bool) {
+        let (wire, multiple) = (entry & ((1 << self.wire_bits) - 1), (entry >> self.wire_bits) * self.apart);
+        let at = wire.wrapping_sub(self.first);
+        let Some(runs) = &self.runs else { return (at.wrapping_add(multiple), at < self.count) };
+        // Past the end nothing is kept.
+        let run = runs.get(at as usize / 64).copied().unwrap_or_default();
         let kept = u64::from(run.kept[0]) | u64::from(run.kept[1]) << 32;
-        let bit = 1 << (at % 64);
-        let slot = image + run.slot + (kept & (bit - 1)).count_ones();
-        (kept & bit != 0).then_some(slot)
+        // Without a branch: which points are kept cannot be predicted.
+        let before = (kept & ((1 << (at % 64)) - 1)).count_ones();
+        (multiple + run.slot + before, kept >> (at % 64) & 1 == 1)
     }
 }
 
@@ -92,9 +111,9 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
         let count = section.len() / C::BYTES;
         let section = &section[..count * C::BYTES];
         let wires = scalars.max(first + count);
-        if wires > IMAGE as usize {
+        if wires > 1 << INDEX_BITS {
             let what = "wires that an index has room for, at most";
-            return Err(BackendError::Shape { what, expected: u64::from(IMAGE), got: wires as u64 });
+            return Err(BackendError::Shape { what, expected: 1 << INDEX_BITS, got: wires as u64 });
         }
         let look = |bytes: &[u8]| {
             let wrong = bytes.chunks_exact(32).filter(|coordinate| limbs(coordinate) >= Fq::MODULUS).count();
@@ -106,15 +125,15 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
         };
         let kept: Vec<usize> = section.par_chunks(CHUNK * C::BYTES).map(look).collect::<Result<_, _>>()?;
         let total: usize = kept.iter().sum();
-        let images = halved(scalars);
-        let mut points = Points::infinities::<I, C>(if images { 2 * total } else { total });
+        let multiples = Multiples::few(scalars);
+        let mut points = Points::infinities::<I, C>(multiples.of_each() * total);
         let mut runs = (total < count).then(|| vec![Run::default(); count.div_ceil(64)]);
 
         // Each task has its piece of the points and of the runs.
         let [mut x, mut y] = points.halves.each_mut().map(Vec::as_mut_slice);
         let mut runs_left = runs.as_deref_mut().unwrap_or_default();
         let mut tasks = Vec::with_capacity(2 * kept.len());
-        for image in [false, true].into_iter().take(if images { 2 } else { 1 }) {
+        for image in [false, true].into_iter().take(multiples.of_each()) {
             let mut from = 0;
             for (raw, kept) in section.chunks(CHUNK * C::BYTES).zip(&kept) {
                 let to = [&mut x, &mut y].map(|half| half.split_off_mut(..*kept.min(&half.len())).unwrap_or_default());
@@ -125,14 +144,17 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
             }
         }
         tasks.into_par_iter().for_each(|task| isa.enter(task));
-        let images = if images { total as u32 } else { 0 };
-        let places = Places { first: first as u32, count: count as u32, runs, images };
-        Ok(Self { isa, points, places, curve: std::marker::PhantomData })
-    }
-
-    /// Points that are not at infinity.
-    fn kept(&self) -> usize {
-        if self.places.images > 0 { self.points.len() / 2 } else { self.points.len() }
+        let places = Places {
+            first: first as u32,
+            count: count as u32,
+            kept: total as u32,
+            runs: runs.map(Arc::from),
+            wire_bits: multiples.wire_bits(),
+            apart: total as u32,
+            all: first == 0 && total >= scalars,
+            direct: first == 0 && total >= scalars && multiples == Multiples::None,
+        };
+        Ok(Self { isa, points, places, multiples, curve: std::marker::PhantomData })
     }
 
     /// Σ scalar(wireᵢ)·pointᵢ, on the threads of the caller's pool. A stopped token ends it early with a meaningless
@@ -144,11 +166,11 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
         if self.points.len() == 0 {
             return Projective::zero();
         }
-        assert_eq!(scalars.halved, self.places.images > 0, "points and scalars of one size");
+        assert_eq!(scalars.multiples, self.multiples, "scalars are cut for what there is of the points");
         // As many entries as leave a group's worth of points, unless hardly any leaves one. Where scalars are halved there
         // is little else in memory, and half as much is hardly slower.
-        let full = GROUP / C::HALVES / if scalars.halved { 2 } else { 1 };
-        let group = (full * self.places.count as usize).div_ceil(self.kept()).min(16 * full);
+        let full = GROUP / C::HALVES / if scalars.multiples == Multiples::Image { 2 } else { 1 };
+        let group = (full * self.places.count as usize).div_ceil(self.places.kept as usize).min(16 * full);
         let from = (&self.points, &self.places);
         let entries = scalars.buckets.range(0..scalars.buckets.len()).len();
         // Windows with few entries are summed together.

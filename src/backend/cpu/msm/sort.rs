@@ -1,12 +1,14 @@
 //! What is to be added up: entries sorted into segments.
+#![allow(unsafe_code)] // windows are sorted side by side, into one list
 
 use rayon::prelude::*;
 use zeroize::Zeroizing;
 
-use super::super::digits::{Digits, MINUS, halved};
+use super::super::digits::{Digits, MINUS, Multiples};
+use super::super::scattered::Scattered;
 
-/// Entries by segment. An entry is the index of a point, with [`MINUS`] where it is taken away and, of halved scalars, with
-/// [`super::super::digits::IMAGE`] where it is for the point's image.
+/// Entries by segment. An entry is the index of a point or of a multiple of it ([`Multiples`]), with [`MINUS`] where it is
+/// taken away.
 ///
 /// As secret as the scalars it was made from: overwritten when dropped.
 pub(super) struct Segments {
@@ -49,18 +51,27 @@ impl Segments {
         self.starts[segments.start]..self.starts[segments.end]
     }
 
-    /// Calls `each` with every segment that has entries in a range, and those entries.
-    pub(super) fn walk(&self, range: std::ops::Range<usize>, mut each: impl FnMut(usize, &[u32])) {
+    /// All entries in a range, whatever their segments.
+    pub(super) fn entries(&self, range: std::ops::Range<usize>) -> &[u32] {
+        &self.entries[range]
+    }
+
+    /// Every segment that has entries in a range, and those entries.
+    #[inline(always)]
+    pub(super) fn pieces(&self, range: std::ops::Range<usize>) -> impl Iterator<Item = (usize, &[u32])> {
         let mut segment = self.starts.partition_point(|start| *start <= range.start).saturating_sub(1);
         let mut at = range.start;
-        while at < range.end {
-            let end = self.starts[segment + 1].min(range.end);
-            if at < end {
-                each(segment, &self.entries[at..end]);
+        std::iter::from_fn(move || {
+            while at < range.end {
+                let (from, this) = (at, segment);
+                at = self.starts[segment + 1].min(range.end);
+                segment += 1;
+                if from < at {
+                    return Some((this, &self.entries[from..at]));
+                }
             }
-            at = end;
-            segment += 1;
-        }
+            None
+        })
     }
 }
 
@@ -70,10 +81,12 @@ impl Segments {
 pub(in crate::backend::cpu) struct Sorted {
     /// Bits of a window.
     pub(super) window: usize,
-    /// Number of windows.
+    /// Number of windows that have buckets of their own: one where there are multiples for all windows.
     pub(super) windows: usize,
-    /// Whether the scalars are halved.
-    pub(super) halved: bool,
+    /// The multiples that the scalars were cut for.
+    pub(super) multiples: Multiples,
+    /// Scalars that are not 0, 1 or −1.
+    pub(in crate::backend::cpu) dense: usize,
     /// Segment w·2^(window − 1) + k − 1 has the points whose digit in window w is ±k.
     pub(super) buckets: Segments,
     /// One segment: the points whose scalar is 1 or −1.
@@ -81,42 +94,51 @@ pub(in crate::backend::cpu) struct Sorted {
 }
 
 impl Sorted {
-    /// Sorts plain scalars below r by their digits, in a pass over each window (counting sort).
-    pub(in crate::backend::cpu) fn new(scalars: &[ark_ff::BigInteger256]) -> Self {
-        let Digits { window, rows, wires, units } = Digits::new(scalars);
-        let (windows, half) = (rows.len(), 1usize << (window - 1));
-        let mut starts = Zeroizing::new(vec![0usize; windows * half + 1]);
-        starts[1..].par_chunks_mut(half).zip(&rows).for_each(|(counts, row)| {
+    /// Sorts plain scalars below r by their digits, in a pass over each window (counting sort), for sections that have these
+    /// multiples of their points.
+    pub(in crate::backend::cpu) fn new(scalars: &[ark_ff::BigInteger256], multiples: Multiples) -> Self {
+        let Digits { window, rows, wires, units } = Digits::new(scalars, multiples);
+        let half = 1usize << (window - 1);
+        // By window, then by bucket: first how many entries a window has for a bucket, then where the next of them goes.
+        let mut places = Zeroizing::new(vec![0usize; rows.len() * half]);
+        places.par_chunks_mut(half).zip(&rows).for_each(|(counts, row)| {
             for digit in row.iter().filter(|digit| **digit != 0) {
                 counts[usize::from(digit.unsigned_abs()) - 1] += 1;
             }
         });
+        let (shared, windows) = match multiples {
+            Multiples::Windows { wire, .. } => (Some(wire), 1),
+            Multiples::None | Multiples::Image => (None, rows.len()),
+        };
+        let mut starts = Zeroizing::new(Vec::with_capacity(windows * half + 1));
         let mut total = 0;
-        for start in starts.iter_mut() {
-            total += *start;
-            *start = total;
+        for segment in 0..windows * half {
+            starts.push(total);
+            // The segment is this bucket of one window, or of all.
+            for place in places[segment..].iter_mut().step_by(half).take(if shared.is_some() { rows.len() } else { 1 })
+            {
+                (total, *place) = (total + *place, total);
+            }
         }
+        starts.push(total);
         let mut entries = Zeroizing::new(vec![0u32; total]);
-        let mut rest = entries.as_mut_slice();
-        let tasks = rows.into_iter().enumerate().map(|(w, row)| {
-            let starts = &starts[w * half..=(w + 1) * half];
-            let (mine, others) = std::mem::take(&mut rest).split_at_mut(starts[half] - starts[0]);
-            rest = others;
-            (row, starts, mine)
-        });
-        let tasks: Vec<_> = tasks.collect();
-        tasks.into_par_iter().for_each(|(row, starts, mine)| {
-            let mut free: Zeroizing<Vec<usize>> = Zeroizing::new(starts.iter().map(|s| s - starts[0]).collect());
+        let scattered = Scattered::new(entries.as_mut_slice());
+        places.par_chunks_mut(half).zip(rows).enumerate().for_each(|(w, (free, row))| {
+            let multiple = shared.map_or(0, |wire| (w as u32) << wire);
             for (digit, wire) in row.iter().zip(wires.iter()) {
                 if *digit != 0 {
                     let at = &mut free[usize::from(digit.unsigned_abs()) - 1];
-                    mine[*at] = if *digit < 0 { wire | MINUS } else { *wire };
+                    let entry = multiple | wire;
+                    // SAFETY: a window has as many entries for a bucket as were counted, from its place in the bucket's
+                    // segment on, and the places of others begin after them: nobody else writes or reads this one.
+                    unsafe { scattered.write(*at, if *digit < 0 { entry | MINUS } else { entry }) };
                     *at += 1;
                 }
             }
         });
-        let halved = halved(scalars.len());
-        Self { window, windows, halved, buckets: Segments { entries, starts }, units: Segments::one(units) }
+        let dense = wires.len() / if multiples == Multiples::Image { 2 } else { 1 };
+        let (buckets, units) = (Segments { entries, starts }, Segments::one(units));
+        Self { window, windows, multiples, dense, buckets, units }
     }
 }
 
@@ -125,21 +147,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sorting_keeps_the_order_and_walks_skip_what_is_empty() {
+    fn sorting_keeps_the_order_and_pieces_skip_what_is_empty() {
         let items = [(3usize, 10u32), (0, 11), (3, 12 | MINUS), (5, 13), (0, 14)];
         let s = Segments::sort(7, |each| items.iter().for_each(|(id, entry)| each(*id, *entry)));
         assert_eq!(s.len(), 7);
-        let walked = |range| {
-            let mut all = Vec::new();
-            s.walk(range, |segment, entries| all.push((segment, entries.to_vec())));
-            all
-        };
+        let walked = |range| s.pieces(range).map(|(segment, entries)| (segment, entries.to_vec())).collect::<Vec<_>>();
         assert_eq!(walked(0..5), [(0, vec![11, 14]), (3, vec![10, 12 | MINUS]), (5, vec![13])]);
         assert_eq!(walked(1..3), [(0, vec![14]), (3, vec![10])]);
         assert_eq!(walked(2..2), []);
         assert_eq!(s.range(1..4), 2..4);
         assert_eq!(s.range(0..7), 0..5);
         let empty = Segments::sort(0, |_| ());
-        empty.walk(0..0, |_, _| unreachable!("no entries"));
+        assert_eq!(empty.pieces(0..0).count(), 0);
     }
 }

@@ -147,17 +147,23 @@ pub(super) const GROUP: usize = 1 << 12;
 
 /// Where the points of entries lie.
 pub(super) trait Slots: Sync {
-    /// Where the point of an entry lies, if there is one; the entry comes without [`MINUS`].
-    fn slot(&self, entry: u32) -> Option<u32>;
+    /// Where the point of an entry lies, and whether there is one: if not, the place is of no account. The entry comes without
+    /// [`MINUS`]. To be `#[inline(always)]`.
+    fn slot(&self, entry: u32) -> (u32, bool);
+    /// Whether every entry has a point, at itself.
+    fn direct(&self) -> bool;
 }
 
 /// Entries are indices of points.
 pub(super) struct Direct;
 
 impl Slots for Direct {
-    #[inline]
-    fn slot(&self, entry: u32) -> Option<u32> {
-        Some(entry)
+    #[inline(always)]
+    fn slot(&self, entry: u32) -> (u32, bool) {
+        (entry, true)
+    }
+    fn direct(&self) -> bool {
+        true
     }
 }
 
@@ -181,7 +187,7 @@ pub(super) fn sum<I: Isa, C: Curve<I>>(
         let last = (first + run).min(groups);
         let terms = |k: usize, to: &mut Terms| {
             let from = range.start + k * size;
-            to.list(segments, from..(from + size).min(range.end), slots);
+            to.list(isa, segments, from..(from + size).min(range.end), slots);
         };
         pool.with(|scratch| {
             let mut sums = Vec::with_capacity(last - first);
@@ -222,26 +228,54 @@ struct Terms {
 
 impl Terms {
     /// Lists what a range of entries adds up.
-    fn list(&mut self, segments: &Segments, range: Range<usize>, slots: &impl Slots) {
+    fn list<I: Isa>(&mut self, isa: I, segments: &Segments, range: Range<usize>, slots: &impl Slots) {
         for list in [&mut self.entries, &mut self.lengths, &mut self.segments] {
             renew(list, range.len() + SLACK);
         }
-        // Which entries have a slot cannot be predicted: those that have none are overwritten.
-        self.entries.resize(range.len(), 0);
-        let mut count = 0;
-        segments.walk(range, |segment, entries| {
-            let before = count;
-            for entry in entries {
-                let slot = slots.slot(entry & !MINUS);
-                self.entries[count] = slot.unwrap_or(0) | entry & MINUS;
-                count += usize::from(slot.is_some());
-            }
-            if count > before {
-                self.lengths.push((count - before) as u32);
+        if slots.direct() {
+            self.entries.extend_from_slice(segments.entries(range.clone()));
+            for (segment, entries) in segments.pieces(range) {
+                self.lengths.push(entries.len() as u32);
                 self.segments.push(segment as u32);
             }
-        });
-        self.entries.truncate(count);
+        } else {
+            isa.enter(Listing { terms: self, segments, range, slots });
+        }
+    }
+}
+
+/// [`Terms::list`] where some entries have no slot, or lie elsewhere: compiled for the instruction set, for the sake of
+/// counting bits.
+struct Listing<'a, S> {
+    terms: &'a mut Terms,
+    segments: &'a Segments,
+    range: Range<usize>,
+    slots: &'a S,
+}
+
+impl<I: Isa, S: Slots> Kernel<I> for Listing<'_, S> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run(self, _: I) {
+        let Self { terms, segments, range, slots } = self;
+        // Which entries have a slot cannot be predicted: those that have none are overwritten.
+        terms.entries.resize(range.len(), 0);
+        let to = terms.entries.as_mut_slice();
+        let mut count = 0;
+        for (segment, entries) in segments.pieces(range) {
+            let before = count;
+            for entry in entries {
+                let (slot, there) = slots.slot(entry & !MINUS);
+                to[count] = slot | entry & MINUS;
+                count += usize::from(there);
+            }
+            if count > before {
+                terms.lengths.push((count - before) as u32);
+                terms.segments.push(segment as u32);
+            }
+        }
+        terms.entries.truncate(count);
     }
 }
 
@@ -639,7 +673,7 @@ fn add<I: Isa, C: Curve<I>, const EXACT: bool>(
 
 /// The third point on a line, mirrored: the sum of the two that it was drawn through.
 #[inline(always)]
-fn third<F: Field>(slope: F, x1: F, y1: F::Signed, x2: F) -> [F; 2] {
+pub(super) fn third<F: Field>(slope: F, x1: F, y1: F::Signed, x2: F) -> [F; 2] {
     let x3 = F::square_sub(slope, x1, x2);
     [x3, F::mul_sub(x1.diff(x3), slope, y1)]
 }

@@ -48,9 +48,67 @@ fn check<I: Isa, C: Curve<I>>(isa: I, points: &[Affine<C::Config>], scalars: &[F
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let got = pool.install(|| {
         let bases = Bases::<I, C>::new(isa, &section::<I, C>(points), 0, points.len()).unwrap();
-        bases.msm(&Sorted::new(&plain), &Pool::new(), &StopToken::new())
+        bases.msm(&Sorted::new(&plain, bases.multiples), &Pool::new(), &StopToken::new())
     });
     assert!(got == expected, "{} points on {threads} threads, {}", points.len(), I::NAME);
+}
+
+/// The same with multiples for windows of so many bits.
+fn check_with_multiples<I: Isa, C: Curve<I>>(isa: I, points: &[Affine<C::Config>], scalars: &[Fr], bits: usize) {
+    let plain: Vec<BigInteger256> = scalars.iter().map(|s| s.into_bigint()).collect();
+    let expected = Projective::<C::Config>::msm_bigint(points, &plain);
+    let multiples = Multiples::windows(bits, points.len()).unwrap();
+    let got = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap().install(|| {
+        let mut bases =
+            Bases::<I, C>::new(isa, &section::<I, C>(points), 0, points.len()).unwrap().with_room(multiples);
+        for window in 1..multiples.of_each() {
+            assert!(bases.fill(window), "window {window} of {bits} bits");
+        }
+        bases.msm(&Sorted::new(&plain, multiples), &Pool::new(), &StopToken::new())
+    });
+    assert!(got == expected, "{} points, windows of {bits} bits, {}", points.len(), I::NAME);
+}
+
+fn with_multiples<I: Isa>(isa: I) {
+    let mut rng = StdRng::seed_from_u64(8);
+    // A size for each kind of scalars, and two batches of doublings.
+    let sizes = [(1023, 13), (0, 11), (1, 15), (2, 4), (255, 8), (16, 9), (33, 12), (100, 11), (2100, 11), (300, 10)];
+    for (kind, (n, bits)) in sizes.into_iter().enumerate() {
+        let s = scalars(kind, n, &mut rng);
+        check_with_multiples::<I, InG1>(isa, &points::<G1>(n, &mut rng), &s, bits);
+        check_with_multiples::<I, InG2>(isa, &points::<G2>(n.min(50), &mut rng), &s[..n.min(50)], bits);
+    }
+    // Infinity, and points that are equal, opposite or multiples of each other.
+    let g = G1::generator();
+    let few: Vec<_> = [G1::zero(), g, -g, g * Fr::from(1u64 << 11), -(g * Fr::from(1u64 << 22))].to_vec();
+    let few = G1::normalize_batch(&few);
+    for n in [5, 64, 500] {
+        for kind in [0, 8, 9] {
+            let p: Vec<_> = (0..n).map(|_| few[rng.gen_range(0..few.len())]).collect();
+            check_with_multiples::<I, InG1>(isa, &p, &scalars(kind, n, &mut rng), 11);
+            check_with_multiples::<I, InG1>(isa, &vec![few[0]; n], &scalars(kind, n, &mut rng), 11);
+        }
+    }
+}
+
+#[test]
+fn multiples_for_all_windows() {
+    on_every_isa!(with_multiples);
+}
+
+fn doubled_to_infinity<I: Isa>(isa: I) {
+    let mut rng = StdRng::seed_from_u64(9);
+    let mut p = points::<G1>(3000, &mut rng);
+    // Not on the curve: of order two, whichever curve it is on.
+    p[2100] = G1Affine::new_unchecked(Fq::from(3u64), Fq::from(0u64));
+    let multiples = Multiples::windows(11, p.len()).unwrap();
+    let mut bases = Bases::<I, InG1>::new(isa, &section::<I, InG1>(&p), 0, p.len()).unwrap().with_room(multiples);
+    assert!(!bases.fill(1), "twice a point with y = 0");
+}
+
+#[test]
+fn a_multiple_at_infinity_is_noticed() {
+    on_every_isa!(doubled_to_infinity);
 }
 
 fn points<G: CurveGroup>(n: usize, rng: &mut StdRng) -> Vec<G::Affine> {
@@ -196,13 +254,22 @@ fn private_wires_of<I: Isa, C: Curve<I>>(isa: I, n: usize) {
         p.iter().enumerate().map(|(i, p)| if i % 5 < 2 { Affine::identity() } else { *p }).collect()
     };
     let s: Vec<BigInteger256> = scalars(8, n, &mut rng).iter().map(|s| s.into_bigint()).collect();
-    let sorted = Sorted::new(&s);
+    let sorted = Sorted::new(&s, Multiples::few(n));
+    let multiples = Multiples::windows(14, n).unwrap();
+    let sorted_for_multiples = Sorted::new(&s, multiples);
     for first in [0, 1, 7, 2 * n / 5, n] {
         for p in [&p[first..], &holes(&p[first..]), &p[first..n - (n - first) / 2]] {
             let bases = Bases::<I, C>::new(isa, &section::<I, C>(p), first, n).unwrap();
             let expected = Projective::<C::Config>::msm_bigint(p, &s[first..first + p.len()]);
             assert!(bases.msm(&sorted, &Pool::new(), &StopToken::new()) == expected, "from wire {first} on");
-            assert_eq!(bases.kept(), p.iter().filter(|p| !p.is_zero()).count());
+            assert_eq!(bases.places.kept as usize, p.iter().filter(|p| !p.is_zero()).count());
+            if n > 1000 {
+                continue;
+            }
+            let mut with_multiples = bases.with_room(multiples);
+            assert!((1..multiples.of_each()).all(|window| with_multiples.fill(window)));
+            let got = with_multiples.msm(&sorted_for_multiples, &Pool::new(), &StopToken::new());
+            assert!(got == expected, "with multiples, from wire {first} on");
         }
     }
 }
@@ -252,7 +319,7 @@ fn stopped<I: Isa>(isa: I) {
     let bases = Bases::<I, InG1>::new(isa, &section::<I, InG1>(&p), 0, p.len()).unwrap();
     let stop = StopToken::new();
     stop.stop(crate::model::StopReason::Cancelled);
-    assert!(bases.msm(&Sorted::new(&s), &Pool::new(), &stop).is_zero(), "nothing was summed");
+    assert!(bases.msm(&Sorted::new(&s, bases.multiples), &Pool::new(), &stop).is_zero(), "nothing was summed");
 }
 
 #[test]

@@ -47,7 +47,9 @@ pub(in crate::backend::cpu) struct Avx2(());
 impl Avx2 {
     /// Asks the processor.
     pub(in crate::backend::cpu) fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
+        let found =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("popcnt");
+        found.then_some(Self(()))
     }
 }
 
@@ -59,7 +61,7 @@ impl Isa for Avx2 {
 
     #[inline]
     fn enter<K: Kernel<Self>>(self, kernel: K) -> K::Out {
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx2,fma,popcnt")]
         #[cfg_attr(debug_assertions, inline(never))]
         fn with_features<K: Kernel<Avx2>>(isa: Avx2, kernel: K) -> K::Out {
             kernel.run(isa)

@@ -23,7 +23,8 @@ impl Avx512Ifma {
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512ifma")
             && is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("bmi2");
+            && is_x86_feature_detected!("bmi2")
+            && is_x86_feature_detected!("popcnt");
         found.then_some(Self(()))
     }
 }
@@ -36,7 +37,7 @@ impl Isa for Avx512Ifma {
 
     #[inline]
     fn enter<K: Kernel<Self>>(self, kernel: K) -> K::Out {
-        #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx512ifma,avx2,bmi2")]
+        #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx512ifma,avx2,bmi2,popcnt")]
         #[cfg_attr(debug_assertions, inline(never))]
         fn compiled<K: Kernel<Avx512Ifma>>(isa: Avx512Ifma, kernel: K) -> K::Out {
             kernel.run(isa)

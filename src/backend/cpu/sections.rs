@@ -1,0 +1,312 @@
+//! The points of a key, and multiples of them for keys that prove often.
+//!
+//! Products are computed faster with multiples of the points for all windows (`msm/multiples.rs`), but making these takes as
+//! long as a dozen proofs, and some twenty times the memory. So they are made where a key has been asked for many proofs, and
+//! bit by bit: after each proof those of one section for one window, which takes about an eighth of the proof's own time. No
+//! proof waits long for it, and nothing is at work when the device seems idle.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use super::super::BackendError;
+use super::super::mapped::release;
+use super::digits::{MAX_WINDOW, Multiples, best_shared_window};
+use super::lanes::Isa;
+use super::msm::{Bases, InG1, InG2};
+use crate::model::ProvingKey;
+
+/// Proofs before multiples are begun: about as many as take as long as making them does, so that a key that is not asked
+/// for again has cost no more than twice what it had to.
+const PROOFS: u32 = 16;
+
+/// Most rows of a circuit whose key has multiples. Those of larger ones lie so far beyond the caches that reading them costs
+/// what they save (docs/benchmarks.md).
+const MOST_ROWS: u32 = 1 << 15;
+
+/// A share of the points' bytes, and a number of bytes, that multiples may take. Windows of 11 bits make 24 of each point;
+/// those of keys so small that narrower ones are better have some more.
+const MOST_OF_EACH: u64 = 24;
+const SPARE: u64 = 1 << 20;
+
+/// Points by section, packed, those at infinity dropped.
+pub(super) struct Sections<I: Isa> {
+    pub(super) a: Bases<I, InG1>,
+    pub(super) b1: Bases<I, InG1>,
+    pub(super) b2: Bases<I, InG2>,
+    pub(super) c: Bases<I, InG1>,
+    pub(super) h: Bases<I, InG1>,
+    /// What A, B and C have of their points.
+    pub(super) wires: Multiples,
+    /// What H has of its.
+    pub(super) domain: Multiples,
+}
+
+impl<I: Isa> Sections<I> {
+    /// Converts section after section, each in parallel, and gives its pages of the mapped file back: the file and the
+    /// converted key are never both whole in memory.
+    pub(super) fn convert(isa: I, key: &ProvingKey) -> Result<Self, BackendError> {
+        let s = &key.sections;
+        let private = key.header.n_public as usize + 1;
+        let (wires, domain) = (key.header.n_vars as usize, key.header.domain_size as usize);
+        let g1 = |section: &[u8], first, scalars| {
+            let bases = Bases::new(isa, section, first, scalars)?;
+            release(section);
+            Ok::<_, BackendError>(bases)
+        };
+        let b2 = Bases::new(isa, &s.b2, 0, wires)?;
+        release(&s.b2);
+        let (a, b1, c, h) =
+            (g1(&s.a, 0, wires)?, g1(&s.b1, 0, wires)?, g1(&s.c, private, wires)?, g1(&s.h, 0, domain)?);
+        Ok(Self { a, b1, b2, c, h, wires: Multiples::few(wires), domain: Multiples::few(domain) })
+    }
+
+    /// The same with room for other multiples.
+    fn with_room(&self, wires: Multiples, domain: Multiples) -> Self {
+        Self {
+            a: self.a.with_room(wires),
+            b1: self.b1.with_room(wires),
+            b2: self.b2.with_room(wires),
+            c: self.c.with_room(wires),
+            h: self.h.with_room(domain),
+            wires,
+            domain,
+        }
+    }
+
+    /// Makes the multiples of step `step` of as many as there are: those of one section for one window. False if they cannot
+    /// be made, and `None` if there is no such step.
+    fn fill(&mut self, step: usize) -> Option<bool> {
+        // Those of the points themselves are there.
+        let (wires, domain) = (self.wires.of_each() - 1, self.domain.of_each() - 1);
+        let window = step % wires + 1;
+        Some(match step / wires {
+            0 => self.a.fill(window),
+            1 => self.b1.fill(window),
+            2 => self.b2.fill(window),
+            3 => self.c.fill(window),
+            _ => {
+                let window = step - 4 * wires + 1;
+                if window > domain {
+                    return None;
+                }
+                self.h.fill(window)
+            }
+        })
+    }
+}
+
+/// Bytes of a key's points in its file.
+fn bytes(key: &ProvingKey) -> u64 {
+    let s = &key.sections;
+    [&s.a, &s.b1, &s.b2, &s.c, &s.h].map(|section| section.len() as u64).iter().sum()
+}
+
+/// Most bytes that multiples of a key's points take; none where they are of no use.
+pub(super) fn most_bytes(key: &ProvingKey) -> Option<u64> {
+    (key.header.domain_size <= MOST_ROWS).then(|| MOST_OF_EACH * bytes(key) + SPARE)
+}
+
+/// The sections of a key on their way to multiples.
+pub(super) struct Growing<I: Isa> {
+    now: RwLock<Arc<Sections<I>>>,
+    state: Mutex<State<I>>,
+    /// Fewest bits of a window, by the memory there is.
+    least: usize,
+}
+
+enum State<I: Isa> {
+    /// There were so many proofs.
+    Waiting(u32),
+    /// So many steps are made.
+    Making(Box<Sections<I>>, usize),
+    /// There are multiples, or there will be none.
+    Over,
+}
+
+/// What remains to be done once all multiples are there.
+pub(super) struct Grown<'a, I: Isa> {
+    growing: &'a Growing<I>,
+    state: MutexGuard<'a, State<I>>,
+    /// The sections with their multiples.
+    pub(super) sections: Sections<I>,
+}
+
+impl<I: Isa> Growing<I> {
+    /// Sections that will have multiples once the key has proved often, if `multiples` says so.
+    pub(super) fn new(sections: Sections<I>, key: &ProvingKey, multiples: bool) -> Self {
+        let state = if multiples { State::Waiting(0) } else { State::Over };
+        let of_each = most_bytes(key).unwrap_or(0) / bytes(key).max(1);
+        let fits = |bits: &usize| Multiples::Windows { bits: *bits, wire: 0 }.of_each() as u64 <= of_each;
+        let least = (1..MAX_WINDOW).find(fits).unwrap_or(MAX_WINDOW);
+        Self { now: RwLock::new(Arc::new(sections)), state: Mutex::new(state), least }
+    }
+
+    /// The sections as they are now.
+    pub(super) fn sections(&self) -> Arc<Sections<I>> {
+        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// After a proof, with the numbers of scalars of wires and of H that are not 0, 1 or −1: makes some multiples, if it is time
+    /// and nobody else is at it. On the threads of the caller's pool. The last time, what came of it.
+    pub(super) fn proved(&self, [wires, domain]: [usize; 2], key: &ProvingKey) -> Option<Grown<'_, I>> {
+        let mut state = self.state.try_lock().ok()?;
+        match &mut *state {
+            State::Over => return None,
+            State::Waiting(proofs) if *proofs < PROOFS => *proofs += 1,
+            State::Waiting(_) => {
+                let multiples =
+                    |dense, scalars: u32| Multiples::windows(best_shared_window(dense, self.least), scalars as usize);
+                let header = &key.header;
+                *state = match (multiples(wires, header.n_vars), multiples(domain, header.domain_size)) {
+                    (Some(wires), Some(domain)) => State::Making(Box::new(self.sections().with_room(wires, domain)), 0),
+                    _ => State::Over,
+                };
+            }
+            State::Making(sections, step) => match sections.fill(*step) {
+                Some(true) => *step += 1,
+                Some(false) => *state = State::Over,
+                None => {
+                    if let State::Making(sections, _) = std::mem::replace(&mut *state, State::Over) {
+                        return Some(Grown { growing: self, state, sections: *sections });
+                    }
+                }
+            },
+        }
+        None
+    }
+}
+
+impl<I: Isa> Grown<'_, I> {
+    /// From now on proofs are computed with them.
+    pub(super) fn adopt(self) {
+        let Self { growing, state, sections } = self;
+        *growing.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(sections);
+        drop(state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use ark_ff::{BigInteger256, PrimeField, UniformRand};
+    use ark_std::rand::{SeedableRng, rngs::StdRng};
+
+    use super::super::lanes::portable::Portable;
+    use super::super::threads::Threads;
+    use super::super::{CpuBackend, CpuKey};
+    use super::*;
+    use crate::backend::{Backend, Commitments, LoadedKey, Quiet, selftest};
+    use crate::model::{Fr, StopToken, Witness};
+
+    const WIRES: usize = 70;
+
+    fn load(key: &Arc<ProvingKey>, multiples: bool) -> CpuKey<Portable> {
+        CpuKey::new(Portable, key.clone(), Arc::new(Threads::new(2).unwrap()), multiples).unwrap()
+    }
+
+    fn commit(key: &CpuKey<Portable>, witness: &Witness) -> Commitments {
+        key.commit(witness, &StopToken::new(), &Quiet).unwrap()
+    }
+
+    fn is_over(key: &CpuKey<Portable>) -> bool {
+        matches!(*key.sections.state.lock().unwrap(), State::Over)
+    }
+
+    fn has_multiples(key: &CpuKey<Portable>) -> bool {
+        matches!(key.sections.sections().wires, Multiples::Windows { .. })
+    }
+
+    /// Proves until nothing is being made any more; how often.
+    fn prove_often(key: &CpuKey<Portable>, witness: &Witness, expected: &Commitments) -> u32 {
+        (1..1000)
+            .find(|_| {
+                assert_eq!(commit(key, witness), *expected);
+                is_over(key)
+            })
+            .expect("an end to it")
+    }
+
+    fn any_witness(seed: u64) -> Witness {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let any: Vec<BigInteger256> = (0..WIRES).map(|_| Fr::rand(&mut rng).into_bigint()).collect();
+        Witness::from_canonical(any)
+    }
+
+    #[test]
+    fn a_key_that_proves_often_has_multiples_and_proves_the_same() {
+        let (key, witness, expected) = selftest::example(WIRES, 5, 64);
+        let key = Arc::new(key);
+        let (plain, growing) = (load(&key, false), load(&key, true));
+        for _ in 0..=PROOFS {
+            assert_eq!(commit(&growing, &witness), expected);
+            assert!(matches!(*growing.sections.state.lock().unwrap(), State::Waiting(_) | State::Making(_, 0)));
+        }
+        let proofs = prove_often(&growing, &witness, &expected);
+        assert!(has_multiples(&growing));
+        let sections = growing.sections.sections();
+        let steps = 4 * (sections.wires.of_each() - 1) + sections.domain.of_each() - 1;
+        assert_eq!(proofs as usize, steps + 1, "a step beside each proof, and then the end");
+        for seed in 0..20 {
+            let any = any_witness(seed);
+            assert_eq!(commit(&growing, &any), commit(&plain, &any));
+        }
+        assert_eq!(prove_often(&plain, &witness, &expected), 1, "it was over from the start");
+        assert!(!has_multiples(&plain));
+    }
+
+    #[test]
+    fn wrong_multiples_are_never_used() {
+        let (key, witness, expected) = selftest::example(WIRES, 5, 64);
+        let growing = load(&Arc::new(key), true);
+        while !matches!(*growing.sections.state.lock().unwrap(), State::Making(_, 20)) {
+            assert_eq!(commit(&growing, &witness), expected);
+        }
+        // As if memory had failed: of B in G1, a window again in the place of the next one.
+        if let State::Making(sections, step) = &mut *growing.sections.state.lock().unwrap() {
+            let other = Sections::convert(Portable, &growing.key).unwrap();
+            sections.a = other.h.with_room(sections.wires);
+            assert!((1..sections.wires.of_each()).all(|window| sections.a.fill(window)));
+            *step = sections.wires.of_each() - 1;
+        }
+        prove_often(&growing, &witness, &expected);
+        assert!(!has_multiples(&growing));
+        assert_eq!(commit(&growing, &witness), expected);
+    }
+
+    #[test]
+    fn a_key_with_a_multiple_at_infinity_does_without() {
+        let (key, witness, _) = selftest::example(WIRES, 5, 64);
+        // The last point of H: of order two, on whichever curve it is.
+        let mut h = key.sections.h.to_vec();
+        let y = h.len() - 32..;
+        h[y].fill(0);
+        let key = Arc::new(ProvingKey { sections: crate::model::KeySections { h: h.into(), ..key.sections }, ..key });
+        let growing = load(&key, true);
+        let expected = commit(&growing, &witness);
+        prove_often(&growing, &witness, &expected);
+        assert!(!has_multiples(&growing));
+    }
+
+    #[test]
+    fn multiples_are_within_what_the_footprint_says() {
+        let without = CpuBackend::new(1).unwrap();
+        let with = CpuBackend::new(1).unwrap().with_multiples(2 << 20);
+        for (wires, domain) in [(WIRES, 64), (7, 2), (2000, 2048)] {
+            let key = Arc::new(selftest::example(wires, 1, domain).0);
+            let [less, more] = [&without, &with].map(|backend| backend.footprint(&key).resident);
+            if wires == 2000 {
+                assert_eq!(less, more, "they would take more than they may");
+                continue;
+            }
+            assert_eq!(Some(more - less), most_bytes(&key));
+            for dense in [0, 1, wires] {
+                let growing = Growing::new(Sections::convert(Portable, &key).unwrap(), &key, true);
+                *growing.state.lock().unwrap() = State::Waiting(PROOFS);
+                assert!(growing.proved([dense, domain], &key).is_none());
+                let State::Making(sections, 0) = &*growing.state.lock().unwrap() else { panic!("not begun") };
+                let in_g1 = [&sections.a, &sections.b1, &sections.c, &sections.h].map(Bases::bytes);
+                let bytes: u64 = in_g1.iter().sum::<u64>() + sections.b2.bytes();
+                assert!(Some(bytes) <= most_bytes(&key), "{bytes} for {wires} wires, {dense} of them dense");
+            }
+        }
+    }
+}
