@@ -450,13 +450,29 @@ fn host_memory() -> u64 {
         let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
         line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
     });
-    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|t| t.trim().parse().ok());
-    match (machine, group) {
-        (Some(a), Some(b)) => std::cmp::min(a, b),
-        (Some(a), None) | (None, Some(a)) => a,
-        // No such files: not Linux. A modest machine.
-        (None, None) => 8 << 30,
-    }
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = group_memory(&groups, |file| std::fs::read_to_string(file).ok());
+    // No such files: not Linux. A modest machine.
+    machine.into_iter().chain(group).min().unwrap_or(8 << 30)
+}
+
+/// The least limit of memory among a process' control groups, of either version, and the groups above them. `groups` is
+/// /proc/self/cgroup. In a container it may name groups of the host, which are not to be seen there; then the container's
+/// own lies at the root.
+fn group_memory(groups: &str, read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
+    let limits = groups.lines().flat_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let (root, file) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            _ => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+        };
+        let has_memory = controllers.is_empty() || controllers.split(',').any(|name| name == "memory");
+        let above = Path::new(path).ancestors().filter(move |_| has_memory);
+        above.map(move |group| Path::new(root).join(group.strip_prefix("/").unwrap_or(group)).join(file))
+    });
+    // Of no limit, version 2 says "max", and version 1 a number larger than any machine.
+    limits.filter_map(|file| read(&file)?.trim().parse().ok()).min()
 }
 
 #[cfg(test)]
@@ -467,6 +483,30 @@ mod tests {
     fn a_part_of_a_device_is_its_drivers() {
         for (memory, left) in [(0, 0), (1 << 30, 896 << 20), (8 << 30, 7680 << 20), (80 << 30, 75 << 30)] {
             assert_eq!(beside_driver(memory), left, "of {memory}");
+        }
+    }
+
+    #[test]
+    fn memory_is_the_least_that_a_control_group_leaves() {
+        let files = [
+            ("/sys/fs/cgroup/memory.max", "900\n"),
+            ("/sys/fs/cgroup/system.slice/memory.max", "700\n"),
+            ("/sys/fs/cgroup/system.slice/worker.service/memory.max", "max\n"),
+            ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "800\n"),
+            ("/sys/fs/cgroup/memory/docker/memory.limit_in_bytes", "9223372036854771712\n"),
+        ];
+        let read =
+            |file: &Path| files.iter().find(|(name, _)| Path::new(name) == file).map(|(_, text)| (*text).to_owned());
+        for (groups, least) in [
+            ("", None),
+            ("3:cpu,cpuacct:/docker/0a\n", None),
+            // A container of its own, and what the host calls it.
+            ("0::/\n", Some(900)),
+            ("12:cpu:/\n4:memory:/docker/0a\n", Some(800)),
+            ("4:hugetlb,memory:/docker\n0::/none\n", Some(800)),
+            ("0::/system.slice/worker.service\n", Some(700)),
+        ] {
+            assert_eq!(group_memory(groups, read), least, "of {groups:?}");
         }
     }
 }
