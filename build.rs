@@ -121,7 +121,8 @@ mod cuda {
 
     /// The architectures asked for, ascending; none for `none`.
     fn archs() -> Result<Vec<u32>, String> {
-        let text = env::var("CUDA_ARCHS").unwrap_or_else(|_| ARCHS.into());
+        // Empty is unset: so Compose 1 passes a build argument that its environment does not have.
+        let text = env::var("CUDA_ARCHS").ok().filter(|text| !text.is_empty()).unwrap_or_else(|| ARCHS.into());
         if text.trim() == "none" {
             return Ok(Vec::new());
         }
