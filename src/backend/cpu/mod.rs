@@ -244,7 +244,9 @@ impl<I: Isa> CpuKey<I> {
         let steps = Steps { done: AtomicU32::new(0), stop: &StopToken::new(), on: &Quiet };
         match self.products(&grown.sections, w, &steps) {
             Ok((again, _)) if again == *proved => grown.adopt(),
-            _ => tracing::error!("multiples of a key's points do not come to what the points come to; proofs do without them"),
+            _ => tracing::error!(
+                "multiples of a key's points do not come to what the points come to; proofs do without them"
+            ),
         }
     }
 }
