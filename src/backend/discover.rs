@@ -71,7 +71,7 @@ pub struct ProcessorOptions {
     pub threads: Option<usize>,
     /// Its instructions.
     pub instructions: Instructions,
-    /// Most bytes that multiples of a key's points may take, for keys that prove often ([`CpuBackend::with_multiples`]).
+    /// Bytes for multiples of the points of keys that prove often ([`CpuBackend::with_multiples`]).
     pub multiples: u64,
 }
 

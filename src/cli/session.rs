@@ -39,8 +39,8 @@ pub fn devices(config: &Config) -> Result<Discovery, CliError> {
     let cpu = ProcessorOptions {
         threads: config.threads,
         instructions: config.cpu.parse::<Instructions>().map_err(CliError::Usage)?,
-        // Of what keys may take together, so that those of several circuits stay loaded.
-        multiples: host_keys(config.key_cache_bytes) / 8,
+        // Beside the keys themselves.
+        multiples: host_keys(config.key_cache_bytes) / 4,
     };
     let icicle = IcicleOptions {
         program: running_program(),

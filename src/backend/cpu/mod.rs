@@ -21,8 +21,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::mapped::release;
 use super::{Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress, Quiet};
-use crate::model::{G1, G2, ProvingKey, StopToken, Witness};
-use ark_ff::BigInteger256;
+use crate::model::{Fr, G1, G2, ProvingKey, StopToken, Witness};
+use ark_ff::{BigInteger256, Field, PrimeField};
 use digits::Multiples;
 pub use instructions::Instructions;
 use lanes::Isa;
@@ -31,7 +31,7 @@ use lanes::portable::Portable;
 use lanes::{avx2::Avx2, ifma::Avx512Ifma};
 use msm::{Bases, InG1, Pool, Sorted};
 use quotient::Constraints;
-use sections::{Growing, Sections, most_bytes};
+use sections::{Budget, Growing, Sections};
 use threads::Threads;
 
 /// The processor as a device.
@@ -39,8 +39,8 @@ pub struct CpuBackend {
     info: DeviceInfo,
     threads: Arc<Threads>,
     engine: Box<dyn Engine>,
-    /// Most bytes that multiples of a key's points may take.
-    multiples: u64,
+    /// For multiples of keys' points.
+    multiples: Arc<Budget>,
 }
 
 impl CpuBackend {
@@ -63,20 +63,15 @@ impl CpuBackend {
             threads,
             memory: 0,
         };
-        Ok(Self { info, threads: Arc::new(Threads::new(threads)?), engine, multiples: 0 })
+        Ok(Self { info, threads: Arc::new(Threads::new(threads)?), engine, multiples: Budget::new(0) })
     }
 
-    /// The same, with multiples of the points of keys that prove often, if they take no more than so many bytes a key: some
-    /// 24 times what the points take. For circuits of up to 2^15 rows, whose proofs are faster by them once a key has proved
-    /// some hundred times.
+    /// The same, with multiples of the points of keys that prove often, which take up to so many bytes for all keys together: of
+    /// a key some twenty times what its points take. For circuits of up to 2^15 rows, whose proofs are faster by them once a
+    /// key has proved some hundred times. They are not in [`Backend::footprint`].
     pub fn with_multiples(mut self, bytes: u64) -> Self {
-        self.multiples = bytes;
+        self.multiples = Budget::new(bytes);
         self
-    }
-
-    /// Bytes that multiples of a key's points may take; none where it does without.
-    fn multiples(&self, key: &ProvingKey) -> Option<u64> {
-        most_bytes(key).filter(|most| *most <= self.multiples)
     }
 
     /// Does work on the threads that proofs are computed on: what is parallel in it starts no others.
@@ -93,8 +88,8 @@ trait Engine: Send + Sync {
     fn name(&self) -> &'static str;
     /// Memory for a key.
     fn footprint(&self, key: &ProvingKey) -> Footprint;
-    /// Makes a key ready, for proofs with multiples of its points later on if so asked.
-    fn load(&self, key: Arc<ProvingKey>, threads: &Arc<Threads>, multiples: bool) -> Loaded;
+    /// Makes a key ready, for proofs with multiples of its points later on if there is room for them.
+    fn load(&self, key: Arc<ProvingKey>, threads: &Arc<Threads>, multiples: &Arc<Budget>) -> Loaded;
     /// Kernels by themselves, for benches.
     fn lab(&self) -> &dyn lab::Bench;
 }
@@ -151,8 +146,8 @@ impl<I: Isa> Engine for On<I> {
         }
     }
 
-    fn load(&self, key: Arc<ProvingKey>, threads: &Arc<Threads>, multiples: bool) -> Loaded {
-        Ok(Arc::new(threads.all().install(|| CpuKey::new(self.0, key, threads.clone(), multiples))?))
+    fn load(&self, key: Arc<ProvingKey>, threads: &Arc<Threads>, multiples: &Arc<Budget>) -> Loaded {
+        Ok(Arc::new(threads.all().install(|| CpuKey::new(self.0, key, threads.clone(), multiples.clone()))?))
     }
 
     fn lab(&self) -> &dyn lab::Bench {
@@ -166,8 +161,7 @@ impl Backend for CpuBackend {
     }
 
     fn footprint(&self, key: &ProvingKey) -> Footprint {
-        let without = self.engine.footprint(key);
-        Footprint { resident: without.resident + self.multiples(key).unwrap_or(0), ..without }
+        self.engine.footprint(key)
     }
 
     fn threads(&self, key: &ProvingKey) -> usize {
@@ -176,8 +170,7 @@ impl Backend for CpuBackend {
 
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
         let _at_work = self.threads.loading();
-        let multiples = self.multiples(&key).is_some();
-        self.engine.load(key, &self.threads, multiples)
+        self.engine.load(key, &self.threads, &self.multiples)
     }
 }
 
@@ -191,7 +184,7 @@ struct CpuKey<I: Isa> {
 }
 
 impl<I: Isa> CpuKey<I> {
-    fn new(isa: I, key: Arc<ProvingKey>, threads: Arc<Threads>, multiples: bool) -> Result<Self, BackendError> {
+    fn new(isa: I, key: Arc<ProvingKey>, threads: Arc<Threads>, multiples: Arc<Budget>) -> Result<Self, BackendError> {
         let constraints = Constraints::index(isa, &key)?;
         release(&key.sections.coefficients);
         let sections = Growing::new(Sections::convert(isa, &key)?, &key, multiples);
@@ -238,15 +231,25 @@ impl<I: Isa> CpuKey<I> {
         Ok((Commitments { a, b1, b2, c, h }, [wires, domain]))
     }
 
-    /// After a proof: has multiples of the points made, and once they are there, uses them if they come to the same.
-    fn grow(&self, w: &[BigInteger256], proved: &Commitments, dense: [usize; 2]) {
+    /// After a proof: has multiples of the points made, and once they are there, uses them if they come to what the points come
+    /// to. By scalars that have nearly every digit (of the topmost window half): those of a witness may be 0 and 1, which
+    /// ask for no multiple.
+    fn grow(&self, dense: [usize; 2]) {
         let Some(grown) = self.sections.proved(dense, &self.key) else { return };
-        let steps = Steps { done: AtomicU32::new(0), stop: &StopToken::new(), on: &Quiet };
-        match self.products(&grown.sections, w, &steps) {
-            Ok((again, _)) if again == *proved => grown.adopt(),
-            _ => tracing::error!(
-                "multiples of a key's points do not come to what the points come to; proofs do without them"
-            ),
+        let mut state = Fr::from(0x6d75_6c74_6970u64);
+        let next = || {
+            state = state.square() + Fr::from(7u64);
+            state.into_bigint()
+        };
+        let any: Vec<_> = std::iter::repeat_with(next).take(self.key.header.n_vars as usize).collect();
+        let by = |sections| {
+            let steps = Steps { done: AtomicU32::new(0), stop: &StopToken::new(), on: &Quiet };
+            self.products(sections, &any, &steps).map(|(products, _)| products)
+        };
+        if by(&grown.sections) == by(&self.sections.sections()) {
+            grown.adopt();
+        } else {
+            tracing::error!("multiples of a key's points do not come to what they should; proofs do without them");
         }
     }
 }
@@ -289,7 +292,7 @@ impl<I: Isa> LoadedKey for CpuKey<I> {
         let threads = self.threads.lend(self.threads.share(self.key.header.domain_size as usize));
         threads.pool().install(|| {
             let (proved, dense) = self.products(&self.sections.sections(), w, &steps)?;
-            self.grow(w, &proved, dense);
+            self.grow(dense);
             Ok(proved)
         })
     }

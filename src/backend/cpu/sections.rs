@@ -22,10 +22,44 @@ const PROOFS: u32 = 16;
 /// what they save (docs/benchmarks.md).
 const MOST_ROWS: u32 = 1 << 15;
 
-/// A share of the points' bytes, and a number of bytes, that multiples may take. Windows of 11 bits make 24 of each point;
-/// those of keys so small that narrower ones are better have some more.
+/// How many times the points' bytes, and how many more, multiples may take. Windows of 11 bits make 24 of each point; those of
+/// keys so small that narrower ones are better have some more.
 const MOST_OF_EACH: u64 = 24;
 const SPARE: u64 = 1 << 20;
+
+/// Memory for the multiples of all keys of a device.
+pub(super) struct Budget {
+    /// Bytes that nobody has.
+    free: Mutex<u64>,
+}
+
+/// A part of it, until dropped.
+struct Share {
+    budget: Arc<Budget>,
+    bytes: u64,
+}
+
+impl Budget {
+    pub(super) fn new(bytes: u64) -> Arc<Self> {
+        Arc::new(Self { free: Mutex::new(bytes) })
+    }
+
+    fn free(&self) -> MutexGuard<'_, u64> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(self: &Arc<Self>, bytes: u64) -> Option<Share> {
+        let mut free = self.free();
+        *free = free.checked_sub(bytes)?;
+        Some(Share { budget: self.clone(), bytes })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        *self.budget.free() += self.bytes;
+    }
+}
 
 /// Points by section, packed, those at infinity dropped.
 pub(super) struct Sections<I: Isa> {
@@ -38,6 +72,8 @@ pub(super) struct Sections<I: Isa> {
     pub(super) wires: Multiples,
     /// What H has of its.
     pub(super) domain: Multiples,
+    /// The memory that is counted for them; the last to go.
+    _share: Option<Share>,
 }
 
 impl<I: Isa> Sections<I> {
@@ -56,12 +92,18 @@ impl<I: Isa> Sections<I> {
         release(&s.b2);
         let (a, b1, c, h) =
             (g1(&s.a, 0, wires)?, g1(&s.b1, 0, wires)?, g1(&s.c, private, wires)?, g1(&s.h, 0, domain)?);
-        Ok(Self { a, b1, b2, c, h, wires: Multiples::few(wires), domain: Multiples::few(domain) })
+        let (wires, domain) = (Multiples::few(wires), Multiples::few(domain));
+        Ok(Self { a, b1, b2, c, h, wires, domain, _share: None })
     }
 
-    /// The same with room for other multiples.
-    fn with_room(&self, wires: Multiples, domain: Multiples) -> Self {
-        Self {
+    /// The same with room for other multiples, if that is to be had.
+    fn with_room(&self, wires: Multiples, domain: Multiples, budget: &Arc<Budget>) -> Option<Self> {
+        let in_g1 = [&self.a, &self.b1, &self.c].map(|bases| bases.bytes(wires));
+        let bytes = in_g1.iter().sum::<usize>() + self.b2.bytes(wires) + self.h.bytes(domain);
+        let share = budget.take(bytes as u64)?;
+        // Multiples are a gain, and no reason to end the program where the system refuses memory: it is asked first.
+        Vec::<u8>::new().try_reserve_exact(bytes).ok()?;
+        Some(Self {
             a: self.a.with_room(wires),
             b1: self.b1.with_room(wires),
             b2: self.b2.with_room(wires),
@@ -69,7 +111,8 @@ impl<I: Isa> Sections<I> {
             h: self.h.with_room(domain),
             wires,
             domain,
-        }
+            _share: Some(share),
+        })
     }
 
     /// Makes the multiples of step `step` of as many as there are: those of one section for one window. False if they cannot
@@ -100,16 +143,12 @@ fn bytes(key: &ProvingKey) -> u64 {
     [&s.a, &s.b1, &s.b2, &s.c, &s.h].map(|section| section.len() as u64).iter().sum()
 }
 
-/// Most bytes that multiples of a key's points take; none where they are of no use.
-pub(super) fn most_bytes(key: &ProvingKey) -> Option<u64> {
-    (key.header.domain_size <= MOST_ROWS).then(|| MOST_OF_EACH * bytes(key) + SPARE)
-}
-
 /// The sections of a key on their way to multiples.
 pub(super) struct Growing<I: Isa> {
     now: RwLock<Arc<Sections<I>>>,
     state: Mutex<State<I>>,
-    /// Fewest bits of a window, by the memory there is.
+    budget: Arc<Budget>,
+    /// Fewest bits of a window, by the memory that multiples may take.
     least: usize,
 }
 
@@ -131,13 +170,14 @@ pub(super) struct Grown<'a, I: Isa> {
 }
 
 impl<I: Isa> Growing<I> {
-    /// Sections that will have multiples once the key has proved often, if `multiples` says so.
-    pub(super) fn new(sections: Sections<I>, key: &ProvingKey, multiples: bool) -> Self {
-        let state = if multiples { State::Waiting(0) } else { State::Over };
-        let of_each = most_bytes(key).unwrap_or(0) / bytes(key).max(1);
+    /// Sections that will have multiples once the key has proved often, if it is a small one and the budget has room then.
+    pub(super) fn new(sections: Sections<I>, key: &ProvingKey, budget: Arc<Budget>) -> Self {
+        let small = key.header.domain_size <= MOST_ROWS;
+        let state = if small { State::Waiting(0) } else { State::Over };
+        let of_each = MOST_OF_EACH + SPARE / bytes(key).max(1);
         let fits = |bits: &usize| Multiples::Windows { bits: *bits, wire: 0 }.of_each() as u64 <= of_each;
         let least = (1..MAX_WINDOW).find(fits).unwrap_or(MAX_WINDOW);
-        Self { now: RwLock::new(Arc::new(sections)), state: Mutex::new(state), least }
+        Self { now: RwLock::new(Arc::new(sections)), state: Mutex::new(state), budget, least }
     }
 
     /// The sections as they are now.
@@ -156,10 +196,16 @@ impl<I: Isa> Growing<I> {
                 let multiples =
                     |dense, scalars: u32| Multiples::windows(best_shared_window(dense, self.least), scalars as usize);
                 let header = &key.header;
-                *state = match (multiples(wires, header.n_vars), multiples(domain, header.domain_size)) {
-                    (Some(wires), Some(domain)) => State::Making(Box::new(self.sections().with_room(wires, domain)), 0),
-                    _ => State::Over,
+                let (Some(wires), Some(domain)) =
+                    (multiples(wires, header.n_vars), multiples(domain, header.domain_size))
+                else {
+                    *state = State::Over;
+                    return None;
                 };
+                // Where there is no room, there may be some once other keys are gone.
+                if let Some(sections) = self.sections().with_room(wires, domain, &self.budget) {
+                    *state = State::Making(Box::new(sections), 0);
+                }
             }
             State::Making(sections, step) => match sections.fill(*step) {
                 Some(true) => *step += 1,
@@ -190,17 +236,17 @@ mod tests {
     use ark_ff::{BigInteger256, PrimeField, UniformRand};
     use ark_std::rand::{SeedableRng, rngs::StdRng};
 
+    use super::super::CpuKey;
     use super::super::lanes::portable::Portable;
     use super::super::threads::Threads;
-    use super::super::{CpuBackend, CpuKey};
     use super::*;
-    use crate::backend::{Backend, Commitments, LoadedKey, Quiet, selftest};
+    use crate::backend::{Commitments, LoadedKey, Quiet, selftest};
     use crate::model::{Fr, StopToken, Witness};
 
     const WIRES: usize = 70;
 
-    fn load(key: &Arc<ProvingKey>, multiples: bool) -> CpuKey<Portable> {
-        CpuKey::new(Portable, key.clone(), Arc::new(Threads::new(2).unwrap()), multiples).unwrap()
+    fn load(key: &Arc<ProvingKey>, budget: u64) -> CpuKey<Portable> {
+        CpuKey::new(Portable, key.clone(), Arc::new(Threads::new(2).unwrap()), Budget::new(budget)).unwrap()
     }
 
     fn commit(key: &CpuKey<Portable>, witness: &Witness) -> Commitments {
@@ -235,7 +281,7 @@ mod tests {
     fn a_key_that_proves_often_has_multiples_and_proves_the_same() {
         let (key, witness, expected) = selftest::example(WIRES, 5, 64);
         let key = Arc::new(key);
-        let (plain, growing) = (load(&key, false), load(&key, true));
+        let (plain, growing) = (load(&key, 0), load(&key, 1 << 30));
         for _ in 0..=PROOFS {
             assert_eq!(commit(&growing, &witness), expected);
             assert!(matches!(*growing.sections.state.lock().unwrap(), State::Waiting(_) | State::Making(_, 0)));
@@ -249,27 +295,58 @@ mod tests {
             let any = any_witness(seed);
             assert_eq!(commit(&growing, &any), commit(&plain, &any));
         }
-        assert_eq!(prove_often(&plain, &witness, &expected), 1, "it was over from the start");
-        assert!(!has_multiples(&plain));
+        let free = *growing.sections.budget.free();
+        assert!(free < 1 << 30, "they are counted");
+        let budget = growing.sections.budget.clone();
+        drop((sections, growing));
+        assert_eq!(*budget.free(), 1 << 30, "and no longer, once the key is gone");
+    }
+
+    #[test]
+    fn a_key_without_room_waits_for_some() {
+        let (key, witness, expected) = selftest::example(WIRES, 5, 64);
+        let growing = load(&Arc::new(key), 1000);
+        for _ in 0..2 * PROOFS {
+            assert_eq!(commit(&growing, &witness), expected);
+        }
+        assert!(matches!(*growing.sections.state.lock().unwrap(), State::Waiting(PROOFS)));
+        assert_eq!(*growing.sections.budget.free(), 1000);
+        *growing.sections.budget.free() = 1 << 30;
+        commit(&growing, &witness);
+        assert!(matches!(*growing.sections.state.lock().unwrap(), State::Making(_, 0)));
+    }
+
+    /// All multiples of the key's points, made at once.
+    fn made(key: &CpuKey<Portable>) -> (Sections<Portable>, usize) {
+        let windows = |scalars: usize| Multiples::windows(9, scalars).unwrap();
+        let room = key.sections.sections().with_room(windows(WIRES), windows(64), &key.sections.budget);
+        let mut sections = room.unwrap();
+        let steps = (0..).take_while(|step| sections.fill(*step).inspect(|made| assert!(made)).is_some()).count();
+        (sections, steps)
     }
 
     #[test]
     fn wrong_multiples_are_never_used() {
         let (key, witness, expected) = selftest::example(WIRES, 5, 64);
-        let growing = load(&Arc::new(key), true);
-        while !matches!(*growing.sections.state.lock().unwrap(), State::Making(_, 20)) {
+        let key = Arc::new(key);
+        for wrong in 0..6 {
+            let growing = load(&key, 1 << 30);
+            let (mut sections, steps) = made(&growing);
+            // As if memory had failed: two points of a window change places, in one section after the other.
+            match wrong {
+                0 => sections.a.spoil(3),
+                1 => sections.b1.spoil(27),
+                2 => sections.b2.spoil(1),
+                3 => sections.c.spoil(2),
+                4 => sections.h.spoil(20),
+                _ => {}
+            }
+            *growing.sections.state.lock().unwrap() = State::Making(Box::new(sections), steps);
+            assert_eq!(commit(&growing, &witness), expected);
+            assert!(is_over(&growing));
+            assert_eq!(has_multiples(&growing), wrong == 5, "section {wrong}");
             assert_eq!(commit(&growing, &witness), expected);
         }
-        // As if memory had failed: of B in G1, a window again in the place of the next one.
-        if let State::Making(sections, step) = &mut *growing.sections.state.lock().unwrap() {
-            let other = Sections::convert(Portable, &growing.key).unwrap();
-            sections.a = other.h.with_room(sections.wires);
-            assert!((1..sections.wires.of_each()).all(|window| sections.a.fill(window)));
-            *step = sections.wires.of_each() - 1;
-        }
-        prove_often(&growing, &witness, &expected);
-        assert!(!has_multiples(&growing));
-        assert_eq!(commit(&growing, &witness), expected);
     }
 
     #[test]
@@ -280,33 +357,54 @@ mod tests {
         let y = h.len() - 32..;
         h[y].fill(0);
         let key = Arc::new(ProvingKey { sections: crate::model::KeySections { h: h.into(), ..key.sections }, ..key });
-        let growing = load(&key, true);
+        let growing = load(&key, 1 << 30);
         let expected = commit(&growing, &witness);
         prove_often(&growing, &witness, &expected);
         assert!(!has_multiples(&growing));
+        assert_eq!(*growing.sections.budget.free(), 1 << 30);
     }
 
-    #[test]
-    fn multiples_are_within_what_the_footprint_says() {
-        let without = CpuBackend::new(1).unwrap();
-        let with = CpuBackend::new(1).unwrap().with_multiples(2 << 20);
-        for (wires, domain) in [(WIRES, 64), (7, 2), (2000, 2048)] {
-            let key = Arc::new(selftest::example(wires, 1, domain).0);
-            let [less, more] = [&without, &with].map(|backend| backend.footprint(&key).resident);
-            if wires == 2000 {
-                assert_eq!(less, more, "they would take more than they may");
-                continue;
-            }
-            assert_eq!(Some(more - less), most_bytes(&key));
+    fn keeps_to_its_bounds<I: Isa>(isa: I) {
+        for (wires, public, domain) in [(WIRES, 1, 64), (7, 1, 2), (34, 0, 2), (2000, 1, 2048)] {
+            let key = selftest::example(wires, public, domain).0;
             for dense in [0, 1, wires] {
-                let growing = Growing::new(Sections::convert(Portable, &key).unwrap(), &key, true);
+                let budget = Budget::new(1 << 40);
+                let growing = Growing::new(Sections::convert(isa, &key).unwrap(), &key, budget.clone());
                 *growing.state.lock().unwrap() = State::Waiting(PROOFS);
                 assert!(growing.proved([dense, domain], &key).is_none());
                 let State::Making(sections, 0) = &*growing.state.lock().unwrap() else { panic!("not begun") };
-                let in_g1 = [&sections.a, &sections.b1, &sections.c, &sections.h].map(Bases::bytes);
-                let bytes: u64 = in_g1.iter().sum::<u64>() + sections.b2.bytes();
-                assert!(Some(bytes) <= most_bytes(&key), "{bytes} for {wires} wires, {dense} of them dense");
+                let in_g1 = [&sections.a, &sections.b1, &sections.c, &sections.h].map(Bases::taken);
+                let bytes = in_g1.iter().sum::<usize>() + sections.b2.taken();
+                assert_eq!((1 << 40) - *budget.free(), bytes as u64, "what is counted is what is taken");
+                // Sections are filled up to whole vectors.
+                let most = MOST_OF_EACH * (super::bytes(&key) + 6 * 16 * 64) + 2 * SPARE;
+                assert!(bytes as u64 <= most, "{bytes} for {wires} wires, {dense} of them dense, {}", I::NAME);
             }
         }
+    }
+
+    #[test]
+    fn multiples_take_what_is_counted_for_them() {
+        keeps_to_its_bounds(Portable);
+        #[cfg(target_arch = "x86_64")]
+        match super::super::lanes::ifma::Avx512Ifma::detect() {
+            Some(isa) => keeps_to_its_bounds(isa),
+            None => eprintln!("SKIPPED on avx512ifma, which this processor does not have"),
+        }
+    }
+
+    #[test]
+    fn large_keys_do_without() {
+        let mut key = selftest::example(WIRES, 5, 64).0;
+        let sections = || Sections::convert(Portable, &key).unwrap();
+        let (small, large) = (sections(), sections());
+        let over = |sections, key: &ProvingKey| {
+            let growing = Growing::new(sections, key, Budget::new(1 << 40));
+            matches!(*growing.state.lock().unwrap(), State::Over)
+        };
+        key.header.domain_size = MOST_ROWS;
+        assert!(!over(small, &key));
+        key.header.domain_size = 2 * MOST_ROWS;
+        assert!(over(large, &key));
     }
 }

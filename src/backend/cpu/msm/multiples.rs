@@ -35,10 +35,22 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
         Self { isa: self.isa, points, places, multiples, curve: std::marker::PhantomData }
     }
 
-    /// Bytes that the points take, with their multiples.
+    /// Bytes that the points would take with these multiples.
+    pub(in crate::backend::cpu) fn bytes(&self, multiples: Multiples) -> usize {
+        multiples.of_each() * (self.places.kept as usize).next_multiple_of(I::LANES) * C::HALVES * size_of::<Pair>()
+    }
+
+    /// Bytes that they take.
     #[cfg(test)]
-    pub(in crate::backend::cpu) fn bytes(&self) -> u64 {
-        (self.points.len() * C::HALVES * size_of::<Pair>()) as u64
+    pub(in crate::backend::cpu) fn taken(&self) -> usize {
+        self.points.len() * C::HALVES * size_of::<Pair>()
+    }
+
+    /// Has two points of a window change places.
+    #[cfg(test)]
+    pub(in crate::backend::cpu) fn spoil(&mut self, window: usize) {
+        let at = window * self.places.apart as usize;
+        self.points.halves[..C::HALVES].iter_mut().for_each(|half| half.swap(at, at + 1));
     }
 
     /// Makes the multiples for a window, at least 1, from those for the window before. False if one is the point at infinity,
