@@ -40,7 +40,8 @@ pub struct R1cs {
     pub n_pub_out: u32,
     /// Public inputs: the wires after the outputs.
     pub n_pub_in: u32,
-    /// Private inputs: the wires after the public inputs.
+    /// Private inputs: the wires after the public inputs. circom counts those, too, that the circuit does not use, which have
+    /// no wire.
     pub n_prv_in: u32,
     /// Signals of the source before the compiler simplified; as the file says, unchecked.
     pub n_labels: u64,
@@ -110,9 +111,10 @@ pub fn parse(file: &[u8]) -> Result<R1cs, FormatError> {
     let n_labels = h.u64("nLabels")?;
     let n_constraints = h.u32("nConstraints")?;
     h.finish()?;
-    let named = 1 + u64::from(n_pub_out) + u64::from(n_pub_in) + u64::from(n_prv_in);
+    // Private inputs may be more than there are wires: circom counts those too that it gives none, as nothing asks for them.
+    let named = 1 + u64::from(n_pub_out) + u64::from(n_pub_in);
     if named > u64::from(n_wires) {
-        let expected = format!("at least {named}: the constant 1, outputs and inputs");
+        let expected = format!("at least {named}: the constant 1, public outputs and public inputs");
         return Err(mismatch(h.place("nWires"), expected, n_wires));
     }
     // nWires decides how large a key gets: what claims it has to pay for it in bytes.

@@ -209,7 +209,7 @@ fn a_development_key_for_somebody_elses_circuit_serves_both_programs() {
 
 #[test]
 fn a_development_key_for_each_own_circuit_serves_both_programs() {
-    for name in ["multiplier", "range_check", "mimc_preimage", "bus_transfer", "multiplier_v1"] {
+    for name in ["multiplier", "range_check", "mimc_preimage", "bus_transfer", "multiplier_v1", "unused_input"] {
         development_key(OWN, &format!("{name}.r1cs"), &format!("{name}.wtns"));
     }
 }

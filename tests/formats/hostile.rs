@@ -371,9 +371,10 @@ fn a_constraint_system_must_keep_to_its_counts() {
     {
         says(&refused(&patch(&file, 1, 60, &n.to_le_bytes())), &["section 2 (constraints)", part]);
     }
-    // nWires, and then outputs and inputs that it has no room for.
-    says(&refused(&patch(&file, 1, 36, &3u32.to_le_bytes())), &["nWires", "at least 4"]);
-    says(&refused(&patch(&file, 1, 40, &[0xff; 12])), &["nWires", "at least 12884901886"]);
+    // nWires, and then public outputs and inputs that it has no room for.
+    says(&refused(&patch(&file, 1, 36, &1u32.to_le_bytes())), &["nWires", "at least 2"]);
+    says(&refused(&patch(&file, 1, 40, &[0xff; 8])), &["nWires", "at least 8589934591"]);
+    says(&refused(&patch(&file, 1, 36, &3u32.to_le_bytes())), &["section 3", "24 bytes for 3 wires"]);
     says(&refused(&edit(&file, 1, |s| s.push(0))), &["section 1 (header)"]);
 }
 

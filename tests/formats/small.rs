@@ -217,6 +217,16 @@ fn a_constraint_system_reads_and_tells_good_witnesses_from_bad() {
     assert_eq!(check(&[1, 33, 3, 11, 0]), Err(r1cs::Unsatisfied::Length { expected: 4, got: 5 }));
 }
 
+/// circom counts private inputs that it gives no wire, as the circuit does not use them.
+#[test]
+fn private_inputs_may_be_more_than_there_are_wires() {
+    let mut sections = split(&r1cs_file());
+    sections.retain(|(id, _)| *id != 1);
+    sections.push((1, r1cs_header([4, 1, 0, 9], 4, 2)));
+    let system = r1cs::parse(&join(b"r1cs", 1, &sections)).unwrap();
+    assert_eq!((system.n_wires, system.n_prv_in, system.n_public()), (4, 9, 1));
+}
+
 #[test]
 fn a_count_of_no_custom_gates_is_no_custom_gates() {
     let mut sections = split(&r1cs_file());

@@ -19,7 +19,9 @@ fn agrees(wasm: &Path, input: &Path, wtns_file: &Path) {
 
 #[test]
 fn own_circuits_give_the_witness_of_snarkjs() {
-    for name in ["multiplier", "range_check", "mimc_preimage", "bus_transfer", "operators", "multiplier_v1"] {
+    for name in
+        ["multiplier", "range_check", "mimc_preimage", "bus_transfer", "operators", "multiplier_v1", "unused_input"]
+    {
         let file = |extension| circuits().join(format!("{name}.{extension}"));
         agrees(&file("wasm"), &file("input.json"), &file("wtns"));
     }
