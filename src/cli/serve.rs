@@ -1,5 +1,6 @@
 //! `serve`: the worker, until a signal.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,9 @@ use crate::worker::{Faults, OpenError, Options, Readiness, Status, Worker, Works
 const DATABASE_WAIT: Duration = Duration::from_secs(300);
 /// How often it tries.
 const DATABASE_AGAIN: Duration = Duration::from_secs(2);
+/// Signals that come within this time of the first are the same wish: `timeout` signals its child and then the child's group,
+/// and so do some supervisors.
+const SAME_WISH: Duration = Duration::from_secs(1);
 /// How long open HTTP requests have to finish at the end.
 const HTTP_WAIT: Duration = Duration::from_secs(3);
 
@@ -32,8 +36,8 @@ pub struct Args {
     fault_at: Option<Faults>,
 }
 
-/// Runs the worker. The first signal drains it; the second ends it at once. Devices that do not come back drain it too, and
-/// then it fails.
+/// Runs the worker. The first signal drains it; a second one, a second later or more, has it hand back at once what is left,
+/// and then it fails. Devices that do not come back drain it too, and then it fails.
 pub fn run(args: Args, _: &Output) -> Result<(), CliError> {
     let config = session::config()?;
     telemetry::init_logs(&config.log_level, config.log_json);
@@ -74,17 +78,26 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
     }
 
     readiness.set(Status::Draining);
-    let left = tokio::select! {
-        left = worker.drain() => left,
-        () = signals.next() => {
-            tracing::warn!("second signal: ending at once; leases will lapse");
-            return Err(CliError::failed("ended by a second signal before running jobs were handed back"));
+    let (asked, hurried) = (Instant::now(), Cell::new(false));
+    let hurry = async {
+        loop {
+            signals.next().await;
+            if asked.elapsed() >= SAME_WISH {
+                break;
+            }
         }
+        hurried.set(true);
+        tracing::warn!("second signal: what is in hand is handed back at once");
     };
+    let left = worker.drain_until(hurry).await;
     stop_http.send_replace(true);
     let _ = tokio::time::timeout(HTTP_WAIT, async { while tasks.join_next().await.is_some() {} }).await;
     tracing::info!(handed_back = left, "end");
-    dead.map_or(Ok(()), |why| Err(CliError::failed(why)))
+    match dead {
+        Some(why) => Err(CliError::failed(why)),
+        None if hurried.get() => Err(CliError::failed("ended by a second signal before its jobs were done")),
+        None => Ok(()),
+    }
 }
 
 /// Opens the workspace, as soon as its database is there: who starts both at once should not have to see to their order.

@@ -65,6 +65,8 @@ use surroundings::Surroundings;
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long stopped jobs have to notice. They look between steps of a proof.
 const STOP_WAIT: Duration = Duration::from_secs(10);
+/// The same where whoever asked is in a hurry.
+const HURRY: Duration = Duration::from_secs(1);
 /// How often they are told.
 const STOP_AGAIN: Duration = Duration::from_millis(100);
 /// How long the store has to take back the jobs that did not.
@@ -312,7 +314,13 @@ impl Worker {
 
     /// Stops claiming, hands back jobs whose proof has not begun, gives the others the grace period to finish, and hands back
     /// what is left. Returns the number handed back or given up.
-    pub async fn drain(mut self) -> usize {
+    pub async fn drain(self) -> usize {
+        self.drain_until(std::future::pending()).await
+    }
+
+    /// The same, but from the time that `hurry` is done no job has any more time: what does not stop within a second is handed
+    /// back as it is.
+    pub async fn drain_until(mut self, hurry: impl Future<Output = ()>) -> usize {
         self.draining.send_replace(true);
         let grace = self.ctx.options.grace;
         tracing::info!(in_hand = self.ctx.keeper.held().len(), grace_s = grace.as_secs(), "draining");
@@ -320,16 +328,26 @@ impl Worker {
         let mut left = 0;
         // Not once: the dispatcher may have been about to begin some.
         let mut again = tokio::time::interval(STOP_AGAIN);
-        let all = async {
-            loop {
-                tokio::select! {
-                    _ = again.tick() => left += self.ctx.keeper.stop(StopReason::Draining, begun.elapsed() >= grace),
-                    ended = self.dispatch.join_next() => if ended.is_none() { return },
+        let late = tokio::time::sleep(grace + STOP_WAIT);
+        tokio::pin!(late, hurry);
+        let mut hurried = false;
+        loop {
+            tokio::select! {
+                _ = again.tick() => {
+                    left += self.ctx.keeper.stop(StopReason::Draining, hurried || begun.elapsed() >= grace);
+                }
+                ended = self.dispatch.join_next() => if ended.is_none() { break },
+                () = &mut hurry, if !hurried => {
+                    hurried = true;
+                    let soon = tokio::time::Instant::now() + HURRY;
+                    let deadline = late.deadline().min(soon);
+                    late.as_mut().reset(deadline);
+                }
+                () = &mut late => {
+                    self.hand_back().await;
+                    break;
                 }
             }
-        };
-        if tokio::time::timeout(grace + STOP_WAIT, all).await.is_err() {
-            self.hand_back().await;
         }
         self.others.shutdown().await;
         let closed = tokio::time::timeout(STOP_WAIT, self.ctx.queue.close()).await;

@@ -52,19 +52,42 @@ fn a_busy_worker_finishes_or_hands_back_what_it_has_and_claims_no_more() {
     });
 }
 
-/// A second signal does not wait for the grace period.
+/// `timeout` and some supervisors signal a child and then its group: that is one wish, and no job is lost by it.
 #[test]
-fn a_second_signal_ends_at_once() {
+fn signals_that_come_together_are_one() {
     let site = Site::new();
     let id = site.submit(3, 4);
-    let mut worker =
-        site.serve(&["--fault-at", "after_prove:sleep"], &[("PROVER_GRACE_SECS", "86400"), ("PROVER_LEASE_SECS", "1")]);
+    let mut worker = site.serve(&["--fault-at", "after_witness:sleep"], &[("PROVER_GRACE_SECS", "86400")]);
+    worker.wait_log("fault point reached", 1);
+    worker.terminate();
+    worker.signal(rustix::process::Signal::INT);
+    worker.terminate();
+    let status = worker.wait();
+    assert!(status.success(), "{status}; log:\n{}", worker.log());
+    let job = site.job(&id);
+    assert_eq!(job["state"], "queued", "{job}");
+    assert_eq!(job["tries"], serde_json::json!({"transient": 0, "device": 0, "lost": 0}));
+}
+
+/// A later signal does not wait for the grace period: what is in hand is handed back, even if it does not stop.
+#[test]
+fn a_second_signal_hands_back_at_once() {
+    let site = Site::new();
+    let id = site.submit(3, 4);
+    let mut worker = site.serve(&["--fault-at", "after_prove:sleep"], &[("PROVER_GRACE_SECS", "86400")]);
     worker.wait_log("fault point reached", 1);
     worker.terminate();
     worker.wait_log("draining", 1);
-    worker.terminate();
+    // Until one has come late enough.
+    until("the second signal", || {
+        worker.terminate();
+        (worker.count("second signal") > 0).then_some(())
+    });
     assert_eq!(worker.wait().code(), Some(1), "log:\n{}", worker.log());
-    let _next = site.serve(&[], &[("PROVER_LEASE_SECS", "1")]);
+    let job = site.job(&id);
+    assert_eq!(job["state"], "queued", "{job}");
+    assert_eq!(job["tries"], serde_json::json!({"transient": 0, "device": 0, "lost": 0}));
+    let _next = site.serve(&[], &[]);
     site.wait_for(&id, "done");
     site.assert_done_once(&id, 12);
 }
