@@ -34,13 +34,11 @@ use zeroize::Zeroizing;
 
 use super::App;
 use super::problem::Problem;
-use super::server::{Room, Stopping, body};
+use super::server::{ENVELOPE, Room, Stopping, body};
 use crate::model::{Circuit, CircuitName, Job, JobId, JobState, Priority};
 use crate::store::{Cancelled, JobFilter, Scope, Submitted};
 use crate::worker::{SubmitRequest, request};
 
-/// Bytes of a JSON submit beside its input.
-const ENVELOPE: usize = 64 << 10;
 /// Jobs in a list at most.
 const MOST: u32 = 1000;
 /// Longest wait for a job, seconds.

@@ -29,6 +29,8 @@ const HEAD_TIME: Duration = Duration::from_secs(30);
 const BODY_TIME: Duration = Duration::from_secs(300);
 /// Open connections of a listener: so many, where files can be opened four times as often.
 const CONNECTIONS: usize = 4096;
+/// Bytes of a JSON submit beside its input.
+pub(super) const ENVELOPE: usize = 64 << 10;
 /// Bodies of up to so many bytes are read as they come.
 const SMALL: usize = 64 << 10;
 /// Bytes of larger ones at a time: of four as large as one may be, and so many at least.
@@ -140,6 +142,10 @@ fn is_of_connection(e: &io::Error) -> bool {
 /// A request's body, within the router's limit; `most` is what that says of inputs.
 pub(super) async fn body(room: &Room, request: Request, most: usize) -> Result<Body, Problem> {
     let size = request.body().size_hint();
+    // Before it waits for room, and before anything of it has arrived.
+    if size.lower() > most.saturating_add(ENVELOPE) as u64 {
+        return Err(too_large(most));
+    }
     let (arrives, largest) = (size.exact().unwrap_or(u64::MAX), most as u64);
     let _room = if arrives <= SMALL as u64 {
         None
@@ -149,6 +155,10 @@ pub(super) async fn body(room: &Room, request: Request, most: usize) -> Result<B
         Some(turn(room, u32::try_from(units).unwrap_or(u32::MAX)).await?)
     };
     Ok(Body { bytes: body_within(BODY_TIME, request, most).await?, _room })
+}
+
+fn too_large(most: usize) -> Problem {
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the input may have at most {most} bytes"))
 }
 
 async fn turn(room: &Room, units: u32) -> Result<OwnedSemaphorePermit, Problem> {
@@ -162,9 +172,7 @@ async fn turn(room: &Room, units: u32) -> Result<OwnedSemaphorePermit, Problem> 
 async fn body_within(time: Duration, request: Request, most: usize) -> Result<Bytes, Problem> {
     match tokio::time::timeout(time, Bytes::from_request(request, &())).await {
         Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(e)) if e.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-            Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the input may have at most {most} bytes")))
-        }
+        Ok(Err(e)) if e.status() == StatusCode::PAYLOAD_TOO_LARGE => Err(too_large(most)),
         Ok(Err(e)) => Err(Problem::new(e.status(), "the body could not be read")),
         Err(_) => {
             let why = format!("the body did not arrive within {} s", time.as_secs());
@@ -177,11 +185,14 @@ async fn body_within(time: Duration, request: Request, most: usize) -> Result<By
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::net::SocketAddr;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
 
     use axum::body::Body;
     use axum::response::IntoResponse;
     use axum::routing::get;
     use futures::StreamExt;
+    use hyper::body::{Frame, SizeHint};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::task::JoinHandle;
 
@@ -256,6 +267,32 @@ mod tests {
         let endless = Body::from_stream(endless.chain(futures::stream::pending()));
         let answer = body_within(Duration::from_millis(10), post(endless), 3).await.unwrap_err().into_response();
         assert_eq!(answer.status(), StatusCode::REQUEST_TIMEOUT);
+    }
+
+    /// A body of which nothing arrives.
+    struct Announced(u64);
+
+    impl HttpBody for Announced {
+        type Data = Bytes;
+        type Error = io::Error;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+            Poll::Pending
+        }
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(self.0)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_announced_as_too_large_is_refused_before_it_takes_room_or_time() {
+        let most = 1 << 20;
+        let room = Room(Arc::new(Semaphore::new(0)));
+        let post = |bytes: usize| Request::post("/").body(Body::new(Announced(bytes as u64))).unwrap();
+        let answer = body(&room, post(most + ENVELOPE + 1), most).await.err().unwrap().into_response();
+        assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        let within = body(&room, post(most + ENVELOPE), most);
+        assert!(tokio::time::timeout(Duration::from_millis(50), within).await.is_err(), "waits for room");
     }
 
     #[tokio::test]
