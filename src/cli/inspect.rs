@@ -37,7 +37,7 @@ struct Report {
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let bytes = files::map(&args.file)?;
     let bar = out.bar("inspect");
-    let (kind, details) = look(&args.file, &bytes, args.check)?;
+    let (kind, details) = look(&args.file, &bytes, args.check, out)?;
     let sha256 = ContentHash::of(&bytes);
     bar.finish_and_clear();
     let Value::Object(details) = details else { return Err(CliError::failed("a report is an object")) };
@@ -64,7 +64,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     Ok(())
 }
 
-fn look(path: &Path, bytes: &bytes::Bytes, check: bool) -> Result<(&'static str, Value), CliError> {
+fn look(path: &Path, bytes: &bytes::Bytes, check: bool, out: &Output) -> Result<(&'static str, Value), CliError> {
     match bytes.get(..4) {
         Some(b"zkey") => {
             let key = files::parsed(path, zkey::parse(bytes.clone()))?;
@@ -103,7 +103,7 @@ fn look(path: &Path, bytes: &bytes::Bytes, check: bool) -> Result<(&'static str,
         }
         Some(b"\0asm") => {
             let config = session::config()?;
-            let program = witness::load(bytes, &config).map_err(|e| about(path, witness::in_time(e, &config)))?;
+            let program = witness::load(bytes, &config, out).map_err(|e| about(path, witness::in_time(e, &config)))?;
             Ok(("circom witness program", serde_json::to_value(program.info()).map_err(CliError::failed)?))
         }
         _ => json_document(path),

@@ -112,7 +112,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let start = Instant::now();
     let witness = match &plan.witness {
         Source::File(path) => files::witness(path)?,
-        Source::Program { wasm, input } => witness::compute(wasm, input, &config)?,
+        Source::Program { wasm, input } => witness::compute(wasm, input, &config, out)?,
     };
     let witness_ms = ms(start.elapsed());
 

@@ -38,7 +38,7 @@ struct Report<'a> {
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     files::distinct(&[&args.wasm, &args.input], &[&args.out])?;
     let bar = out.bar("witness");
-    let witness = compute(&args.wasm, &args.input, &session::config()?)?;
+    let witness = compute(&args.wasm, &args.input, &session::config()?, out)?;
     bar.finish_and_clear();
     files::write_secret(&args.out, |to| wtns::write(&witness, to))?;
     let report = Report { witness: &args.out, values: witness.len() };
@@ -47,13 +47,13 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
 }
 
 /// Computes the witness of the inputs in a file by the program in another.
-pub fn compute(wasm: &Path, input: &Path, config: &Config) -> Result<Witness, CliError> {
+pub fn compute(wasm: &Path, input: &Path, config: &Config, out: &Output) -> Result<Witness, CliError> {
     let inputs = {
         let json = files::input(input)?;
         Inputs::parse(&json).map_err(|e| about(input, e))?
     };
     let program = files::map(wasm)?;
-    let loaded = load(&program, config).map_err(|e| about(wasm, in_time(e, config)))?;
+    let loaded = load(&program, config, out).map_err(|e| about(wasm, in_time(e, config)))?;
     loaded.generate(&inputs, &StopToken::new()).map_err(|e| match e {
         WitnessError::Stopped(_) => about(wasm, in_time(e, config)),
         e => about(input, e),
@@ -71,10 +71,20 @@ pub fn in_time(e: WitnessError, config: &Config) -> String {
     }
 }
 
-/// Loads a witness program within the configured bounds.
-pub fn load(program: &[u8], config: &Config) -> Result<WasmWitness, WitnessError> {
+/// Loads a witness program within the configured bounds. Where what is compiled cannot be kept in the data folder, it is in
+/// a folder that goes with this process: that costs time and no more.
+pub fn load(program: &[u8], config: &Config, out: &Output) -> Result<WasmWitness, WitnessError> {
     let limits = RegistryLimits::for_witness(config.witness_timeout, config.witness_memory).witness;
-    WasmWitness::load(program, limits, &module_cache(config))
+    let mut cache = module_cache(config);
+    let mut passing = None;
+    if let Err(why) = cache.usable() {
+        out.note(format_args!("compiled witness programs are not kept: {why} (PROVER_DATA_DIR names another folder)"));
+        passing = tempfile::tempdir().ok();
+        cache.dir = passing.as_ref().map(|folder| folder.path().to_owned());
+    }
+    let loaded = WasmWitness::load(program, limits, &cache);
+    drop(passing);
+    loaded
 }
 
 /// Arguments of the hidden `compile-witness`.

@@ -362,6 +362,16 @@ fn lower(resource: Resource, to: u64) -> rustix::io::Result<()> {
     setrlimit(resource, Rlimit { current: min(now.current), maximum: min(now.maximum) })
 }
 
+/// Whether a cache folder is one, and can be written to; or in words, why not.
+pub(super) fn usable_folder(dir: &Path) -> Result<(), String> {
+    let real = private_folder(dir).map_err(|e| match e {
+        WitnessError::Compile(why) => why,
+        e => e.to_string(),
+    })?;
+    let refused = |e| format!("the cache folder {}: {e}", dir.display());
+    tempfile::Builder::new().prefix(HANDED).tempfile_in(real).map(drop).map_err(refused)
+}
+
 /// A cache folder, made if it is not there: with its links resolved, owned by this user, and no other can write to it.
 pub(super) fn private_folder(dir: &Path) -> Result<PathBuf, WitnessError> {
     let refuse = |why: String| WitnessError::Compile(format!("the cache folder {}: {why}", dir.display()));

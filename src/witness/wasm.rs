@@ -46,6 +46,15 @@ pub struct ModuleCache {
     pub rewrite: bool,
 }
 
+impl ModuleCache {
+    /// Whether modules can be kept in its folder, which is made if it is not there; true without one.
+    ///
+    /// Errors: the reason, in words.
+    pub fn usable(&self) -> Result<(), String> {
+        self.dir.as_deref().map_or(Ok(()), compile::usable_folder)
+    }
+}
+
 /// How a witness program is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Abi {
