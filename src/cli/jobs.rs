@@ -9,7 +9,7 @@ use super::files::{self, about};
 use super::session::{circuit_name, job_id, table, time, with_workspace};
 use super::{CliError, Output};
 use crate::model::{CircuitName, FailedAttempt, FailureClass, Job, JobId, JobState, Priority};
-use crate::store::{Cancelled, JobFilter};
+use crate::store::{Cancelled, JobFilter, Scope};
 use crate::worker::{JobService, ServiceError, SubmitRequest};
 
 /// How often a waiting command looks.
@@ -64,11 +64,11 @@ fn ended_badly(job: &Job) -> CliError {
     CliError::failed(format!("job {} is {}{why}", job.id, job.state))
 }
 
-/// Waits for a job's end, with its progress on a terminal.
+/// Waits for a job's end, with its progress on a terminal, and a remark on what keeps it from its end.
 async fn wait(service: &JobService, id: JobId, out: &Output) -> Result<Job, CliError> {
     let bar = out.bar("queued");
     let begun = Instant::now();
-    let mut wondered = false;
+    let (mut wondered, mut told) = (false, None);
     loop {
         let job = service.job(id).await.map_err(CliError::failed)?;
         if job.state.is_final() {
@@ -79,10 +79,30 @@ async fn wait(service: &JobService, id: JobId, out: &Output) -> Result<Job, CliE
         bar.set_position((job.progress * 1000.0) as u64);
         if !wondered && job.state == JobState::Queued && job.attempt.0 == 0 && begun.elapsed() > PATIENCE {
             wondered = true;
-            bar.suspend(|| out.note("still queued; is a worker running? `prover-worker serve` starts one"));
+            let why = held_back(service, &job).await;
+            let why = why.unwrap_or("is a worker running? `prover-worker serve` starts one".into());
+            bar.suspend(|| out.note(format_args!("still queued; {why}")));
+        }
+        if job.error != told {
+            if let Some(error) = &job.error {
+                bar.suspend(|| out.note(format_args!("attempt {} failed: {}", job.attempt.0, error.message)));
+            }
+            told = job.error;
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// What pause a job waits under, if it does.
+async fn held_back(service: &JobService, job: &Job) -> Option<String> {
+    let paused = service.paused().await.ok()?;
+    paused.into_iter().find_map(|(scope, _)| match scope {
+        Scope::Queue => Some("its queue is paused (`prover-worker queue resume`)".to_owned()),
+        Scope::Circuit(name) if name == job.circuit => {
+            Some(format!("its circuit is paused (`prover-worker circuits resume {name}`)"))
+        }
+        Scope::Circuit(_) => None,
+    })
 }
 
 /// Arguments of `status`.

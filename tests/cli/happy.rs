@@ -1,6 +1,6 @@
 //! What ought to work.
 
-use crate::harness::{circuits, fixture, range_check, run, run_masked, s, scratch};
+use crate::harness::{circuits, fixture, range_check, run, run_masked, s, scratch, shell};
 
 #[test]
 fn from_inputs_to_a_proof_that_verifies_with_either_key_and_not_for_other_values() {
@@ -36,7 +36,7 @@ fn rapidsnarks_argument_order_and_a_proof_that_differs_each_time() {
 
 #[test]
 fn every_own_circuit_has_the_witness_snarkjs_gives_it_and_proves() {
-    for name in ["multiplier", "range_check", "mimc_preimage", "bus_transfer", "multiplier_v1"] {
+    for name in ["multiplier", "range_check", "mimc_preimage", "bus_transfer", "multiplier_v1", "unused_input"] {
         let f = fixture(name);
         let dir = scratch(&[]);
         run(dir.path(), &["witness", "--wasm", s(&f.wasm), "--input", s(&f.input), "--out", "x.wtns"]).ok();
@@ -44,6 +44,28 @@ fn every_own_circuit_has_the_witness_snarkjs_gives_it_and_proves() {
         assert!(ours == std::fs::read(&f.wtns).unwrap(), "{name}: the witness differs");
         run(dir.path(), &["prove", s(&f.zkey), "x.wtns", "p.json", "u.json"]).ok();
         run(dir.path(), &["verify", "--zkey", s(&f.zkey), "--public", "u.json", "--proof", "p.json"]).ok();
+    }
+}
+
+/// Compiling again is all that a folder costs which cannot be used: one that others may write to, or none at all.
+#[test]
+fn a_witness_needs_no_folder_to_keep_programs_in() {
+    use std::os::unix::fs::PermissionsExt;
+    let f = range_check();
+    for unfit in [Some(0o777), None] {
+        let dir = scratch(&[]);
+        let data = dir.path().join("data");
+        match unfit {
+            Some(mode) => {
+                std::fs::create_dir_all(data.join("modules")).unwrap();
+                std::fs::set_permissions(data.join("modules"), PermissionsExt::from_mode(mode)).unwrap();
+            }
+            None => std::fs::write(&data, "no folder").unwrap(),
+        }
+        let ran = run(dir.path(), &["witness", "--wasm", s(&f.wasm), "--input", s(&f.input), "--out", "x.wtns"]).ok();
+        assert!(ran.stderr.contains("modules") && ran.stderr.contains("PROVER_DATA_DIR"), "{}", ran.stderr);
+        assert!(std::fs::read(dir.path().join("x.wtns")).unwrap() == std::fs::read(&f.wtns).unwrap());
+        run(dir.path(), &["inspect", s(&f.wasm)]).ok();
     }
 }
 
@@ -143,4 +165,21 @@ fn real_circuits_prove_and_verify_with_both_of_their_keys() {
         }
     }
     assert_eq!(seen, 6, "six cases");
+}
+
+/// Whoever waits for a job under a pause is told so, rather than asked for a worker.
+#[test]
+fn waiting_says_what_pause_a_job_is_under() {
+    let f = range_check();
+    let dir = scratch(&[]);
+    run(dir.path(), &["circuits", "add", "c", "--zkey", s(&f.zkey), "--wasm", s(&f.wasm)]).ok();
+    run(dir.path(), &["queue", "pause"]).ok();
+    let line = format!(
+        "$P submit c --input {} --wait 2>said & \
+         for i in $(seq 600); do grep -q 'queue is paused' said && break; sleep 0.1; done; \
+         $P cancel $(sed -n 's/^job //p' said); wait $!; cat said >&2",
+        s(&f.input)
+    );
+    let (_, said) = shell(dir.path(), &line);
+    assert!(said.contains("still queued; its queue is paused") && said.contains("is cancelled"), "{said}");
 }
