@@ -10,6 +10,7 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use zeroize::Zeroizing;
 
 use super::CliError;
+use crate::model::io_reason;
 pub use crate::prover::files::*;
 use crate::witness::Inputs;
 

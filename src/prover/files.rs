@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::backend::mapped::map_file;
 use crate::formats::snarkjs::MAX_VKEY_JSON;
 use crate::formats::{FormatError, wtns, zkey};
-use crate::model::{ProvingKey, Witness};
+use crate::model::{ProvingKey, Witness, io_reason};
 
 /// Why a command on files did not do what was asked: one sentence, with the file's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -205,19 +205,5 @@ impl Ready {
     fn place(self) -> Result<(), FileError> {
         let Some(file) = self.temporary else { return Ok(()) };
         file.persist(&self.path).map(drop).map_err(|e| about(&self.path, io_reason(&e.error)))
-    }
-}
-
-/// The operating system's words without Rust's code suffix.
-pub fn io_reason(e: &io::Error) -> String {
-    match e.kind() {
-        io::ErrorKind::NotFound => "no such file".into(),
-        io::ErrorKind::PermissionDenied => "permission denied".into(),
-        io::ErrorKind::StorageFull => "no space is left on the device".into(),
-        io::ErrorKind::QuotaExceeded => "the disk quota is used up".into(),
-        io::ErrorKind::FileTooLarge => "the file would be larger than is allowed (ulimit -f)".into(),
-        io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only".into(),
-        io::ErrorKind::IsADirectory => "it is a folder".into(),
-        _ => e.to_string(),
     }
 }

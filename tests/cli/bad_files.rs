@@ -392,6 +392,23 @@ fn files_that_are_not_there_or_cannot_be_written() {
     run(dir.path(), &["prove", s(&f.zkey), s(&f.wtns), "no/such/p", "u"]).failed_with("no/such/p");
     run(dir.path(), &["prove", ".", s(&f.wtns), "p", "u"]).failed_with("not a regular file");
     run(dir.path(), &["setup", "none.r1cs", "k", "--insecure-dev-only"]).failed_with("none.r1cs: no such file");
+    let add = |zkey: &str, wasm: &str| run(dir.path(), &["circuits", "add", "c", "--zkey", zkey, "--wasm", wasm]);
+    add("none.zkey", s(&f.wasm)).failed_with("none.zkey: no such file");
+    add(s(&f.zkey), "none.wasm").failed_with("none.wasm: no such file");
+}
+
+#[test]
+fn a_data_folder_that_cannot_be_is_named_with_the_variable_that_names_it() {
+    let dir = scratch(&[("data", b"in the way")]);
+    let says =
+        format!("{}: something else is there already; set PROVER_DATA_DIR to a folder", s(&dir.path().join("data")));
+    run(dir.path(), &["circuits", "list"]).failed_with(&says);
+    std::fs::remove_file(dir.path().join("data")).unwrap();
+    std::fs::create_dir(dir.path().join("data")).unwrap();
+    let keys = dir.path().join("data").join("zkeys");
+    std::fs::write(&keys, "in the way").unwrap();
+    let says = format!("{}: something else is there already; set PROVER_DATA_DIR to a folder", s(&keys));
+    run(dir.path(), &["circuits", "list"]).failed_with(&says);
 }
 
 #[test]
