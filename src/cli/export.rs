@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::files;
-use super::{CliError, Output};
+use super::{CliError, Output, documents};
 use crate::formats::{calldata, snarkjs};
 
 /// Arguments of `export`.
@@ -44,9 +44,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
             });
         }
         Args::Calldata { proof, public } => {
-            let p = files::parsed(&proof, snarkjs::proof_from_json(&files::text(&proof)?))?;
-            let u = files::parsed(&public, snarkjs::public_from_json(&files::text(&public)?))?;
-            let data = calldata::solidity(&p, &u);
+            let data = calldata::solidity(&documents::proof(&proof)?, &documents::public_values(&public)?);
             out.result(&json!({ "calldata": data }), || data.clone());
         }
     }

@@ -10,7 +10,6 @@ use std::sync::atomic::AtomicBool;
 use bytes::Bytes;
 
 use crate::backend::mapped::map_file;
-use crate::formats::snarkjs::MAX_VKEY_JSON;
 use crate::formats::{FormatError, wtns, zkey};
 use crate::model::{ProvingKey, Witness, io_reason};
 
@@ -33,15 +32,6 @@ pub fn about(path: &Path, why: impl std::fmt::Display) -> FileError {
 /// Maps a file into memory.
 pub fn map(path: &Path) -> Result<Bytes, FileError> {
     map_file(path).map_err(|e| about(path, io_reason(&e)))
-}
-
-/// Reads the JSON text of a proof, a key or public values; a key is the largest of them.
-pub fn text(path: &Path) -> Result<String, FileError> {
-    let bytes = map(path)?;
-    if bytes.len() > MAX_VKEY_JSON {
-        return Err(about(path, format!("expected at most {MAX_VKEY_JSON} bytes, got {}", bytes.len())));
-    }
-    String::from_utf8(bytes.to_vec()).map_err(|_| about(path, "not UTF-8 text"))
 }
 
 /// Opens a proving key.
