@@ -70,7 +70,7 @@ pub fn verification_key(path: &Path) -> Result<VerificationKey, CliError> {
 
 /// Where it is another document than expected, that says more than what its parser misses.
 fn read<T>(path: &Path, expected: Document, parse: impl Fn(&str) -> Result<T, FormatError>) -> Result<T, CliError> {
-    let bytes = files::map(path)?;
+    let bytes = files::mapped_or_copied(path, MAX_VKEY_JSON, "document")?;
     match FileKind::of(&bytes) {
         Some(FileKind::Json) | None => {}
         Some(got) => {

@@ -13,17 +13,18 @@ use crate::model::ProvingKey;
 /// Arguments of `verify`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Verification key as JSON.
-    #[arg(long, value_name = "FILE", required_unless_present = "zkey", conflicts_with = "zkey")]
+    /// Verification key as JSON; - is standard input.
+    #[arg(long, value_name = "FILE", value_parser = files::input_name(), required_unless_present = "zkey",
+          conflicts_with = "zkey")]
     vkey: Option<PathBuf>,
     /// Proving key, which holds the verification key too.
     #[arg(long, value_name = "FILE")]
     zkey: Option<PathBuf>,
-    /// Public values as JSON.
-    #[arg(long, value_name = "FILE")]
+    /// Public values as JSON; - is standard input.
+    #[arg(long, value_name = "FILE", value_parser = files::input_name())]
     public: PathBuf,
-    /// Proof as JSON.
-    #[arg(long, value_name = "FILE")]
+    /// Proof as JSON; - is standard input.
+    #[arg(long, value_name = "FILE", value_parser = files::input_name())]
     proof: PathBuf,
 }
 
@@ -34,6 +35,8 @@ struct Report {
 
 /// Prints OK, or INVALID with exit code 1. Files that cannot be read as what they should be are errors.
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
+    let documents = [Some(&args.public), Some(&args.proof), args.vkey.as_ref()];
+    files::one_of_stdin(&documents.into_iter().flatten().map(PathBuf::as_path).collect::<Vec<_>>())?;
     let key = match (&args.vkey, &args.zkey) {
         (Some(path), _) => documents::verification_key(path)?,
         (None, Some(path)) => proving_key(path)?.header.vk,
