@@ -35,7 +35,7 @@ pub(super) const MESSAGES: usize = 16;
 /// Takes jobs until the worker drains, then waits for those in hand.
 pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) {
     let mut hands = JoinSet::new();
-    let mut outage: Option<Outage> = None;
+    let mut queue_outage: Option<QueueOutage> = None;
     let mut rivals = false;
     while !*draining.borrow() {
         while let Some(done) = hands.try_join_next() {
@@ -48,7 +48,7 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
             let _ = tokio::time::timeout(POP_WAIT / 10, ctx.fleet.freed()).await;
             continue;
         }
-        if let Some(out) = &mut outage
+        if let Some(out) = &mut queue_outage
             && !out.is_over()
         {
             let begun = detour(&ctx, free, &mut out.rivals, &mut hands).await;
@@ -70,7 +70,7 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
         };
         match popped {
             Ok(deliveries) => {
-                if outage.take().is_some() {
+                if queue_outage.take().is_some() {
                     tracing::info!("the queue answers again");
                 }
                 let popped = deliveries.len();
@@ -81,10 +81,11 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
             }
             Err(error) => {
                 counter!(telemetry::QUEUE_ERRORS).increment(1);
-                if outage.is_none() {
+                if queue_outage.is_none() {
                     tracing::error!(%error, "the queue fails; jobs are looked for in the store meanwhile");
                 }
-                outage = Some(Outage::of(ctx.queue.clone(), outage.map_or(POP_WAIT, |last| last.pause * 2)));
+                queue_outage =
+                    Some(QueueOutage::of(ctx.queue.clone(), queue_outage.map_or(POP_WAIT, |last| last.pause * 2)));
             }
         }
     }
@@ -93,15 +94,16 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
     }
 }
 
-/// A queue that fails. Whether it answers again is found out beside the work, for it may take long not to.
-struct Outage {
+/// An outage of the queue; that of the database is in `outage.rs`. Whether it answers again is found out beside the work,
+/// for it may take long not to.
+struct QueueOutage {
     pause: Duration,
     over: JoinSet<()>,
     /// Whether other workers took what this one was after.
     rivals: bool,
 }
 
-impl Outage {
+impl QueueOutage {
     fn of(queue: Arc<dyn Queue>, pause: Duration) -> Self {
         let pause = pause.min(LONGEST_OUTAGE);
         let mut over = JoinSet::new();
