@@ -19,7 +19,7 @@ use prover_worker::groth16::{Verifier, setup};
 use prover_worker::model::{
     ContentHash, FailureClass, G1, Job, JobId, JobState, Priority, ProvingKey, Stage, StopToken, Tries, Witness,
 };
-use prover_worker::queue::MemoryQueue;
+use prover_worker::queue::{MemoryQueue, Queue};
 use prover_worker::registry::{CircuitContent, Registry, RegistryLimits};
 use prover_worker::seal::Keyring;
 use prover_worker::store::{SqliteStore, Store, StoreSettings};
@@ -28,6 +28,7 @@ use prover_worker::worker::{JobService, Options, Readiness, Rooms, ServiceOption
 use zeroize::Zeroizing;
 
 use crate::harness::HANG;
+use crate::queues::{self, Odd};
 
 /// What the pretended GPU does with a proof.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -226,6 +227,10 @@ impl Site {
     }
 
     async fn on(gpu: Gpu, options: impl FnOnce(&mut Options)) -> Self {
+        Self::on_queue(gpu, Arc::new(MemoryQueue::new()), options).await
+    }
+
+    async fn on_queue(gpu: Gpu, queue: Arc<dyn Queue>, options: impl FnOnce(&mut Options)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("jobs.db");
         let open = async || Arc::new(SqliteStore::open(&database, StoreSettings::default()).await.unwrap());
@@ -235,7 +240,6 @@ impl Site {
         let (file, key) = multiplier_key(dir.path());
         registry.add("multiplier".parse().unwrap(), &file, None, Arc::new(|_, _| {})).await.unwrap();
 
-        let queue = Arc::new(MemoryQueue::new());
         let keyring = Arc::new(Keyring::none());
         let treatment = ServiceOptions { max_input: 1 << 20, start_within: None, keyring: keyring.clone() };
         let service = JobService::new(store.clone(), Some(queue.clone()), artifacts.clone(), treatment);
@@ -365,6 +369,18 @@ async fn whatever_a_gpu_does_wrong_the_processor_does_right() {
         assert_eq!((job.attempt.0, job.tries.device, job.tries.transient), (2, 1, 0), "{manner:?}: {job:?}");
         site.worker.drain().await;
     }
+}
+
+/// The retry comes soon, and a busy process may hear of the queue's answer later; the job is not in its hands any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_that_is_offered_before_the_queue_has_answered_is_taken() {
+    let queue = Arc::new(Odd::new(queues::Manner::SlowToAnswer));
+    let site = Site::on_queue(Gpu::new(DeviceKind::Cuda), queue, |_| {}).await;
+    site.gpu.behave(Manner::Error);
+    let job = site.end(site.submit(good()).await).await;
+    site.assert_done_on(&job, "cpu:0");
+    assert_eq!((job.attempt.0, job.tries.device), (2, 1), "{job:?}");
+    site.worker.drain().await;
 }
 
 /// What waits while the device is busy goes to it together, as much as it likes at once, and a witness that satisfies
