@@ -804,6 +804,24 @@ async fn a_key_that_cannot_fit_evicts_nothing() {
     site.worker.drain().await;
 }
 
+/// ICICLE's devices take one call at a time; what cannot go there does not wait for its turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_cannot_fit_is_refused_while_the_device_is_busy() {
+    let site = Site::with(DeviceKind::Icicle, |o| o.concurrency = Some(2)).await;
+    site.end(site.submit(good()).await).await;
+    site.add("other").await;
+    site.gpu.behave(Manner::Hang);
+    let busy = site.submit(good()).await;
+    site.gpu.until_at_work(1).await;
+    site.gpu.per_proof.store(2 << 30, Ordering::SeqCst);
+    let large = site.end(site.submit_to("other", good()).await).await;
+    assert_eq!((large.state, large.result.as_ref().unwrap().device.as_str()), (JobState::Done, "cpu:0"), "{large:?}");
+    assert_eq!(site.service.job(busy).await.unwrap().state, JobState::Running);
+    site.gpu.behave(Manner::Sound);
+    assert_eq!(site.end(busy).await.state, JobState::Done);
+    site.worker.drain().await;
+}
+
 /// Its files may come from far away, or its key be large.
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_of_a_circuit_that_is_not_there_yet_do_not_hold_up_those_of_others() {
