@@ -28,7 +28,7 @@ use object_store::path::Path as ObjectPath;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt};
 use sha2::{Digest, Sha256};
 
-use crate::model::{ContentHash, JobId};
+use crate::model::{ContentHash, JobId, io_reason};
 use cache::Cache;
 use files::{blocking, hash_file, io_error, open_without_waiting, set_mode, sweep};
 use remote::describe;
@@ -95,7 +95,7 @@ pub enum ArtifactError {
     #[error("{0} changed while it was read")]
     Changed(String),
     /// A file could not be read or written.
-    #[error("{what}: {why}")]
+    #[error("{what}: {}", io_reason(why))]
     Io {
         /// Which file.
         what: String,
@@ -475,7 +475,9 @@ impl Artifacts {
         // In a folder it is the file system that failed.
         match io_cause(&e) {
             Some(cause) if matches!(self.place, Place::Folder(_)) => {
-                ArtifactError::Io { what, why: io::Error::new(cause.kind(), cause.to_string()) }
+                let by_words = || io::Error::new(cause.kind(), cause.to_string());
+                let why = cause.raw_os_error().map_or_else(by_words, io::Error::from_raw_os_error);
+                ArtifactError::Io { what, why }
             }
             _ => ArtifactError::Store { what, why: describe(&e) },
         }

@@ -48,6 +48,26 @@ fn what_a_killed_copy_left_is_swept_when_it_is_old() {
     assert_eq!((there("aa"), there("aa#1"), there("bb#1")), (true, false, true));
 }
 
+/// The operating system's number says nothing to whom the path would.
+#[tokio::test]
+async fn an_error_of_the_file_system_is_a_path_with_a_reason_and_keeps_its_kind() {
+    let dir = tempfile::tempdir().unwrap();
+    let artifacts = Artifacts::local(&dir.path().join("data")).unwrap();
+    let nowhere = dir.path().join("nowhere.zkey");
+    let error = artifacts.import(Kind::Zkey, &nowhere).await.unwrap_err();
+    assert_eq!(error.to_string(), format!("{}: no such file", nowhere.display()));
+    assert!(matches!(&error, ArtifactError::Io { why, .. } if why.kind() == io::ErrorKind::NotFound), "{error:?}");
+
+    // From within the object store.
+    let keys = dir.path().join("data").join("zkeys");
+    std::fs::remove_dir(&keys).unwrap();
+    std::fs::write(&keys, b"in the way").unwrap();
+    let error = artifacts.put(Kind::Zkey, Bytes::from_static(b"x")).await.unwrap_err();
+    let at = keys.join(ContentHash::of(b"x").to_string());
+    assert_eq!(error.to_string(), format!("{}: a part of its path is no folder", at.display()));
+    assert!(matches!(&error, ArtifactError::Io { why, .. } if why.raw_os_error().is_some()), "{error:?}");
+}
+
 #[tokio::test]
 async fn damage_is_noticed_and_mended_by_the_next_import() {
     let dir = tempfile::tempdir().unwrap();

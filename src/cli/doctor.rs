@@ -6,12 +6,11 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::files::io_reason;
 use super::session;
 use super::{CliError, Output};
 use crate::artifacts::{ArtifactError, private_dir};
 use crate::config::{Config, Setting};
-use crate::model::StopToken;
+use crate::model::{StopToken, io_reason};
 use crate::queue::QueueError;
 use crate::registry::{CircuitContent, RegistryLimits};
 use crate::seal::Keyring;
@@ -148,7 +147,7 @@ fn part(e: &OpenError) -> &'static str {
     match e {
         OpenError::Store(_) => "store",
         OpenError::Queue(_) => "queue",
-        OpenError::Artifacts(_) => "artifacts",
+        OpenError::Artifacts(_) | OpenError::Folder { .. } => "artifacts",
         OpenError::Seal(_) => "inputs",
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::files;
-use super::{CliError, Output};
+use super::{CliError, Output, documents};
 use crate::formats::{calldata, snarkjs};
 
 /// Arguments of `export`.
@@ -21,11 +21,11 @@ pub enum Args {
     },
     /// Print a proof as the arguments of a Solidity verifier's verifyProof.
     Calldata {
-        /// Proof as JSON.
-        #[arg(long, value_name = "FILE")]
+        /// Proof as JSON; - is standard input.
+        #[arg(long, value_name = "FILE", value_parser = files::input_name())]
         proof: PathBuf,
-        /// Public values as JSON.
-        #[arg(long, value_name = "FILE")]
+        /// Public values as JSON; - is standard input.
+        #[arg(long, value_name = "FILE", value_parser = files::input_name())]
         public: PathBuf,
     },
 }
@@ -44,9 +44,8 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
             });
         }
         Args::Calldata { proof, public } => {
-            let p = files::parsed(&proof, snarkjs::proof_from_json(&files::text(&proof)?))?;
-            let u = files::parsed(&public, snarkjs::public_from_json(&files::text(&public)?))?;
-            let data = calldata::solidity(&p, &u);
+            files::one_of_stdin(&[&proof, &public])?;
+            let data = calldata::solidity(&documents::proof(&proof)?, &documents::public_values(&public)?);
             out.result(&json!({ "calldata": data }), || data.clone());
         }
     }

@@ -10,6 +10,7 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use zeroize::Zeroizing;
 
 use super::CliError;
+use crate::model::io_reason;
 pub use crate::prover::files::*;
 use crate::witness::Inputs;
 
@@ -43,21 +44,38 @@ fn unless_dash(path: PathBuf, stands_for: &str) -> PathBuf {
     if path == Path::new("-") { stands_for.into() } else { path }
 }
 
-/// The JSON of a witness program's inputs, which is a secret: a file mapped, so that no copy of it is made; standard input
-/// and pipes as [`input_copy`] has them.
+/// The JSON of a witness program's inputs, which is a secret: see [`mapped_or_copied`].
 pub fn input(path: &Path) -> Result<Bytes, CliError> {
+    mapped_or_copied(path, Inputs::MAX_BYTES, "input")
+}
+
+/// A file mapped, so that no copy of it is made; standard input and pipes as [`input_copy`] has them. `what` it is that may
+/// be no longer than `limit` bytes.
+pub fn mapped_or_copied(path: &Path, limit: usize, what: &str) -> Result<Bytes, CliError> {
     if path != Path::new(STDIN) && fs::metadata(path).is_ok_and(|m| m.is_file()) {
         return Ok(map(path)?);
     }
-    Ok(Bytes::from_owner(input_copy(path, Inputs::MAX_BYTES, "")?))
+    Ok(Bytes::from_owner(copied(path, limit, what, "")?))
+}
+
+/// Fails where more than one of these inputs is standard input, of which the first would leave nothing.
+pub fn one_of_stdin(inputs: &[&Path]) -> Result<(), CliError> {
+    if inputs.iter().filter(|path| **path == Path::new(STDIN)).count() > 1 {
+        return Err(CliError::Usage("expected at most one input from standard input, got more".into()));
+    }
+    Ok(())
 }
 
 /// A copy of an input, overwritten when dropped. It is read to its end, whatever it is, but not far beyond `limit` bytes;
 /// a pipe that nobody writes to yet is waited for. `set_by` says what sets the bound.
 pub fn input_copy(path: &Path, limit: usize, set_by: &str) -> Result<Zeroizing<Vec<u8>>, CliError> {
+    copied(path, limit, "input", set_by)
+}
+
+fn copied(path: &Path, limit: usize, what: &str, set_by: &str) -> Result<Zeroizing<Vec<u8>>, CliError> {
     let read = open(path).and_then(|source| read_secret(source, limit));
     let read = read.map_err(|e| about(path, io_reason(&e)))?;
-    read.ok_or_else(|| about(path, format!("the input is too long: expected at most {limit} bytes{set_by}, got more")))
+    read.ok_or_else(|| about(path, format!("the {what} is too long: expected at most {limit} bytes{set_by}, got more")))
 }
 
 /// Standard input is taken as it was handed over: by its name, a socket or somebody else's terminal cannot be opened, and a

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::de::IgnoredAny;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::documents::{self, Document};
 use super::files::{self, about};
 use super::{CliError, Output, session, witness};
 use crate::formats::{r1cs, snarkjs, wtns, zkey};
@@ -106,38 +106,32 @@ fn look(path: &Path, bytes: &bytes::Bytes, check: bool, out: &Output) -> Result<
             let program = witness::load(bytes, &config, out).map_err(|e| about(path, witness::in_time(e, &config)))?;
             Ok(("circom witness program", serde_json::to_value(program.info()).map_err(CliError::failed)?))
         }
-        _ => json_document(path),
+        _ => json_document(path, bytes),
     }
-}
-
-/// What tells a proof from a verification key. Nothing else is kept: a document of small numbers would take a hundred
-/// times its size as a tree of values.
-#[derive(Deserialize)]
-struct Shape {
-    pi_a: Option<IgnoredAny>,
-    vk_alpha_1: Option<IgnoredAny>,
 }
 
 /// Proof, verification key and public values tell themselves apart by their shape.
-fn json_document(path: &Path) -> Result<(&'static str, Value), CliError> {
-    let text = files::text(path)?;
-    if text.trim_start().starts_with('[') {
-        let values = files::parsed(path, snarkjs::public_from_json(&text))?;
-        return Ok(("public values", json!({ "values": values.0.len() })));
-    }
-    let shape: Shape = serde_json::from_str(&text).map_err(|_| {
+fn json_document(path: &Path, bytes: &[u8]) -> Result<(&'static str, Value), CliError> {
+    let unknown = || {
         about(
             path,
             "not a file of a known kind (zkey, wtns, r1cs, wasm, or the JSON of a proof, a key or public values)",
         )
-    })?;
-    if shape.pi_a.is_some() {
-        files::parsed(path, snarkjs::proof_from_json(&text))?;
-        return Ok(("Groth16 proof on BN254", json!({})));
+    };
+    let text = documents::text(path, bytes)?.ok_or_else(unknown)?;
+    match Document::of(&text).map_err(|_| unknown())? {
+        Some(Document::PublicValues) => {
+            let values = files::parsed(path, snarkjs::public_from_json(&text))?;
+            Ok(("public values", json!({ "values": values.0.len() })))
+        }
+        Some(Document::Proof) => {
+            files::parsed(path, snarkjs::proof_from_json(&text))?;
+            Ok(("Groth16 proof on BN254", json!({})))
+        }
+        Some(Document::VerificationKey) => {
+            let key = files::parsed(path, snarkjs::vkey_from_json(&text))?;
+            Ok(("Groth16 verification key on BN254", json!({ "public_values": key.n_public() })))
+        }
+        None => Err(about(path, "JSON, but not of a proof, a verification key or public values")),
     }
-    if shape.vk_alpha_1.is_some() {
-        let key = files::parsed(path, snarkjs::vkey_from_json(&text))?;
-        return Ok(("Groth16 verification key on BN254", json!({ "public_values": key.n_public() })));
-    }
-    Err(about(path, "JSON, but not of a proof, a verification key or public values"))
 }

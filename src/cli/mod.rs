@@ -7,6 +7,7 @@ mod circuits;
 mod demo;
 mod devices;
 mod doctor;
+mod documents;
 mod export;
 mod files;
 #[cfg(feature = "icicle")]

@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Serialize, Serializer};
 
 use super::files::{FileError, on_stdout};
+use crate::model::io_reason;
 use crate::prover::one_line;
 
 /// Why a subcommand ends without success.
@@ -114,7 +115,7 @@ impl Output {
     /// Fails if a result could not be printed.
     pub fn end(&self) -> Result<(), CliError> {
         match self.lost.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(e) => Err(CliError::failed(format!("standard output cannot be written: {e}"))),
+            Some(e) => Err(CliError::failed(format!("standard output cannot be written: {}", io_reason(&e)))),
             None => Ok(()),
         }
     }

@@ -1,28 +1,30 @@
 //! `verify`: is this proof right?
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::files;
-use super::{CliError, Output};
-use crate::formats::snarkjs;
+use super::files::{self, about};
+use super::{CliError, Output, documents};
+use crate::formats::{FileKind, zkey};
 use crate::groth16::Verifier;
+use crate::model::ProvingKey;
 
 /// Arguments of `verify`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Verification key as JSON.
-    #[arg(long, value_name = "FILE", required_unless_present = "zkey", conflicts_with = "zkey")]
+    /// Verification key as JSON; - is standard input.
+    #[arg(long, value_name = "FILE", value_parser = files::input_name(), required_unless_present = "zkey",
+          conflicts_with = "zkey")]
     vkey: Option<PathBuf>,
     /// Proving key, which holds the verification key too.
     #[arg(long, value_name = "FILE")]
     zkey: Option<PathBuf>,
-    /// Public values as JSON.
-    #[arg(long, value_name = "FILE")]
+    /// Public values as JSON; - is standard input.
+    #[arg(long, value_name = "FILE", value_parser = files::input_name())]
     public: PathBuf,
-    /// Proof as JSON.
-    #[arg(long, value_name = "FILE")]
+    /// Proof as JSON; - is standard input.
+    #[arg(long, value_name = "FILE", value_parser = files::input_name())]
     proof: PathBuf,
 }
 
@@ -33,20 +35,29 @@ struct Report {
 
 /// Prints OK, or INVALID with exit code 1. Files that cannot be read as what they should be are errors.
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
+    let documents = [Some(&args.public), Some(&args.proof), args.vkey.as_ref()];
+    files::one_of_stdin(&documents.into_iter().flatten().map(PathBuf::as_path).collect::<Vec<_>>())?;
     let key = match (&args.vkey, &args.zkey) {
-        (Some(path), _) => files::parsed(path, snarkjs::vkey_from_json(&files::text(path)?))?,
-        (None, Some(path)) => files::proving_key(path)?.header.vk,
+        (Some(path), _) => documents::verification_key(path)?,
+        (None, Some(path)) => proving_key(path)?.header.vk,
         (None, None) => return Err(CliError::Usage("verify needs --vkey or --zkey".into())),
     };
-    let public = files::parsed(&args.public, snarkjs::public_from_json(&files::text(&args.public)?))?;
-    let proof = files::parsed(&args.proof, snarkjs::proof_from_json(&files::text(&args.proof)?))?;
+    let public = documents::public_values(&args.public)?;
+    let proof = documents::proof(&args.proof)?;
     if public.0.len() != key.n_public() {
-        return Err(files::about(
-            &args.public,
-            format!("expected {} public values, got {}", key.n_public(), public.0.len()),
-        ));
+        let (expected, got) = (key.n_public(), public.0.len());
+        return Err(about(&args.public, format!("expected {expected} public values, got {got}")));
     }
     let valid = Verifier::new(&key).verify(&proof, &public);
     out.result(&Report { valid }, || if valid { "OK".into() } else { "INVALID".into() });
     if valid { Ok(()) } else { Err(CliError::Said) }
+}
+
+/// Opens a proving key. Whoever gives a verification key in its place means the other option.
+fn proving_key(path: &Path) -> Result<ProvingKey, CliError> {
+    let bytes = files::map(path)?;
+    if FileKind::of(&bytes) == Some(FileKind::Json) {
+        return Err(about(path, "expected a proving key (zkey), got JSON; --vkey takes a verification key"));
+    }
+    Ok(files::parsed(path, zkey::parse(bytes))?)
 }

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use num_bigint::BigUint;
 
-use super::FormatError;
+use super::{FileKind, FormatError};
 
 /// Bytes before the first section.
 const PREAMBLE: usize = 12;
@@ -43,11 +43,7 @@ impl<'a> Sections<'a> {
         let mut at = Cursor { file, at: 0, end: file.len(), section: Place::File(format.magic) };
         let magic = at.take(4, "magic")?;
         if magic != format.magic.as_bytes() {
-            return Err(mismatch(
-                at.place("magic"),
-                format!("{:?}", format.magic),
-                format!("\"{}\"", magic.escape_ascii()),
-            ));
+            return Err(mismatch(at.place("magic"), format!("{:?}", format.magic), beginning(magic)));
         }
         let version = at.u32("version")?;
         if version != format.version {
@@ -110,6 +106,11 @@ impl<'a> Sections<'a> {
     fn name(&self, id: u32) -> &'static str {
         self.format.sections.iter().find(|s| s.0 == id).map_or("unknown", |s| s.1)
     }
+}
+
+/// What the first bytes of a file say of it.
+fn beginning(magic: &[u8]) -> String {
+    FileKind::of(magic).map_or_else(|| format!("\"{}\"", magic.escape_ascii()), |kind| kind.to_string())
 }
 
 /// How messages call a section.

@@ -5,10 +5,13 @@
 
 pub mod calldata;
 mod container;
+mod kind;
 pub mod r1cs;
 pub mod snarkjs;
 pub mod wtns;
 pub mod zkey;
+
+pub use kind::FileKind;
 
 /// Why bytes are not what they are taken for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -16,6 +16,7 @@ use axum::Router;
 use axum::http::StatusCode;
 use tokio::net::TcpListener;
 
+use crate::model::io_reason;
 use crate::telemetry::Metrics;
 use crate::worker::{JobService, Readiness};
 use problem::Problem;
@@ -56,7 +57,7 @@ async fn wrong_method() -> Problem {
 
 /// A listener that could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {addr} ({variable}): {why}")]
+#[error("cannot listen on {addr} ({variable}): {}", io_reason(why))]
 pub struct ListenError {
     /// The address.
     pub addr: SocketAddr,

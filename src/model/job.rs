@@ -165,7 +165,8 @@ pub struct Priority(pub i16);
 pub enum FailureClass {
     /// The input, the circuit or the witness is at fault: trying again cannot help.
     BadInput,
-    /// Something outside failed and may recover: storage, the database.
+    /// Something outside failed and may recover, or a worker's limit was met that another may not have: storage, the database,
+    /// memory.
     Transient,
     /// The worker died or lost its lease.
     LostWorker,

@@ -6,6 +6,7 @@ mod hash;
 mod job;
 mod key;
 mod proof;
+mod reason;
 mod stop;
 mod witness;
 
@@ -19,5 +20,6 @@ pub use job::{
 pub use key::{CoefficientEntry, KeyHeader, KeySections, ProvingKey, g1_raw, g2_raw};
 pub(crate) use key::{ENTRY_BYTES, G1_BYTES, G2_BYTES, entry, limbs};
 pub use proof::{Proof, PublicInputs, VerificationKey};
+pub use reason::io_reason;
 pub use stop::{StopReason, StopToken};
 pub use witness::Witness;

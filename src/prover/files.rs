@@ -10,9 +10,8 @@ use std::sync::atomic::AtomicBool;
 use bytes::Bytes;
 
 use crate::backend::mapped::map_file;
-use crate::formats::snarkjs::MAX_VKEY_JSON;
 use crate::formats::{FormatError, wtns, zkey};
-use crate::model::{ProvingKey, Witness};
+use crate::model::{ProvingKey, Witness, io_reason};
 
 /// Why a command on files did not do what was asked: one sentence, with the file's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,15 +32,6 @@ pub fn about(path: &Path, why: impl std::fmt::Display) -> FileError {
 /// Maps a file into memory.
 pub fn map(path: &Path) -> Result<Bytes, FileError> {
     map_file(path).map_err(|e| about(path, io_reason(&e)))
-}
-
-/// Reads the JSON text of a proof, a key or public values; a key is the largest of them.
-pub fn text(path: &Path) -> Result<String, FileError> {
-    let bytes = map(path)?;
-    if bytes.len() > MAX_VKEY_JSON {
-        return Err(about(path, format!("expected at most {MAX_VKEY_JSON} bytes, got {}", bytes.len())));
-    }
-    String::from_utf8(bytes.to_vec()).map_err(|_| about(path, "not UTF-8 text"))
 }
 
 /// Opens a proving key.
@@ -205,19 +195,5 @@ impl Ready {
     fn place(self) -> Result<(), FileError> {
         let Some(file) = self.temporary else { return Ok(()) };
         file.persist(&self.path).map(drop).map_err(|e| about(&self.path, io_reason(&e.error)))
-    }
-}
-
-/// The operating system's words without Rust's code suffix.
-pub fn io_reason(e: &io::Error) -> String {
-    match e.kind() {
-        io::ErrorKind::NotFound => "no such file".into(),
-        io::ErrorKind::PermissionDenied => "permission denied".into(),
-        io::ErrorKind::StorageFull => "no space is left on the device".into(),
-        io::ErrorKind::QuotaExceeded => "the disk quota is used up".into(),
-        io::ErrorKind::FileTooLarge => "the file would be larger than is allowed (ulimit -f)".into(),
-        io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only".into(),
-        io::ErrorKind::IsADirectory => "it is a folder".into(),
-        _ => e.to_string(),
     }
 }

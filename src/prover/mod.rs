@@ -19,7 +19,7 @@ use crate::backend::{Backend, BackendError, Quiet, selftest};
 use crate::config::Processor;
 use crate::formats::snarkjs;
 use crate::groth16::{self, ProveError, Proved, Verifier};
-use crate::model::StopToken;
+use crate::model::{StopToken, io_reason};
 use files::{FileError, about};
 
 const USAGE: &str = "\
@@ -45,7 +45,7 @@ pub fn main() -> ExitCode {
         Some(text) => match std::io::stdout().write_all(text.as_bytes()) {
             // A closed pipe is no error: whoever reads has seen enough.
             Err(e) if e.kind() != ErrorKind::BrokenPipe => {
-                Err(failed(format!("standard output cannot be written: {e}")))
+                Err(failed(format!("standard output cannot be written: {}", io_reason(&e))))
             }
             _ => Ok(()),
         },

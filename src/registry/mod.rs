@@ -293,10 +293,8 @@ impl Registry {
         device: &Arc<dyn Backend>,
         circuit: &ReadyCircuit,
     ) -> Result<Arc<dyn LoadedKey>, RegistryError> {
+        self.check_fits(device.as_ref(), circuit)?;
         let cache = self.device_cache(device.as_ref());
-        if !cache.has(&circuit.content.zkey) {
-            check_fits(device.as_ref(), &circuit.key)?;
-        }
         let mut loaded = load_into(&cache, device, circuit).await;
         if matches!(loaded, Err(RegistryError::Backend(BackendError::OutOfMemory { .. }))) {
             // One by one: of those who were told of the same failure, the first makes room and the others find the key.
@@ -307,6 +305,11 @@ impl Registry {
         }
         gauge!(telemetry::KEYS_LOADED, "device" => device.device().label()).set(cache.bytes() as f64);
         loaded
+    }
+
+    /// Fails where the key is larger than the device, whatever else is there, and is not loaded; asks nothing of the device.
+    pub fn check_fits(&self, device: &dyn Backend, circuit: &ReadyCircuit) -> Result<(), RegistryError> {
+        if self.has_loaded(device, circuit.content.zkey) { Ok(()) } else { check_fits(device, &circuit.key) }
     }
 
     /// Whether a device has this key loaded.

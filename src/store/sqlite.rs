@@ -46,7 +46,7 @@ use super::{
 };
 use crate::model::{
     Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Stage,
-    WorkerId,
+    WorkerId, io_reason,
 };
 
 /// Schema versions in order: the first makes version 1 of version 0, and so on. Never edit one that was released.
@@ -502,7 +502,7 @@ impl SqliteStore {
     /// [`StoreError::Open`] where the file cannot be created or is another program's database,
     /// [`StoreError::NewerSchema`], [`StoreError::Database`].
     pub async fn open(path: &Path, settings: StoreSettings) -> Result<Self, StoreError> {
-        create_private(path).map_err(|e| cannot_open(path, e))?;
+        create_private(path).map_err(|e| cannot_open(path, io_reason(&e)))?;
         Self::connect(path, settings).await
     }
 
@@ -540,7 +540,7 @@ impl SqliteStore {
         };
         Ok(Self {
             path: path.to_owned(),
-            file: identity(path).map_err(|e| cannot_open(path, e))?,
+            file: identity(path).map_err(|e| cannot_open(path, io_reason(&e)))?,
             writer: pool().max_connections(1).connect_lazy_with(base.clone()),
             reader: pool().max_connections(READERS).connect_lazy_with(base.pragma("query_only", "ON")),
             watch: Mutex::new(watch),
@@ -651,7 +651,7 @@ impl SqliteStore {
         match identity(&self.path) {
             Ok(now) if now == self.file => Ok(()),
             Ok(_) => Err(cannot_open(&self.path, "it is another file than when it was opened")),
-            Err(e) => Err(cannot_open(&self.path, e)),
+            Err(e) => Err(cannot_open(&self.path, io_reason(&e))),
         }
     }
 
@@ -1028,7 +1028,7 @@ impl Store for SqliteStore {
         // A task that could not be run tells nothing.
         let tried = tokio::task::spawn_blocking(move || room::takes_writes(&folder)).await;
         match tried {
-            Ok(Err(e)) => Err(StoreError::Unwritable { what: self.address(), why: e.to_string() }),
+            Ok(Err(e)) => Err(StoreError::Unwritable { what: self.address(), why: io_reason(&e) }),
             _ => Ok(()),
         }
     }

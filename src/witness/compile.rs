@@ -26,6 +26,7 @@ use super::rewrite::Rewritten;
 use super::sandbox::Sandbox;
 use super::wasm::{Limits, ModuleCache, Program};
 use super::{WitnessError, outline, rewrite};
+use crate::model::io_reason;
 
 /// Longest function compiled in this process, bytes. The longest that are known (tables of Poseidon's constants, made
 /// by assigning each element) have 0.3 MB.
@@ -240,7 +241,8 @@ fn compile_by_child(
     deadline: Option<Instant>,
 ) -> Result<(), WitnessError> {
     sweep(dir);
-    let handing = |e: std::io::Error| WitnessError::Compile(format!("the module could not be written for it: {e}"));
+    let handing =
+        |e: std::io::Error| WitnessError::Compile(format!("the module could not be written for it: {}", io_reason(&e)));
     let mut file = tempfile::Builder::new().prefix(HANDED).tempfile_in(dir).map_err(handing)?;
     file.write_all(wasm).and_then(|()| file.flush()).map_err(handing)?;
 
@@ -258,7 +260,7 @@ fn compile_by_child(
         .stderr(Stdio::piped())
         .spawn();
     let mut child = Guarded(spawned.map_err(|e| {
-        WitnessError::Compile(format!("its compiler {} could not be started: {e}", compiler.display()))
+        WitnessError::Compile(format!("its compiler {} could not be started: {}", compiler.display(), io_reason(&e)))
     })?);
 
     // A thread, so that a child which fills the pipe cannot hold up the deadline. It ends when the pipe does.
@@ -321,8 +323,9 @@ pub fn compile_into_cache(wasm: &Path, cache_dir: &Path, memory_limit: u64, rewr
     lower(Resource::Data, memory_limit).map_err(refused)?;
     lower(Resource::As, memory_limit.saturating_add(ADDRESS_SLACK)).map_err(refused)?;
 
-    let bytes = read_module(wasm)
-        .map_err(|e| WitnessError::Compile(format!("the module {} could not be read: {e}", wasm.display())))?;
+    let bytes = read_module(wasm).map_err(|e| {
+        WitnessError::Compile(format!("the module {} could not be read: {}", wasm.display(), io_reason(&e)))
+    })?;
     Outline::read(&bytes)?;
     let sandbox = Sandbox::get(Some(cache_dir))?;
     let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
@@ -337,7 +340,7 @@ pub fn compile_into_cache(wasm: &Path, cache_dir: &Path, memory_limit: u64, rewr
         done.map_err(|e| WitnessError::Compile(clip(&e.to_string())))?;
         return entry
             .put(&anew)
-            .map_err(|e| WitnessError::Compile(format!("what it became could not be written: {e}")));
+            .map_err(|e| WitnessError::Compile(format!("what it became could not be written: {}", io_reason(&e))));
     }
     match compile(&sandbox.plain.engine, &bytes) {
         Ok(_) => Ok(()),
@@ -376,11 +379,11 @@ pub(super) fn usable_folder(dir: &Path) -> Result<(), String> {
 pub(super) fn private_folder(dir: &Path) -> Result<PathBuf, WitnessError> {
     let refuse = |why: String| WitnessError::Compile(format!("the cache folder {}: {why}", dir.display()));
     match DirBuilder::new().recursive(true).mode(0o700).create(dir) {
-        Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(refuse(e.to_string())),
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(refuse(io_reason(&e))),
         _ => {}
     }
-    let real = dir.canonicalize().map_err(|e| refuse(e.to_string()))?;
-    let found: Metadata = real.metadata().map_err(|e| refuse(e.to_string()))?;
+    let real = dir.canonicalize().map_err(|e| refuse(io_reason(&e)))?;
+    let found: Metadata = real.metadata().map_err(|e| refuse(io_reason(&e)))?;
     let (mode, user) = (found.mode() & 0o7777, rustix::process::geteuid().as_raw());
     if !found.is_dir() {
         return Err(refuse("it is no folder".into()));

@@ -7,6 +7,7 @@ use ark_ff::{BigInteger256, PrimeField};
 use zeroize::Zeroize;
 
 use super::json::{Number, Reader, Syntax};
+use crate::formats::FileKind;
 use crate::model::Fr;
 
 /// Most values in a document: 128 MiB of them.
@@ -141,6 +142,9 @@ impl Inputs {
         if json.len() > Self::MAX_BYTES {
             let (most, got) = (Self::MAX_BYTES, json.len());
             return Err(InputError::Json(format!("expected at most {most} bytes, got {got}")));
+        }
+        if let Some(kind) = FileKind::of(json).filter(|kind| *kind != FileKind::Json) {
+            return Err(InputError::Json(format!("expected JSON, got {kind}")));
         }
         let text = std::str::from_utf8(json)
             .map_err(|e| InputError::Json(format!("it is not UTF-8 text, from byte {} on", e.valid_up_to())))?;

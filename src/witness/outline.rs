@@ -3,6 +3,7 @@
 use wasmparser::{Operator, Parser, Payload, TypeRef};
 
 use super::WitnessError;
+use crate::formats::FileKind;
 
 /// Longest module, bytes.
 pub(super) const MAX_MODULE: usize = 256 << 20;
@@ -128,12 +129,9 @@ fn begin(bytes: &[u8]) -> String {
 
 /// What a file that is no module seems to be.
 fn guess(bytes: &[u8]) -> String {
-    match bytes {
-        [] => "an empty file".into(),
-        [b'z', b'k', b'e', b'y', ..] => "a zkey file".into(),
-        [b'w', b't', b'n', b's', ..] => "a witness file".into(),
-        [b'r', b'1', b'c', b's', ..] => "an r1cs file".into(),
-        [b'{' | b'[', ..] => "what seems to be JSON".into(),
+    match (bytes, FileKind::of(bytes)) {
+        ([], _) => "an empty file".into(),
+        (_, Some(kind)) => kind.to_string(),
         _ => format!("a file that begins with {}", hex::encode(&bytes[..bytes.len().min(8)])),
     }
 }

@@ -99,7 +99,7 @@ pub(super) async fn run(ctx: &Context, place: &Placement, claim: Claim, alone: b
     ctx.fleet.remember(job.id, by_device.then_some(device));
     let witness = outcome.as_ref().map(|result| Duration::from_secs_f64(result.times.witness_ms / 1e3));
     let (witness, begun) = (witness.ok(), Instant::now());
-    let end = conclude(ctx, &job, outcome, &stop, started).await;
+    let end = conclude(ctx, &job, lease, outcome, &stop, started).await;
     let wrote = begun.elapsed();
     if let Some(witness) = witness.filter(|_| wrote < LONG_WRITE) {
         device.took_beside(witness + wrote);
@@ -309,9 +309,13 @@ async fn unless_stopped<T>(stop: &StopToken, work: impl Future<Output = T>) -> R
 }
 
 /// Writes down how the attempt ended. Returns the end of the job, where that was written down.
+///
+/// A job that is to have another attempt is held no longer when it is offered: a worker passes over what it holds, and the
+/// offer may come before the queue has answered.
 async fn conclude(
     ctx: &Context,
     job: &Job,
+    lease: Hold,
     outcome: Result<JobResult, Ended>,
     stop: &StopToken,
     started: Instant,
@@ -341,20 +345,21 @@ async fn conclude(
             }
         }
         Err(Ended::Stopped(StopReason::Draining) | Ended::NoRoom) => {
-            give_back(ctx, job, stop).await;
+            give_back(ctx, job, Some(lease), stop).await;
         }
         Err(Ended::Stopped(StopReason::TimedOut)) => {
             let allowed = ctx.options.job_timeout.as_secs();
             let message = format!("the attempt took longer than {allowed} s");
-            return failed(ctx, job, JobError { class: FailureClass::Timeout, message }, stop, started).await;
+            let error = JobError { class: FailureClass::Timeout, message };
+            return failed(ctx, job, lease, error, stop, started).await;
         }
-        Err(Ended::Failed(error)) => return failed(ctx, job, error, stop, started).await,
+        Err(Ended::Failed(error)) => return failed(ctx, job, lease, error, stop, started).await,
         Err(Ended::Around(error, blame)) => {
             // One that failed before for what may pass tells nothing new, and may be alone in that.
             if blame == Blame::Worker || job.tries.transient == 0 {
                 ctx.surroundings.failed(Instant::now(), &error.message, blame);
             }
-            return failed(ctx, job, error, stop, started).await;
+            return failed(ctx, job, lease, error, stop, started).await;
         }
     }
     None
@@ -362,11 +367,12 @@ async fn conclude(
 
 /// Gives a claimed job back that is not to be worked on.
 pub(super) async fn hand_back(ctx: &Context, job: &Job) {
-    give_back(ctx, job, &StopToken::new()).await;
+    give_back(ctx, job, None, &StopToken::new()).await;
 }
 
-async fn give_back(ctx: &Context, job: &Job, stop: &StopToken) {
+async fn give_back(ctx: &Context, job: &Job, lease: Option<Hold>, stop: &StopToken) {
     if was_held(job, persist(ctx, stop, || ctx.store.release(job.id, job.attempt)).await) {
+        drop(lease);
         counter!(telemetry::JOBS_RELEASED).increment(1);
         // Others need not wait for their reconcilers.
         let (queue, offer) = (ctx.queue.clone(), [(job.id, job.priority)]);
@@ -375,7 +381,14 @@ async fn give_back(ctx: &Context, job: &Job, stop: &StopToken) {
     }
 }
 
-async fn failed(ctx: &Context, job: &Job, error: JobError, stop: &StopToken, started: Instant) -> Option<End> {
+async fn failed(
+    ctx: &Context,
+    job: &Job,
+    lease: Hold,
+    error: JobError,
+    stop: &StopToken,
+    started: Instant,
+) -> Option<End> {
     let retry = match retry::decide(error.class, job.tries, retry::jitter()) {
         Retry::After(wait) if ctx.fleet.falls_to_processor(job, error.class) => {
             Retry::After(wait.max(ctx.fleet.book_retrial(Instant::now())))
@@ -386,6 +399,7 @@ async fn failed(ctx: &Context, job: &Job, error: JobError, stop: &StopToken, sta
     if !was_held(job, held) {
         return None;
     }
+    drop(lease);
     let class = error.class.as_str();
     match retry {
         Retry::After(wait) => {

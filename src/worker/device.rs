@@ -1,5 +1,6 @@
 //! One device at work: its slots, its pace, its failures, and the canary that it sings after them.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::canary::Canary;
 use super::desk::{Batching, Desk, Order};
 use crate::backend::{Backend, DeviceInfo, DeviceKind};
-use crate::model::{FailureClass, ProvingKey};
+use crate::model::{ContentHash, FailureClass, ProvingKey};
 use crate::telemetry;
 
 /// Failures in a row after which a device must sing before it gets another job.
@@ -21,6 +22,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// Proofs on a GPU at once, or batches of them. While it computes one, the other's witness comes up, and its points go down to be
 /// assembled and verified.
 const GPU_PROOFS: usize = 2;
+/// Keys that are remembered to be too large for a device.
+const MOST_REMEMBERED: usize = 10_000;
 /// Memory of a device is shared out to proofs in units of so many bytes.
 const UNIT: u64 = 1 << 20;
 
@@ -99,6 +102,8 @@ pub(super) struct Device {
     singing: AtomicBool,
     pause: Mutex<Option<(Instant, Duration)>>,
     busy_micros: AtomicU64,
+    /// Keys that it has not the memory for, whatever else is there.
+    too_large: Mutex<HashSet<ContentHash>>,
 }
 
 impl Device {
@@ -128,6 +133,7 @@ impl Device {
             singing: AtomicBool::new(false),
             pause: Mutex::new(None),
             busy_micros: AtomicU64::new(0),
+            too_large: Mutex::default(),
         }
     }
 
@@ -256,6 +262,24 @@ impl Device {
     /// not called unfit for it.
     pub(super) fn lacked_memory(&self, busy: Duration) {
         self.count_failure(FailureClass::Device, busy);
+    }
+
+    /// Notes that this key is too large for it, as it will be at each try.
+    pub(super) fn is_too_small(&self, zkey: ContentHash) {
+        let mut too_large = self.too_large();
+        if too_large.len() >= MOST_REMEMBERED {
+            too_large.clear();
+        }
+        too_large.insert(zkey);
+    }
+
+    /// Whether this key is not known to be too large for it.
+    pub(super) fn may_take(&self, zkey: ContentHash) -> bool {
+        !self.too_large().contains(&zkey)
+    }
+
+    fn too_large(&self) -> MutexGuard<'_, HashSet<ContentHash>> {
+        self.too_large.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn count_failure(&self, class: FailureClass, busy: Duration) {

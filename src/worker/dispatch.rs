@@ -35,8 +35,8 @@ pub(super) const MESSAGES: usize = 16;
 /// Takes jobs until the worker drains, then waits for those in hand.
 pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) {
     let mut hands = JoinSet::new();
-    let mut outage: Option<Outage> = None;
-    let mut rivals = false;
+    let mut queue_outage: Option<QueueOutage> = None;
+    let (mut rivals, mut in_vain) = (false, 0);
     while !*draining.borrow() {
         while let Some(done) = hands.try_join_next() {
             report(done);
@@ -48,7 +48,7 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
             let _ = tokio::time::timeout(POP_WAIT / 10, ctx.fleet.freed()).await;
             continue;
         }
-        if let Some(out) = &mut outage
+        if let Some(out) = &mut queue_outage
             && !out.is_over()
         {
             let begun = detour(&ctx, free, &mut out.rivals, &mut hands).await;
@@ -57,9 +57,9 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
             }
             continue;
         }
-        // A queue that takes nothing still gives what it has, at once or not at all.
+        // A queue that takes nothing still gives what it has.
         let full = ctx.unoffered.load(Ordering::Relaxed);
-        let wait = if full { Duration::ZERO } else { POP_WAIT };
+        let wait = if full { wait_for_full(in_vain) } else { POP_WAIT };
         let popped = tokio::select! {
             biased;
             _ = draining.changed() => break,
@@ -70,21 +70,21 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
         };
         match popped {
             Ok(deliveries) => {
-                if outage.take().is_some() {
+                if queue_outage.take().is_some() {
                     tracing::info!("the queue answers again");
                 }
                 let popped = deliveries.len();
                 deal_out(&ctx, deliveries, &mut hands).await;
-                if full && popped == 0 && detour(&ctx, free, &mut rivals, &mut hands).await == 0 {
-                    let _ = tokio::time::timeout(DETOUR, draining.changed()).await;
-                }
+                let vain = full && popped == 0 && detour(&ctx, free, &mut rivals, &mut hands).await == 0;
+                in_vain = if vain { in_vain.saturating_add(1) } else { 0 };
             }
             Err(error) => {
                 counter!(telemetry::QUEUE_ERRORS).increment(1);
-                if outage.is_none() {
+                if queue_outage.is_none() {
                     tracing::error!(%error, "the queue fails; jobs are looked for in the store meanwhile");
                 }
-                outage = Some(Outage::of(ctx.queue.clone(), outage.map_or(POP_WAIT, |last| last.pause * 2)));
+                queue_outage =
+                    Some(QueueOutage::of(ctx.queue.clone(), queue_outage.map_or(POP_WAIT, |last| last.pause * 2)));
             }
         }
     }
@@ -93,15 +93,26 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
     }
 }
 
-/// A queue that fails. Whether it answers again is found out beside the work, for it may take long not to.
-struct Outage {
+/// How long a queue that takes no offers is listened to before the store is asked, once both had nothing so many times in a
+/// row. At first not at all, for jobs are in the store then; but when it has recovered, nothing tells before the next job is
+/// offered, and until then it is asked no more often than a sound one.
+fn wait_for_full(in_vain: u32) -> Duration {
+    match in_vain.checked_sub(1) {
+        None => Duration::ZERO,
+        Some(doublings) => DETOUR.saturating_mul(1 << doublings.min(16)).min(POP_WAIT),
+    }
+}
+
+/// An outage of the queue; that of the database is in `outage.rs`. Whether it answers again is found out beside the work,
+/// for it may take long not to.
+struct QueueOutage {
     pause: Duration,
     over: JoinSet<()>,
     /// Whether other workers took what this one was after.
     rivals: bool,
 }
 
-impl Outage {
+impl QueueOutage {
     fn of(queue: Arc<dyn Queue>, pause: Duration) -> Self {
         let pause = pause.min(LONGEST_OUTAGE);
         let mut over = JoinSet::new();
@@ -297,4 +308,16 @@ pub(super) async fn acknowledge(ctx: &Context, deliveries: &[Delivery]) {
 fn waited(job: &Job, lease: Duration) -> f64 {
     let claimed = job.lease_expires_at.unwrap_or(job.run_at) - i64::try_from(lease.as_millis()).unwrap_or(0);
     (claimed - job.run_at).max(0) as f64 / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_that_took_no_offers_is_asked_no_more_often_than_a_sound_one_while_there_is_nothing() {
+        let waits: Vec<u128> = (0..6).map(|in_vain| wait_for_full(in_vain).as_millis()).collect();
+        assert_eq!(waits, [0, 250, 500, 1000, 1000, 1000]);
+        assert_eq!(wait_for_full(u32::MAX), POP_WAIT);
+    }
 }

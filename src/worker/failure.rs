@@ -57,14 +57,14 @@ impl From<WitnessError> for Ended {
     fn from(e: WitnessError) -> Self {
         match e {
             WitnessError::Stopped(why) => Self::Stopped(why),
-            // Compiling is bounded in time and memory, and another moment or machine may have more of both.
-            WitnessError::Compile(_) => Self::failed(FailureClass::Transient, e),
+            // Compiling is bounded in time and memory, and another moment or machine may have more of both. The memory of a
+            // run is this worker's limit, not the input's fault: another may have a higher one, or this one when it is started
+            // again. Once that has come, the job can be queued again, for its input is kept.
+            WitnessError::Compile(_) | WitnessError::Memory { .. } => Self::failed(FailureClass::Transient, e),
             WitnessError::Host(_) => Self::around(e, Blame::Worker),
-            WitnessError::Input(_)
-            | WitnessError::Module(_)
-            | WitnessError::Assert(_)
-            | WitnessError::Trap(_)
-            | WitnessError::Memory { .. } => Self::failed(FailureClass::BadInput, e),
+            WitnessError::Input(_) | WitnessError::Module(_) | WitnessError::Assert(_) | WitnessError::Trap(_) => {
+                Self::failed(FailureClass::BadInput, e)
+            }
         }
     }
 }
@@ -141,10 +141,23 @@ mod tests {
             Ended::from(RegistryError::Mismatch { wasm: 3, zkey: 4 }),
             Ended::from(RegistryError::Witness(module())),
             Ended::from(WitnessError::Host("mmap failed".to_owned())),
+            Ended::from(WitnessError::Memory { limit: 1 << 30 }),
+            Ended::from(RegistryError::Witness(WitnessError::Memory { limit: 1 << 30 })),
         ];
         for ended in ended {
             let (Ended::Failed(error) | Ended::Around(error, _)) = ended else { panic!("{ended:?}") };
             assert_eq!(error.class, FailureClass::Transient, "{}", error.message);
+        }
+    }
+
+    /// The worker has all it needs, and other circuits' jobs are not held back.
+    #[test]
+    fn a_limit_on_memory_is_named_and_casts_no_doubt_on_the_worker() {
+        let Ended::Failed(error) = Ended::from(WitnessError::Memory { limit: 1 << 30 }) else {
+            panic!("it is of this job alone");
+        };
+        for words in ["1073741824 bytes", "PROVER_WITNESS_MEMORY_BYTES", "more"] {
+            assert!(error.message.contains(words), "{}", error.message);
         }
     }
 }

@@ -278,9 +278,9 @@ impl Fleet {
     }
 
     /// A place for a job. `resident` says whether a device has the job's key: such a device goes first among those
-    /// with room, then the one with most room, then the best.
+    /// with room, then the one with most room, then the best. One that is known to be too small for the key goes last.
     pub(super) fn place(self: &Arc<Self>, job: &Job, resident: impl Fn(&Device) -> bool) -> Placement {
-        let own = self.choose(resident);
+        let own = self.choose(resident, |device| device.may_take(job.zkey));
         let at = self.after_failures(own, job);
         // Only the dispatcher places jobs, so that nothing is counted between the look and the count.
         let room = self.retrials.load(Ordering::Relaxed) < RETRIALS;
@@ -300,13 +300,13 @@ impl Fleet {
         Placement { fleet: self.clone(), device, retrial }
     }
 
-    fn choose(&self, resident: impl Fn(&Device) -> bool) -> usize {
+    fn choose(&self, resident: impl Fn(&Device) -> bool, may_take: impl Fn(&Device) -> bool) -> usize {
         let room = |i: usize| self.devices[i].free();
         // The processor takes what is too much for the others, and no more.
         let better = self.fit_workers().filter(|i| room(*i) > 0).max_by_key(|i| {
             let device = &self.devices[*i];
             let cpu_last = self.workers.len() == 1 || !device.is_cpu();
-            (cpu_last, resident(device), room(*i), std::cmp::Reverse(*i))
+            (may_take(device), cpu_last, resident(device), room(*i), std::cmp::Reverse(*i))
         });
         better.or_else(|| self.stand_in()).or(self.workers.first().copied()).unwrap_or(0)
     }
@@ -375,6 +375,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::backend::cpu::CpuBackend;
+    use crate::model::ContentHash;
 
     #[test]
     fn doubtful_jobs_come_to_the_processor_as_fast_as_it_judges() {
@@ -408,6 +409,21 @@ mod tests {
         assert_eq!((fleet.slots(), fleet.free()), (1, 1));
         fleet.devices[0].quarantine(Some("made up"));
         assert_eq!(fleet.free(), 1);
+    }
+
+    #[test]
+    fn a_job_goes_to_a_device_that_is_not_known_to_be_too_small_for_its_key() {
+        let devices = (0..2).map(|_| Arc::new(CpuBackend::new(1).unwrap()) as Arc<dyn Backend>).collect();
+        let batching = Batching { most: None, linger: Duration::ZERO };
+        let fleet = Fleet::new(devices, Sizing { jobs: Some(4), cpu_overflow: false, batching });
+        let (large, small) = (ContentHash::of(b"large"), ContentHash::of(b"small"));
+        let choose = |zkey| fleet.choose(|_| false, |device| device.may_take(zkey));
+        assert_eq!((choose(large), choose(small)), (0, 0));
+        fleet.devices[0].is_too_small(large);
+        assert_eq!((choose(large), choose(small)), (1, 0));
+        // Where all are too small, one of them says so.
+        fleet.devices[1].is_too_small(large);
+        assert_eq!((choose(large), choose(small)), (0, 0));
     }
 
     #[tokio::test]

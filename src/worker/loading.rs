@@ -25,7 +25,11 @@ pub(super) async fn load(
 ) -> Result<Arc<dyn LoadedKey>, Ended> {
     if device.is_cpu() {
         // It may be slow, and does not hang.
-        return judge(device, registry.load(&device.backend, circuit).await);
+        return judge(device, circuit, registry.load(&device.backend, circuit).await);
+    }
+    // Before its turn, which may be long in coming.
+    if let Err(too_large) = registry.check_fits(device.backend.as_ref(), circuit) {
+        return judge(device, circuit, Err(too_large));
     }
     let patience = patience + Duration::from_secs((circuit.key.size() / BYTES_A_SECOND) as u64);
     let (answer, answered) = oneshot::channel();
@@ -37,7 +41,7 @@ pub(super) async fn load(
         let mut loading = std::pin::pin!(registry.load(&device.backend, &circuit));
         match tokio::time::timeout(patience, &mut loading).await {
             // Whoever asked may have stopped waiting.
-            Ok(loaded) => drop(answer.send(judge(&device, loaded))),
+            Ok(loaded) => drop(answer.send(judge(&device, &circuit, loaded))),
             Err(_) => {
                 let why = format!("{} hangs: a key was not there in {:.0} s", device.label, patience.as_secs_f64());
                 device.hangs(&why, patience);
@@ -58,11 +62,18 @@ pub(super) async fn load(
 }
 
 /// Notes how the device did.
-fn judge(device: &Device, loaded: Result<Arc<dyn LoadedKey>, RegistryError>) -> Result<Arc<dyn LoadedKey>, Ended> {
+fn judge(
+    device: &Device,
+    circuit: &ReadyCircuit,
+    loaded: Result<Arc<dyn LoadedKey>, RegistryError>,
+) -> Result<Arc<dyn LoadedKey>, Ended> {
     let ended = match loaded {
         Ok(loaded) => return Ok(loaded),
         Err(e @ (RegistryError::Backend(BackendError::OutOfMemory { .. }) | RegistryError::TooLarge { .. })) => {
             device.lacked_memory(Duration::ZERO);
+            if let RegistryError::TooLarge { .. } = e {
+                device.is_too_small(circuit.content.zkey);
+            }
             return Err(e.into());
         }
         Err(e) => Ended::from(e),

@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use futures::future::join_all;
 use metrics::gauge;
 use tokio::sync::{Semaphore, watch};
@@ -83,6 +84,9 @@ const LOAD_PATIENCE: Duration = Duration::from_secs(300);
 const DEAD_AFTER: Duration = Duration::from_secs(600);
 /// Time between looks for circuits that other processes registered.
 const WARM_EVERY: Duration = Duration::from_secs(15);
+
+/// Circuits opened side by side ahead of their jobs. Each may have a witness program compiled, which takes memory.
+const OPENED_AT_ONCE: usize = 4;
 
 /// How a worker works.
 #[derive(Debug, Clone)]
@@ -443,18 +447,20 @@ async fn warm(ctx: Arc<Context>) {
         // A store that does not answer is asked again.
         if let Ok(circuits) = ctx.store.circuits().await {
             known.retain(|opened| circuits.iter().any(|circuit| content(circuit) == *opened));
-            for circuit in &circuits {
-                if known.insert(content(circuit)) {
-                    // One device is enough, the rest load what they need; and nothing, once there may be work, of which
-                    // a key that nobody asked for might take the place.
-                    let device = if started { None } else { ctx.fleet.first() };
-                    open_ahead(&ctx, device, circuit, content(circuit)).await;
-                }
-            }
+            // One device is enough, the rest load what they need; and nothing, once there may be work, of which a key that
+            // nobody asked for might take the place.
+            let device = if started { None } else { ctx.fleet.first() };
+            let new: Vec<_> = circuits.iter().filter(|circuit| known.insert(content(circuit))).collect();
+            some_at_once(new, |circuit| open_ahead(&ctx, device, circuit, content(circuit))).await;
             started = true;
         }
         tokio::time::sleep(WARM_EVERY).await;
     }
+}
+
+/// Opens circuits, some side by side: the download of one that is large keeps few others waiting.
+async fn some_at_once<T, F: Future<Output = ()>>(circuits: Vec<T>, open: impl Fn(T) -> F) {
+    futures::stream::iter(circuits).for_each_concurrent(OPENED_AT_ONCE, open).await;
 }
 
 async fn open_ahead(ctx: &Context, device: Option<&Arc<Device>>, circuit: &Circuit, content: CircuitContent) {
@@ -467,5 +473,29 @@ async fn open_ahead(ctx: &Context, device: Option<&Arc<Device>>, circuit: &Circu
             loading::load(&ctx.registry, device, &open, ctx.options.load_patience).await
     {
         tracing::warn!(circuit = %circuit.name, error = message, "could not load a key ahead of its first job");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::Barrier;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn circuits_are_opened_some_at_once_and_no_more() {
+        let circuits: Vec<usize> = (0..3 * OPENED_AT_ONCE).collect();
+        // Each goes on once as many as may be are under way: one after the other, none would.
+        let (full, under_way, opened) = (Barrier::new(OPENED_AT_ONCE), AtomicUsize::new(0), AtomicUsize::new(0));
+        some_at_once(circuits, async |_| {
+            assert!(under_way.fetch_add(1, Ordering::SeqCst) < OPENED_AT_ONCE);
+            full.wait().await;
+            under_way.fetch_sub(1, Ordering::SeqCst);
+            opened.fetch_add(1, Ordering::SeqCst);
+        })
+        .await;
+        assert_eq!(opened.into_inner(), 3 * OPENED_AT_ONCE);
     }
 }

@@ -15,6 +15,9 @@ use crate::witness::ModuleCache;
 /// Bytes of a message beside its input.
 const MESSAGE_ENVELOPE: usize = 64 << 10;
 
+/// The variable that names the data folder.
+const DATA_DIR: &str = "PROVER_DATA_DIR";
+
 /// Why the rooms do not open.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -26,10 +29,28 @@ pub enum OpenError {
     Queue(#[from] QueueError),
     /// The artifacts do not.
     #[error("the artifacts: {0}")]
-    Artifacts(#[from] ArtifactError),
+    Artifacts(ArtifactError),
+    /// A folder that a variable names cannot be used.
+    #[error("{why}; set {variable} to a folder you own, on a disk with room")]
+    Folder {
+        /// The variable.
+        variable: &'static str,
+        /// Which folder, and why not.
+        why: ArtifactError,
+    },
     /// The keys that seal inputs do not read as they should.
     #[error(transparent)]
     Seal(#[from] SealError),
+}
+
+impl OpenError {
+    /// Of artifacts in a folder that this variable names.
+    fn of_folder(variable: &'static str) -> impl Fn(ArtifactError) -> Self {
+        move |why| match why {
+            ArtifactError::Io { .. } => Self::Folder { variable, why },
+            why => Self::Artifacts(why),
+        }
+    }
 }
 
 /// Store, queue, artifacts and registry of one configuration.
@@ -46,7 +67,7 @@ pub struct Workspace {
 impl Workspace {
     /// Opens what is there and makes what is not. Any number of processes may have the same workspace open.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
-        private_dir(&config.data_dir)?;
+        private_dir(&config.data_dir).map_err(OpenError::of_folder(DATA_DIR))?;
         let keyring = config.encryption_keys.as_ref().map(|keys| Keyring::parse(keys.reveal())).transpose()?;
         let store = open_store(&config).await?;
         let queue = open_queue(&config).await?;
@@ -131,10 +152,12 @@ pub async fn open_queue(config: &Config) -> Result<Arc<dyn Queue>, QueueError> {
     Ok(Arc::new(RedisQueue::open(settings).await?))
 }
 
-fn open_artifacts(config: &Config) -> Result<Artifacts, ArtifactError> {
+fn open_artifacts(config: &Config) -> Result<Artifacts, OpenError> {
     let artifacts = match &config.artifacts {
-        None => Artifacts::local(&config.data_dir)?,
-        Some(ArtifactsUrl::Folder(folder)) => Artifacts::local(folder)?,
+        None => Artifacts::local(&config.data_dir).map_err(OpenError::of_folder(DATA_DIR))?,
+        Some(ArtifactsUrl::Folder(folder)) => {
+            Artifacts::local(folder).map_err(OpenError::of_folder("PROVER_ARTIFACTS_URL"))?
+        }
         Some(ArtifactsUrl::S3 { bucket, prefix }) => {
             let secret = |s: &Option<Secret>| s.as_ref().map(|s| s.reveal().to_owned());
             let spec = S3Spec {
@@ -146,7 +169,9 @@ fn open_artifacts(config: &Config) -> Result<Artifacts, ArtifactError> {
                 key: secret(&config.s3.key),
                 token: secret(&config.s3.token),
             };
-            Artifacts::s3(&spec, &config.data_dir.join("cache"), config.artifact_cache_bytes)?
+            let cache = config.data_dir.join("cache");
+            let opened = Artifacts::s3(&spec, &cache, config.artifact_cache_bytes);
+            opened.map_err(OpenError::of_folder(DATA_DIR))?
         }
     };
     Ok(if config.proof_files { artifacts } else { artifacts.without_proofs() })

@@ -365,6 +365,43 @@ fn proofs_keys_and_values_of_every_wrong_kind() {
 }
 
 #[test]
+fn a_file_of_another_kind_is_called_by_its_name() {
+    let f = range_check();
+    let dir = scratch(&[]);
+    let go = |args: &[&str]| run(dir.path(), args);
+    let (zkey, vkey, wtns, wasm, r1cs, input) =
+        (s(&f.zkey), s(&f.vkey), s(&f.wtns), s(&f.wasm), s(&f.r1cs), s(&f.input));
+    go(&["prove", zkey, wtns, "p.json", "u.json"]).ok();
+    let verify =
+        |vkey: &str, proof: &str, public: &str| go(&["verify", "--vkey", vkey, "--proof", proof, "--public", public]);
+    let says = format!(
+        "{zkey}: expected the JSON of a verification key, got a proving key (zkey); `prover-worker export vkey {zkey} "
+    );
+    verify(zkey, "p.json", "u.json").failed_with(&says);
+    verify(wtns, "p.json", "u.json").failed_with("expected the JSON of a verification key, got a witness (wtns)");
+    verify(r1cs, "p.json", "u.json").failed_with("expected the JSON of a verification key, got a circuit (r1cs)");
+    verify(wasm, "p.json", "u.json").failed_with("got a WebAssembly module (wasm)");
+    verify("p.json", "p.json", "u.json").failed_with("expected the JSON of a verification key, got that of a proof");
+    verify(vkey, zkey, "u.json").failed_with("expected the JSON of a proof, got a proving key (zkey)");
+    verify(vkey, "u.json", "p.json").failed_with("expected the JSON of public values, got that of a proof");
+    verify(vkey, "u.json", "u.json").failed_with("expected the JSON of a proof, got that of public values");
+    verify(vkey, wtns, "u.json").failed_with("got a witness (wtns)");
+    go(&["verify", "--zkey", vkey, "--proof", "p.json", "--public", "u.json"])
+        .failed_with("expected a proving key (zkey), got JSON; --vkey takes a verification key");
+    go(&["export", "calldata", "--proof", zkey, "--public", "u.json"]).failed_with("got a proving key (zkey)");
+    go(&["export", "vkey", vkey]).failed_with("expected \"zkey\", got JSON");
+    go(&["prove", vkey, wtns, "p", "u"]).failed_with("expected \"zkey\", got JSON");
+    go(&["prove", wtns, zkey, "p", "u"]).failed_with("expected \"zkey\", got a witness (wtns)");
+    go(&["prove", zkey, input, "p", "u"]).failed_with("expected \"wtns\", got JSON");
+    go(&["setup", zkey, "k", "--insecure-dev-only"]).failed_with("expected \"r1cs\", got a proving key (zkey)");
+    go(&["witness", "--wasm", r1cs, "--input", input, "--out", "w"]).failed_with("got a circuit (r1cs)");
+    go(&["witness", "--wasm", wasm, "--input", wtns, "--out", "w"]).failed_with("expected JSON, got a witness (wtns)");
+    let other = scratch(&[("f", b"\x7fELF\xff")]);
+    run(other.path(), &["inspect", "f"]).failed_with("not a file of a known kind");
+    run(other.path(), &["verify", "--vkey", "f", "--proof", "p", "--public", "u"]).failed_with("of no known kind");
+}
+
+#[test]
 fn documents_with_more_numbers_than_any_real_one() {
     let f = range_check();
     let vkey = std::fs::read_to_string(&f.vkey).unwrap();
@@ -392,6 +429,23 @@ fn files_that_are_not_there_or_cannot_be_written() {
     run(dir.path(), &["prove", s(&f.zkey), s(&f.wtns), "no/such/p", "u"]).failed_with("no/such/p");
     run(dir.path(), &["prove", ".", s(&f.wtns), "p", "u"]).failed_with("not a regular file");
     run(dir.path(), &["setup", "none.r1cs", "k", "--insecure-dev-only"]).failed_with("none.r1cs: no such file");
+    let add = |zkey: &str, wasm: &str| run(dir.path(), &["circuits", "add", "c", "--zkey", zkey, "--wasm", wasm]);
+    add("none.zkey", s(&f.wasm)).failed_with("none.zkey: no such file");
+    add(s(&f.zkey), "none.wasm").failed_with("none.wasm: no such file");
+}
+
+#[test]
+fn a_data_folder_that_cannot_be_is_named_with_the_variable_that_names_it() {
+    let dir = scratch(&[("data", b"in the way")]);
+    let says =
+        format!("{}: something else is there already; set PROVER_DATA_DIR to a folder", s(&dir.path().join("data")));
+    run(dir.path(), &["circuits", "list"]).failed_with(&says);
+    std::fs::remove_file(dir.path().join("data")).unwrap();
+    std::fs::create_dir(dir.path().join("data")).unwrap();
+    let keys = dir.path().join("data").join("zkeys");
+    std::fs::write(&keys, "in the way").unwrap();
+    let says = format!("{}: something else is there already; set PROVER_DATA_DIR to a folder", s(&keys));
+    run(dir.path(), &["circuits", "list"]).failed_with(&says);
 }
 
 #[test]

@@ -54,7 +54,7 @@ fn a_bound_on_the_size_of_files_is_an_error_like_any_other() {
     let witness = format!("\"$P\" witness --wasm {} --input {} --out w.wtns", s(&f.wasm), s(&f.input));
     let (code, stderr) = shell(dir.path(), &format!("ulimit -f 0; exec {witness}"));
     assert_eq!(code, Some(1), "{stderr}");
-    assert!(stderr.contains("File too large") && stderr.lines().count() == 1, "{stderr}");
+    assert!(stderr.contains("(ulimit -f)") && stderr.lines().count() == 1, "{stderr}");
     let (code, stderr) = shell(dir.path(), &format!("ulimit -f 0; exec \"$P\" export vkey {zkey} > out"));
     assert_eq!(code, Some(1), "{stderr}");
     assert!(stderr.starts_with("error: standard output cannot be written"), "{stderr}");

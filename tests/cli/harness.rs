@@ -119,6 +119,7 @@ impl Ran {
         assert!(lines[0].starts_with("error: "), "{}", lines[0]);
         assert!(lines[0].contains(says), "expected {says:?} in {:?}", lines[0]);
         assert!(lines[0].len() < 600, "a sentence, not a novel: {}", lines[0]);
+        assert!(!lines[0].contains("os error"), "words, not numbers: {}", lines[0]);
     }
 }
 

@@ -64,6 +64,50 @@ fn a_jobs_input_may_come_so_too() {
 }
 
 #[test]
+fn what_verify_reads_may_come_so_too() {
+    let f = range_check();
+    let dir = scratch(&[]);
+    assert!(std::process::Command::new("mkfifo").arg(dir.path().join("pipe")).status().unwrap().success());
+    run(dir.path(), &["prove", s(&f.zkey), s(&f.wtns), "p.json", "u.json"]).ok();
+    let (vkey, zkey) = (fs::read(&f.vkey).unwrap(), s(&f.zkey));
+    fs::write(dir.path().join("v.json"), &vkey).unwrap();
+    for (option, file) in [("--vkey", "v.json"), ("--proof", "p.json"), ("--public", "u.json")] {
+        let content = fs::read(dir.path().join(file)).unwrap();
+        fs::write(dir.path().join("input.json"), &content).unwrap();
+        fs::write(dir.path().join("headed.json"), [b"# a heading\n", &content[..]].concat()).unwrap();
+        for (name, way) in WAYS {
+            let whole = "\"$P\" verify --vkey v.json --proof p.json --public u.json > out";
+            let line = way.replace("RUN", &whole.replace(&format!("{option} {file}"), &format!("{option} {name}")));
+            let (code, stderr) = shell(dir.path(), &line);
+            assert_eq!((code, stderr.as_str()), (Some(0), ""), "{line}");
+            assert_eq!(fs::read_to_string(dir.path().join("out")).unwrap(), "OK\n", "{line}");
+        }
+    }
+    // All of them at once, each by a way of its own.
+    let all = "cat p.json | \"$P\" verify --vkey <(cat v.json) --proof - --public <(cat u.json) > out";
+    assert_eq!(shell(dir.path(), all), (Some(0), String::new()));
+    let calldata = "cat p.json | \"$P\" export calldata --proof - --public u.json";
+    assert_eq!(shell(dir.path(), calldata), (Some(0), String::new()));
+
+    for (line, code, says) in [
+        ("verify --vkey v.json --proof - --public - < p.json", 2, "at most one input from standard input"),
+        ("verify --vkey - --proof p.json --public /dev/stdin < v.json", 2, "at most one input from standard input"),
+        ("export calldata --proof - --public - < p.json", 2, "at most one input from standard input"),
+        ("verify --vkey v.json --proof p.json --public - < /dev/zero", 1, "/dev/stdin: the document is too long"),
+        ("verify --vkey v.json --proof p.json --public . ", 1, "error: .: it is a folder\n"),
+        ("verify --vkey v.json --proof p.json --public nowhere", 1, "error: nowhere: no such file\n"),
+    ] {
+        let (got, stderr) = shell(dir.path(), &format!("\"$P\" {line}"));
+        assert_eq!(got, Some(code), "{line}: {stderr}");
+        assert!(stderr.contains(says) && stderr.lines().count() == 1, "{line}: expected {says:?} in {stderr:?}");
+    }
+    // A proving key is mapped, and stays a file.
+    let piped = format!("cat {zkey} | \"$P\" verify --zkey /dev/stdin --proof p.json --public u.json");
+    let (code, stderr) = shell(dir.path(), &piped);
+    assert!(code == Some(1) && stderr.contains("not a regular file"), "{stderr}");
+}
+
+#[test]
 fn an_input_without_an_end_or_that_is_none_is_refused() {
     let f = range_check();
     let dir = folder();

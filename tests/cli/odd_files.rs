@@ -21,7 +21,7 @@ fn a_pipe_that_nobody_writes_to_keeps_nobody_waiting() {
         &["prove", "pipe", wtns, "p", "u"][..],
         &["prove", zkey, "pipe", "p", "u"],
         &["witness", "--wasm", "pipe", "--input", input, "--out", "w"],
-        &["verify", "--vkey", "pipe", "--proof", "p", "--public", "u"],
+        &["verify", "--zkey", "pipe", "--proof", "p", "--public", "u"],
         &["setup", "pipe", "k.zkey", "--insecure-dev-only"],
         &["inspect", "pipe"],
         &["circuits", "add", "c", "--zkey", "pipe"],

@@ -14,3 +14,4 @@ mod fleet;
 mod harness;
 mod lease;
 mod neighbours;
+mod queues;

@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::devices::{circuit_file, multiplier_key, registry};
 use crate::harness::{HANG, Site};
+use crate::queues::{Manner, Odd};
 
 /// A job that takes down worker after worker is one of four in hand, and nobody can tell which. From the third worker on
 /// each of them has the worker to itself, so that the deaths after that are charged to one.
@@ -254,6 +255,29 @@ async fn a_queue_that_does_not_answer_is_not_waited_for_at_each_job() {
         site.until_done(id).await;
     }
     assert_eq!(queue.pops.load(Ordering::SeqCst), 1);
+    site.worker.drain().await;
+}
+
+/// That a queue takes offers again shows at the next job's, which may be long in coming.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_took_no_offers_is_listened_to_as_a_sound_one_once_there_is_nothing_to_do() {
+    let queue = Arc::new(Odd::new(Manner::Full));
+    let site = Idle::open(queue.clone()).await;
+    let id = site.submit().await;
+    site.until_done(id).await;
+    let begun = Instant::now();
+    loop {
+        let waits = queue.waits();
+        // From the first look on that waits for nothing.
+        let since = waits.iter().skip_while(|wait| !wait.is_zero());
+        if since.max().is_some_and(|longest| *longest >= Duration::from_secs(1)) {
+            break;
+        }
+        assert!(begun.elapsed() < HANG, "{} looks, each at once", waits.len());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let next = site.submit().await;
+    site.until_done(next).await;
     site.worker.drain().await;
 }
 

@@ -403,10 +403,10 @@ fn features_that_circom_does_not_use_are_refused() {
 fn other_files_are_named() {
     let load = |bytes: &[u8]| prompt(|| WasmWitness::load(bytes, SMALL, &NO_CACHE)).unwrap_err();
     is_module(&load(b""), "an empty file");
-    is_module(&load(b"zkey\x01\0\0\0"), "a zkey file");
-    is_module(&load(b"wtns\x02\0\0\0"), "a witness file");
-    is_module(&load(&circuit_file("multiplier.r1cs")), "an r1cs file");
-    is_module(&load(&circuit_file("multiplier.input.json")), "JSON");
+    is_module(&load(b"zkey\x01\0\0\0"), "got a proving key (zkey)");
+    is_module(&load(b"wtns\x02\0\0\0"), "got a witness (wtns)");
+    is_module(&load(&circuit_file("multiplier.r1cs")), "got a circuit (r1cs)");
+    is_module(&load(&circuit_file("multiplier.input.json")), "got JSON");
     is_module(&load(b"\x7fELF"), "begins with 7f454c46");
     // A component, and a text.
     is_module(&load(b"\0asm\x0d\0\x01\0"), "not a module of version 1");

@@ -1,0 +1,106 @@
+//! Queues that behave oddly, over one in this process.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use prover_worker::model::{JobId, Priority};
+use prover_worker::queue::{Delivery, MemoryQueue, Queue, QueueError, SetAside};
+use tokio::sync::Notify;
+
+/// What a queue does with offers.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Manner {
+    /// It takes none, as a Redis without memory left.
+    Full,
+    /// It takes each job once, and again only by `push_after`, whose answer comes after somebody has dealt with the job.
+    SlowToAnswer,
+}
+
+pub struct Odd {
+    inner: MemoryQueue,
+    manner: Manner,
+    offered: Mutex<HashSet<JobId>>,
+    waits: Mutex<Vec<Duration>>,
+    dealt_with: Notify,
+}
+
+impl Odd {
+    pub fn new(manner: Manner) -> Self {
+        let inner = MemoryQueue::new();
+        Self { inner, manner, offered: Mutex::default(), waits: Mutex::default(), dealt_with: Notify::new() }
+    }
+
+    /// How long each `pop` so far was to wait.
+    pub fn waits(&self) -> Vec<Duration> {
+        self.waits.lock().unwrap().clone()
+    }
+
+    fn is_full(&self) -> Result<(), QueueError> {
+        match self.manner {
+            Manner::Full => Err(QueueError::Unavailable("no memory is left".into())),
+            Manner::SlowToAnswer => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Queue for Odd {
+    async fn push(&self, ids: &[(JobId, Priority)]) -> Result<(), QueueError> {
+        self.is_full()?;
+        let new = ids.iter().filter(|(id, _)| self.offered.lock().unwrap().insert(*id)).copied();
+        self.inner.push(&new.collect::<Vec<_>>()).await
+    }
+
+    async fn push_again(&self, _: &[(JobId, Priority)]) -> Result<(), QueueError> {
+        self.is_full()
+    }
+
+    async fn push_after(&self, id: JobId, priority: Priority, delay: Duration) -> Result<(), QueueError> {
+        self.is_full()?;
+        tokio::time::sleep(delay).await;
+        let dealt_with = self.dealt_with.notified();
+        self.inner.push_again(&[(id, priority)]).await?;
+        dealt_with.await;
+        Ok(())
+    }
+
+    async fn pop(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>, QueueError> {
+        self.waits.lock().unwrap().push(wait);
+        self.inner.pop(max, wait).await
+    }
+
+    async fn ack(&self, deliveries: &[Delivery]) -> Result<(), QueueError> {
+        self.dealt_with.notify_waiters();
+        self.inner.ack(deliveries).await
+    }
+
+    async fn put_back(&self, delivery: Delivery) -> Result<(), QueueError> {
+        self.inner.put_back(delivery).await
+    }
+
+    async fn set_aside(&self, delivery: Delivery, why: &str) -> Result<(), QueueError> {
+        self.inner.set_aside(delivery, why).await
+    }
+
+    async fn aside(&self, limit: usize) -> Result<Vec<SetAside>, QueueError> {
+        self.inner.aside(limit).await
+    }
+
+    async fn depth(&self) -> Result<u64, QueueError> {
+        self.inner.depth().await
+    }
+
+    async fn ping(&self) -> Result<(), QueueError> {
+        self.inner.ping().await
+    }
+
+    async fn upkeep(&self) -> Result<(), QueueError> {
+        self.inner.upkeep().await
+    }
+
+    async fn close(&self) -> Result<(), QueueError> {
+        self.inner.close().await
+    }
+}
