@@ -12,10 +12,10 @@ use crate::artifacts::{ArtifactError, private_dir};
 use crate::config::{Config, Setting};
 use crate::model::{StopToken, io_reason};
 use crate::queue::QueueError;
-use crate::registry::{CircuitContent, RegistryLimits};
+use crate::registry::{CircuitContent, RegistryError, RegistryLimits};
 use crate::seal::Keyring;
 use crate::store::{Scope, Store};
-use crate::witness::{Inputs, WasmWitness, WitnessGenerator};
+use crate::witness::{Inputs, WasmWitness, WitnessError, WitnessGenerator};
 use crate::worker::{Canary, OpenError, Workspace, module_cache, open_queue};
 
 /// Free space below which keys and proofs may soon not fit, bytes.
@@ -207,7 +207,8 @@ async fn circuits(workspace: &Workspace, report: &mut Report) {
     let mut broken = Vec::new();
     for c in &circuits {
         if let Err(e) = workspace.registry().open(CircuitContent { zkey: c.zkey, wasm: c.wasm }).await {
-            broken.push(format!("{}: {e}; register it again", c.name));
+            let what_helps = if is_of_its_files(&e) { "; register it again" } else { "" };
+            broken.push(format!("{}: {e}{what_helps}", c.name));
         }
     }
     if broken.is_empty() {
@@ -215,6 +216,18 @@ async fn circuits(workspace: &Workspace, report: &mut Report) {
     } else {
         report.note("circuits", Verdict::Failed, broken.join("; "));
     }
+}
+
+/// Whether a circuit's files are at fault, rather than this machine or its settings.
+fn is_of_its_files(e: &RegistryError) -> bool {
+    use ArtifactError::{Damaged, Missing};
+    matches!(
+        e,
+        RegistryError::Key(_)
+            | RegistryError::Mismatch { .. }
+            | RegistryError::Witness(WitnessError::Module(_))
+            | RegistryError::Artifact(Missing { .. } | Damaged { .. })
+    )
 }
 
 /// By which keys held inputs are sealed, and whether they are there.
@@ -359,5 +372,16 @@ mod tests {
         for words in ["queue prove has been paused since 1970-01-01", "`queue resume`", "`circuits resume transfer`"] {
             assert!(found.contains(words), "{found}");
         }
+    }
+
+    #[test]
+    fn registering_again_is_advice_for_files_at_fault_alone() {
+        let limit = WitnessError::Compile("the cache folder /x: it is no folder".into());
+        assert!(!is_of_its_files(&RegistryError::Witness(limit)));
+        assert!(is_of_its_files(&RegistryError::Witness(WitnessError::Module("it is none".into()))));
+        let what = "zkeys/x".to_owned();
+        assert!(is_of_its_files(&RegistryError::Artifact(ArtifactError::Missing { what: what.clone() })));
+        let away = ArtifactError::Store { what, why: "nobody answers".into() };
+        assert!(!is_of_its_files(&RegistryError::Artifact(away)));
     }
 }

@@ -44,6 +44,22 @@ fn the_reference_is_made_from_the_code() {
     assert!(read("docs/reference.md") == want, "docs/reference.md is stale: UPDATE_DOCS=1 cargo test --test docs");
 }
 
+/// Every route of the API, and every class of error that a job may have.
+#[test]
+fn the_page_on_the_api_names_all_of_it() {
+    let (page, code) = (read("docs/api.md"), read("src/http/api.rs"));
+    let routes: Vec<&str> =
+        code.split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap_or_default()).collect();
+    assert!(routes.len() > 5, "{routes:?}");
+    for route in routes {
+        let named = ["pause", "resume"].map(|act| page.contains(&format!("{}`", route.replace("{act}", act))));
+        assert!(named.iter().all(|named| *named), "docs/api.md does not name {route}");
+    }
+    for class in FailureClass::ALL {
+        assert!(page.contains(&format!("`{}`", class.as_str())), "docs/api.md does not name {}", class.as_str());
+    }
+}
+
 #[test]
 fn the_readme_names_every_variable_and_metric_as_the_code_does() {
     let readme = read("README.md");
