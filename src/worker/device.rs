@@ -316,7 +316,13 @@ impl Device {
         }
     }
 
+    /// Jobs that it could take in hand now: none while those that it has leave no room for another, whatever its pace. A job
+    /// that found none would be handed back, only to be taken again.
     pub(super) fn free(&self) -> usize {
+        let by_pace = self.is_cpu() && matches!(self.size.slots, Slots::ByPace { .. });
+        if by_pace && self.hands.available_permits() == 0 {
+            return 0;
+        }
         self.slots().saturating_sub(self.in_hand.load(Ordering::Relaxed))
     }
 
@@ -425,7 +431,9 @@ fn wanted(proofs: usize, pace: &Pace, most: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::backend::cpu::CpuBackend;
 
     fn device(kind: DeviceKind, threads: usize) -> DeviceInfo {
         DeviceInfo { kind, name: String::new(), ordinal: 0, threads, memory: 0 }
@@ -482,6 +490,18 @@ mod tests {
             mean.note(1.0);
         }
         assert_eq!(mean.0.map(f64::round), Some(1.0));
+    }
+
+    #[test]
+    fn nothing_is_taken_while_what_is_in_hand_leaves_no_room() {
+        let size = Size { slots: Slots::ByPace { beside: 2 }, proofs: 1, threads: 2 };
+        let batching = Batching { most: None, linger: Duration::ZERO };
+        let device = Device::new(Arc::new(CpuBackend::new(1).unwrap()), size, batching);
+        assert_eq!(device.free(), 2, "before the first proof");
+        let large = [0, 1].map(|_| device.hands.clone().try_acquire_many_owned(2).unwrap());
+        assert_eq!(device.free(), 0, "though its pace would have it take two");
+        drop(large);
+        assert_eq!(device.free(), 2);
     }
 
     #[test]

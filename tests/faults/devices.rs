@@ -887,11 +887,10 @@ async fn large_circuits_after_small_ones_are_two_in_hand() {
     for _ in 0..3 {
         jobs.push(site.submit(good()).await);
     }
-    // The third is handed back, and is for others then; with one core it goes there at once.
+    // The third goes elsewhere; where it was taken before the others had all the room, it is handed back first, once.
     let third = site.end(jobs[2]).await;
     site.assert_done_on(&third, "cpu:0");
-    let cores = std::thread::available_parallelism().unwrap().get();
-    assert_eq!(third.attempt.0, cores.min(2) as u32, "{third:?}");
+    assert!((1..=2).contains(&third.attempt.0), "{third:?}");
     // With one core the third may overtake them.
     for job in &jobs[..2] {
         site.until_proving(*job).await;
