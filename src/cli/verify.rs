@@ -12,10 +12,10 @@ use crate::model::ProvingKey;
 
 /// Arguments of `verify`.
 #[derive(clap::Args)]
+#[command(group(clap::ArgGroup::new("key").required(true).args(["vkey", "zkey"])))]
 pub struct Args {
     /// Verification key as JSON; - is standard input.
-    #[arg(long, value_name = "FILE", value_parser = files::input_name(), required_unless_present = "zkey",
-          conflicts_with = "zkey")]
+    #[arg(long, value_name = "FILE", value_parser = files::input_name())]
     vkey: Option<PathBuf>,
     /// Proving key, which holds the verification key too.
     #[arg(long, value_name = "FILE")]

@@ -43,4 +43,6 @@ fn version_and_help_work() {
     // Without a job's id there is another way, which the error shows.
     let ran = run(dir.path(), &["jobs", "requeue"]);
     assert!(ran.code == Some(2) && ran.stderr.contains("--failed"), "{}", ran.stderr);
+    let ran = run(dir.path(), &["verify", "--public", "u", "--proof", "p"]);
+    assert!(ran.stderr.contains("--vkey") && ran.stderr.contains("--zkey"), "{}", ran.stderr);
 }
