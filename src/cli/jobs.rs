@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::files::{self, about};
 use super::session::{circuit_name, job_id, table, time, with_workspace};
 use super::{CliError, Output};
-use crate::model::{CircuitName, FailedAttempt, FailureClass, Job, JobId, JobState, Priority};
+use crate::model::{CircuitName, FailedAttempt, FailureClass, Job, JobId, JobState, Priority, io_reason};
 use crate::store::{Cancelled, JobFilter, Scope};
 use crate::worker::{JobService, ServiceError, SubmitRequest};
 
@@ -83,11 +83,12 @@ async fn wait(service: &JobService, id: JobId, out: &Output) -> Result<Job, CliE
             let why = why.unwrap_or("is a worker running? `prover-worker serve` starts one".into());
             bar.suspend(|| out.note(format_args!("still queued; {why}")));
         }
-        if job.error != told {
-            if let Some(error) = &job.error {
-                bar.suspend(|| out.note(format_args!("attempt {} failed: {}", job.attempt.0, error.message)));
-            }
-            told = job.error;
+        // By its history, for by now another attempt may have begun.
+        if let Some(FailedAttempt { attempt, error, .. }) = job.history.last()
+            && told != Some(*attempt)
+        {
+            told = Some(*attempt);
+            bar.suspend(|| out.note(format_args!("attempt {} failed: {}", attempt.0, error.message)));
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -347,7 +348,7 @@ struct Written {
 pub fn proof(args: ProofArgs, out: &Output) -> Result<(), CliError> {
     with_workspace(|w| async move {
         let result = w.service().result(args.id).await.map_err(CliError::failed)?;
-        std::fs::create_dir_all(&args.out).map_err(|e| about(&args.out, e))?;
+        std::fs::create_dir_all(&args.out).map_err(|e| about(&args.out, io_reason(&e)))?;
         let written = Written { id: args.id, proof: args.out.join("proof.json"), public: args.out.join("public.json") };
         files::write_texts(&[(&written.proof, &result.proof_json), (&written.public, &result.public_json)])?;
         out.result(&written, || format!("{}\n{}", written.proof.display(), written.public.display()));

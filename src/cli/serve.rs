@@ -78,12 +78,16 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
     }
 
     readiness.set(Status::Draining);
-    let (asked, hurried) = (Instant::now(), Cell::new(false));
+    let hurried = Cell::new(false);
     let hurry = async {
+        // A worker that drains since its devices are dead has had no signal yet.
+        let mut asked = dead.is_none().then(Instant::now);
         loop {
             signals.next().await;
-            if asked.elapsed() >= SAME_WISH {
-                break;
+            match asked {
+                None => asked = Some(Instant::now()),
+                Some(asked) if asked.elapsed() >= SAME_WISH => break,
+                Some(_) => {}
             }
         }
         hurried.set(true);
@@ -95,7 +99,9 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
     tracing::info!(handed_back = left, "end");
     match dead {
         Some(why) => Err(CliError::failed(why)),
-        None if hurried.get() => Err(CliError::failed("ended by a second signal before its jobs were done")),
+        None if hurried.get() => {
+            Err(CliError::failed("hurried by a second signal: jobs in hand may have been handed back"))
+        }
         None => Ok(()),
     }
 }

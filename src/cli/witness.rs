@@ -1,5 +1,7 @@
 //! `witness`: from inputs to a .wtns file; and the bounded child that compiles a witness program.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -79,7 +81,9 @@ pub fn load(program: &[u8], config: &Config, out: &Output) -> Result<WasmWitness
     let mut passing = None;
     if let Err(why) = cache.usable() {
         out.note(format_args!("compiled witness programs are not kept: {why} (PROVER_DATA_DIR names another folder)"));
-        passing = tempfile::tempdir().ok();
+        // For this user alone, whatever the umask: machine code is run from it.
+        let alone = Permissions::from_mode(0o700);
+        passing = tempfile::Builder::new().prefix("prover-worker-").permissions(alone).tempdir().ok();
         cache.dir = passing.as_ref().map(|folder| folder.path().to_owned());
     }
     let loaded = WasmWitness::load(program, limits, &cache);

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use metrics::{counter, gauge};
+use tokio::sync::Semaphore;
 
 use crate::artifacts::{ArtifactError, Artifacts, Content, Kind, verify};
 use crate::backend::mapped::map_file;
@@ -26,6 +27,8 @@ use cache::{Cache, Told};
 
 /// Removals by others that a registration outlives.
 const MOST_CROSSED: usize = 5;
+/// Witness programs that are loaded at once, each of which may have to be compiled.
+const COMPILED_AT_ONCE: usize = 2;
 
 /// What can go wrong with a circuit.
 #[derive(Debug, thiserror::Error)]
@@ -153,6 +156,8 @@ pub struct Registry {
     loaded: Arc<Mutex<HashMap<String, DeviceCache>>>,
     /// Held while keys go for another to come.
     making_room: Arc<tokio::sync::Mutex<()>>,
+    /// Held while a witness program is compiled, which takes a child with memory of its own.
+    compiling: Arc<Semaphore>,
 }
 
 impl Registry {
@@ -160,7 +165,8 @@ impl Registry {
     pub fn new(store: Arc<dyn Store>, artifacts: Artifacts, modules: ModuleCache, limits: RegistryLimits) -> Self {
         let host = host_keys(limits.key_cache_bytes);
         let (loaded, making_room) = Default::default();
-        Self { store, artifacts, modules, limits, open: Cache::new(host), loaded, making_room }
+        let compiling = Arc::new(Semaphore::new(COMPILED_AT_ONCE));
+        Self { store, artifacts, modules, limits, open: Cache::new(host), loaded, making_room, compiling }
     }
 
     /// Registers a circuit: copies its files in, checks every byte of the key, compiles the witness program, and
@@ -331,6 +337,7 @@ impl Registry {
     async fn load_wasm(&self, hash: ContentHash) -> Result<WasmWitness, RegistryError> {
         let bytes = fetch(&self.artifacts, Kind::Wasm, hash).await?;
         let (limits, modules) = (self.limits.witness, self.modules.clone());
+        let _held = self.compiling.acquire().await.ok();
         blocking(move || Ok(WasmWitness::load(&bytes, limits, &modules)?)).await
     }
 

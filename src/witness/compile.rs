@@ -211,6 +211,8 @@ impl Drop for Guarded {
 
 /// Names of modules on their way to a child.
 const HANDED: &str = ".compiling-";
+/// Bytes written to a cache folder, to see that it takes them.
+const PROBE: usize = 64 << 10;
 /// No compile takes so long.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
@@ -371,8 +373,10 @@ pub(super) fn usable_folder(dir: &Path) -> Result<(), String> {
         WitnessError::Compile(why) => why,
         e => e.to_string(),
     })?;
-    let refused = |e| format!("the cache folder {}: {e}", dir.display());
-    tempfile::Builder::new().prefix(HANDED).tempfile_in(real).map(drop).map_err(refused)
+    let probe = tempfile::Builder::new().prefix(HANDED).tempfile_in(real);
+    // A full disk still takes an empty file.
+    let written = probe.and_then(|mut file| file.write_all(&[0; PROBE]).and_then(|()| file.flush()));
+    written.map_err(|e| format!("the cache folder {}: {}", dir.display(), io_reason(&e)))
 }
 
 /// A cache folder, made if it is not there: with its links resolved, owned by this user, and no other can write to it.

@@ -27,6 +27,11 @@ pub struct Limits {
     pub compile_memory: u64,
 }
 
+impl Limits {
+    /// Most memory that a program can have: what its addresses of 32 bits reach.
+    pub const MOST_MEMORY: u64 = 4 << 30;
+}
+
 /// Longest time a program may take to say what it is: a few calls that return constants.
 const INTRODUCTION: Duration = Duration::from_secs(4);
 

@@ -8,7 +8,7 @@ use crate::groth16::ProveError;
 use crate::model::{FailureClass, JobError, StopReason, StopToken};
 use crate::registry::RegistryError;
 use crate::seal::SealError;
-use crate::witness::WitnessError;
+use crate::witness::{Limits, WitnessError};
 
 /// How an attempt ends without a proof.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +57,8 @@ impl From<WitnessError> for Ended {
     fn from(e: WitnessError) -> Self {
         match e {
             WitnessError::Stopped(why) => Self::Stopped(why),
+            // More than any worker may give a program is never to be had.
+            WitnessError::Memory { limit } if limit >= Limits::MOST_MEMORY => Self::failed(FailureClass::BadInput, e),
             // Compiling is bounded in time and memory, and another moment or machine may have more of both. The memory of a
             // run is this worker's limit, not the input's fault: another may have a higher one, or this one when it is started
             // again. Once that has come, the job can be queued again, for its input is kept.
@@ -148,6 +150,13 @@ mod tests {
             let (Ended::Failed(error) | Ended::Around(error, _)) = ended else { panic!("{ended:?}") };
             assert_eq!(error.class, FailureClass::Transient, "{}", error.message);
         }
+    }
+
+    /// All attempts would end so.
+    #[test]
+    fn a_program_that_asks_for_more_than_there_can_be_is_never_tried_again() {
+        let ended = Ended::from(WitnessError::Memory { limit: Limits::MOST_MEMORY });
+        assert!(matches!(ended, Ended::Failed(JobError { class: FailureClass::BadInput, .. })), "{ended:?}");
     }
 
     /// The worker has all it needs, and other circuits' jobs are not held back.

@@ -319,7 +319,7 @@ impl Fleet {
         let doubtful = job.error.as_ref().is_some_and(|e| e.class == FailureClass::InvalidProof);
         match job.tries.device {
             0 => own,
-            1 if !doubtful && self.failed_on().get(&job.id) == Some(&own) => self.other_than(own).unwrap_or(cpu),
+            1 if !doubtful && self.failed_on().get(&job.id) == Some(&own) => self.other_than(own, job).unwrap_or(cpu),
             1 if !doubtful => own,
             _ => cpu,
         }
@@ -327,7 +327,7 @@ impl Fleet {
 
     /// Whether a job that failed so goes to the processor next, noted by [`Fleet::remember`] already.
     pub(super) fn falls_to_processor(&self, job: &Job, class: FailureClass) -> bool {
-        let other = |own: &usize| self.other_than(*own).is_none_or(|other| self.devices[other].is_cpu());
+        let other = |own: &usize| self.other_than(*own, job).is_none_or(|other| self.devices[other].is_cpu());
         match class {
             FailureClass::InvalidProof => true,
             FailureClass::Device => job.tries.device > 0 || self.failed_on().get(&job.id).is_some_and(other),
@@ -346,10 +346,11 @@ impl Fleet {
         wait
     }
 
-    /// The next device that does not sit out.
-    fn other_than(&self, own: usize) -> Option<usize> {
+    /// The next device that does not sit out and is not known to be too small for the job's key.
+    fn other_than(&self, own: usize, job: &Job) -> Option<usize> {
         let n = self.devices.len();
-        (1..n).map(|i| (own + i) % n).find(|i| !self.devices[*i].is_quarantined())
+        let serves = |device: &Device| !device.is_quarantined() && device.may_take(job.zkey);
+        (1..n).map(|i| (own + i) % n).find(|i| serves(&self.devices[*i]))
     }
 
     fn failed_on(&self) -> MutexGuard<'_, HashMap<JobId, usize>> {

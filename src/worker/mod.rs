@@ -354,7 +354,8 @@ impl Worker {
             }
         }
         self.others.shutdown().await;
-        let closed = tokio::time::timeout(STOP_WAIT, self.ctx.queue.close()).await;
+        let patience = if hurried { HURRY } else { STOP_WAIT };
+        let closed = tokio::time::timeout(patience, self.ctx.queue.close()).await;
         if !matches!(closed, Ok(Ok(()))) {
             tracing::warn!("the queue did not hear that this worker ends; others will find out");
         }
