@@ -249,6 +249,65 @@ async fn submits_are_idempotent_by_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_witness_has_its_key_in_the_header_or_the_query() {
+    let site = Site::open().await;
+    let witness = std::fs::read(circuit_file("multiplier.wtns")).unwrap();
+    let post = async |query: &str, key: Option<&str>| {
+        let mut headers = vec![("content-type", "application/octet-stream")];
+        headers.extend(key.map(|key| ("idempotency-key", key)));
+        request(site.api, "POST", &format!("/v1/jobs?circuit=bare{query}"), &headers, &witness).await
+    };
+    let first = post("&idempotency_key=order%204711%2f%C3%BC", None).await;
+    assert_eq!(first.status, 201, "{first:?}");
+    assert_eq!(first.json()["idempotency_key"], "order 4711/ü");
+    let again = post("&idempotency_key=order+4711/%C3%BC", None).await;
+    assert_eq!((again.status, &again.json()["id"]), (200, &first.json()["id"]));
+    assert_eq!(post("&idempotency_key=k", Some("k")).await.status, 201);
+    assert_eq!(post("", Some("k")).await.status, 200);
+    assert_problem(&post("&idempotency_key=k", Some("other")).await, 400, "differ");
+    for wrong in ["%", "%4", "%zz", "%+1", "%FF"] {
+        assert_problem(&post(&format!("&idempotency_key={wrong}"), None).await, 400, "idempotency_key");
+    }
+    assert_problem(&post("&idempotency_key=", None).await, 422, "1 to 256");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parameter_that_is_none_is_refused() {
+    let site = Site::open().await;
+    let id = site.submit(6, 7).await;
+    let path = format!("/v1/jobs/{id}");
+    for (query, known) in [("states=queued", "state, circuit, limit, before"), ("wait=1", "known here")] {
+        assert_problem(&site.get(&format!("/v1/jobs?{query}")).await, 400, known);
+    }
+    for path in [format!("{path}?wait=0&wiat=1"), format!("{path}/proof?wiat=1")] {
+        assert_problem(&site.get(&path).await, 400, "\"wiat\"");
+        assert_problem(&site.get(&path).await, 400, "known here: wait");
+    }
+    assert_problem(&site.get("/v1/jobs?limit=1&limit=2").await, 400, "twice");
+    // What a JSON body has members for is not taken from the query.
+    let body = json!({"circuit": "multiplier", "input": {"a": 1, "b": 2}});
+    assert_problem(&site.api("POST", "/v1/jobs?priority=3", &body).await, 400, "\"priority\"");
+    let bytes = [("content-type", "application/octet-stream")];
+    let witness = std::fs::read(circuit_file("multiplier.wtns")).unwrap();
+    let misspelt = request(site.api, "POST", "/v1/jobs?circuit=bare&priorty=3", &bytes, &witness).await;
+    assert_problem(&misspelt, 400, "circuit, priority, idempotency_key, wait");
+    assert_eq!(site.get("/v1/jobs?&limit=9&").await.json().as_array().unwrap().len(), 1, "nothing was written");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn media_types_mean_the_same_in_any_letters() {
+    let site = Site::open().await;
+    let body = json!({"circuit": "multiplier", "input": {"a": 1, "b": 2}}).to_string();
+    for kind in ["Application/JSON", "application/Json; Charset=UTF-8"] {
+        let answer = request(site.api, "POST", "/v1/jobs", &[("content-type", kind)], body.as_bytes()).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+    }
+    let witness = std::fs::read(circuit_file("multiplier.wtns")).unwrap();
+    let bytes = [("content-type", "APPLICATION/octet-stream")];
+    assert_eq!(request(site.api, "POST", "/v1/jobs?circuit=bare", &bytes, &witness).await.status, 201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_queued_again_is_proved_with_its_own_content_or_not_at_all() {
     let site = Site::open().await;
     let store = site.rooms.as_ref().unwrap().store.clone();
