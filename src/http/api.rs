@@ -2,20 +2,23 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `POST /v1/jobs` | 201 a new job, 200 the same one again, 404 no such circuit, 409 idempotency key taken, 413 too large, 415 wrong type, 422 cannot be right |
+//! | `POST /v1/jobs` | 201 a new job, 200 the same one again, 400 a parameter of the query that is none, 404 no such circuit, 409 idempotency key taken, 413 too large, 415 wrong type, 422 cannot be right |
 //! | `GET /v1/jobs` | the newest jobs; `?state=`, `?circuit=`, `?limit=`, and `?before=` the last of those that one has |
 //! | `GET /v1/jobs/{id}` | 200 the job, 404; `?wait=` |
 //! | `GET /v1/jobs/{id}/proof` | 200 proof and public values, 409 not done, 404; `?wait=` |
 //! | `DELETE /v1/jobs/{id}` | 200 cancelled, 202 its worker will stop it, 409 it had ended, 404 |
-//! | `POST /v1/jobs/{id}/requeue` | 200 queued again, 409 not failed or cancelled, or its input is gone, 404; a body, if there is one, is its new input |
+//! | `POST /v1/jobs/{id}/requeue` | 200 queued again, 409 not failed or cancelled, or its input or its circuit's content is gone, 404; a body, if there is one, is its new input |
 //! | `GET /v1/queue` | how busy the queue is and what is held back; `counts` says whether those of ended jobs are estimates, and is null where the database did not count in time |
 //! | `POST /v1/queue/pause`, `…/resume` | 200 whether that changed anything |
 //! | `POST /v1/circuits/{name}/pause`, `…/resume` | the same for one circuit, 404 |
 //! | `GET /v1/circuits` | registered circuits |
 //!
 //! A submit is `application/json` (`{"circuit", "input", "id"?, "idempotency_key"?, "priority"?}`), or, for circuits without a
-//! witness program, a .wtns file as `application/octet-stream` with `?circuit=NAME&priority=N`; the header
-//! `Idempotency-Key` serves both.
+//! witness program, a .wtns file as `application/octet-stream` with `?circuit=NAME&priority=N&idempotency_key=KEY`; the
+//! header `Idempotency-Key` serves both.
+//!
+//! The values of a query are percent-decoded, and `+` is a space. A parameter that a request does not take, or that it has
+//! twice, is refused with 400, lest it is thought to have had an effect.
 //!
 //! With `?wait=SECONDS` an answer comes as soon as the job has ended, and after so long in any case (300 at most), with the
 //! job as it is then. `POST /v1/jobs` takes it too.
@@ -43,6 +46,8 @@ use crate::worker::{SubmitRequest, request};
 const MOST: u32 = 1000;
 /// Longest wait for a job, seconds.
 const LONGEST_WAIT: u64 = 300;
+/// As much of the name of a parameter as a problem repeats, characters.
+const LONGEST_NAME: usize = 60;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 pub(super) fn routes(app: &App, loopback: bool) -> Router<App> {
@@ -115,26 +120,33 @@ async fn submit(
 ) -> Result<Response, Problem> {
     let bytes = body(&room, request, app.jobs.max_input()).await?;
     let invalid = |why: String| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why);
-    let at_most = patience(&uri)?;
-    let parts = match content_type(&headers) {
-        "application/json" => request::parse(&bytes).map_err(invalid)?,
-        "application/octet-stream" => {
-            let circuit = query(&uri, "circuit").ok_or_else(|| invalid("expected ?circuit=NAME".to_owned()))?;
-            let priority = match query(&uri, "priority") {
-                None => 0,
-                Some(p) => p.parse().map_err(|_| invalid("priority: expected -32768 to 32767".to_owned()))?,
-            };
-            let circuit = circuit.to_owned();
-            request::Parts { id: None, circuit, input: Zeroizing::new(bytes.to_vec()), idempotency_key: None, priority }
-        }
-        _ => {
-            let why = "expected Content-Type application/json, or application/octet-stream for a .wtns file";
-            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
-        }
-    };
     let header_key = match headers.get("idempotency-key") {
         None => None,
         Some(v) => Some(v.to_str().map_err(|_| invalid("Idempotency-Key: expected plain text".to_owned()))?.to_owned()),
+    };
+    let (parts, at_most) = match content_type(&headers).as_str() {
+        "application/json" => {
+            let at_most = Query::of(&uri, &["wait"])?.patience()?;
+            (request::parse(&bytes).map_err(invalid)?, at_most)
+        }
+        "application/octet-stream" => {
+            let query = Query::of(&uri, &["circuit", "priority", "idempotency_key", "wait"])?;
+            let circuit = query.get("circuit").ok_or_else(|| invalid("expected ?circuit=NAME".to_owned()))?.to_owned();
+            let priority = match query.get("priority") {
+                None => 0,
+                Some(p) => p.parse().map_err(|_| invalid("priority: expected -32768 to 32767".to_owned()))?,
+            };
+            let idempotency_key = query.get("idempotency_key").map(str::to_owned);
+            if let (Some(a), Some(b)) = (&idempotency_key, &header_key)
+                && a != b
+            {
+                let why = "the header Idempotency-Key and the query's idempotency_key differ; expected the same or one";
+                return Err(Problem::new(StatusCode::BAD_REQUEST, why));
+            }
+            let input = Zeroizing::new(bytes.to_vec());
+            (request::Parts { id: None, circuit, input, idempotency_key, priority }, query.patience()?)
+        }
+        _ => return Err(unsupported()),
     };
     let idempotency_key = match (parts.idempotency_key, header_key) {
         (Some(a), Some(b)) if a != b => {
@@ -165,16 +177,14 @@ async fn submit(
     Ok(answer)
 }
 
-/// How long a request is ready to wait for its job: `?wait=`.
+fn unsupported() -> Problem {
+    let why = "expected Content-Type application/json, or application/octet-stream for a .wtns file";
+    Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why)
+}
+
+/// How long a request is ready to wait for its job, where that is all that its query may say.
 fn patience(uri: &Uri) -> Result<Duration, Problem> {
-    match query(uri, "wait").map(str::parse::<u64>) {
-        None => Ok(Duration::ZERO),
-        Some(Ok(seconds)) if seconds <= LONGEST_WAIT => Ok(Duration::from_secs(seconds)),
-        Some(_) => {
-            let why = format!("wait: expected seconds, 0 to {LONGEST_WAIT}");
-            Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why))
-        }
-    }
+    Query::of(uri, &["wait"])?.patience()
 }
 
 /// A job when it has ended, or as it is after `at_most`, or when the server is about to end.
@@ -186,22 +196,24 @@ async fn wait(app: &App, stopping: Stopping, id: JobId, at_most: Duration) -> Re
     Ok(job?)
 }
 
-fn content_type(headers: &HeaderMap) -> &str {
+/// The media type of a body, in small letters: it means the same in any.
+fn content_type(headers: &HeaderMap) -> String {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    kind.split(';').next().unwrap_or_default().trim()
+    kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 async fn list(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
     let invalid = |why: String| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why);
-    let state = query(&uri, "state").map(str::parse::<JobState>).transpose().map_err(invalid)?;
-    let limit = match query(&uri, "limit").map(str::parse::<u32>) {
+    let query = Query::of(&uri, &["state", "circuit", "limit", "before"])?;
+    let state = query.get("state").map(str::parse::<JobState>).transpose().map_err(invalid)?;
+    let limit = match query.get("limit").map(str::parse::<u32>) {
         None => 100,
         Some(Ok(n)) if (1..=MOST).contains(&n) => n,
         Some(_) => return Err(invalid(format!("limit: expected 1 to {MOST}"))),
     };
-    let circuit = query(&uri, "circuit").map(str::parse::<CircuitName>).transpose();
+    let circuit = query.get("circuit").map(str::parse::<CircuitName>).transpose();
     let circuit = circuit.map_err(|e| invalid(e.to_string()))?;
-    let before = query(&uri, "before").map(str::parse::<JobId>).transpose().map_err(invalid)?;
+    let before = query.get("before").map(str::parse::<JobId>).transpose().map_err(invalid)?;
     let jobs: Vec<Job> = app.jobs.jobs(JobFilter { state, circuit, before, limit }).await?;
     json(StatusCode::OK, &jobs)
 }
@@ -255,9 +267,8 @@ async fn requeue(
     let bytes = body(&room, request, app.jobs.max_input()).await?;
     // A browser sends these two only where the server permits it.
     let kind = content_type(&headers);
-    if !bytes.is_empty() && !matches!(kind, "application/json" | "application/octet-stream") {
-        let why = "expected Content-Type application/json, or application/octet-stream for a .wtns file";
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
+    if !bytes.is_empty() && !matches!(kind.as_str(), "application/json" | "application/octet-stream") {
+        return Err(unsupported());
     }
     let input = (!bytes.is_empty()).then(|| Zeroizing::new(bytes.to_vec()));
     json(StatusCode::OK, &app.jobs.requeue(job_id(&id)?, input).await?)
@@ -301,9 +312,69 @@ fn job_id(text: &str) -> Result<JobId, Problem> {
     text.parse().map_err(|e| Problem::new(StatusCode::NOT_FOUND, e))
 }
 
-/// A parameter of the query. The values used here are words and numbers, which nothing needs to encode.
-fn query<'a>(uri: &'a Uri, name: &str) -> Option<&'a str> {
-    uri.query()?.split('&').find_map(|p| p.strip_prefix(name)?.strip_prefix('='))
+/// The parameters of a request, each of them known and there once.
+struct Query(Vec<(&'static str, String)>);
+
+impl Query {
+    fn of(uri: &Uri, known: &[&'static str]) -> Result<Self, Problem> {
+        let refuse = |why: String| Problem::new(StatusCode::BAD_REQUEST, why);
+        let mut found: Vec<(&'static str, String)> = Vec::new();
+        for parameter in uri.query().unwrap_or_default().split('&').filter(|p| !p.is_empty()) {
+            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            let Some(name) = known.iter().copied().find(|k| *k == name) else {
+                let got: String = name.chars().take(LONGEST_NAME).collect();
+                return Err(refuse(format!(
+                    "unknown parameter {got:?} in the query; known here: {}",
+                    known.join(", ")
+                )));
+            };
+            if found.iter().any(|(n, _)| *n == name) {
+                return Err(refuse(format!("parameter {name} is in the query twice; expected it once")));
+            }
+            let Some(value) = decoded(value) else {
+                let why = "expected UTF-8 with %XX for bytes, got a % without two digits or no UTF-8";
+                return Err(refuse(format!("parameter {name} of the query: {why}")));
+            };
+            found.push((name, value));
+        }
+        Ok(Self(found))
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(n, _)| *n == name).map(|(_, value)| value.as_str())
+    }
+
+    /// How long the request is ready to wait for its job: `?wait=`.
+    fn patience(&self) -> Result<Duration, Problem> {
+        match self.get("wait").map(str::parse::<u64>) {
+            None => Ok(Duration::ZERO),
+            Some(Ok(seconds)) if seconds <= LONGEST_WAIT => Ok(Duration::from_secs(seconds)),
+            Some(_) => {
+                let why = format!("wait: expected seconds, 0 to {LONGEST_WAIT}");
+                Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why))
+            }
+        }
+    }
+}
+
+/// A value of a query as a form writes it: `+` is a space, and `%` begins a byte in hexadecimal.
+fn decoded(value: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(value.len());
+    let mut rest = value.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        rest = after;
+        bytes.push(match first {
+            b'+' => b' ',
+            b'%' => {
+                let (digits, after) = rest.split_at_checked(2)?;
+                rest = after;
+                let digit = |d: u8| char::from(d).to_digit(16);
+                u8::try_from(digit(*digits.first()?)? * 16 + digit(*digits.get(1)?)?).ok()?
+            }
+            other => *other,
+        });
+    }
+    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]

@@ -39,7 +39,8 @@ impl From<ServiceError> for Problem {
             ServiceError::Conflict(_)
             | ServiceError::NoProof { .. }
             | ServiceError::NotRequeued { .. }
-            | ServiceError::InputGone(_) => StatusCode::CONFLICT,
+            | ServiceError::InputGone(_)
+            | ServiceError::CircuitGone { .. } => StatusCode::CONFLICT,
             ServiceError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             ServiceError::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
             ServiceError::Store(_) | ServiceError::Queue(_) | ServiceError::Artifact(_) | ServiceError::Seal(_) => {

@@ -29,7 +29,7 @@ use crate::model::{
 /// What a submit came to.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Submitted {
-    /// A new job.
+    /// A new job, which may have taken the place of a rejected one of its id.
     Created(Job),
     /// The same job had been submitted before (by id or by idempotency key, with the same body).
     Existing(Job),
@@ -152,6 +152,8 @@ pub enum Requeued {
     Not(JobState),
     /// Its input is no longer held and none was given.
     InputGone,
+    /// Its key or its witness program is registered under no circuit any more, and no input that is held keeps it.
+    CircuitGone(CircuitName),
     /// There is no such job.
     Unknown,
 }
@@ -216,13 +218,15 @@ pub enum StoreError {
     /// No circuit by that name.
     #[error("no circuit {0} is registered")]
     UnknownCircuit(CircuitName),
-    /// The id or the idempotency key belongs to a job with another body.
-    #[error("{what} is taken by job {id}, which asks for something else")]
+    /// The id or the idempotency key belongs to a job with another body, or the key to one that was rejected.
+    #[error("{what} is taken by job {id}, which {holder}")]
     Conflict {
         /// "idempotency key …" or "id …".
         what: String,
         /// The job that has it.
         id: JobId,
+        /// What is otherwise about that job: "asks for something else: …" or "was rejected: …".
+        holder: String,
     },
     /// A circuit that unfinished jobs need.
     #[error("circuit {name} has {unfinished} unfinished jobs; cancel them first")]
@@ -301,13 +305,15 @@ pub trait Store: Send + Sync + 'static {
     async fn remove_circuit(&self, name: &CircuitName) -> Result<bool, StoreError>;
 
     /// Writes a job and its input down in one transaction. Idempotent by id, then by idempotency key: a repeat with
-    /// the same body gives the job as it is now, even when its circuit has gone since.
+    /// the same body gives the job as it is now, even when its circuit has gone since. A job of this id that was
+    /// rejected was never one: the new job takes its place, whatever its body.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] for a repeat with another body, [`StoreError::UnknownCircuit`].
     async fn submit(&self, new: &NewJob, input: Input<'_>) -> Result<Submitted, StoreError>;
     /// Writes down a job that failed before it could be queued, so that whoever sent it finds the reason under its id.
-    /// Idempotent as `submit`, but a job that exists with another body is left alone ([`StoreError::Conflict`]).
+    /// Idempotent as `submit`, but a job that exists with another body is left alone ([`StoreError::Conflict`]), unless
+    /// it was rejected too: then the new reason takes the place of the old.
     async fn reject(&self, new: &NewJob, error: &JobError) -> Result<Submitted, StoreError>;
     /// A job.
     async fn job(&self, id: JobId) -> Result<Option<Job>, StoreError>;
@@ -343,12 +349,19 @@ pub trait Store: Send + Sync + 'static {
     async fn confirm_cancel(&self, id: JobId, attempt: Attempt) -> Result<Held, StoreError>;
     /// Cancels a job: at once when it is queued, by request when it runs. Ends the input of one cancelled at once.
     async fn cancel(&self, id: JobId) -> Result<Cancelled, StoreError>;
-    /// Queues a failed or cancelled job again, due at once, with fresh budgets and, if given, another input.
-    /// A job that was rejected before it had a circuit takes what is registered under the name now.
+    /// Queues a failed or cancelled job again, due at once, with fresh budgets and, if given, another input. As in a
+    /// submit it fails if no worker has begun it within `start_within`.
+    /// A job that was rejected before it had a circuit takes what is registered under the name now. Any other is proved
+    /// with the content that it was submitted for, which is there as long as a circuit or an input that is held needs it.
     ///
     /// # Errors
     /// [`StoreError::UnknownCircuit`] where nothing is registered for such a job.
-    async fn requeue(&self, id: JobId, input: Option<Input<'_>>) -> Result<Requeued, StoreError>;
+    async fn requeue(
+        &self,
+        id: JobId,
+        input: Option<Input<'_>>,
+        start_within: Option<Duration>,
+    ) -> Result<Requeued, StoreError>;
     /// Holds jobs back, or lets them go again. Running ones are not touched. Answers whether that changed anything.
     async fn set_paused(&self, scope: &Scope, paused: bool) -> Result<bool, StoreError>;
     /// What is held back in this queue, with the time since when.

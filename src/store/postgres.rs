@@ -44,7 +44,7 @@ use self::coalesce::{Bounds, Call, Coalescer, Joint};
 use self::listen::{Ear, channel};
 use self::pool::{Pool, late};
 use super::load::Known;
-use super::rows::{self, Columns, corrupt};
+use super::rows::{self, Columns, Repeat, corrupt};
 use super::words::plainly;
 use super::{
     Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Requeued, Retry, Scope, Store, StoreError,
@@ -421,7 +421,7 @@ impl Session {
     }
 
     /// Those of these that were written down before, each with its place.
-    async fn same(&self, new: &[&NewJob]) -> Result<Vec<(usize, Result<Submitted, StoreError>)>, StoreError> {
+    async fn same(&self, new: &[&NewJob]) -> Result<Vec<(usize, Result<Repeat, StoreError>)>, StoreError> {
         let rows = self.rows(Again::Always, |_| {
             sqlx::query(statements::SAME_JOBS)
                 .bind(self.queue())
@@ -432,9 +432,28 @@ impl Session {
         let same = rows.iter().map(|r| {
             let at = place(r)?;
             let new = new.get(at).ok_or_else(|| corrupt("ord", at))?;
-            Ok((at, rows::repeat(r, new).map(Submitted::Existing)))
+            Ok((at, rows::repeat(r, new)))
         });
         same.collect()
+    }
+
+    /// Puts a submit in the place of a rejected job of its id; not where that is none any more, or its circuit has gone.
+    async fn take_place(&self, call: &SubmitCall) -> Result<Option<Job>, StoreError> {
+        let new = &call.new;
+        let row = self.row(Again::Always, |_| {
+            sqlx::query(statements::TAKE_PLACE)
+                .bind(self.queue())
+                .bind(self.channel.clone())
+                .bind(new.id.to_string())
+                .bind(new.circuit.as_str().to_owned())
+                .bind(new.body.0.to_vec())
+                .bind(new.idempotency_key.clone())
+                .bind(i64::from(new.priority.0))
+                .bind(new.start_within.map(rows::millis))
+                .bind(call.input.as_slice())
+                .bind(call.input_key.clone())
+        });
+        unless_taken(row.await)?.as_ref().map(rows::job).transpose()
     }
 
     async fn known_circuits<'a>(
@@ -528,8 +547,19 @@ impl Joint<SubmitCall> for Session {
                 break;
             }
             let these: Vec<&NewJob> = at(&left, &calls).into_iter().map(|c| &c.new).collect();
-            for (n, answer) in self.same(&these).await? {
-                put(&mut answers, &left, n, answer);
+            for (n, same) in self.same(&these).await? {
+                match same {
+                    Ok(Repeat::Same(job)) => put(&mut answers, &left, n, Ok(Submitted::Existing(job))),
+                    Ok(Repeat::Rejected { .. }) => {
+                        let call = left.get(n).and_then(|n| calls.get(*n));
+                        if let Some(call) = call
+                            && let Some(job) = self.take_place(call).await?
+                        {
+                            put(&mut answers, &left, n, Ok(Submitted::Created(job)));
+                        }
+                    }
+                    Err(e) => put(&mut answers, &left, n, Err(e)),
+                }
             }
             left.retain(|n| answers.get(*n).is_some_and(Option::is_none));
             if left.is_empty() {
@@ -705,9 +735,9 @@ impl Store for PostgresStore {
     }
 
     async fn reject(&self, new: &NewJob, error: &JobError) -> Result<Submitted, StoreError> {
-        for _ in 0..TRIES {
-            let row = self.session.row(Again::Always, |_| {
-                sqlx::query(statements::REJECT)
+        let write = |sql: &'static str| {
+            self.session.row(Again::Always, move |_| {
+                sqlx::query(sql)
                     .bind(self.session.queue())
                     .bind(new.id.to_string())
                     .bind(new.circuit.as_str().to_owned())
@@ -716,12 +746,23 @@ impl Store for PostgresStore {
                     .bind(i64::from(new.priority.0))
                     .bind(error.class.as_str())
                     .bind(clean(&error.message))
-            });
-            if let Some(row) = row.await? {
+            })
+        };
+        for _ in 0..TRIES {
+            if let Some(row) = write(statements::REJECT).await? {
                 return Ok(Submitted::Created(rows::job(&row)?));
             }
-            if let Some((_, same)) = self.session.same(&[new]).await?.pop() {
-                return same;
+            match self.session.same(&[new]).await?.pop().map(|(_, same)| same).transpose()? {
+                // Purged in between.
+                None => {}
+                Some(Repeat::Same(job) | Repeat::Rejected { job, same_body: true }) => {
+                    return Ok(Submitted::Existing(job));
+                }
+                Some(Repeat::Rejected { same_body: false, .. }) => {
+                    if let Some(row) = unless_taken(write(statements::REJECT_ANEW).await)? {
+                        return Ok(Submitted::Created(rows::job(&row)?));
+                    }
+                }
             }
         }
         Err(sqlx::Error::RowNotFound.into())
@@ -846,7 +887,12 @@ impl Store for PostgresStore {
         Ok(Cancelled::Unknown)
     }
 
-    async fn requeue(&self, job: JobId, input: Option<Input<'_>>) -> Result<Requeued, StoreError> {
+    async fn requeue(
+        &self,
+        job: JobId,
+        input: Option<Input<'_>>,
+        start_within: Option<Duration>,
+    ) -> Result<Requeued, StoreError> {
         let id = job.to_string();
         let input = input.map(|i| Arc::new((Zeroizing::new(i.bytes.to_vec()), i.key.to_owned())));
         let channel = self.session.channel.clone();
@@ -868,7 +914,12 @@ impl Store for PostgresStore {
                     if row.flag("adrift")?.unwrap_or_default() {
                         return Err(StoreError::UnknownCircuit(rows::circuit_name(&row)?));
                     }
-                    let row = sqlx::query(statements::REQUEUE).bind(id.clone()).fetch_one(&mut *c).await?;
+                    // An input that is held keeps the content, too.
+                    if held.is_none() && row.flag("gone")?.unwrap_or_default() {
+                        return Ok(Requeued::CircuitGone(rows::circuit_name(&row)?));
+                    }
+                    let requeue = sqlx::query(statements::REQUEUE).bind(id.clone());
+                    let row = requeue.bind(start_within.map(rows::millis)).fetch_one(&mut *c).await?;
                     let queued = rows::job(&row)?;
                     match input {
                         Some(input) => {
@@ -1048,6 +1099,14 @@ fn put<A>(answers: &mut [Option<A>], order: &[usize], n: usize, answer: A) {
 fn place(row: &PgRow) -> Result<usize, StoreError> {
     let n: usize = rows::number(row, "ord")?;
     n.checked_sub(1).ok_or_else(|| corrupt("ord", "expected 1 or more, got 0"))
+}
+
+/// What took a rejected job's place; nothing where the key it was to have became another job's in between.
+fn unless_taken(row: Result<Option<PgRow>, StoreError>) -> Result<Option<PgRow>, StoreError> {
+    match row {
+        Err(StoreError::Database(sqlx::Error::Database(e))) if e.is_unique_violation() => Ok(None),
+        row => row,
+    }
 }
 
 /// Text that Postgres can keep: it has no character 0.

@@ -148,21 +148,46 @@ pub(super) fn job(row: &impl Columns) -> Result<Job, StoreError> {
     })
 }
 
-/// The job that has the id or the idempotency key of a new one, from its columns and `body`, if it asks for the same.
+/// A job that was there before a new one, with its id or its idempotency key.
+pub(super) enum Repeat {
+    /// It asks for the same.
+    Same(Job),
+    /// It has the id of the new one and was rejected, for this very reason or another: the new one takes its place.
+    Rejected { job: Job, same_body: bool },
+}
+
+/// The job that has the id or the idempotency key of a new one, from its columns and `body`, if it asks for the same or
+/// makes way.
 ///
 /// # Errors
-/// [`StoreError::Conflict`] if it asks for something else.
-pub(super) fn repeat(row: &impl Columns, new: &NewJob) -> Result<Job, StoreError> {
+/// [`StoreError::Conflict`] otherwise.
+pub(super) fn repeat(row: &impl Columns, new: &NewJob) -> Result<Repeat, StoreError> {
     let job = job(row)?;
     let body = content_hash(row, "body")?;
-    if body == new.body || new.former_bodies.contains(&body) {
-        return Ok(job);
+    let same_body = body == new.body || new.former_bodies.contains(&body);
+    let rejected = was_rejected(&job);
+    if job.id == new.id && rejected.is_some() {
+        return Ok(Repeat::Rejected { job, same_body });
+    }
+    if same_body {
+        return Ok(Repeat::Same(job));
     }
     let what = match &new.idempotency_key {
         Some(key) if job.id != new.id => format!("idempotency key {key:?}"),
         _ => format!("id {}", new.id),
     };
-    Err(StoreError::Conflict { what, id: job.id })
+    let holder = match rejected {
+        Some(why) => format!("was rejected: {why}"),
+        None => "asks for something else: another circuit or an input that is not the same byte for byte".to_owned(),
+    };
+    Err(StoreError::Conflict { what, id: job.id, holder })
+}
+
+/// Why a job was rejected, if it was: no other job has failed for its input without having been begun. The statements
+/// have the same condition.
+fn was_rejected(job: &Job) -> Option<&str> {
+    let error = job.error.as_ref().filter(|e| e.class == FailureClass::BadInput)?;
+    (job.state == JobState::Failed && job.attempt == Attempt(0)).then_some(error.message.as_str())
 }
 
 /// What is held back and since when, from `scope`, `name` and `since`.

@@ -38,7 +38,7 @@ use zeroize::Zeroizing;
 
 use super::load::Known;
 use super::room;
-use super::rows::{self, Columns, corrupt};
+use super::rows::{self, Columns, Repeat, corrupt};
 use super::words::plainly;
 use super::{
     Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Requeued, Retry, Scope, Store, StoreError,
@@ -170,12 +170,23 @@ const CONTENT_IN_USE: &str = "SELECT zkey AS content FROM jobs INDEXED BY jobs_u
                               UNION SELECT wasm FROM job_inputs CROSS JOIN jobs ON seq = job \
                               WHERE expires_at IS NOT NULL AND wasm IS NOT NULL";
 
-/// The job that has this id or else, in this queue, this key.
+/// The job was refused before it could be queued.
+macro_rules! rejected {
+    () => {
+        "(state = 'failed' AND attempt = 0 AND error_class = 'bad_input')"
+    };
+}
+/// The job that has this id or else, in this queue, this key. One that was rejected makes way, so that it comes last.
 const SAME_JOB: &str = concat!(
     "SELECT body, ",
     job_columns!(),
-    " FROM jobs WHERE id = ?1 OR (queue = ?2 AND idempotency_key = ?3) ORDER BY (id = ?1) DESC LIMIT 1"
+    " FROM jobs WHERE id = ?1 OR (queue = ?2 AND idempotency_key = ?3) ",
+    "ORDER BY (id = ?1) * iif(",
+    rejected!(),
+    ", -1, 1) DESC LIMIT 1"
 );
+/// Makes room for another of its id.
+const FORGET_REJECTED: &str = concat!("DELETE FROM jobs WHERE id = ?1 AND ", rejected!());
 const INSERT_JOB: &str = concat!(
     "INSERT INTO jobs (id, queue, circuit, zkey, wasm, body, idempotency_key, priority, created_at, run_at, start_by) ",
     "SELECT ?1, ?2, name, zkey, wasm, ?4, ?5, ?6, ",
@@ -316,15 +327,21 @@ const CANCEL: &str = concat!(
     "WHERE id = ?1 AND state IN ('queued', 'running') RETURNING state"
 );
 
+/// `gone`: what it is to be proved with is registered under no name any more.
 const REQUEUEABLE: &str = "SELECT seq, state, circuit, \
                            EXISTS (SELECT 1 FROM job_inputs WHERE job = jobs.seq) AS held, \
-                           zkey = zeroblob(32) AND circuit NOT IN (SELECT name FROM circuits) AS adrift \
+                           zkey = zeroblob(32) AND circuit NOT IN (SELECT name FROM circuits) AS adrift, \
+                           zkey <> zeroblob(32) AND (zkey NOT IN (SELECT c.zkey FROM circuits c) \
+                           OR (wasm IS NOT NULL AND wasm NOT IN \
+                           (SELECT c.wasm FROM circuits c WHERE c.wasm IS NOT NULL))) AS gone \
                            FROM jobs WHERE id = ?1";
-/// A job that was refused before it had a circuit takes what is registered under the name now.
+/// A job that was refused before it had a circuit takes what is registered under the name now. ?2 is how long it may wait.
 const REQUEUE: &str = concat!(
     "UPDATE jobs SET state = 'queued', run_at = ",
     now!(),
-    ", start_by = NULL, finished_at = NULL, keep_input_until = NULL, tries_transient = 0, tries_device = 0, ",
+    ", start_by = ",
+    now!(),
+    " + ?2, finished_at = NULL, keep_input_until = NULL, tries_transient = 0, tries_device = 0, ",
     "tries_lost = 0, error_class = NULL, error_message = NULL, cancel_requested = 0, progress = 0, ",
     "wasm = iif(zkey = zeroblob(32), (SELECT c.wasm FROM circuits c WHERE c.name = jobs.circuit), wasm), ",
     "zkey = iif(zkey = zeroblob(32), (SELECT c.zkey FROM circuits c WHERE c.name = jobs.circuit), zkey) ",
@@ -406,10 +423,11 @@ const LOAD: &str = concat!(
     now!(),
     " - 60000 AND state IN ('done', 'failed')) AS ended_last_minute"
 );
-/// ?3 is how long the input is kept.
+/// ?3 is how long the input is kept. Whatever has a time to be begun by waits since `run_at`: since it was submitted, or
+/// queued again.
 const EXPIRE: &str = concat!(
     "UPDATE jobs SET state = 'failed', error_class = 'timeout', error_message = 'no worker began it within ' || ",
-    "rtrim(rtrim(printf('%.3f', (start_by - created_at) / 1000.0), '0'), '.') || ' s', finished_at = ",
+    "rtrim(rtrim(printf('%.3f', (start_by - run_at) / 1000.0), '0'), '.') || ' s', finished_at = ",
     now!(),
     ", keep_input_until = ",
     now!(),
@@ -656,21 +674,22 @@ impl SqliteStore {
     }
 
     /// The job that was written down before under this id or key, if any.
-    async fn same(&self, connection: &mut SqliteConnection, new: &NewJob) -> Result<Option<Submitted>, StoreError> {
+    async fn same(&self, connection: &mut SqliteConnection, new: &NewJob) -> Result<Option<Repeat>, StoreError> {
         let same = sqlx::query(SAME_JOB)
             .bind(id(new.id))
             .bind(self.queue())
             .bind(new.idempotency_key.clone())
             .fetch_optional(connection)
             .await?;
-        let Some(row) = same else { return Ok(None) };
-        rows::repeat(&row, new).map(|job| Some(Submitted::Existing(job)))
+        same.map(|row| rows::repeat(&row, new)).transpose()
     }
 
     async fn submit_once(&self, new: &NewJob, input: Input<'_>) -> Result<Submitted, StoreError> {
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        if let Some(same) = self.same(&mut tx, new).await? {
-            return Ok(same);
+        match self.same(&mut tx, new).await? {
+            None => {}
+            Some(Repeat::Same(job)) => return Ok(Submitted::Existing(job)),
+            Some(Repeat::Rejected { .. }) => forget_rejected(&mut tx, new.id).await?,
         }
         let inserted = sqlx::query(INSERT_JOB)
             .bind(id(new.id))
@@ -693,8 +712,12 @@ impl SqliteStore {
 
     async fn reject_once(&self, new: &NewJob, error: &JobError) -> Result<Submitted, StoreError> {
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        if let Some(same) = self.same(&mut tx, new).await? {
-            return Ok(same);
+        match self.same(&mut tx, new).await? {
+            None => {}
+            Some(Repeat::Same(job) | Repeat::Rejected { job, same_body: true }) => {
+                return Ok(Submitted::Existing(job));
+            }
+            Some(Repeat::Rejected { same_body: false, .. }) => forget_rejected(&mut tx, new.id).await?,
         }
         let row = sqlx::query(INSERT_FAILED)
             .bind(id(new.id))
@@ -712,7 +735,12 @@ impl SqliteStore {
         Ok(Submitted::Created(job))
     }
 
-    async fn requeue_once(&self, job: JobId, input: Option<Input<'_>>) -> Result<Requeued, StoreError> {
+    async fn requeue_once(
+        &self,
+        job: JobId,
+        input: Option<Input<'_>>,
+        start_within: Option<Duration>,
+    ) -> Result<Requeued, StoreError> {
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
         let Some(row) = sqlx::query(REQUEUEABLE).bind(id(job)).fetch_optional(&mut *tx).await? else {
             return Ok(Requeued::Unknown);
@@ -728,8 +756,13 @@ impl SqliteStore {
         if row.flag("adrift")?.unwrap_or_default() {
             return Err(StoreError::UnknownCircuit(rows::circuit_name(&row)?));
         }
+        // An input that is held keeps the content, too.
+        if !held && row.flag("gone")?.unwrap_or_default() {
+            return Ok(Requeued::CircuitGone(rows::circuit_name(&row)?));
+        }
         let seq: i64 = rows::number(&row, "seq")?;
-        let queued = rows::job(&sqlx::query(REQUEUE).bind(seq).fetch_one(&mut *tx).await?)?;
+        let requeue = sqlx::query(REQUEUE).bind(seq).bind(start_within.map(rows::millis));
+        let queued = rows::job(&requeue.fetch_one(&mut *tx).await?)?;
         match input {
             Some(input) => insert_input(&mut tx, seq, input).await?,
             None => {
@@ -937,9 +970,14 @@ impl Store for SqliteStore {
         })
     }
 
-    async fn requeue(&self, job: JobId, input: Option<Input<'_>>) -> Result<Requeued, StoreError> {
+    async fn requeue(
+        &self,
+        job: JobId,
+        input: Option<Input<'_>>,
+        start_within: Option<Duration>,
+    ) -> Result<Requeued, StoreError> {
         self.still_there()?;
-        retry_busy(|| self.requeue_once(job, input)).await
+        retry_busy(|| self.requeue_once(job, input, start_within)).await
     }
 
     async fn set_paused(&self, scope: &Scope, paused: bool) -> Result<bool, StoreError> {
@@ -1038,6 +1076,12 @@ impl Store for SqliteStore {
 async fn insert_input(connection: &mut SqliteConnection, seq: i64, input: Input<'_>) -> Result<(), StoreError> {
     // Not kept prepared: a prepared statement holds on to the values bound last.
     sqlx::query(INSERT_INPUT).bind(seq).bind(input.key).bind(input.bytes).persistent(false).execute(connection).await?;
+    Ok(())
+}
+
+/// Takes a rejected job out of the way of another of its id, within the transaction that writes that down.
+async fn forget_rejected(connection: &mut SqliteConnection, job: JobId) -> Result<(), StoreError> {
+    sqlx::query(FORGET_REJECTED).bind(id(job)).execute(connection).await?;
     Ok(())
 }
 

@@ -144,7 +144,7 @@ async fn reject(ctx: &Context, id: Option<String>, circuit: Option<String>, why:
             Fate::Rejected
         }
         // The id is another job's, which is left alone.
-        Err(StoreError::Conflict { what, id }) => {
+        Err(StoreError::Conflict { what, id, .. }) => {
             Fate::SetAside(format!("{}; {what} is taken by job {id}", error.message))
         }
         Err(error) => {

@@ -73,6 +73,17 @@ pub enum ServiceError {
     /// The job's input is gone.
     #[error("the input of job {0} is no longer held; bring it again")]
     InputGone(JobId),
+    /// What the job is to be proved with is gone.
+    #[error(
+        "job {id} cannot be queued again: the key or the witness program that it was submitted for is no longer \
+         registered, since circuit {circuit} was removed or replaced; submit its input as a new job"
+    )]
+    CircuitGone {
+        /// Which job.
+        id: JobId,
+        /// Its circuit.
+        circuit: CircuitName,
+    },
     /// The input cannot be sealed.
     #[error(transparent)]
     Seal(#[from] SealError),
@@ -170,7 +181,7 @@ impl JobService {
         }
         // Postgres keeps no such text.
         let circuit = self.store.circuit(&name).await?.ok_or_else(|| ServiceError::UnknownCircuit(name.clone()))?;
-        let input = self.checked(circuit, input).await?;
+        let input = self.checked(Takes::of(&circuit), input).await?;
         let id = own_id.unwrap_or_default();
         let keyring = &self.options.keyring;
         let (body, former_bodies) = match (own_id, idempotency_key.as_deref()) {
@@ -200,26 +211,26 @@ impl JobService {
     }
 
     /// Queues a failed or cancelled job again, with fresh retry budgets. Its input may be held still; if not, or if
-    /// another is given, that one is used.
+    /// another is given, that one is used. It waits no longer for a worker than a new one may.
     pub async fn requeue(&self, id: JobId, input: Option<Zeroizing<Vec<u8>>>) -> Result<Job, ServiceError> {
         let sealed = match input {
             None => None,
             Some(input) => {
                 let job = self.job(id).await?;
-                let circuit = self.store.circuit(&job.circuit).await?;
-                let circuit = circuit.ok_or_else(|| ServiceError::UnknownCircuit(job.circuit.clone()))?;
-                let input = self.checked(circuit, input).await?;
+                let takes = self.takes(&job).await?;
+                let input = self.checked(takes, input).await?;
                 Some(self.options.keyring.seal(id, &input)?)
             }
         };
         let input = sealed.as_ref().map(|s| Input { bytes: &s.bytes, key: &s.key });
-        match self.store.requeue(id, input).await? {
+        match self.store.requeue(id, input, self.options.start_within).await? {
             Requeued::Yes(job) => {
                 self.offer(&job).await;
                 Ok(*job)
             }
             Requeued::Not(state) => Err(ServiceError::NotRequeued { id, state }),
             Requeued::InputGone => Err(ServiceError::InputGone(id)),
+            Requeued::CircuitGone(circuit) => Err(ServiceError::CircuitGone { id, circuit }),
             Requeued::Unknown => Err(ServiceError::UnknownJob(id)),
         }
     }
@@ -272,12 +283,24 @@ impl JobService {
         }
     }
 
-    async fn checked(&self, circuit: Circuit, input: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, ServiceError> {
+    async fn checked(&self, takes: Takes, input: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, ServiceError> {
         let (got, limit) = (input.len(), self.options.max_input);
         if got > limit {
             return Err(ServiceError::TooLarge { got, limit });
         }
-        check_input(circuit, input).await
+        check_input(takes, input).await
+    }
+
+    /// What input a job takes that was submitted before: that of its own content, whatever is registered under its
+    /// circuit's name now.
+    async fn takes(&self, job: &Job) -> Result<Takes, ServiceError> {
+        if job.zkey == NO_KEY {
+            let circuit = self.store.circuit(&job.circuit).await?;
+            return circuit.map(|c| Takes::of(&c)).ok_or_else(|| ServiceError::UnknownCircuit(job.circuit.clone()));
+        }
+        let circuits = self.store.circuits().await?;
+        let n_vars = circuits.iter().find(|c| c.zkey == job.zkey).map(|c| c.n_vars);
+        Ok(Takes { circuit: job.circuit.clone(), program: job.wasm.is_some(), n_vars })
     }
 
     /// A job.
@@ -393,19 +416,39 @@ pub(super) fn is_key(text: &str) -> bool {
     !text.is_empty() && text.chars().count() <= MAX_KEY && !text.contains('\0')
 }
 
+/// In the place of a key where a job was refused before it had a circuit.
+const NO_KEY: ContentHash = ContentHash([0; 32]);
+
+/// What a job takes as its input.
+struct Takes {
+    circuit: CircuitName,
+    /// Inputs of a witness program; a witness otherwise.
+    program: bool,
+    /// Values of a witness; unknown where its key is registered under no name any more.
+    n_vars: Option<u32>,
+}
+
+impl Takes {
+    fn of(circuit: &Circuit) -> Self {
+        Self { circuit: circuit.name.clone(), program: circuit.wasm.is_some(), n_vars: Some(circuit.n_vars) }
+    }
+}
+
 /// Refuses what no worker could use. On a thread of its own: the input may be large.
-async fn check_input(circuit: Circuit, input: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, ServiceError> {
+async fn check_input(takes: Takes, input: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, ServiceError> {
     let checked = tokio::task::spawn_blocking(move || {
-        if circuit.wasm.is_some() {
+        if takes.program {
             Inputs::parse(&input).map_err(|e| ServiceError::Invalid(e.to_string()))?;
             return Ok(input);
         }
-        let name = &circuit.name;
+        let name = &takes.circuit;
         let witness = wtns::parse(&input).map_err(|e| {
             ServiceError::Invalid(format!("circuit {name} has no wasm, so its jobs bring a .wtns file: {e}"))
         })?;
-        let (got, expected) = (witness.len(), circuit.n_vars);
-        if got != expected as usize {
+        let got = witness.len();
+        if let Some(expected) = takes.n_vars
+            && got != expected as usize
+        {
             return Err(ServiceError::Invalid(format!("the witness has {got} values, circuit {name} has {expected}")));
         }
         Ok(input)

@@ -16,7 +16,7 @@ use prover_worker::config::Config;
 use prover_worker::formats::{r1cs, snarkjs, zkey};
 use prover_worker::groth16::{Verifier, setup};
 use prover_worker::http::{self, App};
-use prover_worker::model::CircuitName;
+use prover_worker::model::{Circuit, CircuitName, ContentHash, FailureClass, JobError, JobId, NewJob, Priority};
 use prover_worker::queue::{MemoryQueue, Queue};
 use prover_worker::registry::{Registry, RegistryLimits};
 use prover_worker::seal::Keyring;
@@ -28,6 +28,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 const MAX_INPUT: usize = 4096;
+/// Longer than anything here takes.
+const START_WITHIN: Duration = Duration::from_secs(7200);
 
 /// An API over a fresh store with the circuit `multiplier` (c = a·b), once with its program and once without.
 struct Site {
@@ -68,7 +70,8 @@ impl Site {
 
         let queue: Arc<dyn Queue> = Arc::new(MemoryQueue::new());
         let keyring = Arc::new(Keyring::none());
-        let options = ServiceOptions { max_input: MAX_INPUT, start_within: None, keyring: keyring.clone() };
+        let options =
+            ServiceOptions { max_input: MAX_INPUT, start_within: Some(START_WITHIN), keyring: keyring.clone() };
         let jobs = JobService::new(store.clone(), Some(queue.clone()), artifacts.clone(), options);
         let readiness = Readiness::starting("testing devices");
         let service = jobs.clone();
@@ -243,6 +246,120 @@ async fn submits_are_idempotent_by_key() {
     let by_header = [("content-type", "application/json"), ("Idempotency-Key", "k")];
     let plain = json!({"circuit": "multiplier", "input": {"a": 1, "b": 2}}).to_string();
     assert_problem(&request(site.api, "POST", "/v1/jobs", &by_header, plain.as_bytes()).await, 409, "idempotency key");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_witness_has_its_key_in_the_header_or_the_query() {
+    let site = Site::open().await;
+    let witness = std::fs::read(circuit_file("multiplier.wtns")).unwrap();
+    let post = async |query: &str, key: Option<&str>| {
+        let mut headers = vec![("content-type", "application/octet-stream")];
+        headers.extend(key.map(|key| ("idempotency-key", key)));
+        request(site.api, "POST", &format!("/v1/jobs?circuit=bare{query}"), &headers, &witness).await
+    };
+    let first = post("&idempotency_key=order%204711%2f%C3%BC", None).await;
+    assert_eq!(first.status, 201, "{first:?}");
+    assert_eq!(first.json()["idempotency_key"], "order 4711/ü");
+    let again = post("&idempotency_key=order+4711/%C3%BC", None).await;
+    assert_eq!((again.status, &again.json()["id"]), (200, &first.json()["id"]));
+    assert_eq!(post("&idempotency_key=k", Some("k")).await.status, 201);
+    assert_eq!(post("", Some("k")).await.status, 200);
+    assert_problem(&post("&idempotency_key=k", Some("other")).await, 400, "differ");
+    for wrong in ["%", "%4", "%zz", "%+1", "%FF"] {
+        assert_problem(&post(&format!("&idempotency_key={wrong}"), None).await, 400, "idempotency_key");
+    }
+    assert_problem(&post("&idempotency_key=", None).await, 422, "1 to 256");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parameter_that_is_none_is_refused() {
+    let site = Site::open().await;
+    let id = site.submit(6, 7).await;
+    let path = format!("/v1/jobs/{id}");
+    for (query, known) in [("states=queued", "state, circuit, limit, before"), ("wait=1", "known here")] {
+        assert_problem(&site.get(&format!("/v1/jobs?{query}")).await, 400, known);
+    }
+    for path in [format!("{path}?wait=0&wiat=1"), format!("{path}/proof?wiat=1")] {
+        assert_problem(&site.get(&path).await, 400, "\"wiat\"");
+        assert_problem(&site.get(&path).await, 400, "known here: wait");
+    }
+    assert_problem(&site.get("/v1/jobs?limit=1&limit=2").await, 400, "twice");
+    // What a JSON body has members for is not taken from the query.
+    let body = json!({"circuit": "multiplier", "input": {"a": 1, "b": 2}});
+    assert_problem(&site.api("POST", "/v1/jobs?priority=3", &body).await, 400, "\"priority\"");
+    let bytes = [("content-type", "application/octet-stream")];
+    let witness = std::fs::read(circuit_file("multiplier.wtns")).unwrap();
+    let misspelt = request(site.api, "POST", "/v1/jobs?circuit=bare&priorty=3", &bytes, &witness).await;
+    assert_problem(&misspelt, 400, "circuit, priority, idempotency_key, wait");
+    assert_eq!(site.get("/v1/jobs?&limit=9&").await.json().as_array().unwrap().len(), 1, "nothing was written");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn media_types_mean_the_same_in_any_letters() {
+    let site = Site::open().await;
+    let body = json!({"circuit": "multiplier", "input": {"a": 1, "b": 2}}).to_string();
+    for kind in ["Application/JSON", "application/Json; Charset=UTF-8"] {
+        let answer = request(site.api, "POST", "/v1/jobs", &[("content-type", kind)], body.as_bytes()).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+    }
+    let witness = std::fs::read(circuit_file("multiplier.wtns")).unwrap();
+    let bytes = [("content-type", "APPLICATION/octet-stream")];
+    assert_eq!(request(site.api, "POST", "/v1/jobs?circuit=bare", &bytes, &witness).await.status, 201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_queued_again_is_proved_with_its_own_content_or_not_at_all() {
+    let site = Site::open().await;
+    let store = site.rooms.as_ref().unwrap().store.clone();
+    let witness = std::fs::read(circuit_file("multiplier.wtns")).unwrap();
+    let bytes = [("content-type", "application/octet-stream")];
+    let bare = request(site.api, "POST", "/v1/jobs?circuit=bare", &bytes, &witness).await.json();
+    let bare = bare["id"].as_str().unwrap();
+    let multiplier = site.submit(6, 7).await;
+    for id in [bare, multiplier.as_str()] {
+        assert_eq!(site.api("DELETE", &format!("/v1/jobs/{id}"), &Value::Null).await.status, 200);
+    }
+    // Others take both names; the key that both had stays registered under a third one, without the program.
+    let old = store.circuit(&"bare".parse().unwrap()).await.unwrap().unwrap();
+    store.put_circuit(&Circuit { name: "third".parse().unwrap(), ..old.clone() }).await.unwrap();
+    for (name, wasm) in [("bare", None), ("multiplier", Some(ContentHash([8; 32])))] {
+        let name: CircuitName = name.parse().unwrap();
+        let n_vars = old.n_vars + 1;
+        store.put_circuit(&Circuit { name, wasm, n_vars, zkey: ContentHash([7; 32]), ..old.clone() }).await.unwrap();
+    }
+    let path = |id: &str| format!("/v1/jobs/{id}/requeue");
+    let again = site.api("POST", &path(&multiplier), &json!({"a": 6, "b": 7})).await;
+    assert_problem(&again, 409, "no longer registered");
+    assert_problem(&again, 409, "as a new job");
+    let again = request(site.api, "POST", &path(bare), &bytes, &witness).await;
+    assert_eq!(again.status, 200, "{again:?}");
+    let again = again.json();
+    assert_eq!((&again["state"], &again["zkey"]), (&json!("queued"), &json!(old.zkey)));
+    let (run_at, start_by) = (again["run_at"].as_i64().unwrap(), again["start_by"].as_i64().unwrap());
+    assert_eq!(start_by - run_at, START_WITHIN.as_millis() as i64, "as a new job may wait");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submit_with_the_id_of_a_rejected_job_is_taken() {
+    let site = Site::open().await;
+    let store = site.rooms.as_ref().unwrap().store.clone();
+    let id = JobId::new();
+    let rejected = NewJob {
+        id,
+        circuit: "multiplier".parse().unwrap(),
+        idempotency_key: None,
+        body: ContentHash::of(b"refused"),
+        former_bodies: Vec::new(),
+        priority: Priority(0),
+        start_within: None,
+    };
+    let why = JobError { class: FailureClass::BadInput, message: "it was odd".to_owned() };
+    store.reject(&rejected, &why).await.unwrap();
+    let body = |b: u64| json!({"id": id, "circuit": "multiplier", "input": {"a": 1, "b": b}});
+    let taken = site.api("POST", "/v1/jobs", &body(2)).await;
+    assert_eq!((taken.status, &taken.json()["state"]), (201, &json!("queued")), "{taken:?}");
+    assert_eq!(site.api("POST", "/v1/jobs", &body(2)).await.status, 200);
+    assert_problem(&site.api("POST", "/v1/jobs", &body(3)).await, 409, "not the same byte for byte");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -149,11 +149,11 @@ impl Walk<'_> {
             Action::Requeue(j) => {
                 let job = before.jobs[j];
                 if !job.input {
-                    let gone = store.requeue(self.ids[j], None).await.unwrap();
+                    let gone = store.requeue(self.ids[j], None, None).await.unwrap();
                     assert_eq!(gone, Requeued::InputGone, "{:?}", self.way);
                 }
                 let given = (!job.input).then_some(INPUT);
-                let queued = store.requeue(self.ids[j], given).await.unwrap();
+                let queued = store.requeue(self.ids[j], given, None).await.unwrap();
                 assert!(matches!(queued, Requeued::Yes(_)), "{queued:?} after {:?}", self.way);
                 self.walked.requeued += 1;
             }
@@ -275,7 +275,7 @@ impl Walk<'_> {
                 continue;
             }
             if job.row == Row::Failed && job.input {
-                self.store.requeue(self.ids[j], None).await.unwrap();
+                self.store.requeue(self.ids[j], None, None).await.unwrap();
             }
             if matches!(job.row, Row::Queued | Row::Failed) {
                 self.store.cancel(self.ids[j]).await.unwrap();

@@ -110,6 +110,10 @@ macro_rules! suite {
                 an_input_keeps_the_name_of_its_key,
                 a_rejected_job_has_failed_and_never_ran,
                 a_reject_is_idempotent_and_leaves_other_jobs_alone,
+                a_submit_takes_the_place_of_a_rejected_job,
+                a_reject_takes_the_place_of_one_for_another_reason,
+                a_rejected_jobs_key_is_not_taken_by_another_id,
+                racing_submits_take_a_rejected_jobs_place_once,
                 racing_rejects_and_submits_make_one_job,
                 a_paused_queue_gives_nothing_until_it_is_resumed,
                 a_paused_circuit_is_held_back_in_every_queue,
@@ -133,6 +137,8 @@ macro_rules! suite {
                 a_job_whose_input_is_gone_needs_another,
                 a_given_input_replaces_the_one_that_is_held,
                 a_rejected_job_queued_again_takes_the_circuit_of_now,
+                a_job_queued_again_may_wait_as_long_as_a_new_one,
+                a_job_whose_content_is_gone_is_not_queued_again,
                 racing_requeues_one_wins,
                 ended_jobs_are_forgotten_by_state,
                 the_oldest_are_forgotten_first_and_a_bounded_number,
@@ -295,7 +301,10 @@ pub async fn the_same_id_with_another_body_is_a_conflict(p: impl Place) {
     let mut other = new.clone();
     other.body = ContentHash::of(b"something else");
     match store.submit(&other, plain(b"something else")).await {
-        Err(StoreError::Conflict { what, id }) => assert_eq!((what, id), (format!("id {}", new.id), new.id)),
+        Err(StoreError::Conflict { what, id, holder }) => {
+            assert_eq!((what, id), (format!("id {}", new.id), new.id));
+            assert!(holder.contains("byte for byte"), "{holder}");
+        }
         r => panic!("expected Conflict, got {r:?}"),
     }
     assert_eq!(&*claim(&store, new.id, LONG).await.unwrap().input, INPUT, "the first input stays");
@@ -327,7 +336,7 @@ pub async fn the_same_key_with_another_body_is_a_conflict(p: impl Place) {
     other.idempotency_key = Some("k".into());
     other.body = ContentHash::of(b"something else");
     match store.submit(&other, plain(b"something else")).await {
-        Err(StoreError::Conflict { what, id }) => {
+        Err(StoreError::Conflict { what, id, .. }) => {
             assert_eq!((what.as_str(), id), ("idempotency key \"k\"", new.id));
         }
         r => panic!("expected Conflict, got {r:?}"),

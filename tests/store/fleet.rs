@@ -54,7 +54,7 @@ async fn failed(store: &impl Store, class: FailureClass) -> JobId {
 }
 
 async fn requeued(store: &impl Store, id: JobId, input: Option<Input<'_>>) -> prover_worker::model::Job {
-    match store.requeue(id, input).await.unwrap() {
+    match store.requeue(id, input, None).await.unwrap() {
         Requeued::Yes(job) => *job,
         other => panic!("expected a queued job, got {other:?}"),
     }
@@ -219,7 +219,8 @@ pub async fn a_reject_is_idempotent_and_leaves_other_jobs_alone(p: impl Place) {
     let by_key = NewJob { id: JobId::new(), ..new.clone() };
     assert_eq!(store.reject(&by_key, &why).await.unwrap().job().id, new.id);
     store.put_circuit(&circuit("c", 1)).await.unwrap();
-    assert_eq!(store.submit(&new, plain(INPUT)).await.unwrap(), again, "it stays failed");
+    let by_key = NewJob { id: JobId::new(), ..new.clone() };
+    assert_eq!(store.submit(&by_key, plain(INPUT)).await.unwrap(), again, "it stays failed");
 
     let running = claimed(&store, LONG).await.0;
     let before = job(&store, running).await;
@@ -230,6 +231,146 @@ pub async fn a_reject_is_idempotent_and_leaves_other_jobs_alone(p: impl Place) {
     assert!(matches!(store.reject(&same, &why).await, Err(StoreError::Conflict { id, .. }) if id == running));
     assert_eq!(job(&store, running).await, before);
     assert_eq!(store.counts().await.unwrap(), Counts { running: 1, failed: 1, ..Counts::default() });
+}
+
+pub async fn a_submit_takes_the_place_of_a_rejected_job(p: impl Place) {
+    let class = FailureClass::BadInput;
+    for registered in [false, true] {
+        let (a, b) = (p.open_with(queue("a")).await, p.open_with(queue("b")).await);
+        a.put_circuit(&circuit("d", 4)).await.unwrap();
+        if registered {
+            a.put_circuit(&circuit("c", 3)).await.unwrap();
+        }
+        // As one that cannot be read is: without its key, in whatever queue it came.
+        let mut bad = new_job("c");
+        bad.body = ContentHash::of(b"the reason");
+        let rejected = b.reject(&bad, &error(class)).await.unwrap().job().clone();
+        let earlier = submit(&a, &new_job("d")).await;
+
+        let mut new = new_job("c");
+        new.id = bad.id;
+        new.idempotency_key = Some("k".into());
+        new.priority = Priority(2);
+        new.start_within = Some(LONG);
+        if !registered {
+            assert!(matches!(a.submit(&new, plain(INPUT)).await, Err(StoreError::UnknownCircuit(c)) if c == name("c")));
+            assert_eq!(job(&a, new.id).await, rejected, "it stays as it was");
+        }
+        let c = a.put_circuit(&circuit("c", 1)).await.unwrap();
+        let Submitted::Created(made) = a.submit(&new, plain(INPUT)).await.unwrap() else { panic!("there was no job") };
+        assert_eq!(made, job(&a, new.id).await);
+        assert_eq!((made.state, made.queue.as_str(), made.error.as_ref()), (JobState::Queued, "a", None));
+        assert_eq!((made.zkey, made.wasm, made.priority), (c.zkey, c.wasm, Priority(2)));
+        assert_eq!((made.idempotency_key.as_deref(), made.finished_at), (Some("k"), None));
+        assert_eq!((made.history, made.attempt, made.tries), (vec![], Attempt(0), Tries::default()));
+        assert_eq!(made.start_by, Some(made.created_at + LONG.as_millis() as i64));
+        assert!(made.created_at >= rejected.created_at);
+        // Younger than what came between, as one that was never there before.
+        let listed = a.jobs(JobFilter { limit: 9, ..JobFilter::default() }).await.unwrap();
+        assert_eq!(listed.iter().map(|j| j.id).collect::<Vec<_>>(), [new.id, earlier]);
+        assert_eq!(b.counts().await.unwrap(), Counts::default());
+
+        assert!(matches!(a.submit(&new, plain(INPUT)).await.unwrap(), Submitted::Existing(_)), "a repeat");
+        let other = NewJob { body: ContentHash::of(b"other"), ..new.clone() };
+        assert!(matches!(a.submit(&other, plain(b"other")).await, Err(StoreError::Conflict { .. })));
+        assert!(matches!(a.reject(&bad, &error(class)).await, Err(StoreError::Conflict { .. })));
+        let claim = claim(&a, new.id, LONG).await.unwrap();
+        assert_eq!(&**claim.input, INPUT);
+        // One that was begun and failed is no rejected one, whatever it failed for.
+        a.fail(new.id, claim.job.attempt, &error(class), Retry::Never).await.unwrap();
+        assert!(matches!(a.submit(&new, plain(INPUT)).await.unwrap(), Submitted::Existing(_)));
+        assert!(matches!(a.submit(&other, plain(b"other")).await, Err(StoreError::Conflict { .. })));
+        assert_eq!(job(&a, new.id).await.state, JobState::Failed);
+        a.purge(&JobState::ALL, NONE, 10).await.unwrap();
+        a.cancel(earlier).await.unwrap();
+        a.purge(&JobState::ALL, NONE, 10).await.unwrap();
+        assert_eq!(inputs(&a).await, 0);
+    }
+}
+
+pub async fn a_reject_takes_the_place_of_one_for_another_reason(p: impl Place) {
+    let store = p.open().await;
+    let why = |message: &str| JobError { class: FailureClass::BadInput, message: message.to_owned() };
+    let mut new = new_job("nowhere");
+    new.body = ContentHash::of(b"first");
+    let first = store.reject(&new, &why("first")).await.unwrap();
+    assert_eq!(store.reject(&new, &why("first")).await.unwrap(), Submitted::Existing(first.job().clone()));
+    let c = store.put_circuit(&circuit("c", 1)).await.unwrap();
+    new.circuit = name("c");
+    new.body = ContentHash::of(b"second");
+    new.idempotency_key = Some("k".into());
+    let Submitted::Created(second) = store.reject(&new, &why("second")).await.unwrap() else { panic!("it is new") };
+    assert_eq!(second, job(&store, new.id).await);
+    assert_eq!((second.state, second.error), (JobState::Failed, Some(why("second"))));
+    assert_eq!((second.circuit, second.zkey, second.wasm), (name("c"), c.zkey, c.wasm));
+    assert_eq!((second.idempotency_key.as_deref(), second.finished_at), (Some("k"), Some(second.created_at)));
+    assert_eq!(store.counts().await.unwrap(), Counts { failed: 1, ..Counts::default() });
+    assert_eq!(inputs(&store).await, 0);
+}
+
+pub async fn a_rejected_jobs_key_is_not_taken_by_another_id(p: impl Place) {
+    let store = p.open().await;
+    store.put_circuit(&circuit("c", 1)).await.unwrap();
+    let mut bad = new_job("c");
+    bad.idempotency_key = Some("k".into());
+    bad.body = ContentHash::of(b"the reason");
+    let why = JobError { class: FailureClass::BadInput, message: "it is odd".to_owned() };
+    let rejected = store.reject(&bad, &why).await.unwrap().job().clone();
+    let by_key = NewJob { id: JobId::new(), body: ContentHash::of(INPUT), ..bad.clone() };
+    let refused = store.submit(&by_key, plain(INPUT)).await.unwrap_err();
+    assert!(refused.to_string().ends_with("was rejected: it is odd"), "{refused}");
+    assert_eq!((job(&store, bad.id).await, store.job(by_key.id).await.unwrap()), (rejected, None));
+
+    // Where the key that comes with it this time is another job's, that is the job that it asks for.
+    let mut holder = new_job("c");
+    holder.idempotency_key = Some("other".into());
+    submit(&store, &holder).await;
+    let same = NewJob { id: bad.id, ..holder.clone() };
+    assert_eq!(submit(&store, &same).await, holder.id);
+    let differs = NewJob { body: ContentHash::of(b"something else"), ..same };
+    assert!(
+        matches!(store.submit(&differs, plain(INPUT)).await, Err(StoreError::Conflict { id, .. }) if id == holder.id)
+    );
+    assert!(matches!(store.reject(&differs, &why).await, Err(StoreError::Conflict { id, .. }) if id == holder.id));
+    assert_eq!(job(&store, bad.id).await.state, JobState::Failed);
+    assert_eq!(inputs(&store).await, 1);
+}
+
+pub async fn racing_submits_take_a_rejected_jobs_place_once(p: impl Place) {
+    let handles = [Arc::new(p.open().await), Arc::new(p.open().await)];
+    handles[0].put_circuit(&circuit("c", 1)).await.unwrap();
+    for round in 1..=10_u64 {
+        let bad = NewJob { body: ContentHash::of(b"the reason"), ..new_job("c") };
+        handles[0].reject(&bad, &error(FailureClass::BadInput)).await.unwrap();
+        let mut tasks = JoinSet::new();
+        for n in 0..8_u8 {
+            let store = handles[usize::from(n % 2)].clone();
+            // Two that ask for different things, several times each, and rejects for a reason of their own.
+            let body = ContentHash::of(&[n % 4]);
+            let new = NewJob { body, ..bad.clone() };
+            tasks.spawn(async move {
+                match n % 4 {
+                    3 => (n, store.reject(&new, &error(FailureClass::BadInput)).await),
+                    _ => (n, store.submit(&new, plain(&[n % 4; 9])).await),
+                }
+            });
+        }
+        let all = tasks.join_all().await;
+        let queued = |n: &u8, s: &Result<Submitted, StoreError>| *n % 4 != 3 && matches!(s, Ok(Submitted::Created(_)));
+        let won: Vec<u8> = all.iter().filter(|(n, s)| queued(n, s)).map(|(n, _)| n % 4).collect();
+        assert_eq!(won.len(), 1, "{all:?}");
+        for (n, answer) in &all {
+            match answer {
+                Ok(Submitted::Existing(job)) if n % 4 != 3 => assert_eq!((n % 4, job.id), (won[0], bad.id)),
+                Ok(_) => {}
+                Err(StoreError::Conflict { id, .. }) => assert!(*id == bad.id && n % 4 != won[0]),
+                Err(e) => panic!("{e}"),
+            }
+        }
+        assert_eq!(handles[0].counts().await.unwrap(), Counts { running: round - 1, queued: 1, ..Counts::default() });
+        assert_eq!(inputs(&*handles[1]).await, round);
+        assert_eq!(*claim(&*handles[1], bad.id, LONG).await.unwrap().input, [won[0]; 9]);
+    }
 }
 
 pub async fn racing_rejects_and_submits_make_one_job(p: impl Place) {
@@ -246,14 +387,16 @@ pub async fn racing_rejects_and_submits_make_one_job(p: impl Place) {
                     new.id = JobId::new();
                 }
                 match n < 4 {
-                    true => store.reject(&new, &error(FailureClass::BadInput)).await.unwrap(),
-                    false => store.submit(&new, plain(INPUT)).await.unwrap(),
+                    true => (true, store.reject(&new, &error(FailureClass::BadInput)).await.unwrap()),
+                    false => (false, store.submit(&new, plain(INPUT)).await.unwrap()),
                 }
             });
         }
         let all = tasks.join_all().await;
-        assert_eq!(all.iter().filter(|s| matches!(s, Submitted::Created(_))).count(), 1);
-        assert!(all.iter().all(|s| s.job() == all[0].job()));
+        let made = |rejects| all.iter().filter(|(r, s)| *r == rejects && matches!(s, Submitted::Created(_))).count();
+        // Of a reject that came first a submit may have taken the place.
+        assert!(made(true) <= 1 && made(false) <= 1 && made(true) + made(false) >= 1, "{all:?}");
+        assert!(all.iter().all(|(_, s)| s.job().id == all[0].1.job().id));
         let counts = handles[0].counts().await.unwrap();
         assert_eq!(counts.queued + counts.failed, round + 1);
         assert_eq!(inputs(&*handles[1]).await, counts.queued);
@@ -411,7 +554,7 @@ pub async fn a_job_that_nobody_began_in_time_fails(p: impl Place) {
     assert_eq!(store.sweep(SWEEP).await.unwrap(), Swept::default());
     assert_eq!(inputs(&store).await, 1, "it may be queued again");
     let again = requeued(&store, id, None).await;
-    assert_eq!((again.state, again.start_by), (JobState::Queued, None), "without the deadline");
+    assert_eq!((again.state, again.start_by), (JobState::Queued, None), "none was asked for");
     assert_eq!(store.sweep(SWEEP).await.unwrap(), Swept::default());
     assert!(claim(&store, id, LONG).await.is_some());
 }
@@ -564,7 +707,7 @@ pub async fn an_input_is_deleted_once_its_time_is_over(p: impl Place) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!((deleted, inputs(&store).await), (1, 2));
-    assert_eq!(store.requeue(kept, None).await.unwrap(), Requeued::InputGone);
+    assert_eq!(store.requeue(kept, None, None).await.unwrap(), Requeued::InputGone);
     assert_eq!(job(&store, kept).await.state, JobState::Failed);
     for id in [waiting, requeued_job] {
         assert_eq!(&*claim(&store, id, LONG).await.unwrap().input, INPUT);
@@ -629,10 +772,10 @@ pub async fn only_failed_and_cancelled_jobs_are_queued_again(p: impl Place) {
     for input in [None, Some(plain(b"other"))] {
         for (id, state) in [(queued, JobState::Queued), (running, JobState::Running), (done, JobState::Done)] {
             let before = job(&store, id).await;
-            assert_eq!(store.requeue(id, input).await.unwrap(), Requeued::Not(state));
+            assert_eq!(store.requeue(id, input, None).await.unwrap(), Requeued::Not(state));
             assert_eq!(job(&store, id).await, before);
         }
-        assert_eq!(store.requeue(JobId::new(), input).await.unwrap(), Requeued::Unknown);
+        assert_eq!(store.requeue(JobId::new(), input, None).await.unwrap(), Requeued::Unknown);
     }
     assert_eq!(inputs(&store).await, 2);
     assert_eq!(&*claim(&store, queued, LONG).await.unwrap().input, INPUT);
@@ -645,7 +788,7 @@ pub async fn a_job_whose_input_is_gone_needs_another(p: impl Place) {
     let bad = failed(&store, FailureClass::BadInput).await;
     for id in [cancelled, bad] {
         let before = job(&store, id).await;
-        assert_eq!(store.requeue(id, None).await.unwrap(), Requeued::InputGone);
+        assert_eq!(store.requeue(id, None, None).await.unwrap(), Requeued::InputGone);
         assert_eq!(job(&store, id).await, before);
         let again = requeued(&store, id, Some(Input { bytes: b"another", key: "k2" })).await;
         assert_eq!((again.state, again.cancel_requested), (JobState::Queued, false));
@@ -668,8 +811,8 @@ pub async fn a_rejected_job_queued_again_takes_the_circuit_of_now(p: impl Place)
     let store = p.open().await;
     let new = new_job("c");
     store.reject(&new, &error(FailureClass::BadInput)).await.unwrap();
-    assert_eq!(store.requeue(new.id, None).await.unwrap(), Requeued::InputGone);
-    match store.requeue(new.id, Some(plain(INPUT))).await {
+    assert_eq!(store.requeue(new.id, None, None).await.unwrap(), Requeued::InputGone);
+    match store.requeue(new.id, Some(plain(INPUT)), None).await {
         Err(StoreError::UnknownCircuit(c)) => assert_eq!(c, name("c")),
         other => panic!("expected UnknownCircuit, got {other:?}"),
     }
@@ -680,6 +823,56 @@ pub async fn a_rejected_job_queued_again_takes_the_circuit_of_now(p: impl Place)
     assert_eq!(&*claim(&store, new.id, LONG).await.unwrap().input, INPUT);
 }
 
+pub async fn a_job_queued_again_may_wait_as_long_as_a_new_one(p: impl Place) {
+    let store = p.open().await;
+    let id = failed(&store, FailureClass::Device).await;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    for input in [None, Some(plain(b"another"))] {
+        let Requeued::Yes(again) = store.requeue(id, input, Some(LONG)).await.unwrap() else { panic!("it failed") };
+        assert_eq!(*again, job(&store, id).await);
+        assert!(again.run_at >= again.created_at);
+        assert_eq!(again.start_by, Some(again.run_at + LONG.as_millis() as i64), "from now on");
+        assert_eq!(store.sweep(SWEEP).await.unwrap(), Swept::default());
+        let attempt = claim(&store, id, LONG).await.unwrap().job.attempt;
+        store.fail(id, attempt, &error(FailureClass::Device), Retry::Never).await.unwrap();
+    }
+    let Requeued::Yes(_) = store.requeue(id, None, Some(NONE)).await.unwrap() else { panic!("it failed") };
+    assert!(claim(&store, id, LONG).await.is_none());
+    assert_eq!(store.sweep(SWEEP).await.unwrap().expired, [id]);
+    let why = job(&store, id).await.error.unwrap();
+    assert_eq!(why.message, "no worker began it within 0 s", "since it was queued again");
+}
+
+pub async fn a_job_whose_content_is_gone_is_not_queued_again(p: impl Place) {
+    let store = p.open().await;
+    // Replaced: another key; another program; and gone altogether. The first content has a program.
+    let other_program = prover_worker::model::Circuit { wasm: Some(ContentHash([9; 32])), ..circuit("c", 1) };
+    for replaced in [Some(circuit("c", 3)), Some(other_program), None] {
+        let kept = failed(&store, FailureClass::Device).await;
+        let gone = failed(&store, FailureClass::BadInput).await;
+        match &replaced {
+            Some(by) => drop(store.put_circuit(by).await.unwrap()),
+            None => assert!(store.remove_circuit(&name("c")).await.unwrap()),
+        }
+        let before = job(&store, gone).await;
+        assert_eq!(store.requeue(gone, None, None).await.unwrap(), Requeued::InputGone);
+        assert_eq!(store.requeue(gone, Some(plain(INPUT)), None).await.unwrap(), Requeued::CircuitGone(name("c")));
+        assert_eq!(job(&store, gone).await, before);
+        // What a job with an input needs is kept, and it is proved with that.
+        let again = requeued(&store, kept, None).await;
+        assert_eq!((again.zkey, again.wasm), (circuit("c", 1).zkey, circuit("c", 1).wasm));
+        store.cancel(kept).await.unwrap();
+        // Under another name the content is as good.
+        store.put_circuit(&circuit("d", 1)).await.unwrap();
+        let again = requeued(&store, gone, Some(plain(INPUT))).await;
+        assert_eq!((again.zkey, again.wasm), (before.zkey, before.wasm));
+        store.cancel(gone).await.unwrap();
+        assert!(store.remove_circuit(&name("d")).await.unwrap());
+        store.purge(&JobState::ALL, NONE, 10).await.unwrap();
+        assert_eq!(inputs(&store).await, 0);
+    }
+}
+
 pub async fn racing_requeues_one_wins(p: impl Place) {
     let handles = [Arc::new(p.open().await), Arc::new(p.open().await)];
     for _ in 0..20 {
@@ -687,7 +880,7 @@ pub async fn racing_requeues_one_wins(p: impl Place) {
         let mut tasks = JoinSet::new();
         for n in 0..6_u8 {
             let store = handles[usize::from(n % 2)].clone();
-            tasks.spawn(async move { (n, store.requeue(id, Some(plain(&[n; 9]))).await.unwrap()) });
+            tasks.spawn(async move { (n, store.requeue(id, Some(plain(&[n; 9])), None).await.unwrap()) });
         }
         let all = tasks.join_all().await;
         let won: Vec<u8> = all.iter().filter(|(_, r)| matches!(r, Requeued::Yes(_))).map(|(n, _)| *n).collect();
@@ -719,7 +912,7 @@ pub async fn ended_jobs_are_forgotten_by_state(p: impl Place) {
     assert_eq!(rest, [cancelled, done]);
     for id in [failed, cancelled, done] {
         assert_eq!(store.job(id).await.unwrap(), None);
-        assert_eq!(store.requeue(id, Some(plain(INPUT))).await.unwrap(), Requeued::Unknown);
+        assert_eq!(store.requeue(id, Some(plain(INPUT)), None).await.unwrap(), Requeued::Unknown);
     }
     let left: Vec<JobId> =
         store.jobs(JobFilter { limit: 10, ..JobFilter::default() }).await.unwrap().iter().map(|j| j.id).collect();
@@ -844,7 +1037,7 @@ pub async fn content_in_use_is_that_of_jobs_that_may_run_yet(p: impl Place) {
     let attempt = claim(&b, queued, LONG).await.unwrap().job.attempt;
     b.fail(queued, attempt, &error(FailureClass::Transient), Retry::Never).await.unwrap();
     assert_eq!(sorted(a.content_in_use().await.unwrap()), all, "it may be queued again");
-    assert!(matches!(b.requeue(queued, None).await.unwrap(), Requeued::Yes(_)));
+    assert!(matches!(b.requeue(queued, None, None).await.unwrap(), Requeued::Yes(_)));
     b.cancel(queued).await.unwrap();
     assert_eq!(a.content_in_use().await.unwrap(), [two.zkey]);
 }
@@ -881,7 +1074,7 @@ pub async fn a_change_by_any_handle_ends_every_wait(p: impl Place) {
         wakes(&a, "a retry", writer.fail(id, attempt, &why, Retry::After(NONE))).await.unwrap();
         let attempt = claim(&**writer, id, LONG).await.unwrap().job.attempt;
         writer.fail(id, attempt, &why, Retry::Never).await.unwrap();
-        wakes(&a, "a requeue", writer.requeue(id, None)).await.unwrap();
+        wakes(&a, "a requeue", writer.requeue(id, None, None)).await.unwrap();
         for scope in [Scope::Queue, of("c")] {
             writer.set_paused(&scope, true).await.unwrap();
             wakes(&a, "a resume", writer.set_paused(&scope, false)).await.unwrap();

@@ -60,6 +60,7 @@ enum Op {
     Requeue {
         slot: usize,
         body: Option<u8>,
+        hurry: Option<bool>,
     },
     /// A circuit, or the queue.
     Pause {
@@ -109,7 +110,8 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(slot, worker, lapses)| Op::Claim { slot, worker, lapses }),
         10 => (slot.clone(), worker, change).prop_map(|(slot, worker, change)| Op::Held { slot, worker, change }),
         2 => slot.clone().prop_map(|slot| Op::Cancel { slot }),
-        4 => (slot, prop::option::weighted(0.4, 0..2_u8)).prop_map(|(slot, body)| Op::Requeue { slot, body }),
+        4 => (slot, prop::option::weighted(0.4, 0..2_u8), prop::option::weighted(0.3, any::<bool>()))
+            .prop_map(|(slot, body, hurry)| Op::Requeue { slot, body, hurry }),
         3 => (prop::option::weighted(0.7, circuit), prop::bool::weighted(0.4))
             .prop_map(|(circuit, paused)| Op::Pause { circuit, paused }),
         2 => Just(Op::Sweep),
@@ -184,6 +186,11 @@ struct Entry {
 }
 
 impl Entry {
+    fn was_rejected(&self) -> bool {
+        let bad = self.job.error.as_ref().is_some_and(|e| e.class == FailureClass::BadInput);
+        self.job.state == JobState::Failed && self.job.attempt == 0 && bad
+    }
+
     fn is_due(&self) -> bool {
         match self.job.state {
             JobState::Queued => !self.later && !self.overdue,
@@ -229,14 +236,18 @@ impl Model {
     }
 
     fn repeat(&self, new: &NewJob, body: u8) -> Option<Answer> {
-        let by_id = self.jobs.iter().find(|e| e.job.id == new.id);
-        let by_key = self.jobs.iter().find(|e| e.job.key.is_some() && e.job.key == new.idempotency_key);
+        // One that was rejected makes way for its id.
+        let by_id = self.jobs.iter().find(|e| e.job.id == new.id && !e.was_rejected());
+        let keyed = |e: &&Entry| e.job.id != new.id && e.job.key.is_some() && e.job.key == new.idempotency_key;
+        let by_key = self.jobs.iter().find(keyed);
         let same = by_id.or(by_key)?;
         let what = if same.body == body { "existing" } else { "conflict" };
         Some(format!("{what} {}", same.job.id))
     }
 
+    /// A new job, in the place of one that was rejected, if any.
     fn add(&mut self, new: &NewJob, body: u8) -> &mut Entry {
+        self.jobs.retain(|e| e.job.id != new.id);
         let circuit = self.circuits.get(new.circuit.as_str());
         let entry = Entry {
             job: Seen {
@@ -286,14 +297,17 @@ impl Model {
         if let Some(repeat) = self.repeat(new, body) {
             return repeat;
         }
+        if self.jobs.iter().any(|e| e.job.id == new.id && e.body == body) {
+            return format!("existing {}", new.id);
+        }
         let entry = self.add(new, body);
         entry.input = None;
-        entry.job.error = Some(error(FailureClass::Transient));
+        entry.job.error = Some(error(FailureClass::BadInput));
         entry.leave(JobState::Failed);
         format!("created {}", new.id)
     }
 
-    fn requeue(&mut self, id: JobId, body: Option<u8>) -> Answer {
+    fn requeue(&mut self, id: JobId, body: Option<u8>, hurry: Option<bool>) -> Answer {
         let circuits = self.circuits.clone();
         let Some(entry) = self.entry(id) else { return "unknown".into() };
         if !matches!(entry.job.state, JobState::Failed | JobState::Cancelled) {
@@ -303,12 +317,19 @@ impl Model {
         if entry.job.zkey == NO_KEY {
             let Some(circuit) = circuits.get(entry.job.circuit.as_str()) else { return "unknown circuit".into() };
             (entry.job.zkey, entry.job.wasm) = (circuit.zkey, circuit.wasm);
+        } else if entry.input.is_none() {
+            let zkey = circuits.values().any(|c| c.zkey == entry.job.zkey);
+            let wasm = entry.job.wasm.is_none() || circuits.values().any(|c| c.wasm == entry.job.wasm);
+            if !(zkey && wasm) {
+                return format!("{} gone", entry.job.circuit);
+            }
         }
         entry.leave(JobState::Queued);
         entry.input = Some(input);
-        (entry.later, entry.overdue) = (false, false);
+        (entry.later, entry.overdue) = (false, hurry == Some(true));
         let job = &mut entry.job;
-        (job.tries, job.error, job.cancel_requested, job.hurried) = (Tries::default(), None, false, false);
+        (job.tries, job.error, job.cancel_requested) = (Tries::default(), None, false);
+        job.hurried = hurry.is_some();
         "queued".into()
     }
 
@@ -503,7 +524,7 @@ async fn run(place: &impl Place, ops: &[Op]) {
                 new.id = ids[*slot];
                 new.idempotency_key = key.map(|k| format!("key {k}"));
                 new.body = ContentHash::of(&[*body]);
-                let rejected = store.reject(&new, &error(FailureClass::Transient)).await;
+                let rejected = store.reject(&new, &error(FailureClass::BadInput)).await;
                 assert_eq!(answer(rejected), model.reject(&new, *body), "{step}: {op:?}");
             }
             Op::Claim { slot, worker: w, lapses } => {
@@ -540,17 +561,19 @@ async fn run(place: &impl Place, ops: &[Op]) {
                 let id = ids[*slot];
                 assert_eq!(store.cancel(id).await.unwrap(), model.cancel(id), "{step}: {op:?}");
             }
-            Op::Requeue { slot, body } => {
+            Op::Requeue { slot, body, hurry } => {
                 let other = body.map(input);
-                let answer = match store.requeue(ids[*slot], other.as_deref().map(plain)).await {
+                let within = hurry.map(|at_once| if at_once { NONE } else { LONG });
+                let answer = match store.requeue(ids[*slot], other.as_deref().map(plain), within).await {
                     Ok(Requeued::Yes(_)) => "queued".into(),
                     Ok(Requeued::Not(state)) => format!("not {state}"),
                     Ok(Requeued::InputGone) => "input gone".into(),
+                    Ok(Requeued::CircuitGone(circuit)) => format!("{circuit} gone"),
                     Ok(Requeued::Unknown) => "unknown".into(),
                     Err(StoreError::UnknownCircuit(_)) => "unknown circuit".into(),
                     Err(e) => panic!("{e}"),
                 };
-                assert_eq!(answer, model.requeue(ids[*slot], *body), "{step}: {op:?}");
+                assert_eq!(answer, model.requeue(ids[*slot], *body, *hurry), "{step}: {op:?}");
             }
             Op::Pause { circuit, paused } => {
                 let scope = circuit.map_or(Scope::Queue, |c| Scope::Circuit(name(CIRCUITS[c])));

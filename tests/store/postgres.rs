@@ -430,7 +430,7 @@ async fn a_notice_wakes_another_store_at_once() {
     let waiting = wait();
     let token = claim(&teller, id, LONG).await.unwrap().job.attempt;
     teller.fail(id, token, &error(FailureClass::Device), Retry::Never).await.unwrap();
-    assert!(matches!(teller.requeue(id, None).await.unwrap(), Requeued::Yes(_)));
+    assert!(matches!(teller.requeue(id, None, None).await.unwrap(), Requeued::Yes(_)));
     waiting.await.unwrap();
 
     for scope in [Scope::Queue, Scope::Circuit(name("c"))] {

@@ -143,7 +143,7 @@ impl<S: Store> Storm<S> {
                 let bytes = input_of(id, n);
                 let input = (dice.of(2) == 0).then(|| plain(&bytes));
                 self.seen.lock().unwrap().requeued.insert(id);
-                if let Requeued::Yes(_) = store.requeue(id, input).await? {
+                if let Requeued::Yes(_) = store.requeue(id, input, None).await? {
                     self.note("requeue");
                 }
             }

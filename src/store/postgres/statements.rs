@@ -151,13 +151,44 @@ pub(super) const SUBMIT: &str = concat!(
     job_columns!(),
     " FROM made JOIN (SELECT q.id AS q_id, q.ord FROM q) q ON q_id = id"
 );
-/// The jobs that have these ids or else, in this queue, these keys.
+/// The job was refused before it could be queued.
+macro_rules! rejected {
+    () => {
+        "(state = 'failed' AND attempt = 0 AND error_class = 'bad_input')"
+    };
+}
+/// The jobs that have these ids or else, in this queue, these keys. One that was rejected makes way, so that it comes last
+/// for its id.
 pub(super) const SAME_JOBS: &str = concat!(
     "SELECT ord, body, ",
     job_columns!(),
     " FROM unnest($2::text[]::uuid[], $3::text[]) WITH ORDINALITY AS q (q_id, q_key, ord) CROSS JOIN LATERAL (",
-    "SELECT 0 AS rank, a.* FROM jobs a WHERE a.id = q_id UNION ALL ",
-    "SELECT 1, b.* FROM jobs b WHERE b.queue = $1 AND b.idempotency_key = q_key ORDER BY rank LIMIT 1) AS j"
+    "SELECT CASE WHEN ",
+    rejected!(),
+    " THEN 2 ELSE 0 END AS rank, a.* FROM jobs a WHERE a.id = q_id UNION ALL ",
+    "SELECT 1, b.* FROM jobs b WHERE b.queue = $1 AND b.idempotency_key = q_key AND b.id <> q_id ",
+    "ORDER BY rank LIMIT 1) AS j"
+);
+/// A submit in the place of a rejected job of its id: a new job in all but that. $1 is the queue, $2 the channel or null.
+pub(super) const TAKE_PLACE: &str = concat!(
+    clock!(),
+    // As in a submit.
+    ", c AS MATERIALIZED (SELECT name, zkey, wasm FROM circuits WHERE name = $4 FOR KEY SHARE), ",
+    "made AS (UPDATE jobs SET seq = DEFAULT, queue = $1, circuit = c.name, zkey = c.zkey, wasm = c.wasm, body = $5, ",
+    "idempotency_key = $6, priority = $7, state = 'queued', error_class = NULL, error_message = NULL, ",
+    "finished_at = NULL, created_at = ",
+    now!(),
+    ", run_at = ",
+    now!(),
+    ", start_by = ",
+    now!(),
+    " + $8::bigint FROM c WHERE id = $3::text::uuid AND ",
+    rejected!(),
+    " RETURNING jobs.*), ",
+    "kept AS (INSERT INTO job_inputs (job, input, key) SELECT id, $9, $10 FROM made) ",
+    "SELECT CASE WHEN $2::text IS NOT NULL THEN pg_notify($2::text, '')::text END AS told, ",
+    job_columns!(),
+    " FROM made"
 );
 pub(super) const REJECT: &str = concat!(
     clock!(),
@@ -171,6 +202,23 @@ pub(super) const REJECT: &str = concat!(
     ", ",
     now!(),
     " ON CONFLICT DO NOTHING RETURNING ",
+    job_columns!()
+);
+/// The same in the place of a job that was rejected for another reason.
+pub(super) const REJECT_ANEW: &str = concat!(
+    clock!(),
+    "UPDATE jobs SET seq = DEFAULT, queue = $1, circuit = $3, ",
+    "zkey = coalesce((SELECT c.zkey FROM circuits c WHERE c.name = $3), decode(repeat('00', 32), 'hex')), ",
+    "wasm = (SELECT c.wasm FROM circuits c WHERE c.name = $3), body = $4, idempotency_key = $5, priority = $6, ",
+    "error_class = $7, error_message = $8, created_at = ",
+    now!(),
+    ", run_at = ",
+    now!(),
+    ", finished_at = ",
+    now!(),
+    " WHERE id = $2::text::uuid AND ",
+    rejected!(),
+    " RETURNING ",
     job_columns!()
 );
 
@@ -307,17 +355,24 @@ pub(super) const CANCEL: &str = concat!(
 /// As in a submit: the circuit stays until the job is queued again.
 pub(super) const HOLD_CIRCUIT: &str = "SELECT c.name FROM jobs j JOIN circuits c ON c.name = j.circuit \
                                        WHERE j.id = $1::text::uuid FOR KEY SHARE OF c";
+/// `gone`: what it is to be proved with is registered under no name any more.
 pub(super) const REQUEUEABLE: &str = "SELECT state, circuit, zkey = decode(repeat('00', 32), 'hex') \
-                                      AND NOT EXISTS (SELECT FROM circuits c WHERE c.name = circuit) AS adrift \
+                                      AND NOT EXISTS (SELECT FROM circuits c WHERE c.name = circuit) AS adrift, \
+                                      zkey <> decode(repeat('00', 32), 'hex') \
+                                      AND (NOT EXISTS (SELECT FROM circuits c WHERE c.zkey = jobs.zkey) \
+                                      OR (wasm IS NOT NULL \
+                                      AND NOT EXISTS (SELECT FROM circuits c WHERE c.wasm = jobs.wasm))) AS gone \
                                       FROM jobs WHERE id = $1::text::uuid FOR UPDATE";
 /// Locked, so that no sweep takes it.
 pub(super) const HOLD_INPUT: &str = "SELECT key FROM job_inputs WHERE job = $1::text::uuid FOR UPDATE";
-/// A job that was refused before it had a circuit takes what is registered under the name now.
+/// A job that was refused before it had a circuit takes what is registered under the name now. $2 is how long it may wait.
 pub(super) const REQUEUE: &str = concat!(
     clock!(),
     "UPDATE jobs SET state = 'queued', run_at = ",
     now!(),
-    ", start_by = NULL, finished_at = NULL, keep_input_until = NULL, tries_transient = 0, tries_device = 0, ",
+    ", start_by = ",
+    now!(),
+    " + $2::bigint, finished_at = NULL, keep_input_until = NULL, tries_transient = 0, tries_device = 0, ",
     "tries_lost = 0, error_class = NULL, error_message = NULL, cancel_requested = false, progress = 0, ",
     "wasm = CASE WHEN zkey = decode(repeat('00', 32), 'hex') ",
     "THEN (SELECT c.wasm FROM circuits c WHERE c.name = jobs.circuit) ELSE wasm END, ",
@@ -412,11 +467,12 @@ pub(super) const LOAD: &str = concat!(
     now!(),
     " - 60000) AS e"
 );
-/// $3 is how long the input is kept.
+/// $3 is how long the input is kept. Whatever has a time to be begun by waits since `run_at`: since it was submitted, or
+/// queued again.
 pub(super) const EXPIRE: &str = concat!(
     clock!(),
     "UPDATE jobs SET state = 'failed', error_class = 'timeout', error_message = 'no worker began it within ' || ",
-    "trim_scale(round((start_by - created_at) / 1000.0, 3)) || ' s', finished_at = ",
+    "trim_scale(round((start_by - run_at) / 1000.0, 3)) || ' s', finished_at = ",
     now!(),
     ", keep_input_until = ",
     now!(),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use prover_worker::model::{FailureClass, JobId, JobState};
+use prover_worker::model::{Circuit, FailureClass, JobId, JobState};
 use rustix::process::Signal;
 
 use super::schedule::Door;
@@ -127,6 +127,41 @@ fn bad_messages_are_rejected_or_set_aside() {
     assert_eq!(fleet.jobs(), jobs);
     let log = worker.log();
     assert!(!log.contains("31415926535") && !log.contains("panicked"), "{log}");
+}
+
+/// A producer whose circuit is registered late just sends its message again: the rejected job makes way, and is proved once.
+#[test]
+fn a_rejected_message_sent_again_is_proved_once() {
+    let fleet = Fleet::new();
+    let worker = fleet.serve(0, &[], &[]);
+    worker.wait_started();
+    let body = r#"{"id": "order 4711", "circuit": "late", "input": {"a": 6, "b": "7"}}"#;
+    let sent = || fleet.redis::<String>(&xadd(body));
+    sent();
+    let in_state = |state: JobState| {
+        until(&format!("one job, {state}"), || match fleet.jobs().as_slice() {
+            [job] if job.state == state => Some(job.clone()),
+            _ => None,
+        })
+    };
+    let rejected = in_state(JobState::Failed);
+    assert_eq!(rejected.error.as_ref().unwrap().message, "no circuit late is registered");
+    sent();
+    fleet.wait_settled();
+    assert_eq!(fleet.jobs(), std::slice::from_ref(&rejected), "the same again for the same reason");
+
+    let store = fleet.direct().store();
+    let multiplier = fleet.block(store.circuit(&"multiplier".parse().unwrap())).unwrap().unwrap();
+    let late = Circuit { name: "late".parse().unwrap(), ..multiplier };
+    fleet.block(store.put_circuit(&late)).unwrap();
+    sent();
+    let done = in_state(JobState::Done);
+    assert_eq!((done.id, &done.idempotency_key, done.zkey), (rejected.id, &rejected.idempotency_key, late.zkey));
+    fleet.assert_proved(&done, 42);
+    sent();
+    fleet.wait_settled();
+    assert_eq!(fleet.jobs(), [done], "once more is the same job");
+    assert_eq!(fleet.json(&["queue", "aside"]), serde_json::json!([]));
 }
 
 /// A worker takes a message while the database is out of reach, and dies. The message is still there for the next, which
