@@ -12,7 +12,7 @@ use super::canary::Canary;
 use super::desk::Batching;
 use super::device::{Device, Size, Slots, size};
 use crate::backend::{Backend, DeviceKind};
-use crate::model::{FailureClass, Job, JobId};
+use crate::model::{ContentHash, FailureClass, Job, JobId};
 use crate::telemetry;
 
 /// Jobs on the processor, since other devices failed at them, beside those that the places are for.
@@ -319,7 +319,9 @@ impl Fleet {
         let doubtful = job.error.as_ref().is_some_and(|e| e.class == FailureClass::InvalidProof);
         match job.tries.device {
             0 => own,
-            1 if !doubtful && self.failed_on().get(&job.id) == Some(&own) => self.other_than(own, job).unwrap_or(cpu),
+            1 if !doubtful && self.failed_on().get(&job.id) == Some(&own) => {
+                self.other_than(own, job.zkey).unwrap_or(cpu)
+            }
             1 if !doubtful => own,
             _ => cpu,
         }
@@ -327,7 +329,7 @@ impl Fleet {
 
     /// Whether a job that failed so goes to the processor next, noted by [`Fleet::remember`] already.
     pub(super) fn falls_to_processor(&self, job: &Job, class: FailureClass) -> bool {
-        let other = |own: &usize| self.other_than(*own, job).is_none_or(|other| self.devices[other].is_cpu());
+        let other = |own: &usize| self.other_than(*own, job.zkey).is_none_or(|other| self.devices[other].is_cpu());
         match class {
             FailureClass::InvalidProof => true,
             FailureClass::Device => job.tries.device > 0 || self.failed_on().get(&job.id).is_some_and(other),
@@ -346,10 +348,10 @@ impl Fleet {
         wait
     }
 
-    /// The next device that does not sit out and is not known to be too small for the job's key.
-    fn other_than(&self, own: usize, job: &Job) -> Option<usize> {
+    /// The next device that does not sit out and is not known to be too small for this key.
+    fn other_than(&self, own: usize, zkey: ContentHash) -> Option<usize> {
         let n = self.devices.len();
-        let serves = |device: &Device| !device.is_quarantined() && device.may_take(job.zkey);
+        let serves = |device: &Device| !device.is_quarantined() && device.may_take(zkey);
         (1..n).map(|i| (own + i) % n).find(|i| serves(&self.devices[*i]))
     }
 
@@ -376,7 +378,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::backend::cpu::CpuBackend;
-    use crate::model::ContentHash;
 
     #[test]
     fn doubtful_jobs_come_to_the_processor_as_fast_as_it_judges() {
@@ -425,6 +426,18 @@ mod tests {
         // Where all are too small, one of them says so.
         fleet.devices[1].is_too_small(large);
         assert_eq!((choose(large), choose(small)), (0, 0));
+    }
+
+    #[test]
+    fn a_job_that_failed_goes_to_another_device_that_may_take_its_key() {
+        let devices = (0..3).map(|_| Arc::new(CpuBackend::new(1).unwrap()) as Arc<dyn Backend>).collect();
+        let batching = Batching { most: None, linger: Duration::ZERO };
+        let fleet = Fleet::new(devices, Sizing { jobs: Some(4), cpu_overflow: false, batching });
+        let (large, small) = (ContentHash::of(b"large"), ContentHash::of(b"small"));
+        fleet.devices[1].is_too_small(large);
+        assert_eq!([large, small].map(|key| fleet.other_than(0, key)), [Some(2), Some(1)]);
+        fleet.devices[2].is_too_small(large);
+        assert_eq!(fleet.other_than(0, large), None, "the processor's turn");
     }
 
     #[tokio::test]
