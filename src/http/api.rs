@@ -1,27 +1,7 @@
 //! The job API.
 //!
-//! | request | answer |
-//! |---|---|
-//! | `POST /v1/jobs` | 201 a new job, 200 the same one again, 400 a parameter of the query that is none, 404 no such circuit, 409 idempotency key taken, 413 too large, 415 wrong type, 422 cannot be right |
-//! | `GET /v1/jobs` | the newest jobs; `?state=`, `?circuit=`, `?limit=`, and `?before=` the last of those that one has |
-//! | `GET /v1/jobs/{id}` | 200 the job, 404; `?wait=` |
-//! | `GET /v1/jobs/{id}/proof` | 200 proof and public values, 409 not done, 404; `?wait=` |
-//! | `DELETE /v1/jobs/{id}` | 200 cancelled, 202 its worker will stop it, 409 it had ended, 404 |
-//! | `POST /v1/jobs/{id}/requeue` | 200 queued again, 409 not failed or cancelled, or its input or its circuit's content is gone, 404; a body, if there is one, is its new input |
-//! | `GET /v1/queue` | how busy the queue is and what is held back; `counts` says whether those of ended jobs are estimates, and is null where the database did not count in time |
-//! | `POST /v1/queue/pause`, `…/resume` | 200 whether that changed anything |
-//! | `POST /v1/circuits/{name}/pause`, `…/resume` | the same for one circuit, 404 |
-//! | `GET /v1/circuits` | registered circuits |
-//!
-//! A submit is `application/json` (`{"circuit", "input", "id"?, "idempotency_key"?, "priority"?}`), or, for circuits without a
-//! witness program, a .wtns file as `application/octet-stream` with `?circuit=NAME&priority=N&idempotency_key=KEY`; the
-//! header `Idempotency-Key` serves both.
-//!
-//! The values of a query are percent-decoded, and `+` is a space. A parameter that a request does not take, or that it has
-//! twice, is refused with 400, lest it is thought to have had an effect.
-//!
-//! With `?wait=SECONDS` an answer comes as soon as the job has ended, and after so long in any case (300 at most), with the
-//! job as it is then. `POST /v1/jobs` takes it too.
+//! docs/api.md describes each request, its answers and its statuses. What is decided here beside that: a parameter that a
+//! request does not take, or that it has twice, is refused with 400, lest it is thought to have had an effect.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -120,10 +100,6 @@ async fn submit(
 ) -> Result<Response, Problem> {
     let bytes = body(&room, request, app.jobs.max_input()).await?;
     let invalid = |why: String| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why);
-    let header_key = match headers.get("idempotency-key") {
-        None => None,
-        Some(v) => Some(v.to_str().map_err(|_| invalid("Idempotency-Key: expected plain text".to_owned()))?.to_owned()),
-    };
     let (parts, at_most) = match content_type(&headers).as_str() {
         "application/json" => {
             let at_most = Query::of(&uri, &["wait"])?.patience()?;
@@ -137,16 +113,14 @@ async fn submit(
                 Some(p) => p.parse().map_err(|_| invalid("priority: expected -32768 to 32767".to_owned()))?,
             };
             let idempotency_key = query.get("idempotency_key").map(str::to_owned);
-            if let (Some(a), Some(b)) = (&idempotency_key, &header_key)
-                && a != b
-            {
-                let why = "the header Idempotency-Key and the query's idempotency_key differ; expected the same or one";
-                return Err(Problem::new(StatusCode::BAD_REQUEST, why));
-            }
             let input = Zeroizing::new(bytes.to_vec());
             (request::Parts { id: None, circuit, input, idempotency_key, priority }, query.patience()?)
         }
         _ => return Err(unsupported()),
+    };
+    let header_key = match headers.get("idempotency-key") {
+        None => None,
+        Some(v) => Some(v.to_str().map_err(|_| invalid("Idempotency-Key: expected plain text".to_owned()))?.to_owned()),
     };
     let idempotency_key = match (parts.idempotency_key, header_key) {
         (Some(a), Some(b)) if a != b => {

@@ -85,7 +85,7 @@ const DEAD_AFTER: Duration = Duration::from_secs(600);
 /// Time between looks for circuits that other processes registered.
 const WARM_EVERY: Duration = Duration::from_secs(15);
 
-/// Circuits opened side by side ahead of their jobs. Each may have a witness program compiled, which takes memory.
+/// Circuits opened side by side ahead of their jobs. Of their witness programs, the registry has fewer compiled at a time.
 const OPENED_AT_ONCE: usize = 4;
 
 /// How a worker works.
