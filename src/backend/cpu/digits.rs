@@ -1,7 +1,7 @@
 //! Scalars cut into signed digits, once for all the products over one witness.
 //!
 //! A scalar above r/2 is replaced by r minus itself, its sign kept, so that small negative values stay short. With
-//! windows of c bits the digits lie in −2^(c−1) ..= 2^(c−1), which halves the buckets (Joye–Yen recoding as used for
+//! windows of c bits the digits lie in −2^(c−1) .. 2^(c−1), which halves the buckets (Joye–Yen recoding as used for
 //! multi-scalar multiplication since Bernstein et al., "Faster batch forgery identification", 2012).
 //!
 //! Few scalars are halved first: k = k₁ + λ·k₂ with k₁ and k₂ of half the length, where λ is the number that both curves'
@@ -20,7 +20,7 @@ const BITS: usize = 253;
 /// Bits of its halves.
 const HALF_BITS: usize = 126;
 /// Widest window whose digits fit 16 bits.
-pub(super) const MAX_WINDOW: usize = 15;
+pub(super) const MAX_WINDOW: usize = 16;
 
 /// Set in an entry whose point is taken away rather than added. The rest of an entry is an index.
 pub(super) const MINUS: u32 = 1 << 31;
@@ -82,19 +82,20 @@ impl Multiples {
     }
 }
 
-/// Windows of so many bits that a scalar of `bits` bits takes: one bit more than it has, so that the last digit never carries.
+/// Windows of so many bits that a scalar of `bits` bits takes. They have two bits more than it at least, since none of 3 to 16
+/// bits divides 254 or 127: so the last digit never carries.
 fn windows(bits: usize, window: usize) -> usize {
     (bits + 1).div_ceil(window)
 }
 
 /// The digits of some scalars. As secret as they are: overwritten when dropped.
 ///
-/// Memory: 2 bytes for each window (at most 86 of two halves, 17 to 20 where there are many scalars) and 4 to 8 more, for
+/// Memory: 2 bytes for each window (at most 86 of two halves, 16 to 20 where there are many scalars) and 4 to 8 more, for
 /// each scalar that is not 0, 1 or −1; 4 bytes for each that is 1 or −1.
 pub(super) struct Digits {
     /// Bits of a window.
     pub(super) window: usize,
-    /// By window, then as in `wires`: digits from −2^(window − 1) to 2^(window − 1).
+    /// By window, then as in `wires`: digits from −2^(window − 1) to 2^(window − 1) − 1.
     pub(super) rows: Vec<Zeroizing<Vec<i16>>>,
     /// Which scalars have digits: those that are not 0, 1 or −1, in ascending order. Of halved ones, each is followed by
     /// its image's index, for its second half.
@@ -154,8 +155,7 @@ impl Digits {
                 let (negative, magnitude) = centred(&scalars[wires[0] as usize]);
                 let halves = if parts == 2 { halves(&magnitude.0) } else { [(false, magnitude.0); 2] };
                 for (part, (minus, limbs)) in halves.iter().enumerate().take(parts) {
-                    let sign = if *minus != negative { -1 } else { 1 };
-                    cut(limbs, bits, window, |w, digit| rows[w][parts * i + part] = sign * digit);
+                    cut(limbs, *minus != negative, bits, window, |w, digit| rows[w][parts * i + part] = digit);
                 }
             }
         });
@@ -215,10 +215,12 @@ fn rounded_high(a: &[u64; 4], b: &[u64; 3]) -> u128 {
     u128::from(product[4]) | u128::from(product[5]) << 64
 }
 
-/// Calls `put(window, digit)` for each digit that is not zero, of a scalar of so many bits.
-fn cut(limbs: &[u64; 4], bits_in_all: usize, window: usize, mut put: impl FnMut(usize, i16)) {
+/// Calls `put(window, digit)` for each digit that is not zero, of plus or minus a magnitude of so many bits.
+fn cut(limbs: &[u64; 4], negative: bool, bits_in_all: usize, window: usize, mut put: impl FnMut(usize, i16)) {
     let mask = (1u64 << window) - 1;
     let half = 1i32 << (window - 1);
+    // Of half a window's values and minus that, 16 bits hold the latter alone.
+    let most = if negative { half } else { half - 1 };
     let mut carry = 0i32;
     for (w, bit) in (0..=bits_in_all).step_by(window).enumerate() {
         let (limb, shift) = (bit / 64, bit % 64);
@@ -227,9 +229,10 @@ fn cut(limbs: &[u64; 4], bits_in_all: usize, window: usize, mut put: impl FnMut(
             bits |= limbs[limb + 1] << (64 - shift);
         }
         let mut digit = (bits & mask) as i32 + carry;
-        carry = i32::from(digit > half);
+        carry = i32::from(digit > most);
         digit -= carry << window;
         if digit != 0 {
+            let digit = if negative { -digit } else { digit };
             put(w, digit as i16);
         }
     }
@@ -267,7 +270,7 @@ mod tests {
     fn check(values: &[Fr]) {
         check_with(values, Multiples::few(values.len()));
         check_with(values, Multiples::None);
-        for bits in [3, 4, 10, MAX_WINDOW] {
+        for bits in [3, 4, 10, 15, MAX_WINDOW] {
             check_with(values, Multiples::windows(bits, values.len()).expect("few"));
         }
     }
@@ -312,6 +315,23 @@ mod tests {
         for n in [100, MOST_HALVED, MOST_HALVED + 1, 70_000] {
             let many: Vec<_> = values.iter().copied().cycle().take(n).collect();
             check(&many);
+        }
+    }
+
+    #[test]
+    fn no_window_ends_where_a_scalar_may() {
+        for (bits, window) in [BITS, HALF_BITS].into_iter().flat_map(|bits| (3..=MAX_WINDOW).map(move |c| (bits, c))) {
+            assert!(windows(bits, window) * window >= bits + 2, "{bits} bits in windows of {window}");
+        }
+    }
+
+    #[test]
+    fn half_a_window_is_minus_that_and_a_carry() {
+        let half = [1 << 15, 0, 0, 0];
+        for (negative, expected) in [(false, vec![(0, i16::MIN), (1, 1)]), (true, vec![(0, i16::MIN)])] {
+            let mut digits = vec![];
+            cut(&half, negative, BITS, 16, |window, digit| digits.push((window, digit)));
+            assert_eq!(digits, expected, "negative: {negative}");
         }
     }
 
@@ -383,12 +403,13 @@ mod tests {
     fn windows_grow_with_the_number_of_scalars() {
         assert!(best_window(10, BITS) < best_window(10_000, BITS));
         assert!(best_window(10_000, BITS) < best_window(1 << 24, BITS));
+        assert_eq!(best_window(1 << 24, BITS), MAX_WINDOW);
         assert!(best_window(10, HALF_BITS) < best_window(2 * MOST_HALVED, HALF_BITS));
         assert!(best_shared_window(10, 3) < best_shared_window(10_000, 3));
         assert!(best_shared_window(10_000, 3) > best_window(10_000, BITS), "buckets are summed once");
         assert_eq!(
             [best_shared_window(10, 11), best_shared_window(0, 99), best_shared_window(1 << 24, 0)],
-            [11, 15, 15]
+            [11, 16, 16]
         );
     }
 
@@ -396,8 +417,9 @@ mod tests {
     fn multiples_fit_an_index() {
         let fits = |bits, wires| Multiples::windows(bits, wires).is_some();
         assert!(fits(15, 1 << 25) && !fits(15, (1 << 25) + 1), "17 windows take five bits");
+        assert!(fits(16, 1 << 26) && !fits(16, (1 << 26) + 1), "16 take four");
         assert!(fits(3, 1 << 23) && !fits(3, (1 << 23) + 1), "85 take seven");
-        assert!(fits(8, 0) && fits(8, 1) && !fits(16, 1));
+        assert!(fits(8, 0) && fits(8, 1) && !fits(17, 1));
         assert_eq!(Multiples::windows(15, 1000), Some(Multiples::Windows { bits: 15, wire: 10 }));
         assert_eq!(Multiples::windows(15, 1025), Some(Multiples::Windows { bits: 15, wire: 11 }));
     }

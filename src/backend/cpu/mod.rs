@@ -126,7 +126,7 @@ impl<I: Isa> Engine for On<I> {
     fn footprint(&self, key: &ProvingKey) -> Footprint {
         // Points are copied out of the file, with their images where scalars are halved; matrices are written anew. A
         // proof holds the quotient's vectors and, beside them, what the witness is sorted into: 6 bytes for each window (at
-        // most 86 of halves, 32 to 20 below 2^17 scalars, 20 to 17 above) while it is sorted, 4 afterwards; H's scalars are
+        // most 86 of halves, 32 to 20 below 2^17 scalars, 20 to 16 above) while it is sorted, 4 afterwards; H's scalars are
         // sorted when the vectors are gone.
         let (wires, domain) = (u64::from(key.header.n_vars), u64::from(key.header.domain_size));
         let few = |scalars: u64| Multiples::few(scalars as usize);

@@ -1,6 +1,7 @@
 //! Against arkworks' own products, on every instruction set at hand.
 #![allow(clippy::unwrap_used)]
 
+use super::super::digits::MAX_WINDOW;
 use super::super::lanes::outlined::Outlined;
 use super::*;
 use crate::model::{Fr, G1, G1Affine, G2};
@@ -72,7 +73,7 @@ fn check_with_multiples<I: Isa, C: Curve<I>>(isa: I, points: &[Affine<C::Config>
 fn with_multiples<I: Isa>(isa: I) {
     let mut rng = StdRng::seed_from_u64(8);
     // A size for each kind of scalars, and two batches of doublings.
-    let sizes = [(1023, 13), (0, 11), (1, 15), (2, 4), (255, 8), (16, 9), (33, 12), (100, 11), (2100, 11), (300, 10)];
+    let sizes = [(1023, 13), (0, 11), (1, 15), (2, 4), (255, 8), (16, 9), (33, 16), (100, 11), (2100, 11), (300, 10)];
     for (kind, (n, bits)) in sizes.into_iter().enumerate() {
         let s = scalars(kind, n, &mut rng);
         check_with_multiples::<I, InG1>(isa, &points::<G1>(n, &mut rng), &s, bits);
@@ -329,7 +330,7 @@ fn a_stopped_token_ends_the_sum() {
 
 #[test]
 fn every_bucket_has_its_weight_in_its_lines() {
-    for window in 3..=15 {
+    for window in 3..=MAX_WINDOW {
         let grid = Grid::new(window);
         for k in 1..=1usize << (window - 1) {
             let mut weight = 0;
