@@ -4,6 +4,10 @@
 //! their results, so that the operands of a function may change form, and do so here where they do there. What the fast
 //! way of a function does not cover goes to circom's own body of it, which is kept behind the module's functions.
 //! Operands are the same place or lie apart, as circom lays them out.
+//!
+//! Shifts to the right and bitwise products differ in form, not in value: where the result fits, it is short, and operands
+//! stay as short as they were. circom's own are long, so that all that is computed from a bit, `(x >> i) & 1`, would be
+//! arithmetic of 256 bits. Its functions, here and there, take a number in any form for its value (tests.rs).
 
 use wasm_encoder::{Function as Code, InstructionSink, ValType};
 
@@ -27,7 +31,7 @@ const LIMBS: u64 = VALUE as u64;
 type Entry = (Function, bool, fn(&Links) -> Code);
 
 /// All of them.
-pub(super) const REPLACED: [Entry; 27] = [
+pub(super) const REPLACED: [Entry; 29] = [
     (Function::IntDiv, true, int_div),
     (Function::IntInverseMod, true, int_inverse_mod),
     (Function::MontgomeryAdd, true, montgomery_add),
@@ -55,6 +59,8 @@ pub(super) const REPLACED: [Entry; 27] = [
     (Function::Lt, true, |links| compare(links, Function::Lt, |b| _ = b.i32_lt_s())),
     (Function::Leq, true, |links| compare(links, Function::Leq, |b| _ = b.i32_le_s())),
     (Function::Mul, false, mul),
+    (Function::Shr, true, shr),
+    (Function::Band, true, band),
 ];
 
 /// Where functions are in the module that is written.
@@ -128,6 +134,50 @@ impl Body {
                 b.op().call(links.number(Function::ShortToLong));
             },
         );
+    }
+
+    /// Writes a number that is short and not negative, given in a local of 64 bits.
+    fn set_short(&mut self, number: u32, value: u32) {
+        self.op().local_get(number).local_get(value).i64_store(at(0));
+    }
+
+    /// Writes a normal number: short where it fits.
+    fn store_normal(&mut self, number: u32, x: Wide) {
+        self.op().local_get(x[0]).i64_const(31).i64_shr_u();
+        for limb in &x[1..] {
+            self.op().local_get(*limb).i64_or();
+        }
+        self.op().i64_eqz();
+        self.choose(
+            |b| b.set_short(number, x[0]),
+            |b| {
+                b.set_kind(number, LONG);
+                b.store(number, LIMBS, x);
+            },
+        );
+    }
+
+    /// x shifted to the right by so many bits, fewer than 256.
+    fn shifted_right(&mut self, x: Wide, bits: u32) -> Wide {
+        let zero = self.i64();
+        // By whole limbs, then by what is left.
+        for limbs in [2, 1] {
+            self.op().local_get(bits).i64_const(64 * limbs).i64_and().i64_eqz().i32_eqz();
+            self.when(|b| {
+                for (i, to) in x.into_iter().enumerate() {
+                    b.op().local_get(*x.get(i + limbs as usize).unwrap_or(&zero)).local_set(to);
+                }
+            });
+        }
+        let z = self.wide();
+        for (i, to) in z.into_iter().enumerate() {
+            let above = *x.get(i + 1).unwrap_or(&zero);
+            self.op().local_get(x[i]).local_get(bits).i64_shr_u();
+            // In two steps, for shifts are taken modulo 64.
+            self.op().local_get(above).i64_const(1).i64_shl().i64_const(63).local_get(bits).i64_sub().i64_shl();
+            self.op().i64_or().local_set(to);
+        }
+        z
     }
 
     /// Two short values, each widened to 64 bits, on the stack.
@@ -644,6 +694,72 @@ fn mul(links: &Links) -> Code {
         b.op().i32_const(R3_AT as i32).local_set(r3);
         b.call(links.number(Function::MontgomeryMul), &[r3, result, result]);
     });
+    b.finish()
+}
+
+/// Shifts to the right by a short number below 254; by others, and of what is short and negative, as circom does.
+fn shr(links: &Links) -> Code {
+    let [to, a, by] = [0, 1, 2];
+    let mut b = Body::new(3);
+    let (kinds, bits) = ([b.kind(a), b.kind(by)], b.i64());
+    b.has(kinds[1], IS_LONG);
+    b.op().i32_eqz().local_get(by).i64_load32_u(at(0)).local_tee(bits).i64_const(254).i64_lt_u().i32_and();
+    b.when(|b| {
+        b.has(kinds[0], IS_LONG);
+        b.choose(
+            |b| {
+                b.call(links.number(Function::ToNormal), &[a]);
+                let x = b.load(a, LIMBS);
+                let z = b.shifted_right(x, bits);
+                b.store_normal(to, z);
+                b.op().return_();
+            },
+            |b| {
+                let value = b.i64();
+                b.op().local_get(a).i64_load32_s(at(0)).local_tee(value).i64_const(0).i64_ge_s();
+                b.when(|b| {
+                    b.op().local_get(value).local_get(bits).i64_const(31).local_get(bits).i64_const(31).i64_lt_u();
+                    b.op().select().i64_shr_u().local_set(value);
+                    b.set_short(to, value);
+                    b.op().return_();
+                });
+            },
+        );
+    });
+    b.call(links.own(Function::Shr), &[to, a, by]);
+    b.finish()
+}
+
+/// What a number and a short one that is not negative have in common; of others as circom does.
+fn band(links: &Links) -> Code {
+    let [to, a, c] = [0, 1, 2];
+    let mut b = Body::new(3);
+    let kinds = [b.kind(a), b.kind(c)];
+    let result = b.i64();
+    b.both_short(kinds[0], kinds[1]);
+    b.when(|b| {
+        b.shorts(a, c);
+        b.op().i64_or().i64_const(0).i64_ge_s();
+        b.when(|b| {
+            b.shorts(a, c);
+            b.op().i64_and().local_set(result);
+            b.set_short(to, result);
+            b.op().return_();
+        });
+    });
+    for [(long, kind), (short, other)] in [[(a, kinds[0]), (c, kinds[1])], [(c, kinds[1]), (a, kinds[0])]] {
+        // One is long, the other is not, and is not negative.
+        b.op().local_get(kind).local_get(other).i32_const(-1).i32_xor().i32_and().i32_const(IS_LONG).i32_and();
+        b.op().i32_const(0).i32_ne().local_get(short).i32_load(at(0)).i32_const(0).i32_ge_s().i32_and();
+        b.when(|b| {
+            b.call(links.number(Function::ToNormal), &[long]);
+            b.op().local_get(long).i64_load32_u(at(LIMBS)).local_get(short).i64_load32_u(at(0)).i64_and();
+            b.op().local_set(result);
+            b.set_short(to, result);
+            b.op().return_();
+        });
+    }
+    b.call(links.own(Function::Band), &[to, a, c]);
     b.finish()
 }
 

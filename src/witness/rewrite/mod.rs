@@ -29,7 +29,7 @@ use self::module::{Added, Changes, Parts};
 use self::runtime::{FUNCTIONS, Function, NUMBER, VALUE};
 
 /// Changes with everything that decides what is written, so that no cached module outlives it.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// The section of a rewritten module that says what was done.
 const SECTION: &str = "prover-worker.rewritten";
 

@@ -41,6 +41,8 @@ pub(super) enum Function {
     Lt = 52,
     Leq = 53,
     Mul = 54,
+    Shr = 69,
+    Band = 71,
 }
 
 /// Functions of the runtime.
