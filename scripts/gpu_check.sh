@@ -39,6 +39,14 @@ fi
 ldd "$folder/gpu" | sed -n 's/.*[[:space:]]\(\/[^[:space:]]*\)[[:space:]].*/\1/p' | while read -r library; do
     cp -L "$library" "$folder/lib/"
 done
+# And what the driver's library needs: on a machine whose C library is older than 2.34 these hold a part of it, which does not
+# go with this one, and without them there would seem to be no driver.
+libc=$(ldd "$folder/gpu" | sed -n 's/.*=> \(\/.*\)\/libc\.so\.6 .*/\1/p')
+for part in libdl.so.2 libpthread.so.0 librt.so.1; do
+    if [ -e "$libc/$part" ]; then
+        cp -L "$libc/$part" "$folder/lib/"
+    fi
+done
 
 cat >"$folder/run.sh" <<'EOF'
 #!/usr/bin/env bash

@@ -651,14 +651,14 @@ fn time(run: &Run, options: &Options, results: &mut Results) -> std::io::Result<
     Ok(None)
 }
 
-/// The device asked for, or why not.
+/// The device asked for, or why not. No other is opened: it may hang, or be somebody else's.
 fn device(ordinal: usize) -> Result<NvidiaDriver, String> {
-    let mut devices = NvidiaDriver::all()?;
-    let count = devices.len();
+    let mut shown = NvidiaDriver::shown()?;
+    let count = shown.len();
     if ordinal >= count {
         return Err(format!("--device: expected a number below {count}, got {ordinal}"));
     }
-    devices.swap_remove(ordinal)
+    shown.swap_remove(ordinal).open()
 }
 
 fn main() -> ExitCode {

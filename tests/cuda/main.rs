@@ -262,6 +262,16 @@ fn who_waits_for_the_device_sleeps_where_cores_are_few() {
     let Some(folder) = with_twin("who_waits_for_the_device_sleeps_where_cores_are_few") else { return };
     let open = |cores| NvidiaDriver::shown_to(cores).unwrap().remove(0).open().unwrap();
     assert!(open(3).card().sleeps && !open(4).card().sleeps);
+    // Wherever it waits: more than pinned memory holds, and what is not there yet. The twin refuses waits that do not sleep.
+    let sleeping = Arc::new(open(3));
+    let from = vec![7; (33 << 20) + 1];
+    assert!(sleeping.echo(&from).unwrap() == from);
+    let case = case("multiplier", 1);
+    let key = CudaBackend::new(sleeping).load(case.key.clone()).unwrap();
+    for _ in 0..2 {
+        assert_eq!(commit(&*key, &case.witnesses[0]).as_ref(), Ok(&case.expected[0]));
+    }
+    drop(key);
     // One that refuses is used as it is.
     fs::write(folder.join("fault"), "999 cuDevicePrimaryCtxSetFlags_v2 0").unwrap();
     let refused = open(3);

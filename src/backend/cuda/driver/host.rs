@@ -396,6 +396,13 @@ impl HostDriver {
         Ok(self.sound()?.event("query", event)?.at.is_some())
     }
 
+    /// Whether all work of a stream has ended.
+    pub fn is_done(&self, stream: Stream) -> Result<bool, BackendError> {
+        let state = self.sound()?;
+        state.stream("query", stream)?;
+        Ok(state.streams[&stream].iter().all(|last| !state.pending.contains_key(last)))
+    }
+
     /// Runs all work that was put on streams.
     pub fn settle(&self) -> Result<(), BackendError> {
         let mut state = self.sound()?;

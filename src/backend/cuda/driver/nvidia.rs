@@ -14,7 +14,7 @@
 #![allow(unsafe_code)]
 
 use std::collections::{HashMap, VecDeque};
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::slice;
@@ -40,6 +40,9 @@ const CORES: usize = 4;
 
 /// Shared memory that a block gets without asking, bytes.
 const SHARED_UNASKED: u32 = 48 << 10;
+
+/// How events are made whose time nobody asks for.
+const UNTIMED: c_uint = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as c_uint;
 
 /// Arguments that a launch may have.
 const ARGUMENTS: usize = 32;
@@ -402,7 +405,7 @@ impl NvidiaDriver {
             return Ok(staging.clone());
         }
         let spare = locked(&self.spare).pop();
-        let staging = Arc::new(Mutex::new(spare.map_or_else(Staging::new, Ok)?));
+        let staging = Arc::new(Mutex::new(spare.map_or_else(|| Staging::new(self.card.sleeps), Ok)?));
         all.insert(stream, staging.clone());
         Ok(staging)
     }
@@ -614,7 +617,12 @@ impl Driver for NvidiaDriver {
         self.notes.refuse(stream, "download")?;
         self.enter()?;
         // Here, the device is mostly still busy with what it computes, and has long read its inputs.
-        self.tidy(stream)?;
+        if self.card.sleeps {
+            // The copy would wait, too, since `to` is not pinned, but how is not said.
+            self.synchronize(stream)?;
+        } else {
+            self.tidy(stream)?;
+        }
         if !to.is_empty() {
             // SAFETY: the caller's word on `from`; `to` outlives the copy, for the stream is waited for before the
             // return. Should that fail, the context is dead and copies no more.
@@ -666,7 +674,7 @@ impl Driver for NvidiaDriver {
             return Ok(event);
         }
         self.enter()?;
-        let event = create_event(sys::CUevent_flags_enum::CU_EVENT_DEFAULT)?;
+        let event = create_event(sys::CUevent_flags_enum::CU_EVENT_DEFAULT as c_uint)?;
         // SAFETY: both are of this context.
         let recorded = check("cuEventRecord", unsafe { sys::cuEventRecord(event, stream.raw()) });
         recorded.inspect_err(|_| self.destroy_event(Event(event as u64)))?;
@@ -694,8 +702,7 @@ impl Driver for NvidiaDriver {
             return waits;
         }
         self.enter()?;
-        let untimed =
-            || create_event(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING).map(|event| Event(event as u64));
+        let untimed = || create_event(UNTIMED).map(|event| Event(event as u64));
         let event = locked(&self.events).pop().map_or_else(untimed, Ok)?;
         let ordered = self.order_by(event, before, after);
         locked(&self.events).push(event);
@@ -771,8 +778,9 @@ struct Staging {
     memory: NonNull<u8>,
     /// Pieces that the device may still read, in the order of the stream and of the ring.
     pieces: VecDeque<Piece>,
-    /// Events to use again.
+    /// Events to use again, and how they are made.
     events: Vec<sys::CUevent>,
+    flags: c_uint,
     /// Where the next piece goes.
     next: usize,
 }
@@ -795,7 +803,11 @@ struct Piece {
 unsafe impl Send for Staging {}
 
 impl Staging {
-    fn new() -> Result<Self, BackendError> {
+    /// `sleeps` says whether threads that wait for its pieces sleep: of an event that is its own affair, whatever the
+    /// context's way is.
+    fn new(sleeps: bool) -> Result<Self, BackendError> {
+        let sleeping = if sleeps { sys::CUevent_flags_enum::CU_EVENT_BLOCKING_SYNC as c_uint } else { 0 };
+        let flags = UNTIMED | sleeping;
         let mut memory = ptr::null_mut();
         // SAFETY: there is a place for the result.
         let code = unsafe { sys::cuMemHostAlloc(&mut memory, STAGING, 0) };
@@ -804,7 +816,7 @@ impl Staging {
         let memory = NonNull::new(memory.cast()).filter(|_| code == CUresult::CUDA_SUCCESS).ok_or(failed)?;
         // SAFETY: as many bytes were just allocated. Zeroes, so that slices of it are of initialised bytes.
         unsafe { memory.write_bytes(0, STAGING) };
-        Ok(Self { memory, pieces: VecDeque::new(), events: Vec::new(), next: 0 })
+        Ok(Self { memory, pieces: VecDeque::new(), events: Vec::new(), flags, next: 0 })
     }
 
     /// Copies at most `PIECE` bytes and sends them on their way.
@@ -812,8 +824,7 @@ impl Staging {
     /// # Safety
     /// At `to` on the device is room for as many bytes.
     unsafe fn send(&mut self, stream: Stream, to: u64, from: &[u8]) -> Result<(), BackendError> {
-        let untimed = || create_event(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING);
-        let read = self.events.pop().map_or_else(untimed, Ok)?;
+        let read = self.events.pop().map_or_else(|| create_event(self.flags), Ok)?;
         let at = self.room(from.len()).inspect_err(|_| self.events.push(read))?;
         copy(self.slice(at, from.len()), from);
         let pinned = self.memory.as_ptr().wrapping_add(at);
@@ -971,10 +982,10 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn create_event(flags: sys::CUevent_flags_enum) -> Result<sys::CUevent, BackendError> {
+fn create_event(flags: c_uint) -> Result<sys::CUevent, BackendError> {
     let mut event = ptr::null_mut();
     // SAFETY: there is a place for the result.
-    check("cuEventCreate", unsafe { sys::cuEventCreate(&mut event, flags as u32) })?;
+    check("cuEventCreate", unsafe { sys::cuEventCreate(&mut event, flags) })?;
     Ok(event)
 }
 

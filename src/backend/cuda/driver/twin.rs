@@ -42,8 +42,11 @@ const CONTEXT: usize = 0xc0_0e;
 const MODULE: usize = 0x30_d0;
 /// Shared memory that a block gets without asking, bytes.
 const SHARED_UNASKED: u32 = 48 << 10;
-/// The flag by which threads that wait for the device sleep.
+/// The flag by which threads that wait for the device sleep, that by which those do that wait for an event, and that of events
+/// without times.
 const BLOCKING_SYNC: c_uint = 4;
+const SLEEPING: c_uint = 1;
+const UNTIMED: c_uint = 2;
 /// The attribute by which a function may have more.
 const MOST_SHARED: c_int = 8;
 
@@ -68,10 +71,20 @@ enum Work {
     Zero { at: u64, bytes: u64 },
 }
 
+/// An event, and how it was made.
+#[derive(Clone, Copy)]
+struct Made {
+    /// None of one that was not recorded.
+    event: Option<Event>,
+    flags: c_uint,
+}
+
 #[derive(Default)]
 struct State {
     initialised: bool,
     retained: u32,
+    /// Threads that wait for the device are to sleep.
+    sleeps: bool,
     loaded: bool,
     handles: usize,
     /// The fault that was asked for, and the calls of each function since.
@@ -82,8 +95,7 @@ struct State {
     allocations: HashMap<u64, usize>,
     pinned: HashMap<usize, Box<[u64]>>,
     streams: HashMap<usize, Stream>,
-    /// Those that were not recorded have no event of the driver's.
-    events: HashMap<usize, Option<Event>>,
+    events: HashMap<usize, Made>,
     graphs: HashMap<usize, Vec<Node>>,
     runnable: HashMap<usize, Graph>,
 }
@@ -99,7 +111,22 @@ impl State {
     }
 
     fn event(&self, event: usize) -> Result<Option<Event>, Code> {
+        Ok(self.made(event)?.event)
+    }
+
+    fn made(&self, event: usize) -> Result<Made, Code> {
         self.events.get(&event).copied().ok_or(INVALID_HANDLE)
+    }
+
+    /// The event, if it has times.
+    fn timed(&self, event: usize) -> Result<Event, Code> {
+        let Made { event, flags } = self.made(event)?;
+        event.filter(|_| flags & UNTIMED == 0).ok_or(INVALID_HANDLE)
+    }
+
+    /// Whether all of these bytes are pinned.
+    fn is_pinned(&self, at: usize, bytes: usize) -> bool {
+        self.pinned.iter().any(|(start, memory)| *start <= at && at + bytes <= start + 8 * memory.len())
     }
 
     /// The function and its arguments, if a launch may be as it is asked for.
@@ -338,7 +365,10 @@ pub unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, _: c_int) -> Cod
 #[unsafe(no_mangle)]
 pub extern "C" fn cuDevicePrimaryCtxSetFlags_v2(device: c_int, flags: c_uint) -> Code {
     anywhere("cuDevicePrimaryCtxSetFlags_v2", |state| match (device, flags) {
-        (0, BLOCKING_SYNC) if state.retained == 0 => Ok(()),
+        (0, BLOCKING_SYNC) if state.retained == 0 => {
+            state.sleeps = true;
+            Ok(())
+        }
         // What is retained may have threads that wait already.
         (0, BLOCKING_SYNC) => Err(PRIMARY_CONTEXT_ACTIVE),
         _ => Err(INVALID_VALUE),
@@ -361,6 +391,7 @@ pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut usize, device: c
 pub extern "C" fn cuDevicePrimaryCtxRelease_v2(_: c_int) -> Code {
     anywhere("cuDevicePrimaryCtxRelease_v2", |state| {
         state.retained = state.retained.checked_sub(1).ok_or(INVALID_CONTEXT)?;
+        state.sleeps &= state.retained > 0;
         let left = state.left();
         if state.retained == 0 && !left.is_empty() {
             refuse(&format!("the context ends, and there are {left}"));
@@ -545,14 +576,8 @@ pub extern "C" fn cuMemFreeHost(at: *mut c_void) -> Code {
 pub unsafe extern "C" fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, stream: usize) -> Code {
     on_device(
         "cuMemcpyHtoDAsync_v2",
-        |state| {
-            let pinned = state.pinned.iter().any(|(at, memory)| {
-                (*at..=at + 8 * memory.len()).contains(&(from as usize))
-                    && from as usize + bytes <= at + 8 * memory.len()
-            });
-            // Of other memory CUDA does not say when it is read.
-            if pinned { state.stream(stream) } else { Err(INVALID_VALUE) }
-        },
+        // Of other memory CUDA does not say when it is read.
+        |state| if state.is_pinned(from as usize, bytes) { state.stream(stream) } else { Err(INVALID_VALUE) },
         // SAFETY: it is pinned memory, which nobody gives back before all work has ended.
         |stream| unsafe { device().upload_later(stream, Address(to), from.cast(), bytes as u64) },
     )
@@ -562,9 +587,15 @@ pub unsafe extern "C" fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, byte
 pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, stream: usize) -> Code {
     on_device(
         "cuMemcpyDtoHAsync_v2",
-        |state| state.stream(stream),
-        // SAFETY: see above: there is room for as many bytes until the stream was waited for.
-        |stream| unsafe { device().download_later(stream, to.cast(), Address(from), bytes as u64) },
+        |state| Ok((state.stream(stream)?, state.sleeps && !state.is_pinned(to as usize, bytes))),
+        |(stream, waits)| {
+            // To memory that is not pinned, NVIDIA's copies before it returns, and nothing says that it sleeps until it can.
+            if waits && !device().is_done(stream)? {
+                refuse("a copy to memory that is not pinned waits for its stream, and threads that wait are to sleep");
+            }
+            // SAFETY: see above: there is room for as many bytes until the stream was waited for.
+            unsafe { device().download_later(stream, to.cast(), Address(from), bytes as u64) }
+        },
     )
 }
 
@@ -623,11 +654,11 @@ pub extern "C" fn cuStreamWaitEvent(stream: usize, event: usize, flags: c_uint) 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventCreate(event: *mut usize, flags: c_uint) -> Code {
     within("cuEventCreate", |state| {
-        if flags & !3 != 0 {
+        if flags & !(SLEEPING | UNTIMED) != 0 {
             return Err(INVALID_VALUE);
         }
         let handle = state.handle();
-        state.events.insert(handle, None);
+        state.events.insert(handle, Made { event: None, flags });
         // SAFETY: see above.
         unsafe { put(event, handle) }
     })
@@ -636,10 +667,10 @@ pub unsafe extern "C" fn cuEventCreate(event: *mut usize, flags: c_uint) -> Code
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventRecord(event: usize, stream: usize) -> Code {
     within("cuEventRecord", |state| {
-        let (before, stream) = (state.event(event)?, state.stream(stream)?);
+        let (before, stream) = (state.made(event)?, state.stream(stream)?);
         let recorded = device().record(stream).map_err(code)?;
-        before.into_iter().for_each(|before| device().destroy_event(before));
-        state.events.insert(event, Some(recorded));
+        before.event.into_iter().for_each(|before| device().destroy_event(before));
+        state.events.insert(event, Made { event: Some(recorded), ..before });
         Ok(())
     })
 }
@@ -656,7 +687,13 @@ pub extern "C" fn cuEventQuery(event: usize) -> Code {
 pub extern "C" fn cuEventSynchronize(event: usize) -> Code {
     on_device(
         "cuEventSynchronize",
-        |state| state.event(event),
+        |state| {
+            let Made { event, flags } = state.made(event)?;
+            if state.sleeps && flags & SLEEPING == 0 {
+                refuse("a thread that waits for this event spins, whatever the context's way is, and was to sleep");
+            }
+            Ok(event)
+        },
         |event| {
             let Some(event) = event else { return Ok(()) };
             let stream = device().create_stream()?;
@@ -670,8 +707,8 @@ pub extern "C" fn cuEventSynchronize(event: usize) -> Code {
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventDestroy_v2(event: usize) -> Code {
     within("cuEventDestroy_v2", |state| {
-        let recorded = state.events.remove(&event).ok_or(INVALID_HANDLE)?;
-        recorded.into_iter().for_each(|event| device().destroy_event(event));
+        let made = state.events.remove(&event).ok_or(INVALID_HANDLE)?;
+        made.event.into_iter().for_each(|event| device().destroy_event(event));
         Ok(())
     })
 }
@@ -679,7 +716,7 @@ pub extern "C" fn cuEventDestroy_v2(event: usize) -> Code {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventElapsedTime_v2(ms: *mut f32, from: usize, to: usize) -> Code {
     within("cuEventElapsedTime_v2", |state| {
-        let (Some(from), Some(to)) = (state.event(from)?, state.event(to)?) else { return Err(INVALID_HANDLE) };
+        let (from, to) = (state.timed(from)?, state.timed(to)?);
         // SAFETY: see above.
         unsafe { put(ms, device().elapsed(from, to).map_err(code)?) }
     })
