@@ -5,33 +5,31 @@
 //! way of a function does not cover goes to circom's own body of it, which is kept behind the module's functions.
 //! Operands are the same place or lie apart, as circom lays them out.
 //!
-//! Shifts to the right and bitwise products differ in form, not in value: where the result fits, it is short, and operands
-//! stay as short as they were. circom's own are long, so that all that is computed from a bit, `(x >> i) & 1`, would be
-//! arithmetic of 256 bits. Its functions, here and there, take a number in any form for its value (tests.rs).
+//! Those of [`values`] and the comparisons keep to values alone.
 
 use wasm_encoder::{Function as Code, InstructionSink, ValType};
 
 use super::clock::{self, COPIED_NUMBER};
 use super::emit::{Body, Limbs, Wide, at};
-use super::inverse;
 use super::runtime::{Function, HALF, LONG, MONTGOMERY, NUMBER, R, R_AT, R2, R3_AT, SCRATCH, VALUE};
+use super::{inverse, values};
 
 /// Byte of a number that holds the bits of its kind.
 const KIND_BYTE: u64 = 7;
 /// [`LONG`] in that byte.
-const IS_LONG: i32 = 0x80;
+pub(super) const IS_LONG: i32 = 0x80;
 /// [`MONTGOMERY`] in that byte.
-const IS_MONTGOMERY: i32 = 0x40;
+pub(super) const IS_MONTGOMERY: i32 = 0x40;
 /// The word of a number that holds its kind.
 const KIND: u64 = 4;
 /// Where its long value is.
-const LIMBS: u64 = VALUE as u64;
+pub(super) const LIMBS: u64 = VALUE as u64;
 
 /// What is written anew; whether circom's own body is kept, for what the new one does not cover; the new body.
 type Entry = (Function, bool, fn(&Links) -> Code);
 
 /// All of them.
-pub(super) const REPLACED: [Entry; 29] = [
+pub(super) const REPLACED: [Entry; 36] = [
     (Function::IntDiv, true, int_div),
     (Function::IntInverseMod, true, int_inverse_mod),
     (Function::MontgomeryAdd, true, montgomery_add),
@@ -59,8 +57,15 @@ pub(super) const REPLACED: [Entry; 29] = [
     (Function::Lt, true, |links| compare(links, Function::Lt, |b| _ = b.i32_lt_s())),
     (Function::Leq, true, |links| compare(links, Function::Leq, |b| _ = b.i32_le_s())),
     (Function::Mul, false, mul),
-    (Function::Shr, true, shr),
-    (Function::Band, true, band),
+    (Function::IntegerQuotient, true, |links| values::divide(links, true)),
+    (Function::Remainder, true, |links| values::divide(links, false)),
+    (Function::Inverse, true, values::inverse),
+    (Function::Pow, true, values::pow),
+    (Function::Shl, true, |links| values::shift(links, Function::Shl)),
+    (Function::Shr, true, |links| values::shift(links, Function::Shr)),
+    (Function::Band, false, |links| values::bitwise(links, |b| _ = b.i64_and())),
+    (Function::Bor, false, |links| values::bitwise(links, |b| _ = b.i64_or())),
+    (Function::Bxor, false, |links| values::bitwise(links, |b| _ = b.i64_xor())),
 ];
 
 /// Where functions are in the module that is written.
@@ -80,7 +85,7 @@ impl Links {
     }
 
     /// Circom's own body of a function whose entry says that it is kept.
-    fn own(&self, function: Function) -> u32 {
+    pub(super) fn own(&self, function: Function) -> u32 {
         let kept = self.kept.iter().find(|(f, _)| *f == function);
         kept.map_or_else(|| self.number(function), |(_, number)| *number)
     }
@@ -88,24 +93,24 @@ impl Links {
 
 impl Body {
     /// Puts the byte of a number's kind into a local.
-    fn kind(&mut self, number: u32) -> u32 {
+    pub(super) fn kind(&mut self, number: u32) -> u32 {
         let kind = self.i32();
         self.op().local_get(number).i32_load8_u(at(KIND_BYTE)).local_set(kind);
         kind
     }
 
     /// Puts on the stack whether a bit of a kind is set, as a number that is not zero.
-    fn has(&mut self, kind: u32, bit: i32) {
+    pub(super) fn has(&mut self, kind: u32, bit: i32) {
         self.op().local_get(kind).i32_const(bit).i32_and();
     }
 
     /// Writes a number's kind.
-    fn set_kind(&mut self, number: u32, kind: u32) {
+    pub(super) fn set_kind(&mut self, number: u32, kind: u32) {
         self.op().local_get(number).i32_const(kind as i32).i32_store(at(KIND));
     }
 
     /// The address of a number's long value.
-    fn value(&mut self, number: u32) -> u32 {
+    pub(super) fn value(&mut self, number: u32) -> u32 {
         let address = self.i32();
         self.op().local_get(number).i32_const(VALUE as i32).i32_add().local_set(address);
         address
@@ -121,7 +126,7 @@ impl Body {
     }
 
     /// Writes the result of an operation on two short values, given in a local of 64 bits: short where it fits.
-    fn store_short(&mut self, links: &Links, number: u32, result: u32) {
+    pub(super) fn store_short(&mut self, links: &Links, number: u32, result: u32) {
         self.op().local_get(result).i64_extend32_s().local_get(result).i64_eq();
         self.choose(
             |b| {
@@ -136,52 +141,8 @@ impl Body {
         );
     }
 
-    /// Writes a number that is short and not negative, given in a local of 64 bits.
-    fn set_short(&mut self, number: u32, value: u32) {
-        self.op().local_get(number).local_get(value).i64_store(at(0));
-    }
-
-    /// Writes a normal number: short where it fits.
-    fn store_normal(&mut self, number: u32, x: Wide) {
-        self.op().local_get(x[0]).i64_const(31).i64_shr_u();
-        for limb in &x[1..] {
-            self.op().local_get(*limb).i64_or();
-        }
-        self.op().i64_eqz();
-        self.choose(
-            |b| b.set_short(number, x[0]),
-            |b| {
-                b.set_kind(number, LONG);
-                b.store(number, LIMBS, x);
-            },
-        );
-    }
-
-    /// x shifted to the right by so many bits, fewer than 256.
-    fn shifted_right(&mut self, x: Wide, bits: u32) -> Wide {
-        let zero = self.i64();
-        // By whole limbs, then by what is left.
-        for limbs in [2, 1] {
-            self.op().local_get(bits).i64_const(64 * limbs).i64_and().i64_eqz().i32_eqz();
-            self.when(|b| {
-                for (i, to) in x.into_iter().enumerate() {
-                    b.op().local_get(*x.get(i + limbs as usize).unwrap_or(&zero)).local_set(to);
-                }
-            });
-        }
-        let z = self.wide();
-        for (i, to) in z.into_iter().enumerate() {
-            let above = *x.get(i + 1).unwrap_or(&zero);
-            self.op().local_get(x[i]).local_get(bits).i64_shr_u();
-            // In two steps, for shifts are taken modulo 64.
-            self.op().local_get(above).i64_const(1).i64_shl().i64_const(63).local_get(bits).i64_sub().i64_shl();
-            self.op().i64_or().local_set(to);
-        }
-        z
-    }
-
     /// Two short values, each widened to 64 bits, on the stack.
-    fn shorts(&mut self, a: u32, b: u32) {
+    pub(super) fn shorts(&mut self, a: u32, b: u32) {
         self.op().local_get(a).i64_load32_s(at(0)).local_get(b).i64_load32_s(at(0));
     }
 
@@ -216,7 +177,7 @@ impl Body {
     }
 
     /// Puts on the stack whether both numbers, of kinds a and b, are short.
-    fn both_short(&mut self, a: u32, b: u32) {
+    pub(super) fn both_short(&mut self, a: u32, b: u32) {
         self.op().local_get(a).local_get(b).i32_or().i32_const(IS_LONG).i32_and().i32_eqz();
     }
 }
@@ -697,80 +658,18 @@ fn mul(links: &Links) -> Code {
     b.finish()
 }
 
-/// Shifts to the right by a short number below 254; by others, and of what is short and negative, as circom does.
-fn shr(links: &Links) -> Code {
-    let [to, a, by] = [0, 1, 2];
-    let mut b = Body::new(3);
-    let (kinds, bits) = ([b.kind(a), b.kind(by)], b.i64());
-    b.has(kinds[1], IS_LONG);
-    b.op().i32_eqz().local_get(by).i64_load32_u(at(0)).local_tee(bits).i64_const(254).i64_lt_u().i32_and();
-    b.when(|b| {
-        b.has(kinds[0], IS_LONG);
-        b.choose(
-            |b| {
-                b.call(links.number(Function::ToNormal), &[a]);
-                let x = b.load(a, LIMBS);
-                let z = b.shifted_right(x, bits);
-                b.store_normal(to, z);
-                b.op().return_();
-            },
-            |b| {
-                let value = b.i64();
-                b.op().local_get(a).i64_load32_s(at(0)).local_tee(value).i64_const(0).i64_ge_s();
-                b.when(|b| {
-                    b.op().local_get(value).local_get(bits).i64_const(31).local_get(bits).i64_const(31).i64_lt_u();
-                    b.op().select().i64_shr_u().local_set(value);
-                    b.set_short(to, value);
-                    b.op().return_();
-                });
-            },
-        );
-    });
-    b.call(links.own(Function::Shr), &[to, a, by]);
-    b.finish()
-}
-
-/// What a number and a short one that is not negative have in common; of others as circom does.
-fn band(links: &Links) -> Code {
-    let [to, a, c] = [0, 1, 2];
-    let mut b = Body::new(3);
-    let kinds = [b.kind(a), b.kind(c)];
-    let result = b.i64();
-    b.both_short(kinds[0], kinds[1]);
-    b.when(|b| {
-        b.shorts(a, c);
-        b.op().i64_or().i64_const(0).i64_ge_s();
-        b.when(|b| {
-            b.shorts(a, c);
-            b.op().i64_and().local_set(result);
-            b.set_short(to, result);
-            b.op().return_();
-        });
-    });
-    for [(long, kind), (short, other)] in [[(a, kinds[0]), (c, kinds[1])], [(c, kinds[1]), (a, kinds[0])]] {
-        // One is long, the other is not, and is not negative.
-        b.op().local_get(kind).local_get(other).i32_const(-1).i32_xor().i32_and().i32_const(IS_LONG).i32_and();
-        b.op().i32_const(0).i32_ne().local_get(short).i32_load(at(0)).i32_const(0).i32_ge_s().i32_and();
-        b.when(|b| {
-            b.call(links.number(Function::ToNormal), &[long]);
-            b.op().local_get(long).i64_load32_u(at(LIMBS)).local_get(short).i64_load32_u(at(0)).i64_and();
-            b.op().local_set(result);
-            b.set_short(to, result);
-            b.op().return_();
-        });
-    }
-    b.call(links.own(Function::Band), &[to, a, c]);
-    b.finish()
-}
-
 /// Whether two numbers are the same.
 fn equal(links: &Links) -> Code {
     let [a, c] = [0, 1];
     let mut b = Body::new(2);
     let kinds = b.shorts_apart(a, c, |op| _ = op.i32_eq());
-    // Both long, and of one form.
     b.op().local_get(kinds[0]).local_get(kinds[1]).i32_and().i32_const(IS_LONG).i32_and().i32_eqz();
-    b.op().local_get(kinds[0]).local_get(kinds[1]).i32_xor().i32_const(IS_MONTGOMERY).i32_and().i32_or();
+    b.when(|b| {
+        let (x, y) = (b.normal(links, a, kinds[0]), b.normal(links, c, kinds[1]));
+        b.same(x, y);
+        b.op().return_();
+    });
+    b.op().local_get(kinds[0]).local_get(kinds[1]).i32_xor().i32_const(IS_MONTGOMERY).i32_and();
     b.when(|b| {
         b.call(links.own(Function::Equal), &[a, c]);
         b.op().return_();
@@ -784,10 +683,8 @@ fn equal(links: &Links) -> Code {
 fn greater(links: &Links) -> Code {
     let [a, c] = [0, 1];
     let mut b = Body::new(2);
-    b.shorts_apart(a, c, |op| _ = op.i32_gt_s());
-    b.call(links.number(Function::ToLongNormal), &[a]);
-    b.call(links.number(Function::ToLongNormal), &[c]);
-    let (x, y) = (b.load(a, LIMBS), b.load(c, LIMBS));
+    let kinds = b.shorts_apart(a, c, |op| _ = op.i32_gt_s());
+    let (x, y) = (b.normal(links, a, kinds[0]), b.normal(links, c, kinds[1]));
     let negative = [b.i32(), b.i32()];
     for (n, x) in negative.into_iter().zip([x, y]) {
         b.above_half(x);

@@ -18,6 +18,7 @@ mod module;
 mod runtime;
 #[cfg(test)]
 mod tests;
+mod values;
 
 use wasmparser::{Operator, Validator, WasmFeatures};
 

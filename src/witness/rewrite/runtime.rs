@@ -41,8 +41,15 @@ pub(super) enum Function {
     Lt = 52,
     Leq = 53,
     Mul = 54,
+    IntegerQuotient = 55,
+    Remainder = 56,
+    Inverse = 57,
+    Pow = 59,
+    Shl = 68,
     Shr = 69,
     Band = 71,
+    Bor = 73,
+    Bxor = 75,
 }
 
 /// Functions of the runtime.
@@ -58,6 +65,9 @@ pub(super) const SCRATCH: u32 = 16;
 /// r, least significant limb first.
 pub(super) const R: [u64; 4] =
     [0x43e1_f593_f000_0001, 0x2833_e848_79b9_7091, 0xb850_45b6_8181_585d, 0x3064_4e72_e131_a029];
+/// 2^256 modulo r: one in Montgomery form.
+pub(super) const ONE: [u64; 4] =
+    [0xac96_341c_4fff_fffb, 0x36fc_7695_9f60_cd29, 0x666e_a36f_7879_462e, 0x0e0a_77c1_9a07_df2f];
 /// 2^512 modulo r.
 pub(super) const R2: [u64; 4] =
     [0x1bb8_e645_ae21_6da7, 0x53fe_3ab1_e35c_59e3, 0x8c49_833d_53bb_8085, 0x0216_d0b1_7f4e_44a5];

@@ -1,7 +1,7 @@
 //! Functions written anew against circom's own, and against ark-ff; modules that are, and are not, circom's.
 #![allow(clippy::unwrap_used)]
 
-use ark_ff::{AdditiveGroup, BigInteger, Field, PrimeField};
+use ark_ff::{AdditiveGroup, BigInteger, BigInteger256, Field, PrimeField};
 use proptest::prelude::*;
 use wasm_encoder::{CodeSection, ExportKind, ExportSection, FunctionSection, Module as Encoder, RawSection, SectionId};
 use wasmtime::{Config, Engine, ExternType, Linker, Memory, Module, Store, Val};
@@ -116,8 +116,9 @@ fn both(wasm: &[u8]) -> [Bench; 2] {
     [Bench::new(wasm), Bench::new(&rewrite(wasm).unwrap().0)]
 }
 
-/// The runtime's scratch places, which the new functions leave alone: the only memory that may differ.
-const SCRATCHES: [std::ops::Range<usize>; 3] = [8..88, 160..608, 992..1600];
+/// The runtime's scratch places, which the new functions leave alone, and its bound of shifts, which circom's puts into its long
+/// form: the only memory that may differ.
+const SCRATCHES: [std::ops::Range<usize>; 3] = [8..128, 160..608, 992..1920];
 
 fn assert_alike(benches: &mut [Bench; 2], what: &dyn Fn() -> String) {
     let [a, b] = benches;
@@ -182,24 +183,52 @@ fn element() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// The runtime's functions on numbers by their addresses, but for the powers, whose time grows with the exponent. The
-/// others are reached through these, and by tests of their own.
+/// The runtime's functions on numbers by their addresses. The others are reached through these, and by tests of their own.
 fn on_numbers() -> impl Iterator<Item = usize> {
-    (33..=80).filter(|f| ![34, 36, 59, 60, 61, 62, 63, 64, 65, 66, 67].contains(f))
+    (33..=80).filter(|f| ![34, 36, 60, 61, 62, 63, 64, 65, 66, 67].contains(f))
 }
 
 /// Functions that give the values of circom's own in other forms.
-const BY_VALUE: [usize; 2] = [Function::Shr as usize, Function::Band as usize];
+const BY_VALUE: [Function; 17] = [
+    Function::Equal,
+    Function::Greater,
+    Function::Eq,
+    Function::Neq,
+    Function::Gt,
+    Function::Geq,
+    Function::Lt,
+    Function::Leq,
+    Function::IntegerQuotient,
+    Function::Remainder,
+    Function::Inverse,
+    Function::Pow,
+    Function::Shl,
+    Function::Shr,
+    Function::Band,
+    Function::Bor,
+    Function::Bxor,
+];
 
-/// What numbers are, whatever their form: whether in Montgomery form alone, and the limbs.
-fn values(numbers: &[u8]) -> Vec<(bool, Vec<u8>)> {
+/// Division in the field, which is by the inverse.
+const DIV: usize = 58;
+
+/// What numbers are, whatever their form: the value; or the limbs of those in Montgomery form that are no element of the field.
+fn values(numbers: &[u8]) -> Vec<(bool, BigInteger256)> {
     let value = |number: &[u8]| {
         let kind = u32::from_le_bytes(number[4..8].try_into().unwrap());
         if kind & runtime::LONG == 0 {
             let short = Fr::from(i32::from_le_bytes(number[..4].try_into().unwrap()));
-            return (false, short.into_bigint().to_bytes_le());
+            return (true, short.into_bigint());
         }
-        (kind & runtime::MONTGOMERY != 0, number[8..].to_vec())
+        let (limbs, _) = number[8..].as_chunks();
+        let limbs = BigInteger256::new(std::array::from_fn(|i| u64::from_le_bytes(limbs[i])));
+        if kind & runtime::MONTGOMERY == 0 {
+            (true, limbs)
+        } else if limbs < Fr::MODULUS {
+            (true, Fr::new_unchecked(limbs).into_bigint())
+        } else {
+            (false, limbs)
+        }
     };
     numbers.chunks(NUMBER as usize).map(value).collect()
 }
@@ -241,6 +270,63 @@ fn functions_take_a_number_in_any_form_for_its_value() {
             Ok(())
         })
         .unwrap();
+}
+
+/// Or a constant of the program would be long from then on, and with it all that is computed from it.
+#[test]
+fn short_operands_stay_short() {
+    let mut bench = both(&opened(OPERATORS, &[])).into_iter().next_back().unwrap();
+    let long =
+        [&[0; 4], &runtime::LONG.to_le_bytes()[..], &Fr::from(2u64).pow([250]).into_bigint().to_bytes_le()].concat();
+    let short = |x: i32| [&x.to_le_bytes()[..], &[0; 36]].concat();
+    let mut is_short_after = |function: Function, operands: &[(u32, &Vec<u8>)], which: usize| {
+        for (at, number) in operands {
+            bench.bytes()[*at as usize..][..NUMBER as usize].copy_from_slice(number);
+        }
+        let params: Vec<i32> = PLACES[..bench.params(function as usize)].iter().map(|p| *p as i32).collect();
+        bench.call(function as usize, &params).unwrap();
+        bench.bytes()[operands[which].0 as usize + 7] & 0x80 == 0
+    };
+    let [first, second, third] = PLACES;
+    let arithmetic = [Function::Add, Function::Sub, Function::Mul];
+    for function in arithmetic.into_iter().chain(BY_VALUE).filter(|f| *f != Function::Inverse) {
+        // The result's place goes before the operands', where it has one.
+        let to_memory = ![Function::Equal, Function::Greater].contains(&function);
+        let (a, c) = if to_memory { (second, third) } else { (first, second) };
+        assert!(is_short_after(function, &[(a, &short(121)), (c, &short(1))], 0), "{function:?} of two");
+        assert!(is_short_after(function, &[(a, &short(1)), (c, &short(121))], 1), "{function:?} of two");
+        assert!(is_short_after(function, &[(a, &long), (c, &short(121))], 1), "{function:?} of a long one and it");
+        // Powers of long exponents and shifts by long numbers are circom's own.
+        if ![Function::Pow, Function::Shl, Function::Shr].contains(&function) {
+            assert!(is_short_after(function, &[(a, &short(121)), (c, &long)], 0), "{function:?} of it and a long one");
+        }
+    }
+    assert!(is_short_after(Function::Inverse, &[(second, &short(121))], 0));
+}
+
+#[test]
+fn powers_are_those_of_the_field_and_short_where_they_can_be() {
+    let mut benches = both(&opened(OPERATORS, &[]));
+    let long = |x: Fr| [&[0; 4], &runtime::LONG.to_le_bytes()[..], &x.into_bigint().to_bytes_le()].concat();
+    let short = |x: i32| [&x.to_le_bytes()[..], &[0; 36]].concat();
+    let shorts = [-3, -2, -1, 0, 1, 2, 3, 10, 46340, 46341, 65536, i32::MAX, i32::MIN];
+    let bases = shorts.map(|x| (short(x), Fr::from(x))).into_iter();
+    let bases = bases.chain([3u64, 1 << 40].map(|x| (long(Fr::from(x)), Fr::from(x))));
+    let bases = bases.chain(std::iter::once(Fr::from(5u64).pow([77])).map(|x| (long(x), x)));
+    let exponents = (0..70).chain([127, 128, 253, 254, 255, 256, 65535, 65537, i32::MAX - 1, i32::MAX]);
+    for ((base, x), exponent) in bases.flat_map(|base| exponents.clone().map(move |e| (base.clone(), e))) {
+        for bench in &mut benches {
+            for (at, number) in PLACES.iter().zip([&long(Fr::ONE), &base, &short(exponent)]) {
+                bench.bytes()[*at as usize..][..NUMBER as usize].copy_from_slice(number);
+            }
+            bench.call(Function::Pow as usize, &PLACES.map(|p| p as i32)).unwrap();
+            assert_eq!(bench.value(PLACES[0]), x.pow([exponent as u64]), "{x} to the power of {exponent}");
+        }
+        let kind = &benches[1].bytes()[PLACES[0] as usize..][4..8];
+        let fits =
+            base[7] == 0 && i32::from_le_bytes(base[..4].try_into().unwrap()).checked_pow(exponent as u32).is_some();
+        assert!(!fits || kind == [0; 4], "{x} to the power of {exponent} is short");
+    }
 }
 
 #[test]
@@ -293,7 +379,7 @@ fn functions_on_numbers_do_what_circoms_do() {
                 assert_eq!(results[0], results[1], "{}", what());
                 let low = |bench: &mut Bench| bench.bytes()[PLACES[0] as usize..][..3 * NUMBER as usize].to_vec();
                 let [a, b] = benches.each_mut().map(low);
-                if BY_VALUE.contains(function) {
+                if *function == DIV || BY_VALUE.iter().any(|f| *f as usize == *function) {
                     assert_eq!(values(&a), values(&b), "{}", what());
                 } else {
                     assert_eq!(a, b, "{}", what());
