@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{self, Resource, Rlimit, getpid, getrlimit, kill_process, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -27,6 +27,9 @@ const DATABASE_AGAIN: Duration = Duration::from_secs(2);
 const SAME_WISH: Duration = Duration::from_secs(1);
 /// How long open HTTP requests have to finish at the end.
 const HTTP_WAIT: Duration = Duration::from_secs(3);
+
+/// How long the process may take to end once all its jobs have ended or been handed back.
+const END_WAIT: Duration = Duration::from_secs(30);
 
 /// Arguments of `serve`.
 #[derive(clap::Args)]
@@ -97,6 +100,7 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
     stop_http.send_replace(true);
     let _ = tokio::time::timeout(HTTP_WAIT, async { while tasks.join_next().await.is_some() {} }).await;
     tracing::info!(handed_back = left, "end");
+    end_within(END_WAIT);
     match dead {
         Some(why) => Err(CliError::failed(why)),
         None if hurried.get() => {
@@ -104,6 +108,18 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
         }
         None => Ok(()),
     }
+}
+
+/// Kills this process if it is still there after so long. A device that hangs may keep whoever gives its memory back waiting for
+/// ever, or the driver's own end; and where devices were lost, nobody else would end a worker that ends by itself.
+fn end_within(wait: Duration) {
+    let kill = move || {
+        std::thread::sleep(wait);
+        tracing::error!("the worker has ended, but a device keeps its process: it is killed");
+        let _ = kill_process(getpid(), process::Signal::KILL);
+    };
+    // Without a thread it ends as it does.
+    let _ = std::thread::Builder::new().name("end".into()).spawn(kill);
 }
 
 /// Opens the workspace, as soon as its database is there: who starts both at once should not have to see to their order.
@@ -183,6 +199,30 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_process_that_a_device_keeps_is_killed() {
+        let mut kept = Command::new(std::env::current_exe().unwrap());
+        kept.args(["--exact", "cli::serve::tests::kept_by_a_device", "--ignored"]).stdout(Stdio::null());
+        assert_eq!(kept.status().unwrap().signal(), Some(process::Signal::KILL.as_raw()));
+    }
+
+    #[test]
+    #[ignore = "never ends by itself: for the test above"]
+    fn kept_by_a_device() {
+        end_within(Duration::ZERO);
+        loop {
+            std::thread::park();
         }
     }
 }
