@@ -93,6 +93,7 @@ async fn add(
     wasm: Option<PathBuf>,
     out: &Output,
 ) -> Result<(), CliError> {
+    let before = w.store().circuit(&name).await.map_err(CliError::failed)?;
     let bar = out.bar("copy");
     let shown = bar.clone();
     let listener = Arc::new(move |what: &'static str, done: f32| {
@@ -102,7 +103,15 @@ async fn add(
     let added = w.registry().add(name, &zkey, wasm.as_deref(), listener).await;
     bar.finish_and_clear();
     let circuit = added.map_err(CliError::failed)?;
-    out.result(&circuit, || format!("registered\n{}", describe(&circuit)));
+    let how = match before {
+        None => "registered".to_owned(),
+        Some(old) if (old.zkey, old.wasm) == (circuit.zkey, circuit.wasm) => "registered as before".to_owned(),
+        Some(old) => {
+            let wasm = old.wasm.map_or_else(|| "none".to_owned(), |wasm| wasm.to_string());
+            format!("registered in the place of zkey {}, wasm {wasm}", old.zkey)
+        }
+    };
+    out.result(&circuit, || format!("{how}\n{}", describe(&circuit)));
     Ok(())
 }
 

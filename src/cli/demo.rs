@@ -36,7 +36,7 @@ const INPUTS: [&str; 5] = [
 #[derive(clap::Args)]
 pub struct Args {
     /// Where its data go; `demo` in the data folder by default.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = super::files::folder_name())]
     dir: Option<PathBuf>,
 }
 

@@ -34,6 +34,13 @@ pub fn output_name() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().map(output)
 }
 
+/// The name of a folder on the command line. Several files do not go to standard output.
+pub fn folder_name() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| {
+        if path == Path::new("-") { Err("expected a folder, got - (one of this name is ./-)") } else { Ok(path) }
+    })
+}
+
 /// A result's name, where `-` is standard output.
 pub fn output(path: PathBuf) -> PathBuf {
     unless_dash(path, STDOUT)

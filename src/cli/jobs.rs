@@ -331,7 +331,7 @@ pub struct ProofArgs {
     #[arg(value_parser = job_id)]
     id: JobId,
     /// Folder that gets proof.json and public.json.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = files::folder_name())]
     out: PathBuf,
 }
 

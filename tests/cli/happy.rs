@@ -186,3 +186,18 @@ fn waiting_says_what_pause_a_job_is_under() {
     let (_, said) = shell(dir.path(), &line);
     assert!(said.contains("still queued; its queue is paused") && said.contains("is cancelled"), "{said}");
 }
+
+/// A name that had another key before is said to have had it: jobs from now on get other proofs.
+#[test]
+fn registering_says_what_the_name_had_before() {
+    let f = range_check();
+    let dir = scratch(&[]);
+    let add =
+        |more: &[&str]| run(dir.path(), &[&["circuits", "add", "c", "--zkey", s(&f.zkey)], more].concat()).ok().stdout;
+    let first = add(&[]);
+    assert!(first.starts_with("registered\n"), "{first}");
+    let again = add(&[]);
+    assert!(again.starts_with("registered as before\n"), "{again}");
+    let other = add(&["--wasm", s(&f.wasm)]);
+    assert!(other.starts_with("registered in the place of zkey ") && other.contains(", wasm none\n"), "{other}");
+}

@@ -15,6 +15,8 @@ fn wrong_usage_is_exit_code_2() {
         &["prove", "--zkey", zkey, "--wasm", "w", "--proof", "p", "--public", "u"],
         &["setup", s(&f.r1cs), "k.zkey"],
         &["verify", "--public", "u", "--proof", "p"],
+        &["proof", "00000000-0000-7000-8000-000000000000", "--out", "-"],
+        &["demo", "--dir", "-"],
         &["nonsense"],
         &["inspect"],
     ] {
@@ -22,7 +24,7 @@ fn wrong_usage_is_exit_code_2() {
         assert_eq!(ran.code, Some(2), "{args:?}: {:?}", ran.stderr);
         assert!(!ran.stderr.contains("panicked"), "{}", ran.stderr);
     }
-    assert!(!dir.path().join("k.zkey").exists());
+    assert!(!dir.path().join("k.zkey").exists() && !dir.path().join("-").exists());
 }
 
 #[test]
