@@ -1,6 +1,6 @@
 //! Functions of circom's runtime, written anew.
 //!
-//! Each leaves in memory what circom's own leaves, but for the runtime's scratch places: forms of numbers are kept with
+//! Most leave in memory what circom's own leave, but for the runtime's scratch places: forms of numbers are kept with
 //! their results, so that the operands of a function may change form, and do so here where they do there. What the fast
 //! way of a function does not cover goes to circom's own body of it, which is kept behind the module's functions.
 //! Operands are the same place or lie apart, as circom lays them out.
@@ -19,7 +19,7 @@ const KIND_BYTE: u64 = 7;
 /// [`LONG`] in that byte.
 pub(super) const IS_LONG: i32 = 0x80;
 /// [`MONTGOMERY`] in that byte.
-pub(super) const IS_MONTGOMERY: i32 = 0x40;
+const IS_MONTGOMERY: i32 = 0x40;
 /// The word of a number that holds its kind.
 const KIND: u64 = 4;
 /// Where its long value is.
@@ -29,7 +29,7 @@ pub(super) const LIMBS: u64 = VALUE as u64;
 type Entry = (Function, bool, fn(&Links) -> Code);
 
 /// All of them.
-pub(super) const REPLACED: [Entry; 36] = [
+pub(super) const REPLACED: [Entry; 37] = [
     (Function::IntDiv, true, int_div),
     (Function::IntInverseMod, true, int_inverse_mod),
     (Function::MontgomeryAdd, true, montgomery_add),
@@ -66,6 +66,7 @@ pub(super) const REPLACED: [Entry; 36] = [
     (Function::Band, false, |links| values::bitwise(links, |b| _ = b.i64_and())),
     (Function::Bor, false, |links| values::bitwise(links, |b| _ = b.i64_or())),
     (Function::Bxor, false, |links| values::bitwise(links, |b| _ = b.i64_xor())),
+    (Function::Bnot, false, values::bnot),
 ];
 
 /// Where functions are in the module that is written.
@@ -142,7 +143,7 @@ impl Body {
     }
 
     /// Two short values, each widened to 64 bits, on the stack.
-    pub(super) fn shorts(&mut self, a: u32, b: u32) {
+    fn shorts(&mut self, a: u32, b: u32) {
         self.op().local_get(a).i64_load32_s(at(0)).local_get(b).i64_load32_s(at(0));
     }
 
@@ -177,7 +178,7 @@ impl Body {
     }
 
     /// Puts on the stack whether both numbers, of kinds a and b, are short.
-    pub(super) fn both_short(&mut self, a: u32, b: u32) {
+    fn both_short(&mut self, a: u32, b: u32) {
         self.op().local_get(a).local_get(b).i32_or().i32_const(IS_LONG).i32_and().i32_eqz();
     }
 }

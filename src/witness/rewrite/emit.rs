@@ -96,6 +96,13 @@ impl Body {
         self.op().call(function);
     }
 
+    /// Copies a number's limbs.
+    pub(super) fn set(&mut self, to: Wide, from: Wide) {
+        for (to, from) in to.into_iter().zip(from) {
+            self.op().local_get(from).local_set(to);
+        }
+    }
+
     /// Reads 32 bytes from the address in a local.
     pub(super) fn load(&mut self, address: u32, offset: u64) -> Wide {
         let x = self.wide();
@@ -231,9 +238,7 @@ impl Body {
     pub(super) fn reduction(&mut self, x: Wide) -> Wide {
         let t = self.wide();
         let (m, reduced) = (self.i64(), self.i64());
-        for (t, x) in t.into_iter().zip(x) {
-            self.op().local_get(x).local_set(t);
-        }
+        self.set(t, x);
         for _ in 0..4 {
             for j in 0..4 {
                 self.reduce_limb(t, j, m, reduced);

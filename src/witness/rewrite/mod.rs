@@ -2,8 +2,8 @@
 //!
 //! circom puts a runtime of field arithmetic into every program, which works in words of 32 bits, and copies arrays
 //! element by element. A module whose runtime is circom's to the last instruction gets the functions that matter from
-//! [`bodies`], and its rows of copies merged ([`copies`]); the rest of it stays as it is. It runs in the same sandbox,
-//! under the same limits. A module that is not recognised is left alone.
+//! [`bodies`] and [`values`], and its rows of copies merged ([`copies`]); the rest of it stays as it is. It runs in the same
+//! sandbox, under the same limits. A module that is not recognised is left alone.
 //!
 //! The results are the same for programs that use memory as circom lays it out: their data above the runtime's, and
 //! numbers that are the same or lie apart. A module that does not, but has circom's runtime nonetheless, may get another
@@ -30,7 +30,7 @@ use self::module::{Added, Changes, Parts};
 use self::runtime::{FUNCTIONS, Function, NUMBER, VALUE};
 
 /// Changes with everything that decides what is written, so that no cached module outlives it.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 /// The section of a rewritten module that says what was done.
 const SECTION: &str = "prover-worker.rewritten";
 

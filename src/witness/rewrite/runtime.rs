@@ -50,6 +50,7 @@ pub(super) enum Function {
     Band = 71,
     Bor = 73,
     Bxor = 75,
+    Bnot = 77,
 }
 
 /// Functions of the runtime.

@@ -3,6 +3,7 @@
 
 use ark_ff::{AdditiveGroup, BigInteger, BigInteger256, Field, PrimeField};
 use proptest::prelude::*;
+use sha2::{Digest, Sha256};
 use wasm_encoder::{CodeSection, ExportKind, ExportSection, FunctionSection, Module as Encoder, RawSection, SectionId};
 use wasmtime::{Config, Engine, ExternType, Linker, Memory, Module, Store, Val};
 
@@ -116,8 +117,10 @@ fn both(wasm: &[u8]) -> [Bench; 2] {
     [Bench::new(wasm), Bench::new(&rewrite(wasm).unwrap().0)]
 }
 
-/// The runtime's scratch places, which the new functions leave alone, and its bound of shifts, which circom's puts into its long
-/// form: the only memory that may differ.
+/// The runtime's bound of shifts, which its own comparison puts into its long form.
+const SHIFT_BOUND: u32 = 88;
+
+/// The runtime's scratch places, which the new functions leave alone, and the bound of shifts: the only memory that may differ.
 const SCRATCHES: [std::ops::Range<usize>; 3] = [8..128, 160..608, 992..1920];
 
 fn assert_alike(benches: &mut [Bench; 2], what: &dyn Fn() -> String) {
@@ -189,7 +192,7 @@ fn on_numbers() -> impl Iterator<Item = usize> {
 }
 
 /// Functions that give the values of circom's own in other forms.
-const BY_VALUE: [Function; 17] = [
+const BY_VALUE: [Function; 18] = [
     Function::Equal,
     Function::Greater,
     Function::Eq,
@@ -207,6 +210,7 @@ const BY_VALUE: [Function; 17] = [
     Function::Band,
     Function::Bor,
     Function::Bxor,
+    Function::Bnot,
 ];
 
 /// Division in the field, which is by the inverse.
@@ -233,31 +237,39 @@ fn values(numbers: &[u8]) -> Vec<(bool, BigInteger256)> {
     numbers.chunks(NUMBER as usize).map(value).collect()
 }
 
-/// By which results may be short where circom's are long: nothing is made of a number's form.
+/// By which results may be short where circom's are long: nothing is made of a number's form. But for the low word of a long
+/// number, which is asked for only where none is negative.
 #[test]
 fn functions_take_a_number_in_any_form_for_its_value() {
+    const LOW_WORD: usize = 42;
     let mut benches = both(&opened(OPERATORS, &[]));
     // Without those that work on limbs alone, which the others call for long numbers.
-    let of_forms = on_numbers().filter(|f| ![70, 72, 74, 76].contains(f));
+    let of_forms = on_numbers().filter(|f| ![LOW_WORD, 70, 72, 74, 76].contains(f));
     let functions: Vec<(usize, usize)> = of_forms.map(|f| (f, benches[0].params(f))).collect();
     let benches = std::cell::RefCell::new(benches);
-    let small = || prop_oneof![0..4i32, 0..300i32, Just(i32::MAX), 0..i32::MAX];
+    let small = || prop_oneof![-4..4i32, 0..300i32, Just(i32::MIN), Just(i32::MAX), any::<i32>()];
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
         failure_persistence: None,
         ..ProptestConfig::default()
     });
     runner
-        .run(&(number(), element(), small(), 1..3usize), |(any, other, value, which)| {
+        .run(&(number(), element(), small(), 0..2usize), |(any, other, value, which)| {
             let benches = &mut *benches.borrow_mut();
             let short = [&value.to_le_bytes()[..], &[0; 36]].concat();
             let long =
-                [&[0; 4], &runtime::LONG.to_le_bytes()[..], &Fr::from(value).into_bigint().to_bytes_le()].concat();
+                |kind: u32, value: Fr| [&[0; 4], &kind.to_le_bytes()[..], &value.into_bigint().to_bytes_le()].concat();
+            let montgomery = long(runtime::LONG | runtime::MONTGOMERY, Fr::from(value) * Fr::from(Fr::R));
+            let forms = [short, long(runtime::LONG, Fr::from(value)), montgomery];
             for ((function, params), bench) in functions.iter().flat_map(|f| [(f, 0), (f, 1)]) {
-                let results = [&short, &long].map(|small| {
+                // Operands go behind the place of the result, where it goes to memory.
+                let of_operands = [Function::Equal, Function::Greater].map(|f| f as usize).contains(function);
+                let first = usize::from(*params > 1 && !of_operands);
+                let at = first + which.min(*params - first - 1);
+                let results = forms.each_ref().map(|form| {
                     let bench = &mut benches[bench];
-                    // Of one operand it is the first, and of two either, behind the place of the result.
-                    let mut numbers = [&any, &other, &other];
-                    numbers[if *params == 1 { 0 } else { which }] = small;
+                    let mut numbers = [&other; 3];
+                    numbers[0] = if first == 1 { &any } else { &other };
+                    numbers[at] = form;
                     for (at, number) in PLACES.iter().zip(numbers) {
                         bench.bytes()[*at as usize..][..NUMBER as usize].copy_from_slice(number);
                     }
@@ -265,11 +277,44 @@ fn functions_take_a_number_in_any_form_for_its_value() {
                     let result = bench.call(*function, &params);
                     (result, result.map(|_| PLACES.map(|at| bench.value(at))))
                 });
-                assert_eq!(results[0], results[1], "function {function} of {value} beside {other:?}");
+                for result in &results[1..] {
+                    assert_eq!(result, &results[0], "function {function} of {value} at {at} beside {other:?}");
+                }
             }
             Ok(())
         })
         .unwrap();
+}
+
+#[test]
+fn integers_are_divided_as_integers() {
+    let mut bench = both(&opened(OPERATORS, &[])).into_iter().next_back().unwrap();
+    let long = |limbs: [u64; 4]| {
+        [&[0; 4], &runtime::LONG.to_le_bytes()[..], limbs.map(u64::to_le_bytes).as_flattened()].concat()
+    };
+    let integer = |limbs: [u64; 4]| -> num_bigint::BigUint { BigInteger256::new(limbs).into() };
+    // Digits at which an estimate of the quotient's next digit is too large by one and by two, among them.
+    let digits = [0u64, 1, 2, 0x7fff_ffff, 0x8000_0000, 0x8000_0001, 0xffff_fffe, 0xffff_ffff];
+    let limbs: Vec<u64> = digits.iter().flat_map(|high| digits.map(|low| high << 32 | low)).collect();
+    let mut state = Fr::from(11u64);
+    for divisor in limbs.iter().filter(|divisor| **divisor > 0) {
+        for pick in 0..24 {
+            state = state * state + Fr::from(pick as u64);
+            let any = state.into_bigint().0;
+            let edges = any.map(|limb| limbs[limb as usize % limbs.len()]);
+            for x in [any, edges, [edges[0], edges[1], 0, 0], [any[0], divisor - 1, 0, 0]] {
+                for (at, number) in PLACES.iter().zip([long([1; 4]), long(x), long([*divisor, 0, 0, 0])]) {
+                    bench.bytes()[*at as usize..][..NUMBER as usize].copy_from_slice(&number);
+                }
+                let (x, d) = (integer(x), integer([*divisor, 0, 0, 0]));
+                for (function, expected) in [(Function::IntegerQuotient, &x / &d), (Function::Remainder, &x % &d)] {
+                    bench.call(function as usize, &PLACES.map(|p| p as i32)).unwrap();
+                    let got = values(&bench.bytes()[PLACES[0] as usize..][..NUMBER as usize])[0].1;
+                    assert_eq!(num_bigint::BigUint::from(got), expected, "{function:?} of {x} and {d}");
+                }
+            }
+        }
+    }
 }
 
 /// Or a constant of the program would be long from then on, and with it all that is computed from it.
@@ -388,7 +433,9 @@ fn functions_on_numbers_do_what_circoms_do() {
             Ok(())
         })
         .unwrap();
-    assert_alike(&mut benches.into_inner(), &|| "after all".into());
+    let mut benches = benches.into_inner();
+    assert_alike(&mut benches, &|| "after all".into());
+    assert_eq!(benches.each_mut().map(|bench| bench.value(SHIFT_BOUND)), [Fr::from(254u64); 2]);
 }
 
 #[test]
@@ -673,6 +720,17 @@ fn modules_of_another_form_are_left_alone() {
     });
     wasmparser::Parser::new(0).parse_all(&segment).for_each(|p| _ = p.unwrap());
     assert!(rewrite(&segment).is_none());
+}
+
+/// Compiled modules are kept by the version.
+#[test]
+fn what_is_written_has_its_own_version() {
+    let written = hex::encode(Sha256::digest(rewrite(OPERATORS).unwrap().0));
+    assert_eq!(
+        (VERSION, written.as_str()),
+        (3, "84f675311712b33147609a903b1b533f76f025380ae8b436eaf9eebae02b5a3e"),
+        "another module takes another version"
+    );
 }
 
 #[test]

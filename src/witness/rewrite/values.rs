@@ -3,7 +3,8 @@
 //! A result is short where it fits, and an operand that is short stays so. circom's own give long results, and turn short
 //! operands into long ones where they lie: the bits of a number, `(x >> i) & 1`, are long, and after `1 << 121` so is the
 //! constant 1 of the whole program, and every counter that it is added to. All that comes after is arithmetic of 256 bits
-//! then. The runtime's functions, circom's and those here, take a number in any form for its value, which a test holds.
+//! then. The runtime's functions, circom's and those here, take a number in any form for its value, which a test holds (but
+//! for the low word of a negative one, which none of them asks for).
 
 use wasm_encoder::{Function as Code, InstructionSink};
 
@@ -11,22 +12,19 @@ use super::bodies::{IS_LONG, LIMBS, Links};
 use super::emit::{Body, Limbs, Wide, at};
 use super::runtime::{Function, LONG, MONTGOMERY, ONE, R, R_AT};
 
-/// Shifts of so many bits and more, and of less than none, are circom's own.
-const MOST_BITS: i64 = 254;
+/// Shifts by so many bits and more are circom's own, as by less than none.
+const TOO_FAR: i64 = 254;
 
 impl Body {
     /// The normal value of a number of this kind. One in Montgomery form is put into its normal form where it is.
     pub(super) fn normal(&mut self, links: &Links, number: u32, kind: u32) -> Wide {
         let x = self.wide();
-        let set = |b: &mut Self, from: Wide| {
-            x.into_iter().zip(from).for_each(|(x, from)| _ = b.op().local_get(from).local_set(x));
-        };
         self.has(kind, IS_LONG);
         self.choose(
             |b| {
                 b.call(links.number(Function::ToNormal), &[number]);
                 let long = b.load(number, LIMBS);
-                set(b, long);
+                b.set(x, long);
             },
             |b| {
                 let zero = b.i64();
@@ -35,7 +33,7 @@ impl Body {
                     let (size, borrow) = (b.i64(), b.i64());
                     b.op().i64_const(0).local_get(x[0]).i64_sub().local_set(size);
                     let negative = b.difference(Limbs::Are(R), Limbs::Of([size, zero, zero, zero]), borrow);
-                    set(b, negative);
+                    b.set(x, negative);
                 });
             },
         );
@@ -112,6 +110,17 @@ impl Body {
         }
     }
 
+    /// Does something with each two limbs.
+    fn limbwise(&mut self, x: Wide, y: Wide, operator: fn(&mut InstructionSink<'_>)) -> Wide {
+        let z = self.wide();
+        for (z, (x, y)) in z.into_iter().zip(x.into_iter().zip(y)) {
+            self.op().local_get(x).local_get(y);
+            operator(&mut self.op());
+            self.op().local_set(z);
+        }
+        z
+    }
+
     /// Puts into a new local what limbs have in any of them.
     fn any(&mut self, limbs: &[u32]) -> u32 {
         let any = self.i64();
@@ -132,7 +141,7 @@ pub(super) fn shift(links: &Links, which: Function) -> Code {
     // circom's own writes some limbs before it reads others.
     b.leave_if_same(&[(to, a)], links.own(which), &[to, a, by]);
     b.has(kinds[1], IS_LONG);
-    b.op().i32_eqz().local_get(by).i64_load32_u(at(0)).local_tee(bits).i64_const(MOST_BITS).i64_lt_u().i32_and();
+    b.op().i32_eqz().local_get(by).i64_load32_u(at(0)).local_tee(bits).i64_const(TOO_FAR).i64_lt_u().i32_and();
     b.when(|b| {
         let x = b.normal(links, a, kinds[0]);
         let z = b.shifted(x, bits, which == Function::Shl);
@@ -152,25 +161,33 @@ pub(super) fn bitwise(links: &Links, operator: fn(&mut InstructionSink<'_>)) -> 
     let mut b = Body::new(3);
     let kinds = [b.kind(a), b.kind(c)];
     let (x, y) = (b.normal(links, a, kinds[0]), b.normal(links, c, kinds[1]));
-    let z = b.wide();
-    for (z, (x, y)) in z.into_iter().zip(x.into_iter().zip(y)) {
-        b.op().local_get(x).local_get(y);
-        operator(&mut b.op());
-        b.op().local_set(z);
-    }
+    let z = b.limbwise(x, y, operator);
     b.adjust(z);
     b.store_normal(to, z);
     b.finish()
 }
 
-/// The quotient of two numbers as integers, or what is left. By the divisors that programs have for the most part: those of 32
-/// bits, and powers of two; and of what fits 64 bits. By others, and by zero, as circom does.
+/// All bits of a number the other way round.
+pub(super) fn bnot(links: &Links) -> Code {
+    let [to, a] = [0, 1];
+    let mut b = Body::new(2);
+    let kind = b.kind(a);
+    let (x, ones) = (b.normal(links, a, kind), b.i64());
+    b.op().i64_const(-1).local_set(ones);
+    let z = b.limbwise(x, [ones; 4], |op| _ = op.i64_xor());
+    b.adjust(z);
+    b.store_normal(to, z);
+    b.finish()
+}
+
+/// The quotient of two numbers as integers, or what is left. By the divisors that programs have for the most part: those of 64
+/// bits, and powers of two; and of what is below 2^64. By others, and by zero, as circom does.
 pub(super) fn divide(links: &Links, quotient: bool) -> Code {
     let [to, a, c] = [0, 1, 2];
     let own = links.own(if quotient { Function::IntegerQuotient } else { Function::Remainder });
     let mut b = Body::new(3);
     let kinds = [b.kind(a), b.kind(c)];
-    // circom's own writes what is left before it reads the divisor.
+    // circom's own remainder is written before the divisor is read.
     b.leave_if_same(&[(to, c)], own, &[to, a, c]);
     let (x, y) = (b.normal(links, a, kinds[0]), b.normal(links, c, kinds[1]));
     let (zero, low) = (b.i64(), b.i64());
@@ -188,15 +205,14 @@ pub(super) fn divide(links: &Links, quotient: bool) -> Code {
     });
     b.op().local_get(above_x).i64_eqz().local_get(above_y).i64_eqz().i32_eqz().i32_and();
     b.when(|b| give(b, if quotient { [zero; 4] } else { x }));
-    b.op().local_get(above_y).i64_eqz().local_get(y[0]).i64_const(1).i64_sub().i64_const(u32::MAX.into()).i64_lt_u();
-    b.op().i32_and();
+    b.op().local_get(above_y).i64_eqz().local_get(y[0]).i64_eqz().i32_eqz().i32_and();
     b.when(|b| {
-        let z = by_word(b, x, y[0], low);
+        let z = by_limb(b, x, y[0], low);
         give(b, if quotient { z } else { [low, zero, zero, zero] });
     });
     let (one, borrow) = ([1, 0, 0, 0], b.i64());
     let less = b.difference(Limbs::Of(y), Limbs::Are(one), borrow);
-    let common = both(&mut b, y, less);
+    let common = b.limbwise(y, less, |op| _ = op.i64_and());
     let in_common = b.any(&common);
     b.op().local_get(in_common).i64_eqz().local_get(any_y).i64_eqz().i32_eqz().i32_and();
     b.when(|b| {
@@ -208,7 +224,7 @@ pub(super) fn divide(links: &Links, quotient: bool) -> Code {
             }
             b.shifted(x, bits, false)
         } else {
-            both(b, x, less)
+            b.limbwise(x, less, |op| _ = op.i64_and())
         };
         give(b, z);
     });
@@ -216,35 +232,71 @@ pub(super) fn divide(links: &Links, quotient: bool) -> Code {
     b.finish()
 }
 
-/// What two numbers have in common.
-fn both(b: &mut Body, x: Wide, y: Wide) -> Wide {
-    let z = b.wide();
-    for (z, (x, y)) in z.into_iter().zip(x.into_iter().zip(y)) {
-        b.op().local_get(x).local_get(y).i64_and().local_set(z);
+/// The quotient by a number of 64 bits that is not zero; what is left goes to `rest`. Knuth's algorithm D in digits of 32 bits
+/// (*The Art of Computer Programming*, volume 2, 4.3.1), of which the divisor has two.
+fn by_limb(b: &mut Body, x: Wide, divisor: u32, rest: u32) -> Wide {
+    let (z, half, shift) = (b.wide(), b.i64(), b.i64());
+    let d = Divisor { whole: b.i64(), high: b.i64(), low: b.i64() };
+    // Both shifted so that the divisor's highest bit is set.
+    b.op().local_get(divisor).i64_clz().local_set(shift);
+    b.op().local_get(divisor).local_get(shift).i64_shl().local_tee(d.whole).i64_const(32).i64_shr_u().local_set(d.high);
+    b.op().local_get(d.whole).i64_const(LOW_HALF).i64_and().local_set(d.low);
+    b.op()
+        .local_get(x[3])
+        .i64_const(1)
+        .i64_shr_u()
+        .i64_const(63)
+        .local_get(shift)
+        .i64_sub()
+        .i64_shr_u()
+        .local_set(rest);
+    let x = b.shifted(x, shift, true);
+    for (x, z) in x.into_iter().zip(z).rev() {
+        b.op().local_get(x).i64_const(32).i64_shr_u().local_set(half);
+        digit(b, &d, rest, half, z);
+        b.op().local_get(x).i64_const(LOW_HALF).i64_and().local_set(half);
+        digit(b, &d, rest, half, z);
     }
+    b.op().local_get(rest).local_get(shift).i64_shr_u().local_set(rest);
     z
 }
 
-/// The quotient by a number of 32 bits, 32 bits at a time; what is left goes to `rest`, which begins as zero.
-fn by_word(b: &mut Body, x: Wide, divisor: u32, rest: u32) -> Wide {
-    let (z, piece) = (b.wide(), b.i64());
-    for (x, z) in x.into_iter().zip(z).rev() {
-        for half in [32, 0] {
-            b.op().local_get(rest).i64_const(32).i64_shl();
-            b.op()
-                .local_get(x)
-                .i64_const(half)
-                .i64_shr_u()
-                .i64_const(u32::MAX.into())
-                .i64_and()
-                .i64_or()
-                .local_set(piece);
-            b.op().local_get(piece).local_get(divisor).i64_rem_u().local_set(rest);
-            b.op().local_get(z).i64_const(32).i64_shl();
-            b.op().local_get(piece).local_get(divisor).i64_div_u().i64_or().local_set(z);
-        }
-    }
-    z
+/// Low half of a limb.
+const LOW_HALF: i64 = u32::MAX as i64;
+
+/// A divisor whose highest bit is set, and its digits.
+struct Divisor {
+    whole: u32,
+    high: u32,
+    low: u32,
+}
+
+/// Adds a digit to a quotient: that of `rest`, which is below the divisor, with the digit `next` behind it. What is left is the
+/// new rest.
+fn digit(b: &mut Body, d: &Divisor, rest: u32, next: u32, quotient: u32) {
+    // By the first digit of the divisor, which is too much by two at most.
+    let (q, left) = (b.i64(), b.i64());
+    b.op().local_get(rest).local_get(d.high).i64_div_u().local_set(q);
+    b.op().local_get(rest).local_get(q).local_get(d.high).i64_mul().i64_sub().local_set(left);
+    b.repeat(|b| {
+        b.op().local_get(q).i64_const(32).i64_shr_u().i64_eqz();
+        b.op().local_get(q).local_get(d.low).i64_mul();
+        b.op().local_get(left).i64_const(32).i64_shl().local_get(next).i64_or().i64_le_u().i32_and().br_if(1);
+        b.op().local_get(q).i64_const(1).i64_sub().local_set(q);
+        b.op()
+            .local_get(left)
+            .local_get(d.high)
+            .i64_add()
+            .local_tee(left)
+            .i64_const(32)
+            .i64_shr_u()
+            .i64_eqz()
+            .i32_eqz();
+        b.op().br_if(1);
+    });
+    b.op().local_get(rest).i64_const(32).i64_shl().local_get(next).i64_or();
+    b.op().local_get(q).local_get(d.whole).i64_mul().i64_sub().local_set(rest);
+    b.op().local_get(quotient).i64_const(32).i64_shl().local_get(q).i64_or().local_set(quotient);
 }
 
 /// The inverse modulo r of a short number.
@@ -322,9 +374,6 @@ fn return_short_power(b: &mut Body, links: &Links, to: u32, a: u32, e: u32) {
 /// x to a power of 32 bits, both numbers in Montgomery form, from the highest bit on.
 fn power(b: &mut Body, x: Wide, e: u32) -> Wide {
     let (z, bit) = (b.wide(), b.i32());
-    let set = |b: &mut Body, from: Wide| {
-        z.into_iter().zip(from).for_each(|(z, from)| _ = b.op().local_get(from).local_set(z));
-    };
     for (limb, one) in z.into_iter().zip(ONE) {
         b.op().i64_const(one as i64).local_set(limb);
     }
@@ -333,11 +382,11 @@ fn power(b: &mut Body, x: Wide, e: u32) -> Wide {
         b.op().local_get(bit).i32_eqz().br_if(1);
         b.op().local_get(bit).i32_const(1).i32_sub().local_set(bit);
         let square = b.product(z, Limbs::Of(z));
-        set(b, square);
+        b.set(z, square);
         b.op().local_get(e).local_get(bit).i32_shr_u().i32_const(1).i32_and();
         b.when(|b| {
             let product = b.product(z, Limbs::Of(x));
-            set(b, product);
+            b.set(z, product);
         });
     });
     z
