@@ -100,7 +100,7 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
     stop_http.send_replace(true);
     let _ = tokio::time::timeout(HTTP_WAIT, async { while tasks.join_next().await.is_some() {} }).await;
     tracing::info!(handed_back = left, "end");
-    end_within(END_WAIT);
+    end_within(END_WAIT, kill);
     match dead {
         Some(why) => Err(CliError::failed(why)),
         None if hurried.get() => {
@@ -110,16 +110,20 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
     }
 }
 
-/// Kills this process if it is still there after so long. A device that hangs may keep whoever gives its memory back waiting for
-/// ever, or the driver's own end; and where devices were lost, nobody else would end a worker that ends by itself.
-fn end_within(wait: Duration) {
-    let kill = move || {
+/// Ends this process by force if it is still there after so long. A device that hangs may keep whoever gives its memory back
+/// waiting for ever, or the driver's own end; and where devices were lost, nobody else would end a worker that ends by itself.
+fn end_within(wait: Duration, by: fn()) {
+    let end = move || {
         std::thread::sleep(wait);
-        tracing::error!("the worker has ended, but a device keeps its process: it is killed");
-        let _ = kill_process(getpid(), process::Signal::KILL);
+        by();
     };
     // Without a thread it ends as it does.
-    let _ = std::thread::Builder::new().name("end".into()).spawn(kill);
+    let _ = std::thread::Builder::new().name("end".into()).spawn(end);
+}
+
+fn kill() {
+    tracing::error!("the worker has ended, but a device keeps its process: it is killed");
+    let _ = kill_process(getpid(), process::Signal::KILL);
 }
 
 /// Opens the workspace, as soon as its database is there: who starts both at once should not have to see to their order.
@@ -204,25 +208,16 @@ impl Signals {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use std::os::unix::process::ExitStatusExt;
-    use std::process::{Command, Stdio};
+    use std::sync::Barrier;
 
-    #[test]
-    fn a_process_that_a_device_keeps_is_killed() {
-        let mut kept = Command::new(std::env::current_exe().unwrap());
-        kept.args(["--exact", "cli::serve::tests::kept_by_a_device", "--ignored"]).stdout(Stdio::null());
-        assert_eq!(kept.status().unwrap().signal(), Some(process::Signal::KILL.as_raw()));
-    }
+    static ENDED: Barrier = Barrier::new(2);
 
+    /// Whoever is kept is not asked.
     #[test]
-    #[ignore = "never ends by itself: for the test above"]
-    fn kept_by_a_device() {
-        end_within(Duration::ZERO);
-        loop {
-            std::thread::park();
-        }
+    fn a_process_that_a_device_keeps_is_ended_by_another_thread() {
+        end_within(Duration::ZERO, || _ = ENDED.wait());
+        ENDED.wait();
     }
 }
