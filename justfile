@@ -50,6 +50,10 @@ image tag="prover-worker:cpu":
 image-cuda tag="prover-worker:cuda":
     docker build -f Dockerfile.cuda -t {{tag}} .
 
+# All tests as a program for aarch64 Linux, under qemu; or whether it compiles for macOS (`just cross macos`).
+cross system="linux":
+    scripts/cross.sh {{system}}
+
 # Faults on a fleet for as long as you like (an hour unless FAULT_SECONDS says otherwise): workers killed and frozen,
 # servers wiped, stopped and cut off. FAULT_SEED decides what happens.
 soak:

@@ -15,6 +15,12 @@ use bytes::Bytes;
 use rustix::fs::OFlags;
 use rustix::mm::{Advice, madvise};
 
+/// Linux' own advice drops the pages at once; POSIX' says that they are not needed for now.
+#[cfg(target_os = "linux")]
+const DROP: Advice = Advice::LinuxDontNeed;
+#[cfg(not(target_os = "linux"))]
+const DROP: Advice = Advice::DontNeed;
+
 /// Where files are mapped at present: first address and length.
 static MAPPED: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
 
@@ -84,7 +90,7 @@ pub(super) fn release(bytes: &[u8]) {
         // SAFETY: the pages belong to a map of this process, which is private, read-only and never written to, and which
         // cannot go while its list is locked. Dropping such pages changes no byte that anyone can read. A failure leaves
         // them where they are.
-        let _ = unsafe { madvise(start as *mut _, len, Advice::LinuxDontNeed) };
+        let _ = unsafe { madvise(start as *mut _, len, DROP) };
     }
 }
 

@@ -17,8 +17,8 @@ pub fn prefer_huge(memory: &mut [u8]) {
 }
 
 /// Asks for pages of 2 MiB in a range of addresses, which the caller holds.
+#[cfg(target_os = "linux")]
 fn advise(start: usize, bytes: usize) {
-    #[cfg(target_os = "linux")]
     if let Some((start, bytes)) = huge_pages(start, bytes) {
         use rustix::mm::{Advice, madvise};
         // SAFETY: the range is within memory that the caller holds, and the advice changes no byte of it. A failure
@@ -27,6 +27,9 @@ fn advise(start: usize, bytes: usize) {
         let _ = unsafe { madvise(start as *mut _, bytes, Advice::LinuxHugepage) };
     }
 }
+
+#[cfg(not(target_os = "linux"))]
+fn advise(_start: usize, _bytes: usize) {}
 
 /// The whole huge pages within a range of addresses: other allocations have those at both ends in part.
 #[cfg(target_os = "linux")]

@@ -17,7 +17,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sha2::{Digest, Sha256};
 use wasmtime::{Engine, Module};
 
@@ -314,16 +314,27 @@ fn explain(status: ExitStatus, stderr: &str, memory: u64) -> String {
 
 /// Compiles a module into a cache folder, under a memory limit that it sets for the whole process: for a child that
 /// does nothing else (`compile-witness --wasm FILE --cache DIR --memory BYTES [--plain]`). With `rewrite`, and if it can
-/// be, what is compiled is the module rewritten, which goes into the folder too. It ends with the thread that started it.
+/// be, what is compiled is the module rewritten, which goes into the folder too. On Linux it ends with the thread that
+/// started it; elsewhere the limit is kept as far as the system does.
 ///
 /// Errors: `Module` for no witness program, `Compile` for what the compiler, the folder or the limits refuse. A
 /// process that meets the memory limit aborts.
 pub fn compile_into_cache(wasm: &Path, cache_dir: &Path, memory_limit: u64, rewrite: bool) -> Result<(), WitnessError> {
-    let refused = |e: rustix::io::Errno| WitnessError::Compile(format!("the memory limit could not be set: {e}"));
-    let _ = set_parent_process_death_signal(Some(Signal::KILL));
-    lower(Resource::Core, 0).map_err(refused)?;
-    lower(Resource::Data, memory_limit).map_err(refused)?;
-    lower(Resource::As, memory_limit.saturating_add(ADDRESS_SLACK)).map_err(refused)?;
+    end_with_parent();
+    let limits = [
+        (Resource::Core, 0),
+        (Resource::Data, memory_limit),
+        (Resource::As, memory_limit.saturating_add(ADDRESS_SLACK)),
+    ];
+    for (resource, to) in limits {
+        match lower(resource, to) {
+            // macOS knows these limits, and refuses some of them.
+            Err(e) if cfg!(target_os = "linux") => {
+                return Err(WitnessError::Compile(format!("the memory limit could not be set: {e}")));
+            }
+            _ => {}
+        }
+    }
 
     let bytes = read_module(wasm).map_err(|e| {
         WitnessError::Compile(format!("the module {} could not be read: {}", wasm.display(), io_reason(&e)))
@@ -358,6 +369,12 @@ fn read_module(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(outline::MAX_MODULE as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// Has this process killed when the thread that started it ends; elsewhere than on Linux it compiles to its end.
+fn end_with_parent() {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
 }
 
 /// Lowers a limit of this process, never raises it.

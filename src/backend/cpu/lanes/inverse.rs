@@ -4,6 +4,7 @@
 //! (2019). Here in variable time, as arkworks' is: a run of even g is one shift, and an odd one is made divisible by up to
 //! 2⁶ at once. Steps are done in batches on the low words alone, as the paper has it in section 10.
 
+#[cfg(any(test, target_arch = "x86_64"))]
 use ark_ff::{BigInteger256, PrimeField};
 
 /// Bits of a limb, and division steps of a batch.
@@ -22,6 +23,7 @@ struct Steps {
 }
 
 /// 1/x, and 0 for 0.
+#[cfg(any(test, target_arch = "x86_64"))]
 pub(super) fn inverse<F: PrimeField<BigInt = BigInteger256>>(x: F) -> F {
     let inverse = inverse_of_integer(x.into_bigint().0, F::MODULUS.0);
     F::from_bigint(BigInteger256::new(inverse)).unwrap_or_default()

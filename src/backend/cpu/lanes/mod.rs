@@ -22,7 +22,7 @@ pub(in crate::backend::cpu) mod suite;
 #[cfg(test)]
 pub(in crate::backend::cpu) mod wide;
 
-#[cfg(any(test, target_arch = "x86_64"))]
+#[cfg(target_arch = "x86_64")]
 use ark_ff::AdditiveGroup;
 #[cfg(test)]
 use ark_ff::Field as _;
@@ -250,7 +250,7 @@ pub(in crate::backend::cpu) fn unpack<L: Lanes>(packed: &[u64; 4]) -> L::Element
 }
 
 /// 1/x lane by lane, by one inversion, of decoded elements. For instruction sets that have nothing better.
-#[cfg(any(test, target_arch = "x86_64"))]
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(in crate::backend::cpu) fn invert_decoded<L: Lanes>(isa: L::Isa, x: L) -> L {
     let mut elements = [L::Element::ZERO; 16];
@@ -261,7 +261,7 @@ pub(in crate::backend::cpu) fn invert_decoded<L: Lanes>(isa: L::Isa, x: L) -> L 
 }
 
 /// The inverses of all elements, zero's being zero, by one inversion (Montgomery's trick).
-#[cfg(any(test, target_arch = "x86_64"))]
+#[cfg(target_arch = "x86_64")]
 #[inline(never)]
 fn invert_all<F: PrimeField<BigInt = ark_ff::BigInteger256>>(elements: &mut [F]) {
     let mut before = [F::ONE; 16];

@@ -8,21 +8,11 @@ use ark_ff::{BigInteger256, Fp, MontBackend, MontConfig, PrimeField};
 use ark_std::rand::{Rng, SeedableRng, rngs::StdRng};
 use num_bigint::{BigInt, BigUint};
 
-use super::super::{Field, Isa, Kernel, Lanes, Pair, outlined::Outlined, suite::conforms};
+use super::super::{Field, Lanes, outlined::Outlined, suite::conforms};
 use super::constants::{Constants, MASK, Table};
 use super::emulated::{Emulated, EmulatedIfma};
 use super::field::{LANES, Loose, Vector};
 use super::words::Words;
-
-/// The instruction set of this processor, or a word on standard error that a test was left out.
-#[cfg(target_arch = "x86_64")]
-fn detected(test: &str) -> Option<super::Avx512Ifma> {
-    let isa = super::Avx512Ifma::detect();
-    if isa.is_none() {
-        eprintln!("SKIPPED, since this processor lacks AVX-512 IFMA: {test}");
-    }
-    isa
-}
 
 #[test]
 fn the_emulated_instruction_set_conforms() {
@@ -36,8 +26,18 @@ fn bounds_hold_emulated() {
 
 #[cfg(target_arch = "x86_64")]
 mod real {
-    use super::super::zmm::Zmm;
+    use super::super::super::{Isa, Kernel, Pair};
+    use super::super::{Avx512Ifma, zmm::Zmm};
     use super::*;
+
+    /// The instruction set of this processor, or a word on standard error that a test was left out.
+    fn detected(test: &str) -> Option<Avx512Ifma> {
+        let isa = Avx512Ifma::detect();
+        if isa.is_none() {
+            eprintln!("SKIPPED, since this processor lacks AVX-512 IFMA: {test}");
+        }
+        isa
+    }
 
     #[test]
     fn the_instruction_set_conforms() {
@@ -81,103 +81,108 @@ mod real {
             assert_eq!(isa.enter(Everything { from, at }), EmulatedIfma.enter(Everything { from, at }));
         }
     }
-}
 
-/// Words of all kinds.
-fn words(rng: &mut StdRng) -> [u64; 8] {
-    from_fn(|_| match rng.gen_range(0..6) {
-        0 => 0,
-        1 => u64::MAX,
-        2 => MASK,
-        3 => 1 << rng.gen_range(0..64),
-        _ => rng.r#gen(),
-    })
-}
+    /// Words of all kinds.
+    fn words(rng: &mut StdRng) -> [u64; 8] {
+        from_fn(|_| match rng.gen_range(0..6) {
+            0 => 0,
+            1 => u64::MAX,
+            2 => MASK,
+            3 => 1 << rng.gen_range(0..64),
+            _ => rng.r#gen(),
+        })
+    }
 
-/// The outcome of each operation on words, with its name.
-fn every_operation<W: Words>(isa: W::Isa, [a, b, c]: [W; 3], mask: u8) -> Vec<(&'static str, [u64; 8])> {
-    let mut outcomes: Vec<(&'static str, [u64; 8])> = [
-        ("load", a),
-        ("splat", W::splat(isa, b.to_array()[0])),
-        ("add", a.add(b)),
-        ("sub", a.sub(b)),
-        ("and", a.and(b)),
-        ("or", a.or(b)),
-        ("shr", a.shr::<52>()),
-        ("shr", a.shr::<12>()),
-        ("sar", a.sar::<52>()),
-        ("shl", a.shl::<24>()),
-        ("madd_low", a.madd_low(b, c)),
-        ("madd_high", a.madd_high(b, c)),
-        ("look_up", a.look_up(b)),
-        ("look_up_16", a.look_up_16([b, c])),
-        ("rotate", a.rotate::<1>()),
-        ("rotate", a.rotate::<2>()),
-        ("rotate", a.rotate::<4>()),
-        ("blend", a.blend(b, mask)),
-    ]
-    .map(|(what, words)| (what, words.to_array()))
-    .into();
-    let same = a.blend(b, 0x3c);
-    let square = W::transpose([a, b, c, a.add(b), b.rotate::<1>(), a.sub(c), c.rotate::<2>(), b.sub(c)]);
-    outcomes.extend(square.map(|words| ("transpose", words.to_array())));
-    outcomes.push(("equal", [u64::from(a.equal(same, mask)); 8]));
-    outcomes.push(("negative", [u64::from(a.negative()); 8]));
-    let mut cleared = a;
-    cleared.clear();
-    outcomes.push(("clear", cleared.to_array()));
+    /// The outcome of each operation on words, with its name.
+    fn every_operation<W: Words>(isa: W::Isa, [a, b, c]: [W; 3], mask: u8) -> Vec<(&'static str, [u64; 8])> {
+        let mut outcomes: Vec<(&'static str, [u64; 8])> = [
+            ("load", a),
+            ("splat", W::splat(isa, b.to_array()[0])),
+            ("add", a.add(b)),
+            ("sub", a.sub(b)),
+            ("and", a.and(b)),
+            ("or", a.or(b)),
+            ("shr", a.shr::<52>()),
+            ("shr", a.shr::<12>()),
+            ("sar", a.sar::<52>()),
+            ("shl", a.shl::<24>()),
+            ("madd_low", a.madd_low(b, c)),
+            ("madd_high", a.madd_high(b, c)),
+            ("look_up", a.look_up(b)),
+            ("look_up_16", a.look_up_16([b, c])),
+            ("rotate", a.rotate::<1>()),
+            ("rotate", a.rotate::<2>()),
+            ("rotate", a.rotate::<4>()),
+            ("blend", a.blend(b, mask)),
+        ]
+        .map(|(what, words)| (what, words.to_array()))
+        .into();
+        let same = a.blend(b, 0x3c);
+        let square = W::transpose([a, b, c, a.add(b), b.rotate::<1>(), a.sub(c), c.rotate::<2>(), b.sub(c)]);
+        outcomes.extend(square.map(|words| ("transpose", words.to_array())));
+        outcomes.push(("equal", [u64::from(a.equal(same, mask)); 8]));
+        outcomes.push(("negative", [u64::from(a.negative()); 8]));
+        let mut cleared = a;
+        cleared.clear();
+        outcomes.push(("clear", cleared.to_array()));
 
-    let word = |w: W, k: usize| w.to_array()[k];
-    let pairs: [Pair; 8] = from_fn(|k| Pair([[word(a, k), word(b, k), word(c, k), 1], [word(b, k), 2, word(a, k), 3]]));
-    let limbs = W::gather(isa, pairs.each_ref());
-    outcomes.extend(limbs.as_flattened().iter().map(|limb| ("gather", limb.to_array())));
-    let mut back = [Pair::default(); 8];
-    W::scatter(limbs, &mut back);
-    assert_eq!(back, pairs, "scatter undoes gather");
-    outcomes
-}
+        let word = |w: W, k: usize| w.to_array()[k];
+        let pairs: [Pair; 8] =
+            from_fn(|k| Pair([[word(a, k), word(b, k), word(c, k), 1], [word(b, k), 2, word(a, k), 3]]));
+        let limbs = W::gather(isa, pairs.each_ref());
+        outcomes.extend(limbs.as_flattened().iter().map(|limb| ("gather", limb.to_array())));
+        let mut back = [Pair::default(); 8];
+        W::scatter(limbs, &mut back);
+        assert_eq!(back, pairs, "scatter undoes gather");
+        outcomes
+    }
 
-/// Every operation of the field, one on the other's outcome.
-struct Everything<'a> {
-    from: &'a [Pair],
-    at: &'a [u32],
-}
+    /// Every operation of the field, one on the other's outcome.
+    struct Everything<'a> {
+        from: &'a [Pair],
+        at: &'a [u32],
+    }
 
-impl<I: Isa> Kernel<I> for Everything<'_> {
-    type Out = (Vec<Pair>, u32, Vec<ark_bn254::Fq>);
+    impl<I: Isa> Kernel<I> for Everything<'_> {
+        type Out = (Vec<Pair>, u32, Vec<ark_bn254::Fq>);
 
-    #[inline(always)]
-    fn run(self, isa: I) -> Self::Out {
-        let [x, y] = I::Fq::gather(isa, self.from, self.at);
-        let product = I::Fq::product(x.diff(y), y.sum(x));
-        let square = y.sub(product).square();
-        let zeros = x.sub(y).zeros() | square.sub(square).zeros() << 16;
-        let mixed = square.select(x.add(y), 0x3aa5).negate_where(0x0ff0);
-        let constant = I::Fq::splat(isa, 77u64.into());
-        let mut elements = vec![ark_bn254::Fq::from(0u64); I::LANES];
-        I::Fq::mul(mixed, constant).decode(&mut elements);
-        let encoded = I::Fq::encode(isa, &elements);
-        let less =
-            I::Fq::mul_sub(I::Fq::diff_signed(x.signed(0x1234), y.signed(0xf0f0)), mixed, product.signed(0x5aa5));
-        let square_less = I::Fq::square_sub(less, mixed, x);
-        let factor = [I::Fq::component_sum(x, y), I::Fq::component_diff(y.signed(0), less.signed(0xff))];
-        let complex = I::Fq::complex_mul(factor, [square_less, x]);
-        let complex_less = I::Fq::complex_mul_sub(factor, complex, [x.signed(0x0f0f), less.signed(0xff00)]);
-        let complex_square = I::Fq::complex_square_sub(complex_less, complex, [less, y]);
-        let mut rows = vec![y.invert(); I::LANES];
-        for (k, row) in rows.iter_mut().enumerate() {
-            *row = if k % 2 == 0 { *row } else { complex_square[k / 2 % 2] };
+        #[inline(always)]
+        fn run(self, isa: I) -> Self::Out {
+            let [x, y] = I::Fq::gather(isa, self.from, self.at);
+            let product = I::Fq::product(x.diff(y), y.sum(x));
+            let square = y.sub(product).square();
+            let zeros = x.sub(y).zeros() | square.sub(square).zeros() << 16;
+            let mixed = square.select(x.add(y), 0x3aa5).negate_where(0x0ff0);
+            let constant = I::Fq::splat(isa, 77u64.into());
+            let mut elements = vec![ark_bn254::Fq::from(0u64); I::LANES];
+            I::Fq::mul(mixed, constant).decode(&mut elements);
+            let encoded = I::Fq::encode(isa, &elements);
+            let less =
+                I::Fq::mul_sub(I::Fq::diff_signed(x.signed(0x1234), y.signed(0xf0f0)), mixed, product.signed(0x5aa5));
+            let square_less = I::Fq::square_sub(less, mixed, x);
+            let factor = [I::Fq::component_sum(x, y), I::Fq::component_diff(y.signed(0), less.signed(0xff))];
+            let complex = I::Fq::complex_mul(factor, [square_less, x]);
+            let complex_less = I::Fq::complex_mul_sub(factor, complex, [x.signed(0x0f0f), less.signed(0xff00)]);
+            let complex_square = I::Fq::complex_square_sub(complex_less, complex, [less, y]);
+            let mut rows = vec![y.invert(); I::LANES];
+            for (k, row) in rows.iter_mut().enumerate() {
+                *row = if k % 2 == 0 { *row } else { complex_square[k / 2 % 2] };
+            }
+            rows[3] = square_less;
+            I::Fq::transpose(isa, &mut rows);
+            let mut out = vec![Pair::default(); 6 * I::LANES];
+            I::Fq::store([less, square_less], &mut out[2 * I::LANES..3 * I::LANES]);
+            I::Fq::store(complex_less, &mut out[3 * I::LANES..4 * I::LANES]);
+            I::Fq::store(complex_square, &mut out[4 * I::LANES..5 * I::LANES]);
+            I::Fq::store([rows[0], rows[5]], &mut out[5 * I::LANES..]);
+            I::Fq::store([product, square.double()], &mut out[..I::LANES]);
+            I::Fq::store([mixed.sub(encoded), I::Fq::mul(encoded, encoded)], &mut out[I::LANES..2 * I::LANES]);
+            (out, zeros, elements)
         }
-        rows[3] = square_less;
-        I::Fq::transpose(isa, &mut rows);
-        let mut out = vec![Pair::default(); 6 * I::LANES];
-        I::Fq::store([less, square_less], &mut out[2 * I::LANES..3 * I::LANES]);
-        I::Fq::store(complex_less, &mut out[3 * I::LANES..4 * I::LANES]);
-        I::Fq::store(complex_square, &mut out[4 * I::LANES..5 * I::LANES]);
-        I::Fq::store([rows[0], rows[5]], &mut out[5 * I::LANES..]);
-        I::Fq::store([product, square.double()], &mut out[..I::LANES]);
-        I::Fq::store([mixed.sub(encoded), I::Fq::mul(encoded, encoded)], &mut out[I::LANES..2 * I::LANES]);
-        (out, zeros, elements)
+    }
+
+    fn packed(x: &BigUint) -> [u64; 4] {
+        digits(x, 64)
     }
 }
 
@@ -193,10 +198,6 @@ fn number(limbs: &[u64; 5]) -> BigInt {
 /// The words of a number, of `bits` each.
 fn digits<const N: usize>(x: &BigUint, bits: u32) -> [u64; N] {
     from_fn(|i| (x >> (bits as usize * i)).iter_u64_digits().next().unwrap_or(0) & (u64::MAX >> (64 - bits)))
-}
-
-fn packed(x: &BigUint) -> [u64; 4] {
-    digits(x, 64)
 }
 
 /// Words from the limbs of each lane.
