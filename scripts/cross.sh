@@ -7,6 +7,9 @@
 # The target's standard library is rustup's, if it is installed (`rustup target add`); otherwise a toolchain is unpacked from
 # Debian's packages (rustc-web). Installs a cross compiler and qemu, or zig, whose C compiler knows macOS, from PyPI.
 # Everything it builds lies in target/cross. CI does not run this: it takes half an hour, and the tests an hour more.
+#
+# qemu 7.2 fails some tests by itself: it keeps no limit on memory, needs files of its own under `ulimit -f`, says something
+# when a program aborts, tells the start of a missing program as exit code 127, and is slow for tests that bound a time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cross=$PWD/target/cross
