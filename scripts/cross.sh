@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The project on systems that this machine is not, from a Debian machine with x86-64:
+# The project on systems that this machine is not, from a Debian machine with x86-64, as root:
 #
 #   scripts/cross.sh linux [ARGUMENTS OF NEXTEST]   aarch64 Linux: all tests, run by qemu
 #   scripts/cross.sh macos                          Apple silicon: type-checked, for nothing of it can be run here

@@ -328,7 +328,7 @@ pub fn compile_into_cache(wasm: &Path, cache_dir: &Path, memory_limit: u64, rewr
     ];
     for (resource, to) in limits {
         match lower(resource, to) {
-            // macOS knows these limits, and refuses some of them.
+            // macOS may refuse some of these limits.
             Err(e) if cfg!(target_os = "linux") => {
                 return Err(WitnessError::Compile(format!("the memory limit could not be set: {e}")));
             }
