@@ -144,16 +144,12 @@ async fn open(config: Config) -> Result<Workspace, CliError> {
 /// clients uses up.
 fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
-    // macOS starts programs with 256 of them, names no maximum, and refuses more than 10,240.
-    let wanted = [limit.maximum, limit.maximum.map_or(Some(10_240), |most| Some(most.min(10_240)))];
-    for more in wanted {
-        if limit.current.is_some_and(|now| more.is_none_or(|more| more > now))
-            && setrlimit(Resource::Nofile, Rlimit { current: more, maximum: limit.maximum }).is_ok()
-        {
-            return;
-        }
+    // macOS names no maximum, and refuses more than 10,240.
+    let most = limit.maximum.unwrap_or(10_240);
+    if limit.current.is_some_and(|now| now < most) {
+        // Where that is refused, it goes on with what it has.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: limit.maximum });
     }
-    // Where that is refused, it goes on with what it has.
 }
 
 async fn start(workspace: &Workspace, faults: Faults) -> Result<Worker, CliError> {
