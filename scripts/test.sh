@@ -169,4 +169,8 @@ CUDA_ARCHS=none RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --docume
 step "kernels"
 kernels
 step "tests"
+# Many tests wait: for leases to end, for servers, for the disk. So that few processors do not wait with them, no less than
+# four run at a time.
+processors=$(nproc)
+export NEXTEST_TEST_THREADS="${NEXTEST_TEST_THREADS:-$((processors < 4 ? 4 : processors))}"
 cargo nextest run --locked --all-features
