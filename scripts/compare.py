@@ -4,14 +4,16 @@
     scripts/compare.py --ours target/release/prover-worker --peer /path/to/rapidsnark/prover keys/pos18 keys/tx14 …
 
 Each folder holds circuit.zkey and witness.wtns. The peer is called as rapidsnark's `prover` is: ZKEY WITNESS PROOF
-PUBLIC; so is groth16-prover, which --small names, instead of --ours or beside it. Every way of proving runs once unmeasured, then in turn, --rounds times; the table has medians of wall time, the
-ratio to the peer's, and the peak memory of one more run. Our own process verifies each proof before it ends, the peer's
-does not. Needs nothing but Python 3 and GNU time.
+PUBLIC; so is groth16-prover, which --small names, instead of --ours or beside it. Every way of proving runs once
+unmeasured, then once in each of --rounds rounds, in an order of its own; the table has medians of wall time, the ratio
+to the peer's, and the peak memory of one more run. Our own process verifies each proof before it ends, the peer's does
+not. Needs nothing but Python 3 and GNU time.
 """
 
 import argparse
 import os
 import pathlib
+import random
 import shutil
 import statistics
 import subprocess
@@ -79,8 +81,10 @@ def main():
             for _, command, env in ways:
                 run(command, env)
             seen = {name: [] for name, _, _ in ways}
-            for _ in range(args.rounds):
-                for name, command, env in ways:
+            for i in range(args.rounds):
+                # What ran before leaves a machine slower or faster for a while, so no way always follows the same one.
+                order = random.Random(i).sample(ways, len(ways))
+                for name, command, env in order:
                     seen[name].append(run(command, env))
             peer = statistics.median(seen["peer"]) if args.peer else None
             for name, command, env in ways:

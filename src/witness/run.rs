@@ -460,9 +460,21 @@ fn failure(store: &Store<Host>, e: Error) -> Failure {
         return Failure::Exception(*exception, store.data().trace.clone());
     }
     Failure::Other(WitnessError::Trap(match e.downcast_ref::<Trap>() {
-        Some(trap) => trap.to_string(),
+        Some(trap) => format!("{trap}{}", circuits_part(*trap)),
         None => clip(&e.to_string()),
     }))
+}
+
+/// What of a circuit mostly makes its program trap so, for those who know the circuit and not WebAssembly.
+fn circuits_part(trap: Trap) -> &'static str {
+    match trap {
+        Trap::IntegerDivisionByZero => " (as by \\ or % in the circuit, when the input makes the divisor zero)",
+        Trap::MemoryOutOfBounds => {
+            " (as by an array in the circuit, when the input makes an index too large, or by recursion without end)"
+        }
+        Trap::StackOverflow => " (as by recursion without end in the circuit)",
+        _ => "",
+    }
 }
 
 /// The field element in 32 little-endian bytes.

@@ -250,7 +250,7 @@ fn a_witness_too_large_is_refused_before_it_is_allocated() {
 #[test]
 fn deep_recursion_is_a_trap() {
     let e = Program::new().with("init", "(param i32) (call $init (local.get 0)) (call $init (local.get 0))").error();
-    is_trap(&e, "call stack exhausted");
+    is_trap(&e, "call stack exhausted (as by recursion without end");
 }
 
 #[test]
@@ -258,7 +258,11 @@ fn traps_are_told() {
     is_trap(&Program::new().with("init", "(param i32) unreachable").error(), "unreachable");
     is_trap(
         &Program::new().with("getWitness", "(param i32) (drop (i32.load (i32.const -8)))").error(),
-        "out of bounds",
+        "out of bounds memory access (as by an array in the circuit",
+    );
+    is_trap(
+        &Program::new().with("init", "(param i32) (drop (i32.div_u (i32.const 1) (i32.const 0)))").error(),
+        "divide by zero (as by \\ or % in the circuit",
     );
     is_trap(&Program::new().more("(func $t unreachable) (start $t)").error(), "unreachable");
     is_trap(

@@ -7,7 +7,9 @@
 //!
 //! The results are the same for programs that use memory as circom lays it out: their data above the runtime's, and
 //! numbers that are the same or lie apart. A module that does not, but has circom's runtime nonetheless, may get another
-//! witness than it would as it comes: one that somebody wrote to that end, and whose proofs then do not verify.
+//! witness than it would as it comes: one that somebody wrote to that end, and whose proofs then do not verify; or a circuit
+//! that reads past the end of an array, since circom checks no index that an input makes, so that a "number" lies across
+//! two constants of the program. What that gives is meaningless both ways.
 
 mod bodies;
 mod clock;
