@@ -281,15 +281,7 @@ impl Site {
     }
 
     async fn end(&self, id: JobId) -> Job {
-        let begun = Instant::now();
-        loop {
-            let job = self.service.job(id).await.unwrap();
-            if job.state.is_final() {
-                return job;
-            }
-            assert!(begun.elapsed() < HANG, "{job:?}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        self.first_end(&[id]).await
     }
 
     /// The one of these jobs that ends first.
@@ -301,8 +293,8 @@ impl Site {
                 if job.state.is_final() {
                     return job;
                 }
+                assert!(begun.elapsed() < HANG, "{job:?}");
             }
-            assert!(begun.elapsed() < HANG, "none of {jobs:?} ends");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
