@@ -265,8 +265,9 @@ pub fn request(input: String) -> SubmitRequest {
 
 /// Sends the Redis server at this port a command.
 pub async fn try_redis<T: redis::FromRedisValue>(port: u16, command: &redis::Cmd) -> redis::RedisResult<T> {
-    // A hundred megabytes take a while.
-    let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(HANG));
+    // A hundred megabytes take a while, in which the server does not take up connections either.
+    let patient =
+        redis::AsyncConnectionConfig::new().set_response_timeout(Some(HANG)).set_connection_timeout(Some(HANG));
     let client = redis::Client::open(Redis::url(port))?;
     let mut connection = client.get_multiplexed_async_connection_with_config(&patient).await?;
     command.query_async(&mut connection).await
