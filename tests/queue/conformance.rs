@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prover_worker::model::{JobId, Priority};
-use prover_worker::queue::{Delivery, Offer, Queue, QueueError};
+use prover_worker::queue::{Delivery, Offer, Queue};
 
 /// Makes empty queues.
 pub trait Factory: Sync {
@@ -80,19 +80,9 @@ pub async fn take(queue: &impl Queue) -> Option<Delivery> {
     all.pop()
 }
 
-/// One delivery, as soon as there is one. A server that gives no answer for a while, since a hundred megabytes keep it and the
-/// machine busy, is asked again.
+/// One delivery, as soon as there is one.
 pub async fn take_soon(queue: &impl Queue) -> Delivery {
-    let begun = Instant::now();
-    loop {
-        match queue.pop(1, HANG).await {
-            Ok(mut all) => return all.pop().expect("a delivery before the time-out"),
-            Err(QueueError::Unavailable(_)) if begun.elapsed() < HANG => {
-                tokio::time::sleep(Duration::from_millis(50)).await
-            }
-            Err(e) => panic!("{e}"),
-        }
-    }
+    queue.pop(1, HANG).await.unwrap().pop().expect("a delivery before the time-out")
 }
 
 async fn pop_now(queue: &impl Queue) -> Option<JobId> {
