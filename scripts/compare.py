@@ -4,7 +4,8 @@
     scripts/compare.py --ours target/release/prover-worker --peer /path/to/rapidsnark/prover keys/pos18 keys/tx14 …
 
 Each folder holds circuit.zkey and witness.wtns. The peer is called as rapidsnark's `prover` is: ZKEY WITNESS PROOF
-PUBLIC; so is groth16-prover, which --small names, instead of --ours or beside it. Every way of proving runs once
+PUBLIC; so is groth16-prover, which --small names, instead of --ours or beside it. Of several peers (--peer NAME=PROGRAM,
+where others than rapidsnark want a script that calls them so) the first is the one that all are compared with. Every way of proving runs once
 unmeasured, then once in each of --rounds rounds, in an order of its own; the table has medians of wall time, the ratio
 to the peer's, and the peak memory of one more run. Our own process verifies each proof before it ends, the peer's does
 not. Needs nothing but Python 3 and GNU time.
@@ -50,8 +51,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ours", help="the prover-worker binary")
     parser.add_argument("--small", help="the groth16-prover binary")
-    parser.add_argument("--peer", help="rapidsnark's prover")
-    parser.add_argument("--peer-env", action="append", default=[], help="NAME=VALUE for the peer")
+    parser.add_argument("--peer", action="append", default=[], help="rapidsnark's prover, or NAME=PROGRAM; repeatable")
+    parser.add_argument("--peer-env", action="append", default=[], help="NAME=VALUE for the peers")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of our proofs")
     parser.add_argument("--cpu", action="append", help="value of PROVER_CPU, repeatable (default: auto)")
     parser.add_argument("--rounds", type=int, default=5)
@@ -64,7 +65,12 @@ def main():
     programs += [("groth16-prover", [args.small])] if args.small else []
     if not programs:
         parser.error("one of --ours and --small is needed")
-    print("| circuit | way | median, s | fastest, s | slowest, s | peak memory, MB | times as fast as the peer |")
+    peers = [peer.split("=", 1) if "=" in peer else ["peer", peer] for peer in args.peer]
+    if len({name for name, _ in peers}) < len(peers):
+        parser.error("several peers need names: --peer NAME=PROGRAM")
+    first = peers[0][0] if peers else "peer"
+    named = "the peer" if first == "peer" else first
+    print(f"| circuit | way | median, s | fastest, s | slowest, s | peak memory, MB | times as fast as {named} |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as out:
         proof, public = f"{out}/proof.json", f"{out}/public.json"
@@ -75,9 +81,8 @@ def main():
                 for name, program in programs
                 for cpu in args.cpu or ["auto"]
             ]
-            if args.peer:
-                peer_env = dict(setting.split("=", 1) for setting in args.peer_env)
-                ways.append(("peer", [args.peer, *files], peer_env))
+            peer_env = dict(setting.split("=", 1) for setting in args.peer_env)
+            ways += [(name, [program, *files], peer_env) for name, program in peers]
             for _, command, env in ways:
                 run(command, env)
             seen = {name: [] for name, _, _ in ways}
@@ -86,7 +91,7 @@ def main():
                 order = random.Random(i).sample(ways, len(ways))
                 for name, command, env in order:
                     seen[name].append(run(command, env))
-            peer = statistics.median(seen["peer"]) if args.peer else None
+            peer = statistics.median(seen[first]) if peers else None
             for name, command, env in ways:
                 times = seen[name]
                 median = statistics.median(times)

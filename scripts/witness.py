@@ -5,15 +5,16 @@
 
 Each folder holds circuit.wasm and input.json. The native program, if given, is DIR/NAME_cpp/NAME as `circom --c` and its
 Makefile leave it, and is called as it wants: INPUT WITNESS. Every way runs once unmeasured (which compiles for ours what
-it keeps), then in turn, --rounds times. All witnesses of a circuit must be the same, byte for byte. With --prove, whole
-proofs from input are timed as well, by the folder's circuit.zkey, and the witness's share of them, which our program
-tells. Needs nothing but Python 3.
+it keeps), then once in each of --rounds rounds, in an order of its own. All witnesses of a circuit must be the same, byte
+for byte. With --prove, whole proofs from input are timed as well, by the folder's circuit.zkey, and the witness's share of
+them, which our program tells. Needs nothing but Python 3.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import random
 import statistics
 import subprocess
 import sys
@@ -73,9 +74,11 @@ def main():
             if len(contents) != 1:
                 sys.exit(f"{name}: the witnesses differ")
             seen = [[] for _ in ways]
-            for _ in range(args.rounds):
-                for (_, command, env), to, times in zip(ways, wtns, seen):
-                    times.append(run(command(to), env)[0])
+            for i in range(args.rounds):
+                # As in compare.py: no way always follows the same one.
+                for k in random.Random(i).sample(range(len(ways)), len(ways)):
+                    _, command, env = ways[k]
+                    seen[k].append(run(command(wtns[k]), env)[0])
             base = statistics.median(seen[0])
             for (way, _, _), times in zip(ways, seen):
                 row(name, way, times, base)
