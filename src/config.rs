@@ -26,6 +26,10 @@ const fn var(name: &'static str, default: &'static str, meaning: &'static str) -
     Variable { name, default, meaning }
 }
 
+/// What is logged unless told otherwise. The library for S3 reports each of its own tries, without saying of what: what comes
+/// of them is in the worker's own lines.
+const LOG_LEVEL: &str = "info,object_store=warn";
+
 /// Every variable the program reads.
 pub const CATALOGUE: &[Variable] = &[
     var(
@@ -42,7 +46,7 @@ pub const CATALOGUE: &[Variable] = &[
     var("WORKER_CONCURRENCY", "sized per device", "most jobs in hand at once, over all devices: 1 to 1024"),
     var(
         "LOG_LEVEL",
-        "info",
+        LOG_LEVEL,
         "off, error, warn, info, debug or trace, or a filter such as info,prover_worker::worker=debug",
     ),
     var("LOG_FORMAT", "text on a terminal, else json", "text or json"),
@@ -504,7 +508,7 @@ impl Config {
             data_dir,
             queue_name: queue_name.unwrap_or_else(|| "prove".to_owned()),
             concurrency,
-            log_level: log_level.unwrap_or_else(|| "info".to_owned()),
+            log_level: log_level.unwrap_or_else(|| LOG_LEVEL.to_owned()),
             log_json,
             metrics_addr: metrics_port.map(|p| SocketAddr::new(ip, p)),
             api_addr: api.unwrap_or(Some(SocketAddr::from(([127, 0, 0, 1], 9180)))),
@@ -573,9 +577,14 @@ pub fn markdown_table() -> String {
 /// A URL or other text with the password of `user:password@` and those among the parameters replaced. What is no sound
 /// URL is shown less, not more: a scheme may be missing, and a password hold any character.
 pub fn mask(value: &str) -> String {
+    let is_scheme = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '.' | '-'));
     let (scheme, rest) = match value.split_once("://") {
-        Some((scheme, rest)) => (format!("{scheme}://"), rest),
-        None => (String::new(), value),
+        // Some readers take more slashes for two.
+        Some((scheme, _)) if is_scheme(scheme) => {
+            let rest = value[scheme.len() + 1..].trim_start_matches('/');
+            value.split_at(value.len() - rest.len())
+        }
+        _ => ("", value),
     };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, tail) = rest.split_at(end);

@@ -66,9 +66,10 @@ catalogue! {
     QUEUE_PAUSED "queue_paused" Gauge, [], "1 while the queue is held back (`queue pause`). Its jobs wait, and `queue_oldest_seconds` does not count them.";
     CIRCUITS_PAUSED "circuits_paused" Gauge, [], "Circuits that are held back (`circuits pause`), in whatever queue. `queue_oldest_seconds` does not count their jobs.";
     STORE_UP "store_up" Gauge, [], "1 while the store answers and takes writes, by a look each second; 0 while it does not: then `queue_depth`, `queue_oldest_seconds`, `queue_drain_seconds` and `jobs_running` are of when it last did.";
-    QUEUE_ERRORS "queue_errors_total" Counter, [], "Calls the queue did not answer; jobs are found in the store meanwhile.";
+    QUEUE_UP "queue_up" Gauge, [], "1 while the queue answers; 0 from a call that it did not answer until it answers again. Jobs are found in the store meanwhile, messages of producers wait.";
+    QUEUE_ERRORS "queue_errors_total" Counter, [], "Calls the queue did not answer. In an outage it is asked seldom: `queue_up` says that one lasts.";
     MESSAGES "messages_total" Counter, ["outcome"], "Messages of producers taken from the queue: recorded as a job, rejected under their id, or set aside.";
-    JOBS_EXPIRED "jobs_expired_total" Counter, [], "Jobs that failed because no worker began them in time.";
+    JOBS_EXPIRED "jobs_expired_total" Counter, [], "Jobs that failed because no worker began them in time, which `job_failures_total` has as class timeout.";
     JOBS_PURGED "jobs_purged_total" Counter, [], "Ended jobs forgotten after the retention.";
     JOBS_RUNNING "jobs_running" Gauge, [], "Jobs held by any worker on this store.";
     JOB_WAIT "job_wait_seconds" Histogram(SECONDS), [], "Time from the moment a job was due to its claim.";
@@ -88,6 +89,7 @@ catalogue! {
     WORKER_SLOTS "worker_slots" Gauge, [], "Jobs this worker can have in hand at once.";
     WORKER_SLOTS_BUSY "worker_slots_busy" Gauge, [], "Jobs this worker has in hand.";
     WORKER_DOUBTED "worker_doubted" Gauge, [], "1 while this worker takes jobs one at a time, with pauses: several in a row failed for what is around it.";
+    PROOF_FILES_FAILED "proof_files_failed_total" Counter, [], "Proofs whose files this worker could not write to the artifacts. They are in the store, and their files are made when somebody asks the API or the command line for the proof.";
     KEYS_LOADED "keys_loaded_bytes" Gauge, ["device"], "Bytes of proving keys loaded on a device.";
     KEY_LOADS "key_loads_total" Counter, ["device"], "Proving keys loaded on a device.";
     BUILD_INFO "build_info" Gauge, ["version"], "1, with the program's version as a label.";

@@ -131,7 +131,7 @@ impl Cache {
         while part.len < size {
             let starts = (part.len..size).step_by(CHUNK);
             let mut pieces = futures::stream::iter(starts)
-                .map(|from| self.piece(kind.at(hash), from, size.min(from + CHUNK as u64)))
+                .map(|from| self.piece(kind.at(hash), from, size.min(from.saturating_add(CHUNK as u64))))
                 .buffered(LANES);
             while let Some(piece) = pieces.next().await {
                 match piece {
@@ -232,7 +232,8 @@ impl Cache {
         let (dir, keep, budget) = (self.dir.clone(), self.path(kind, hash), self.budget);
         blocking(move || {
             let mut entries = entries(&dir, &keep);
-            let mut total: u64 = size + entries.iter().map(|e| e.bytes).sum::<u64>();
+            // A size is what a server says.
+            let mut total = size.saturating_add(entries.iter().map(|e| e.bytes).sum::<u64>());
             entries.sort_by_key(|e| e.used);
             for entry in entries {
                 if total <= budget {

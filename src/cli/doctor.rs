@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -10,7 +11,7 @@ use super::session;
 use super::{CliError, Output};
 use crate::artifacts::{ArtifactError, private_dir};
 use crate::config::{Config, Setting};
-use crate::model::{StopToken, io_reason};
+use crate::model::{JobId, StopToken, io_reason};
 use crate::queue::QueueError;
 use crate::registry::{CircuitContent, RegistryError, RegistryLimits};
 use crate::seal::Keyring;
@@ -22,6 +23,8 @@ use crate::worker::{Canary, OpenError, Workspace, module_cache, open_queue};
 const LITTLE_SPACE: u64 = 1 << 30;
 /// Bytes written to the data folder, to see that it takes them.
 const PIECE: usize = 64 << 10;
+/// How long the artifacts have to take a proof's files.
+const ANSWER: Duration = Duration::from_secs(15);
 /// A bundled witness program, to see that compiling works.
 const WASM: &[u8] = include_bytes!("../../circuits/multiplier.wasm");
 
@@ -139,7 +142,23 @@ async fn rooms(config: &Config, report: &mut Report) {
         }
     };
     store(config, workspace.store().as_ref(), keyring.as_ref(), report).await;
+    artifacts(&workspace, report).await;
     circuits(&workspace, report).await;
+}
+
+/// Whether a proof's files can be written where a worker writes them: the folder or bucket may be another place than the data
+/// folder.
+async fn artifacts(workspace: &Workspace, report: &mut Report) {
+    let (artifacts, probe, text) = (workspace.artifacts(), JobId::new(), " ".repeat(PIECE));
+    let tried = async {
+        let written = artifacts.put_proof(probe, &text, &text).await;
+        // What was written in part goes, too.
+        let removed = artifacts.remove_proof(probe).await;
+        written.and(removed).map_err(|e| e.to_string())
+    };
+    let tried = tokio::time::timeout(ANSWER, tried).await;
+    let tried = tried.unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER.as_secs())));
+    report.result("artifacts", tried.map(|()| "a proof's files can be written".to_owned()));
 }
 
 /// What an error of opening is about.

@@ -1,9 +1,11 @@
 //! `serve`: the worker, until a signal.
 
 use std::cell::Cell;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use rustix::process::{self, Resource, Rlimit, getpid, getrlimit, kill_process, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -13,7 +15,7 @@ use super::session;
 use super::{CliError, Output};
 use crate::backend::Backend;
 use crate::config::Config;
-use crate::http::{self, App};
+use crate::http::{self, App, Health};
 use crate::store::StoreError;
 use crate::telemetry::{self, Metrics};
 use crate::worker::{Faults, OpenError, Options, Readiness, Status, Worker, Workspace};
@@ -55,18 +57,32 @@ pub fn run(args: Args, _: &Output) -> Result<(), CliError> {
 
 async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), CliError> {
     let mut signals = Signals::new()?;
+    let (stop_http, stopped) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    // Metrics and health come first: a worker that waits for its database is seen to, and is not taken for dead.
+    let readiness = Readiness::starting("waiting for its store");
+    let health = Health::new(metrics.clone(), readiness.clone());
+    if let Some(addr) = config.metrics_addr {
+        let router = http::ops_router(health.clone());
+        open_door(("metrics", addr, "METRICS_PORT"), router, &stopped, &mut tasks).await?;
+    }
+    // In a set of its own: it has no end to be waited for.
+    let mut upkeep = JoinSet::new();
+    upkeep.spawn(metrics.clone().upkeep());
     let workspace = tokio::select! {
         opened = open(config) => opened?,
         () = signals.next() => return Ok(()),
     };
-    let readiness = Readiness::starting("testing devices");
-    let app = App { jobs: workspace.service(), metrics: metrics.clone(), readiness: readiness.clone() };
-    let (stop_http, stopped) = watch::channel(false);
-    let mut tasks = JoinSet::new();
-    open_doors(workspace.config(), &app, &stopped, &mut tasks).await?;
-    // In a set of its own: it has no end to be waited for.
-    let mut upkeep = JoinSet::new();
-    upkeep.spawn(metrics.upkeep());
+    health.opened(workspace.service());
+    readiness.set(Status::Starting("testing devices"));
+    if let Some(addr) = workspace.config().api_addr {
+        if !addr.ip().is_loopback() {
+            tracing::warn!(%addr, "the API asks for no password and is open to other machines");
+        }
+        let app = App { jobs: workspace.service(), metrics, readiness: readiness.clone() };
+        let router = http::api_router(app, addr.ip().is_loopback());
+        open_door(("api", addr, "PROVER_API_ADDR"), router, &stopped, &mut tasks).await?;
+    }
 
     let worker = tokio::select! {
         started = start(&workspace, faults) => started?,
@@ -163,29 +179,17 @@ async fn start(workspace: &Workspace, faults: Faults) -> Result<Worker, CliError
     Worker::start(rooms, devices, options).await.map_err(CliError::failed)
 }
 
-/// Opens the listeners the configuration names.
-async fn open_doors(
-    config: &Config,
-    app: &App,
+/// Opens a listener, of this name and address, which that variable sets.
+async fn open_door(
+    (what, addr, variable): (&'static str, SocketAddr, &'static str),
+    router: Router,
     stopped: &watch::Receiver<bool>,
     tasks: &mut JoinSet<()>,
 ) -> Result<(), CliError> {
-    let mut doors = Vec::new();
-    if let Some(addr) = config.metrics_addr {
-        doors.push(("metrics", addr, "METRICS_PORT", http::ops_router(app.clone())));
-    }
-    if let Some(addr) = config.api_addr {
-        if !addr.ip().is_loopback() {
-            tracing::warn!(%addr, "the API asks for no password and is open to other machines");
-        }
-        doors.push(("api", addr, "PROVER_API_ADDR", http::api_router(app.clone(), addr.ip().is_loopback())));
-    }
-    for (what, addr, variable, router) in doors {
-        let listener = http::listen(addr, variable).await.map_err(CliError::failed)?;
-        let addr = listener.local_addr().map_err(CliError::failed)?;
-        tracing::info!(what, %addr, "listening");
-        tasks.spawn(http::serve(listener, router, stopped.clone()));
-    }
+    let listener = http::listen(addr, variable).await.map_err(CliError::failed)?;
+    let addr = listener.local_addr().map_err(CliError::failed)?;
+    tracing::info!(what, %addr, "listening");
+    tasks.spawn(http::serve(listener, router, stopped.clone()));
     Ok(())
 }
 

@@ -143,6 +143,9 @@ fn passwords_are_masked() {
     assert_eq!(mask("postgres://me:se/c@r/et@host/db?x=1"), "postgres://me:***@host/db?x=1");
     assert_eq!(mask("postgres://me:se?cr/et@host/db"), "postgres://me:***@host/db");
     assert_eq!(mask("me:secret@host/db"), "me:***@host/db");
+    assert_eq!(mask("https:///key:secret@minio:9000"), "https:///key:***@minio:9000");
+    assert_eq!(mask("redis:///:secret@host"), "redis:///:***@host");
+    assert_eq!(mask("postgres:/me:secret@host/db?options=http://x"), "postgres:***@host/db?options=http://x");
     assert_eq!(mask("postgres://h:1/db?user=a@b"), "postgres://h:1/db?user=a@b");
     assert_eq!(mask("info,prover_worker::worker=debug"), "info,prover_worker::worker=debug");
     assert_eq!(mask("sqlite:///var/x.db"), "sqlite:///var/x.db");

@@ -11,6 +11,7 @@ mod problem;
 mod server;
 
 use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -33,15 +34,42 @@ pub struct App {
     pub readiness: Readiness,
 }
 
+/// What metrics and health are answered from: all but the jobs is there before the store is.
+#[derive(Clone)]
+pub struct Health {
+    metrics: Metrics,
+    readiness: Readiness,
+    jobs: Arc<OnceLock<JobService>>,
+}
+
+impl Health {
+    /// Of a worker that has no store yet.
+    pub fn new(metrics: Metrics, readiness: Readiness) -> Self {
+        Self { metrics, readiness, jobs: Arc::default() }
+    }
+
+    /// Has its store asked from now on.
+    pub fn opened(&self, jobs: JobService) {
+        // A second one would be of the same store.
+        let _ = self.jobs.set(jobs);
+    }
+}
+
+impl From<App> for Health {
+    fn from(app: App) -> Self {
+        Self { metrics: app.metrics, readiness: app.readiness, jobs: Arc::new(OnceLock::from(app.jobs)) }
+    }
+}
+
 /// `/metrics`, `/healthz` and `/readyz`.
-pub fn ops_router(app: App) -> Router {
-    ops::routes().fallback(unknown).method_not_allowed_fallback(wrong_method).with_state(app)
+pub fn ops_router(health: impl Into<Health>) -> Router {
+    ops::routes().fallback(unknown).method_not_allowed_fallback(wrong_method).with_state(health.into())
 }
 
 /// The job API, with health beside it. `loopback` says that only this machine is to be served.
 pub fn api_router(app: App, loopback: bool) -> Router {
     api::routes(&app, loopback)
-        .merge(ops::health())
+        .merge(ops::health().with_state(app.clone().into()))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .with_state(app)

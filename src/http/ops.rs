@@ -8,24 +8,24 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
-use super::App;
+use super::Health;
 use super::problem::Problem;
 use crate::worker::Status;
 
 /// How long the store has to answer.
 const PING: Duration = Duration::from_secs(2);
 
-pub(super) fn routes() -> Router<App> {
+pub(super) fn routes() -> Router<Health> {
     health().route("/metrics", get(metrics))
 }
 
-pub(super) fn health() -> Router<App> {
+pub(super) fn health() -> Router<Health> {
     Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz))
 }
 
-async fn metrics(State(app): State<App>) -> Response {
+async fn metrics(State(health): State<Health>) -> Response {
     let kind = "text/plain; version=0.0.4; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], app.metrics.render()).into_response()
+    ([(header::CONTENT_TYPE, kind)], health.metrics.render()).into_response()
 }
 
 /// The process answers.
@@ -34,15 +34,16 @@ async fn healthz() -> &'static str {
 }
 
 /// The worker takes jobs, on the devices that it is there for, and its store answers and takes writes.
-async fn readyz(State(app): State<App>) -> Result<&'static str, Problem> {
+async fn readyz(State(health): State<Health>) -> Result<&'static str, Problem> {
     let not = |why: &str| Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, why));
-    match app.readiness.get() {
+    match health.readiness.get() {
         Status::Starting(at) => return not(&format!("starting: {at}")),
         Status::Draining => return not("draining: takes no more jobs"),
         Status::StandIn(why) => return not(&format!("only the processor is there to prove: {why}")),
         Status::Ready => {}
     }
-    match tokio::time::timeout(PING, app.jobs.ping()).await {
+    let Some(jobs) = health.jobs.get() else { return not("starting: opening its store") };
+    match tokio::time::timeout(PING, jobs.ping()).await {
         Ok(Ok(())) => Ok("ready\n"),
         Ok(Err(_)) => not("the store fails or takes no writes; see the server's log"),
         Err(_) => not("the store does not answer"),

@@ -289,6 +289,14 @@ pub struct NewJob {
     pub start_within: Option<Duration>,
 }
 
+impl NewJob {
+    /// The body of a job that no request can repeat, since it has neither an id nor a key of its submitter's. The hash
+    /// outlives the input, and so this one says nothing about it.
+    pub fn unrepeatable(id: JobId) -> ContentHash {
+        ContentHash::of(id.0.as_bytes())
+    }
+}
+
 /// A job as the store has it.
 #[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
 pub struct Job {

@@ -23,7 +23,8 @@ pub use postgres::PostgresStore;
 pub use sqlite::SqliteStore;
 
 use crate::model::{
-    Attempt, Circuit, CircuitName, Job, JobError, JobId, JobResult, JobState, NewJob, Priority, Stage, WorkerId,
+    Attempt, Circuit, CircuitName, ContentHash, Job, JobError, JobId, JobResult, JobState, NewJob, Priority, Stage,
+    WorkerId,
 };
 
 /// What a submit came to.
@@ -68,6 +69,15 @@ pub struct Input<'a> {
     pub bytes: &'a [u8],
     /// Name of the key it is sealed with; empty if it is not.
     pub key: &'a str,
+}
+
+/// An input in the place of the one that a job had.
+#[derive(Clone, Copy)]
+pub struct Replacement<'a> {
+    /// As it is kept.
+    pub input: Input<'a>,
+    /// What a request for it would hash to, as [`NewJob::body`]: from now on that is what repeats the job.
+    pub body: ContentHash,
 }
 
 /// A job in hand: a lease on it and its input.
@@ -351,6 +361,8 @@ pub trait Store: Send + Sync + 'static {
     async fn cancel(&self, id: JobId) -> Result<Cancelled, StoreError>;
     /// Queues a failed or cancelled job again, due at once, with fresh budgets and, if given, another input. As in a
     /// submit it fails if no worker has begun it within `start_within`.
+    /// With another input the job is what that input asks for: the request that made it repeats it no more, and one for
+    /// the new input does.
     /// A job that was rejected before it had a circuit takes what is registered under the name now. Any other is proved
     /// with the content that it was submitted for, which is there as long as a circuit or an input that is held needs it.
     ///
@@ -359,7 +371,7 @@ pub trait Store: Send + Sync + 'static {
     async fn requeue(
         &self,
         id: JobId,
-        input: Option<Input<'_>>,
+        input: Option<Replacement<'_>>,
         start_within: Option<Duration>,
     ) -> Result<Requeued, StoreError>;
     /// Holds jobs back, or lets them go again. Running ones are not touched. Answers whether that changed anything.

@@ -47,8 +47,8 @@ use super::load::Known;
 use super::rows::{self, Columns, Repeat, corrupt};
 use super::words::plainly;
 use super::{
-    Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Requeued, Retry, Scope, Store, StoreError,
-    StoreSettings, Submitted, Swept,
+    Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Replacement, Requeued, Retry, Scope, Store,
+    StoreError, StoreSettings, Submitted, Swept,
 };
 use crate::model::{
     Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Stage,
@@ -890,11 +890,12 @@ impl Store for PostgresStore {
     async fn requeue(
         &self,
         job: JobId,
-        input: Option<Input<'_>>,
+        input: Option<Replacement<'_>>,
         start_within: Option<Duration>,
     ) -> Result<Requeued, StoreError> {
         let id = job.to_string();
-        let input = input.map(|i| Arc::new((Zeroizing::new(i.bytes.to_vec()), i.key.to_owned())));
+        let body = input.map(|i| i.body);
+        let input = input.map(|i| Arc::new((Zeroizing::new(i.input.bytes.to_vec()), i.input.key.to_owned())));
         let channel = self.session.channel.clone();
         self.session
             .transaction(move |c| {
@@ -918,8 +919,10 @@ impl Store for PostgresStore {
                     if held.is_none() && row.flag("gone")?.unwrap_or_default() {
                         return Ok(Requeued::CircuitGone(rows::circuit_name(&row)?));
                     }
+                    let body = rows::body_of_requeued(&row, job, body)?;
                     let requeue = sqlx::query(statements::REQUEUE).bind(id.clone());
-                    let row = requeue.bind(start_within.map(rows::millis)).fetch_one(&mut *c).await?;
+                    let requeue = requeue.bind(start_within.map(rows::millis)).bind(body.0.to_vec());
+                    let row = requeue.fetch_one(&mut *c).await?;
                     let queued = rows::job(&row)?;
                     match input {
                         Some(input) => {
@@ -1036,9 +1039,10 @@ impl Store for PostgresStore {
     async fn ping(&self) -> Result<(), StoreError> {
         let row = self.session.row(Again::Always, |_| sqlx::query(statements::TAKES_WRITES)).await?;
         let row = row.ok_or(sqlx::Error::RowNotFound)?;
-        let why = match (row.flag("standby")?, row.flag("read_only")?) {
-            (Some(true), _) => "it is a standby, or became one",
-            (_, Some(true)) => "it is read-only (default_transaction_read_only)",
+        let why = match (row.flag("standby")?, row.flag("read_only")?, row.flag("allowed")?) {
+            (Some(true), ..) => "it is a standby, or became one",
+            (_, Some(true), _) => "it is read-only (default_transaction_read_only)",
+            (.., Some(false)) => "the role of DATABASE_URL may not write to the tables jobs and job_inputs",
             _ => return Ok(()),
         };
         // A new connection may lead to a server that is the primary now.

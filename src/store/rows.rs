@@ -148,6 +148,17 @@ pub(super) fn job(row: &impl Columns) -> Result<Job, StoreError> {
     })
 }
 
+/// What tells repeats of a job from other requests once it is queued again, by the `body` of its row.
+pub(super) fn body_of_requeued(
+    row: &impl Columns,
+    id: JobId,
+    other: Option<ContentHash>,
+) -> Result<ContentHash, StoreError> {
+    let body = content_hash(row, "body")?;
+    // Of a job that nothing can repeat the hash is to say nothing about its input.
+    Ok(other.filter(|_| body != NewJob::unrepeatable(id)).unwrap_or(body))
+}
+
 /// A job that was there before a new one, with its id or its idempotency key.
 pub(super) enum Repeat {
     /// It asks for the same.

@@ -41,8 +41,8 @@ use super::room;
 use super::rows::{self, Columns, Repeat, corrupt};
 use super::words::plainly;
 use super::{
-    Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Requeued, Retry, Scope, Store, StoreError,
-    StoreSettings, Submitted, Swept,
+    Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Replacement, Requeued, Retry, Scope, Store,
+    StoreError, StoreSettings, Submitted, Swept,
 };
 use crate::model::{
     Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Stage,
@@ -328,20 +328,21 @@ const CANCEL: &str = concat!(
 );
 
 /// `gone`: what it is to be proved with is registered under no name any more.
-const REQUEUEABLE: &str = "SELECT seq, state, circuit, \
+const REQUEUEABLE: &str = "SELECT seq, state, circuit, body, \
                            EXISTS (SELECT 1 FROM job_inputs WHERE job = jobs.seq) AS held, \
                            zkey = zeroblob(32) AND circuit NOT IN (SELECT name FROM circuits) AS adrift, \
                            zkey <> zeroblob(32) AND (zkey NOT IN (SELECT c.zkey FROM circuits c) \
                            OR (wasm IS NOT NULL AND wasm NOT IN \
                            (SELECT c.wasm FROM circuits c WHERE c.wasm IS NOT NULL))) AS gone \
                            FROM jobs WHERE id = ?1";
-/// A job that was refused before it had a circuit takes what is registered under the name now. ?2 is how long it may wait.
+/// A job that was refused before it had a circuit takes what is registered under the name now. ?2 is how long it may wait, ?3
+/// what repeats it.
 const REQUEUE: &str = concat!(
     "UPDATE jobs SET state = 'queued', run_at = ",
     now!(),
     ", start_by = ",
     now!(),
-    " + ?2, finished_at = NULL, keep_input_until = NULL, tries_transient = 0, tries_device = 0, ",
+    " + ?2, body = ?3, finished_at = NULL, keep_input_until = NULL, tries_transient = 0, tries_device = 0, ",
     "tries_lost = 0, error_class = NULL, error_message = NULL, cancel_requested = 0, progress = 0, ",
     "wasm = iif(zkey = zeroblob(32), (SELECT c.wasm FROM circuits c WHERE c.name = jobs.circuit), wasm), ",
     "zkey = iif(zkey = zeroblob(32), (SELECT c.zkey FROM circuits c WHERE c.name = jobs.circuit), zkey) ",
@@ -738,7 +739,7 @@ impl SqliteStore {
     async fn requeue_once(
         &self,
         job: JobId,
-        input: Option<Input<'_>>,
+        input: Option<Replacement<'_>>,
         start_within: Option<Duration>,
     ) -> Result<Requeued, StoreError> {
         let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
@@ -761,10 +762,11 @@ impl SqliteStore {
             return Ok(Requeued::CircuitGone(rows::circuit_name(&row)?));
         }
         let seq: i64 = rows::number(&row, "seq")?;
-        let requeue = sqlx::query(REQUEUE).bind(seq).bind(start_within.map(rows::millis));
+        let body = rows::body_of_requeued(&row, job, input.map(|i| i.body))?;
+        let requeue = sqlx::query(REQUEUE).bind(seq).bind(start_within.map(rows::millis)).bind(body.0.to_vec());
         let queued = rows::job(&requeue.fetch_one(&mut *tx).await?)?;
         match input {
-            Some(input) => insert_input(&mut tx, seq, input).await?,
+            Some(other) => insert_input(&mut tx, seq, other.input).await?,
             None => {
                 sqlx::query(KEEP_INPUT).bind(seq).execute(&mut *tx).await?;
             }
@@ -973,7 +975,7 @@ impl Store for SqliteStore {
     async fn requeue(
         &self,
         job: JobId,
-        input: Option<Input<'_>>,
+        input: Option<Replacement<'_>>,
         start_within: Option<Duration>,
     ) -> Result<Requeued, StoreError> {
         self.still_there()?;

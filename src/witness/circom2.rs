@@ -151,6 +151,13 @@ pub(super) fn generate(
     let total = run.number("getInputSize")? as usize;
     let set = run.function::<(i32, i32, i32), ()>("setInputSignal")?;
 
+    // Nothing is set of a signal without values, and to a program that size is an unknown one's, too. One without inputs
+    // answers all names alike.
+    for (name, _) in inputs.signals().filter(|(_, values)| values.is_empty() && total > 0) {
+        if !is_known(run, &set, name)? {
+            return Err(InputError::Unknown { signal: name.to_owned() }.into());
+        }
+    }
     // First that the signals are the circuit's, so that the circuit does not run on half of a wrong input.
     let sizes = run.optional::<(i32, i32), i32>("getInputSignalSize");
     if let Some(sizes) = &sizes {
@@ -209,8 +216,17 @@ fn at_place(run: &Run, WitnessPlace { list, signals }: WitnessPlace, i: u32) -> 
     number::read(run, signals.checked_add(signal.checked_mul(number::BYTES)?)?).ok()
 }
 
-/// Why the number of values does not fit. For an unknown name `getInputSignalSize` gives whatever lies at some address,
-/// so the name is tried at an index that no signal has: the program then says whether it knows it.
+/// Whether a program that has inputs knows a signal: it is tried at an index that no signal has.
+fn is_known(run: &mut Run, set: &TypedFunc<(i32, i32, i32), ()>, name: &str) -> Result<bool, WitnessError> {
+    let (high, low) = hash(name);
+    match run.try_call(set, (high, low, i32::MAX)) {
+        Err(Failure::Other(e)) => Err(e),
+        Err(Failure::Exception(Exception { code }, _)) => Ok(code != NOT_FOUND),
+        Ok(()) => Ok(true),
+    }
+}
+
+/// Why the number of values does not fit. For an unknown name `getInputSignalSize` gives whatever lies at some address.
 fn mismatch(
     run: &mut Run,
     set: &TypedFunc<(i32, i32, i32), ()>,
@@ -219,13 +235,8 @@ fn mismatch(
     got: usize,
     total: usize,
 ) -> Result<InputError, WitnessError> {
-    let (high, low) = hash(name);
     let signal = name.to_owned();
-    let known = match run.try_call(set, (high, low, i32::MAX)) {
-        Err(Failure::Other(e)) => return Err(e),
-        Err(Failure::Exception(Exception { code }, _)) => code != NOT_FOUND && total > 0,
-        Ok(()) => true,
-    };
+    let known = total > 0 && is_known(run, set, name)?;
     Ok(match usize::try_from(expected) {
         Ok(expected) if known && got > expected => InputError::TooMany { signal, expected, got },
         Ok(expected) if known => InputError::NotEnough { signal, expected, got },

@@ -125,6 +125,7 @@ pub(super) async fn copy(ctx: &Context, job: JobId, result: &JobResult) {
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("not within {} s", COPY.as_secs()),
     };
+    counter!(telemetry::PROOF_FILES_FAILED).increment(1);
     tracing::warn!(%job, error = why, "the proof is in the store, but its files could not be written");
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use metrics::{counter, histogram};
+use metrics::{counter, gauge, histogram};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -70,6 +70,7 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
         };
         match popped {
             Ok(deliveries) => {
+                gauge!(telemetry::QUEUE_UP).set(1.0);
                 if queue_outage.take().is_some() {
                     tracing::info!("the queue answers again");
                 }
@@ -80,6 +81,7 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
             }
             Err(error) => {
                 counter!(telemetry::QUEUE_ERRORS).increment(1);
+                gauge!(telemetry::QUEUE_UP).set(0.0);
                 if queue_outage.is_none() {
                     tracing::error!(%error, "the queue fails; jobs are looked for in the store meanwhile");
                 }

@@ -170,6 +170,9 @@ mod tests {
         assert_eq!(own.id, identity("q", "order 7").unwrap().id, "the same each time");
         assert_ne!(own.id, identity("p", "order 7").unwrap().id);
         assert_ne!(own.id, derived("q", "entry", "order 7"));
+        // As docs/producers.md has it, so that producers can find their jobs.
+        let documented = identity("prove", "order-4711").unwrap().id;
+        assert_eq!(documented.to_string(), "23c03d31-9234-5021-9ba0-fc8f67624ca0");
         for none in ["", "a\0b", &"x".repeat(257)] {
             assert!(identity("q", none).is_err(), "{none:?}");
         }

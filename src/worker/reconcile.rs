@@ -8,7 +8,7 @@ use futures::StreamExt;
 use metrics::{counter, gauge};
 
 use super::{Context, pauses, retry};
-use crate::model::{JobId, JobState};
+use crate::model::{FailureClass, JobId, JobState};
 use crate::queue::{Queue, QueueError};
 use crate::store::{Due, Load, StoreError};
 use crate::telemetry;
@@ -143,7 +143,9 @@ async fn sweep(ctx: &Context) -> Result<(), StoreError> {
     for job in &done.expired {
         tracing::warn!(%job, "job failed: no worker began it in time");
     }
-    counter!(telemetry::JOBS_EXPIRED).increment(done.expired.len() as u64);
+    let expired = done.expired.len() as u64;
+    counter!(telemetry::JOBS_EXPIRED).increment(expired);
+    counter!(telemetry::JOB_FAILURES, "class" => FailureClass::Timeout.as_str()).increment(expired);
     if !done.expired.is_empty() {
         // Beside this: there may be many, and each is looked up.
         let service = ctx.service.clone();

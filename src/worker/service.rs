@@ -15,7 +15,9 @@ use crate::formats::wtns;
 use crate::model::{Circuit, CircuitName, ContentHash, Job, JobError, JobId, JobResult, JobState, NewJob, Priority};
 use crate::queue::{Ended, Queue, SetAside};
 use crate::seal::{Keyring, SealError};
-use crate::store::{Cancelled, Counts, Input, JobFilter, Load, Requeued, Scope, Store, StoreError, Submitted};
+use crate::store::{
+    Cancelled, Counts, Input, JobFilter, Load, Replacement, Requeued, Scope, Store, StoreError, Submitted,
+};
 use crate::witness::Inputs;
 
 /// Jobs forgotten at a time.
@@ -106,6 +108,11 @@ pub enum ServiceError {
     Artifact(#[from] ArtifactError),
 }
 
+/// What a request asks for, as it is hashed.
+fn asked<'a>(key: Option<&'a str>, circuit: &'a CircuitName, input: &'a [u8]) -> [&'a [u8]; 3] {
+    [key.unwrap_or_default().as_bytes(), circuit.as_str().as_bytes(), input]
+}
+
 impl From<StoreError> for ServiceError {
     fn from(e: StoreError) -> Self {
         match e {
@@ -185,9 +192,9 @@ impl JobService {
         let id = own_id.unwrap_or_default();
         let keyring = &self.options.keyring;
         let (body, former_bodies) = match (own_id, idempotency_key.as_deref()) {
-            // No request can be a repeat, and the hash, which outlives the input, says nothing about it.
-            (None, None) => (ContentHash::of(id.0.as_bytes()), Vec::new()),
-            (_, key) => keyring.body_hashes(&[key.unwrap_or_default().as_bytes(), name.as_str().as_bytes(), &input]),
+            // No request can be a repeat.
+            (None, None) => (NewJob::unrepeatable(id), Vec::new()),
+            (_, key) => keyring.body_hashes(&asked(key, &name, &input)),
         };
         let start_within = self.options.start_within;
         let new = NewJob { id, circuit: name, idempotency_key, body, former_bodies, priority, start_within };
@@ -211,20 +218,27 @@ impl JobService {
     }
 
     /// Queues a failed or cancelled job again, with fresh retry budgets. Its input may be held still; if not, or if
-    /// another is given, that one is used. It waits no longer for a worker than a new one may.
+    /// another is given, that one is used, and it is what a repeat of the job has to bring. It waits no longer for a worker
+    /// than a new one may.
     pub async fn requeue(&self, id: JobId, input: Option<Zeroizing<Vec<u8>>>) -> Result<Job, ServiceError> {
+        let keyring = &self.options.keyring;
         let sealed = match input {
             None => None,
             Some(input) => {
                 let job = self.job(id).await?;
                 let takes = self.takes(&job).await?;
                 let input = self.checked(takes, input).await?;
-                Some(self.options.keyring.seal(id, &input)?)
+                let (body, _) = keyring.body_hashes(&asked(job.idempotency_key.as_deref(), &job.circuit, &input));
+                Some((keyring.seal(id, &input)?, body))
             }
         };
-        let input = sealed.as_ref().map(|s| Input { bytes: &s.bytes, key: &s.key });
+        let input = sealed.as_ref().map(|(sealed, body)| {
+            let input = Input { bytes: &sealed.bytes, key: &sealed.key };
+            Replacement { input, body: *body }
+        });
         match self.store.requeue(id, input, self.options.start_within).await? {
             Requeued::Yes(job) => {
+                tracing::info!(job = %id, other_input = input.is_some(), "job queued again");
                 self.offer(&job).await;
                 Ok(*job)
             }
@@ -262,7 +276,14 @@ impl JobService {
         {
             return Err(ServiceError::UnknownCircuit(name.clone()));
         }
-        Ok(self.store.set_paused(scope, paused).await?)
+        let changed = self.store.set_paused(scope, paused).await?;
+        if changed {
+            match scope {
+                Scope::Queue => tracing::info!(paused, "the queue was held back or let go"),
+                Scope::Circuit(circuit) => tracing::info!(%circuit, paused, "a circuit was held back or let go"),
+            }
+        }
+        Ok(changed)
     }
 
     /// What is held back, with the time since when.
@@ -361,6 +382,7 @@ impl JobService {
         match self.store.cancel(id).await? {
             Cancelled::Unknown => Err(ServiceError::UnknownJob(id)),
             Cancelled::Now => {
+                tracing::info!(job = %id, "job cancelled before a worker began it");
                 self.tell_ended_so(&[id], JobState::Cancelled).await;
                 Ok(Cancelled::Now)
             }

@@ -102,6 +102,11 @@ impl Workspace {
         &self.queue
     }
 
+    /// Keys, witness programs and copies of proofs.
+    pub fn artifacts(&self) -> &Artifacts {
+        &self.artifacts
+    }
+
     /// Open circuits.
     pub fn registry(&self) -> &Registry {
         &self.registry

@@ -136,6 +136,8 @@ macro_rules! suite {
                 only_failed_and_cancelled_jobs_are_queued_again,
                 a_job_whose_input_is_gone_needs_another,
                 a_given_input_replaces_the_one_that_is_held,
+                a_job_is_what_its_given_input_asks_for,
+                a_job_that_nothing_repeats_says_nothing_of_its_new_input,
                 a_rejected_job_queued_again_takes_the_circuit_of_now,
                 a_job_queued_again_may_wait_as_long_as_a_new_one,
                 a_job_whose_content_is_gone_is_not_queued_again,

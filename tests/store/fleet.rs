@@ -8,8 +8,8 @@ use prover_worker::model::{
     Attempt, ContentHash, FailureClass, JobError, JobId, JobState, NewJob, Priority, Stage, Tries, WorkerId,
 };
 use prover_worker::store::{
-    Cancelled, Counts, Due, Held, Input, JobFilter, Requeued, Retry, Scope, Store, StoreError, StoreSettings,
-    Submitted, Swept,
+    Cancelled, Counts, Due, Held, Input, JobFilter, Replacement, Requeued, Retry, Scope, Store, StoreError,
+    StoreSettings, Submitted, Swept,
 };
 use tokio::task::JoinSet;
 
@@ -53,7 +53,12 @@ async fn failed(store: &impl Store, class: FailureClass) -> JobId {
     id
 }
 
-async fn requeued(store: &impl Store, id: JobId, input: Option<Input<'_>>) -> prover_worker::model::Job {
+/// An input in the place of a job's own.
+fn instead(input: Input<'_>) -> Replacement<'_> {
+    Replacement { input, body: ContentHash::of(input.bytes) }
+}
+
+async fn requeued(store: &impl Store, id: JobId, input: Option<Replacement<'_>>) -> prover_worker::model::Job {
     match store.requeue(id, input, None).await.unwrap() {
         Requeued::Yes(job) => *job,
         other => panic!("expected a queued job, got {other:?}"),
@@ -94,7 +99,7 @@ pub async fn queues_see_their_own_jobs_and_find_all_by_id(p: impl Place) {
     assert_eq!(a.purge(&JobState::ALL, NONE, 10).await.unwrap(), []);
     assert_eq!(b.purge(&JobState::ALL, NONE, 10).await.unwrap(), [in_b]);
     assert_eq!(b.cancel(in_a).await.unwrap(), Cancelled::Now);
-    assert_eq!(requeued(&b, in_a, Some(plain(INPUT))).await.queue, "a", "it goes back to its own queue");
+    assert_eq!(requeued(&b, in_a, Some(instead(plain(INPUT)))).await.queue, "a", "it goes back to its own queue");
     assert_eq!((due_ids(&a).await, due_ids(&b).await), (vec![in_a], vec![]));
 }
 
@@ -769,7 +774,7 @@ pub async fn only_failed_and_cancelled_jobs_are_queued_again(p: impl Place) {
     let (running, _) = claimed(&store, LONG).await;
     let (done, attempt) = claimed(&store, LONG).await;
     store.finish(done, attempt, &result()).await.unwrap();
-    for input in [None, Some(plain(b"other"))] {
+    for input in [None, Some(instead(plain(b"other")))] {
         for (id, state) in [(queued, JobState::Queued), (running, JobState::Running), (done, JobState::Done)] {
             let before = job(&store, id).await;
             assert_eq!(store.requeue(id, input, None).await.unwrap(), Requeued::Not(state));
@@ -790,7 +795,7 @@ pub async fn a_job_whose_input_is_gone_needs_another(p: impl Place) {
         let before = job(&store, id).await;
         assert_eq!(store.requeue(id, None, None).await.unwrap(), Requeued::InputGone);
         assert_eq!(job(&store, id).await, before);
-        let again = requeued(&store, id, Some(Input { bytes: b"another", key: "k2" })).await;
+        let again = requeued(&store, id, Some(instead(Input { bytes: b"another", key: "k2" }))).await;
         assert_eq!((again.state, again.cancel_requested), (JobState::Queued, false));
         let claim = claim(&store, id, LONG).await.unwrap();
         assert_eq!((&**claim.input, claim.input_key.as_str()), (&b"another"[..], "k2"));
@@ -800,11 +805,48 @@ pub async fn a_job_whose_input_is_gone_needs_another(p: impl Place) {
 pub async fn a_given_input_replaces_the_one_that_is_held(p: impl Place) {
     let store = p.open_with(keeping(Duration::from_millis(1))).await;
     let id = failed(&store, FailureClass::Device).await;
-    requeued(&store, id, Some(Input { bytes: b"another", key: "k2" })).await;
+    requeued(&store, id, Some(instead(Input { bytes: b"another", key: "k2" }))).await;
     assert_eq!(store.inputs_held().await.unwrap(), [("k2".to_owned(), 1)]);
     tokio::time::sleep(Duration::from_millis(5)).await;
     assert_eq!(store.sweep(SWEEP).await.unwrap(), Swept::default(), "it lasts until the job ends");
     assert_eq!(&**claim(&store, id, LONG).await.unwrap().input, b"another");
+}
+
+pub async fn a_job_is_what_its_given_input_asks_for(p: impl Place) {
+    let store = p.open().await;
+    store.put_circuit(&circuit("c", 1)).await.unwrap();
+    let mut first = NewJob { idempotency_key: Some("key".into()), body: ContentHash::of(INPUT), ..new_job("c") };
+    let id = submit(&store, &first).await;
+    store.cancel(id).await.unwrap();
+    requeued(&store, id, Some(instead(plain(b"another")))).await;
+    first.id = JobId::new();
+    let repeat = |new: NewJob, input: &'static [u8]| {
+        let store = &store;
+        async move { store.submit(&new, plain(input)).await }
+    };
+    match repeat(first.clone(), INPUT).await {
+        Err(StoreError::Conflict { id: there, .. }) => assert_eq!(there, id, "it would get a proof of something else"),
+        other => panic!("expected a conflict, got {other:?}"),
+    }
+    match repeat(NewJob { body: ContentHash::of(b"another"), ..first }, b"another").await {
+        Ok(Submitted::Existing(job)) => assert_eq!(job.id, id),
+        other => panic!("expected the job, got {other:?}"),
+    }
+}
+
+pub async fn a_job_that_nothing_repeats_says_nothing_of_its_new_input(p: impl Place) {
+    let store = p.open().await;
+    store.put_circuit(&circuit("c", 1)).await.unwrap();
+    let new = new_job("c");
+    let new = NewJob { body: NewJob::unrepeatable(new.id), ..new };
+    let id = submit(&store, &new).await;
+    store.cancel(id).await.unwrap();
+    requeued(&store, id, Some(instead(plain(b"another")))).await;
+    // Whoever finds the hash of an input that it guesses would know the input.
+    let guess = store.submit(&NewJob { body: ContentHash::of(b"another"), ..new.clone() }, plain(b"another")).await;
+    assert!(matches!(guess, Err(StoreError::Conflict { .. })), "{guess:?}");
+    let same = store.submit(&new, plain(INPUT)).await;
+    assert!(matches!(same, Ok(Submitted::Existing(_))), "{same:?}");
 }
 
 pub async fn a_rejected_job_queued_again_takes_the_circuit_of_now(p: impl Place) {
@@ -812,13 +854,13 @@ pub async fn a_rejected_job_queued_again_takes_the_circuit_of_now(p: impl Place)
     let new = new_job("c");
     store.reject(&new, &error(FailureClass::BadInput)).await.unwrap();
     assert_eq!(store.requeue(new.id, None, None).await.unwrap(), Requeued::InputGone);
-    match store.requeue(new.id, Some(plain(INPUT)), None).await {
+    match store.requeue(new.id, Some(instead(plain(INPUT))), None).await {
         Err(StoreError::UnknownCircuit(c)) => assert_eq!(c, name("c")),
         other => panic!("expected UnknownCircuit, got {other:?}"),
     }
     assert_eq!((job(&store, new.id).await.state, inputs(&store).await), (JobState::Failed, 0));
     let circuit = store.put_circuit(&circuit("c", 1)).await.unwrap();
-    let again = requeued(&store, new.id, Some(plain(INPUT))).await;
+    let again = requeued(&store, new.id, Some(instead(plain(INPUT)))).await;
     assert_eq!((again.zkey, again.wasm), (circuit.zkey, circuit.wasm));
     assert_eq!(&*claim(&store, new.id, LONG).await.unwrap().input, INPUT);
 }
@@ -827,7 +869,7 @@ pub async fn a_job_queued_again_may_wait_as_long_as_a_new_one(p: impl Place) {
     let store = p.open().await;
     let id = failed(&store, FailureClass::Device).await;
     tokio::time::sleep(Duration::from_millis(5)).await;
-    for input in [None, Some(plain(b"another"))] {
+    for input in [None, Some(instead(plain(b"another")))] {
         let Requeued::Yes(again) = store.requeue(id, input, Some(LONG)).await.unwrap() else { panic!("it failed") };
         assert_eq!(*again, job(&store, id).await);
         assert!(again.run_at >= again.created_at);
@@ -856,7 +898,10 @@ pub async fn a_job_whose_content_is_gone_is_not_queued_again(p: impl Place) {
         }
         let before = job(&store, gone).await;
         assert_eq!(store.requeue(gone, None, None).await.unwrap(), Requeued::InputGone);
-        assert_eq!(store.requeue(gone, Some(plain(INPUT)), None).await.unwrap(), Requeued::CircuitGone(name("c")));
+        assert_eq!(
+            store.requeue(gone, Some(instead(plain(INPUT))), None).await.unwrap(),
+            Requeued::CircuitGone(name("c"))
+        );
         assert_eq!(job(&store, gone).await, before);
         // What a job with an input needs is kept, and it is proved with that.
         let again = requeued(&store, kept, None).await;
@@ -864,7 +909,7 @@ pub async fn a_job_whose_content_is_gone_is_not_queued_again(p: impl Place) {
         store.cancel(kept).await.unwrap();
         // Under another name the content is as good.
         store.put_circuit(&circuit("d", 1)).await.unwrap();
-        let again = requeued(&store, gone, Some(plain(INPUT))).await;
+        let again = requeued(&store, gone, Some(instead(plain(INPUT)))).await;
         assert_eq!((again.zkey, again.wasm), (before.zkey, before.wasm));
         store.cancel(gone).await.unwrap();
         assert!(store.remove_circuit(&name("d")).await.unwrap());
@@ -880,7 +925,7 @@ pub async fn racing_requeues_one_wins(p: impl Place) {
         let mut tasks = JoinSet::new();
         for n in 0..6_u8 {
             let store = handles[usize::from(n % 2)].clone();
-            tasks.spawn(async move { (n, store.requeue(id, Some(plain(&[n; 9])), None).await.unwrap()) });
+            tasks.spawn(async move { (n, store.requeue(id, Some(instead(plain(&[n; 9]))), None).await.unwrap()) });
         }
         let all = tasks.join_all().await;
         let won: Vec<u8> = all.iter().filter(|(_, r)| matches!(r, Requeued::Yes(_))).map(|(n, _)| *n).collect();
@@ -912,7 +957,7 @@ pub async fn ended_jobs_are_forgotten_by_state(p: impl Place) {
     assert_eq!(rest, [cancelled, done]);
     for id in [failed, cancelled, done] {
         assert_eq!(store.job(id).await.unwrap(), None);
-        assert_eq!(store.requeue(id, Some(plain(INPUT)), None).await.unwrap(), Requeued::Unknown);
+        assert_eq!(store.requeue(id, Some(instead(plain(INPUT))), None).await.unwrap(), Requeued::Unknown);
     }
     let left: Vec<JobId> =
         store.jobs(JobFilter { limit: 10, ..JobFilter::default() }).await.unwrap().iter().map(|j| j.id).collect();

@@ -11,7 +11,7 @@ use prover_worker::model::{
     WorkerId,
 };
 use prover_worker::store::{
-    Cancelled, Counts, Due, Held, JobFilter, Requeued, Retry, Scope, Store, StoreError, Submitted, Swept,
+    Cancelled, Counts, Due, Held, JobFilter, Replacement, Requeued, Retry, Scope, Store, StoreError, Submitted, Swept,
 };
 
 use crate::conformance::Place;
@@ -314,6 +314,7 @@ impl Model {
             return format!("not {}", entry.job.state);
         }
         let Some(input) = body.or(entry.input) else { return "input gone".into() };
+        let now = body.unwrap_or(entry.body);
         if entry.job.zkey == NO_KEY {
             let Some(circuit) = circuits.get(entry.job.circuit.as_str()) else { return "unknown circuit".into() };
             (entry.job.zkey, entry.job.wasm) = (circuit.zkey, circuit.wasm);
@@ -326,6 +327,7 @@ impl Model {
         }
         entry.leave(JobState::Queued);
         entry.input = Some(input);
+        entry.body = now;
         (entry.later, entry.overdue) = (false, hurry == Some(true));
         let job = &mut entry.job;
         (job.tries, job.error, job.cancel_requested) = (Tries::default(), None, false);
@@ -562,9 +564,10 @@ async fn run(place: &impl Place, ops: &[Op]) {
                 assert_eq!(store.cancel(id).await.unwrap(), model.cancel(id), "{step}: {op:?}");
             }
             Op::Requeue { slot, body, hurry } => {
-                let other = body.map(input);
+                let other = body.map(|b| (input(b), ContentHash::of(&[b])));
+                let other = other.as_ref().map(|(bytes, body)| Replacement { input: plain(bytes), body: *body });
                 let within = hurry.map(|at_once| if at_once { NONE } else { LONG });
-                let answer = match store.requeue(ids[*slot], other.as_deref().map(plain), within).await {
+                let answer = match store.requeue(ids[*slot], other, within).await {
                     Ok(Requeued::Yes(_)) => "queued".into(),
                     Ok(Requeued::Not(state)) => format!("not {state}"),
                     Ok(Requeued::InputGone) => "input gone".into(),

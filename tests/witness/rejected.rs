@@ -22,6 +22,8 @@ fn an_unknown_signal_is_named() {
             format!(r#"{{"nope": 1, {AMOUNT}, "ceiling": 70}}"#),
             format!(r#"{{{AMOUNT}, "ceiling": 70, "nope": 1}}"#),
             format!(r#"{{{AMOUNT}, "nope": [0, 1], "ceiling": 70}}"#),
+            format!(r#"{{{AMOUNT}, "nope": [], "ceiling": 70}}"#),
+            format!(r#"{{"nope": [[], []], {AMOUNT}, "ceiling": 70}}"#),
         ] {
             let e = refused(wasm, &input);
             assert_eq!(e, InputError::Unknown { signal: "nope".into() }, "{wasm} {input}");

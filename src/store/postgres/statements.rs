@@ -225,7 +225,10 @@ pub(super) const REJECT_ANEW: &str = concat!(
 pub(super) const JOB: &str = concat!("SELECT ", job_columns!(), " FROM jobs WHERE id = $1::text::uuid");
 /// Whether a write would be refused, found out without one.
 pub(super) const TAKES_WRITES: &str = "SELECT pg_is_in_recovery() AS standby, \
-                                       current_setting('transaction_read_only') = 'on' AS read_only";
+                                       current_setting('transaction_read_only') = 'on' AS read_only, \
+                                       has_table_privilege('jobs', 'INSERT') AND has_table_privilege('jobs', 'UPDATE') \
+                                       AND has_table_privilege('job_inputs', 'INSERT') \
+                                       AND has_table_privilege('job_inputs', 'DELETE') AS allowed";
 pub(super) const JOB_STATE: &str = "SELECT state FROM jobs WHERE id = $1::text::uuid";
 
 /// The list of jobs in a state; the state is part of the text, so that its partial index is found.
@@ -356,7 +359,7 @@ pub(super) const CANCEL: &str = concat!(
 pub(super) const HOLD_CIRCUIT: &str = "SELECT c.name FROM jobs j JOIN circuits c ON c.name = j.circuit \
                                        WHERE j.id = $1::text::uuid FOR KEY SHARE OF c";
 /// `gone`: what it is to be proved with is registered under no name any more.
-pub(super) const REQUEUEABLE: &str = "SELECT state, circuit, zkey = decode(repeat('00', 32), 'hex') \
+pub(super) const REQUEUEABLE: &str = "SELECT state, circuit, body, zkey = decode(repeat('00', 32), 'hex') \
                                       AND NOT EXISTS (SELECT FROM circuits c WHERE c.name = circuit) AS adrift, \
                                       zkey <> decode(repeat('00', 32), 'hex') \
                                       AND (NOT EXISTS (SELECT FROM circuits c WHERE c.zkey = jobs.zkey) \
@@ -365,14 +368,15 @@ pub(super) const REQUEUEABLE: &str = "SELECT state, circuit, zkey = decode(repea
                                       FROM jobs WHERE id = $1::text::uuid FOR UPDATE";
 /// Locked, so that no sweep takes it.
 pub(super) const HOLD_INPUT: &str = "SELECT key FROM job_inputs WHERE job = $1::text::uuid FOR UPDATE";
-/// A job that was refused before it had a circuit takes what is registered under the name now. $2 is how long it may wait.
+/// A job that was refused before it had a circuit takes what is registered under the name now. $2 is how long it may wait,
+/// $3 what repeats it.
 pub(super) const REQUEUE: &str = concat!(
     clock!(),
     "UPDATE jobs SET state = 'queued', run_at = ",
     now!(),
     ", start_by = ",
     now!(),
-    " + $2::bigint, finished_at = NULL, keep_input_until = NULL, tries_transient = 0, tries_device = 0, ",
+    " + $2::bigint, body = $3, finished_at = NULL, keep_input_until = NULL, tries_transient = 0, tries_device = 0, ",
     "tries_lost = 0, error_class = NULL, error_message = NULL, cancel_requested = false, progress = 0, ",
     "wasm = CASE WHEN zkey = decode(repeat('00', 32), 'hex') ",
     "THEN (SELECT c.wasm FROM circuits c WHERE c.name = jobs.circuit) ELSE wasm END, ",

@@ -64,7 +64,7 @@ pub(super) struct WitnessPlace {
     pub signals: u32,
 }
 
-/// The module anew; nothing where it is not one that circom 2 wrote for this field.
+/// The module anew; nothing where it is not one that circom 2 wrote for this field, or has no room for what is added.
 pub(super) fn rewrite(wasm: &[u8]) -> Option<(Vec<u8>, Rewritten)> {
     let parts = Parts::read(wasm)?;
     if !runtime::is_there(&parts) {
@@ -116,6 +116,9 @@ pub(super) fn rewrite(wasm: &[u8]) -> Option<(Vec<u8>, Rewritten)> {
     };
     changes.second_memory = merged.lists;
     let wasm = module::assemble(&parts, &changes, (SECTION, &rewritten.to_bytes()))?;
+    // One that was close to WebAssembly's limits (locals, the length of a function) may now be beyond them.
+    let with = WasmFeatures::WASM2 | WasmFeatures::MULTI_MEMORY | WasmFeatures::WIDE_ARITHMETIC;
+    Validator::new_with_features(with).validate_all(&wasm).ok()?;
     Some((wasm, rewritten))
 }
 

@@ -810,6 +810,33 @@ fn what_rewriting_adds_does_not_count_as_the_programs_memory() {
 }
 
 #[test]
+fn a_module_that_would_grow_beyond_the_formats_limits_stays_as_it_is() {
+    let copy = Parts::read(OPERATORS).unwrap().imported + Function::Copy as u32;
+    // A function has 50,000 locals at most, its parameters included, and where a copy is inlined it gets two more.
+    let locals = |own: u32| {
+        let mut body = wasm_encoder::Function::new([(own, wasm_encoder::ValType::I32)]);
+        body.instructions().i32_const(0).i32_const(4000).call(copy).end();
+        opened(OPERATORS, &[(Function::CopyN, body)])
+    };
+    let valid = |wasm: &[u8]| Validator::new_with_features(WasmFeatures::WASM1).validate_all(wasm).is_ok();
+    for (own, rewritten) in [(49_995, true), (49_996, false), (49_997, false)] {
+        let wasm = locals(own);
+        assert!(valid(&wasm));
+        assert_eq!(rewrite(&wasm).is_some(), rewritten, "{own}");
+        assert_eq!(generated(&wasm, AMPLE), Ok(46), "{own}");
+    }
+    assert!(!valid(&locals(49_998)));
+    // A loop becomes some 18 bytes longer, and a function has 7,654,321 at most.
+    let mut loops = wasm_encoder::Function::new([]);
+    for _ in 0..400_000 {
+        loops.instructions().loop_(wasm_encoder::BlockType::Empty).end();
+    }
+    loops.instructions().end();
+    let wasm = opened(OPERATORS, &[(Function::CopyN, loops)]);
+    assert!(valid(&wasm) && rewrite(&wasm).is_none());
+}
+
+#[test]
 fn what_takes_long_is_paid_for() {
     // An endless loop in a function of the circuit's asks again and again.
     let copy = Parts::read(OPERATORS).unwrap().imported + Function::Copy as u32;
