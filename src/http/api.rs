@@ -6,18 +6,17 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 use serde::Serialize;
-use zeroize::Zeroizing;
 
 use super::App;
 use super::problem::Problem;
-use super::server::{ENVELOPE, Room, Stopping, body};
+use super::server::{Body, ENVELOPE, Room, Stopping, body};
 use crate::model::{Circuit, CircuitName, Job, JobId, JobState, Priority};
 use crate::store::{Cancelled, JobFilter, Scope, Submitted};
 use crate::worker::{SubmitRequest, request};
@@ -41,8 +40,7 @@ pub(super) fn routes(app: &App, loopback: bool) -> Router<App> {
         .route("/v1/queue/{act}", post(pause_queue))
         .route("/v1/circuits/{name}/{act}", post(pause_circuit))
         .route("/v1/circuits", get(circuits))
-        .layer(Extension(Room::for_bodies_of(largest)))
-        .layer(DefaultBodyLimit::max(largest));
+        .layer(Extension(Room::for_bodies_of(largest)));
     let routes = routes.layer(middleware::from_fn(same_site));
     if loopback { routes.layer(middleware::from_fn(local_only)) } else { routes }
 }
@@ -98,12 +96,15 @@ async fn submit(
     headers: HeaderMap,
     request: Request,
 ) -> Result<Response, Problem> {
-    let bytes = body(&room, request, app.jobs.max_input()).await?;
+    let Body { bytes, room } = body(&room, request, app.jobs.max_input()).await?;
     let invalid = |why: String| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why);
     let (parts, at_most) = match content_type(&headers).as_str() {
         "application/json" => {
             let at_most = Query::of(&uri, &["wait"])?.patience()?;
-            (request::parse(&bytes).map_err(invalid)?, at_most)
+            let parts = request::parse(&bytes).map_err(invalid)?;
+            // They have a copy of the input, so one less is held from here on.
+            drop(bytes);
+            (parts, at_most)
         }
         "application/octet-stream" => {
             let query = Query::of(&uri, &["circuit", "priority", "idempotency_key", "wait"])?;
@@ -113,8 +114,7 @@ async fn submit(
                 Some(p) => p.parse().map_err(|_| invalid("priority: expected -32768 to 32767".to_owned()))?,
             };
             let idempotency_key = query.get("idempotency_key").map(str::to_owned);
-            let input = Zeroizing::new(bytes.to_vec());
-            (request::Parts { id: None, circuit, input, idempotency_key, priority }, query.patience()?)
+            (request::Parts { id: None, circuit, input: bytes, idempotency_key, priority }, query.patience()?)
         }
         _ => return Err(unsupported()),
     };
@@ -132,9 +132,9 @@ async fn submit(
     let id = parts.id.as_deref().map(str::parse::<JobId>).transpose().map_err(invalid)?;
     let request =
         SubmitRequest { id, circuit, input: parts.input, idempotency_key, priority: Priority(parts.priority) };
-    // Its part of the room is not to be held while somebody waits.
-    drop(bytes);
     let submitted = app.jobs.submit(request).await?;
+    // Until it was written down there were copies of the input in memory. While somebody waits there are none.
+    drop(room);
     let status = match &submitted {
         Submitted::Created(_) => StatusCode::CREATED,
         Submitted::Existing(_) => StatusCode::OK,
@@ -238,13 +238,14 @@ async fn requeue(
     headers: HeaderMap,
     request: Request,
 ) -> Result<Response, Problem> {
-    let bytes = body(&room, request, app.jobs.max_input()).await?;
+    // Its part of the room is held until the job is written down.
+    let Body { bytes, room: _room } = body(&room, request, app.jobs.max_input()).await?;
     // A browser sends these two only where the server permits it.
     let kind = content_type(&headers);
     if !bytes.is_empty() && !matches!(kind.as_str(), "application/json" | "application/octet-stream") {
         return Err(unsupported());
     }
-    let input = (!bytes.is_empty()).then(|| Zeroizing::new(bytes.to_vec()));
+    let input = (!bytes.is_empty()).then_some(bytes);
     json(StatusCode::OK, &app.jobs.requeue(job_id(&id)?, input).await?)
 }
 
@@ -352,8 +353,73 @@ fn decoded(value: &str) -> Option<String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::Arc;
+
+    use sqlx::ConnectOptions;
+    use sqlx::sqlite::SqliteConnectOptions;
+    use tokio::sync::watch;
+
     use super::*;
+    use crate::artifacts::Artifacts;
+    use crate::model::ContentHash;
+    use crate::seal::Keyring;
+    use crate::store::{SqliteStore, Store, StoreSettings};
+    use crate::telemetry::Metrics;
+    use crate::worker::{JobService, Readiness, ServiceOptions};
+
+    #[tokio::test]
+    async fn a_large_input_holds_its_room_until_its_job_is_written_down_and_not_while_somebody_waits() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("jobs.db");
+        let store = SqliteStore::open(&file, StoreSettings::default()).await.unwrap();
+        let circuit = Circuit {
+            name: "c".parse().unwrap(),
+            zkey: ContentHash([1; 32]),
+            wasm: Some(ContentHash([2; 32])),
+            n_vars: 2,
+            n_public: 1,
+            domain_size: 4,
+            created_at: 0,
+        };
+        store.put_circuit(&circuit).await.unwrap();
+        let options = ServiceOptions { max_input: 1 << 20, start_within: None, keyring: Arc::new(Keyring::none()) };
+        let jobs = JobService::new(Arc::new(store), None, Artifacts::memory(), options);
+        let (metrics, readiness) = (Metrics::install("prove"), Readiness::starting("testing devices"));
+        let app = App { jobs: jobs.clone(), metrics, readiness };
+        let room = Room::for_bodies_of(1 << 20);
+        let all = room.free();
+        let (stop, stopped) = watch::channel(false);
+
+        // Until another's transaction ends, nothing can be written.
+        let mut other = SqliteConnectOptions::new().filename(&file).connect().await.unwrap();
+        sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+        let uri = Uri::from_static("/v1/jobs?wait=300");
+        let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+        let text = format!(r#"{{"circuit": "c", "input": {{"a": 1}}{}}}"#, " ".repeat(100 << 10));
+        let request = Request::post(uri.clone()).body(text.into()).unwrap();
+        let (stopping, shared) = (Extension(Stopping(stopped)), Extension(room.clone()));
+        let answer = submit(State(app), stopping, shared, uri, headers, request);
+        tokio::pin!(answer);
+        assert!(tokio::time::timeout(Duration::from_millis(200), &mut answer).await.is_err(), "not written down");
+        assert!(room.free() < all, "given back before the job was written down");
+        sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+
+        let given_back = async {
+            while room.free() < all {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            answer = &mut answer => panic!("answered before the job has ended: {answer:?}"),
+            () = given_back => {}
+        }
+        let filter = JobFilter { state: None, circuit: None, before: None, limit: 9 };
+        assert_eq!(jobs.jobs(filter).await.unwrap().len(), 1);
+        stop.send_replace(true);
+        assert_eq!(answer.await.unwrap().status(), StatusCode::CREATED);
+    }
 
     #[test]
     fn hosts_of_this_machine_are_told_from_others() {

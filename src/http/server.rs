@@ -2,17 +2,19 @@
 //!
 //! A client that is slow, or means harm, costs a connection, and a connection costs a file descriptor, of which the
 //! process needs some for its database, queue and keys. So there is a bound on connections, on the time a request's head
-//! takes to arrive (idle connections are closed by it, too) and, in [`body`], on that of its body. Large bodies cost
-//! memory besides, which there is a bound on as well.
+//! takes to arrive (idle connections are closed by it, too), on the time an answer waits to be read and, in [`body`], on
+//! that of a request's body. Large bodies cost memory besides, which there is a bound on as well: they share a room, and
+//! one that arrives too slowly loses its part of it, lest a few clients keep it from all others.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Bytes, HttpBody};
-use axum::extract::{FromRequest, Request};
+use axum::body::HttpBody;
+use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::{Extension, Router};
+use futures::StreamExt;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -20,13 +22,18 @@ use hyper_util::service::TowerToHyperService;
 use rustix::process::{Resource, getrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
+use tokio_io_timeout::TimeoutStream;
+use zeroize::Zeroizing;
 
 use super::problem::Problem;
 
 /// How long the head of a request may take, and how long a connection may be idle.
 const HEAD_TIME: Duration = Duration::from_secs(30);
-/// How long a body may take.
-const BODY_TIME: Duration = Duration::from_secs(300);
+/// How long an answer may wait for a client that takes nothing of it.
+const WRITE_TIME: Duration = Duration::from_secs(30);
+/// What is asked of bodies.
+const PACE: Pace = Pace { total: Duration::from_secs(300), grace: Duration::from_secs(10), rate: 64 << 10 };
 /// Open connections of a listener: so many, where files can be opened four times as often.
 const CONNECTIONS: usize = 4096;
 /// Bytes of a JSON submit beside its input.
@@ -42,7 +49,7 @@ const REST: Duration = Duration::from_secs(1);
 
 /// The end of the server.
 #[derive(Clone)]
-pub(super) struct Stopping(watch::Receiver<bool>);
+pub(super) struct Stopping(pub(super) watch::Receiver<bool>);
 
 impl Stopping {
     /// Returns when the server is to end.
@@ -52,30 +59,70 @@ impl Stopping {
     }
 }
 
-/// Room for large bodies, in units of [`SMALL`].
+/// How fast bodies have to arrive.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// How long any may take.
+    total: Duration,
+    /// How long one that holds room may take before a rate is asked of it.
+    grace: Duration,
+    /// Bytes a second from then on, on average since it was given its room.
+    rate: u32,
+}
+
+impl Pace {
+    /// For how long after its beginning a body is waited for of which so much has arrived.
+    fn patience(self, arrived: usize, holds_room: bool) -> Duration {
+        if !holds_room {
+            return self.total;
+        }
+        (Duration::from_secs(arrived as u64) / self.rate).max(self.grace).min(self.total)
+    }
+
+    /// What a body is told that was waited for in vain.
+    fn missed(self, arrived: usize, patience: Duration) -> Problem {
+        let why = if patience == self.total {
+            format!("expected the whole body within {} s, got {arrived} bytes of it", self.total.as_secs())
+        } else {
+            format!(
+                "the body arrives too slowly: expected {} bytes a second on average from {} s on, got {arrived} bytes \
+                 in {:.1} s",
+                self.rate,
+                self.grace.as_secs(),
+                patience.as_secs_f64()
+            )
+        };
+        Problem::new(StatusCode::REQUEST_TIMEOUT, why)
+    }
+}
+
+/// Room for large bodies, in units of [`SMALL`], and how fast they have to arrive there.
 #[derive(Clone)]
-pub(super) struct Room(Arc<Semaphore>);
+pub(super) struct Room {
+    units: Arc<Semaphore>,
+    pace: Pace,
+}
 
 impl Room {
     /// Room for several bodies that are as large as one may be.
     pub(super) fn for_bodies_of(most: usize) -> Self {
         let bytes = most.saturating_mul(4).max(LARGE_BYTES);
-        Self(Arc::new(Semaphore::new(bytes.div_ceil(SMALL).min(Semaphore::MAX_PERMITS))))
+        Self { units: Arc::new(Semaphore::new(bytes.div_ceil(SMALL).min(Semaphore::MAX_PERMITS))), pace: PACE }
+    }
+
+    /// Units that nobody holds.
+    #[cfg(test)]
+    pub(super) fn free(&self) -> usize {
+        self.units.available_permits()
     }
 }
 
-/// A body that has arrived, and its part of the room.
+/// A body that has arrived.
 pub(super) struct Body {
-    bytes: Bytes,
-    _room: Option<OwnedSemaphorePermit>,
-}
-
-impl std::ops::Deref for Body {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.bytes
-    }
+    /// All of it. It may be a secret.
+    pub(super) bytes: Zeroizing<Vec<u8>>,
+    /// Its part of the room, to be held for as long as there is a copy of it in memory.
+    pub(super) room: Option<OwnedSemaphorePermit>,
 }
 
 /// How the server treats its clients.
@@ -83,13 +130,15 @@ impl std::ops::Deref for Body {
 struct Limits {
     connections: usize,
     head_time: Duration,
+    write_time: Duration,
 }
 
 /// Serves until `stop` turns true; open requests are finished first, and those that wait for a job wait no longer.
 pub async fn serve(listener: TcpListener, router: Router, stop: watch::Receiver<bool>) {
     let files = getrlimit(Resource::Nofile).current.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
     let connections = (files / 4).clamp(16, CONNECTIONS);
-    serve_within(Limits { connections, head_time: HEAD_TIME }, listener, router, stop).await;
+    let limits = Limits { connections, head_time: HEAD_TIME, write_time: WRITE_TIME };
+    serve_within(limits, listener, router, stop).await;
 }
 
 async fn serve_within(limits: Limits, listener: TcpListener, router: Router, stop: watch::Receiver<bool>) {
@@ -106,7 +155,10 @@ async fn serve_within(limits: Limits, listener: TcpListener, router: Router, sto
             accepted = accept(&listener, &places) => accepted,
             () = &mut end => break,
         };
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service.clone()));
+        let mut stream = TimeoutStream::new(stream);
+        // It runs while a write is pending only, so a client that waits for its job has all the time it asked for.
+        stream.set_write_timeout(Some(limits.write_time));
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(Box::pin(stream)), service.clone()));
         tokio::spawn(async move {
             // An error is the client's: it went away, took too long, or did not speak HTTP.
             let _ = connection.await;
@@ -139,7 +191,7 @@ fn is_of_connection(e: &io::Error) -> bool {
     matches!(e.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// A request's body, within the router's limit; `most` is what that says of inputs.
+/// A request's body, where inputs may have `most` bytes.
 pub(super) async fn body(room: &Room, request: Request, most: usize) -> Result<Body, Problem> {
     let size = request.body().size_hint();
     // Before it waits for room, and before anything of it has arrived.
@@ -147,14 +199,15 @@ pub(super) async fn body(room: &Room, request: Request, most: usize) -> Result<B
         return Err(too_large(most));
     }
     let (arrives, largest) = (size.exact().unwrap_or(u64::MAX), most as u64);
-    let _room = if arrives <= SMALL as u64 {
+    let part = if arrives <= SMALL as u64 {
         None
     } else {
         // One that is larger than it may be is refused before it has filled its part.
         let units = arrives.min(largest).div_ceil(SMALL as u64).max(1);
         Some(turn(room, u32::try_from(units).unwrap_or(u32::MAX)).await?)
     };
-    Ok(Body { bytes: body_within(BODY_TIME, request, most).await?, _room })
+    let bytes = arrived(room.pace, request, most, part.is_some()).await?;
+    Ok(Body { bytes: Zeroizing::new(bytes), room: part })
 }
 
 fn too_large(most: usize) -> Problem {
@@ -163,20 +216,27 @@ fn too_large(most: usize) -> Problem {
 
 async fn turn(room: &Room, units: u32) -> Result<OwnedSemaphorePermit, Problem> {
     let late = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many large inputs arrive just now; try again");
-    match tokio::time::timeout(TURN, room.0.clone().acquire_many_owned(units)).await {
+    match tokio::time::timeout(TURN, room.units.clone().acquire_many_owned(units)).await {
         Ok(Ok(permit)) => Ok(permit),
         _ => Err(late()),
     }
 }
 
-async fn body_within(time: Duration, request: Request, most: usize) -> Result<Bytes, Problem> {
-    match tokio::time::timeout(time, Bytes::from_request(request, &())).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(e)) if e.status() == StatusCode::PAYLOAD_TOO_LARGE => Err(too_large(most)),
-        Ok(Err(e)) => Err(Problem::new(e.status(), "the body could not be read")),
-        Err(_) => {
-            let why = format!("the body did not arrive within {} s", time.as_secs());
-            Err(Problem::new(StatusCode::REQUEST_TIMEOUT, why))
+/// The bytes of a body, as long as it keeps the pace.
+async fn arrived(pace: Pace, request: Request, most: usize, holds_room: bool) -> Result<Vec<u8>, Problem> {
+    let begun = Instant::now();
+    let limit = most.saturating_add(ENVELOPE);
+    let announced = usize::try_from(request.body().size_hint().lower()).unwrap_or(limit);
+    let mut bytes = Vec::with_capacity(announced.min(limit));
+    let mut pieces = request.into_body().into_data_stream();
+    loop {
+        let patience = pace.patience(bytes.len(), holds_room);
+        match tokio::time::timeout_at(begun + patience, pieces.next()).await {
+            Ok(None) => return Ok(bytes),
+            Ok(Some(Ok(piece))) if piece.len() > limit - bytes.len() => return Err(too_large(most)),
+            Ok(Some(Ok(piece))) => bytes.extend_from_slice(&piece),
+            Ok(Some(Err(_))) => return Err(Problem::new(StatusCode::BAD_REQUEST, "the body could not be read")),
+            Err(_) => return Err(pace.missed(bytes.len(), patience)),
         }
     }
 }
@@ -188,10 +248,9 @@ mod tests {
     use std::pin::Pin;
     use std::task::{Context, Poll};
 
-    use axum::body::Body;
+    use axum::body::{Body, Bytes, to_bytes};
     use axum::response::IntoResponse;
     use axum::routing::get;
-    use futures::StreamExt;
     use hyper::body::{Frame, SizeHint};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::task::JoinHandle;
@@ -200,20 +259,36 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(600);
 
-    /// A server with `/` within such limits, and what ends it.
-    async fn server(connections: usize, head_time: Duration) -> (SocketAddr, watch::Sender<bool>, JoinHandle<()>) {
+    /// A server within such limits, and what ends it: `/` answers at once, `/late` after a while and `/endless` for ever.
+    async fn server_within(limits: Limits) -> (SocketAddr, watch::Sender<bool>, JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
+        let late = async || {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            "here"
+        };
+        let endless = async || {
+            let piece = || Ok::<_, io::Error>(Bytes::from_static(&[0; 4096]));
+            Body::from_stream(futures::stream::repeat_with(piece))
+        };
         let router = Router::new().route("/", get(async || "here"));
-        let limits = Limits { connections, head_time };
+        let router = router.route("/late", get(late)).route("/endless", get(endless));
         (addr, stop, tokio::spawn(serve_within(limits, listener, router, stopped)))
+    }
+
+    async fn server(connections: usize, head_time: Duration) -> (SocketAddr, watch::Sender<bool>, JoinHandle<()>) {
+        server_within(Limits { connections, head_time, write_time: LONG }).await
     }
 
     /// Asks on a new connection, which stays open.
     async fn ask(addr: SocketAddr) -> TcpStream {
+        ask_for("/", addr).await
+    }
+
+    async fn ask_for(path: &str, addr: SocketAddr) -> TcpStream {
         let mut stream = TcpStream::connect(addr).await.unwrap();
-        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
         stream
     }
 
@@ -239,6 +314,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_connection_that_idles_after_its_answer_is_closed() {
+        let (addr, _stop, _) = server(16, Duration::from_secs(1)).await;
+        let mut idle = ask(addr).await;
+        answer(&mut idle).await;
+        // Without the limit this would not end.
+        assert_eq!(idle.read_to_end(&mut Vec::new()).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_its_answer_loses_its_place() {
+        let write_time = Duration::from_millis(50);
+        let (addr, _stop, _) = server_within(Limits { connections: 1, head_time: LONG, write_time }).await;
+        let _deaf = ask_for("/endless", addr).await;
+        // Without the limit there would never be a place for this one.
+        assert!(answer(&mut ask(addr).await).await.starts_with("HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_waits_for_its_answer_keeps_its_place() {
+        let write_time = Duration::from_millis(20);
+        let (addr, _stop, _) = server_within(Limits { connections: 1, head_time: LONG, write_time }).await;
+        let mut patient = ask_for("/late", addr).await;
+        assert!(answer(&mut patient).await.starts_with("HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
     async fn connections_beyond_the_bound_wait_for_a_place() {
         let (addr, _stop, _) = server(1, LONG).await;
         let mut first = ask(addr).await;
@@ -259,14 +360,71 @@ mod tests {
         done.await.unwrap();
     }
 
+    /// A POST whose body is `first`, then after a while `then`; without `then` it does not end.
+    fn post(first: usize, then: Option<usize>) -> Request {
+        let piece = |bytes: usize| Ok::<_, io::Error>(Bytes::from(vec![b' '; bytes]));
+        let pause = tokio::time::sleep(Duration::from_millis(50));
+        let rest = async move {
+            pause.await;
+            match then {
+                Some(bytes) => piece(bytes),
+                None => std::future::pending().await,
+            }
+        };
+        let pieces = futures::stream::once(async move { piece(first) }).chain(futures::stream::once(rest));
+        Request::post("/").body(Body::from_stream(pieces)).unwrap()
+    }
+
+    /// What a refused body is told.
+    async fn refusal(of: Result<super::Body, Problem>) -> (StatusCode, String) {
+        let answer = of.err().unwrap().into_response();
+        let (status, text) = (answer.status(), to_bytes(answer.into_body(), 4096).await.unwrap());
+        (status, String::from_utf8(text.to_vec()).unwrap())
+    }
+
     #[tokio::test]
     async fn a_body_that_does_not_end_is_given_up() {
-        let post = |body: Body| Request::post("/").body(body).unwrap();
-        assert_eq!(body_within(LONG, post(Body::from("abc")), 3).await.unwrap(), "abc");
-        let endless = futures::stream::once(async { Ok::<_, io::Error>(Bytes::from_static(b"{")) });
-        let endless = Body::from_stream(endless.chain(futures::stream::pending()));
-        let answer = body_within(Duration::from_millis(10), post(endless), 3).await.unwrap_err().into_response();
-        assert_eq!(answer.status(), StatusCode::REQUEST_TIMEOUT);
+        let pace = Pace { total: Duration::from_millis(10), grace: LONG, rate: 1 };
+        let room = Room { units: Arc::new(Semaphore::new(1)), pace };
+        let (status, why) = refusal(body(&room, post(3, None), 9).await).await;
+        assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
+        assert!(why.contains("within 0 s, got 3 bytes"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_arrives_too_slowly_loses_its_room() {
+        let pace = Pace { total: LONG, grace: Duration::from_millis(10), rate: 64 << 10 };
+        let room = Room { units: Arc::new(Semaphore::new(16)), pace };
+        let (status, why) = refusal(body(&room, post(3, None), 1 << 20).await).await;
+        assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
+        assert!(why.contains("expected 65536 bytes a second") && why.contains("got 3 bytes in 0.0 s"), "{why}");
+        assert_eq!(room.free(), 16);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_ahead_may_pause_and_so_may_one_that_holds_no_room() {
+        // 600 bytes are ten minutes' worth.
+        let room =
+            Room { units: Arc::new(Semaphore::new(16)), pace: Pace { total: LONG, grace: Duration::ZERO, rate: 1 } };
+        let arrived = body(&room, post(600, Some(5)), 1 << 20).await.unwrap();
+        assert_eq!((arrived.bytes.len(), arrived.room.unwrap().num_permits()), (605, 16));
+        assert_eq!(super::arrived(room.pace, post(0, Some(5)), 1 << 20, false).await.unwrap().len(), 5);
+    }
+
+    #[test]
+    fn the_pace_is_64_kib_a_second_after_ten_seconds_and_five_minutes_in_all() {
+        let seconds = |arrived: usize, holds_room| PACE.patience(arrived, holds_room).as_secs_f64();
+        assert_eq!([0, 640 << 10, 672 << 10, 1 << 20].map(|n| seconds(n, true)), [10., 10., 10.5, 16.]);
+        assert_eq!((seconds(64 << 20, true), seconds(0, false)), (300., 300.));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_was_not_announced_is_refused_once_it_is_too_large() {
+        let room = Room::for_bodies_of(9);
+        let most = body(&room, post(9, Some(ENVELOPE)), 9).await.unwrap();
+        assert_eq!(most.bytes.len(), 9 + ENVELOPE);
+        let (status, why) = refusal(body(&room, post(10, Some(ENVELOPE)), 9).await).await;
+        assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{why}");
     }
 
     /// A body of which nothing arrives.
@@ -287,7 +445,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_is_announced_as_too_large_is_refused_before_it_takes_room_or_time() {
         let most = 1 << 20;
-        let room = Room(Arc::new(Semaphore::new(0)));
+        let room = Room { units: Arc::new(Semaphore::new(0)), pace: PACE };
         let post = |bytes: usize| Request::post("/").body(Body::new(Announced(bytes as u64))).unwrap();
         let answer = body(&room, post(most + ENVELOPE + 1), most).await.err().unwrap().into_response();
         assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
@@ -298,17 +456,17 @@ mod tests {
     #[tokio::test]
     async fn large_bodies_share_a_bounded_room_and_small_ones_do_not_wait() {
         let most = 1 << 20;
-        let room = Room(Arc::new(Semaphore::new(most / SMALL)));
+        let room = Room { units: Arc::new(Semaphore::new(most / SMALL)), pace: PACE };
         let post = |bytes: usize| Request::post("/").body(Body::from(vec![0; bytes])).unwrap();
         let first = body(&room, post(most), most).await.unwrap();
-        assert_eq!(first.len(), most);
+        assert_eq!(first.bytes.len(), most);
         let second = body(&room, post(SMALL + 1), most);
         tokio::pin!(second);
         assert!(tokio::time::timeout(Duration::from_millis(50), &mut second).await.is_err(), "beside the first");
-        assert_eq!(body(&room, post(SMALL), most).await.unwrap().len(), SMALL);
+        assert_eq!(body(&room, post(SMALL), most).await.unwrap().bytes.len(), SMALL);
         drop(first);
-        assert_eq!(second.await.unwrap().len(), SMALL + 1);
-        assert_eq!(Room::for_bodies_of(64 << 20).0.available_permits() * SMALL, 256 << 20);
-        assert_eq!(Room::for_bodies_of(1 << 30).0.available_permits() * SMALL, 4 << 30);
+        assert_eq!(second.await.unwrap().bytes.len(), SMALL + 1);
+        assert_eq!(Room::for_bodies_of(64 << 20).free() * SMALL, 256 << 20);
+        assert_eq!(Room::for_bodies_of(1 << 30).free() * SMALL, 4 << 30);
     }
 }
