@@ -19,7 +19,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(c.queue_name, "prove");
     assert_eq!(c.concurrency, None);
     assert_eq!((c.exit_on_dead, c.grace), (ExitOnDead::All, Duration::from_secs(25)));
-    assert_eq!(c.log_level, "info");
+    assert_eq!(c.log_level, "info,object_store=warn");
     assert_eq!(c.metrics_addr, Some("0.0.0.0:9101".parse().unwrap()));
     assert_eq!(c.lease, Duration::from_secs(30));
     assert_eq!(c.max_input_bytes, 64 << 20);

@@ -6,13 +6,18 @@ use crate::harness::{range_check, s, scratch, shell};
 
 /// What `doctor` finds of the data folder, where the line of shell has it write `report.json`.
 fn data_folder(line: &str) -> (String, String) {
+    found_of("data folder", line)
+}
+
+/// The same of something else.
+fn found_of(what: &str, line: &str) -> (String, String) {
     let dir = scratch(&[]);
     fs::create_dir(dir.path().join("data")).unwrap();
     let (code, stderr) = shell(dir.path(), line);
     assert_eq!(code, Some(1), "{stderr}");
     let report: serde_json::Value = serde_json::from_slice(&fs::read(dir.path().join("report.json")).unwrap()).unwrap();
     let checks = report["checks"].as_array().unwrap();
-    let check = checks.iter().find(|c| c["what"] == "data folder").unwrap();
+    let check = checks.iter().find(|c| c["what"] == what).unwrap();
     (check["verdict"].as_str().unwrap().to_owned(), check["found"].as_str().unwrap().to_owned())
 }
 
@@ -31,6 +36,13 @@ fn the_doctor_sees_that_the_disk_is_full() {
     let (verdict, found) = data_folder(&format!("{spaces} '{mount}; {fill}; exec \"$P\" --json doctor' > report.json"));
     assert_eq!(verdict, "failed", "{found}");
     assert!(found.contains("no space is left on the device") && found.contains("PROVER_DATA_DIR"), "{found}");
+    // Where the artifacts are elsewhere, their disk is another.
+    let mount = "mkdir shared; mount -t tmpfs -o size=64k,mode=700 tmpfs shared";
+    let elsewhere = "export PROVER_ARTIFACTS_URL=\"file://$PWD/shared\"; head -c 48k /dev/zero > shared/junk";
+    let (verdict, found) =
+        found_of("artifacts", &format!("{spaces} '{mount}; {elsewhere}; exec \"$P\" --json doctor' > report.json"));
+    assert_eq!(verdict, "failed", "{found}");
+    assert!(found.contains("no space is left on the device"), "{found}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use prover_worker::model::{
     Attempt, Circuit, CircuitName, ContentHash, FailureClass, JobError, JobId, JobResult, JobState, NewJob, Priority,
     Stage, StageTimes, WorkerId,
 };
-use prover_worker::store::{Cancelled, Held, Input, Requeued, Retry, Store, Submitted};
+use prover_worker::store::{Cancelled, Held, Input, Replacement, Requeued, Retry, Store, Submitted};
 
 use super::model::{self, Action, Failing, Hand, Protocol, Row, State};
 
@@ -152,7 +152,8 @@ impl Walk<'_> {
                     let gone = store.requeue(self.ids[j], None, None).await.unwrap();
                     assert_eq!(gone, Requeued::InputGone, "{:?}", self.way);
                 }
-                let given = (!job.input).then_some(INPUT);
+                let given = Replacement { input: INPUT, body: ContentHash::of(INPUT.bytes) };
+                let given = (!job.input).then_some(given);
                 let queued = store.requeue(self.ids[j], given, None).await.unwrap();
                 assert!(matches!(queued, Requeued::Yes(_)), "{queued:?} after {:?}", self.way);
                 self.walked.requeued += 1;

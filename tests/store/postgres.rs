@@ -985,3 +985,28 @@ async fn a_database_that_takes_no_writes_says_so_until_it_does() {
     store.ping().await.unwrap();
     store.sweep(10).await.unwrap();
 }
+
+/// As one that was restored without its grants.
+#[tokio::test]
+async fn a_role_that_may_not_write_is_told_from_one_that_may() {
+    let database = PostgresDatabase::new();
+    let url = database.url().await;
+    open(&url).await.unwrap().ping().await.unwrap();
+    let (role, mut as_reader) = (format!("{}_reader", database.name), url.clone());
+    as_reader.set_username(&role).unwrap();
+    on_server(&format!("CREATE ROLE {role} LOGIN")).await;
+    let mut owner = PgConnection::connect(url.as_str()).await.unwrap();
+    let mut grant = async |what: &str| {
+        let sql = format!("GRANT {what} ON ALL TABLES IN SCHEMA public TO {role}");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut owner).await.unwrap();
+    };
+    grant("SELECT").await;
+    let store = open(&as_reader).await.unwrap();
+    let error = store.ping().await.unwrap_err();
+    let StoreError::Unwritable { why, .. } = &error else { panic!("{error:?}") };
+    assert!(error.is_outage() && why.contains("may not write"), "{error}");
+    grant("INSERT, UPDATE, DELETE").await;
+    store.ping().await.unwrap();
+    drop((store, owner, database));
+    on_server(&format!("DROP ROLE {role}")).await;
+}

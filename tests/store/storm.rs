@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use prover_worker::model::{Attempt, ContentHash, FailureClass, JobId, JobState, NewJob, Stage};
-use prover_worker::store::{Held, JobFilter, Requeued, Retry, Scope, Store, StoreError, StoreSettings};
+use prover_worker::store::{Held, JobFilter, Replacement, Requeued, Retry, Scope, Store, StoreError, StoreSettings};
 use tokio::task::JoinSet;
 
 use crate::conformance::Place;
@@ -141,7 +141,8 @@ impl<S: Store> Storm<S> {
             82..88 => {
                 let n = self.next.fetch_add(1, Ordering::SeqCst);
                 let bytes = input_of(id, n);
-                let input = (dice.of(2) == 0).then(|| plain(&bytes));
+                let other = Replacement { input: plain(&bytes), body: ContentHash::of(&bytes) };
+                let input = (dice.of(2) == 0).then_some(other);
                 self.seen.lock().unwrap().requeued.insert(id);
                 if let Requeued::Yes(_) = store.requeue(id, input, None).await? {
                     self.note("requeue");

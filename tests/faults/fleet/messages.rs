@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use prover_worker::model::{Circuit, FailureClass, JobId, JobState};
 use rustix::process::Signal;
 
+use super::scenarios::{address, get, metrics};
 use super::schedule::Door;
 use super::site::{Fleet, QUEUE};
 use crate::harness::until;
@@ -194,6 +195,13 @@ fn a_message_outlives_the_worker_that_took_it() {
     // The next one is started before the database is there again, and waits for it.
     let second = fleet.serve(1, &[], &[("PROVER_LEASE_SECS", "1")]);
     second.wait_log("the worker starts once its database is there", 1);
+    // Whoever watches it sees a process that lives and waits, and what for.
+    let health = |path| get(&address(&second, "metrics"), path);
+    assert!(health("/healthz").starts_with("HTTP/1.1 200"));
+    let ready = health("/readyz");
+    assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("waiting for its store"), "{ready}");
+    let seen = health("/metrics");
+    assert!(seen.contains(&format!("store_up{{queue=\"{QUEUE}\"}} 0")), "{seen}");
     fleet.door(Door::Postgres).refuse(false);
     second.wait_started();
     until("the messages to be recorded", || (fleet.jobs().len() == 2).then_some(()));
@@ -201,6 +209,25 @@ fn a_message_outlives_the_worker_that_took_it() {
         fleet.assert_proved(&fleet.end(id), 42);
     }
     fleet.wait_settled();
+}
+
+/// An outage of Redis moves a counter once or twice; that it lasts is told by a gauge.
+#[test]
+fn an_outage_of_redis_is_seen_for_as_long_as_it_lasts() {
+    let fleet = Fleet::new();
+    let worker = fleet.serve(0, &[], &[]);
+    worker.wait_started();
+    let up = |is: u8| {
+        let line = format!("queue_up{{queue=\"{QUEUE}\"}} {is}");
+        until(&line, || metrics(&worker).contains(&line).then_some(()));
+    };
+    up(1);
+    for _ in 0..2 {
+        fleet.door(Door::Redis).refuse(true);
+        up(0);
+        fleet.door(Door::Redis).refuse(false);
+        up(1);
+    }
 }
 
 /// While the database is out of reach, a worker leaves messages to others and to later; its log has a line on the beginning

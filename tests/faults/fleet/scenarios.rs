@@ -23,7 +23,7 @@ const LONG: (&str, &str) = ("PROVER_LEASE_SECS", "3600");
 const SHORT: (&str, &str) = ("PROVER_LEASE_SECS", "1");
 
 /// Where a worker listens.
-fn address(server: &Server, what: &str) -> String {
+pub fn address(server: &Server, what: &str) -> String {
     let wanted = format!("\"what\":\"{what}\"");
     until("the worker to listen", || {
         let log = server.log();
