@@ -142,7 +142,9 @@ async fn rooms(config: &Config, report: &mut Report) {
         }
     };
     store(config, workspace.store().as_ref(), keyring.as_ref(), report).await;
-    artifacts(&workspace, report).await;
+    if config.proof_files {
+        artifacts(&workspace, report).await;
+    }
     circuits(&workspace, report).await;
 }
 
@@ -370,6 +372,8 @@ mod tests {
         let sound = verdicts(&[]).await;
         let (rest, beside) = ([("pauses", ok), ("artifacts", ok), ("circuits", ok)], ("inputs", ok));
         assert_eq!(sound, [[("queue", ok), ("store", ok), beside].as_slice(), &rest].concat());
+        let without = verdicts(&[("PROVER_PROOF_FILES", "off")]).await;
+        assert!(without.iter().all(|(what, _)| *what != "artifacts"), "nothing is written there: {without:?}");
         let keys = verdicts(&[("PROVER_ENCRYPTION_KEYS", "a:short")]).await;
         assert_eq!(keys, [[("inputs", failed), ("queue", ok), ("store", ok)].as_slice(), &rest].concat());
         // Nobody listens at port 1.
