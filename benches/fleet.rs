@@ -297,7 +297,7 @@ fn fleet(c: &mut Criterion) {
         proving(&mut group, &runtime, &site, subject);
     }
     group.finish();
-    let all = JobFilter { state: Some(JobState::Failed), circuit: None, before: None, limit: 1 };
+    let all = JobFilter { state: Some(JobState::Failed), limit: 1, ..JobFilter::default() };
     assert!(runtime.block_on(site.store.jobs(all)).unwrap().is_empty());
     runtime.block_on(site.close());
 }

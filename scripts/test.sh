@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every check of the project, on a Debian machine that has Rust. Installs what is missing: compilers for C and C++,
-# Node.js, PostgreSQL and Redis from Debian's packages, cargo-nextest, snarkjs, moto and nvcc from their registries. No
+# Node.js, PostgreSQL and Redis from Debian's packages, cargo-nextest, snarkjs, jsdom, moto and nvcc from their registries. No
 # check needs a GPU; those that do are scripts/gpu_check.sh's. Uses the servers at TEST_POSTGRES_URL and TEST_REDIS_URL, or
 # those on the usual ports of this machine, or starts its own for the time of the tests. The tests' closing line comes
 # last.
@@ -24,19 +24,20 @@ debian() {
     DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "$@" </dev/null
 }
 
-# The other prover, for tests/cross. Without it those tests are skipped; in CI that is an error.
-snarkjs() {
-    local dir=$PWD/target/snarkjs
-    if [ -z "${SNARKJS:-}" ]; then
-        if [ ! -x "$dir/node_modules/.bin/snarkjs" ]; then
-            { debian node nodejs && debian npm npm && mkdir -p "$dir" &&
-                npm install --prefix "$dir" --no-save --no-audit --no-fund snarkjs@0.7.6 </dev/null; } || {
+# The other prover, for tests/cross, and a browser without a screen, for tests/http. Without them those tests are skipped;
+# in CI that is an error.
+snarkjs_and_jsdom() {
+    local modules=$PWD/target/snarkjs/node_modules
+    if [ -z "${SNARKJS:-}" ] || [ -z "${JSDOM:-}" ]; then
+        if [ ! -x "$modules/.bin/snarkjs" ] || [ ! -d "$modules/jsdom" ]; then
+            { debian node nodejs && debian npm npm && mkdir -p target/snarkjs &&
+                npm install --prefix target/snarkjs --no-save --no-audit --no-fund snarkjs@0.7.6 jsdom@26.1.0 </dev/null; } || {
                 [ -z "${CI:-}" ] || return 1
-                note "snarkjs could not be installed: the tests against it are SKIPPED"
+                note "snarkjs and jsdom could not be installed: the tests with them are SKIPPED"
                 return 0
             }
         fi
-        export SNARKJS=$dir/node_modules/.bin/snarkjs
+        export SNARKJS=${SNARKJS:-$modules/.bin/snarkjs} JSDOM=${JSDOM:-$modules/jsdom}
     fi
     [ -d ../shared/cases ] || note "../shared/cases is not there: the tests on those circuits are SKIPPED"
 }
@@ -56,8 +57,8 @@ kernels() {
 
 debian cc gcc libc6-dev
 debian c++ g++
-step "snarkjs"
-snarkjs
+step "snarkjs and jsdom"
+snarkjs_and_jsdom
 if ! command -v cargo-nextest >/dev/null; then
     step "install cargo-nextest"
     cargo install cargo-nextest --locked </dev/null

@@ -163,7 +163,8 @@ pub fn run(args: JobsArgs, out: &Output) -> Result<(), CliError> {
     match args.command.unwrap_or(JobsCommand::List(args.list)) {
         JobsCommand::List(a) => list(a, out),
         JobsCommand::Dead { limit } => {
-            list(ListArgs { state: Some(JobState::Failed), circuit: None, before: None, limit }, out)
+            let failed = Some(JobState::Failed);
+            list(ListArgs { state: failed, circuit: None, idempotency_key: None, before: None, limit }, out)
         }
         JobsCommand::Requeue(a) => requeue(a, out),
         JobsCommand::Purge(a) => purge(a, out),
@@ -218,8 +219,12 @@ fn requeue(args: RequeueArgs, out: &Output) -> Result<(), CliError> {
 }
 
 async fn requeue_failed(service: &JobService, args: &RequeueArgs, out: &Output) -> Result<Vec<Job>, CliError> {
-    let filter =
-        JobFilter { state: Some(JobState::Failed), circuit: args.circuit.clone(), limit: args.limit, before: None };
+    let filter = JobFilter {
+        state: Some(JobState::Failed),
+        circuit: args.circuit.clone(),
+        limit: args.limit,
+        ..JobFilter::default()
+    };
     let failed = service.jobs(filter).await.map_err(CliError::failed)?;
     let class_of = |job: &Job| job.error.as_ref().map(|e| e.class);
     let (mut queued, mut left) = (Vec::new(), 0);
@@ -290,6 +295,9 @@ struct ListArgs {
     /// Only jobs of this circuit.
     #[arg(long, value_parser = circuit_name)]
     circuit: Option<CircuitName>,
+    /// Only the job of this idempotency key.
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
     /// Only jobs submitted before this one: what follows the last of a list.
     #[arg(long, value_name = "ID", value_parser = job_id)]
     before: Option<JobId>,
@@ -301,7 +309,8 @@ struct ListArgs {
 /// Lists jobs.
 fn list(args: ListArgs, out: &Output) -> Result<(), CliError> {
     with_workspace(|w| async move {
-        let filter = JobFilter { state: args.state, circuit: args.circuit, before: args.before, limit: args.limit };
+        let ListArgs { state, circuit, idempotency_key, before, limit } = args;
+        let filter = JobFilter { state, circuit, idempotency_key, before, limit };
         let jobs = w.service().jobs(filter).await.map_err(CliError::failed)?;
         out.result(&jobs, || {
             if jobs.is_empty() {

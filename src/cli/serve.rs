@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::http::{self, App, Health};
 use crate::store::StoreError;
 use crate::telemetry::{self, Metrics};
-use crate::worker::{Faults, OpenError, Options, Readiness, Status, Worker, Workspace};
+use crate::worker::{Faults, OpenError, Options, Readiness, Status, View, Worker, Workspace};
 
 /// How long a worker that starts waits for its database.
 const DATABASE_WAIT: Duration = Duration::from_secs(300);
@@ -75,11 +75,12 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
     };
     health.opened(workspace.service());
     readiness.set(Status::Starting("testing devices"));
+    let view = View::default();
     if let Some(addr) = workspace.config().api_addr {
         if !addr.ip().is_loopback() {
             tracing::warn!(%addr, "the API asks for no password and is open to other machines");
         }
-        let app = App { jobs: workspace.service(), metrics, readiness: readiness.clone() };
+        let app = App { jobs: workspace.service(), metrics, readiness: readiness.clone(), worker: view.clone() };
         let router = http::api_router(app, addr.ip().is_loopback());
         open_door(("api", addr, "PROVER_API_ADDR"), router, &stopped, &mut tasks).await?;
     }
@@ -88,6 +89,7 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
         started = start(&workspace, faults) => started?,
         () = signals.next() => return Ok(()),
     };
+    worker.show(&view);
     let dead = tokio::select! {
         why = worker.watch(&readiness) => Some(why),
         () = signals.next() => None,

@@ -19,7 +19,7 @@ use super::problem::Problem;
 use super::server::{Body, ENVELOPE, Room, Stopping, body};
 use crate::model::{Circuit, CircuitName, Job, JobId, JobState, Priority};
 use crate::store::{Cancelled, JobFilter, Scope, Submitted};
-use crate::worker::{SubmitRequest, request};
+use crate::worker::{Status, SubmitRequest, request};
 
 /// Jobs in a list at most.
 const MOST: u32 = 1000;
@@ -40,6 +40,7 @@ pub(super) fn routes(app: &App, loopback: bool) -> Router<App> {
         .route("/v1/queue/{act}", post(pause_queue))
         .route("/v1/circuits/{name}/{act}", post(pause_circuit))
         .route("/v1/circuits", get(circuits))
+        .route("/v1/worker", get(worker))
         .layer(Extension(Room::for_bodies_of(largest)));
     let routes = routes.layer(middleware::from_fn(same_site));
     if loopback { routes.layer(middleware::from_fn(local_only)) } else { routes }
@@ -178,7 +179,7 @@ fn content_type(headers: &HeaderMap) -> String {
 
 async fn list(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
     let invalid = |why: String| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why);
-    let query = Query::of(&uri, &["state", "circuit", "limit", "before"])?;
+    let query = Query::of(&uri, &["state", "circuit", "idempotency_key", "limit", "before"])?;
     let state = query.get("state").map(str::parse::<JobState>).transpose().map_err(invalid)?;
     let limit = match query.get("limit").map(str::parse::<u32>) {
         None => 100,
@@ -188,7 +189,8 @@ async fn list(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
     let circuit = query.get("circuit").map(str::parse::<CircuitName>).transpose();
     let circuit = circuit.map_err(|e| invalid(e.to_string()))?;
     let before = query.get("before").map(str::parse::<JobId>).transpose().map_err(invalid)?;
-    let jobs: Vec<Job> = app.jobs.jobs(JobFilter { state, circuit, before, limit }).await?;
+    let idempotency_key = query.get("idempotency_key").map(str::to_owned);
+    let jobs: Vec<Job> = app.jobs.jobs(JobFilter { state, circuit, idempotency_key, before, limit }).await?;
     json(StatusCode::OK, &jobs)
 }
 
@@ -282,6 +284,18 @@ async fn circuits(State(app): State<App>) -> Result<Response, Problem> {
     json(StatusCode::OK, &circuits)
 }
 
+async fn worker(State(app): State<App>) -> Result<Response, Problem> {
+    let (status, why) = match app.readiness.get() {
+        Status::Starting(at) => ("starting", Some(at.to_owned())),
+        Status::Ready => ("ready", None),
+        Status::StandIn(why) => ("stand_in", Some(why)),
+        Status::Draining => ("draining", None),
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    let about = serde_json::json!({ "status": status, "why": why, "version": version, "worker": app.worker.look() });
+    json(StatusCode::OK, &about)
+}
+
 /// An id that is none names no job.
 fn job_id(text: &str) -> Result<JobId, Problem> {
     text.parse().map_err(|e| Problem::new(StatusCode::NOT_FOUND, e))
@@ -367,7 +381,7 @@ mod tests {
     use crate::seal::Keyring;
     use crate::store::{SqliteStore, Store, StoreSettings};
     use crate::telemetry::Metrics;
-    use crate::worker::{JobService, Readiness, ServiceOptions};
+    use crate::worker::{JobService, Readiness, ServiceOptions, View};
 
     #[tokio::test]
     async fn a_large_input_holds_its_room_until_its_job_is_written_down_and_not_while_somebody_waits() {
@@ -387,7 +401,7 @@ mod tests {
         let options = ServiceOptions { max_input: 1 << 20, start_within: None, keyring: Arc::new(Keyring::none()) };
         let jobs = JobService::new(Arc::new(store), None, Artifacts::memory(), options);
         let (metrics, readiness) = (Metrics::install("prove"), Readiness::starting("testing devices"));
-        let app = App { jobs: jobs.clone(), metrics, readiness };
+        let app = App { jobs: jobs.clone(), metrics, readiness, worker: View::default() };
         let room = Room::for_bodies_of(1 << 20);
         let all = room.free();
         let (stop, stopped) = watch::channel(false);
@@ -415,7 +429,7 @@ mod tests {
             answer = &mut answer => panic!("answered before the job has ended: {answer:?}"),
             () = given_back => {}
         }
-        let filter = JobFilter { state: None, circuit: None, before: None, limit: 9 };
+        let filter = JobFilter { limit: 9, ..JobFilter::default() };
         assert_eq!(jobs.jobs(filter).await.unwrap().len(), 1);
         stop.send_replace(true);
         assert_eq!(answer.await.unwrap().status(), StatusCode::CREATED);

@@ -7,6 +7,7 @@
 
 mod api;
 mod ops;
+mod page;
 mod problem;
 mod server;
 
@@ -19,7 +20,7 @@ use tokio::net::TcpListener;
 
 use crate::model::io_reason;
 use crate::telemetry::Metrics;
-use crate::worker::{JobService, Readiness};
+use crate::worker::{JobService, Readiness, View};
 use problem::Problem;
 pub use server::serve;
 
@@ -32,6 +33,8 @@ pub struct App {
     pub metrics: Metrics,
     /// Whether the worker is ready.
     pub readiness: Readiness,
+    /// The worker.
+    pub worker: View,
 }
 
 /// What metrics and health are answered from: all but the jobs is there before the store is.
@@ -69,6 +72,7 @@ pub fn ops_router(health: impl Into<Health>) -> Router {
 /// The job API, with health beside it. `loopback` says that only this machine is to be served.
 pub fn api_router(app: App, loopback: bool) -> Router {
     api::routes(&app, loopback)
+        .merge(page::routes())
         .merge(ops::health().with_state(app.clone().into()))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)

@@ -137,6 +137,8 @@ pub struct JobFilter {
     pub state: Option<JobState>,
     /// Only those of this circuit.
     pub circuit: Option<CircuitName>,
+    /// Only the one of this idempotency key.
+    pub idempotency_key: Option<String>,
     /// Only those submitted before this job; all, where it is not there.
     pub before: Option<JobId>,
     /// At most so many.
@@ -329,7 +331,7 @@ pub trait Store: Send + Sync + 'static {
     async fn job(&self, id: JobId) -> Result<Option<Job>, StoreError>;
     /// Those of these jobs, of whatever queue, that are queued or running.
     async fn unfinished(&self, ids: &[JobId]) -> Result<Vec<JobId>, StoreError>;
-    /// Jobs, newest first.
+    /// Jobs, newest first, without their results and histories, which may be large.
     async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, StoreError>;
     /// Takes a job: one that is queued, due, not paused and not past its `start_by`, or running with a lapsed lease
     /// (which counts in `tries.lost` and goes into its history), or the answer is `None`. The attempt grows by one, the lease lasts `lease` from now. A lapsed job whose cancellation

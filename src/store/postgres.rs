@@ -782,12 +782,14 @@ impl Store for PostgresStore {
     async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, StoreError> {
         let rows = self.session.rows(Again::Always, |_| {
             // Made of constants only.
-            let sql = statements::jobs(filter.state.map(JobState::as_str), filter.circuit.is_some());
+            let state = filter.state.map(JobState::as_str);
+            let sql = statements::jobs(state, filter.circuit.is_some(), filter.idempotency_key.is_some());
             sqlx::query(sqlx::AssertSqlSafe(sql))
                 .bind(self.session.queue())
                 .bind(i64::from(filter.limit))
                 .bind(filter.circuit.as_ref().map(|c| c.as_str().to_owned()))
                 .bind(filter.before.map(|job| job.to_string()))
+                .bind(filter.idempotency_key.clone())
         });
         rows.await?.iter().map(rows::job).collect()
     }

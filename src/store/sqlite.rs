@@ -79,11 +79,17 @@ macro_rules! now {
         "CAST(round(unixepoch('subsec') * 1000) AS INTEGER)"
     };
 }
-macro_rules! job_columns {
+/// What lists show of a job: all but what may be large.
+macro_rules! small_job_columns {
     () => {
         "id, queue, circuit, zkey, wasm, idempotency_key, priority, state, stage, progress, attempt, tries_transient, \
-         tries_device, tries_lost, worker, error_class, error_message, history, result, cancel_requested, created_at, \
-         run_at, start_by, started_at, finished_at, lease_expires_at"
+         tries_device, tries_lost, worker, error_class, error_message, cancel_requested, created_at, run_at, start_by, \
+         started_at, finished_at, lease_expires_at"
+    };
+}
+macro_rules! job_columns {
+    () => {
+        concat!(small_job_columns!(), ", history, result")
     };
 }
 macro_rules! circuit_columns {
@@ -220,17 +226,19 @@ macro_rules! list {
     ($by:expr) => {
         concat!(
             "SELECT ",
-            job_columns!(),
-            " FROM jobs INDEXED BY ",
+            small_job_columns!(),
+            ", '[]' AS history, NULL AS result FROM jobs ",
             $by,
             " AND seq < coalesce((SELECT seq FROM jobs WHERE id = ?5), 9223372036854775807) ORDER BY seq DESC LIMIT ?2"
         )
     };
 }
-const JOBS: &str = list!("jobs_in_order WHERE queue = ?1");
-const JOBS_IN: &str = list!("jobs_by_state WHERE queue = ?1 AND state = ?3");
-const JOBS_OF: &str = list!("jobs_by_circuit WHERE queue = ?1 AND circuit = ?4");
-const JOBS_OF_IN: &str = list!("jobs_by_circuit WHERE queue = ?1 AND circuit = ?4 AND state = ?3");
+const JOBS: &str = list!("INDEXED BY jobs_in_order WHERE queue = ?1");
+const JOBS_IN: &str = list!("INDEXED BY jobs_by_state WHERE queue = ?1 AND state = ?3");
+const JOBS_OF: &str = list!("INDEXED BY jobs_by_circuit WHERE queue = ?1 AND circuit = ?4");
+const JOBS_OF_IN: &str = list!("INDEXED BY jobs_by_circuit WHERE queue = ?1 AND circuit = ?4 AND state = ?3");
+const JOBS_BY_KEY: &str =
+    list!("WHERE queue = ?1 AND idempotency_key = ?6 AND (?3 IS NULL OR state = ?3) AND (?4 IS NULL OR circuit = ?4)");
 
 const CLAIM: &str = concat!(
     "UPDATE jobs SET tries_lost = tries_lost + (state = 'running'), history = iif(state = 'running', ",
@@ -865,18 +873,20 @@ impl Store for SqliteStore {
     }
 
     async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, StoreError> {
-        let sql = match (filter.state, &filter.circuit) {
-            (None, None) => JOBS,
-            (Some(_), None) => JOBS_IN,
-            (None, Some(_)) => JOBS_OF,
-            (Some(_), Some(_)) => JOBS_OF_IN,
+        let sql = match (filter.state, &filter.circuit, &filter.idempotency_key) {
+            (_, _, Some(_)) => JOBS_BY_KEY,
+            (None, None, None) => JOBS,
+            (Some(_), None, None) => JOBS_IN,
+            (None, Some(_), None) => JOBS_OF,
+            (Some(_), Some(_), None) => JOBS_OF_IN,
         };
         let statement = sqlx::query(sql)
             .bind(self.queue())
             .bind(i64::from(filter.limit))
             .bind(filter.state.map(JobState::as_str))
             .bind(filter.circuit.map(|c| c.as_str().to_owned()))
-            .bind(filter.before.map(id));
+            .bind(filter.before.map(id))
+            .bind(filter.idempotency_key);
         self.rows(statement).await?.iter().map(rows::job).collect()
     }
 
@@ -1240,6 +1250,7 @@ mod tests {
             (JOBS_IN, &["SEARCH jobs USING INDEX jobs_by_state (queue=? AND state=? AND seq<?)"]),
             (JOBS_OF, &["SEARCH jobs USING INDEX jobs_by_circuit (queue=? AND circuit=? AND seq<?)"]),
             (JOBS_OF_IN, &["SEARCH jobs USING INDEX jobs_by_circuit (queue=? AND circuit=? AND seq<?)"]),
+            (JOBS_BY_KEY, &["SEARCH jobs USING INDEX sqlite_autoindex_jobs_2 (queue=? AND idempotency_key=?)"]),
             (COUNTS, &["SEARCH jobs USING COVERING INDEX jobs_by_state (queue=?)"]),
             (SAME_JOB, &["_jobs_1 (id=?)", "_jobs_2 (queue=? AND idempotency_key=?)"]),
             (CLAIM, &["SEARCH jobs USING INDEX sqlite_autoindex_jobs_1 (id=?)"]),

@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::canary::Canary;
 use super::desk::{Batching, Desk, Order};
+use super::view::DeviceView;
 use crate::backend::{Backend, DeviceInfo, DeviceKind};
 use crate::model::{ContentHash, FailureClass, ProvingKey};
 use crate::telemetry;
@@ -102,6 +103,7 @@ pub(super) struct Device {
     singing: AtomicBool,
     pause: Mutex<Option<(Instant, Duration)>>,
     busy_micros: AtomicU64,
+    proofs: AtomicU64,
     /// Keys that it has not the memory for, whatever else is there.
     too_large: Mutex<HashSet<ContentHash>>,
 }
@@ -133,6 +135,7 @@ impl Device {
             singing: AtomicBool::new(false),
             pause: Mutex::new(None),
             busy_micros: AtomicU64::new(0),
+            proofs: AtomicU64::new(0),
             too_large: Mutex::default(),
         }
     }
@@ -229,6 +232,7 @@ impl Device {
         pace.took.note(took.as_secs_f64());
         pace.batch.note(at_once as f64);
         drop(pace);
+        self.proofs.fetch_add(1, Ordering::Relaxed);
         counter!(telemetry::DEVICE_PROOFS, "device" => self.label.clone()).increment(1);
         histogram!(telemetry::DEVICE_PROOF_DURATION, "device" => self.label.clone()).record(took.as_secs_f64());
         self.was_busy(busy);
@@ -300,6 +304,21 @@ impl Device {
             "" => format!("{} failed {SUSPICIOUS} times in a row", self.label),
             why => why.to_owned(),
         })
+    }
+
+    /// How it gets on, for people.
+    pub(super) fn view(&self) -> DeviceView {
+        let DeviceInfo { name, memory, .. } = self.backend.device();
+        DeviceView {
+            device: self.label.clone(),
+            name: name.clone(),
+            memory: *memory,
+            slots: self.slots(),
+            in_hand: self.in_hand.load(Ordering::Relaxed),
+            proofs: self.proofs.load(Ordering::Relaxed),
+            busy_seconds: Duration::from_micros(self.busy_micros.load(Ordering::Relaxed)).as_secs_f64(),
+            unfit: self.unfit(),
+        }
     }
 
     /// Whether it gets jobs. After failures in a row it must sing first.

@@ -24,6 +24,7 @@ pub mod request;
 pub mod retry;
 mod service;
 mod surroundings;
+mod view;
 mod waiting;
 mod workspace;
 
@@ -43,6 +44,7 @@ pub use canary::Canary;
 pub use faults::{Faults, Point};
 pub use readiness::{Readiness, Status};
 pub use service::{JobService, ServiceError, ServiceOptions, SubmitRequest};
+pub use view::{DeviceView, View, WorkerView};
 pub use workspace::{OpenError, Workspace, module_cache, open_queue, running_program};
 
 use self::failure::Ended;
@@ -309,6 +311,12 @@ impl Worker {
         self.ctx.fleet.slots()
     }
 
+    /// Lets it be seen.
+    pub fn show(&self, view: &View) {
+        let Context { id, fleet, options, .. } = &*self.ctx;
+        view.show(id.clone(), options.queue.clone(), self.lost.clone(), fleet);
+    }
+
     /// Keeps `readiness` as long as the worker is of use. Returns why it is not any more: devices that only a new process may
     /// have back.
     pub async fn watch(&self, readiness: &Readiness) -> String {
@@ -429,8 +437,9 @@ async fn heal(ctx: Arc<Context>) {
     let done = JobFilter { state: Some(JobState::Done), limit: HEAL_LAST, ..JobFilter::default() };
     let Ok(jobs) = ctx.store.jobs(done).await else { return };
     for job in jobs {
-        if let Some(result) = &job.result
-            && matches!(ctx.artifacts.has_proof(job.id).await, Ok(false))
+        if matches!(ctx.artifacts.has_proof(job.id).await, Ok(false))
+            && let Ok(Some(job)) = ctx.store.job(job.id).await
+            && let Some(result) = &job.result
             && ctx.artifacts.put_proof(job.id, &result.proof_json, &result.public_json).await.is_ok()
         {
             tracing::info!(job = %job.id, "proof files put back");

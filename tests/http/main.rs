@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod client;
+mod page;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use prover_worker::seal::Keyring;
 use prover_worker::store::{SqliteStore, Store, StoreSettings};
 use prover_worker::telemetry::Metrics;
 use prover_worker::witness::ModuleCache;
-use prover_worker::worker::{JobService, Options, Readiness, Rooms, ServiceOptions, Status, Worker};
+use prover_worker::worker::{JobService, Options, Readiness, Rooms, ServiceOptions, Status, View, Worker};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -36,6 +37,7 @@ struct Site {
     _dir: tempfile::TempDir,
     rooms: Option<Rooms>,
     readiness: Readiness,
+    view: View,
     verifier: Verifier,
     api: SocketAddr,
     ops: SocketAddr,
@@ -75,7 +77,8 @@ impl Site {
         let jobs = JobService::new(store.clone(), Some(queue.clone()), artifacts.clone(), options);
         let readiness = Readiness::starting("testing devices");
         let service = jobs.clone();
-        let app = App { jobs, metrics: Metrics::install("prove"), readiness: readiness.clone() };
+        let (metrics, view) = (Metrics::install("prove"), View::default());
+        let app = App { jobs, metrics, readiness: readiness.clone(), worker: view.clone() };
         let (stop, stopped) = watch::channel(false);
         let mut addresses = Vec::new();
         for router in [http::api_router(app.clone(), true), http::ops_router(app)] {
@@ -85,13 +88,15 @@ impl Site {
         }
         let rooms = Some(Rooms { store, heartbeat, queue, artifacts, registry, service, keyring });
         let verifier = Verifier::new(&key.header.vk);
-        Self { _dir: dir, rooms, readiness, verifier, api: addresses[0], ops: addresses[1], stop }
+        Self { _dir: dir, rooms, readiness, view, verifier, api: addresses[0], ops: addresses[1], stop }
     }
 
     async fn work(&mut self) -> Worker {
         let config = Config::from_lookup(|n| (n == "PROVER_DATA_DIR").then(|| "unused".to_owned())).unwrap();
         let devices: Vec<Arc<dyn Backend>> = vec![Arc::new(CpuBackend::new(2).unwrap())];
-        Worker::start(self.rooms.take().unwrap(), devices, Options::from(&config)).await.unwrap()
+        let worker = Worker::start(self.rooms.take().unwrap(), devices, Options::from(&config)).await.unwrap();
+        worker.show(&self.view);
+        worker
     }
 
     async fn api(&self, method: &str, path: &str, body: &Value) -> Answer {
@@ -276,7 +281,9 @@ async fn a_parameter_that_is_none_is_refused() {
     let site = Site::open().await;
     let id = site.submit(6, 7).await;
     let path = format!("/v1/jobs/{id}");
-    for (query, known) in [("states=queued", "state, circuit, limit, before"), ("wait=1", "known here")] {
+    for (query, known) in
+        [("states=queued", "state, circuit, idempotency_key, limit, before"), ("wait=1", "known here")]
+    {
         assert_problem(&site.get(&format!("/v1/jobs?{query}")).await, 400, known);
     }
     for path in [format!("{path}?wait=0&wiat=1"), format!("{path}/proof?wiat=1")] {

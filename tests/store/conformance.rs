@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prover_worker::model::{Attempt, ContentHash, FailureClass, JobId, JobState, Priority, Stage, Tries};
+use prover_worker::model::{Attempt, ContentHash, FailureClass, Job, JobId, JobState, NewJob, Priority, Stage, Tries};
 use prover_worker::store::{
     Cancelled, Counts, Due, Held, JobFilter, Retry, Store, StoreError, StoreSettings, Submitted,
 };
@@ -48,6 +48,8 @@ macro_rules! suite {
                 unknown_jobs_are_none_and_hold_nothing,
                 those_that_have_not_ended_are_told_from_those_that_have,
                 jobs_are_listed_newest_first_by_state_and_limit,
+                a_list_leaves_out_what_may_be_large,
+                a_job_is_found_by_its_idempotency_key,
                 a_claim_gives_the_job_and_its_input,
                 inputs_of_any_bytes_and_sizes_survive,
                 a_claimed_job_cannot_be_claimed_while_its_lease_lasts,
@@ -458,6 +460,39 @@ pub async fn jobs_are_listed_newest_first_by_state_and_limit(p: impl Place) {
     assert_eq!(list(Some(JobState::Queued), 100).await, [4, 2, 0]);
     assert_eq!(list(Some(JobState::Cancelled), 1).await, [3]);
     assert_eq!(list(Some(JobState::Done), u32::MAX).await, [0; 0]);
+}
+
+pub async fn a_list_leaves_out_what_may_be_large(p: impl Place) {
+    let store = p.open().await;
+    let (id, attempt) = claimed(&store, LONG).await;
+    store.fail(id, attempt, &error(FailureClass::Transient), Retry::After(NONE)).await.unwrap();
+    let attempt = claim(&store, id, LONG).await.unwrap().job.attempt;
+    store.finish(id, attempt, &result()).await.unwrap();
+    let job = job(&store, id).await;
+    assert_eq!((job.history.len(), job.result.as_ref()), (1, Some(&result())));
+    let listed = store.jobs(JobFilter { limit: 9, ..JobFilter::default() }).await.unwrap();
+    assert_eq!(listed, [Job { history: Vec::new(), result: None, ..job }]);
+}
+
+pub async fn a_job_is_found_by_its_idempotency_key(p: impl Place) {
+    let store = p.open().await;
+    store.put_circuit(&circuit("c", 1)).await.unwrap();
+    let named = NewJob { idempotency_key: Some("k".into()), ..new_job("c") };
+    for new in [&named, &NewJob { idempotency_key: Some("K".into()), ..new_job("c") }, &new_job("c")] {
+        submit(&store, new).await;
+    }
+    let list = async |key: &str, filter: JobFilter| -> Vec<JobId> {
+        let filter = JobFilter { idempotency_key: Some(key.into()), limit: 9, ..filter };
+        store.jobs(filter).await.unwrap().iter().map(|j| j.id).collect()
+    };
+    let any = JobFilter::default;
+    assert_eq!(list("k", any()).await, [named.id]);
+    assert_eq!(list("l", any()).await, []);
+    let queued = || JobFilter { state: Some(JobState::Queued), circuit: Some(name("c")), ..any() };
+    assert_eq!(list("k", queued()).await, [named.id]);
+    assert_eq!(list("k", JobFilter { state: Some(JobState::Done), ..any() }).await, []);
+    assert_eq!(list("k", JobFilter { circuit: Some(name("d")), ..any() }).await, []);
+    assert_eq!(list("k", JobFilter { before: Some(named.id), ..any() }).await, []);
 }
 
 // Claiming.

@@ -34,7 +34,7 @@ fn of(circuit: &str) -> Scope {
 }
 
 /// Submits another job.
-async fn submit(store: &impl Store, new: &NewJob) -> JobId {
+pub async fn submit(store: &impl Store, new: &NewJob) -> JobId {
     store.submit(new, plain(INPUT)).await.unwrap().job().id
 }
 
@@ -81,8 +81,8 @@ pub async fn queues_see_their_own_jobs_and_find_all_by_id(p: impl Place) {
         assert_eq!(store.load().await.unwrap().queued, 1);
         for circuit in [None, Some(self::name("c"))] {
             for state in [None, Some(JobState::Queued)] {
-                let jobs =
-                    store.jobs(JobFilter { state, circuit: circuit.clone(), before: None, limit: 9 }).await.unwrap();
+                let filter = JobFilter { state, circuit: circuit.clone(), limit: 9, ..JobFilter::default() };
+                let jobs = store.jobs(filter).await.unwrap();
                 assert_eq!(jobs.iter().map(|j| j.id).collect::<Vec<_>>(), [own]);
             }
         }
@@ -127,7 +127,7 @@ pub async fn jobs_are_listed_by_circuit(p: impl Place) {
     }
     store.cancel(ids[2]).await.unwrap();
     let list_before = async |before, state, c: &str, limit| -> Vec<JobId> {
-        let filter = JobFilter { state, circuit: Some(name(c)), before, limit };
+        let filter = JobFilter { state, circuit: Some(name(c)), before, limit, ..JobFilter::default() };
         store.jobs(filter).await.unwrap().iter().map(|j| j.id).collect()
     };
     let list = async |state, c: &str, limit| list_before(None, state, c, limit).await;

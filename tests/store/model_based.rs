@@ -603,6 +603,11 @@ async fn run(place: &impl Place, ops: &[Op]) {
         let store = &stores[(step + 1) % 2];
         let mut jobs = store.jobs(JobFilter { limit: 100, ..JobFilter::default() }).await.unwrap();
         jobs.reverse();
+        for listed in &mut jobs {
+            let job = store.job(listed.id).await.unwrap().unwrap();
+            assert_eq!(*listed, Job { result: None, history: Vec::new(), ..job.clone() }, "{step}: {op:?}");
+            *listed = job;
+        }
         let jobs: Vec<Seen> = jobs.iter().map(seen).collect();
         let expected: Vec<Seen> = model.jobs.iter().map(|e| e.job.clone()).collect();
         assert_eq!(jobs, expected, "{step}: {op:?}");

@@ -814,6 +814,7 @@ async fn looks_go_by_their_indexes() {
         ("list", "jobs_in_order"),
         ("list failed", "jobs_put_aside"),
         ("list of circuit", "jobs_by_circuit"),
+        ("list by key", "jobs_by_key"),
     ] {
         assert!(plan(name).contains(index), "expected {index} for {name}: {}", plan(name));
     }

@@ -152,8 +152,12 @@ async fn a_file_of_the_first_version_is_brought_up_to_date() {
     let id = |n: u8| JobId(uuid::Uuid::from_u128(n.into()));
     let hash = |n: u8| ContentHash(std::array::from_fn(|i| if i == 31 { n } else { 0 }));
 
-    let jobs = store.jobs(JobFilter { limit: 10, ..JobFilter::default() }).await.unwrap();
-    assert_eq!(jobs.iter().map(|j| j.id).collect::<Vec<_>>(), [7, 5, 4, 3, 2].map(id));
+    let listed = store.jobs(JobFilter { limit: 10, ..JobFilter::default() }).await.unwrap();
+    assert_eq!(listed.iter().map(|j| j.id).collect::<Vec<_>>(), [7, 5, 4, 3, 2].map(id));
+    let mut jobs = Vec::new();
+    for job in listed {
+        jobs.push(store.job(job.id).await.unwrap().unwrap());
+    }
     for (job, (n, state)) in jobs.iter().rev().zip([2_u8, 3, 4, 5, 7].into_iter().zip(JobState::ALL)) {
         assert_eq!((job.state, job.queue.as_str(), &job.history, job.start_by), (state, "prove", &vec![], None));
         assert_eq!((job.zkey, job.wasm, job.priority.0), (hash(1), Some(hash(2)), 10 - i16::from(n)));

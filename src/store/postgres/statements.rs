@@ -26,11 +26,17 @@ macro_rules! now {
         "(SELECT now FROM clock)"
     };
 }
-macro_rules! job_columns {
+/// What lists show of a job: all but what may be large.
+macro_rules! small_job_columns {
     () => {
         "uuid_send(id) AS id, queue, circuit, zkey, wasm, idempotency_key, priority, state, stage, progress, attempt, \
-         tries_transient, tries_device, tries_lost, worker, error_class, error_message, history::text AS history, \
-         result, cancel_requested, created_at, run_at, start_by, started_at, finished_at, lease_expires_at"
+         tries_transient, tries_device, tries_lost, worker, error_class, error_message, cancel_requested, created_at, \
+         run_at, start_by, started_at, finished_at, lease_expires_at"
+    };
+}
+macro_rules! job_columns {
+    () => {
+        concat!(small_job_columns!(), ", history::text AS history, result")
     };
 }
 macro_rules! circuit_columns {
@@ -232,13 +238,16 @@ pub(super) const TAKES_WRITES: &str = "SELECT pg_is_in_recovery() AS standby, \
 pub(super) const JOB_STATE: &str = "SELECT state FROM jobs WHERE id = $1::text::uuid";
 
 /// The list of jobs in a state; the state is part of the text, so that its partial index is found.
-pub(super) fn jobs(state: Option<&'static str>, of_circuit: bool) -> String {
-    const COLUMNS: &str = job_columns!();
+pub(super) fn jobs(state: Option<&'static str>, of_circuit: bool, by_key: bool) -> String {
+    const COLUMNS: &str = concat!(small_job_columns!(), ", '[]' AS history, NULL::text AS result");
     let state = state.map(|s| format!(" AND state = '{s}'")).unwrap_or_default();
-    // The circuit is bound all the same.
+    // What is not asked for is bound all the same.
     let circuit = if of_circuit { "circuit = $3" } else { "$3::text IS NULL" };
+    let key = if by_key { "idempotency_key = $5" } else { "$5::text IS NULL" };
     let before = "seq < coalesce((SELECT seq FROM jobs WHERE id = $4::text::uuid), 9223372036854775807)";
-    format!("SELECT {COLUMNS} FROM jobs WHERE queue = $1 AND {circuit}{state} AND {before} ORDER BY seq DESC LIMIT $2")
+    format!(
+        "SELECT {COLUMNS} FROM jobs WHERE queue = $1 AND {circuit} AND {key}{state} AND {before} ORDER BY seq DESC LIMIT $2"
+    )
 }
 
 /// Takes jobs and reads their inputs. `o` is the job as the statement's snapshot has it, whose input it is that `i`
@@ -534,7 +543,12 @@ pub(super) fn watched() -> Vec<(&'static str, String)> {
         ("still unfinished", STILL_UNFINISHED),
         ("content in use", CONTENT_IN_USE),
     ];
-    let lists = [("list", None, false), ("list failed", Some("failed"), false), ("list of circuit", None, true)];
-    let lists = lists.map(|(name, state, of_circuit)| (name, jobs(state, of_circuit)));
+    let lists = [
+        ("list", None, false, false),
+        ("list failed", Some("failed"), false, false),
+        ("list of circuit", None, true, false),
+        ("list by key", None, false, true),
+    ];
+    let lists = lists.map(|(name, state, of_circuit, by_key)| (name, jobs(state, of_circuit, by_key)));
     fixed.map(|(name, sql)| (name, sql.to_owned())).into_iter().chain(lists).collect()
 }

@@ -169,7 +169,9 @@ impl Fleet {
 
     /// Every job there is.
     pub fn jobs(&self) -> Vec<Job> {
-        self.block(self.direct.store().jobs(JobFilter { limit: u32::MAX, ..JobFilter::default() })).unwrap()
+        let all = JobFilter { limit: u32::MAX, ..JobFilter::default() };
+        // A list has no results and histories.
+        self.block(self.direct.store().jobs(all)).unwrap().iter().map(|job| self.job(job.id)).collect()
     }
 
     /// Waits for the job's end.

@@ -1,0 +1,346 @@
+"use strict";
+// Shows what the API says, again and again. Text of others (names, errors, ids) becomes text nodes only.
+
+const LOOK_MS = 2000;
+// Counting what has ended costs the database more than a list does.
+const COUNT_EVERY = 3;
+const PAGE = 50;
+const STATES = ["queued", "running", "done", "failed", "cancelled"];
+const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
+
+const at = (id) => document.getElementById(id);
+
+/** What is looked at: a filter, a page, a job. It is the address's fragment too, so that it can be sent to others. */
+let view = {};
+/** What was heard last. */
+let circuits = [];
+let paused = [];
+let looks = 0;
+let timer = 0;
+/** What each part of the page shows. */
+const shown = {};
+/** The latest look: an answer to an earlier one is of no use any more. */
+let turn = 0;
+
+function element(tag, attributes, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes ?? {})) {
+    if (name === "onclick") made.addEventListener("click", value);
+    else if (value !== undefined && value !== false) made.setAttribute(name, value === true ? "" : value);
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+const cell = (kind, ...children) => element("td", kind ? { class: kind } : {}, ...children);
+const badge = (kind, text) => element("span", { class: `badge ${kind}` }, text);
+const button = (text, onclick, kind) => element("button", { type: "button", class: kind, onclick }, text);
+
+/** The answer of the API, or an error whose message is a sentence. */
+async function ask(method, path) {
+  let answer;
+  try {
+    answer = await fetch(path, { method, headers: { accept: "application/json" } });
+  } catch {
+    throw new Error("the worker does not answer");
+  }
+  const body = await answer.json().catch(() => null);
+  if (!answer.ok) throw new Error(body?.detail ?? `${method} ${path}: ${answer.status}`);
+  return body;
+}
+
+/** Whether a part has something else to show than it does: else it is left alone, and keeps its focus and selection. */
+function changed(part, ...data) {
+  const text = JSON.stringify(data);
+  const differs = shown[part] !== text;
+  shown[part] = text;
+  return differs;
+}
+
+function query() {
+  const parameters = new URLSearchParams({ limit: String(PAGE) });
+  for (const name of ["state", "circuit", "idempotency_key", "before"]) {
+    if (view[name]) parameters.set(name, view[name]);
+  }
+  return parameters;
+}
+
+// Times and sizes, for people.
+
+function span(ms) {
+  if (ms < 1000) return `${Math.max(0, Math.round(ms))} ms`;
+  const s = ms / 1000;
+  if (s < 60) return `${s.toFixed(1)} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min ${Math.floor(s % 60)} s`;
+  if (s < 172800) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+  return `${Math.floor(s / 86400)} days`;
+}
+
+const when = (ms) => new Date(ms).toLocaleString();
+const moment = (ms) => element("time", { datetime: new Date(ms).toISOString() }, when(ms));
+const number = (n) => n.toLocaleString("en");
+const size = (bytes) => (bytes > 0 ? `${(bytes / 2 ** 30).toFixed(1)} GiB` : "");
+const domain = (n) => `2^${Math.round(Math.log2(n))}`;
+
+// The parts of the page.
+
+function showWorker(about) {
+  if (!changed("worker", about)) return;
+  const { status, why, version, worker } = about;
+  const words = { ready: "ready", starting: "starting", stand_in: "only the processor proves", draining: "draining" };
+  at("status").className = `badge ${status}`;
+  at("status").textContent = words[status] ?? status;
+  at("version").textContent = version;
+  at("queue-name").textContent = worker ? `queue ${worker.queue}` : "";
+  document.title = worker ? `${worker.queue} · prover-worker` : "prover-worker";
+  const lines = worker ? [`${worker.id}: ${worker.in_hand} of ${worker.slots} jobs in hand`] : [];
+  if (why) lines.push(why);
+  at("worker").replaceChildren(...[...lines, ...(worker?.lost ?? [])].map((line) => element("span", {}, line, element("br"))));
+  at("devices").replaceChildren(
+    ...(worker?.devices ?? []).map((d) =>
+      element(
+        "tr",
+        {},
+        cell("nowrap", d.device),
+        cell("", d.name),
+        cell("number", size(d.memory)),
+        cell("number", `${d.in_hand} of ${d.slots}`),
+        cell("number", number(d.proofs)),
+        cell("number", span(d.busy_seconds * 1000)),
+        cell("remark", d.unfit ? badge("unfit", "sits out") : badge("fit", "fit"), d.unfit ? ` ${d.unfit}` : null),
+      ),
+    ),
+  );
+}
+
+function showQueue({ counts, load, paused: held }) {
+  paused = held;
+  if (!changed("queue", counts, load, held)) return;
+  const about = counts?.estimated ? "about " : "";
+  const tiles = STATES.filter((state) => counts && state in counts).map((state) => {
+    const estimated = !["queued", "running"].includes(state);
+    return [state, (estimated ? about : "") + number(counts[state]), () => go({ state })];
+  });
+  if (!counts) tiles.push(["queued", number(load.queued)], ["running", number(load.running)]);
+  tiles.push(["ended within the last minute", number(load.ended_last_minute)]);
+  tiles.push(["the oldest waits for", load.oldest_ms > 0 ? span(load.oldest_ms) : "–"]);
+  at("counts").replaceChildren(
+    ...tiles.map(([name, value, onclick]) =>
+      element("li", {}, element("strong", {}, value), onclick ? button(name, onclick, `link ${name}`) : name),
+    ),
+  );
+  const whole = held.find((p) => p.scope === "queue");
+  const act = at("queue-pause");
+  act.hidden = false;
+  act.textContent = whole ? "Resume" : "Pause";
+  act.title = whole ? `paused since ${when(whole.since)}` : "jobs in hand go on; others wait";
+}
+
+function showCircuits() {
+  if (!changed("circuits", circuits, paused, view.circuit)) return;
+  const heldAt = new Map(paused.filter((p) => p.scope.circuit).map((p) => [p.scope.circuit, p.since]));
+  at("circuits").replaceChildren(
+    ...circuits.map((c) => {
+      const since = heldAt.get(c.name);
+      const act = since === undefined ? "pause" : "resume";
+      return element(
+        "tr",
+        {},
+        cell("", button(c.name, () => go({ circuit: c.name }), "link"), since === undefined ? null : element("span", {}, " ", badge("paused", "paused"))),
+        cell("number", domain(c.domain_size)),
+        cell("number", number(c.n_vars)),
+        cell("number", number(c.n_public)),
+        cell("nowrap", c.wasm ? "JSON" : "witness"),
+        cell("", element("code", { title: c.zkey }, c.zkey.slice(0, 12))),
+        cell("nowrap", moment(c.created_at)),
+        cell("", button(act === "pause" ? "Pause" : "Resume", () => change(`Really ${act} circuit ${c.name}?`, "POST", `v1/circuits/${encodeURIComponent(c.name)}/${act}`))),
+      );
+    }),
+  );
+  const names = circuits.map((c) => c.name);
+  // One that was removed has jobs all the same.
+  if (view.circuit && !names.includes(view.circuit)) names.push(view.circuit);
+  options("circuit", names, view.circuit);
+}
+
+function options(id, values, chosen) {
+  const list = at(id);
+  const wanted = ["", ...values];
+  if ([...list.options].map((o) => o.value).join("\n") !== wanted.join("\n")) {
+    list.replaceChildren(...wanted.map((value) => element("option", { value }, value || "all")));
+  }
+  if (document.activeElement !== list) list.value = chosen ?? "";
+}
+
+function showJobs(jobs) {
+  at("newest").disabled = !view.before;
+  if (!changed("jobs", jobs)) return;
+  const open = (id) => () => go({ ...view, job: id });
+  at("jobs").replaceChildren(
+    ...jobs.map((job) =>
+      element(
+        "tr",
+        {},
+        cell("nowrap id", button(job.id, open(job.id), "link")),
+        cell("", job.circuit),
+        cell("nowrap", ...stateOf(job)),
+        cell("number", String(job.attempt)),
+        cell("nowrap", moment(job.created_at)),
+        cell("number", job.started_at === null ? "" : span(job.started_at - job.created_at)),
+        cell("number", job.started_at === null || job.finished_at === null ? "" : span(job.finished_at - job.started_at)),
+        cell("remark", job.error ? job.error.message : ""),
+      ),
+    ),
+  );
+  if (jobs.length === 0) at("jobs").append(element("tr", {}, element("td", { colspan: "8", class: "quiet" }, "no such jobs")));
+  at("older").disabled = jobs.length < PAGE;
+  at("older").onclick = () => go({ ...view, job: undefined, before: jobs.at(-1)?.id });
+}
+
+function stateOf(job) {
+  const shown = [badge(job.state, job.cancel_requested && job.state === "running" ? "cancelling" : job.state)];
+  if (job.state === "running") {
+    shown.push(" ", job.stage ?? "", " ", element("progress", { value: String(job.progress), max: "1", "aria-label": "progress" }));
+  }
+  if (job.state === "queued" && job.error) shown.push(" to be tried again");
+  return shown;
+}
+
+function showJob(job) {
+  at("job").hidden = false;
+  if (!changed("job", job)) return;
+  const members = [
+    ["Id", element("span", { class: "id" }, job.id)],
+    ["State", element("span", {}, ...stateOf(job))],
+    ["Circuit", job.circuit],
+    ["Queue", job.queue],
+    ["Priority", job.priority || null],
+    ["Idempotency key", job.idempotency_key],
+    ["Submitted", moment(job.created_at)],
+    ["Next try", job.state === "queued" && job.error ? moment(job.run_at) : null],
+    ["To be begun by", job.start_by === null ? null : moment(job.start_by)],
+    ["First begun", job.started_at === null ? null : moment(job.started_at)],
+    ["Ended", job.finished_at === null ? null : moment(job.finished_at)],
+    ["Attempt", job.attempt || null],
+    ["Worker", job.worker],
+    ["Lease until", job.lease_expires_at === null ? null : moment(job.lease_expires_at)],
+    ["Error", job.error ? `${job.error.message} (${job.error.class})` : null],
+    ["Device", job.result?.device],
+    ["Key", element("code", {}, job.zkey)],
+    ["Program", job.wasm ? element("code", {}, job.wasm) : null],
+  ];
+  for (const [name, ms] of Object.entries(job.result?.times ?? {})) {
+    members.push([`Time: ${name.replace(/_ms$/, "")}`, span(ms)]);
+  }
+  at("job-members").replaceChildren(
+    ...members.filter(([, value]) => value !== null && value !== undefined).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, typeof value === "number" ? String(value) : value)]),
+  );
+  at("job-history").replaceChildren(
+    ...job.history.map((past) => element("li", { value: String(past.attempt) }, moment(past.at), ` ${past.error.message} (${past.error.class})`)),
+  );
+  at("job-history-title").hidden = job.history.length === 0;
+  const path = `v1/jobs/${job.id}`;
+  const acts = [element("a", { href: path }, "as JSON")];
+  if (job.state === "done") acts.push(element("a", { href: `${path}/proof`, download: `${job.id}.json` }, "proof and public values"));
+  if (job.state === "queued" || job.state === "running") acts.push(button("Cancel", () => change("Really cancel this job? Its input will be gone.", "DELETE", path)));
+  if (job.state === "failed") acts.push(button("Queue again", () => change(null, "POST", `${path}/requeue`)));
+  at("job-acts").replaceChildren(...acts);
+}
+
+// What the page does.
+
+function trouble(message) {
+  at("trouble").hidden = !message;
+  at("trouble").textContent = message ?? "";
+}
+
+/** Looks at everything once, and again after a while. */
+async function look() {
+  clearTimeout(timer);
+  const mine = ++turn;
+  try {
+    const whole = looks++ % COUNT_EVERY === 0;
+    const [about, queue, known, jobs, job] = await Promise.all([
+      ask("GET", "v1/worker"),
+      whole ? ask("GET", "v1/queue") : null,
+      whole ? ask("GET", "v1/circuits") : null,
+      ask("GET", `v1/jobs?${query()}`),
+      // One that is not known, or no more, leaves the rest as it is.
+      view.job ? ask("GET", `v1/jobs/${encodeURIComponent(view.job)}`).catch((error) => error) : null,
+    ]);
+    if (mine !== turn) return;
+    showWorker(about);
+    if (queue) showQueue(queue);
+    if (known) circuits = known;
+    showCircuits();
+    options("state", STATES, view.state);
+    showJobs(jobs);
+    const unknown = job instanceof Error;
+    if (job && !unknown) showJob(job);
+    else at("job").hidden = true;
+    at("updated").textContent = new Date().toLocaleTimeString();
+    trouble(unknown ? job.message : null);
+  } catch (error) {
+    if (mine !== turn) return;
+    // What was not heard is asked for with the next look.
+    looks = 0;
+    trouble(`${error.message}; what is shown here may be old`);
+  }
+  timer = setTimeout(look, LOOK_MS);
+}
+
+/** Asks for a change, after a question to whoever is there, and looks what came of it. */
+async function change(question, method, path) {
+  if (question && !confirm(question)) return;
+  let why = null;
+  try {
+    await ask(method, path);
+  } catch (error) {
+    why = error.message;
+  }
+  looks = 0;
+  await look();
+  if (why) trouble(why);
+}
+
+/** Looks at something else. */
+function go(next) {
+  const parameters = new URLSearchParams(Object.entries(next).filter(([, value]) => value));
+  if (location.hash.slice(1) === parameters.toString()) look();
+  else location.hash = parameters.toString();
+}
+
+function read() {
+  view = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  at("search").value = view.idempotency_key ?? "";
+  look();
+}
+
+at("filter").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const sought = at("search").value.trim();
+  const [state, circuit] = [at("state").value, at("circuit").value];
+  go(UUID.test(sought) ? { state, circuit, job: sought.toLowerCase() } : { state, circuit, idempotency_key: sought });
+});
+for (const id of ["state", "circuit"]) at(id).addEventListener("change", () => at("filter").requestSubmit());
+at("newest").addEventListener("click", () => go({ ...view, before: undefined, job: undefined }));
+at("job-close").addEventListener("click", () => go({ ...view, job: undefined }));
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && view.job) go({ ...view, job: undefined });
+});
+at("queue-pause").addEventListener("click", () => {
+  const act = paused.some((p) => p.scope === "queue") ? "resume" : "pause";
+  change(`Really ${act} the queue?`, "POST", `v1/queue/${act}`);
+});
+addEventListener("hashchange", read);
+// A page that nobody sees asks for nothing.
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) {
+    clearTimeout(timer);
+    turn++;
+  } else {
+    looks = 0;
+    look();
+  }
+});
+read();

@@ -1,0 +1,117 @@
+"use strict";
+// The live page in jsdom: node page.cjs JSDOM URL DONE FAILED QUEUED, the last three ids of jobs in these states, of a
+// queue that is paused. Fails on the first thing that is not as it should be.
+
+const assert = require("node:assert/strict");
+const [jsdom, url, done, failed, queued] = process.argv.slice(2);
+const { JSDOM, VirtualConsole } = require(jsdom);
+
+/** The page, as soon as it has loaded; errors in it are failures. */
+async function open(address) {
+  const virtualConsole = new VirtualConsole();
+  virtualConsole.on("jsdomError", (error) => {
+    throw error;
+  });
+  const { window } = await JSDOM.fromURL(address, {
+    runScripts: "dangerously",
+    resources: "usable",
+    pretendToBeVisual: true,
+    virtualConsole,
+    beforeParse(window) {
+      window.questions = [];
+      window.confirm = (question) => Boolean(window.questions.push(question));
+      // jsdom has no fetch; a browser says where a request comes from.
+      window.fetch = (path, options) =>
+        fetch(new URL(path, window.document.baseURI), { ...options, headers: { ...options.headers, origin: window.location.origin } });
+    },
+  });
+  return window;
+}
+
+/** Waits until it holds. */
+async function until(what, holds) {
+  const late = Date.now() + 60_000;
+  while (!holds()) {
+    assert.ok(Date.now() < late, `never came: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+const press = (window, within, text) => {
+  const found = [...window.document.querySelectorAll(`${within} button`)].filter((b) => b.textContent === text);
+  assert.equal(found.length, 1, `${text} in ${within}`);
+  found[0].click();
+};
+
+async function main() {
+  const window = await open(url);
+  const document = window.document;
+  const text = (id) => document.getElementById(id).textContent;
+  const rows = (id) => [...document.getElementById(id).rows].map((row) => row.textContent);
+  const shownJobs = () => rows("jobs").map((row) => row.slice(0, 36));
+  const setTo = (id, value) => {
+    document.getElementById(id).value = value;
+    document.getElementById(id).dispatchEvent(new window.Event("change"));
+  };
+
+  await until("the first look", () => rows("jobs").length === 3);
+  assert.deepEqual(shownJobs(), [queued, failed, done], "newest first");
+  assert.equal(text("status"), "ready");
+  assert.match(text("worker"), /0 of \d+ jobs in hand/);
+  assert.match(rows("devices")[0], /^cpu:0.*0 of \d+1\d.*fit$/, "one proof");
+  assert.deepEqual(rows("circuits").map((row) => row.match(/^[a-z]+/)[0]), ["bare", "multiplier"]);
+  const counts = [...document.querySelectorAll("#counts li")].map((tile) => tile.textContent);
+  assert.deepEqual(counts.slice(0, 5), ["1queued", "0running", "1done", "1failed", "0cancelled"]);
+  assert.equal(document.getElementById("trouble").hidden, true);
+
+  // One that is done.
+  press(window, "#jobs", done);
+  await until("the job that is done", () => !document.getElementById("job").hidden);
+  assert.match(text("job-members"), new RegExp(`${done}.*done.*multiplier.*cpu:0`));
+  const links = [...document.querySelectorAll("#job-acts a")].map((a) => a.href);
+  assert.deepEqual(links, [`${url}v1/jobs/${done}`, `${url}v1/jobs/${done}/proof`]);
+  assert.equal(document.querySelectorAll("#job-acts button").length, 0, "nothing is to be done about it");
+  press(window, "#job", "Close");
+  await until("the job to be closed", () => document.getElementById("job").hidden);
+
+  // Text of others is shown as it is, and nothing else comes of it.
+  setTo("state", "failed");
+  await until("failed jobs alone", () => rows("jobs").length === 1);
+  assert.match(rows("jobs")[0], /<img src=x>/);
+  setTo("state", "");
+  document.getElementById("search").value = "<b>&amp;</b>";
+  document.getElementById("filter").requestSubmit();
+  await until("the job of that key", () => rows("jobs").length === 1);
+  assert.deepEqual(shownJobs(), [failed]);
+  press(window, "#jobs", failed);
+  await until("the job that failed", () => !document.getElementById("job").hidden);
+  assert.match(text("job-members"), /<b>&amp;<\/b>/);
+  assert.equal(document.querySelectorAll("img, b").length, 0);
+  // Bad input is not kept, so that it cannot be queued again: the page says so.
+  press(window, "#job", "Queue again");
+  await until("a refusal", () => /no longer held/.test(text("trouble")));
+
+  // By its id, whatever else is shown.
+  document.getElementById("search").value = queued.toUpperCase();
+  document.getElementById("filter").requestSubmit();
+  await until("the job by its id", () => text("job-members").includes(queued));
+  press(window, "#job", "Cancel");
+  await until("the job to be cancelled", () => /cancelled/.test(text("job-members")));
+  press(window, "#queue-title", "Resume");
+  await until("the queue to go on", () => text("queue-pause") === "Pause");
+  assert.equal(window.questions.length, 2, "each was asked about");
+
+  // The address says what is shown.
+  assert.ok(window.location.hash.includes(queued));
+  const again = await open(`${url}${window.location.hash}`);
+  await until("the same job", () => again.document.getElementById("job-members").textContent.includes(queued));
+  const gone = await open(`${url}#job=0199b0c4-7e11-7a3c-9c8e-0f4f5a3f1f22`);
+  await until("a word on a job that is not there", () => /there is no job/.test(gone.document.getElementById("trouble").textContent));
+  assert.equal(gone.document.getElementById("jobs").rows.length, 3);
+  process.exit(0);
+}
+
+main().catch((error) => {
+  console.error(error);
+  process.exit(1);
+});

@@ -1,0 +1,78 @@
+//! The live page: what a browser is sent, and what it does there, by jsdom.
+//!
+//! jsdom is put beside snarkjs by `scripts/test.sh`, or named by `JSDOM`. Where it is missing, the test says so and
+//! passes; with `JSDOM` set, one that is not there is a failure.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+
+use super::Site;
+use super::client::request;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_and_its_files_are_all_that_a_browser_may_load() {
+    let site = Site::open().await;
+    for (path, kind) in [("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")] {
+        let answer = site.get(path).await;
+        assert_eq!(answer.status, 200, "{path}");
+        assert_eq!(answer.header("content-type"), Some(format!("{kind}; charset=utf-8").as_str()));
+        let policy = answer.header("content-security-policy").unwrap();
+        for part in ["default-src 'none'", "script-src 'self'", "connect-src 'self'", "frame-ancestors 'none'"] {
+            assert!(policy.contains(part), "{policy}");
+        }
+        assert!(!policy.contains("unsafe"), "{policy}");
+        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
+        let text = answer.text();
+        // Nothing from elsewhere, and nothing that turns text into markup or programs.
+        for never in
+            ["http:", "https:", "innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "style="]
+        {
+            assert!(!text.contains(never), "{path} has {never}");
+        }
+    }
+    // Metrics' port is for machines.
+    assert_eq!(request(site.ops, "GET", "/", &[], b"").await.status, 404);
+}
+
+/// Where jsdom is, unless it is missing.
+fn jsdom() -> Option<PathBuf> {
+    let named = std::env::var_os("JSDOM").map(PathBuf::from);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let jsdom = named.clone().unwrap_or_else(|| root.join("target/snarkjs/node_modules/jsdom"));
+    assert!(named.is_none() || jsdom.exists(), "JSDOM names {}, which is not there", jsdom.display());
+    if !jsdom.exists() {
+        eprintln!("SKIPPED: jsdom is not at {}", jsdom.display());
+        return None;
+    }
+    Some(jsdom)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_shows_what_there_is_and_changes_it() {
+    let Some(jsdom) = jsdom() else { return };
+    let mut site = Site::open().await;
+    let worker = site.work().await;
+    site.readiness.set(prover_worker::worker::Status::Ready);
+    let done = site.submit(6, 7).await;
+    site.wait_done(&done).await;
+    // Its error repeats the name of the input, and its key is text of the submitter's, too.
+    let body = json!({"circuit": "multiplier", "input": {"<img src=x>": 1}, "idempotency_key": "<b>&amp;</b>"});
+    let failed = site.api("POST", "/v1/jobs?wait=300", &body).await.json();
+    assert_eq!(failed["state"], "failed", "{failed}");
+    assert_eq!(site.api("POST", "/v1/queue/pause", &json!(null)).await.status, 200);
+    let queued = site.submit(1, 1).await;
+
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/http/page.cjs");
+    let mut browser = Command::new("node");
+    browser.arg(script).arg(jsdom).arg(format!("http://{}/", site.api));
+    browser.args([&done, failed["id"].as_str().unwrap(), &queued]);
+    let output = tokio::task::spawn_blocking(move || browser.output().unwrap()).await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    // What was pressed there.
+    assert_eq!(site.get("/v1/queue").await.json()["paused"], json!([]));
+    assert_eq!(site.get(&format!("/v1/jobs/{queued}")).await.json()["state"], "cancelled");
+    worker.drain().await;
+}
