@@ -24,20 +24,20 @@ debian() {
     DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "$@" </dev/null
 }
 
-# The other prover, for tests/cross, and a browser without a screen, for tests/http. Without them those tests are skipped;
-# in CI that is an error.
-snarkjs_and_jsdom() {
-    local modules=$PWD/target/snarkjs/node_modules
-    if [ -z "${SNARKJS:-}" ] || [ -z "${JSDOM:-}" ]; then
-        if [ ! -x "$modules/.bin/snarkjs" ] || [ ! -d "$modules/jsdom" ]; then
+# The other prover, for tests/cross, and for tests/http a browser without a screen and a reader of the API's description.
+# Without them those tests are skipped; in CI that is an error.
+from_npm() {
+    local modules=$PWD/target/snarkjs/node_modules needed=(snarkjs@0.7.6 jsdom@26.1.0 @seriousme/openapi-schema-validator@2.11.0)
+    if [ -z "${SNARKJS:-}" ] || [ -z "${TEST_NODE_MODULES:-}" ]; then
+        if [ ! -x "$modules/.bin/snarkjs" ] || [ ! -d "$modules/jsdom" ] || [ ! -d "$modules/@seriousme" ]; then
             { debian node nodejs && debian npm npm && mkdir -p target/snarkjs &&
-                npm install --prefix target/snarkjs --no-save --no-audit --no-fund snarkjs@0.7.6 jsdom@26.1.0 </dev/null; } || {
+                npm install --prefix target/snarkjs --no-save --no-audit --no-fund "${needed[@]}" </dev/null; } || {
                 [ -z "${CI:-}" ] || return 1
-                note "snarkjs and jsdom could not be installed: the tests with them are SKIPPED"
+                note "could not be installed: ${needed[*]}; the tests with them are SKIPPED"
                 return 0
             }
         fi
-        export SNARKJS=${SNARKJS:-$modules/.bin/snarkjs} JSDOM=${JSDOM:-$modules/jsdom}
+        export SNARKJS=${SNARKJS:-$modules/.bin/snarkjs} TEST_NODE_MODULES=${TEST_NODE_MODULES:-$modules}
     fi
     [ -d ../shared/cases ] || note "../shared/cases is not there: the tests on those circuits are SKIPPED"
 }
@@ -57,8 +57,8 @@ kernels() {
 
 debian cc gcc libc6-dev
 debian c++ g++
-step "snarkjs and jsdom"
-snarkjs_and_jsdom
+step "packages of npm's"
+from_npm
 if ! command -v cargo-nextest >/dev/null; then
     step "install cargo-nextest"
     cargo install cargo-nextest --locked </dev/null

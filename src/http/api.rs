@@ -41,6 +41,7 @@ pub(super) fn routes(app: &App, loopback: bool) -> Router<App> {
         .route("/v1/circuits/{name}/{act}", post(pause_circuit))
         .route("/v1/circuits", get(circuits))
         .route("/v1/worker", get(worker))
+        .route("/v1/openapi.json", get(description))
         .layer(Extension(Room::for_bodies_of(largest)));
     let routes = routes.layer(middleware::from_fn(same_site));
     if loopback { routes.layer(middleware::from_fn(local_only)) } else { routes }
@@ -294,6 +295,11 @@ async fn worker(State(app): State<App>) -> Result<Response, Problem> {
     let version = env!("CARGO_PKG_VERSION");
     let about = serde_json::json!({ "status": status, "why": why, "version": version, "worker": app.worker.look() });
     json(StatusCode::OK, &about)
+}
+
+/// All this for programs that make clients.
+async fn description() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json"))
 }
 
 /// An id that is none names no job.

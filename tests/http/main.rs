@@ -1,11 +1,18 @@
 //! The HTTP API and the endpoints for machines, by real listeners.
+//!
+//! The live page and the API's description are tried by programs of npm's, which `scripts/test.sh` puts under
+//! `target/snarkjs`, or `TEST_NODE_MODULES` names. Where they are missing, those tests say so and pass; with
+//! `TEST_NODE_MODULES` set, that is a failure.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod client;
+mod openapi;
 mod page;
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -136,6 +143,27 @@ impl Site {
         assert_eq!(public.0, [product.into()]);
         assert!(self.verifier.verify(&proof, &public));
     }
+}
+
+/// Where npm has put what the tests need of it, unless that is missing.
+fn node_modules() -> Option<PathBuf> {
+    let named = std::env::var_os("TEST_NODE_MODULES").map(PathBuf::from);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let modules = named.clone().unwrap_or_else(|| root.join("target/snarkjs/node_modules"));
+    let found = modules.join("jsdom").exists() && modules.join("@seriousme/openapi-schema-validator").exists();
+    assert!(named.is_none() || found, "TEST_NODE_MODULES names {}, where not all is there", modules.display());
+    if !found {
+        eprintln!("SKIPPED: jsdom and @seriousme/openapi-schema-validator are not at {}", modules.display());
+    }
+    found.then_some(modules)
+}
+
+/// Runs a script of this folder by Node.js, which fails on the first thing that is not as it should be.
+async fn node(script: &str, args: &[&str]) {
+    let mut node = Command::new("node");
+    node.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/http").join(script)).args(args);
+    let output = tokio::task::spawn_blocking(move || node.output().unwrap()).await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A problem of this status whose sentence holds these words.

@@ -1,15 +1,10 @@
 //! The live page: what a browser is sent, and what it does there, by jsdom.
-//!
-//! jsdom is put beside snarkjs by `scripts/test.sh`, or named by `JSDOM`. Where it is missing, the test says so and
-//! passes; with `JSDOM` set, one that is not there is a failure.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
+use prover_worker::worker::Status;
 use serde_json::json;
 
-use super::Site;
 use super::client::request;
+use super::{Site, node, node_modules};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_and_its_files_are_all_that_a_browser_may_load() {
@@ -36,25 +31,12 @@ async fn the_page_and_its_files_are_all_that_a_browser_may_load() {
     assert_eq!(request(site.ops, "GET", "/", &[], b"").await.status, 404);
 }
 
-/// Where jsdom is, unless it is missing.
-fn jsdom() -> Option<PathBuf> {
-    let named = std::env::var_os("JSDOM").map(PathBuf::from);
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let jsdom = named.clone().unwrap_or_else(|| root.join("target/snarkjs/node_modules/jsdom"));
-    assert!(named.is_none() || jsdom.exists(), "JSDOM names {}, which is not there", jsdom.display());
-    if !jsdom.exists() {
-        eprintln!("SKIPPED: jsdom is not at {}", jsdom.display());
-        return None;
-    }
-    Some(jsdom)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_shows_what_there_is_and_changes_it() {
-    let Some(jsdom) = jsdom() else { return };
+    let Some(modules) = node_modules() else { return };
     let mut site = Site::open().await;
     let worker = site.work().await;
-    site.readiness.set(prover_worker::worker::Status::Ready);
+    site.readiness.set(Status::Ready);
     let done = site.submit(6, 7).await;
     site.wait_done(&done).await;
     // Its error repeats the name of the input, and its key is text of the submitter's, too.
@@ -64,12 +46,8 @@ async fn the_page_shows_what_there_is_and_changes_it() {
     assert_eq!(site.api("POST", "/v1/queue/pause", &json!(null)).await.status, 200);
     let queued = site.submit(1, 1).await;
 
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/http/page.cjs");
-    let mut browser = Command::new("node");
-    browser.arg(script).arg(jsdom).arg(format!("http://{}/", site.api));
-    browser.args([&done, failed["id"].as_str().unwrap(), &queued]);
-    let output = tokio::task::spawn_blocking(move || browser.output().unwrap()).await.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let (jsdom, url) = (modules.join("jsdom"), format!("http://{}/", site.api));
+    node("page.cjs", &[jsdom.to_str().unwrap(), &url, &done, failed["id"].as_str().unwrap(), &queued]).await;
 
     // What was pressed there.
     assert_eq!(site.get("/v1/queue").await.json()["paused"], json!([]));

@@ -17,6 +17,8 @@ let circuits = [];
 let paused = [];
 let looks = 0;
 let timer = 0;
+/** Why the last change was refused, until something else is looked at or changed. */
+let refusal = null;
 /** What each part of the page shows. */
 const shown = {};
 /** The latest look: an answer to an earlier one is of no use any more. */
@@ -258,8 +260,8 @@ function trouble(message) {
 async function look() {
   clearTimeout(timer);
   const mine = ++turn;
+  const whole = looks++ % COUNT_EVERY === 0;
   try {
-    const whole = looks++ % COUNT_EVERY === 0;
     const [about, queue, known, jobs, job] = await Promise.all([
       ask("GET", "v1/worker"),
       whole ? ask("GET", "v1/queue") : null,
@@ -268,7 +270,11 @@ async function look() {
       // One that is not known, or no more, leaves the rest as it is.
       view.job ? ask("GET", `v1/jobs/${encodeURIComponent(view.job)}`).catch((error) => error) : null,
     ]);
-    if (mine !== turn) return;
+    if (mine !== turn) {
+      // Another look was begun meanwhile, for less.
+      if (whole) looks = 0;
+      return;
+    }
     showWorker(about);
     if (queue) showQueue(queue);
     if (known) circuits = known;
@@ -279,28 +285,28 @@ async function look() {
     if (job && !unknown) showJob(job);
     else at("job").hidden = true;
     at("updated").textContent = new Date().toLocaleTimeString();
-    trouble(unknown ? job.message : null);
+    trouble(unknown ? job.message : refusal);
   } catch (error) {
     if (mine !== turn) return;
     // What was not heard is asked for with the next look.
     looks = 0;
     trouble(`${error.message}; what is shown here may be old`);
   }
-  timer = setTimeout(look, LOOK_MS);
+  // A page that nobody sees asks for nothing.
+  if (!document.hidden) timer = setTimeout(look, LOOK_MS);
 }
 
 /** Asks for a change, after a question to whoever is there, and looks what came of it. */
 async function change(question, method, path) {
   if (question && !confirm(question)) return;
-  let why = null;
+  refusal = null;
   try {
     await ask(method, path);
   } catch (error) {
-    why = error.message;
+    refusal = error.message;
   }
   looks = 0;
   await look();
-  if (why) trouble(why);
 }
 
 /** Looks at something else. */
@@ -313,6 +319,7 @@ function go(next) {
 function read() {
   view = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   at("search").value = view.idempotency_key ?? "";
+  refusal = null;
   look();
 }
 
@@ -333,11 +340,9 @@ at("queue-pause").addEventListener("click", () => {
   change(`Really ${act} the queue?`, "POST", `v1/queue/${act}`);
 });
 addEventListener("hashchange", read);
-// A page that nobody sees asks for nothing.
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) {
     clearTimeout(timer);
-    turn++;
   } else {
     looks = 0;
     look();
