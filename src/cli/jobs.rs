@@ -144,7 +144,7 @@ pub struct JobsArgs {
 /// Subcommands of `jobs`; without one, jobs are listed.
 #[derive(clap::Subcommand)]
 enum JobsCommand {
-    /// List jobs, newest first.
+    /// List jobs, newest first; as JSON without their results and histories, which `status` has.
     List(ListArgs),
     /// List jobs that failed for good, with their reasons.
     Dead {

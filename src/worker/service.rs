@@ -179,14 +179,7 @@ impl JobService {
     /// Writes a job down, and leaves it to the caller to offer it to workers.
     pub(super) async fn record(&self, request: SubmitRequest) -> Result<Submitted, ServiceError> {
         let SubmitRequest { id: own_id, circuit: name, input, idempotency_key, priority } = request;
-        if let Some(key) = &idempotency_key
-            && !is_key(key)
-        {
-            let got = key.chars().count();
-            let expected = format!("an idempotency key is 1 to {MAX_KEY} characters, none of them character 0");
-            return Err(ServiceError::Invalid(format!("{expected}; got {got}")));
-        }
-        // Postgres keeps no such text.
+        refuse_no_key(idempotency_key.as_deref())?;
         let circuit = self.store.circuit(&name).await?.ok_or_else(|| ServiceError::UnknownCircuit(name.clone()))?;
         let input = self.checked(Takes::of(&circuit), input).await?;
         let id = own_id.unwrap_or_default();
@@ -363,8 +356,9 @@ impl JobService {
         self.tell_ended(ended).await;
     }
 
-    /// Jobs, newest first.
+    /// Jobs, newest first, without their results and histories.
     pub async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, ServiceError> {
+        refuse_no_key(filter.idempotency_key.as_deref())?;
         if let Some(before) = filter.before {
             // It may be forgotten by now, and what came before it is then not known.
             self.job(before).await?;
@@ -436,6 +430,18 @@ impl JobService {
 /// Whether a text can be an idempotency key. Postgres keeps no character 0.
 pub(super) fn is_key(text: &str) -> bool {
     !text.is_empty() && text.chars().count() <= MAX_KEY && !text.contains('\0')
+}
+
+/// Refuses a text that is given as an idempotency key and can be none.
+fn refuse_no_key(text: Option<&str>) -> Result<(), ServiceError> {
+    match text {
+        Some(text) if !is_key(text) => {
+            let got = text.chars().count();
+            let expected = format!("an idempotency key is 1 to {MAX_KEY} characters, none of them character 0");
+            Err(ServiceError::Invalid(format!("{expected}; got {got}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// In the place of a key where a job was refused before it had a circuit.

@@ -314,6 +314,9 @@ async fn a_parameter_that_is_none_is_refused() {
     {
         assert_problem(&site.get(&format!("/v1/jobs?{query}")).await, 400, known);
     }
+    for key in ["", "%00", &"k".repeat(257)] {
+        assert_problem(&site.get(&format!("/v1/jobs?idempotency_key={key}")).await, 422, "1 to 256 characters");
+    }
     for path in [format!("{path}?wait=0&wiat=1"), format!("{path}/proof?wiat=1")] {
         assert_problem(&site.get(&path).await, 400, "\"wiat\"");
         assert_problem(&site.get(&path).await, 400, "known here: wait");

@@ -20,9 +20,13 @@ async function open(address) {
     beforeParse(window) {
       window.questions = [];
       window.confirm = (question) => Boolean(window.questions.push(question));
-      // jsdom has no fetch; a browser says where a request comes from.
-      window.fetch = (path, options) =>
-        fetch(new URL(path, window.document.baseURI), { ...options, headers: { ...options.headers, origin: window.location.origin } });
+      window.asked = [];
+      // jsdom has no fetch, and Node.js's takes no signal of jsdom's; a browser says where a request comes from.
+      window.fetch = (path, { method, headers }) => {
+        window.asked.push(path);
+        if (path === window.fails) return Promise.reject(new TypeError("no answer"));
+        return fetch(new URL(path, window.document.baseURI), { method, headers: { ...headers, origin: window.location.origin } });
+      };
     },
   });
   return window;
@@ -54,6 +58,18 @@ async function main() {
     document.getElementById(id).dispatchEvent(new window.Event("change"));
   };
 
+  const find = (what) => {
+    document.getElementById("search").value = what;
+    document.getElementById("filter").requestSubmit();
+  };
+  /** A job of somebody else's. */
+  const submit = async (idempotency_key) => {
+    const body = JSON.stringify({ circuit: "multiplier", input: { a: 1, b: 2 }, idempotency_key });
+    const answer = await fetch(new URL("v1/jobs", url), { method: "POST", headers: { "content-type": "application/json" }, body });
+    assert.equal(answer.status, 201);
+    return (await answer.json()).id;
+  };
+
   await until("the first look", () => rows("jobs").length === 3);
   assert.deepEqual(shownJobs(), [queued, failed, done], "newest first");
   assert.equal(text("status"), "ready");
@@ -79,8 +95,8 @@ async function main() {
   await until("failed jobs alone", () => rows("jobs").length === 1);
   assert.match(rows("jobs")[0], /<img src=x>/);
   setTo("state", "");
-  document.getElementById("search").value = "<b>&amp;</b>";
-  document.getElementById("filter").requestSubmit();
+  await until("all jobs again", () => rows("jobs").length === 3);
+  find("<b>&amp;</b>");
   await until("the job of that key", () => rows("jobs").length === 1);
   assert.deepEqual(shownJobs(), [failed]);
   press(window, "#jobs", failed);
@@ -92,8 +108,7 @@ async function main() {
   await until("a refusal", () => /no longer held/.test(text("trouble")));
 
   // By its id, whatever else is shown.
-  document.getElementById("search").value = queued.toUpperCase();
-  document.getElementById("filter").requestSubmit();
+  find(queued.toUpperCase());
   await until("the job by its id", () => text("job-members").includes(queued));
   press(window, "#job", "Cancel");
   await until("the job to be cancelled", () => /cancelled/.test(text("job-members")));
@@ -101,13 +116,53 @@ async function main() {
   await until("the queue to go on", () => text("queue-pause") === "Pause");
   assert.equal(window.questions.length, 2, "each was asked about");
 
+  // It looks again by itself, and rows that show what they did stay, with the focus that they have.
+  press(window, "#job", "Close");
+  find("");
+  await until("all jobs again", () => rows("jobs").length === 3);
+  const row = document.getElementById("jobs").rows[2];
+  row.querySelector("button").focus();
+  const key = "123e4567-e89b-12d3-a456-426614174000";
+  const other = await submit(key);
+  await until("a job of somebody else's", () => rows("jobs").length === 4 && rows("jobs")[0].includes("done"));
+  assert.equal(document.getElementById("jobs").rows[3], row);
+  assert.equal(document.activeElement, row.querySelector("button"));
+  // A key that looks like an id.
+  find(key);
+  await until("the job of that key", () => rows("jobs").length === 1);
+  assert.deepEqual(shownJobs(), [other]);
+  find("");
+
+  // Page by page.
+  for (let i = 0; i < 50; i++) await submit(`${i}`);
+  await until("a full page", () => rows("jobs").length === 50 && !document.getElementById("older").disabled);
+  press(window, ".pages", "Older");
+  await until("the next page", () => shownJobs().join() === [other, queued, failed, done].join());
+  assert.ok(document.getElementById("older").disabled);
+  press(window, ".pages", "Newest");
+  await until("the first page", () => rows("jobs").length === 50);
+
+  // What fails leaves the rest as it is, and is said.
+  window.fails = "v1/worker";
+  await until("a word on what fails", () => /the worker does not answer; .* may be old/.test(text("trouble")));
+  const last = await submit("last");
+  await until("what does not fail", () => shownJobs()[0] === last);
+  window.fails = null;
+  await until("no word on it", () => document.getElementById("trouble").hidden);
+  assert.equal(text("status"), "ready");
+
   // The address says what is shown.
-  assert.ok(window.location.hash.includes(queued));
+  find(queued);
+  await until("the job", () => window.location.hash.includes(queued));
   const again = await open(`${url}${window.location.hash}`);
   await until("the same job", () => again.document.getElementById("job-members").textContent.includes(queued));
   const gone = await open(`${url}#job=0199b0c4-7e11-7a3c-9c8e-0f4f5a3f1f22`);
   await until("a word on a job that is not there", () => /there is no job/.test(gone.document.getElementById("trouble").textContent));
-  assert.equal(gone.document.getElementById("jobs").rows.length, 3);
+  assert.equal(gone.document.getElementById("jobs").rows.length, 50);
+  const astray = await open(`${url}#before=0199b0c4-7e11-7a3c-9c8e-0f4f5a3f1f22`);
+  await until("a word on a page that is not there", () => /there is no job/.test(astray.document.getElementById("trouble").textContent));
+  assert.equal(astray.document.getElementById("devices").rows.length, 1, "the rest is shown");
+  assert.equal(astray.document.getElementById("newest").disabled, false, "there is a way back");
   process.exit(0);
 }
 

@@ -244,6 +244,7 @@ pub async fn a_storm_leaves_everything_in_order(p: impl Place) {
     let might = jobs.iter().filter(kept).count() as u64;
     let must = jobs.iter().filter(|j| !j.state.is_final()).count() as u64;
     for j in &jobs {
+        let j = job(store, j.id).await;
         assert!(j.history.len() <= 50);
         assert!(j.history.windows(2).all(|w| w[0].attempt < w[1].attempt), "{:?}", j.history);
     }

@@ -2,6 +2,9 @@
 // Shows what the API says, again and again. Text of others (names, errors, ids) becomes text nodes only.
 
 const LOOK_MS = 2000;
+// However slow its requests are, a page keeps the worker busy for a tenth of the time.
+const REST = 10;
+const PATIENCE_MS = 15000;
 // Counting what has ended costs the database more than a list does.
 const COUNT_EVERY = 3;
 const PAGE = 50;
@@ -20,7 +23,9 @@ let timer = 0;
 /** Why the last change was refused, until something else is looked at or changed. */
 let refusal = null;
 /** What each part of the page shows. */
-const shown = {};
+const shown = new Map();
+/** The job whose panel is open. */
+let opened = null;
 /** The latest look: an answer to an earlier one is of no use any more. */
 let turn = 0;
 
@@ -42,21 +47,40 @@ const button = (text, onclick, kind) => element("button", { type: "button", clas
 async function ask(method, path) {
   let answer;
   try {
-    answer = await fetch(path, { method, headers: { accept: "application/json" } });
+    const signal = AbortSignal.timeout(PATIENCE_MS);
+    answer = await fetch(path, { method, headers: { accept: "application/json" }, signal });
   } catch {
     throw new Error("the worker does not answer");
   }
   const body = await answer.json().catch(() => null);
-  if (!answer.ok) throw new Error(body?.detail ?? `${method} ${path}: ${answer.status}`);
+  if (!answer.ok) throw Object.assign(new Error(body?.detail ?? `${method} ${path}: ${answer.status}`), { status: answer.status });
   return body;
 }
 
-/** Whether a part has something else to show than it does: else it is left alone, and keeps its focus and selection. */
-function changed(part, ...data) {
+/** Draws a part where it has something else to show: else it is left alone, and keeps its focus and selection. */
+function draw(part, data, how) {
   const text = JSON.stringify(data);
-  const differs = shown[part] !== text;
-  shown[part] = text;
-  return differs;
+  if (shown.get(part) === text) return;
+  how();
+  shown.set(part, text);
+}
+
+/** Draws the children of a list, each an item's by its name, and leaves alone those that show what they did. */
+function drawEach(list, items, how) {
+  const kept = new Map([...list.children].map((child) => [child.dataset.name, child]));
+  const wanted = items.map(({ name, data }) => {
+    const text = JSON.stringify(data);
+    const old = kept.get(name);
+    if (old?.dataset.shows === text) return old;
+    const made = how(data);
+    made.dataset.name = name;
+    made.dataset.shows = text;
+    return made;
+  });
+  for (const child of [...list.children]) if (!wanted.includes(child)) child.remove();
+  wanted.forEach((child, i) => {
+    if (list.children[i] !== child) list.insertBefore(child, list.children[i] ?? null);
+  });
 }
 
 function query() {
@@ -86,9 +110,7 @@ const domain = (n) => `2^${Math.round(Math.log2(n))}`;
 
 // The parts of the page.
 
-function showWorker(about) {
-  if (!changed("worker", about)) return;
-  const { status, why, version, worker } = about;
+function showWorker({ status, why, version, worker }) {
   const words = { ready: "ready", starting: "starting", stand_in: "only the processor proves", draining: "draining" };
   at("status").className = `badge ${status}`;
   at("status").textContent = words[status] ?? status;
@@ -96,41 +118,43 @@ function showWorker(about) {
   at("queue-name").textContent = worker ? `queue ${worker.queue}` : "";
   document.title = worker ? `${worker.queue} · prover-worker` : "prover-worker";
   const lines = worker ? [`${worker.id}: ${worker.in_hand} of ${worker.slots} jobs in hand`] : [];
-  if (why) lines.push(why);
-  at("worker").replaceChildren(...[...lines, ...(worker?.lost ?? [])].map((line) => element("span", {}, line, element("br"))));
-  at("devices").replaceChildren(
-    ...(worker?.devices ?? []).map((d) =>
-      element(
-        "tr",
-        {},
-        cell("nowrap", d.device),
-        cell("", d.name),
-        cell("number", size(d.memory)),
-        cell("number", `${d.in_hand} of ${d.slots}`),
-        cell("number", number(d.proofs)),
-        cell("number", span(d.busy_seconds * 1000)),
-        cell("remark", d.unfit ? badge("unfit", "sits out") : badge("fit", "fit"), d.unfit ? ` ${d.unfit}` : null),
-      ),
+  lines.push(...[why, ...(worker?.lost ?? [])].filter(Boolean));
+  draw("worker", lines, () => at("worker").replaceChildren(...lines.map((line) => element("span", {}, line, element("br")))));
+  const devices = (worker?.devices ?? []).map((d) => ({ name: d.device, data: d }));
+  drawEach(at("devices"), devices, (d) =>
+    element(
+      "tr",
+      {},
+      cell("nowrap", d.device),
+      cell("", d.name),
+      cell("number", size(d.memory)),
+      cell("number", `${d.in_hand} of ${d.slots}`),
+      cell("number", number(d.proofs)),
+      cell("number", span(d.busy_seconds * 1000)),
+      cell("remark", d.unfit ? badge("unfit", "sits out") : badge("fit", "fit"), d.unfit ? ` ${d.unfit}` : null),
     ),
   );
 }
 
 function showQueue({ counts, load, paused: held }) {
   paused = held;
-  if (!changed("queue", counts, load, held)) return;
   const about = counts?.estimated ? "about " : "";
   const tiles = STATES.filter((state) => counts && state in counts).map((state) => {
     const estimated = !["queued", "running"].includes(state);
-    return [state, (estimated ? about : "") + number(counts[state]), () => go({ state })];
+    return [state, (estimated ? about : "") + number(counts[state]), true];
   });
   if (!counts) tiles.push(["queued", number(load.queued)], ["running", number(load.running)]);
   tiles.push(["ended within the last minute", number(load.ended_last_minute)]);
   tiles.push(["the oldest waits for", load.oldest_ms > 0 ? span(load.oldest_ms) : "–"]);
-  at("counts").replaceChildren(
-    ...tiles.map(([name, value, onclick]) =>
-      element("li", {}, element("strong", {}, value), onclick ? button(name, onclick, `link ${name}`) : name),
-    ),
+  // The button of a state stays while its number changes.
+  drawEach(
+    at("counts"),
+    tiles.map(([name, , isState]) => ({ name, data: [name, Boolean(isState)] })),
+    ([name, isState]) => element("li", {}, element("strong"), isState ? button(name, () => go({ state: name }), `link ${name}`) : name),
   );
+  tiles.forEach(([, value], i) => {
+    at("counts").children[i].firstChild.textContent = value;
+  });
   const whole = held.find((p) => p.scope === "queue");
   const act = at("queue-pause");
   act.hidden = false;
@@ -139,62 +163,70 @@ function showQueue({ counts, load, paused: held }) {
 }
 
 function showCircuits() {
-  if (!changed("circuits", circuits, paused, view.circuit)) return;
   const heldAt = new Map(paused.filter((p) => p.scope.circuit).map((p) => [p.scope.circuit, p.since]));
-  at("circuits").replaceChildren(
-    ...circuits.map((c) => {
-      const since = heldAt.get(c.name);
-      const act = since === undefined ? "pause" : "resume";
+  drawEach(
+    at("circuits"),
+    circuits.map((c) => ({ name: c.name, data: [c, heldAt.has(c.name)] })),
+    ([c, isHeld]) => {
+      const [act, word] = isHeld ? ["resume", "Resume"] : ["pause", "Pause"];
+      const pause = button(word, () => change(`Really ${act} circuit ${c.name}, for all workers?`, "POST", `v1/circuits/${encodeURIComponent(c.name)}/${act}`));
+      pause.setAttribute("aria-label", `${word} ${c.name}`);
       return element(
         "tr",
         {},
-        cell("", button(c.name, () => go({ circuit: c.name }), "link"), since === undefined ? null : element("span", {}, " ", badge("paused", "paused"))),
+        cell("", button(c.name, () => go({ circuit: c.name }), "link"), isHeld ? element("span", {}, " ", badge("paused", "paused")) : null),
         cell("number", domain(c.domain_size)),
         cell("number", number(c.n_vars)),
         cell("number", number(c.n_public)),
         cell("nowrap", c.wasm ? "JSON" : "witness"),
         cell("", element("code", { title: c.zkey }, c.zkey.slice(0, 12))),
         cell("nowrap", moment(c.created_at)),
-        cell("", button(act === "pause" ? "Pause" : "Resume", () => change(`Really ${act} circuit ${c.name}?`, "POST", `v1/circuits/${encodeURIComponent(c.name)}/${act}`))),
+        cell("", pause),
       );
-    }),
+    },
   );
+}
+
+/** The choices of the filter; what somebody is choosing just now is left alone, unless the address says otherwise. */
+function showChoices(anyhow) {
   const names = circuits.map((c) => c.name);
   // One that was removed has jobs all the same.
   if (view.circuit && !names.includes(view.circuit)) names.push(view.circuit);
-  options("circuit", names, view.circuit);
+  options("circuit", names, view.circuit, anyhow);
+  options("state", STATES, view.state, anyhow);
 }
 
-function options(id, values, chosen) {
+function options(id, values, chosen, anyhow) {
   const list = at(id);
   const wanted = ["", ...values];
   if ([...list.options].map((o) => o.value).join("\n") !== wanted.join("\n")) {
     list.replaceChildren(...wanted.map((value) => element("option", { value }, value || "all")));
   }
-  if (document.activeElement !== list) list.value = chosen ?? "";
+  if (anyhow || document.activeElement !== list) list.value = chosen ?? "";
 }
 
 function showJobs(jobs) {
-  at("newest").disabled = !view.before;
-  if (!changed("jobs", jobs)) return;
-  const open = (id) => () => go({ ...view, job: id });
-  at("jobs").replaceChildren(
-    ...jobs.map((job) =>
-      element(
-        "tr",
-        {},
-        cell("nowrap id", button(job.id, open(job.id), "link")),
-        cell("", job.circuit),
-        cell("nowrap", ...stateOf(job)),
-        cell("number", String(job.attempt)),
-        cell("nowrap", moment(job.created_at)),
-        cell("number", job.started_at === null ? "" : span(job.started_at - job.created_at)),
-        cell("number", job.started_at === null || job.finished_at === null ? "" : span(job.finished_at - job.started_at)),
-        cell("remark", job.error ? job.error.message : ""),
-      ),
-    ),
-  );
-  if (jobs.length === 0) at("jobs").append(element("tr", {}, element("td", { colspan: "8", class: "quiet" }, "no such jobs")));
+  // What a row shows: a heartbeat alone changes none.
+  const seen = ({ id, circuit, state, stage, progress, attempt, error, cancel_requested, created_at, started_at, finished_at }) =>
+    ({ id, circuit, state, stage, progress, attempt, error, cancel_requested, created_at, started_at, finished_at });
+  const rows = jobs.map((job) => ({ name: job.id, data: seen(job) }));
+  if (jobs.length === 0) rows.push({ name: "none", data: null });
+  drawEach(at("jobs"), rows, (job) => {
+    if (job === null) return element("tr", {}, element("td", { colspan: "8", class: "quiet" }, "no such jobs"));
+    const { created_at: submitted, started_at: begun, finished_at: ended } = job;
+    return element(
+      "tr",
+      {},
+      cell("nowrap id", button(job.id, () => go({ ...view, job: job.id }), "link")),
+      cell("", job.circuit),
+      cell("nowrap", ...stateOf(job)),
+      cell("number", String(job.attempt)),
+      cell("nowrap", moment(submitted)),
+      cell("number", begun === null ? "" : span(begun - submitted)),
+      cell("number", begun === null || ended === null ? "" : span(ended - begun)),
+      cell("remark", job.error ? job.error.message : ""),
+    );
+  });
   at("older").disabled = jobs.length < PAGE;
   at("older").onclick = () => go({ ...view, job: undefined, before: jobs.at(-1)?.id });
 }
@@ -209,8 +241,22 @@ function stateOf(job) {
 }
 
 function showJob(job) {
+  draw("job", job, () => drawJob(job));
+  draw("acts", [job.id, job.state], () => at("job-acts").replaceChildren(...actsOn(job)));
   at("job").hidden = false;
-  if (!changed("job", job)) return;
+  if (opened !== job.id) at("job-title").focus();
+  opened = job.id;
+}
+
+function hideJob() {
+  const had = at("job").contains(document.activeElement);
+  at("job").hidden = true;
+  // Back to where it was opened from, if that is still there.
+  if (had) [...at("jobs").children].find((row) => row.dataset.name === opened)?.querySelector("button").focus();
+  opened = null;
+}
+
+function drawJob(job) {
   const members = [
     ["Id", element("span", { class: "id" }, job.id)],
     ["State", element("span", {}, ...stateOf(job))],
@@ -241,12 +287,15 @@ function showJob(job) {
     ...job.history.map((past) => element("li", { value: String(past.attempt) }, moment(past.at), ` ${past.error.message} (${past.error.class})`)),
   );
   at("job-history-title").hidden = job.history.length === 0;
+}
+
+function actsOn(job) {
   const path = `v1/jobs/${job.id}`;
   const acts = [element("a", { href: path }, "as JSON")];
   if (job.state === "done") acts.push(element("a", { href: `${path}/proof`, download: `${job.id}.json` }, "proof and public values"));
   if (job.state === "queued" || job.state === "running") acts.push(button("Cancel", () => change("Really cancel this job? Its input will be gone.", "DELETE", path)));
   if (job.state === "failed") acts.push(button("Queue again", () => change(null, "POST", `${path}/requeue`)));
-  at("job-acts").replaceChildren(...acts);
+  return acts;
 }
 
 // What the page does.
@@ -256,44 +305,46 @@ function trouble(message) {
   at("trouble").textContent = message ?? "";
 }
 
-/** Looks at everything once, and again after a while. */
+/** Looks at everything once, and again after a while. What fails leaves the rest as it is. */
 async function look() {
   clearTimeout(timer);
   const mine = ++turn;
   const whole = looks++ % COUNT_EVERY === 0;
-  try {
-    const [about, queue, known, jobs, job] = await Promise.all([
-      ask("GET", "v1/worker"),
-      whole ? ask("GET", "v1/queue") : null,
-      whole ? ask("GET", "v1/circuits") : null,
-      ask("GET", `v1/jobs?${query()}`),
-      // One that is not known, or no more, leaves the rest as it is.
-      view.job ? ask("GET", `v1/jobs/${encodeURIComponent(view.job)}`).catch((error) => error) : null,
-    ]);
-    if (mine !== turn) {
-      // Another look was begun meanwhile, for less.
-      if (whole) looks = 0;
-      return;
-    }
-    showWorker(about);
-    if (queue) showQueue(queue);
-    if (known) circuits = known;
-    showCircuits();
-    options("state", STATES, view.state);
-    showJobs(jobs);
-    const unknown = job instanceof Error;
-    if (job && !unknown) showJob(job);
-    else at("job").hidden = true;
-    at("updated").textContent = new Date().toLocaleTimeString();
-    trouble(unknown ? job.message : refusal);
-  } catch (error) {
-    if (mine !== turn) return;
+  const begun = performance.now();
+  const paths = [
+    "v1/worker",
+    whole ? "v1/queue" : null,
+    whole ? "v1/circuits" : null,
+    `v1/jobs?${query()}`,
+    view.job ? `v1/jobs/${encodeURIComponent(view.job)}` : null,
+  ];
+  const answers = await Promise.allSettled(paths.map((path) => path && ask("GET", path)));
+  if (mine !== turn) {
+    // Another look was begun meanwhile, for less.
+    if (whole) looks = 0;
+    return;
+  }
+  const [about, queue, known, jobs, job] = answers.map((answer) => answer.value);
+  if (about) showWorker(about);
+  if (queue) showQueue(queue);
+  if (known) circuits = known;
+  showCircuits();
+  showChoices(false);
+  if (jobs) showJobs(jobs);
+  if (job) showJob(job);
+  else if (!view.job || answers[4].reason?.status === 404) hideJob();
+  const failed = answers.find((answer) => answer.status === "rejected");
+  if (failed) {
     // What was not heard is asked for with the next look.
     looks = 0;
-    trouble(`${error.message}; what is shown here may be old`);
+    const { message, status } = failed.reason;
+    trouble(status < 500 ? message : `${message}; what is shown here may be old`);
+  } else {
+    at("updated").textContent = new Date().toLocaleTimeString();
+    trouble(refusal);
   }
   // A page that nobody sees asks for nothing.
-  if (!document.hidden) timer = setTimeout(look, LOOK_MS);
+  if (!document.hidden) timer = setTimeout(look, Math.max(LOOK_MS, REST * (performance.now() - begun)));
 }
 
 /** Asks for a change, after a question to whoever is there, and looks what came of it. */
@@ -319,25 +370,29 @@ function go(next) {
 function read() {
   view = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   at("search").value = view.idempotency_key ?? "";
+  at("newest").disabled = !view.before;
+  showChoices(true);
   refusal = null;
   look();
 }
 
-at("filter").addEventListener("submit", (event) => {
+at("filter").addEventListener("submit", async (event) => {
   event.preventDefault();
   const sought = at("search").value.trim();
   const [state, circuit] = [at("state").value, at("circuit").value];
-  go(UUID.test(sought) ? { state, circuit, job: sought.toLowerCase() } : { state, circuit, idempotency_key: sought });
+  // A UUID may be either.
+  const isJob = UUID.test(sought) && (await ask("GET", `v1/jobs/${sought}`).then(() => true, (error) => error.status !== 404));
+  go(isJob ? { state, circuit, job: sought.toLowerCase() } : { state, circuit, idempotency_key: sought });
 });
 for (const id of ["state", "circuit"]) at(id).addEventListener("change", () => at("filter").requestSubmit());
 at("newest").addEventListener("click", () => go({ ...view, before: undefined, job: undefined }));
 at("job-close").addEventListener("click", () => go({ ...view, job: undefined }));
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && view.job) go({ ...view, job: undefined });
+  if (event.key === "Escape" && view.job && event.target !== at("search")) go({ ...view, job: undefined });
 });
 at("queue-pause").addEventListener("click", () => {
   const act = paused.some((p) => p.scope === "queue") ? "resume" : "pause";
-  change(`Really ${act} the queue?`, "POST", `v1/queue/${act}`);
+  change(`Really ${act} the queue, for all workers?`, "POST", `v1/queue/${act}`);
 });
 addEventListener("hashchange", read);
 document.addEventListener("visibilitychange", () => {
