@@ -55,7 +55,7 @@ use crate::model::{Circuit, Job, JobError, JobResult, JobState, StopReason, Stop
 use crate::queue::Queue;
 use crate::registry::{CircuitContent, Registry};
 use crate::seal::Keyring;
-use crate::store::{JobFilter, Store};
+use crate::store::{Held, JobFilter, Store};
 use crate::telemetry;
 use desk::Batching;
 use device::Device;
@@ -376,7 +376,9 @@ impl Worker {
         let held = self.ctx.keeper.held();
         let each = held.into_iter().map(|(job, attempt)| async move {
             match tokio::time::timeout(HAND_BACK, self.ctx.store.release(job, attempt)).await {
-                Ok(Ok(_)) => tracing::warn!(%job, "job handed back while still at work"),
+                Ok(Ok(Held::Yes { .. })) => tracing::warn!(%job, "job handed back while still at work"),
+                // Its end was written, and only the answer to that has not come.
+                Ok(Ok(Held::Lost)) => tracing::info!(%job, "job had ended, or is another worker's by now"),
                 _ => tracing::error!(%job, "job could not be handed back; its lease will lapse"),
             }
         });

@@ -134,8 +134,9 @@ async function main() {
   find("");
 
   // Page by page.
-  for (let i = 0; i < 50; i++) await submit(`${i}`);
-  await until("a full page", () => rows("jobs").length === 50 && !document.getElementById("older").disabled);
+  let newest;
+  for (let i = 0; i < 50; i++) newest = await submit(`${i}`);
+  await until("a full page", () => rows("jobs").length === 50 && shownJobs()[0] === newest);
   press(window, ".pages", "Older");
   await until("the next page", () => shownJobs().join() === [other, queued, failed, done].join());
   assert.ok(document.getElementById("older").disabled);

@@ -581,6 +581,9 @@ impl Ended {
                 "job done" => of.done.push(attempts[&job]),
                 _ if said.starts_with("lease lost") => of.refused.push(line["attempt"].as_u64().unwrap()),
                 _ if said.starts_with("the end of the attempt could not be written") => of.unsure += 1,
+                // A worker that drains waits no longer for the answer to an end that it has sent.
+                _ if said.starts_with("job could not be handed back") => of.unsure += 1,
+                _ if said.starts_with("job had ended") => of.unsure += 1,
                 _ if said.contains("its files could not be written") => self.proofs_not_copied += 1,
                 _ => {}
             }
