@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every check of the project, on a Debian machine that has Rust. Installs what is missing: compilers for C and C++,
-# Node.js, PostgreSQL and Redis from Debian's packages, cargo-nextest, snarkjs, jsdom, moto and nvcc from their registries. No
-# check needs a GPU; those that do are scripts/gpu_check.sh's. Uses the servers at TEST_POSTGRES_URL and TEST_REDIS_URL, or
+# Node.js, PostgreSQL and Redis from Debian's packages, cargo-nextest, snarkjs, jsdom, a validator of OpenAPI descriptions,
+# moto and nvcc from their registries. No check needs a GPU; those that do are scripts/gpu_check.sh's. Uses the servers at TEST_POSTGRES_URL and TEST_REDIS_URL, or
 # those on the usual ports of this machine, or starts its own for the time of the tests. The tests' closing line comes
 # last.
 set -euo pipefail
