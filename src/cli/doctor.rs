@@ -131,10 +131,16 @@ fn space(dir: &Path, report: &mut Report) {
 /// hides no other.
 async fn rooms(config: &Config, report: &mut Report) {
     let keyring = keys(config, report);
-    queue(config, report).await;
     let mut alone = config.clone();
     (alone.redis, alone.encryption_keys) = (None, None);
-    let workspace = match Workspace::open(alone).await {
+    let opened = Workspace::open(alone).await;
+    let identity = match &opened {
+        // What is wrong with the store comes below.
+        Ok(workspace) => workspace.store().identity().await.ok().flatten(),
+        Err(_) => None,
+    };
+    queue(config, &identity.unwrap_or_default(), report).await;
+    let workspace = match opened {
         Ok(w) => w,
         Err(e) => {
             report.note(part(&e), Verdict::Failed, e);
@@ -184,9 +190,12 @@ fn keys(config: &Config, report: &mut Report) -> Option<Keyring> {
     }
 }
 
-async fn queue(config: &Config, report: &mut Report) {
+async fn queue(config: &Config, database: &str, report: &mut Report) {
     let answers = match open_queue(config).await {
-        Ok(queue) => queue.ping().await,
+        Ok(queue) => {
+            queue.belong_to(database);
+            queue.ping().await
+        }
         Err(e) => Err(e),
     };
     match answers {

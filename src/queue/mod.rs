@@ -123,9 +123,12 @@ pub trait Queue: Send + Sync + 'static {
     async fn tell_ended(&self, _: &[Ended]) -> Result<(), QueueError> {
         Ok(())
     }
+    /// Says whose jobs these are, by [`Store::identity`](crate::store::Store::identity): a queue that is shared answers
+    /// [`QueueError::Unavailable`] while workers of another database have it.
+    fn belong_to(&self, _database: &str) {}
     /// What waits now, messages included; what waits for its time is not.
     async fn depth(&self) -> Result<u64, QueueError>;
-    /// Whether the queue answers.
+    /// Whether the queue answers, and has no workers of another database.
     async fn ping(&self) -> Result<(), QueueError>;
     /// Regular care: gives others what dead workers held, and forgets the dead. Cheap; to be called every few seconds.
     async fn upkeep(&self) -> Result<(), QueueError>;

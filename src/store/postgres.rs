@@ -684,6 +684,15 @@ impl Store for PostgresStore {
         self.what.clone()
     }
 
+    async fn identity(&self) -> Result<Option<String>, StoreError> {
+        match self.session.row(Again::Always, |_| sqlx::query(statements::IDENTITY)).await {
+            Ok(row) => row.map(|r| r.text("identity")).transpose().map(Option::flatten),
+            // The role may not ask, or the server is one that only speaks like Postgres.
+            Err(StoreError::Database(e)) if matches!(fate(&e), Fate::Refused) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     async fn put_circuit(&self, circuit: &Circuit) -> Result<Circuit, StoreError> {
         let row = self.session.row(Again::Always, |_| {
             sqlx::query(statements::PUT_CIRCUIT)

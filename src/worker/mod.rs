@@ -288,8 +288,9 @@ impl Worker {
         others.spawn(unbroken("tidying", move || reconcile::tidy(tidier.clone())));
         let forgetter = ctx.clone();
         others.spawn(unbroken("forgetting", move || reconcile::forget(forgetter.clone())));
-        let keeping = ctx.queue.clone();
-        others.spawn(unbroken("queue upkeep", move || reconcile::keep_queue(keeping.clone())));
+        let keeping = ctx.clone();
+        let keep = move || reconcile::keep_queue(keeping.queue.clone(), keeping.store.clone());
+        others.spawn(unbroken("queue upkeep", keep));
         others.spawn(heal(ctx.clone()));
         others.spawn(warm(ctx.clone()));
         for device in ctx.fleet.devices() {

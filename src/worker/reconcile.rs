@@ -10,7 +10,7 @@ use metrics::{counter, gauge};
 use super::{Context, pauses, retry};
 use crate::model::{FailureClass, JobId, JobState};
 use crate::queue::{Queue, QueueError};
-use crate::store::{Due, Load, StoreError};
+use crate::store::{Due, Load, Store, StoreError};
 use crate::telemetry;
 
 /// How often overdue things are looked for, and how busy the queue is.
@@ -29,6 +29,8 @@ const SWEEP_LIMIT: u32 = 1000;
 const REMOVALS: usize = 32;
 /// How often the queue is cared for.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+/// How often it is told whose it is, which changes where another database takes the place of the one before.
+const TELL_EVERY: u32 = 12;
 
 /// Offers due and lapsed jobs to the queue for ever: soon after another process changed the store, and at least every
 /// second or quarter of a lease, whichever is shorter.
@@ -207,11 +209,18 @@ fn drain_seconds(load: &Load) -> f64 {
 }
 
 /// Cares for the queue, for ever.
-pub(super) async fn keep_queue(queue: Arc<dyn Queue>) {
+pub(super) async fn keep_queue(queue: Arc<dyn Queue>, store: Arc<dyn Store>) {
     let mut tick = tokio::time::interval(UPKEEP_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
+    for n in 0_u32.. {
         tick.tick().await;
+        if n.is_multiple_of(TELL_EVERY) {
+            match store.identity().await {
+                Ok(identity) => queue.belong_to(&identity.unwrap_or_default()),
+                // It is the one before, as far as anybody can tell.
+                Err(error) => tracing::debug!(%error, "the store did not say which it is"),
+            }
+        }
         if let Err(error) = queue.upkeep().await {
             tracing::debug!(%error, "the queue could not be cared for");
         }

@@ -71,6 +71,7 @@ impl Workspace {
         let keyring = config.encryption_keys.as_ref().map(|keys| Keyring::parse(keys.reveal())).transpose()?;
         let store = open_store(&config).await?;
         let queue = open_queue(&config).await?;
+        queue.belong_to(&store.identity().await?.unwrap_or_default());
         let artifacts = open_artifacts(&config)?;
         let limits = RegistryLimits {
             key_cache_bytes: config.key_cache_bytes,

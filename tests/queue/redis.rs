@@ -397,12 +397,13 @@ async fn dead_consumers_are_forgotten_and_live_ones_are_not() {
     // The script itself, as the live one's, with silence measured in milliseconds.
     let bands = ["prove:high:again", "prove:high", "prove:again", "prove", "prove:low:again", "prove:low"];
     let keys = [bands, ["prove:ids", "p:d", "p:p", "p:i", "p:a", "p:w"]].concat();
+    let keys = [&keys[..], &["p:database"]].concat();
     let name: Vec<redis::Value> = server.raw(&["XPENDING", "prove", "workers", "-", "+", "10"]).await;
     assert_eq!(name.len(), 1);
     let upkeep = async |me: &str| {
-        let mut parts = vec!["EVAL", UPKEEP, "12"];
+        let mut parts = vec!["EVAL", UPKEEP, "13"];
         parts.extend(&keys);
-        parts.extend([me, "10", "0"]);
+        parts.extend([me, "10", "0", "", "0"]);
         server.run(&parts).await;
     };
     upkeep("somebody else").await;
@@ -413,6 +414,91 @@ async fn dead_consumers_are_forgotten_and_live_ones_are_not() {
     push(&live, other, 0).await;
     assert_eq!(pop_soon(&live).await, other);
     assert_eq!(consumers().await, 2);
+}
+
+/// Whoever of another database comes while a queue has workers.
+#[tokio::test]
+async fn a_queue_has_the_workers_of_one_database() {
+    let shared = Shared::new();
+    let name = shared.name();
+    let of = async |database: &str| {
+        let queue = RedisQueue::open(settings(&shared_url(), &name)).await.unwrap();
+        queue.belong_to(database);
+        queue
+    };
+    let (first, second, foreign) = (of("one").await, of("one").await, of("another").await);
+    // A submitter comes before any worker: the queue is nobody's by that.
+    let early = JobId::new();
+    push(&foreign, early, 0).await;
+    foreign.ping().await.unwrap();
+    assert_eq!(pop_soon(&first).await, early);
+
+    // It is told so, and nothing comes of what it does.
+    let (id, later) = (JobId::new(), JobId::new());
+    let refused = [
+        foreign.ping().await,
+        foreign.upkeep().await,
+        foreign.push(&[(id, Priority(0))]).await,
+        foreign.push_again(&[(id, Priority(0))]).await,
+        foreign.push_after(id, Priority(0), Duration::ZERO).await,
+        foreign.pop(1, Duration::ZERO).await.map(|_| ()),
+    ];
+    for refused in refused {
+        let Err(QueueError::Unavailable(why)) = refused else { panic!("expected a refusal, got {refused:?}") };
+        assert!(why.contains("theirs: one; this one: another") && why.contains("QUEUE_NAME"), "{why}");
+    }
+    assert_eq!(first.depth().await.unwrap(), 0);
+    let _entry: String = raw(&shared_url(), &["XADD", &name, "*", "job", "{}"]).await;
+    assert!(foreign.pop(1, Duration::ZERO).await.is_err());
+    assert_eq!(body_soon(&second).await, "{}");
+    // Whoever does not say which it is of is let in, as before there was this.
+    let silent = RedisQueue::open(settings(&shared_url(), &name)).await.unwrap();
+    push(&silent, later, 0).await;
+    assert_eq!(pop_soon(&silent).await, later);
+
+    // One of two leaves, then the other.
+    first.close().await.unwrap();
+    assert!(foreign.ping().await.is_err());
+    silent.close().await.unwrap();
+    second.close().await.unwrap();
+    foreign.ping().await.unwrap();
+    push(&foreign, id, 0).await;
+    assert_eq!(pop_soon(&foreign).await, id);
+    shared.clean().await;
+}
+
+#[tokio::test]
+async fn a_queue_whose_workers_fell_silent_is_free_for_another_database() {
+    let shared = Shared::new();
+    let name = shared.name();
+    let (dead, next) = (
+        RedisQueue::open(settings(&shared_url(), &name)).await.unwrap(),
+        RedisQueue::open(settings(&shared_url(), &name)).await.unwrap(),
+    );
+    dead.belong_to("one");
+    next.belong_to("another");
+    let id = JobId::new();
+    push(&dead, id, 0).await;
+    let held = dead.pop(1, HANG).await.unwrap();
+    let key = format!("{name}:database");
+    let left = async || -> i64 { raw(&shared_url(), &["PTTL", &key]).await };
+    assert!((1..=30_000).contains(&left().await));
+    // One that is busy looks for nothing, and cares for the queue all the same.
+    let _set: i64 = raw(&shared_url(), &["PEXPIRE", &key, "5000"]).await;
+    dead.upkeep().await.unwrap();
+    assert!((5001..=30_000).contains(&left().await));
+    assert!(next.ping().await.is_err());
+
+    let _set: i64 = raw(&shared_url(), &["PEXPIRE", &key, "1"]).await;
+    soon(|| next.ping()).await;
+    let other = JobId::new();
+    push(&next, other, 0).await;
+    assert_eq!(pop_soon(&next).await, other);
+    // What the first has in hand it may end.
+    assert!(dead.ping().await.is_err());
+    dead.ack(&held).await.unwrap();
+    assert_eq!(raw::<Vec<redis::Value>>(&shared_url(), &["XPENDING", &name, "workers", "-", "+", "9"]).await.len(), 0);
+    shared.clean().await;
 }
 
 #[tokio::test]

@@ -55,7 +55,7 @@ impl Factory for Shared {
         let names = std::mem::take(&mut *self.0.lock().unwrap());
         for name in names {
             let bands = ["", ":high", ":low", ":again", ":high:again", ":low:again"];
-            let others = [":ids", ":delayed", ":delayed:priority", ":inbox", ":aside", ":ended", ":wake"];
+            let others = [":ids", ":delayed", ":delayed:priority", ":inbox", ":aside", ":ended", ":wake", ":database"];
             let keys: Vec<String> = bands.iter().chain(&others).map(|s| format!("{name}{s}")).collect();
             let left: Vec<String> = raw(&shared_url(), &["KEYS", &format!("{name}*")]).await;
             assert!(left.iter().all(|k| keys.contains(k)), "expected no key but {keys:?}, got {left:?}");

@@ -1011,3 +1011,29 @@ async fn a_role_that_may_not_write_is_told_from_one_that_may() {
     drop((store, owner, database));
     on_server(&format!("DROP ROLE {role}")).await;
 }
+
+/// What was copied for another purpose is not the database that it was copied from.
+#[tokio::test]
+async fn a_copy_is_another_database_and_one_that_does_not_say_is_none() {
+    let (database, copy) = (PostgresDatabase::new(), PostgresDatabase::new());
+    let url = database.url().await;
+    let store = open(&url).await.unwrap();
+    let identity = store.identity().await.unwrap().unwrap();
+    assert!(identity.starts_with(&format!("postgres {}.public ", database.name)), "{identity}");
+    store.close().await;
+    on_server(&format!("CREATE DATABASE {} TEMPLATE {}", copy.name, database.name)).await;
+    copy.made.set(()).unwrap();
+    let copied = open(&copy.url().await).await.unwrap();
+    let tail = |identity: &str| identity.rsplit(' ').next().unwrap().to_owned();
+    assert_ne!(tail(&copied.identity().await.unwrap().unwrap()), tail(&identity), "whatever it is called");
+
+    let (role, mut as_other) = (format!("{}_other", database.name), url.clone());
+    as_other.set_username(&role).unwrap();
+    on_server(&format!("CREATE ROLE {role} LOGIN")).await;
+    database.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC").await;
+    database.execute(&format!("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")).await;
+    let store = open(&as_other).await.unwrap();
+    assert_eq!(store.identity().await.unwrap(), None);
+    drop((store, copied, copy, database));
+    on_server(&format!("DROP ROLE {role}")).await;
+}

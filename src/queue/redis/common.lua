@@ -4,7 +4,21 @@ local GROUP = 'workers'
 local STREAMS = { H = KEYS[1], h = KEYS[2], N = KEYS[3], n = KEYS[4], L = KEYS[5], l = KEYS[6] }
 local BANDS = { 'H', 'h', 'N', 'n', 'L', 'l' }
 local IDS, DELAYED, DELAYED_BANDS = KEYS[7], KEYS[8], KEYS[9]
-local INBOX, ASIDE, WAKE = KEYS[10], KEYS[11], KEYS[12]
+local INBOX, ASIDE, WAKE, DATABASE = KEYS[10], KEYS[11], KEYS[12], KEYS[13]
+
+-- The error for whoever is of another database than the workers that this queue has; nil where there are none such, and
+-- for who does not say (an empty name).
+local function foreign(database)
+  local owner = redis.call('GET', DATABASE)
+  if database == '' or not owner or owner == database then return end
+  return redis.error_reply('FOREIGN workers of another database have this queue (theirs: ' .. owner .. '; this one: ' ..
+    database .. '): give each database a QUEUE_NAME or a Redis of its own')
+end
+
+-- Has this queue belong to the database for so many milliseconds. Without memory left it stays nobody's.
+local function keep(database, lasts)
+  if database ~= '' then redis.pcall('SET', DATABASE, database, 'PX', lasts) end
+end
 
 -- The n-th value after `name` in a flat list of names and values.
 local function value(list, name)

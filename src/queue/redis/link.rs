@@ -13,6 +13,8 @@ use super::QueueError;
 const CONNECT: Duration = Duration::from_secs(5);
 /// Longest wait for an answer.
 const RESPONSE: Duration = Duration::from_secs(10);
+/// The code of the scripts' error for who is of another database.
+const FOREIGN: &str = "FOREIGN";
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
 /// A connection with time limits of its own. The crate's limit on responses is off: it breaks reads that block, and
@@ -117,6 +119,7 @@ impl Link {
         match e.kind() {
             ErrorKind::AuthenticationFailed => QueueError::Unfit(self.text(e)),
             _ if refused => QueueError::Unfit(self.text(e)),
+            _ if e.code() == Some(FOREIGN) => QueueError::Unavailable(e.detail().unwrap_or_default().to_owned()),
             _ => QueueError::Unavailable(self.text(e)),
         }
     }

@@ -14,6 +14,7 @@
 //! | `<q>:aside` | stream of what was set aside, the last 1,000 |
 //! | `<q>:ended` | stream of jobs that have ended, some 10,000; nothing here reads it |
 //! | `<q>:wake` | list of marks, each of which wakes one worker that blocks |
+//! | `<q>:database` | which database's workers have the queue, for half a minute after the last of them looked |
 //!
 //! # Rules
 //!
@@ -30,6 +31,10 @@
 //! * What was pending for [`RedisSettings::reclaim_after`] is delivered again, to anybody, unless the id has a newer
 //!   entry, which does for both. Who gets an id that somebody still works on is refused by the store.
 //! * A message keeps its source when it is put back (a field `source` beside `job`), so that it is one job still.
+//!
+//! * While workers of one database have the queue, it takes and gives nothing for those of another (staging beside
+//!   production, say): they would take each other's messages, and jobs would be done that nobody there asked for. What
+//!   workers have in hand when that begins they may end.
 //!
 //! Every change is one script, so no crash leaves half of one. The group is made anew, from the stream's beginning,
 //! wherever it is missing: wipe the server at any moment, and the next call goes on.
@@ -82,6 +87,9 @@ const ASIDE: usize = 1000;
 const ENDED: usize = 10_000;
 /// A consumer that holds nothing is never taken for dead before this.
 const DEAD_AFTER: Duration = Duration::from_secs(300);
+/// A queue whose workers fell silent belongs to their database for this long, several times as long as they are silent
+/// while they live.
+const OWNED_FOR: Duration = Duration::from_secs(30);
 
 /// What a [`RedisQueue`] needs to know.
 #[derive(Clone)]
@@ -132,7 +140,9 @@ impl std::fmt::Debug for RedisQueue {
 /// What the queue and its reader both use.
 struct Shared {
     settings: RedisSettings,
-    keys: [String; 12],
+    keys: [String; 13],
+    /// What tells its database from others; empty where nothing does.
+    database: Mutex<String>,
     scripts: Scripts,
     commands: Link,
     /// For reads that block.
@@ -156,6 +166,7 @@ struct Scripts {
     depth: Script,
     upkeep: Script,
     leave: Script,
+    check: Script,
 }
 
 macro_rules! script {
@@ -177,13 +188,14 @@ impl Scripts {
             depth: script!("depth.lua"),
             upkeep: script!("upkeep.lua"),
             leave: script!("leave.lua"),
+            check: script!("check.lua"),
         }
     }
 }
 
-fn keys(queue: &str) -> [String; 12] {
+fn keys(queue: &str) -> [String; 13] {
     let bands = [":high:again", ":high", ":again", "", ":low:again", ":low"];
-    let others = [":ids", ":delayed", ":delayed:priority", ":inbox", ":aside", ":wake"];
+    let others = [":ids", ":delayed", ":delayed:priority", ":inbox", ":aside", ":wake", ":database"];
     let mut suffixes = bands.into_iter().chain(others);
     std::array::from_fn(|_| format!("{queue}{}", suffixes.next().unwrap_or_default()))
 }
@@ -224,6 +236,10 @@ impl Shared {
         self.hand.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn database(&self) -> String {
+        self.database.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn prepare<'a>(&self, script: &'a Script) -> ScriptInvocation<'a> {
         let mut invocation = script.prepare_invoke();
         invocation.key(self.keys.as_slice());
@@ -233,6 +249,7 @@ impl Shared {
     async fn push(&self, ids: &[(JobId, Priority)], again: bool) -> Result<(), QueueError> {
         for chunk in ids.chunks(CHUNK) {
             let mut invocation = self.prepare(&self.scripts.push);
+            invocation.arg(self.database());
             for (id, priority) in chunk {
                 invocation.arg(band(*priority, again)).arg(id.to_string());
             }
@@ -299,6 +316,7 @@ impl RedisQueue {
         })?;
         let shared = Arc::new(Shared {
             keys: keys(&settings.queue),
+            database: Mutex::default(),
             scripts: Scripts::new(),
             commands: Link::new(client.clone()),
             blocking: Link::new(client),
@@ -345,6 +363,7 @@ impl Queue for RedisQueue {
         let mut invocation = self.shared.prepare(&self.shared.scripts.push_after);
         // Up to a thousand years: more digits than that a score does not hold.
         invocation.arg(id.to_string()).arg(band(priority, true)).arg(millis(delay).min(31_536_000_000_000));
+        invocation.arg(self.shared.database());
         self.shared.commands.script(&invocation).await
     }
 
@@ -379,7 +398,7 @@ impl Queue for RedisQueue {
     }
 
     async fn aside(&self, limit: usize) -> Result<Vec<SetAside>, QueueError> {
-        let [.., key, _] = &self.shared.keys;
+        let [.., key, _, _] = &self.shared.keys;
         let mut range = redis::cmd("XREVRANGE");
         range.arg(key).arg("+").arg("-").arg("COUNT").arg(limit.clamp(1, ASIDE));
         let reply: redis::streams::StreamRangeReply = self.shared.commands.command(&range, Duration::ZERO).await?;
@@ -409,13 +428,18 @@ impl Queue for RedisQueue {
         Ok(())
     }
 
+    fn belong_to(&self, database: &str) {
+        database.clone_into(&mut self.shared.database.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
     async fn depth(&self) -> Result<u64, QueueError> {
         self.shared.commands.script(&self.shared.prepare(&self.shared.scripts.depth)).await
     }
 
     async fn ping(&self) -> Result<(), QueueError> {
-        let _pong: Value = self.shared.commands.command(&redis::cmd("PING"), Duration::ZERO).await?;
-        Ok(())
+        let mut invocation = self.shared.prepare(&self.shared.scripts.check);
+        invocation.arg(self.shared.database());
+        self.shared.commands.script(&invocation).await
     }
 
     async fn upkeep(&self) -> Result<(), QueueError> {
@@ -424,6 +448,7 @@ impl Queue for RedisQueue {
         let scan = self.scan.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut invocation = self.shared.prepare(&self.shared.scripts.upkeep);
         invocation.arg(&settings.consumer).arg(millis(dead_after)).arg(scan);
+        invocation.arg(self.shared.database()).arg(millis(OWNED_FOR));
         let next: String = self.shared.commands.script(&invocation).await?;
         *self.scan.lock().unwrap_or_else(PoisonError::into_inner) = next;
         Ok(())
@@ -440,7 +465,7 @@ impl Queue for RedisQueue {
         let left = self.shared.lock().take(usize::MAX);
         self.shared.put_back(&left).await?;
         let mut invocation = self.shared.prepare(&self.shared.scripts.leave);
-        invocation.arg(&self.shared.settings.consumer);
+        invocation.arg(&self.shared.settings.consumer).arg(self.shared.database());
         self.shared.commands.script(&invocation).await
     }
 }

@@ -1,9 +1,13 @@
 -- ARGV: consumer, entries wanted, bytes wanted, largest message, bytes kept of a larger one, reclaim what was idle for
--- so many milliseconds (0: nothing).
+-- so many milliseconds (0: nothing), database, milliseconds that the queue is its.
 -- Returns entries, milliseconds until the next delayed id (-1: none), and 1 if there may be more to reclaim.
 local consumer, wanted, budget = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local largest, kept, idle = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local out, bytes = {}, 0
+
+local refusal = foreign(ARGV[7])
+if refusal then return refusal end
+keep(ARGV[7], ARGV[8])
 
 local function full() return #out >= wanted or bytes >= budget end
 

@@ -9,7 +9,7 @@ use redis::{RedisResult, Value};
 use tokio::time::Instant;
 
 use super::link::{backoff, invalid};
-use super::{CHUNK, CUT, READ_BYTES, Shared, after, message, millis};
+use super::{CHUNK, CUT, OWNED_FOR, READ_BYTES, Shared, after, message, millis};
 use crate::model::JobId;
 use crate::queue::{Delivery, Message, Offer, QueueError};
 
@@ -207,7 +207,7 @@ fn end(shared: &Shared, deliveries: Vec<Delivery>, failed: Option<String>) {
 
 /// Waits for a mark in the list that wakes workers.
 async fn mark(shared: Arc<Shared>) {
-    let [.., key] = &shared.keys;
+    let [.., key, _] = &shared.keys;
     let mut pop = redis::cmd("BLPOP");
     pop.arg(key).arg(BLOCK.as_secs());
     if shared.blocking.command::<Value>(&pop, BLOCK).await.is_err() {
@@ -234,6 +234,7 @@ async fn look(shared: &Shared, wanted: usize, reclaim: bool) -> Result<Round, Qu
     let mut invocation = shared.prepare(&shared.scripts.pop);
     invocation.arg(&settings.consumer).arg(wanted).arg(READ_BYTES.max(settings.max_message));
     invocation.arg(settings.max_message).arg(CUT.min(settings.max_message)).arg(idle);
+    invocation.arg(shared.database()).arg(millis(OWNED_FOR));
     let reply = shared.commands.script(&invocation).await?;
     round(reply).map_err(|e| QueueError::Unavailable(e.to_string()))
 }

@@ -1,5 +1,10 @@
--- ARGV: own consumer, milliseconds of silence after which a consumer is dead, where to go on among the ids.
+-- ARGV: own consumer, milliseconds of silence after which a consumer is dead, where to go on among the ids, database,
+-- milliseconds that the queue is its.
 -- Returns where to go on.
+local refusal = foreign(ARGV[4])
+if refusal then return refusal end
+-- A worker that is busy looks for nothing, and the queue is its database's still.
+keep(ARGV[4], ARGV[5])
 -- A live consumer that was given nothing for so long may be taken for dead (before Redis 7.2, looking in vain does not
 -- count as a sign of life). It holds nothing, and is there again with its next delivery.
 for _, band in ipairs(BANDS) do

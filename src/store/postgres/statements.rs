@@ -235,6 +235,10 @@ pub(super) const TAKES_WRITES: &str = "SELECT pg_is_in_recovery() AS standby, \
                                        has_table_privilege('jobs', 'INSERT') AND has_table_privilege('jobs', 'UPDATE') \
                                        AND has_table_privilege('job_inputs', 'INSERT') \
                                        AND has_table_privilege('job_inputs', 'DELETE') AS allowed";
+/// A dump that is restored elsewhere gets another cluster, or another oid.
+pub(super) const IDENTITY: &str = "SELECT format('postgres %s.%s %s-%s', current_database(), current_schema(), \
+                                   system_identifier, (SELECT oid FROM pg_database WHERE datname = current_database())) \
+                                   AS identity FROM pg_control_system()";
 pub(super) const JOB_STATE: &str = "SELECT state FROM jobs WHERE id = $1::text::uuid";
 
 /// The list of jobs in a state; the state is part of the text, so that its partial index is found.

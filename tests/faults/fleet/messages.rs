@@ -4,11 +4,13 @@ use std::collections::HashMap;
 
 use prover_worker::model::{Circuit, FailureClass, JobId, JobState};
 use rustix::process::Signal;
+use sqlx::{Connection, PgConnection};
 
 use super::scenarios::{address, get, metrics};
 use super::schedule::Door;
+use super::servers::Postgres;
 use super::site::{Fleet, QUEUE};
-use crate::harness::until;
+use crate::harness::{circuits, until};
 
 fn xadd(body: impl redis::ToSingleRedisArg) -> redis::Cmd {
     redis::cmd("XADD").arg(QUEUE).arg("*").arg("job").arg(body).to_owned()
@@ -259,4 +261,57 @@ fn an_outage_of_the_database_holds_messages_back_and_is_told_once() {
     let log = worker.log();
     assert!(log.lines().any(|l| l.contains("the database fails") && l.contains("postgres://127.0.0.1")), "{log}");
     assert_eq!(worker.count("could not be recorded yet") + worker.count("trying again"), 0, "{log}");
+}
+
+/// Staging beside production, on one Redis and one queue's name by mistake: each works on its own jobs, and producers' messages
+/// go to the workers that were there first until these have left.
+#[test]
+fn a_second_database_on_one_queue_takes_no_messages_of_the_first() {
+    let fleet = Fleet::new();
+    let mut worker = fleet.serve(0, &[], &[]);
+    worker.wait_started();
+    let owner = || fleet.redis::<Option<String>>(redis::cmd("GET").arg(format!("{QUEUE}:database")));
+    until("the queue to be the fleet's", || owner().filter(|o| o.starts_with("postgres postgres.public ")));
+
+    fleet.block(async {
+        let mut c = PgConnection::connect(&Postgres::url(fleet.postgres.port)).await.unwrap();
+        sqlx::raw_sql("CREATE DATABASE staging").execute(&mut c).await.unwrap();
+    });
+    let url = Postgres::url(fleet.postgres.port).replace("/postgres?", "/staging?");
+    let env = [("DATABASE_URL", url.as_str())];
+    let run = |args: &[&str]| {
+        let done = fleet.command(1, args).envs(env).arg("--json").output().unwrap();
+        let said: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+        (done.status.success(), said)
+    };
+    let (key, wasm) = (fleet.dir().join("multiplier.zkey"), circuits().join("multiplier.wasm"));
+    let files = ["--zkey", key.to_str().unwrap(), "--wasm", wasm.to_str().unwrap()];
+    assert!(run(&[&["circuits", "add", "multiplier"][..], &files].concat()).0);
+    let staging = fleet.serve(1, &[], &env);
+    staging.wait_log("workers of another database have this queue", 1);
+    // The mistake is named where it is looked for.
+    let (sound, found) = run(&["doctor"]);
+    assert!(!sound && found.to_string().contains("workers of another database have this queue"), "{found}");
+
+    let (ids, late) = ((0..20).map(|_| JobId::new()).collect::<Vec<_>>(), JobId::new());
+    let body = |id: &JobId| format!(r#"{{"id": "{id}", "circuit": "multiplier", "input": {{"a": 6, "b": "7"}}}}"#);
+    for id in &ids {
+        fleet.redis::<String>(&xadd(body(id)));
+    }
+    let input = fleet.dir().join("input.json");
+    std::fs::write(&input, r#"{"a": 3, "b": 5}"#).unwrap();
+    let (_, own) = run(&["submit", "multiplier", "--input", input.to_str().unwrap(), "--wait"]);
+    assert_eq!(own["state"], "done", "{own}");
+    until("the messages to be recorded", || (fleet.jobs().len() == ids.len()).then_some(()));
+    for id in &ids {
+        fleet.assert_proved(&fleet.end(*id), 42);
+    }
+    let of_staging = || run(&["jobs"]).1.as_array().unwrap().len();
+    assert_eq!(of_staging(), 1);
+
+    worker.terminate();
+    assert!(worker.wait().success());
+    fleet.redis::<String>(&xadd(body(&late)));
+    until("the message to be taken by who is there now", || (of_staging() == 2).then_some(()));
+    assert_eq!(fleet.jobs().len(), ids.len());
 }

@@ -1,0 +1,2 @@
+-- ARGV: database.
+return foreign(ARGV[1]) or 1
