@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every check of the project, on a Debian machine that has Rust. Installs what is missing: compilers for C and C++,
 # Node.js, PostgreSQL and Redis from Debian's packages, cargo-nextest, snarkjs, jsdom, a validator of OpenAPI descriptions,
-# moto and nvcc from their registries. No check needs a GPU; those that do are scripts/gpu_check.sh's. Uses the servers at TEST_POSTGRES_URL and TEST_REDIS_URL, or
+# Azurite, moto and nvcc from their registries. No check needs a GPU; those that do are scripts/gpu_check.sh's. Uses the servers at TEST_POSTGRES_URL and TEST_REDIS_URL, or
 # those on the usual ports of this machine, or starts its own for the time of the tests. The tests' closing line comes
 # last.
 set -euo pipefail
@@ -24,12 +24,15 @@ debian() {
     DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "$@" </dev/null
 }
 
-# The other prover, for tests/cross, and for tests/http a browser without a screen and a reader of the API's description.
+# The other prover, for tests/cross; for tests/http a browser without a screen and a reader of the API's description; and
+# Azure's storage on this machine, for tests/artifacts.
 # Without them those tests are skipped; in CI that is an error.
 from_npm() {
-    local modules=$PWD/target/snarkjs/node_modules needed=(snarkjs@0.7.6 jsdom@26.1.0 @seriousme/openapi-schema-validator@2.11.0)
+    local modules=$PWD/target/snarkjs/node_modules needed=(snarkjs@0.7.6 jsdom@26.1.0 azurite@3.35.0)
+    needed+=(@seriousme/openapi-schema-validator@2.11.0)
     if [ -z "${SNARKJS:-}" ] || [ -z "${TEST_NODE_MODULES:-}" ]; then
-        if [ ! -x "$modules/.bin/snarkjs" ] || [ ! -d "$modules/jsdom" ] || [ ! -d "$modules/@seriousme" ]; then
+        if [ ! -x "$modules/.bin/snarkjs" ] || [ ! -d "$modules/jsdom" ] || [ ! -d "$modules/azurite" ] ||
+            [ ! -d "$modules/@seriousme" ]; then
             { debian node nodejs && debian npm npm && mkdir -p target/snarkjs &&
                 npm install --prefix target/snarkjs --no-save --no-audit --no-fund "${needed[@]}" </dev/null; } || {
                 [ -z "${CI:-}" ] || return 1
@@ -137,7 +140,7 @@ if [ -z "${TEST_REDIS_URL:-}" ]; then
 fi
 export TEST_POSTGRES_URL TEST_REDIS_URL
 
-# An S3 server, for tests/artifacts.
+# An S3 server, for tests/artifacts, too.
 step "moto"
 scripts/moto.sh
 

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
+use crate::model::Cloud;
+
 /// A variable as documented.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub struct Variable {
@@ -26,7 +28,7 @@ const fn var(name: &'static str, default: &'static str, meaning: &'static str) -
     Variable { name, default, meaning }
 }
 
-/// What is logged unless told otherwise. The library for S3 reports each of its own tries, without saying of what: what comes
+/// What is logged unless told otherwise. The library for object stores reports each of its own tries, without saying of what: what comes
 /// of them is in the worker's own lines.
 const LOG_LEVEL: &str = "info,object_store=warn";
 
@@ -139,7 +141,8 @@ pub const CATALOGUE: &[Variable] = &[
     var(
         "PROVER_ARTIFACTS_URL",
         "the data folder",
-        "where keys, witness programs and proofs are shared: s3://BUCKET/PREFIX, or file:///FOLDER",
+        "where keys, witness programs and proofs are shared: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX (Google), \
+         az://CONTAINER/PREFIX (Azure), or file:///FOLDER",
     ),
     var(
         "PROVER_ARTIFACT_CACHE_BYTES",
@@ -151,6 +154,44 @@ pub const CATALOGUE: &[Variable] = &[
     var("AWS_ACCESS_KEY_ID", "the machine's role", "name of the key for S3"),
     var("AWS_SECRET_ACCESS_KEY", "the machine's role", "the key for S3"),
     var("AWS_SESSION_TOKEN", "none", "token of a temporary key for S3"),
+    var("AWS_ROLE_ARN", "none", "role for S3 that a token in a file stands for (EKS sets this and the next)"),
+    var("AWS_WEB_IDENTITY_TOKEN_FILE", "none", "file of that token"),
+    var("AWS_ROLE_SESSION_NAME", "the library's", "name of sessions in that role"),
+    var("AWS_ENDPOINT_URL_STS", "Amazon's", "address of who gives keys for that token"),
+    var("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "none", "where ECS has keys for S3 (ECS sets it)"),
+    var(
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "none",
+        "where EKS's pod identity has keys for S3 (EKS sets this and the next)",
+    ),
+    var("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "none", "file of the token for that"),
+    var(
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "gcloud's in the home folder, else the machine's account",
+        "file of a service account's key, or of a user's credentials, for gs://",
+    ),
+    var(
+        "STORAGE_EMULATOR_HOST",
+        "Google's",
+        "address of another server for gs://, such as 127.0.0.1:4443, which is asked without credentials",
+    ),
+    var("AZURE_STORAGE_ACCOUNT_NAME", "none", "storage account of az://"),
+    var(
+        "AZURE_STORAGE_ACCOUNT_KEY",
+        "none",
+        "its key; without this and the next, a client's or the machine's identity is used",
+    ),
+    var("AZURE_STORAGE_SAS_TOKEN", "none", "shared access signature of the container"),
+    var(
+        "AZURE_STORAGE_ENDPOINT",
+        "https://ACCOUNT.blob.core.windows.net",
+        "address of another server, or another cloud's, for az://, such as http://127.0.0.1:10000/devstoreaccount1",
+    ),
+    var("AZURE_TENANT_ID", "none", "tenant of the client (AKS sets these four)"),
+    var("AZURE_CLIENT_ID", "the machine's identity", "client, or one of the machine's identities, for az://"),
+    var("AZURE_FEDERATED_TOKEN_FILE", "none", "file of the client's token"),
+    var("AZURE_AUTHORITY_HOST", "https://login.microsoftonline.com", "who gives the client access"),
+    var("AZURE_CLIENT_SECRET", "none", "the client's password, where it has no such file"),
     var(
         "PROVER_BATCH_MAX",
         "what the device is best at",
@@ -272,28 +313,54 @@ impl ExitOnDead {
 pub enum ArtifactsUrl {
     /// A folder.
     Folder(PathBuf),
-    /// A bucket and what its objects' names begin with (empty, or ending in no slash).
-    S3 {
-        /// The bucket.
+    /// An object store.
+    Bucket {
+        /// Whose.
+        cloud: Cloud,
+        /// The bucket, or container.
         bucket: String,
-        /// The prefix.
+        /// What its objects' names begin with (empty, or ending in no slash).
         prefix: String,
     },
 }
 
-/// Access to S3.
+/// The variables that give access to it, and whether their values are secret.
+fn variables(cloud: Cloud) -> &'static [(&'static str, bool)] {
+    match cloud {
+        Cloud::Amazon => &[
+            ("AWS_REGION", false),
+            ("AWS_ACCESS_KEY_ID", false),
+            ("AWS_SECRET_ACCESS_KEY", true),
+            ("AWS_SESSION_TOKEN", true),
+            ("AWS_ROLE_ARN", false),
+            ("AWS_WEB_IDENTITY_TOKEN_FILE", false),
+            ("AWS_ROLE_SESSION_NAME", false),
+            ("AWS_ENDPOINT_URL_STS", false),
+            ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", false),
+            ("AWS_CONTAINER_CREDENTIALS_FULL_URI", false),
+            ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", false),
+        ],
+        Cloud::Google => &[("GOOGLE_APPLICATION_CREDENTIALS", false)],
+        Cloud::Azure => &[
+            ("AZURE_STORAGE_ACCOUNT_NAME", false),
+            ("AZURE_STORAGE_ACCOUNT_KEY", true),
+            ("AZURE_STORAGE_SAS_TOKEN", true),
+            ("AZURE_TENANT_ID", false),
+            ("AZURE_CLIENT_ID", false),
+            ("AZURE_FEDERATED_TOKEN_FILE", false),
+            ("AZURE_AUTHORITY_HOST", false),
+            ("AZURE_CLIENT_SECRET", true),
+        ],
+    }
+}
+
+/// Access to an object store.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct S3Access {
-    /// Another server than Amazon's.
+pub struct BucketAccess {
+    /// Another server than the cloud's own.
     pub endpoint: Option<String>,
-    /// The bucket's region.
-    pub region: Option<String>,
-    /// Name of the key.
-    pub key_id: Option<String>,
-    /// The key.
-    pub key: Option<Secret>,
-    /// Token of a temporary key.
-    pub token: Option<Secret>,
+    /// Of the variables that give access to it, those that are set.
+    pub variables: Vec<(&'static str, Secret)>,
 }
 
 /// What the environment says of proofs on the processor: all that a program needs which does nothing else.
@@ -384,8 +451,8 @@ pub struct Config {
     pub artifacts: Option<ArtifactsUrl>,
     /// Bytes of remote artifacts kept on the local disk.
     pub artifact_cache_bytes: u64,
-    /// Access to S3.
-    pub s3: S3Access,
+    /// Access to the object store that has the artifacts, if one has.
+    pub bucket_access: BucketAccess,
     /// Most proofs given to a device at once; the device's own when unset.
     pub batch_max: Option<usize>,
     /// How long a batch that is not full waits.
@@ -472,15 +539,25 @@ impl Config {
         let retention = secs_or_off("PROVER_RETENTION_SECS", 60, 3_153_600_000)?;
         let proof_files = r.parse("PROVER_PROOF_FILES", "on or off", on_off)?;
         let encryption_keys = r.secret("PROVER_ENCRYPTION_KEYS");
-        let artifacts = r.parse("PROVER_ARTIFACTS_URL", "s3://BUCKET/PREFIX or file:///FOLDER", artifacts_url)?;
+        let expected = "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///FOLDER";
+        let artifacts = r.parse("PROVER_ARTIFACTS_URL", expected, artifacts_url)?;
         let artifact_cache_bytes = r.parse("PROVER_ARTIFACT_CACHE_BYTES", "bytes, such as 64G", byte_count)?;
-        let s3 = S3Access {
-            endpoint: r.parse("AWS_ENDPOINT_URL", "an http:// or https:// address", http_url)?,
-            region: r.text("AWS_REGION"),
-            key_id: r.text("AWS_ACCESS_KEY_ID"),
-            key: r.secret("AWS_SECRET_ACCESS_KEY"),
-            token: r.secret("AWS_SESSION_TOKEN"),
-        };
+        let mut bucket_access = BucketAccess::default();
+        for cloud in Cloud::ALL {
+            let access = BucketAccess {
+                endpoint: match cloud {
+                    Cloud::Amazon => r.parse("AWS_ENDPOINT_URL", "an http:// or https:// address", http_url)?,
+                    Cloud::Google => {
+                        r.parse("STORAGE_EMULATOR_HOST", "HOST:PORT or an http:// address", host_or_url)?
+                    }
+                    Cloud::Azure => r.parse("AZURE_STORAGE_ENDPOINT", "an http:// or https:// address", http_url)?,
+                },
+                variables: variables(cloud).iter().filter_map(|v| Some((v.0, r.value(v.0, v.1)?))).collect(),
+            };
+            if matches!(artifacts, Some(ArtifactsUrl::Bucket { cloud: c, .. }) if c == cloud) {
+                bucket_access = access;
+            }
+        }
         let batch_max = r.number("PROVER_BATCH_MAX", 1, 1024)?;
         let linger_ms = r.number("PROVER_BATCH_LINGER_MS", 0, 10_000)?;
         let cpu_overflow = r.parse("PROVER_CPU_OVERFLOW", "on or off", on_off)?;
@@ -532,7 +609,7 @@ impl Config {
             encryption_keys,
             artifacts,
             artifact_cache_bytes: artifact_cache_bytes.unwrap_or(64 << 30),
-            s3,
+            bucket_access,
             batch_max,
             batch_linger: Duration::from_millis(linger_ms.unwrap_or(0)),
             cpu_overflow: cpu_overflow.unwrap_or(false),
@@ -631,8 +708,13 @@ impl Reader<'_> {
 
     /// A variable whose value is never shown.
     fn secret(&mut self, name: &'static str) -> Option<Secret> {
+        self.value(name, true)
+    }
+
+    /// A variable that goes to others as it is; whether it is shown among the settings.
+    fn value(&mut self, name: &'static str, secret: bool) -> Option<Secret> {
         let value = self.text(name)?;
-        if let Some(shown) = self.settings.last_mut() {
+        if let Some(shown) = self.settings.last_mut().filter(|_| secret) {
             "***".clone_into(&mut shown.value);
         }
         Some(Secret(value))
@@ -703,10 +785,19 @@ fn artifacts_url(s: &str) -> Option<ArtifactsUrl> {
     if let Some(path) = s.strip_prefix("file://") {
         return path.starts_with('/').then(|| ArtifactsUrl::Folder(PathBuf::from(path)));
     }
-    let rest = s.strip_prefix("s3://")?;
+    let (cloud, rest) = Cloud::ALL.iter().find_map(|cloud| Some((*cloud, s.strip_prefix(cloud.scheme())?)))?;
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     let prefix = prefix.trim_matches('/').to_owned();
-    (!bucket.is_empty()).then(|| ArtifactsUrl::S3 { bucket: bucket.to_owned(), prefix })
+    // No cloud has others; with them it is something else, such as a key before a bucket.
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '$');
+    let sound = !bucket.is_empty() && bucket.chars().all(is_name);
+    sound.then(|| ArtifactsUrl::Bucket { cloud, bucket: bucket.to_owned(), prefix })
+}
+
+/// Google's own libraries take either.
+fn host_or_url(s: &str) -> Option<String> {
+    let is_host = |s: &str| !s.contains("://") && !s.contains(char::is_whitespace);
+    http_url(s).or_else(|| is_host(s).then(|| format!("http://{s}")))
 }
 
 fn on_off(s: &str) -> Option<bool> {

@@ -6,7 +6,7 @@
 //! damaged/{zkeys,wasms}/<sha256>            remote only: a download showed damage, which the next import mends
 //! ```
 //!
-//! They lie in a folder ([`Artifacts::local`]), or in a store that many machines share ([`Artifacts::s3`]); then keys
+//! They lie in a folder ([`Artifacts::local`]), or in a store that many machines share ([`Artifacts::bucket`]); then keys
 //! and programs are kept on the local disk too, within a budget. A reader sees all of an object or none of it. On a
 //! file system the folders are the owner's alone (0700) and the content is read-only (0400).
 
@@ -34,7 +34,7 @@ use files::{blocking, hash_file, io_error, open_without_waiting, set_mode, sweep
 use remote::describe;
 
 pub use files::private_dir;
-pub use remote::S3Spec;
+pub use remote::BucketSpec;
 
 /// Bytes of a piece, in which objects are copied.
 const CHUNK: usize = 8 << 20;
@@ -42,7 +42,7 @@ const CHUNK: usize = 8 << 20;
 /// Pieces under way at a time to or from a remote store; bounds the memory.
 const LANES: usize = 4;
 
-/// S3 takes 10,000 pieces of an object; of larger objects the pieces are larger.
+/// S3 and Google take 10,000 pieces of an object; of larger objects the pieces are larger.
 const MAX_PIECES: u64 = 9_000;
 
 /// What an object by content is.
@@ -189,7 +189,7 @@ impl Artifacts {
     }
 
     /// Objects in a bucket, as by [`Artifacts::remote`]. Asks nothing of the server yet.
-    pub fn s3(spec: &S3Spec, cache_dir: &Path, cache_bytes: u64) -> Result<Self, ArtifactError> {
+    pub fn bucket(spec: &BucketSpec, cache_dir: &Path, cache_bytes: u64) -> Result<Self, ArtifactError> {
         Self::remote(spec.open()?, spec.url(), cache_dir, cache_bytes)
     }
 

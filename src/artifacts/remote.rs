@@ -1,16 +1,20 @@
-//! Object stores elsewhere: how S3 is reached, and what its errors may say.
+//! Object stores elsewhere: how they are reached, and what their errors may say.
 
 use std::error::Error;
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder};
 use object_store::path::Path as ObjectPath;
 use object_store::prefix::PrefixStore;
-use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
+use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig, StaticCredentialProvider};
 
 use super::ArtifactError;
+use crate::model::Cloud;
 
 /// Longest time for one request with its body, which has at most one piece of an object.
 const REQUEST: Duration = Duration::from_secs(120);
@@ -22,88 +26,148 @@ const CONNECT: Duration = Duration::from_secs(5);
 const LONGEST: usize = 400;
 
 /// A bucket and how to get at it.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct S3Spec {
-    /// The bucket.
+#[derive(Clone, PartialEq, Eq)]
+pub struct BucketSpec {
+    /// Whose.
+    pub cloud: Cloud,
+    /// The bucket, or container.
     pub bucket: String,
     /// What the objects' names begin with, as folders parted by slashes; may be empty.
     pub prefix: String,
-    /// Another server than Amazon's, such as `http://127.0.0.1:9000`; it is asked with the bucket in the path.
+    /// Another server than the cloud's own, such as `http://127.0.0.1:9000`. One in S3's place is asked with the bucket in
+    /// the path, one in Google's without credentials.
     pub endpoint: Option<String>,
-    /// The bucket's region; `us-east-1` when unset.
-    pub region: Option<String>,
-    /// Name of the key; the machine's role is used when unset.
-    pub key_id: Option<String>,
-    /// The key.
-    pub key: Option<String>,
-    /// Token of a temporary key.
-    pub token: Option<String>,
+    /// Region, account, keys, tokens: what the cloud's own programs take, by the names of their variables. Without keys,
+    /// those are asked for that the machine, its container or its pod has.
+    pub variables: Vec<(&'static str, String)>,
 }
 
-impl fmt::Debug for S3Spec {
+impl fmt::Debug for BucketSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let masked = |secret: &Option<String>| secret.as_ref().map(|_| "***");
-        f.debug_struct("S3Spec")
-            .field("bucket", &self.bucket)
-            .field("prefix", &self.prefix)
+        f.debug_struct("BucketSpec")
+            .field("url", &self.url())
             .field("endpoint", &self.endpoint.as_deref().map(clean_urls))
-            .field("region", &self.region)
-            .field("key_id", &masked(&self.key_id))
-            .field("key", &masked(&self.key))
-            .field("token", &masked(&self.token))
+            .field("variables", &self.variables.iter().map(|(name, _)| *name).collect::<Vec<_>>())
             .finish()
     }
 }
 
-impl S3Spec {
+impl BucketSpec {
     /// As a person would write it.
     pub(super) fn url(&self) -> String {
         match self.prefix.trim_matches('/') {
-            "" => format!("s3://{}", self.bucket),
-            prefix => format!("s3://{}/{prefix}", self.bucket),
+            "" => format!("{}{}", self.cloud.scheme(), self.bucket),
+            prefix => format!("{}{}/{prefix}", self.cloud.scheme(), self.bucket),
         }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.variables.iter().any(|(n, _)| *n == name)
     }
 
     /// The store. Opening it asks nothing of the server.
     pub(super) fn open(&self) -> Result<Arc<dyn ObjectStore>, ArtifactError> {
         install_tls();
         let failed = |e: &dyn Error| ArtifactError::Store { what: self.url(), why: describe(e) };
-        if self.key_id.is_some() != self.key.is_some() {
-            let why = "a key for S3 needs both its name and the key: one of the two is not set".to_owned();
-            return Err(ArtifactError::Store { what: self.url(), why });
+        let bucket = match self.cloud {
+            Cloud::Amazon => self.amazon(),
+            Cloud::Google => self.google(),
+            Cloud::Azure => self.azure(),
+        };
+        let bucket = bucket.map_err(|why| match why {
+            Unfit::Setting(why) => ArtifactError::Store { what: self.url(), why },
+            Unfit::Refused(e) => failed(&e),
+        })?;
+        let prefix = ObjectPath::parse(self.prefix.trim_matches('/')).map_err(|e| failed(&e))?;
+        Ok(if prefix.as_ref().is_empty() { bucket } else { Arc::new(PrefixStore::new(bucket, prefix)) })
+    }
+
+    /// The library's own names of its settings are those of the variables, in small letters.
+    fn settings<K: FromStr<Err = object_store::Error>, B>(
+        &self,
+        builder: B,
+        set: impl Fn(B, K, &str) -> B,
+    ) -> Result<B, Unfit> {
+        self.variables.iter().try_fold(builder, |builder, (name, value)| {
+            let key = name.to_ascii_lowercase().parse().map_err(Unfit::Refused)?;
+            Ok(set(builder, key, value))
+        })
+    }
+
+    fn amazon(&self) -> Result<Arc<dyn ObjectStore>, Unfit> {
+        if self.has("AWS_ACCESS_KEY_ID") != self.has("AWS_SECRET_ACCESS_KEY") {
+            let why = "a key for S3 needs both its name and the key: one of AWS_ACCESS_KEY_ID and \
+                       AWS_SECRET_ACCESS_KEY is not set";
+            return Err(Unfit::Setting(why.to_owned()));
         }
-        let http = self.endpoint.as_ref().is_some_and(|e| e.starts_with("http://"));
         let mut builder = AmazonS3Builder::new()
             .with_bucket_name(&self.bucket)
-            .with_region(self.region.as_deref().unwrap_or("us-east-1"))
-            .with_client_options(ClientOptions::new().with_timeout(REQUEST).with_connect_timeout(CONNECT))
-            .with_allow_http(http)
+            .with_region("us-east-1")
+            .with_client_options(self.client())
             // Servers other than Amazon's seldom answer to the bucket as a host name.
             .with_virtual_hosted_style_request(self.endpoint.is_none())
             // And not all of them know how to delete many objects at once.
             .with_disable_bulk_delete(true)
-            .with_retry(RetryConfig {
-                backoff: BackoffConfig {
-                    init_backoff: Duration::from_millis(100),
-                    max_backoff: Duration::from_secs(5),
-                    base: 2.0,
-                },
-                max_retries: 4,
-                retry_timeout: Duration::from_secs(60),
-            });
+            .with_retry(retries());
         if let Some(endpoint) = &self.endpoint {
             builder = builder.with_endpoint(endpoint.trim_end_matches('/'));
         }
-        if let (Some(id), Some(key)) = (&self.key_id, &self.key) {
-            builder = builder.with_access_key_id(id).with_secret_access_key(key);
-        }
-        if let Some(token) = &self.token {
-            builder = builder.with_token(token);
-        }
-        let bucket = builder.build().map_err(|e| failed(&e))?;
-        let prefix = ObjectPath::parse(self.prefix.trim_matches('/')).map_err(|e| failed(&e))?;
-        Ok(if prefix.as_ref().is_empty() { Arc::new(bucket) } else { Arc::new(PrefixStore::new(bucket, prefix)) })
+        let builder = self.settings(builder, |b, key, value| b.with_config(key, value))?;
+        Ok(Arc::new(builder.build()?))
     }
+
+    fn google(&self) -> Result<Arc<dyn ObjectStore>, Unfit> {
+        let mut builder = GoogleCloudStorageBuilder::new()
+            .with_bucket_name(&self.bucket)
+            .with_client_options(self.client())
+            .with_retry(retries());
+        if let Some(endpoint) = &self.endpoint {
+            let nobody = Arc::new(StaticCredentialProvider::new(GcpCredential { bearer: String::new() }));
+            builder = builder.with_base_url(endpoint.trim_end_matches('/')).with_credentials(nobody);
+            builder = builder.with_skip_signature(true);
+        } else {
+            builder = self.settings(builder, |b, key, value| b.with_config(key, value))?;
+        }
+        Ok(Arc::new(builder.build()?))
+    }
+
+    fn azure(&self) -> Result<Arc<dyn ObjectStore>, Unfit> {
+        if !self.has("AZURE_STORAGE_ACCOUNT_NAME") {
+            return Err(Unfit::Setting("whose container it is, AZURE_STORAGE_ACCOUNT_NAME must say".to_owned()));
+        }
+        let mut builder = MicrosoftAzureBuilder::new()
+            .with_container_name(&self.bucket)
+            .with_client_options(self.client())
+            .with_retry(retries());
+        if let Some(endpoint) = &self.endpoint {
+            builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
+        }
+        let builder = self.settings(builder, |b, key, value| b.with_config(key, value))?;
+        Ok(Arc::new(builder.build()?))
+    }
+
+    fn client(&self) -> ClientOptions {
+        let http = self.endpoint.as_ref().is_some_and(|e| e.starts_with("http://"));
+        ClientOptions::new().with_timeout(REQUEST).with_connect_timeout(CONNECT).with_allow_http(http)
+    }
+}
+
+/// Why a store does not open.
+enum Unfit {
+    Setting(String),
+    Refused(object_store::Error),
+}
+
+impl From<object_store::Error> for Unfit {
+    fn from(e: object_store::Error) -> Self {
+        Self::Refused(e)
+    }
+}
+
+fn retries() -> RetryConfig {
+    let backoff =
+        BackoffConfig { init_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(5), base: 2.0 };
+    RetryConfig { backoff, max_retries: 4, retry_timeout: Duration::from_secs(60) }
 }
 
 /// TLS needs one provider of ciphers in the process; whoever was first decides.
@@ -190,25 +254,35 @@ mod tests {
         assert_eq!(clean_urls("none"), "none");
     }
 
-    #[test]
-    fn debug_output_masks_keys() {
-        let secret = || Some("hunter2".to_owned());
-        let spec = S3Spec {
-            bucket: "b".to_owned(),
-            endpoint: Some("http://u:hunter2@h:9".to_owned()),
-            key_id: secret(),
-            key: secret(),
-            token: secret(),
-            ..S3Spec::default()
-        };
-        let shown = format!("{spec:?}");
-        assert!(!shown.contains("hunter2") && shown.contains("http://h:9") && shown.contains("***"), "{shown}");
+    fn spec(cloud: Cloud, variables: &[(&'static str, &str)]) -> BucketSpec {
+        let variables = variables.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        BucketSpec { cloud, bucket: "b".to_owned(), prefix: String::new(), endpoint: None, variables }
     }
 
     #[test]
-    fn a_bucket_without_a_whole_key_is_refused() {
-        let spec = S3Spec { bucket: "b".to_owned(), key: Some("hunter2".to_owned()), ..S3Spec::default() };
-        let error = spec.open().unwrap_err().to_string();
-        assert_eq!(error, "s3://b: a key for S3 needs both its name and the key: one of the two is not set");
+    fn debug_output_masks_what_gives_access() {
+        let endpoint = Some("http://u:hunter2@h:9".to_owned());
+        let shown =
+            format!("{:?}", BucketSpec { endpoint, ..spec(Cloud::Amazon, &[("AWS_SESSION_TOKEN", "hunter2")]) });
+        assert!(
+            !shown.contains("hunter2") && shown.contains("http://h:9") && shown.contains("AWS_SESSION_TOKEN"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn what_is_missing_is_named_and_what_is_wrong_is_not_repeated() {
+        let said = |cloud, variables: &[_]| spec(cloud, variables).open().map(|_| ()).unwrap_err().to_string();
+        let error = said(Cloud::Amazon, &[("AWS_SECRET_ACCESS_KEY", "hunter2")]);
+        assert!(error.starts_with("s3://b: a key for S3 needs both its name and the key"), "{error}");
+        let error = said(Cloud::Azure, &[("AZURE_STORAGE_ACCOUNT_KEY", "aHVudGVyMg==")]);
+        assert!(error.starts_with("az://b: ") && error.contains("AZURE_STORAGE_ACCOUNT_NAME"), "{error}");
+        let account = ("AZURE_STORAGE_ACCOUNT_NAME", "a");
+        for wrong in [("AZURE_STORAGE_ACCOUNT_KEY", "hunter2!"), ("AZURE_STORAGE_SAS_TOKEN", "hunter2")] {
+            let error = said(Cloud::Azure, &[account, wrong]);
+            assert!(error.starts_with("az://b: ") && !error.contains("hunter2"), "{error}");
+        }
+        let error = said(Cloud::Google, &[("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")]);
+        assert!(error.starts_with("gs://b: ") && error.contains("/nowhere/key.json"), "{error}");
     }
 }

@@ -106,14 +106,43 @@ fn a_fleet_is_read_and_its_secrets_are_not_shown() {
     assert_eq!(url.reveal(), POSTGRES);
     assert_eq!(c.redis.as_ref().map(Secret::reveal), Some("rediss://me:hunter2@r:6379/1"));
     let (bucket, prefix) = ("bucket".to_owned(), "some/prefix".to_owned());
-    assert_eq!(c.artifacts, Some(ArtifactsUrl::S3 { bucket, prefix }));
+    assert_eq!(c.artifacts, Some(ArtifactsUrl::Bucket { cloud: Cloud::Amazon, bucket, prefix }));
+    let given: Vec<_> = c.bucket_access.variables.iter().map(|(name, value)| (*name, value.reveal())).collect();
+    assert_eq!(given, [("AWS_SECRET_ACCESS_KEY", "hunter2"), ("AWS_SESSION_TOKEN", "hunter2")]);
     assert_eq!((c.retention, c.queue_timeout), (Some(Duration::from_secs(3600)), None));
     assert!(c.cpu_overflow);
-    let shown = format!("{c:?} {:?} {} {:?} {:?}", c.settings(), c.database, c.s3, c.redis);
+    let shown = format!("{c:?} {:?} {} {:?} {:?}", c.settings(), c.database, c.bucket_access, c.redis);
     assert!(!shown.contains("hunter2") && shown.contains("postgres://me:***@db/jobs"), "{shown}");
     let alone = c.in_dir(Path::new("/d"));
     assert_eq!(alone.database, Database::Sqlite("/d/prover-worker.db".into()));
     assert_eq!((alone.redis, alone.artifacts), (None, None));
+}
+
+/// Each cloud's by its own variables, and by no other's that happen to be set.
+#[test]
+fn artifacts_may_be_in_three_clouds() {
+    let of = |url: &str| {
+        let c = with(&[
+            ("PROVER_ARTIFACTS_URL", url),
+            ("AWS_ACCESS_KEY_ID", "k"),
+            ("STORAGE_EMULATOR_HOST", "localhost:4443"),
+            ("GOOGLE_APPLICATION_CREDENTIALS", "/key.json"),
+            ("AZURE_STORAGE_ENDPOINT", "http://h:1/a"),
+            ("AZURE_STORAGE_ACCOUNT_NAME", "a"),
+            ("AZURE_STORAGE_ACCOUNT_KEY", "hunter2"),
+        ])
+        .unwrap();
+        assert!(!format!("{c:?}").contains("hunter2"), "{c:?}");
+        let variables = c.bucket_access.variables.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" ");
+        (c.artifacts.unwrap(), c.bucket_access.endpoint.unwrap_or_default(), variables)
+    };
+    let bucket =
+        |cloud, prefix: &str| ArtifactsUrl::Bucket { cloud, bucket: "b".to_owned(), prefix: prefix.to_owned() };
+    assert_eq!(of("s3://b"), (bucket(Cloud::Amazon, ""), String::new(), "AWS_ACCESS_KEY_ID".to_owned()));
+    let google = (bucket(Cloud::Google, "p/q"), "http://localhost:4443".to_owned());
+    assert_eq!(of("gs://b/p/q/"), (google.0, google.1, "GOOGLE_APPLICATION_CREDENTIALS".to_owned()));
+    let account = "AZURE_STORAGE_ACCOUNT_NAME AZURE_STORAGE_ACCOUNT_KEY".to_owned();
+    assert_eq!(of("az://b/p"), (bucket(Cloud::Azure, "p"), "http://h:1/a".to_owned(), account));
 }
 
 #[test]
@@ -124,6 +153,8 @@ fn what_cannot_be_a_fleet_is_one_sentence_without_the_password() {
         ("PROVER_ARTIFACTS_URL", "gs://me:hunter2@x"),
         ("PROVER_ARTIFACTS_URL", "file://relative"),
         ("PROVER_ARTIFACTS_URL", "s3://"),
+        ("PROVER_ARTIFACTS_URL", "s3://key:hunter2@bucket/x"),
+        ("STORAGE_EMULATOR_HOST", "ftp://me:hunter2@x"),
         ("AWS_ENDPOINT_URL", "ftp://me:hunter2@x"),
         ("PROVER_RETENTION_SECS", "1"),
         ("PROVER_CPU_OVERFLOW", "yes"),

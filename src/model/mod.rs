@@ -1,6 +1,7 @@
 //! Plain nouns: what a job, a circuit, a key, a witness and a proof are. No I/O.
 
 mod circuit;
+mod cloud;
 mod curve;
 mod hash;
 mod job;
@@ -11,6 +12,7 @@ mod stop;
 mod witness;
 
 pub use circuit::{Circuit, CircuitName, InvalidName};
+pub use cloud::Cloud;
 pub use curve::{FQ_MODULUS_DEC, FR_MODULUS_DEC, Fq, Fq2, Fr, G1, G1Affine, G2, G2Affine};
 pub use hash::ContentHash;
 pub use job::{

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{JobService, Rooms, ServiceOptions};
-use crate::artifacts::{ArtifactError, Artifacts, S3Spec, private_dir};
-use crate::config::{ArtifactsUrl, Config, Database, Secret};
+use crate::artifacts::{ArtifactError, Artifacts, BucketSpec, private_dir};
+use crate::config::{ArtifactsUrl, Config, Database};
 use crate::queue::{MemoryQueue, Queue, QueueError, RedisQueue, RedisSettings};
 use crate::registry::{Registry, RegistryLimits};
 use crate::seal::{Keyring, SealError};
@@ -164,19 +164,17 @@ fn open_artifacts(config: &Config) -> Result<Artifacts, OpenError> {
         Some(ArtifactsUrl::Folder(folder)) => {
             Artifacts::local(folder).map_err(OpenError::of_folder("PROVER_ARTIFACTS_URL"))?
         }
-        Some(ArtifactsUrl::S3 { bucket, prefix }) => {
-            let secret = |s: &Option<Secret>| s.as_ref().map(|s| s.reveal().to_owned());
-            let spec = S3Spec {
+        Some(ArtifactsUrl::Bucket { cloud, bucket, prefix }) => {
+            let access = &config.bucket_access;
+            let spec = BucketSpec {
+                cloud: *cloud,
                 bucket: bucket.clone(),
                 prefix: prefix.clone(),
-                endpoint: config.s3.endpoint.clone(),
-                region: config.s3.region.clone(),
-                key_id: config.s3.key_id.clone(),
-                key: secret(&config.s3.key),
-                token: secret(&config.s3.token),
+                endpoint: access.endpoint.clone(),
+                variables: access.variables.iter().map(|(name, value)| (*name, value.reveal().to_owned())).collect(),
             };
             let cache = config.data_dir.join("cache");
-            let opened = Artifacts::s3(&spec, &cache, config.artifact_cache_bytes);
+            let opened = Artifacts::bucket(&spec, &cache, config.artifact_cache_bytes);
             opened.map_err(OpenError::of_folder(DATA_DIR))?
         }
     };

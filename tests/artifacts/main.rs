@@ -1,12 +1,13 @@
 //! Artifacts in a folder, in memory and in stores elsewhere: the same rules for all, then what each may run into.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod clouds;
 mod conformance;
 mod disk;
 mod faulty;
 mod registry;
 mod remote;
-mod s3;
+mod servers;
 
 use std::path::{Path, PathBuf};
 
