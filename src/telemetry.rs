@@ -66,7 +66,7 @@ catalogue! {
     QUEUE_PAUSED "queue_paused" Gauge, [], "1 while the queue is held back (`queue pause`). Its jobs wait, and `queue_oldest_seconds` does not count them.";
     CIRCUITS_PAUSED "circuits_paused" Gauge, [], "Circuits that are held back (`circuits pause`), in whatever queue. `queue_oldest_seconds` does not count their jobs.";
     STORE_UP "store_up" Gauge, [], "1 while the store answers and takes writes, by a look each second; 0 while it does not: then `queue_depth`, `queue_oldest_seconds`, `queue_drain_seconds` and `jobs_running` are of when it last did.";
-    QUEUE_UP "queue_up" Gauge, [], "1 while the queue answers; 0 from a call that it did not answer until it answers again. Jobs are found in the store meanwhile, messages of producers wait.";
+    QUEUE_UP "queue_up" Gauge, [], "1 while the queue answers; 0 from a call that it did not answer, or refused as for workers of another database, until it answers again. Jobs are found in the store meanwhile, messages of producers wait.";
     QUEUE_ERRORS "queue_errors_total" Counter, [], "Calls the queue did not answer. In an outage it is asked seldom: `queue_up` says that one lasts.";
     MESSAGES "messages_total" Counter, ["outcome"], "Messages of producers taken from the queue: recorded as a job, rejected under their id, or set aside.";
     JOBS_EXPIRED "jobs_expired_total" Counter, [], "Jobs that failed because no worker began them in time, which `job_failures_total` has as class timeout.";

@@ -3,12 +3,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use super::briefly;
-use super::outage::Outage;
+use super::outage::{Outage, say};
 use super::waiting::Waiting;
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::formats::wtns;
@@ -143,6 +144,8 @@ pub struct JobService {
     options: ServiceOptions,
     waiting: Waiting,
     outage: Outage,
+    /// Whether the queue did not take the last job.
+    passed_over: Arc<AtomicBool>,
 }
 
 impl JobService {
@@ -154,7 +157,7 @@ impl JobService {
         options: ServiceOptions,
     ) -> Self {
         let (waiting, outage) = (Waiting::new(store.clone()), Outage::of(store.address()));
-        Self { store, queue, artifacts, options, waiting, outage }
+        Self { store, queue, artifacts, options, waiting, outage, passed_over: Arc::default() }
     }
 
     /// What is known of an outage of its store. Clones of a service share it.
@@ -199,13 +202,19 @@ impl JobService {
     async fn offer(&self, job: &Job) {
         let Some(queue) = self.queue.clone() else { return };
         let offered = [(job.id, job.priority)];
-        match briefly(async move { queue.push(&offered).await }).await {
+        let pushed = briefly(async move { queue.push(&offered).await }).await;
+        // Of an outage the log has the beginning and the end, however many jobs come meanwhile.
+        let before = self.passed_over.swap(!matches!(pushed, Some(Ok(()))), Ordering::Relaxed);
+        match pushed {
+            Some(Ok(())) if before => tracing::info!("the queue takes submitted jobs again"),
             Some(Ok(())) => {}
             Some(Err(error)) => {
-                tracing::warn!(job = %job.id, %error, "the queue did not take a job; it is found in the store instead");
+                let job = job.id;
+                say!(before, warn, %job, %error, "the queue takes no submitted jobs; they are found in the store instead");
             }
             None => {
-                tracing::warn!(job = %job.id, "the queue is slow to take a job; it may be found in the store first")
+                let job = job.id;
+                say!(before, warn, %job, "the queue is slow to take submitted jobs; they may be found in the store first");
             }
         }
     }

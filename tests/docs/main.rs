@@ -80,18 +80,47 @@ fn the_alerts_name_metrics_and_labels_as_the_code_does() {
         alerts.matches("- alert: ").count(),
         "an expression of more than one line is not looked at"
     );
+    exprs.into_iter().for_each(assert_names);
+}
+
+#[test]
+fn the_dashboard_names_metrics_and_labels_as_the_code_does() {
+    let dashboard: serde_json::Value = serde_json::from_str(&read("docs/grafana.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
+    let mut known: Vec<_> = telemetry::METRICS.iter().flat_map(|m| m.labels).copied().collect();
+    known.extend(["instance", "queue"]);
+    let mut n = 0;
+    for target in targets {
+        let (expr, legend) = (target["expr"].as_str().unwrap(), target["legendFormat"].as_str().unwrap());
+        assert_names(expr);
+        // What a legend shows, the expression must keep.
+        for label in legend.split("{{").skip(1).filter_map(|part| part.split("}}").next()) {
+            let kept = expr.split("by (").skip(1).filter_map(|part| part.split(')').next());
+            assert!(kept.flat_map(|labels| labels.split(", ")).any(|l| l == label), "{label} is not in {expr}");
+            assert!(known.contains(&label), "{label} is no label: {legend}");
+        }
+        n += 1;
+    }
+    assert!(n >= 28, "{n} expressions");
+}
+
+/// Every name in an expression of Prometheus' is a metric's, and every text a label's value or a variable of the dashboard's.
+fn assert_names(expr: &str) {
     let values: Vec<_> = FailureClass::ALL.iter().map(|c| c.as_str()).chain(telemetry::MESSAGE_OUTCOMES).collect();
-    for expr in exprs {
-        // Every other part is quoted: the value of a label.
-        for (i, part) in expr.split('"').enumerate() {
-            if i % 2 == 1 {
-                assert!(values.contains(&part), "{part} is no value of a label: {expr}");
-                continue;
-            }
-            let names = part.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|n| n.contains('_'));
-            for name in names {
-                assert!(telemetry::METRICS.iter().any(|m| m.name == name), "{name} is no metric: {expr}");
-            }
+    let is_metric = |name: &str| {
+        let histogram = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
+        telemetry::METRICS.iter().any(|m| m.name == name || Some(m.name) == histogram)
+    };
+    // Every other part is quoted.
+    for (i, part) in expr.split('"').enumerate() {
+        if i % 2 == 1 {
+            assert!(values.contains(&part) || part == "$queue", "{part} is no value of a label: {expr}");
+            continue;
+        }
+        let names = part.split(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '_' | '$'));
+        for name in names.filter(|n| n.contains('_') && !["$__rate_interval", "histogram_quantile"].contains(n)) {
+            assert!(is_metric(name), "{name} is no metric: {expr}");
         }
     }
 }
