@@ -782,12 +782,57 @@ async fn filled(n: u32) -> PostgresDatabase {
 #[tokio::test]
 async fn looks_go_by_their_indexes() {
     let database = filled(50_000).await;
+    assert_eq!(off_their_indexes(&database.open().await).await, [""; 0]);
+}
+
+/// A worker's sessions keep their plans until the server next looks at the table, a minute or so later: those made while there
+/// were no jobs, or few, are for those that come.
+#[tokio::test]
+async fn looks_go_by_their_indexes_from_the_first_job_on() {
+    let database = PostgresDatabase::new();
     let store = database.open().await;
+    store.put_circuit(&circuit("c", 1)).await.unwrap();
+    let mut off = Vec::new();
+    for jobs in [0, 1, 10, 100, 1000] {
+        for _ in store.counts().await.unwrap().queued..jobs {
+            store.submit(&new_job("c"), plain(INPUT)).await.unwrap();
+        }
+        for analysed in [false, true] {
+            if analysed {
+                database.execute("ANALYZE").await;
+            }
+            let mut found = off_their_indexes(&database.open().await).await;
+            // Of so few jobs whole indexes are as good to them, for the minute that there are so few; none is a worker's daily
+            // bread, but the look at the load, which is made as seldom as it takes long.
+            let aside = ["list by key ", "same jobs ", "load "];
+            found.retain(|plan| jobs >= 100 || !aside.iter().any(|name| plan.starts_with(name)));
+            off.extend(found.into_iter().map(|plan| format!("{jobs} jobs, analysed: {analysed}: {plan}")));
+        }
+    }
+    assert!(off.is_empty(), "{}", off.join("\n\n"));
+}
+
+/// Plans that go by other indexes than they should, or through all jobs there are.
+async fn off_their_indexes(store: &PostgresStore) -> Vec<String> {
     let plans = store.plans().await.unwrap();
     let plan = |name: &str| &plans.iter().find(|(n, _)| *n == name).unwrap().1;
+    let mut off = Vec::new();
     for (name, plan) in &plans {
-        assert!(!plan.contains("Seq Scan on jobs"), "{name}: {plan}");
-        assert!(!plan.contains("Seq Scan on job_inputs"), "{name}: {plan}");
+        for table in ["jobs", "job_inputs"] {
+            if plan.contains(&format!("Seq Scan on {table}")) {
+                off.push(format!("{name} has a scan of {table}: {plan}"));
+            }
+        }
+        // All that an index has, in its order, whatever is asked for.
+        let lines: Vec<&str> = plan.lines().map(str::trim).collect();
+        for (i, line) in lines.iter().enumerate() {
+            let whole = ["jobs_pkey", "jobs_in_order", "jobs_by_key", "jobs_by_circuit", "job_inputs_pkey"];
+            let index = line.split("using ").nth(1).and_then(|rest| rest.split(' ').next());
+            let looked_up = lines.get(i + 1).is_some_and(|l| l.starts_with("Index Cond"));
+            if !looked_up && index.is_some_and(|index| whole.contains(&index)) {
+                off.push(format!("{name} goes through all there is, {line}: {plan}"));
+            }
+        }
     }
     for (name, index) in [
         ("claim", "jobs_pkey"),
@@ -816,8 +861,11 @@ async fn looks_go_by_their_indexes() {
         ("list of circuit", "jobs_by_circuit"),
         ("list by key", "jobs_by_key"),
     ] {
-        assert!(plan(name).contains(index), "expected {index} for {name}: {}", plan(name));
+        if !plan(name).contains(index) {
+            off.push(format!("{name} should go by {index}: {}", plan(name)));
+        }
     }
+    off
 }
 
 /// More have ended than are counted one by one.

@@ -26,6 +26,15 @@ macro_rules! now {
         "(SELECT now FROM clock)"
     };
 }
+/// Ends the look at what a call brought in arrays, the first of them `$first`. It leaves all rows in; but what a parameter
+/// limits, the planner takes for a tenth of what it would else expect, which is ten rows for an array: one. So each job is
+/// looked up by its id, and not all jobs there are read for those, as would be cheaper where there are few. Plans are made
+/// once a session, which may be before the first job.
+macro_rules! no_more_than {
+    ($first:literal) => {
+        concat!("LIMIT cardinality(", $first, ")")
+    };
+}
 /// What lists show of a job: all but what may be large.
 macro_rules! small_job_columns {
     () => {
@@ -81,6 +90,13 @@ macro_rules! in_time {
         concat!("(start_by IS NULL OR start_by > ", now!(), ")")
     };
 }
+/// Where a job `j` is changed for each of those in `q`. Said twice, so that where the planner begins with the jobs after all,
+/// it begins with these alone.
+macro_rules! each_job {
+    () => {
+        "j.id = q.id AND j.id = ANY ($1::text[]::uuid[])"
+    };
+}
 /// The history of the job in `of` with its present attempt added, and why that failed.
 macro_rules! history_with {
     ($of:expr, $class:expr, $message:expr) => {
@@ -130,10 +146,9 @@ pub(super) const REMOVE_CIRCUIT: &str = "DELETE FROM circuits WHERE name = $1 RE
 /// Content that unfinished jobs of any queue need.
 pub(super) const CONTENT_IN_USE: &str = "SELECT zkey AS content FROM jobs WHERE finished_at IS NULL \
                                          UNION SELECT wasm FROM jobs WHERE finished_at IS NULL AND wasm IS NOT NULL \
-                                         UNION SELECT zkey FROM job_inputs JOIN jobs ON id = job \
-                                         WHERE expires_at IS NOT NULL \
-                                         UNION SELECT wasm FROM job_inputs JOIN jobs ON id = job \
-                                         WHERE expires_at IS NOT NULL AND wasm IS NOT NULL";
+                                         UNION SELECT content FROM job_inputs CROSS JOIN LATERAL \
+                                         (SELECT unnest(ARRAY[zkey, wasm]) AS content FROM jobs WHERE id = job) j \
+                                         WHERE expires_at IS NOT NULL AND content IS NOT NULL";
 
 /// $1 is the queue, $2 the channel or null, the rest one array a column.
 pub(super) const SUBMIT: &str = concat!(
@@ -259,12 +274,15 @@ pub(super) fn jobs(state: Option<&'static str>, of_circuit: bool, by_key: bool) 
 pub(super) const CLAIM: &str = concat!(
     clock!(),
     ", q AS MATERIALIZED (SELECT * FROM unnest($1::text[]::uuid[], $2::text[], $3::bigint[]) WITH ORDINALITY ",
-    "AS q (id, worker, lease, ord)), ",
+    "AS q (id, worker, lease, ord) ",
+    no_more_than!("$1::text[]"),
+    "), ",
     // A lapsed job that somebody wanted cancelled: nobody is left to confirm it, and it must not run again.
     "cancelled AS (UPDATE jobs j SET state = 'cancelled', finished_at = ",
     now!(),
-    ", stage = NULL, lease_expires_at = NULL FROM q WHERE j.id = q.id ",
-    "AND j.cancel_requested AND j.lease_expires_at <= ",
+    ", stage = NULL, lease_expires_at = NULL FROM q WHERE ",
+    each_job!(),
+    " AND j.cancel_requested AND j.lease_expires_at <= ",
     now!(),
     "), taken AS (UPDATE jobs j SET tries_lost = o.tries_lost + (o.state = 'running')::int, ",
     "history = CASE WHEN o.state = 'running' THEN ",
@@ -274,8 +292,12 @@ pub(super) const CLAIM: &str = concat!(
     now!(),
     "), lease_expires_at = ",
     now!(),
-    " + q.lease FROM q JOIN jobs o ON o.id = q.id LEFT JOIN job_inputs i ON i.job = o.id ",
-    "WHERE j.id = q.id AND j.ctid = o.ctid AND ((o.lease_expires_at IS NULL AND o.finished_at IS NULL AND o.run_at <= ",
+    // By `OFFSET 0` each is looked up by itself, whatever the planner thinks of it.
+    " + q.lease FROM q CROSS JOIN LATERAL (SELECT ctid, * FROM jobs WHERE id = q.id OFFSET 0) o ",
+    "LEFT JOIN LATERAL (SELECT input, key FROM job_inputs WHERE job = o.id OFFSET 0) i ON true ",
+    "WHERE ",
+    each_job!(),
+    " AND j.ctid = o.ctid AND ((o.lease_expires_at IS NULL AND o.finished_at IS NULL AND o.run_at <= ",
     now!(),
     " AND (o.start_by IS NULL OR o.start_by > ",
     now!(),
@@ -290,23 +312,31 @@ pub(super) const CLAIM: &str = concat!(
 pub(super) const HEARTBEAT: &str = concat!(
     clock!(),
     ", q AS MATERIALIZED (SELECT * FROM unnest($1::text[]::uuid[], $2::bigint[], $3::bigint[], $4::text[], ",
-    "$5::double precision[]) WITH ORDINALITY AS q (id, attempt, lease, stage, progress, ord)) ",
+    "$5::double precision[]) WITH ORDINALITY AS q (id, attempt, lease, stage, progress, ord) ",
+    no_more_than!("$1::text[]"),
+    ") ",
     "UPDATE jobs j SET lease_expires_at = ",
     now!(),
-    " + q.lease, stage = q.stage, progress = q.progress FROM q ",
-    "WHERE j.id = q.id AND j.attempt = q.attempt AND j.lease_expires_at IS NOT NULL RETURNING q.ord, j.cancel_requested"
+    " + q.lease, stage = q.stage, progress = q.progress FROM q WHERE ",
+    each_job!(),
+    " AND j.attempt = q.attempt AND j.lease_expires_at IS NOT NULL RETURNING q.ord, j.cancel_requested"
 );
 /// $4 says that it was sent before and its answer lost: what it did then is its answer.
 pub(super) const FINISH: &str = concat!(
     clock!(),
     ", q AS MATERIALIZED (SELECT * FROM unnest($1::text[]::uuid[], $2::bigint[], $3::text[]) WITH ORDINALITY ",
-    "AS q (id, attempt, result, ord)), ",
+    "AS q (id, attempt, result, ord) ",
+    no_more_than!("$1::text[]"),
+    "), ",
     "done AS (UPDATE jobs j SET state = 'done', result = q.result, error_class = NULL, error_message = NULL, ",
     "stage = NULL, progress = 1, lease_expires_at = NULL, finished_at = ",
     now!(),
-    " FROM q WHERE j.id = q.id AND j.attempt = q.attempt AND j.lease_expires_at IS NOT NULL RETURNING q.ord, j.cancel_requested) ",
-    "SELECT ord, cancel_requested FROM done UNION ALL SELECT q.ord, j.cancel_requested FROM q JOIN jobs j ",
-    "ON j.id = q.id WHERE $4::boolean AND j.attempt = q.attempt AND j.state = 'done' AND j.result = q.result"
+    " FROM q WHERE ",
+    each_job!(),
+    " AND j.attempt = q.attempt AND j.lease_expires_at IS NOT NULL RETURNING q.ord, j.cancel_requested) ",
+    "SELECT ord, cancel_requested FROM done UNION ALL SELECT q.ord, j.cancel_requested FROM q CROSS JOIN LATERAL ",
+    "(SELECT * FROM jobs WHERE id = q.id OFFSET 0) j WHERE $4::boolean AND j.attempt = q.attempt AND j.state = 'done' ",
+    "AND j.result = q.result"
 );
 /// $8 is the delay, null for good, $9 how long the input is kept, $10 the channel or null. $11 as $4 of a finish: the
 /// history tells.
