@@ -6,13 +6,15 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::App;
 use super::problem::Problem;
@@ -82,7 +84,7 @@ fn names_this_machine(host: &str) -> bool {
         Some(v6) => v6.split(']').next().unwrap_or_default(),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
     };
-    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn json(status: StatusCode, value: &impl Serialize) -> Result<Response, Problem> {
@@ -120,9 +122,15 @@ async fn submit(
         }
         _ => return Err(unsupported()),
     };
-    let header_key = match headers.get("idempotency-key") {
-        None => None,
-        Some(v) => Some(v.to_str().map_err(|_| invalid("Idempotency-Key: expected plain text".to_owned()))?.to_owned()),
+    let mut keys = headers.get_all("idempotency-key").iter();
+    let header_key = match (keys.next(), keys.next()) {
+        (None, _) => None,
+        (Some(_), Some(_)) => {
+            return Err(invalid("the header Idempotency-Key is there twice; expected it once".to_owned()));
+        }
+        (Some(v), None) => {
+            Some(v.to_str().map_err(|_| invalid("Idempotency-Key: expected plain text".to_owned()))?.to_owned())
+        }
     };
     let idempotency_key = match (parts.idempotency_key, header_key) {
         (Some(a), Some(b)) if a != b => {
@@ -221,7 +229,7 @@ async fn proof(
     Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
-async fn cancel(State(app): State<App>, Path(id): Path<String>) -> Result<Response, Problem> {
+async fn cancel(State(app): State<App>, Path(id): Path<String>, _: NoQuery) -> Result<Response, Problem> {
     let id = job_id(&id)?;
     let status = match app.jobs.cancel(id).await? {
         Cancelled::Now => StatusCode::OK,
@@ -238,6 +246,7 @@ async fn requeue(
     State(app): State<App>,
     Extension(room): Extension<Room>,
     Path(id): Path<String>,
+    _: NoQuery,
     headers: HeaderMap,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -252,7 +261,7 @@ async fn requeue(
     json(StatusCode::OK, &app.jobs.requeue(job_id(&id)?, input).await?)
 }
 
-async fn queue(State(app): State<App>) -> Result<Response, Problem> {
+async fn queue(State(app): State<App>, _: NoQuery) -> Result<Response, Problem> {
     let load = app.jobs.load().await?;
     // How busy it is, is shown whether or not what has ended could be counted.
     let counts = app.jobs.counts().await.inspect_err(|error| tracing::warn!(%error, "jobs could not be counted")).ok();
@@ -261,11 +270,15 @@ async fn queue(State(app): State<App>) -> Result<Response, Problem> {
     json(StatusCode::OK, &serde_json::json!({ "counts": counts, "load": load, "paused": paused }))
 }
 
-async fn pause_queue(State(app): State<App>, Path(act): Path<String>) -> Result<Response, Problem> {
+async fn pause_queue(State(app): State<App>, Path(act): Path<String>, _: NoQuery) -> Result<Response, Problem> {
     set_paused(&app, &Scope::Queue, &act).await
 }
 
-async fn pause_circuit(State(app): State<App>, Path((name, act)): Path<(String, String)>) -> Result<Response, Problem> {
+async fn pause_circuit(
+    State(app): State<App>,
+    Path((name, act)): Path<(String, String)>,
+    _: NoQuery,
+) -> Result<Response, Problem> {
     let name = name.parse().map_err(|e| Problem::new(StatusCode::NOT_FOUND, e))?;
     set_paused(&app, &Scope::Circuit(name), &act).await
 }
@@ -280,12 +293,12 @@ async fn set_paused(app: &App, scope: &Scope, act: &str) -> Result<Response, Pro
     json(StatusCode::OK, &serde_json::json!({ "paused": paused, "changed": changed }))
 }
 
-async fn circuits(State(app): State<App>) -> Result<Response, Problem> {
+async fn circuits(State(app): State<App>, _: NoQuery) -> Result<Response, Problem> {
     let circuits: Vec<Circuit> = app.jobs.circuits().await?;
     json(StatusCode::OK, &circuits)
 }
 
-async fn worker(State(app): State<App>) -> Result<Response, Problem> {
+async fn worker(State(app): State<App>, _: NoQuery) -> Result<Response, Problem> {
     let (status, why) = match app.readiness.get() {
         Status::Starting(at) => ("starting", Some(at.to_owned())),
         Status::Ready => ("ready", None),
@@ -300,6 +313,31 @@ async fn worker(State(app): State<App>) -> Result<Response, Problem> {
 /// All this for programs that make clients.
 async fn description() -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json"))
+}
+
+/// The parts of a path that vary. What is no text names nothing.
+struct Path<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match axum::extract::Path::from_request_parts(parts, state).await {
+            Ok(axum::extract::Path(path)) => Ok(Self(path)),
+            Err(e) => Err(Problem::new(StatusCode::NOT_FOUND, e)),
+        }
+    }
+}
+
+/// A request takes no parameters, and has none.
+struct NoQuery;
+
+impl<S: Send + Sync> FromRequestParts<S> for NoQuery {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        Query::of(&parts.uri, &[]).map(|_| Self)
+    }
 }
 
 /// An id that is none names no job.
@@ -318,10 +356,8 @@ impl Query {
             let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
             let Some(name) = known.iter().copied().find(|k| *k == name) else {
                 let got: String = name.chars().take(LONGEST_NAME).collect();
-                return Err(refuse(format!(
-                    "unknown parameter {got:?} in the query; known here: {}",
-                    known.join(", ")
-                )));
+                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+                return Err(refuse(format!("unknown parameter {got:?} in the query; known here: {known}")));
             };
             if found.iter().any(|(n, _)| *n == name) {
                 return Err(refuse(format!("parameter {name} is in the query twice; expected it once")));
@@ -443,7 +479,7 @@ mod tests {
 
     #[test]
     fn hosts_of_this_machine_are_told_from_others() {
-        for host in ["localhost", "localhost:9180", "127.0.0.1:1", "127.9.9.9", "[::1]:80", "[::1]"] {
+        for host in ["localhost", "LocalHost:9180", "127.0.0.1:1", "127.9.9.9", "[::1]:80", "[::1]"] {
             assert!(names_this_machine(host), "{host}");
         }
         for host in ["example.org", "127.0.0.1.example.org", "localhost.example.org:80", "10.0.0.1", "?", ""] {

@@ -73,6 +73,8 @@ pub struct SetAside {
 pub struct Ended {
     /// Which.
     pub id: JobId,
+    /// The queue it was submitted to.
+    pub queue: String,
     /// Its submitter's own name for it.
     pub key: Option<String>,
     /// How.
@@ -82,7 +84,7 @@ pub struct Ended {
 impl Ended {
     /// Of a job that has ended so.
     pub fn of(job: &Job, state: JobState) -> Self {
-        Self { id: job.id, key: job.idempotency_key.clone(), state }
+        Self { id: job.id, queue: job.queue.clone(), key: job.idempotency_key.clone(), state }
     }
 }
 
@@ -119,7 +121,8 @@ pub trait Queue: Send + Sync + 'static {
     async fn set_aside(&self, delivery: Delivery, why: &str) -> Result<(), QueueError>;
     /// Messages set aside, newest first.
     async fn aside(&self, limit: usize) -> Result<Vec<SetAside>, QueueError>;
-    /// Tells whoever listens at the queue that these jobs have ended. A hint, of which some may be lost; the store knows.
+    /// Tells whoever listens at their queues, on the same server, that these jobs have ended. A hint, of which some may be
+    /// lost; the store knows.
     async fn tell_ended(&self, _: &[Ended]) -> Result<(), QueueError> {
         Ok(())
     }

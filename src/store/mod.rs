@@ -305,6 +305,8 @@ impl StoreError {
 pub trait Store: Send + Sync + 'static {
     /// Which database it is, for people: its path, or its URL without who connects and by what password.
     fn address(&self) -> String;
+    /// The queue whose jobs this is about, of those in the database.
+    fn queue_name(&self) -> &str;
     /// What tells this database from every other, a restored copy of it too: the same for all that use it, while it stays
     /// where it is. None where the database does not say, and where no other could be taken for it: a queue that workers
     /// elsewhere share has a database that they share.

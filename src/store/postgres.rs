@@ -684,6 +684,10 @@ impl Store for PostgresStore {
         self.what.clone()
     }
 
+    fn queue_name(&self) -> &str {
+        &self.session.settings.queue
+    }
+
     async fn identity(&self) -> Result<Option<String>, StoreError> {
         match self.session.row(Again::Always, |_| sqlx::query(statements::IDENTITY)).await {
             Ok(row) => row.map(|r| r.text("identity")).transpose().map(Option::flatten),

@@ -189,7 +189,7 @@ pub(super) fn repeat(row: &impl Columns, new: &NewJob) -> Result<Repeat, StoreEr
     };
     let holder = match rejected {
         Some(why) => format!("was rejected: {why}"),
-        None => "asks for something else: another circuit or an input that is not the same byte for byte".to_owned(),
+        None => "asks for something else: another circuit or idempotency key, or an input that is not the same byte for byte".to_owned(),
     };
     Err(StoreError::Conflict { what, id: job.id, holder })
 }

@@ -823,6 +823,10 @@ impl Store for SqliteStore {
         self.path.display().to_string()
     }
 
+    fn queue_name(&self) -> &str {
+        &self.settings.queue
+    }
+
     async fn put_circuit(&self, circuit: &Circuit) -> Result<Circuit, StoreError> {
         let row = self
             .change(|| {
@@ -966,6 +970,7 @@ impl Store for SqliteStore {
     }
 
     async fn cancel(&self, job: JobId) -> Result<Cancelled, StoreError> {
+        self.still_there()?;
         if let Some(row) = self.change(|| sqlx::query(CANCEL).bind(id(job))).await? {
             return Ok(if rows::state(&row)? == JobState::Running {
                 Cancelled::Requested
@@ -993,6 +998,7 @@ impl Store for SqliteStore {
     }
 
     async fn set_paused(&self, scope: &Scope, paused: bool) -> Result<bool, StoreError> {
+        self.still_there()?;
         let sql = if paused { PAUSE } else { RESUME };
         let (what, name) = match scope {
             Scope::Queue => ("queue", self.queue()),

@@ -183,8 +183,12 @@ impl JobService {
     pub(super) async fn record(&self, request: SubmitRequest) -> Result<Submitted, ServiceError> {
         let SubmitRequest { id: own_id, circuit: name, input, idempotency_key, priority } = request;
         refuse_no_key(idempotency_key.as_deref())?;
-        let circuit = self.store.circuit(&name).await?.ok_or_else(|| ServiceError::UnknownCircuit(name.clone()))?;
-        let input = self.checked(Takes::of(&circuit), input).await?;
+        let input = match self.store.circuit(&name).await? {
+            Some(circuit) => self.checked(Takes::of(&circuit), input).await?,
+            // It may repeat a job whose circuit has gone since: the store knows, and refuses others.
+            None if own_id.is_some() || idempotency_key.is_some() => self.bounded(input)?,
+            None => return Err(ServiceError::UnknownCircuit(name)),
+        };
         let id = own_id.unwrap_or_default();
         let keyring = &self.options.keyring;
         let (body, former_bodies) = match (own_id, idempotency_key.as_deref()) {
@@ -198,9 +202,10 @@ impl JobService {
         Ok(self.store.submit(&new, Input { bytes: &sealed.bytes, key: &sealed.key }).await?)
     }
 
-    /// Wakes a worker. Should that fail, the reconciler finds the job.
+    /// Wakes a worker. Should that fail, the reconciler finds the job; so do those of another queue's workers, whose job it
+    /// may be where it was queued before.
     async fn offer(&self, job: &Job) {
-        let Some(queue) = self.queue.clone() else { return };
+        let Some(queue) = self.queue.clone().filter(|_| job.queue == self.store.queue_name()) else { return };
         let offered = [(job.id, job.priority)];
         let pushed = briefly(async move { queue.push(&offered).await }).await;
         // Of an outage the log has the beginning and the end, however many jobs come meanwhile.
@@ -307,11 +312,12 @@ impl JobService {
     }
 
     async fn checked(&self, takes: Takes, input: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, ServiceError> {
+        check_input(takes, self.bounded(input)?).await
+    }
+
+    fn bounded(&self, input: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, ServiceError> {
         let (got, limit) = (input.len(), self.options.max_input);
-        if got > limit {
-            return Err(ServiceError::TooLarge { got, limit });
-        }
-        check_input(takes, input).await
+        if got > limit { Err(ServiceError::TooLarge { got, limit }) } else { Ok(input) }
     }
 
     /// What input a job takes that was submitted before: that of its own content, whatever is registered under its
@@ -358,9 +364,11 @@ impl JobService {
     pub(super) async fn tell_ended_so(&self, ids: &[JobId], state: JobState) {
         let mut ended = Vec::new();
         for &id in ids {
-            // It has ended all the same where it cannot be looked at any more.
-            let key = self.store.job(id).await.ok().flatten().and_then(|job| job.idempotency_key);
-            ended.push(Ended { id, key, state });
+            match self.store.job(id).await.ok().flatten() {
+                Some(job) => ended.push(Ended::of(&job, state)),
+                // It has ended all the same where it cannot be looked at any more.
+                None => ended.push(Ended { id, queue: self.store.queue_name().to_owned(), key: None, state }),
+            }
         }
         self.tell_ended(ended).await;
     }

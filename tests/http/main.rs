@@ -330,6 +330,49 @@ async fn a_parameter_that_is_none_is_refused() {
     let misspelt = request(site.api, "POST", "/v1/jobs?circuit=bare&priorty=3", &bytes, &witness).await;
     assert_problem(&misspelt, 400, "circuit, priority, idempotency_key, wait");
     assert_eq!(site.get("/v1/jobs?&limit=9&").await.json().as_array().unwrap().len(), 1, "nothing was written");
+    // Nor do those take any that change something without one, or only look.
+    for (method, path) in [
+        ("DELETE", path.as_str()),
+        ("POST", &format!("{path}/requeue")),
+        ("POST", "/v1/queue/pause"),
+        ("POST", "/v1/circuits/multiplier/pause"),
+        ("GET", "/v1/queue"),
+        ("GET", "/v1/circuits"),
+        ("GET", "/v1/worker"),
+    ] {
+        let answer = site.api(method, &format!("{path}?wait=5"), &Value::Null).await;
+        assert_problem(&answer, 400, "unknown parameter \"wait\" in the query; known here: none");
+    }
+    assert_eq!(site.get(&path).await.json()["state"], "queued");
+    assert_eq!(site.get("/v1/queue").await.json()["paused"], json!([]));
+    // An id that is no text names nothing, as one that is no UUID.
+    for (method, path) in [("GET", "/v1/jobs/%FF"), ("DELETE", "/v1/jobs/%FF"), ("POST", "/v1/circuits/%FF/pause")] {
+        assert_problem(&site.api(method, path, &Value::Null).await, 404, "UTF-8");
+    }
+    assert_problem(&site.get(&format!("/v1/jobs?before={}", JobId::new())).await, 404, "job");
+    let twice = [("content-type", "application/json"), ("idempotency-key", "k"), ("idempotency-key", "l")];
+    let twice = request(site.api, "POST", "/v1/jobs", &twice, body.to_string().as_bytes()).await;
+    assert_problem(&twice, 422, "Idempotency-Key is there twice");
+}
+
+/// As by a client whose first answer was lost on the way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submit_is_repeated_though_its_circuit_is_gone() {
+    let site = Site::open().await;
+    let body = |key: &str| json!({"circuit": "multiplier", "input": {"a": 6, "b": 7}, "idempotency_key": key});
+    let first = site.api("POST", "/v1/jobs", &body("k")).await;
+    let id = first.json()["id"].as_str().unwrap().to_owned();
+    assert_eq!(site.api("DELETE", &format!("/v1/jobs/{id}"), &Value::Null).await.status, 200);
+    let store = &site.rooms.as_ref().unwrap().store;
+    assert!(store.remove_circuit(&"multiplier".parse().unwrap()).await.unwrap());
+    let again = site.api("POST", "/v1/jobs", &body("k")).await;
+    assert_eq!((again.status, &again.json()["id"]), (200, &json!(id)), "{again:?}");
+    let mut other = body("k");
+    other["input"]["b"] = json!(8);
+    assert_problem(&site.api("POST", "/v1/jobs", &other).await, 409, "idempotency key");
+    for new in [body("l"), json!({"circuit": "multiplier", "input": {"a": 6, "b": 7}})] {
+        assert_problem(&site.api("POST", "/v1/jobs", &new).await, 404, "no circuit multiplier is registered");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -682,17 +682,24 @@ async fn ends_of_jobs_are_told_to_whoever_listens() {
     let shared = Shared::new();
     let name = shared.name();
     let queue = RedisQueue::open(settings(&shared_url(), &name)).await.unwrap();
-    let [done, failed] = [JobId::new(), JobId::new()];
+    let [done, failed, foreign] = [JobId::new(), JobId::new(), JobId::new()];
+    let (queue_name, elsewhere) = (name.clone(), shared.name());
     let told = [
-        Ended { id: done, key: Some("order 7".into()), state: JobState::Done },
-        Ended { id: failed, key: None, state: JobState::Failed },
+        Ended { id: done, queue: queue_name.clone(), key: Some("order 7".into()), state: JobState::Done },
+        Ended { id: failed, queue: queue_name, key: None, state: JobState::Failed },
+        // One of another queue is told where its listeners are.
+        Ended { id: foreign, queue: elsewhere.clone(), key: None, state: JobState::Done },
     ];
     queue.tell_ended(&told).await.unwrap();
+    let other: Vec<(String, Vec<String>)> =
+        raw(&shared_url(), &["XRANGE", &format!("{elsewhere}:ended"), "-", "+"]).await;
+    assert_eq!(other[0].1, ["id", &foreign.to_string(), "state", "done"]);
     let got: Vec<(String, Vec<String>)> = raw(&shared_url(), &["XRANGE", &format!("{name}:ended"), "-", "+"]).await;
     let got: Vec<_> = got.into_iter().map(|(_, fields)| fields).collect();
     let (done, failed) = (done.to_string(), failed.to_string());
     assert_eq!(got[0], ["id", &done, "state", "done", "key", "order 7"]);
     assert_eq!(got[1], ["id", &failed, "state", "failed"]);
+    assert_eq!(got.len(), 2);
     // They are no offers, and not for ever.
     assert!(take(&queue).await.is_none());
     for _ in 0..30 {

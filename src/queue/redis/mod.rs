@@ -416,9 +416,9 @@ impl Queue for RedisQueue {
     }
 
     async fn tell_ended(&self, ended: &[Ended]) -> Result<(), QueueError> {
-        for Ended { id, key, state } in ended {
+        for Ended { id, queue, key, state } in ended {
             let mut add = redis::cmd("XADD");
-            add.arg(format!("{}:ended", self.shared.settings.queue)).arg("MAXLEN").arg("~").arg(ENDED).arg("*");
+            add.arg(format!("{queue}:ended")).arg("MAXLEN").arg("~").arg(ENDED).arg("*");
             add.arg("id").arg(id.to_string()).arg("state").arg(state.as_str());
             if let Some(key) = key {
                 add.arg("key").arg(key);

@@ -9,7 +9,7 @@ use sqlx::{Connection, PgConnection};
 use super::scenarios::{address, get, metrics};
 use super::schedule::Door;
 use super::servers::Postgres;
-use super::site::{Fleet, QUEUE};
+use super::site::{Fleet, QUEUE, request};
 use crate::harness::{circuits, until};
 
 fn xadd(body: impl redis::ToSingleRedisArg) -> redis::Cmd {
@@ -314,4 +314,46 @@ fn a_second_database_on_one_queue_takes_no_messages_of_the_first() {
     fleet.redis::<String>(&xadd(body(&late)));
     until("the message to be taken by who is there now", || (of_staging() == 2).then_some(()));
     assert_eq!(fleet.jobs().len(), ids.len());
+}
+
+/// By way of a worker of another queue of the same database and the same Redis, as an id names a job of any.
+#[test]
+fn a_job_of_another_queue_is_left_to_its_own_workers_and_listeners() {
+    let fleet = Fleet::new();
+    let own = fleet.serve(0, &[], &[]);
+    let other = fleet.serve(1, &[], &[("QUEUE_NAME", "other")]);
+    own.wait_started();
+    other.wait_started();
+    let told = |queue: &str| {
+        let range = redis::cmd("XRANGE").arg(format!("{queue}:ended")).arg("-").arg("+").to_owned();
+        let told: Vec<(String, HashMap<String, String>)> = fleet.redis(&range);
+        told.into_iter().map(|(_, e)| (e["id"].clone(), e["state"].clone())).collect::<Vec<_>>()
+    };
+    let input = fleet.dir().join("input.json");
+    std::fs::write(&input, r#"{"a": 6, "b": 7}"#).unwrap();
+    let by_other = |args: &[&str]| {
+        let done = fleet.command(2, args).env("QUEUE_NAME", "other").output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    };
+    let mut ends = Vec::new();
+    for _ in 0..8 {
+        let id = fleet.block(fleet.direct().service().submit(request(r#"{"a": 6}"#.to_owned()))).unwrap().job().id;
+        assert_eq!(fleet.end(id).state, JobState::Failed);
+        ends.push((id.to_string(), "failed".to_owned()));
+        by_other(&["jobs", "requeue", &id.to_string(), "--input", input.to_str().unwrap()]);
+        let done = fleet.end(id);
+        fleet.assert_proved(&done, 42);
+        ends.push((id.to_string(), "done".to_owned()));
+        assert_eq!(done.queue, QUEUE);
+    }
+    by_other(&["queue", "pause"]);
+    fleet.json(&["queue", "pause"]);
+    let waits = fleet.submit(2, 3);
+    by_other(&["cancel", &waits.to_string()]);
+    ends.push((waits.to_string(), "cancelled".to_owned()));
+    until("all to be told where they belong", || (told(QUEUE) == ends).then_some(()));
+    assert_eq!(told("other"), []);
+    // None began with the other's workers.
+    let metrics = metrics(&other);
+    assert!(metrics.contains("jobs_processed_total{queue=\"other\"} 0"), "{metrics}");
 }
