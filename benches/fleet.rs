@@ -30,7 +30,7 @@ use prover_worker::seal::Keyring;
 use prover_worker::store::{JobFilter, PostgresStore, Store, StoreSettings};
 use prover_worker::witness::{Inputs, ModuleCache, WasmWitness, WitnessGenerator};
 use prover_worker::worker::{JobService, Options, Rooms, ServiceOptions, SubmitRequest, Work, Worker};
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
@@ -193,7 +193,7 @@ impl Site {
 
     /// Submits `n` jobs, `abreast` at a time, and waits until all are done; the time from the first to the last.
     async fn run(self: &Arc<Self>, circuit: &'static str, n: u64, abreast: usize, input: &Arc<Vec<u8>>) -> Duration {
-        let before = self.store.counts().await.unwrap().done;
+        let before = self.done().await;
         let begun = Instant::now();
         let mut submitters = JoinSet::new();
         for i in 0..abreast as u64 {
@@ -225,8 +225,15 @@ impl Site {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let took = begun.elapsed();
-        assert_eq!(self.store.counts().await.unwrap().done - before, n);
+        assert_eq!(self.done().await - before, n as i64);
         took
+    }
+
+    /// Every one counted: the store estimates many.
+    async fn done(&self) -> i64 {
+        let mut connection = PgConnection::connect(&self.url).await.unwrap();
+        let count = sqlx::query("SELECT count(*) FROM jobs WHERE state = 'done'");
+        count.fetch_one(&mut connection).await.unwrap().get(0)
     }
 
     async fn close(&self) {

@@ -8,7 +8,7 @@ mod cache;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use metrics::{counter, gauge};
@@ -27,6 +27,8 @@ use cache::{Cache, Told};
 
 /// Removals by others that a registration outlives.
 const MOST_CROSSED: usize = 5;
+/// How often it is looked how much memory there is.
+const LOOK_AT_MEMORY_EVERY: Duration = Duration::from_secs(10);
 /// Witness programs that are loaded at once, each of which may have to be compiled.
 const COMPILED_AT_ONCE: usize = 2;
 
@@ -451,7 +453,17 @@ async fn blocking<T: Send + 'static>(
 
 /// Bytes that keys kept open in the host may take: `limit`, or by the memory there is.
 pub fn host_keys(limit: Option<u64>) -> u64 {
-    limit.unwrap_or_else(|| host_memory() / 2)
+    limit.unwrap_or_else(|| known_memory() / 2)
+}
+
+/// The memory there is, by a look some seconds old at most: each job asks, and a look reads half a dozen files.
+fn known_memory() -> u64 {
+    static KNOWN: Mutex<Option<(Instant, u64)>> = Mutex::new(None);
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    match *known {
+        Some((at, memory)) if at.elapsed() < LOOK_AT_MEMORY_EVERY => memory,
+        _ => known.insert((Instant::now(), host_memory())).1,
+    }
 }
 
 /// Memory this process may use, bytes: the machine's or its control group's, whichever is less.

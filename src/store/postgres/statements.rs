@@ -94,7 +94,7 @@ macro_rules! in_time {
 /// it begins with these alone.
 macro_rules! each_job {
     () => {
-        "j.id = q.id AND j.id = ANY ($1::text[]::uuid[])"
+        "j.id = q.id AND j.id = ANY (ARRAY(SELECT id FROM q))"
     };
 }
 /// The history of the job in `of` with its present attempt added, and why that failed.
