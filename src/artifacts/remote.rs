@@ -142,7 +142,11 @@ impl BucketSpec {
         if let Some(endpoint) = &self.endpoint {
             builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
         }
-        let builder = self.settings(builder, |b, key, value| b.with_config(key, value))?;
+        let mut builder = self.settings(builder, |b, key, value| b.with_config(key, value))?;
+        // AKS sets those of a client in every pod that has one. What somebody set goes before.
+        if self.has("AZURE_STORAGE_SAS_TOKEN") && !self.has("AZURE_STORAGE_ACCOUNT_KEY") {
+            builder = builder.with_credential_type("sas_token");
+        }
         Ok(Arc::new(builder.build()?))
     }
 

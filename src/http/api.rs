@@ -311,7 +311,7 @@ async fn worker(State(app): State<App>, _: NoQuery) -> Result<Response, Problem>
 }
 
 /// All this for programs that make clients.
-async fn description() -> impl IntoResponse {
+async fn description(_: NoQuery) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json"))
 }
 

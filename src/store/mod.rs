@@ -307,8 +307,8 @@ pub trait Store: Send + Sync + 'static {
     fn address(&self) -> String;
     /// The queue whose jobs this is about, of those in the database.
     fn queue_name(&self) -> &str;
-    /// What tells this database from every other, a restored copy of it too: the same for all that use it, while it stays
-    /// where it is. None where the database does not say, and where no other could be taken for it: a queue that workers
+    /// What tells this database from others, one that its dump was restored to among them (but none that its server's files
+    /// were copied to): the same for all that use it, while it stays where it is. None where the database does not say, and where no other could be taken for it: a queue that workers
     /// elsewhere share has a database that they share.
     async fn identity(&self) -> Result<Option<String>, StoreError> {
         Ok(None)

@@ -692,7 +692,11 @@ impl Store for PostgresStore {
         match self.session.row(Again::Always, |_| sqlx::query(statements::IDENTITY)).await {
             Ok(row) => row.map(|r| r.text("identity")).transpose().map(Option::flatten),
             // The role may not ask, or the server is one that only speaks like Postgres.
-            Err(StoreError::Database(e)) if matches!(fate(&e), Fate::Refused) => Ok(None),
+            Err(StoreError::Database(sqlx::Error::Database(e)))
+                if matches!(e.code().as_deref(), Some("42501" | "42883" | "0A000")) =>
+            {
+                Ok(None)
+            }
             Err(e) => Err(e),
         }
     }

@@ -212,13 +212,21 @@ fn drain_seconds(load: &Load) -> f64 {
 pub(super) async fn keep_queue(queue: Arc<dyn Queue>, store: Arc<dyn Store>) {
     let mut tick = tokio::time::interval(UPKEEP_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut told: Option<u32> = None;
     for n in 0_u32.. {
         tick.tick().await;
-        if n.is_multiple_of(TELL_EVERY) {
-            match store.identity().await {
-                Ok(identity) => queue.belong_to(&identity.unwrap_or_default()),
-                // It is the one before, as far as anybody can tell.
-                Err(error) => tracing::debug!(%error, "the store did not say which it is"),
+        // Never in the way of the care for longer than the queue would be its database's without.
+        if told.is_none_or(|at| n.wrapping_sub(at) >= TELL_EVERY) {
+            match tokio::time::timeout(UPKEEP_EVERY, store.identity()).await {
+                Ok(Ok(identity)) => {
+                    told = Some(n);
+                    // One that does not say just now is the one before, as far as anybody can tell.
+                    if let Some(identity) = identity {
+                        queue.belong_to(&identity);
+                    }
+                }
+                Ok(Err(error)) => tracing::debug!(%error, "the store did not say which it is"),
+                Err(_) => tracing::debug!("the store did not say in time which it is"),
             }
         }
         if let Err(error) = queue.upkeep().await {

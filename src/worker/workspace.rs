@@ -71,7 +71,10 @@ impl Workspace {
         let keyring = config.encryption_keys.as_ref().map(|keys| Keyring::parse(keys.reveal())).transpose()?;
         let store = open_store(&config).await?;
         let queue = open_queue(&config).await?;
-        queue.belong_to(&store.identity().await?.unwrap_or_default());
+        if config.redis.is_some() {
+            // A store that fails now is found out by what it is needed for.
+            queue.belong_to(&store.identity().await.ok().flatten().unwrap_or_default());
+        }
         let artifacts = open_artifacts(&config)?;
         let limits = RegistryLimits {
             key_cache_bytes: config.key_cache_bytes,

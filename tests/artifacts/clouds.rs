@@ -103,6 +103,27 @@ async fn a_container_of_azures_keeps_artifacts() {
     assert!(!error.contains(&BASE64_STANDARD.encode(b"hunter3")), "{error}");
 }
 
+/// A signature that somebody set goes before the identity that AKS gives a pod.
+#[tokio::test]
+async fn a_signature_goes_before_a_clients_identity() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let said = asked.clone();
+    let at = answering(move |head| {
+        said.lock().unwrap().push(head.to_owned());
+        ("404 Not Found", "application/xml", String::new())
+    });
+    let mut spec = azure(&format!("http://{at}/{ACCOUNT}"), "c", KEY);
+    spec.variables[1] = ("AZURE_STORAGE_SAS_TOKEN", "sv=2021-08-06&sig=of-the-container".to_owned());
+    for name in ["AZURE_TENANT_ID", "AZURE_CLIENT_ID", "AZURE_FEDERATED_TOKEN_FILE"] {
+        spec.variables.push((name, "/nowhere".to_owned()));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let artifacts = Artifacts::bucket(&spec, dir.path(), 0).unwrap();
+    assert!(!artifacts.contains(Kind::Zkey, ContentHash::of(b"x")).await.unwrap());
+    let asked = asked.lock().unwrap();
+    assert!(asked[0].contains("/c/zkeys/") && asked[0].contains("sig=of-the-container"), "{}", asked[0]);
+}
+
 /// A pod has no key of its own: it shows a token, from a file, to who gives it one, and signs by that.
 #[tokio::test]
 async fn a_pods_identity_is_taken() {

@@ -15,9 +15,14 @@ local function foreign(database)
     database .. '): give each database a QUEUE_NAME or a Redis of its own')
 end
 
--- Has this queue belong to the database for so many milliseconds. Without memory left it stays nobody's.
+-- Has this queue belong to the database for so many milliseconds. Without memory left nobody's stays nobody's.
 local function keep(database, lasts)
-  if database ~= '' then redis.pcall('SET', DATABASE, database, 'PX', lasts) end
+  if database == '' then return end
+  if redis.call('GET', DATABASE) == database then
+    redis.pcall('PEXPIRE', DATABASE, lasts)
+  else
+    redis.pcall('SET', DATABASE, database, 'PX', lasts)
+  end
 end
 
 -- The n-th value after `name` in a flat list of names and values.

@@ -416,6 +416,7 @@ impl Queue for RedisQueue {
     }
 
     async fn tell_ended(&self, ended: &[Ended]) -> Result<(), QueueError> {
+        let mut told = Ok(());
         for Ended { id, queue, key, state } in ended {
             let mut add = redis::cmd("XADD");
             add.arg(format!("{queue}:ended")).arg("MAXLEN").arg("~").arg(ENDED).arg("*");
@@ -423,9 +424,12 @@ impl Queue for RedisQueue {
             if let Some(key) = key {
                 add.arg("key").arg(key);
             }
-            let _entry: Value = self.shared.commands.command(&add, Duration::ZERO).await?;
+            // One that this user may not write to keeps the others from nothing.
+            if let Err(e) = self.shared.commands.command::<Value>(&add, Duration::ZERO).await {
+                told = Err(e);
+            }
         }
-        Ok(())
+        told
     }
 
     fn belong_to(&self, database: &str) {

@@ -31,7 +31,8 @@ const SESSION: &str = "SET statement_timeout = '10s'; SET lock_timeout = '1s'; \
                        SET idle_in_transaction_session_timeout = '10s'; SET max_parallel_workers_per_gather = 0; \
                        SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; \
                        SET default_transaction_isolation = 'read committed'; SET plan_cache_mode = force_generic_plan; \
-                       SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off; \
+                       SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; \
+                       SET enable_mergejoin = off; SET jit = off; \
                        SET client_min_messages = warning";
 
 pub(super) struct Pool {

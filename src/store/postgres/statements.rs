@@ -250,8 +250,10 @@ pub(super) const TAKES_WRITES: &str = "SELECT pg_is_in_recovery() AS standby, \
                                        has_table_privilege('jobs', 'INSERT') AND has_table_privilege('jobs', 'UPDATE') \
                                        AND has_table_privilege('job_inputs', 'INSERT') \
                                        AND has_table_privilege('job_inputs', 'DELETE') AS allowed";
-/// A dump that is restored elsewhere gets another cluster, or another oid.
-pub(super) const IDENTITY: &str = "SELECT format('postgres %s.%s %s-%s', current_database(), current_schema(), \
+/// A dump that is restored elsewhere gets another cluster, or another oid. The schema is that of the tables, whichever way a
+/// role's search_path leads there.
+pub(super) const IDENTITY: &str = "SELECT format('postgres %s.%s %s-%s', current_database(), \
+                                   (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'jobs'::regclass), \
                                    system_identifier, (SELECT oid FROM pg_database WHERE datname = current_database())) \
                                    AS identity FROM pg_control_system()";
 pub(super) const JOB_STATE: &str = "SELECT state FROM jobs WHERE id = $1::text::uuid";
@@ -269,7 +271,7 @@ pub(super) fn jobs(state: Option<&'static str>, of_circuit: bool, by_key: bool) 
     )
 }
 
-/// Takes jobs and reads their inputs. `o` is the job as the statement's snapshot has it, whose input it is that `i`
+/// Takes jobs and reads their inputs. `o` is the job as the statement's snapshot has it, whose input it is that the end
 /// reads; a job that somebody changed meanwhile (`j.ctid`) is left to the next claim, since its input may be another.
 pub(super) const CLAIM: &str = concat!(
     clock!(),
@@ -293,8 +295,8 @@ pub(super) const CLAIM: &str = concat!(
     "), lease_expires_at = ",
     now!(),
     // By `OFFSET 0` each is looked up by itself, whatever the planner thinks of it.
-    " + q.lease FROM q CROSS JOIN LATERAL (SELECT ctid, * FROM jobs WHERE id = q.id OFFSET 0) o ",
-    "LEFT JOIN LATERAL (SELECT input, key FROM job_inputs WHERE job = o.id OFFSET 0) i ON true ",
+    " + q.lease FROM q CROSS JOIN LATERAL (SELECT ctid, state, circuit, queue, attempt, worker, history, tries_lost, ",
+    "run_at, start_by, started_at, finished_at, lease_expires_at, cancel_requested FROM jobs WHERE id = q.id OFFSET 0) o ",
     "WHERE ",
     each_job!(),
     " AND j.ctid = o.ctid AND ((o.lease_expires_at IS NULL AND o.finished_at IS NULL AND o.run_at <= ",
@@ -305,9 +307,11 @@ pub(super) const CLAIM: &str = concat!(
     now!(),
     " AND NOT o.cancel_requested)) AND o.circuit NOT IN (SELECT name FROM pauses WHERE scope = 'circuit') ",
     "AND o.queue NOT IN (SELECT name FROM pauses WHERE scope = 'queue') ",
-    "RETURNING q.ord, i.input, i.key AS input_key, j.*) SELECT ord, input, input_key, ",
+    // Not in the change itself, which would have whole inputs copied once more.
+    "RETURNING q.ord, j.*) SELECT ord, i.input, i.key AS input_key, ",
     job_columns!(),
-    " FROM taken"
+    " FROM taken LEFT JOIN LATERAL ",
+    "(SELECT input, key FROM job_inputs WHERE job = taken.id OFFSET 0) i ON true"
 );
 pub(super) const HEARTBEAT: &str = concat!(
     clock!(),
