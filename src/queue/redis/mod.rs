@@ -31,7 +31,6 @@
 //! * What was pending for [`RedisSettings::reclaim_after`] is delivered again, to anybody, unless the id has a newer
 //!   entry, which does for both. Who gets an id that somebody still works on is refused by the store.
 //! * A message keeps its source when it is put back (a field `source` beside `job`), so that it is one job still.
-//!
 //! * While workers of one database have the queue, it takes and gives nothing for those of another (staging beside
 //!   production, say): they would take each other's messages, and jobs would be done that nobody there asked for. What
 //!   workers have in hand when that begins they may end.
