@@ -1,9 +1,11 @@
 //! The environment, read once.
 //!
-//! This is the only reader of environment variables in the crate. [`CATALOGUE`] is the one list of them: it is what
-//! `doctor` prints and what the documentation's table is made from.
+//! This is the only reader of environment variables in the crate, and of files that hold what they would. [`CATALOGUE`] is the
+//! one list of them: it is what `doctor` prints and what the documentation's table is made from.
 
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -11,7 +13,7 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
-use crate::model::Cloud;
+use crate::model::{Cloud, io_reason};
 
 /// A variable as documented.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
@@ -39,11 +41,13 @@ pub const CATALOGUE: &[Variable] = &[
         "prover-worker.db in the data folder",
         "where jobs are kept: sqlite://PATH, or postgres://USER:PASSWORD@HOST:PORT/NAME (sslmode=require for TLS)",
     ),
+    var("DATABASE_URL_FILE", "none", "file of DATABASE_URL, as Docker and Kubernetes mount secrets"),
     var(
         "REDIS_URL",
         "in-process queue",
         "queue that workers share: redis://USER:PASSWORD@HOST:PORT/DB, or rediss:// for TLS; needs a Postgres DATABASE_URL",
     ),
+    var("REDIS_URL_FILE", "none", "file of REDIS_URL"),
     var("QUEUE_NAME", "prove", "name of the job queue: 1 to 64 characters of A-Z a-z 0-9 . _ -"),
     var("WORKER_CONCURRENCY", "sized per device", "most jobs in hand at once, over all devices: 1 to 1024"),
     var(
@@ -57,8 +61,15 @@ pub const CATALOGUE: &[Variable] = &[
     var(
         "PROVER_API_ADDR",
         "127.0.0.1:9180",
-        "address and port of the HTTP API, or off. It asks for no password, so it stays on loopback unless told otherwise",
+        "address and port of the HTTP API, or off. It stays on loopback unless told otherwise",
     ),
+    var(
+        "PROVER_API_TOKENS",
+        "none: whoever reaches the API may use it",
+        "tokens of which each request to the API has to bring one: each 16 to 256 characters of A-Z a-z 0-9 . _ ~ + / = -, several \
+         parted by commas",
+    ),
+    var("PROVER_API_TOKENS_FILE", "none", "file of PROVER_API_TOKENS"),
     var(
         "PROVER_DATA_DIR",
         "prover-worker in the user's data folder",
@@ -138,6 +149,7 @@ pub const CATALOGUE: &[Variable] = &[
         "none: inputs lie in the store in the clear",
         "keys that seal inputs at rest: NAME:KEY, several parted by commas, KEY 32 bytes in base64. The first seals, all open",
     ),
+    var("PROVER_ENCRYPTION_KEYS_FILE", "none", "file of PROVER_ENCRYPTION_KEYS"),
     var(
         "PROVER_ARTIFACTS_URL",
         "the data folder",
@@ -227,6 +239,16 @@ pub const CATALOGUE: &[Variable] = &[
     ),
     var("PROVER_MAX_INPUT_BYTES", "64M", "largest input of a job; K, M and G as above"),
 ];
+
+/// Variables whose value may lie in a file that another names.
+const IN_FILES: [(&str, &str); 4] = [
+    ("DATABASE_URL", "DATABASE_URL_FILE"),
+    ("REDIS_URL", "REDIS_URL_FILE"),
+    ("PROVER_API_TOKENS", "PROVER_API_TOKENS_FILE"),
+    ("PROVER_ENCRYPTION_KEYS", "PROVER_ENCRYPTION_KEYS_FILE"),
+];
+/// Bytes of such a file at most: far more than any such value has.
+const LARGEST_FILE: u64 = 64 << 10;
 
 /// A variable that does not read as it should.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -411,6 +433,8 @@ pub struct Config {
     pub metrics_addr: Option<SocketAddr>,
     /// Where the API is served.
     pub api_addr: Option<SocketAddr>,
+    /// What requests to it have to bring one of; nothing, where there are none.
+    pub api_tokens: Vec<Secret>,
     /// `auto`, `cuda`, `icicle` or `cpu`.
     pub backend: String,
     /// `auto`, `avx512ifma`, `avx2` or `portable`.
@@ -495,6 +519,10 @@ impl Config {
     /// The configuration by any source of variables. An empty variable counts as unset.
     pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut r = Reader { lookup: &lookup, settings: Vec::with_capacity(CATALOGUE.len()) };
+        let in_files = r.files()?;
+        let lookup =
+            |name: &str| in_files.iter().find(|(n, _)| *n == name).map(|f| f.1.clone()).or_else(|| lookup(name));
+        r.lookup = &lookup;
         let database_url = r.text("DATABASE_URL");
         let redis = r.parse("REDIS_URL", "redis://HOST:PORT/DB or rediss://HOST:PORT/DB", redis_url)?;
         let queue_name = r.parse("QUEUE_NAME", "1 to 64 characters of A-Z a-z 0-9 . _ -", queue_name)?;
@@ -504,6 +532,12 @@ impl Config {
         let metrics_port = r.parse("METRICS_PORT", "a port from 0 to 65535, or off", port)?.unwrap_or(Some(9101));
         let metrics_ip = r.parse("METRICS_ADDR", "an IP address, such as 0.0.0.0", |s| s.parse::<IpAddr>().ok())?;
         let api = r.parse("PROVER_API_ADDR", "an address and port, such as 127.0.0.1:9180, or off", api_addr)?;
+        let api_tokens = match r.secret("PROVER_API_TOKENS").map(|list| api_tokens(&list)) {
+            None => Vec::new(),
+            Some(Ok(tokens)) => tokens,
+            // Where one that is wrong stands is said, and nothing of what it is.
+            Some(Err(nth)) => return Err(r.wrong("PROVER_API_TOKENS", wrong_token(nth))),
+        };
         let data_dir = match r.text("PROVER_DATA_DIR") {
             Some(dir) => PathBuf::from(dir),
             None => default_data_dir().ok_or_else(|| r.wrong("PROVER_DATA_DIR", "a folder, since no home is known"))?,
@@ -589,6 +623,7 @@ impl Config {
             log_json,
             metrics_addr: metrics_port.map(|p| SocketAddr::new(ip, p)),
             api_addr: api.unwrap_or(Some(SocketAddr::from(([127, 0, 0, 1], 9180)))),
+            api_tokens,
             backend: backend.unwrap_or_else(|| "auto".to_owned()),
             cuda_graphs: cuda_graphs.unwrap_or(true),
             cpu,
@@ -706,6 +741,25 @@ impl Reader<'_> {
         value
     }
 
+    /// What lies in files in place of variables.
+    fn files(&mut self) -> Result<Vec<(&'static str, String)>, ConfigError> {
+        let mut found = Vec::new();
+        for (name, file) in IN_FILES {
+            let Some(path) = self.text(file) else { continue };
+            if (self.lookup)(name).is_some_and(|v| !v.trim().is_empty()) {
+                return Err(self.wrong(file, format!("no value while {name} is set")));
+            }
+            let wrong = |got: String| ConfigError { name: file, expected: format!("a file of {name}"), got };
+            let text = small_file(Path::new(&path)).map_err(|e| wrong(format!("{path:?}: {}", io_reason(&e))))?;
+            // It was to be set: to go on without it would be to go on with something else.
+            if text.trim().is_empty() {
+                return Err(wrong(format!("{path:?}, which is empty")));
+            }
+            found.push((name, text));
+        }
+        Ok(found)
+    }
+
     /// A variable whose value is never shown.
     fn secret(&mut self, name: &'static str) -> Option<Secret> {
         self.value(name, true)
@@ -748,6 +802,15 @@ impl Reader<'_> {
         };
         ConfigError { name, expected: expected.into(), got }
     }
+}
+
+fn small_file(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(LARGEST_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LARGEST_FILE {
+        return Err(std::io::Error::other(format!("more than {LARGEST_FILE} bytes")));
+    }
+    Ok(text)
 }
 
 fn default_data_dir() -> Option<PathBuf> {
@@ -856,6 +919,21 @@ fn port(s: &str) -> Option<Option<u16>> {
 
 fn api_addr(s: &str) -> Option<Option<SocketAddr>> {
     if s == "off" { Some(None) } else { s.parse().ok().map(Some) }
+}
+
+/// The tokens of a list, or which of them, from 1 on, is none. Their characters are those that a header may bring (RFC 6750),
+/// and they are as long as to be hard to guess.
+fn api_tokens(list: &Secret) -> Result<Vec<Secret>, usize> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '~' | '+' | '/' | '=' | '-');
+    let token = |(n, t): (usize, &str)| {
+        let sound = (16..=256).contains(&t.len()) && t.chars().all(plain);
+        if sound { Ok(Secret(t.to_owned())) } else { Err(n + 1) }
+    };
+    list.reveal().split(',').map(str::trim).enumerate().map(token).collect()
+}
+
+fn wrong_token(nth: usize) -> String {
+    format!("tokens parted by commas, each 16 to 256 characters of A-Z a-z 0-9 . _ ~ + / = - (number {nth} is not)")
 }
 
 fn cpu(s: &str) -> Option<String> {

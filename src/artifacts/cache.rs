@@ -14,7 +14,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -27,7 +27,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::files::{blocking, hash_into, io_error, is_full, private_dir};
 use super::remote::describe;
 use super::{ArtifactError, CHUNK, Kind, LANES, name};
-use crate::model::ContentHash;
+use crate::model::{ContentHash, locked};
 
 /// How often a fetch goes on after a failure before it gives up; counted anew whenever a piece arrived.
 const TRIES: u32 = 4;
@@ -87,7 +87,7 @@ impl Cache {
     }
 
     fn turn(&self, kind: Kind, hash: ContentHash) -> Arc<tokio::sync::Mutex<()>> {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turns = locked(&self.turns);
         turns.retain(|_, turn| turn.strong_count() > 0);
         if let Some(turn) = turns.get(&(kind, hash)).and_then(Weak::upgrade) {
             return turn;

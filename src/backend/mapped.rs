@@ -9,8 +9,9 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
+use crate::model::locked;
 use bytes::Bytes;
 use rustix::fs::OFlags;
 use rustix::mm::{Advice, madvise};
@@ -25,7 +26,7 @@ const DROP: Advice = Advice::DontNeed;
 static MAPPED: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
 
 fn mapped() -> MutexGuard<'static, BTreeMap<usize, usize>> {
-    MAPPED.lock().unwrap_or_else(PoisonError::into_inner)
+    locked(&MAPPED)
 }
 
 /// A mapped file, listed in [`MAPPED`] for as long as it lives.

@@ -327,6 +327,10 @@ fn devices(config: &Config, report: &mut Report) {
 }
 
 fn ports(config: &Config, report: &mut Report) {
+    if let Some(addr) = config.api_addr.filter(|a| !a.ip().is_loopback() && config.api_tokens.is_empty()) {
+        let why = format!("{addr} is open to other machines, and asks for no token: set PROVER_API_TOKENS");
+        report.note("api", Verdict::Warning, why);
+    }
     let doors = [("METRICS_PORT", config.metrics_addr), ("PROVER_API_ADDR", config.api_addr)];
     for (variable, addr) in doors {
         let Some(addr) = addr else { continue };
@@ -364,12 +368,16 @@ fn describe(report: &Report) -> String {
 mod tests {
     use super::*;
 
+    fn config(folder: &Path, env: &[(&str, &str)]) -> Config {
+        let of = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
+        let folder_is = |name: &str| (name == "PROVER_DATA_DIR").then(|| folder.display().to_string());
+        Config::from_lookup(|name| of(name).or_else(|| folder_is(name))).unwrap()
+    }
+
     /// What is found of these settings, without their sentences.
     async fn verdicts(env: &[(&str, &str)]) -> Vec<(&'static str, Verdict)> {
         let folder = tempfile::tempdir().unwrap();
-        let of = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
-        let folder_is = |name: &str| (name == "PROVER_DATA_DIR").then(|| folder.path().display().to_string());
-        let config = Config::from_lookup(|name| of(name).or_else(|| folder_is(name))).unwrap();
+        let config = config(folder.path(), env);
         let mut report = Report { checks: Vec::new(), settings: Vec::new() };
         rooms(&config, &mut report).await;
         report.checks.iter().map(|c| (c.what, c.verdict)).collect()
@@ -388,6 +396,18 @@ mod tests {
         // Nobody listens at port 1.
         let away = [("DATABASE_URL", "postgres://127.0.0.1:1/jobs"), ("REDIS_URL", "redis://127.0.0.1:1")];
         assert_eq!(verdicts(&away).await, [("queue", failed), ("store", failed), ("circuits", warning)]);
+    }
+
+    #[test]
+    fn an_api_that_is_open_to_other_machines_and_asks_for_no_token_is_a_warning() {
+        let warned = |env: &[(&str, &str)]| {
+            let mut report = Report { checks: Vec::new(), settings: Vec::new() };
+            ports(&config(Path::new("unused"), &[env, &[("METRICS_PORT", "off")]].concat()), &mut report);
+            report.checks.iter().any(|c| c.what == "api" && c.verdict == Verdict::Warning)
+        };
+        let (open, token) = (("PROVER_API_ADDR", "0.0.0.0:0"), ("PROVER_API_TOKENS", "0123456789abcdef"));
+        assert!(warned(&[open]));
+        assert!(!warned(&[open, token]) && !warned(&[("PROVER_API_ADDR", "127.0.0.1:0")]));
     }
 
     fn found(paused: &[(Scope, i64)]) -> (Verdict, String) {

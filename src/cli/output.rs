@@ -3,14 +3,14 @@
 use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Serialize, Serializer};
 
 use super::files::{FileError, on_stdout};
-use crate::model::io_reason;
+use crate::model::{io_reason, locked};
 use crate::prover::one_line;
 
 /// Why a subcommand ends without success.
@@ -109,12 +109,12 @@ impl Output {
     }
 
     fn lose(&self, why: io::Error) {
-        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        *locked(&self.lost) = Some(why);
     }
 
     /// Fails if a result could not be printed.
     pub fn end(&self) -> Result<(), CliError> {
-        match self.lost.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        match locked(&self.lost).take() {
             Some(e) => Err(CliError::failed(format!("standard output cannot be written: {}", io_reason(&e)))),
             None => Ok(()),
         }

@@ -14,8 +14,8 @@ use tokio::task::JoinSet;
 use super::session;
 use super::{CliError, Output};
 use crate::backend::Backend;
-use crate::config::Config;
-use crate::http::{self, App, Health};
+use crate::config::{Config, Secret};
+use crate::http::{self, Access, App, Health};
 use crate::store::StoreError;
 use crate::telemetry::{self, Metrics};
 use crate::worker::{Faults, OpenError, Options, Readiness, Status, View, Worker, Workspace};
@@ -77,11 +77,17 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
     readiness.set(Status::Starting("testing devices"));
     let view = View::default();
     if let Some(addr) = workspace.config().api_addr {
-        if !addr.ip().is_loopback() {
-            tracing::warn!(%addr, "the API asks for no password and is open to other machines");
+        let tokens = workspace.config().api_tokens.iter().map(Secret::reveal);
+        let access = Access::new(addr.ip().is_loopback(), tokens);
+        if access.is_everybodys() {
+            tracing::warn!(
+                %addr,
+                "the API is open to other machines and asks for no token: set PROVER_API_TOKENS, or have it reached by way of \
+                 something that knows its users"
+            );
         }
         let app = App { jobs: workspace.service(), metrics, readiness: readiness.clone(), worker: view.clone() };
-        let router = http::api_router(app, addr.ip().is_loopback());
+        let router = http::api_router(app, access);
         open_door(("api", addr, "PROVER_API_ADDR"), router, &stopped, &mut tasks).await?;
     }
 

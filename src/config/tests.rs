@@ -186,6 +186,55 @@ fn passwords_are_masked() {
 }
 
 #[test]
+fn tokens_are_read_and_never_shown() {
+    let tokens = |list: &str| with(&[("PROVER_API_TOKENS", list)]);
+    let two = tokens(" 0123456789abcdef, A-Za-z0-9._~+/==").unwrap();
+    assert_eq!(two.api_tokens.iter().map(Secret::reveal).collect::<Vec<_>>(), ["0123456789abcdef", "A-Za-z0-9._~+/=="]);
+    assert!(!format!("{two:?}").contains("abcdef"));
+    assert!(two.settings().iter().any(|s| s.name == "PROVER_API_TOKENS" && s.set && s.value == "***"));
+    assert_eq!(tokens(" ").unwrap().api_tokens, []);
+    let long = "x".repeat(257);
+    let wrong =
+        [("0123456789abcde", 1), (&long, 1), ("0123456789abcdef,", 2), ("0123456789abcdef,0123456789abcde:", 2)];
+    for (list, nth) in wrong {
+        let why = tokens(list).err().unwrap().to_string();
+        assert!(why.contains(&format!("(number {nth} is not)")) && why.ends_with("got \"***\""), "{why}");
+    }
+}
+
+#[test]
+fn secrets_are_read_from_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("secret");
+    let path = file.to_str().unwrap();
+    let of = |text: &[u8], vars: &[(&str, &str)]| {
+        std::fs::write(&file, text).unwrap();
+        with(vars)
+    };
+    let c = of(b"postgres://me:secret@db/jobs\n", &[("DATABASE_URL_FILE", path)]).unwrap();
+    let Database::Postgres(url) = &c.database else { panic!("{:?}", c.database) };
+    assert_eq!(url.reveal(), "postgres://me:secret@db/jobs");
+    assert!(c.sets("DATABASE_URL") && c.settings().iter().all(|s| !s.value.contains("secret@")));
+    let c = of(b"0123456789abcdef,fedcba9876543210", &[("PROVER_API_TOKENS_FILE", path)]).unwrap();
+    assert_eq!(c.api_tokens.len(), 2);
+    let c = of(b"k:v\n", &[("PROVER_ENCRYPTION_KEYS_FILE", path)]).unwrap();
+    assert_eq!(c.encryption_keys.unwrap().reveal(), "k:v");
+    let wrong = of(b"nonsense of a secret", &[("REDIS_URL_FILE", path)]).unwrap_err();
+    assert_eq!(wrong.name, "REDIS_URL");
+
+    let error = |text: &[u8], vars: &[(&str, &str)]| of(text, vars).unwrap_err().to_string();
+    let redis = "REDIS_URL_FILE: expected a file of REDIS_URL, got ";
+    let empty = error(b" \n", &[("REDIS_URL_FILE", path)]);
+    assert!(empty.starts_with(redis) && empty.ends_with("which is empty"), "{empty}");
+    assert!(error(b"", &[("REDIS_URL_FILE", "/nowhere")]).starts_with(&format!("{redis}\"/nowhere\": ")));
+    for text in [&b"\xff\xfe"[..], &vec![b'x'; 70_000]] {
+        assert!(error(text, &[("REDIS_URL_FILE", path)]).starts_with(redis));
+    }
+    let both = error(b"redis://a", &[("REDIS_URL_FILE", path), ("REDIS_URL", "redis://b")]);
+    assert!(both.contains("expected no value while REDIS_URL is set"), "{both}");
+}
+
+#[test]
 fn values_are_read() {
     let c = with(&[
         ("METRICS_PORT", "off"),

@@ -3,13 +3,11 @@
 //! docs/api.md describes each request, its answers and its statuses. What is decided here beside that: a parameter that a
 //! request does not take, or that it has twice, is refused with 400, lest it is thought to have had an effect.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
-use axum::middleware::{self, Next};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
@@ -29,11 +27,10 @@ const MOST: u32 = 1000;
 const LONGEST_WAIT: u64 = 300;
 /// As much of the name of a parameter as a problem repeats, characters.
 const LONGEST_NAME: usize = 60;
-const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-pub(super) fn routes(app: &App, loopback: bool) -> Router<App> {
+pub(super) fn routes(app: &App) -> Router<App> {
     let largest = app.jobs.max_input().saturating_add(ENVELOPE);
-    let routes = Router::new()
+    Router::new()
         .route("/v1/jobs", get(list).post(submit))
         .route("/v1/jobs/{id}", get(show).delete(cancel))
         .route("/v1/jobs/{id}/proof", get(proof))
@@ -44,47 +41,7 @@ pub(super) fn routes(app: &App, loopback: bool) -> Router<App> {
         .route("/v1/circuits", get(circuits))
         .route("/v1/worker", get(worker))
         .route("/v1/openapi.json", get(description))
-        .layer(Extension(Room::for_bodies_of(largest)));
-    let routes = routes.layer(middleware::from_fn(same_site));
-    if loopback { routes.layer(middleware::from_fn(local_only)) } else { routes }
-}
-
-/// Refuses what changes something and was sent by a page of another site: a browser sends a POST without a body
-/// anywhere, unasked.
-async fn same_site(request: Request, next: Next) -> Response {
-    if request.method().is_safe() || !from_another_site(request.headers()) {
-        return next.run(request).await;
-    }
-    Problem::new(StatusCode::FORBIDDEN, "pages of other sites cannot use this API").into_response()
-}
-
-/// What a browser says of the page that made it send a request: in `Sec-Fetch-Site`, or older ones in `Origin`.
-/// Other clients send neither.
-fn from_another_site(headers: &HeaderMap) -> bool {
-    let text = |name| headers.get(name).map(|v: &HeaderValue| v.to_str().unwrap_or("?"));
-    match (text(SEC_FETCH_SITE), text(header::ORIGIN)) {
-        (Some(site), _) => !matches!(site, "same-origin" | "none"),
-        (None, Some(origin)) => origin.split_once("://").map(|(_, host)| host) != text(header::HOST),
-        (None, None) => false,
-    }
-}
-
-/// Refuses a `Host` that does not name this machine: a page whose own name was made to point here.
-async fn local_only(request: Request, next: Next) -> Response {
-    let host = request.headers().get(header::HOST).map(|h| h.to_str().unwrap_or("?"));
-    if host.is_none_or(names_this_machine) {
-        return next.run(request).await;
-    }
-    Problem::new(StatusCode::FORBIDDEN, "this API is for this machine only; call it as localhost or by its address")
-        .into_response()
-}
-
-fn names_this_machine(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(v6) => v6.split(']').next().unwrap_or_default(),
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
-    };
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        .layer(Extension(Room::for_bodies_of(largest)))
 }
 
 fn json(status: StatusCode, value: &impl Serialize) -> Result<Response, Problem> {
@@ -413,6 +370,7 @@ fn decoded(value: &str) -> Option<String> {
 mod tests {
     use std::sync::Arc;
 
+    use axum::http::HeaderValue;
     use sqlx::ConnectOptions;
     use sqlx::sqlite::SqliteConnectOptions;
     use tokio::sync::watch;
@@ -475,36 +433,5 @@ mod tests {
         assert_eq!(jobs.jobs(filter).await.unwrap().len(), 1);
         stop.send_replace(true);
         assert_eq!(answer.await.unwrap().status(), StatusCode::CREATED);
-    }
-
-    #[test]
-    fn hosts_of_this_machine_are_told_from_others() {
-        for host in ["localhost", "LocalHost:9180", "127.0.0.1:1", "127.9.9.9", "[::1]:80", "[::1]"] {
-            assert!(names_this_machine(host), "{host}");
-        }
-        for host in ["example.org", "127.0.0.1.example.org", "localhost.example.org:80", "10.0.0.1", "?", ""] {
-            assert!(!names_this_machine(host), "{host}");
-        }
-    }
-
-    #[test]
-    fn requests_of_other_sites_are_told_from_others() {
-        let foreign = |pairs: &[(&'static str, &'static str)]| {
-            let header =
-                |(k, v): &(&'static str, &'static str)| (HeaderName::from_static(k), HeaderValue::from_static(v));
-            from_another_site(&pairs.iter().map(header).collect())
-        };
-        let host = ("host", "localhost:9180");
-        for own in [&[host][..], &[host, ("origin", "http://localhost:9180")]] {
-            assert!(!foreign(own), "{own:?}");
-        }
-        // Behind a proxy that calls itself otherwise, too.
-        assert!(!foreign(&[host, ("origin", "https://prover.example"), ("sec-fetch-site", "same-origin")]));
-        for other in ["http://localhost:3000", "https://example.org", "null", "?"] {
-            assert!(foreign(&[host, ("origin", other)]), "{other}");
-        }
-        for site in ["cross-site", "same-site", "?"] {
-            assert!(foreign(&[host, ("origin", "http://localhost:9180"), ("sec-fetch-site", site)]), "{site}");
-        }
     }
 }

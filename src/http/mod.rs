@@ -1,10 +1,10 @@
 //! HTTP: metrics and health for machines, and the job API.
 //!
-//! Two listeners. The one for metrics (`METRICS_PORT`) serves nothing secret. The API (`PROVER_API_ADDR`) asks for no
-//! password, so by default it is on loopback, and it refuses requests that a web page could make a browser send there:
-//! a `Host` that is not an address of this machine. On whatever address, it refuses changes that a page of another site
-//! asks for, and a body that is not declared as JSON or bytes.
+//! Two listeners. The one for metrics (`METRICS_PORT`) serves nothing secret. The API (`PROVER_API_ADDR`) is on loopback
+//! by default, and [`access`] says whose requests it takes. A body that is not declared as JSON or bytes is refused: pages of
+//! other sites can have no others sent.
 
+mod access;
 mod api;
 mod ops;
 mod page;
@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use crate::model::io_reason;
 use crate::telemetry::Metrics;
 use crate::worker::{JobService, Readiness, View};
+pub use access::Access;
 use problem::Problem;
 pub use server::serve;
 
@@ -69,10 +70,10 @@ pub fn ops_router(health: impl Into<Health>) -> Router {
     ops::routes().fallback(unknown).method_not_allowed_fallback(wrong_method).with_state(health.into())
 }
 
-/// The job API, with health beside it. `loopback` says that only this machine is to be served.
-pub fn api_router(app: App, loopback: bool) -> Router {
-    api::routes(&app, loopback)
-        .merge(page::routes())
+/// The job API and the live page, for those who have access, with health beside them for everybody.
+pub fn api_router(app: App, access: Access) -> Router {
+    access
+        .guard(api::routes(&app).merge(page::routes()))
         .merge(ops::health().with_state(app.clone().into()))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)

@@ -16,7 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{CircuitName, ContentHash};
+use super::{CircuitName, ContentHash, clip};
 
 /// A job's identity; made by the submitter (a time-ordered UUID by default), so that a repeated submit is recognised.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Debug)]
@@ -346,9 +346,4 @@ pub struct Job {
     pub finished_at: Option<i64>,
     /// When the present lease lapses.
     pub lease_expires_at: Option<i64>,
-}
-
-/// The first `n` characters of `s`, for messages.
-fn clip(s: &str, n: usize) -> String {
-    s.chars().take(n).collect()
 }

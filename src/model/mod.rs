@@ -9,6 +9,8 @@ mod key;
 mod proof;
 mod reason;
 mod stop;
+mod sync;
+mod text;
 mod witness;
 
 pub use circuit::{Circuit, CircuitName, InvalidName};
@@ -24,4 +26,6 @@ pub(crate) use key::{ENTRY_BYTES, G1_BYTES, G2_BYTES, entry, limbs};
 pub use proof::{Proof, PublicInputs, VerificationKey};
 pub use reason::io_reason;
 pub use stop::{StopReason, StopToken};
+pub(crate) use sync::locked;
+pub(crate) use text::clip;
 pub use witness::Witness;

@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::{Delivery, Offer, Queue, QueueError, SetAside};
-use crate::model::{JobId, Priority};
+use crate::model::{JobId, Priority, locked};
 
 /// Ids in memory, by priority; then those that come again, then by age. Messages never occur in it.
 ///
@@ -115,7 +115,7 @@ impl MemoryQueue {
     /// What waits, after what has become due was moved there. No code that holds the lock can panic half-way, so a
     /// poisoned one is as good as any.
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = locked(&self.waiting);
         waiting.move_due(self.capacity);
         waiting
     }

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
+use crate::model::locked;
 use tokio::sync::OnceCell;
 use tokio::task::JoinError;
 
@@ -55,7 +56,7 @@ where
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<K, V, E>> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.inner)
     }
 
     /// The value, loaded by `load` if need be, which also says how many bytes it takes.

@@ -7,7 +7,7 @@ mod cache;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,7 +19,7 @@ use crate::backend::mapped::map_file;
 use crate::backend::{Backend, BackendError, Footprint, LoadedKey};
 use crate::formats::{FormatError, zkey};
 use crate::groth16::Verifier;
-use crate::model::{Circuit, CircuitName, ContentHash, ProvingKey};
+use crate::model::{Circuit, CircuitName, ContentHash, ProvingKey, locked};
 use crate::store::{Store, StoreError};
 use crate::telemetry;
 use crate::witness::{Limits, ModuleCache, WasmWitness, WitnessError};
@@ -327,7 +327,7 @@ impl Registry {
 
     fn device_cache(&self, device: &dyn Backend) -> DeviceCache {
         let info = device.device();
-        let mut caches = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut caches = locked(&self.loaded);
         let limit = match (self.limits.key_cache_bytes, info.memory) {
             (limit, 0) => host_keys(limit),
             // The rest is for proofs.
@@ -459,7 +459,7 @@ pub fn host_keys(limit: Option<u64>) -> u64 {
 /// The memory there is, by a look some seconds old at most: each job asks, and a look reads half a dozen files.
 fn known_memory() -> u64 {
     static KNOWN: Mutex<Option<(Instant, u64)>> = Mutex::new(None);
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut known = locked(&KNOWN);
     match *known {
         Some((at, memory)) if at.elapsed() < LOOK_AT_MEMORY_EVERY => memory,
         _ => known.insert((Instant::now(), host_memory())).1,

@@ -4,10 +4,11 @@
 //! counted, too, but so seldom that it takes a hundredth of the time; in between, the last count stands.
 
 use std::future::Future;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::{Load, StoreError};
+use crate::model::locked;
 
 /// Queued jobs that every look counts.
 pub(super) const COUNTED: u64 = 10_000;
@@ -38,7 +39,7 @@ impl Known {
         if near.queued <= COUNTED {
             return Ok(near);
         }
-        let mut count = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = *locked(&self.0);
         if count.is_none_or(|c| c.at.elapsed() >= c.stands) {
             let began = Instant::now();
             let counted = look(None).await;
@@ -51,7 +52,7 @@ impl Known {
                     Count { load: count.map_or(near, |c| c.load), at: Instant::now(), stands: AFTER_FAILURE }
                 }
             });
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = count;
+            *locked(&self.0) = count;
         }
         let all = count.map_or(near, |c| c.load);
         Ok(Load { queued: all.queued.max(near.queued), oldest_ms: all.oldest_ms.max(near.oldest_ms), ..near })

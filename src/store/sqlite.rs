@@ -22,7 +22,6 @@
 //! have.
 
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -46,7 +45,7 @@ use super::{
 };
 use crate::model::{
     Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Stage,
-    WorkerId, io_reason,
+    WorkerId, io_reason, locked,
 };
 
 /// Schema versions in order: the first makes version 1 of version 0, and so on. Never edit one that was released.
@@ -1020,14 +1019,14 @@ impl Store for SqliteStore {
     async fn changed(&self, at_most: Duration) -> Result<(), StoreError> {
         let began = Instant::now();
         // Callers at the same time wait from the same look on, and each learns of what came after it.
-        let before = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *locked(&self.seen);
         loop {
             let now = {
                 let mut watch = self.watch.lock().await;
                 self.tidy_now_and_then(&mut watch).await?;
                 let version = rows::number(&watch.row("PRAGMA data_version").await?, "data_version")?;
                 let now = Some((watch.epoch, version));
-                *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = now;
+                *locked(&self.seen) = now;
                 now
             };
             let left = at_most.saturating_sub(began.elapsed());

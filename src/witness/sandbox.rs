@@ -9,6 +9,7 @@ use wasmtime::{Cache, CacheConfig, Config, Engine, Linker, OptLevel, Strategy};
 
 use super::WitnessError;
 use super::run::{Host, imports};
+use crate::model::locked;
 
 /// How often running programs look whether they are to stop.
 const TICK: Duration = Duration::from_millis(5);
@@ -133,5 +134,5 @@ impl Drop for Ticking<'_> {
 
 /// The data under a lock; what these locks hold is whole at any time, even if a thread died with one.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    locked(&mutex)
 }

@@ -1,7 +1,7 @@
 //! A device's desk: witnesses wait here for the device, and those of one circuit go to it together.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use metrics::histogram;
@@ -12,7 +12,7 @@ use super::failure::Ended;
 use super::lease::Lease;
 use crate::backend::{BackendError, LoadedKey};
 use crate::groth16::{self, BatchJob, ProveError, Proved};
-use crate::model::{FailureClass, StopToken, Witness};
+use crate::model::{FailureClass, StopToken, Witness, locked};
 use crate::registry::ReadyCircuit;
 use crate::telemetry;
 
@@ -73,7 +73,7 @@ impl Desk {
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.waiting)
     }
 
     /// Takes no more orders, and refuses those that wait, until it is opened as often as it was closed.

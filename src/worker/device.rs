@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge, histogram};
@@ -12,7 +12,7 @@ use super::canary::Canary;
 use super::desk::{Batching, Desk, Order};
 use super::view::DeviceView;
 use crate::backend::{Backend, DeviceInfo, DeviceKind};
-use crate::model::{ContentHash, FailureClass, ProvingKey};
+use crate::model::{ContentHash, FailureClass, ProvingKey, locked};
 use crate::telemetry;
 
 /// Failures in a row after which a device must sing before it gets another job.
@@ -217,7 +217,7 @@ impl Device {
     }
 
     pub(super) fn quarantine(&self, why: Option<&str>) {
-        why.unwrap_or_default().clone_into(&mut self.why.lock().unwrap_or_else(PoisonError::into_inner));
+        why.unwrap_or_default().clone_into(&mut locked(&self.why));
         self.quarantined.store(why.is_some(), Ordering::Relaxed);
         let shown = if why.is_some() { 1.0 } else { 0.0 };
         gauge!(telemetry::DEVICE_QUARANTINED, "device" => self.label.clone()).set(shown);
@@ -244,7 +244,7 @@ impl Device {
     }
 
     fn pace(&self) -> MutexGuard<'_, Pace> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.pace)
     }
 
     /// Notes a failure. Only the device's own count against it.
@@ -283,7 +283,7 @@ impl Device {
     }
 
     fn too_large(&self) -> MutexGuard<'_, HashSet<ContentHash>> {
-        self.too_large.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.too_large)
     }
 
     fn count_failure(&self, class: FailureClass, busy: Duration) {
@@ -299,7 +299,7 @@ impl Device {
 
     /// Why it gets no jobs, in words; none where it gets some.
     pub(super) fn unfit(&self) -> Option<String> {
-        let why = || self.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let why = || locked(&self.why).clone();
         (!self.is_fit()).then(why).map(|why| match why.as_str() {
             "" => format!("{} failed {SUSPICIOUS} times in a row", self.label),
             why => why.to_owned(),
@@ -385,7 +385,7 @@ impl Device {
 
     /// Whether an unfit device's time to sing has come; the next time is set with that.
     fn may_sing(&self) -> bool {
-        let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pause = locked(&self.pause);
         if pause.is_some_and(|(until, _)| Instant::now() < until) {
             return false;
         }
@@ -405,7 +405,7 @@ impl Device {
                 self.quarantine(Some(&format!("the canary of {} fails: {why}", self.label)));
             }
             Ok(()) => {
-                *self.pause.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                *locked(&self.pause) = None;
                 self.failures.store(0, Ordering::Relaxed);
                 tracing::info!(device = %self.label, "device is fit: its canary passes");
                 self.quarantine(None);

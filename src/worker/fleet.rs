@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use metrics::gauge;
@@ -12,7 +12,7 @@ use super::canary::Canary;
 use super::desk::Batching;
 use super::device::{Device, Size, Slots, size};
 use crate::backend::{Backend, DeviceKind};
-use crate::model::{ContentHash, FailureClass, Job, JobId};
+use crate::model::{ContentHash, FailureClass, Job, JobId, locked};
 use crate::telemetry;
 
 /// Jobs on the processor, since other devices failed at them, beside those that the places are for.
@@ -342,7 +342,7 @@ impl Fleet {
     pub(super) fn book_retrial(&self, now: Instant) -> Duration {
         let Some(cpu) = self.devices.iter().find(|d| d.is_cpu()) else { return Duration::ZERO };
         let each = Duration::from_secs_f64(cpu.seconds_a_proof(RETRIALS));
-        let mut next = self.next_retrial.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = locked(&self.next_retrial);
         let wait = next.saturating_duration_since(now);
         *next = now + wait + each;
         wait
@@ -356,7 +356,7 @@ impl Fleet {
     }
 
     fn failed_on(&self) -> MutexGuard<'_, HashMap<JobId, usize>> {
-        self.failed_on.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.failed_on)
     }
 
     /// Remembers where a job failed, or forgets it. Only this process needs to know: to any other, its own devices are

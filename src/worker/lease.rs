@@ -8,13 +8,13 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 
 use crate::backend::Progress;
-use crate::model::{Attempt, JobId, Stage, StopReason, StopToken};
+use crate::model::{Attempt, JobId, Stage, StopReason, StopToken, locked};
 use crate::store::{Held, Store};
 use crate::telemetry;
 
@@ -104,7 +104,7 @@ impl Drop for Hold {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Lease>>> {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.leases)
     }
 
     fn all(&self) -> Vec<Arc<Lease>> {
@@ -112,7 +112,7 @@ impl Shared {
     }
 
     fn health(&self) -> MutexGuard<'_, Health> {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.health)
     }
 
     /// Notes whether the store answered.

@@ -4,9 +4,10 @@
 //! Whatever call fails first begins it. The look that a worker takes each second ends it. In between the worker takes
 //! nothing from the queue: it could neither claim jobs nor record messages, which wait there for a worker that can.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crate::model::locked;
 use crate::store::StoreError;
 
 /// How often the log says that it lasts.
@@ -54,7 +55,7 @@ impl Outage {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Spell>> {
-        self.0.now.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.0.now)
     }
 
     /// Whether it lasts.

@@ -1,10 +1,11 @@
 //! Whether the worker is ready for work, and whether it is of any more use.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::fleet::Fleet;
 use crate::config::ExitOnDead;
+use crate::model::locked;
 
 /// How often devices are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -34,12 +35,12 @@ impl Readiness {
 
     /// Where it stands.
     pub fn get(&self) -> Status {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        locked(&self.0).clone()
     }
 
     /// It stands elsewhere now. A worker that drains never becomes ready again.
     pub fn set(&self, status: Status) {
-        let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut now = locked(&self.0);
         if *now != Status::Draining {
             *now = status;
         }

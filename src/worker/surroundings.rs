@@ -4,12 +4,13 @@
 //! the others are busy: one of fifty with wrong credentials would use up the retries of the whole backlog. So after
 //! some failures of this kind in a row it takes one job at a time, with pauses between, until one gets further.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use metrics::gauge;
 
 use super::failure::Blame;
+use crate::model::locked;
 use crate::telemetry;
 
 /// Failures in a row after which a worker holds back.
@@ -40,7 +41,7 @@ struct Pause {
 
 impl Surroundings {
     fn lock(&self) -> MutexGuard<'_, Doubt> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.0)
     }
 
     /// Notes that a job failed for what is around this worker.

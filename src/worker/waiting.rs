@@ -1,12 +1,12 @@
 //! Waiting for jobs to end. However many wait in a process, one look at the store at a time serves them all.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::model::JobId;
+use crate::model::{JobId, locked};
 use crate::store::Store;
 
 /// Time between looks while somebody waits: of the order of the smallest proofs.
@@ -59,7 +59,7 @@ impl Waiting {
     }
 
     fn waiters(&self) -> MutexGuard<'_, Waiters> {
-        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.waiters)
     }
 
     /// Looks at the store until nobody waits any more.

@@ -23,7 +23,7 @@ use prover_worker::backend::cpu::CpuBackend;
 use prover_worker::config::Config;
 use prover_worker::formats::{r1cs, snarkjs, zkey};
 use prover_worker::groth16::{Verifier, setup};
-use prover_worker::http::{self, App};
+use prover_worker::http::{self, Access, App};
 use prover_worker::model::{Circuit, CircuitName, ContentHash, FailureClass, JobError, JobId, NewJob, Priority};
 use prover_worker::queue::{MemoryQueue, Queue};
 use prover_worker::registry::{Registry, RegistryLimits};
@@ -57,6 +57,10 @@ fn circuit_file(name: &str) -> std::path::PathBuf {
 
 impl Site {
     async fn open() -> Self {
+        Self::open_to(Access::new(true, [])).await
+    }
+
+    async fn open_to(access: Access) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("jobs.db");
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&database, StoreSettings::default()).await.unwrap());
@@ -88,7 +92,7 @@ impl Site {
         let app = App { jobs, metrics, readiness: readiness.clone(), worker: view.clone() };
         let (stop, stopped) = watch::channel(false);
         let mut addresses = Vec::new();
-        for router in [http::api_router(app.clone(), true), http::ops_router(app)] {
+        for router in [http::api_router(app.clone(), access), http::ops_router(app)] {
             let listener = http::listen("127.0.0.1:0".parse().unwrap(), "TEST").await.unwrap();
             addresses.push(listener.local_addr().unwrap());
             tokio::spawn(http::serve(listener, router, stopped.clone()));
@@ -514,6 +518,32 @@ async fn a_page_of_another_site_cannot_pause_the_queue() {
     }
     assert_eq!(site.get("/v1/queue").await.json()["paused"], json!([]));
     assert_eq!(request(site.api, "POST", "/v1/queue/pause", &[host], b"").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_there_are_tokens_only_health_is_had_without() {
+    let site = Site::open_to(Access::new(false, ["0123456789abcdef", "fedcba9876543210"])).await;
+    let get = async |path: &str, with: &[(&str, &str)]| request(site.api, "GET", path, with, b"").await;
+    for path in ["/v1/jobs", "/v1/worker", "/v1/openapi.json", "/", "/page.js", "/page.css"] {
+        let refused = get(path, &[]).await;
+        assert_problem(&refused, 401, "Authorization");
+        let challenge = refused.header("www-authenticate").unwrap();
+        assert!(challenge.starts_with("Basic realm=") && !refused.text().contains("cdef"), "{refused:?}");
+        assert_eq!(get(path, &[("authorization", "Bearer fedcba9876543210")]).await.status, 200, "{path}");
+        // me:0123456789abcdef, as a browser sends it.
+        assert_eq!(get(path, &[("authorization", "Basic bWU6MDEyMzQ1Njc4OWFiY2RlZg==")]).await.status, 200, "{path}");
+    }
+    assert_problem(&get("/v1/jobs", &[("authorization", "Bearer 0123456789abcdee")]).await, 401, "none of");
+    assert_eq!(get("/healthz", &[]).await.status, 200);
+    assert_problem(&get("/readyz", &[]).await, 503, "testing devices");
+    assert_eq!(request(site.ops, "GET", "/metrics", &[], b"").await.status, 200);
+
+    let kind = ("content-type", "application/json");
+    let job = br#"{"circuit": "multiplier", "input": {"a": 1, "b": 1}}"#;
+    assert_problem(&request(site.api, "POST", "/v1/jobs", &[kind], job).await, 401, "Authorization");
+    let known = ("authorization", "Bearer 0123456789abcdef");
+    assert_eq!(get("/v1/jobs", &[known]).await.json(), json!([]), "nothing was submitted");
+    assert_eq!(request(site.api, "POST", "/v1/jobs", &[kind, known], job).await.status, 201);
 }
 
 #[tokio::test(flavor = "multi_thread")]

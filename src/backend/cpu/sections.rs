@@ -12,7 +12,7 @@ use super::super::mapped::release;
 use super::digits::{MAX_WINDOW, Multiples, best_shared_window};
 use super::lanes::Isa;
 use super::msm::{Bases, InG1, InG2};
-use crate::model::ProvingKey;
+use crate::model::{ProvingKey, locked};
 
 /// Proofs before multiples are begun: about as many as take as long as making them does, so that a key that is not asked
 /// for again has cost no more than twice what it had to.
@@ -45,7 +45,7 @@ impl Budget {
     }
 
     fn free(&self) -> MutexGuard<'_, u64> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.free)
     }
 
     fn take(self: &Arc<Self>, bytes: u64) -> Option<Share> {

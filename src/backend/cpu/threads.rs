@@ -4,12 +4,13 @@
 //! that run beside each other have few threads each, in pools of their own: in one pool for all, a thread that waits for a
 //! part of its proof would begin another proof, and end it first.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::thread::available_parallelism;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::super::BackendError;
+use crate::model::locked;
 
 /// Rows of a circuit that are worth a thread: some 30 ms of work with AVX-512 IFMA.
 const ROWS: usize = 1 << 12;
@@ -56,7 +57,7 @@ impl Threads {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 
     /// Says that the pool for what runs alone is at work on a key, until dropped: a proof that begins meanwhile has threads of

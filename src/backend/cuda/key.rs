@@ -8,9 +8,9 @@ use super::super::{BackendError, Commitments, Footprint, LoadedKey, Progress};
 use super::driver::{Driver, Stream};
 use super::msm::{self, Bases, InG1, InG2, Index};
 use super::quotient::Constraints;
-use super::shelf::{Idle, Shelf, locked};
+use super::shelf::{Idle, Shelf};
 use super::slot::{Plans, Slot};
-use crate::model::{G1_BYTES, ProvingKey, StopToken, Witness};
+use crate::model::{G1_BYTES, ProvingKey, StopToken, Witness, locked};
 
 /// The share of a device's memory that multiples of one key's points may take: such that two of the largest keys, with all
 /// else that they need, stay in the half that is for keys.

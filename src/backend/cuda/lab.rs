@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use ark_ec::short_weierstrass::Projective;
 use ark_ff::{BigInteger256, PrimeField};
@@ -14,7 +14,7 @@ use super::msm::{self, Bases, Group, Index, Needs, Scratch, Sums};
 pub use super::msm::{InG1, InG2, Plan};
 use super::ntt::{Domain, ELEMENT, Points, Radix};
 use super::sort::Sorter;
-use crate::model::Fr;
+use crate::model::{Fr, locked};
 
 /// A device to try kernels on.
 pub struct Lab {
@@ -78,7 +78,7 @@ impl Lab {
         &self,
         work: impl FnOnce() -> Result<(), BackendError>,
     ) -> Result<Vec<(&'static str, f64)>, BackendError> {
-        let launches = || self.traced.launches.lock().unwrap_or_else(PoisonError::into_inner);
+        let launches = || locked(&self.traced.launches);
         *launches() = Some(Vec::new());
         let done = work();
         let traced = launches().take().unwrap_or_default();
@@ -461,7 +461,7 @@ impl Driver for Traced {
         unsafe { self.inner.zero(stream, at, bytes) }
     }
     unsafe fn launch(&self, stream: Stream, launch: Launch<'_>) -> Result<(), BackendError> {
-        let tracing = self.launches.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        let tracing = locked(&self.launches).is_some();
         if !tracing {
             // SAFETY: passed on.
             return unsafe { self.inner.launch(stream, launch) };
@@ -470,7 +470,7 @@ impl Driver for Traced {
         // SAFETY: passed on.
         unsafe { self.inner.launch(stream, launch)? };
         let to = self.inner.record(stream)?;
-        if let Some(launches) = &mut *self.launches.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(launches) = &mut *locked(&self.launches) {
             launches.push((launch.kernel, from, to));
         }
         Ok(())

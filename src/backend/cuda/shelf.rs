@@ -1,9 +1,10 @@
 //! Memory of proofs that have ended, which stays with its key for the next ones, until another key lacks it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use super::super::BackendError;
 use super::slot::Slot;
+use crate::model::locked;
 
 /// The slots of a key in which no proof is.
 pub(super) type Idle = Mutex<Vec<Slot>>;
@@ -12,10 +13,6 @@ pub(super) type Idle = Mutex<Vec<Slot>>;
 #[derive(Default)]
 pub(super) struct Shelf {
     keys: Mutex<Vec<Weak<Idle>>>,
-}
-
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shelf {

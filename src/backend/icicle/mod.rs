@@ -21,7 +21,7 @@ mod sys;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 pub use child::{Task, serve};
@@ -30,7 +30,7 @@ use self::process::{Process, Trouble};
 use super::cpu::sparse;
 use super::discover::{Found, IcicleOptions};
 use super::{Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress};
-use crate::model::{ENTRY_BYTES, ProvingKey, StopToken, Witness};
+use crate::model::{ENTRY_BYTES, ProvingKey, StopToken, Witness, locked};
 
 /// Where the installer of ICICLE puts its libraries.
 const DEFAULT_LIBRARIES: &str = "/opt/icicle/lib";
@@ -262,7 +262,7 @@ impl Turn<'_> {
 
 impl Device {
     fn lock(&self) -> MutexGuard<'_, Place> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.place)
     }
 
     fn try_take(&self) -> Option<Turn<'_>> {

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use super::protocol::{
     self, Body, Failure, HEAD, Hello, LONGEST_ANSWER, Load, Message, Nonsense, from_child, to_child,
 };
 use super::{Limits, Options};
-use crate::model::{ProvingKey, StopReason, StopToken, Witness};
+use crate::model::{ProvingKey, StopReason, StopToken, Witness, locked};
 
 /// How often it is looked whether to wait on.
 const TICK: Duration = Duration::from_millis(20);
@@ -86,7 +86,7 @@ fn listen(from: impl Read + Send + 'static, label: String, last: LastLine) -> io
             if !text.is_empty() {
                 tracing::debug!(device = %label, line = %text, "icicle says");
                 let end = text.floor_char_boundary(LONGEST_LINE);
-                text[..end].clone_into(&mut last.lock().unwrap_or_else(PoisonError::into_inner));
+                text[..end].clone_into(&mut locked(&last));
             }
             line.clear();
         }
@@ -381,7 +381,7 @@ impl Process {
         while !self.listener.is_finished() && Instant::now() < until {
             thread::sleep(Duration::from_millis(5));
         }
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let last = locked(&self.last).clone();
         let last = if last.is_empty() { String::new() } else { format!("; it last said: {last}") };
         self.fatal(format!("its process {how} in {step}{last}"))
     }

@@ -58,7 +58,7 @@ mod link;
 mod reader;
 mod server;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -72,7 +72,7 @@ use zeroize::Zeroizing;
 use self::link::Link;
 use self::reader::Hand;
 use super::{Delivery, Ended, Message, Offer, Queue, QueueError, SetAside};
-use crate::model::{JobId, Priority};
+use crate::model::{JobId, Priority, locked};
 
 /// Ids or deliveries in one call of a script.
 const CHUNK: usize = 500;
@@ -232,11 +232,11 @@ fn id_text(delivery: &Delivery) -> String {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Hand> {
         // No code that holds the lock can panic half-way.
-        self.hand.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.hand)
     }
 
     fn database(&self) -> String {
-        self.database.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        locked(&self.database).clone()
     }
 
     fn prepare<'a>(&self, script: &'a Script) -> ScriptInvocation<'a> {
@@ -336,7 +336,7 @@ impl RedisQueue {
     }
 
     fn take_reader(&self) -> Option<JoinHandle<()>> {
-        self.reader.lock().unwrap_or_else(PoisonError::into_inner).take()
+        locked(&self.reader).take()
     }
 }
 
@@ -432,7 +432,7 @@ impl Queue for RedisQueue {
     }
 
     fn belong_to(&self, database: &str) {
-        database.clone_into(&mut self.shared.database.lock().unwrap_or_else(PoisonError::into_inner));
+        database.clone_into(&mut locked(&self.shared.database));
     }
 
     async fn depth(&self) -> Result<u64, QueueError> {
@@ -448,12 +448,12 @@ impl Queue for RedisQueue {
     async fn upkeep(&self) -> Result<(), QueueError> {
         let settings = &self.shared.settings;
         let dead_after = settings.reclaim_after.saturating_mul(10).max(DEAD_AFTER);
-        let scan = self.scan.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let scan = locked(&self.scan).clone();
         let mut invocation = self.shared.prepare(&self.shared.scripts.upkeep);
         invocation.arg(&settings.consumer).arg(millis(dead_after)).arg(scan);
         invocation.arg(self.shared.database()).arg(millis(OWNED_FOR));
         let next: String = self.shared.commands.script(&invocation).await?;
-        *self.scan.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        *locked(&self.scan) = next;
         Ok(())
     }
 

@@ -4,11 +4,12 @@
 //! the others; one who went away before his call was sent is left out.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures::StreamExt;
 use tokio::sync::oneshot;
 
+use crate::model::locked;
 use crate::store::StoreError;
 use crate::store::words::copy;
 
@@ -91,7 +92,7 @@ impl<C: Call, J: Joint<C>> Coalescer<C, J> {
 
 impl<C: Call, J> Shared<C, J> {
     fn line(&self) -> MutexGuard<'_, Line<C>> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.line)
     }
 
     /// The calls that go next; none ends the work.

@@ -1,9 +1,10 @@
 //! Wakes from the database: LISTEN and NOTIFY.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::model::locked;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -54,7 +55,7 @@ impl Ear {
     }
 
     fn start(&self) {
-        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut task = locked(&self.task);
         // It ends with the runtime that it runs on only.
         if task.as_ref().is_none_or(|t| t.is_finished()) {
             *task = Some(tokio::spawn(listen(self.options.clone(), self.channel.clone(), self.heard.clone())));
@@ -63,7 +64,7 @@ impl Ear {
 
     /// Ends the task.
     pub(super) fn close(&self) {
-        if let Some(task) = self.task.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(task) = locked(&self.task).take() {
             task.abort();
         }
     }

@@ -10,7 +10,7 @@
 #![allow(unsafe_code)] // prefetching
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use ark_ec::short_weierstrass::Affine;
 use rayon::prelude::*;
@@ -21,7 +21,7 @@ use super::super::lanes::{Field, Isa, Kernel, Pair};
 use super::curve::{Curve, MOST_LANES, all_lanes};
 use super::sort::Segments;
 use crate::backend::pages;
-use crate::model::StopToken;
+use crate::model::{StopToken, locked};
 
 /// Packed points, by halves (see [`Curve`]).
 #[derive(Default)]
@@ -132,10 +132,10 @@ impl<I: Isa, C: Curve<I>> Pool<I, C> {
     }
 
     fn with<T>(&self, task: impl FnOnce(&mut Scratch<I, C>) -> T) -> T {
-        let lent = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let lent = locked(&self.0).pop();
         let mut scratch = lent.unwrap_or_else(Scratch::new);
         let out = task(&mut scratch);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
+        locked(&self.0).push(scratch);
         out
     }
 }

@@ -8,9 +8,10 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use super::{Address, Argument, BackendError, Event, Graph, GraphCounts, Launch, Stream};
+use crate::model::locked;
 
 /// CUDA's codes for what cannot be noted: other calls than launches, clearings and events; streams that the first one does
 /// not wait for at the end; events of one graph in another, or of none.
@@ -72,7 +73,7 @@ impl Tally {
     }
 
     fn error(&self) -> MutexGuard<'_, Option<BackendError>> {
-        self.error.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.error)
     }
 
     pub(super) fn counts(&self) -> GraphCounts {
@@ -210,7 +211,7 @@ impl Notes {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.inner)
     }
 }
 

@@ -18,7 +18,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::slice;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread;
 use std::time::Instant;
 
@@ -29,6 +29,7 @@ use zeroize::Zeroize;
 use super::super::super::BackendError;
 use super::graph::{Node, Notes, Tally, Work};
 use super::{Address, Argument, Driver, Event, Graph, GraphCounts, Launch, Properties, Stream};
+use crate::model::locked;
 
 /// What build.rs makes of `kernels/`: `FATBIN`, machine code for the architectures `ARCHS` and PTX of the oldest.
 mod kernels {
@@ -976,10 +977,6 @@ impl Event {
     fn raw(self) -> sys::CUevent {
         self.0 as sys::CUevent
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn create_event(flags: c_uint) -> Result<sys::CUevent, BackendError> {
