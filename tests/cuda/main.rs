@@ -235,11 +235,11 @@ fn what_became_of_graphs_is_counted() {
     let (driver, fault) = (driver(), folder.join("fault"));
     let gpu = CudaBackend::new(driver.clone());
     let case = case("multiplier", 1);
-    let proofs = |words: &str| {
+    let proofs_of = |count: usize, words: &str| {
         let before = driver.graph_counts();
         fs::write(&fault, words).unwrap();
         let key = gpu.load(case.key.clone()).unwrap();
-        for _ in 0..3 {
+        for _ in 0..count {
             assert_eq!(commit(&*key, &case.witnesses[0]).as_ref(), Ok(&case.expected[0]), "{words}");
         }
         drop(key);
@@ -247,6 +247,7 @@ fn what_became_of_graphs_is_counted() {
         let now = driver.graph_counts();
         (now.made - before.made, now.launches - before.launches, now.error)
     };
+    let proofs = |words: &str| proofs_of(3, words);
     assert_eq!(proofs("0 none 0"), (1, 2, None));
     let refused = |op, code| Some(BackendError::Device { op, code });
     assert_eq!(proofs("1 cuGraphInstantiateWithFlags 0"), (0, 0, refused("cuGraphInstantiate", 1)));
@@ -255,6 +256,13 @@ fn what_became_of_graphs_is_counted() {
     for words in ["2 cuMemAlloc_v2 2 once", "2 cuGraphInstantiateWithFlags 0 once", "2 cuGraphLaunch 1 once"] {
         assert_eq!(proofs(words), (1, 2, refused("cuGraphLaunch", 1)), "{words}");
     }
+    // Where that is not enough, the next proof does without a graph, and the one after it has one again.
+    for (words, counts) in [("2 cuGraphInstantiateWithFlags 0 2", (1, 2)), ("2 cuGraphLaunch 0 2", (2, 2))] {
+        let (made, launches, error) = proofs_of(5, words);
+        assert_eq!((made, launches), counts, "{words}");
+        assert!(matches!(error, Some(BackendError::OutOfMemory { .. })), "{words}: {error:?}");
+    }
+    assert_eq!(proofs_of(5, "1 cuGraphInstantiateWithFlags 0 once"), (0, 0, refused("cuGraphInstantiate", 1)));
 }
 
 #[test]

@@ -253,20 +253,20 @@ impl Slot {
     ) -> Result<(), BackendError> {
         self.secret = true;
         self.witness.upload(self.stream(), 0, witness)?;
-        if self.used && self.launching == Launching::SinglyAtFirst {
+        let used = std::mem::replace(&mut self.used, true);
+        if used && self.launching == Launching::SinglyAtFirst {
             match self.driver.graph(self.stream(), &mut || self.put(key, &|| Ok(()))) {
                 Ok(work) => self.launching = Launching::AsOne(work),
-                Err(why) => self.give_up_graphs(&why),
+                Err(why) => self.give_up_graph(&why),
             }
         }
-        self.used = true;
         if let Launching::AsOne(work) = self.launching {
             // SAFETY: the graph's work points to the slot's memory and the key's, which is the one that it was made with, and
             // both are there.
             match unsafe { self.driver.run(self.stream(), work) } {
                 Ok(()) => return Ok(()),
                 Err(why) => {
-                    self.give_up_graphs(&why);
+                    self.give_up_graph(&why);
                     // Where that does not work either, the first error says more.
                     return self.put(key, go_on).map_err(|later| match later {
                         BackendError::Stopped(_) => later,
@@ -278,12 +278,18 @@ impl Slot {
         self.put(key, go_on)
     }
 
-    /// From now on, launches one by one: what could not be launched once would not be the next time.
-    fn give_up_graphs(&mut self, why: &BackendError) {
-        tracing::warn!(%why, "a proof's work could not be made one launch; it is begun one by one");
-        // The graph may still run, if what failed was said late; on a device that is gone nothing does.
+    /// Launches kernels one by one from now on, because a graph that fails once fails again; after a lack of memory, which
+    /// other keys and proofs may give back, for this proof and the next.
+    fn give_up_graph(&mut self, why: &BackendError) {
+        tracing::warn!(%why, "the kernels of a proof could not be launched as one CUDA graph; they are launched one by one");
+        // The graph may still run if the error was reported late; on a device that is lost nothing does.
         let _ = self.driver.synchronize(self.stream());
-        if let Launching::AsOne(work) = std::mem::replace(&mut self.launching, Launching::Singly) {
+        let next = match why {
+            BackendError::OutOfMemory { .. } => Launching::SinglyAtFirst,
+            _ => Launching::Singly,
+        };
+        self.used = false;
+        if let Launching::AsOne(work) = std::mem::replace(&mut self.launching, next) {
             self.driver.destroy_graph(work);
         }
     }
@@ -291,9 +297,17 @@ impl Slot {
     /// Waits for the commitments.
     pub(super) fn end(&self) -> Result<Commitments, BackendError> {
         let mut left = Zeroizing::new(vec![0; self.left.bytes() as usize]);
-        self.left.download(self.stream(), 0, &mut left)?;
+        self.left.download(self.stream(), 0, &mut left).inspect_err(|why| self.suspect_graph(why))?;
         let [a, b1, c, h] = [&self.a, &self.b1, &self.c, &self.h].map(|sums| sums.point(&left));
         Ok(Commitments { a, b1, b2: self.b2.point(&left), c, h })
+    }
+
+    /// Names the switch that may help if a graph ended in a fault of a kernel or ran into the time limit of a GPU that drives a
+    /// display (CUDA's codes 700, 702 and 719): some drivers have trouble with graphs on such GPUs.
+    fn suspect_graph(&self, why: &BackendError) {
+        if let (Launching::AsOne(_), BackendError::Device { code: 700 | 702 | 719, .. }) = (self.launching, why) {
+            tracing::warn!(%why, "a CUDA graph failed on the GPU; if that happens again, try PROVER_CUDA_GRAPHS=off");
+        }
     }
 
     /// Overwrites what is as secret as the witness, for the next proof to find. `whole` says that the work of the last

@@ -887,16 +887,14 @@ impl Staging {
             Wait::Until(soon) => soon.start <= piece.at && piece.at + piece.bytes <= soon.end,
             Wait::Not => false,
         };
-        if read.is_err() || !overwritten {
-            self.wipe(piece.at, piece.bytes);
-        }
         self.events.push(piece.read);
         if read.is_err() {
-            // The context is dead and copies no more, so that all pieces are ours again.
-            while let Some(Piece { at, bytes, read }) = self.pieces.pop_front() {
-                self.wipe(at, bytes);
-                self.events.push(read);
-            }
+            // The context is dead and copies no more, so all of the memory is ours again. Earlier pieces that were to be
+            // overwritten are in no list any more, and still lie there.
+            self.events.extend(self.pieces.drain(..).map(|piece| piece.read));
+            self.wipe(0, STAGING);
+        } else if !overwritten {
+            self.wipe(piece.at, piece.bytes);
         }
         read.map(|()| true)
     }
@@ -1133,10 +1131,15 @@ fn load(fatbin: &[u8], properties: &Properties, cuda: (u32, u32)) -> Result<sys:
     if !has_code(kernels::ARCHS, properties.capability) {
         return Err(no_code(kernels::ARCHS, properties));
     }
-    let mut log = vec![0u8; 8 << 10];
-    let mut options =
-        [sys::CUjit_option_enum::CU_JIT_ERROR_LOG_BUFFER, sys::CUjit_option_enum::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
-    let mut values: [*mut c_void; 2] = [log.as_mut_ptr().cast(), ptr::without_provenance_mut(log.len())];
+    // Leaked, once per device: the driver may assemble kernels as late as their first use, and nothing says that it does not
+    // write to the log then.
+    let log = vec![0u8; 8 << 10].leak();
+    let options = Box::leak(Box::new([
+        sys::CUjit_option_enum::CU_JIT_ERROR_LOG_BUFFER,
+        sys::CUjit_option_enum::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+    ]));
+    let values: &mut [*mut c_void; 2] =
+        Box::leak(Box::new([log.as_mut_ptr().cast(), ptr::without_provenance_mut(log.len())]));
     let mut module = ptr::null_mut();
     // SAFETY: the image is whole, tells its own size and is aligned (build.rs); options and values are as many as said,
     // and the log has the size given with it.
@@ -1146,7 +1149,7 @@ fn load(fatbin: &[u8], properties: &Properties, cuda: (u32, u32)) -> Result<sys:
     };
     let Err(why) = told(code) else { return Ok(module) };
     let name = &properties.name;
-    let log = CStr::from_bytes_until_nul(&log).map(|log| log.to_string_lossy()).unwrap_or_default();
+    let log = CStr::from_bytes_until_nul(log).map(|log| log.to_string_lossy()).unwrap_or_default();
     let log = log.split_whitespace().collect::<Vec<_>>().join(" ");
     let log = if log.is_empty() { why } else { format!("{why}: {}", log.chars().take(400).collect::<String>()) };
     Err(match code {

@@ -7,9 +7,9 @@
 //! is as late as the stream permits. At the end of the context nothing may be left of what was made in it, and pinned
 //! memory that is given back must be zero, or the process aborts with a line that says what.
 //!
-//! The file `fault` beside it is read at each call: `CODE FUNCTION SKIP` lets the function fail with the code after so many
-//! sound calls; with `for-ever` behind it, all that comes later fails as well, as after a fault of a kernel; with `once`, the
-//! calls after it are sound again.
+//! The file `fault` next to it is read at each call: `CODE FUNCTION SKIP` makes the function fail with the code after SKIP sound
+//! calls. A fourth word bounds that: `once`, or a number of calls; with `for-ever`, all later calls of any function fail as well,
+//! as after a fault of a kernel.
 #![allow(unsafe_code)]
 // Names, parameters and meaning are NVIDIA's.
 #![allow(non_snake_case, missing_docs, clippy::missing_safety_doc, clippy::too_many_arguments)]
@@ -219,7 +219,12 @@ fn fault(state: &mut State, function: &'static str) -> Option<Code> {
     let words: Vec<&str> = text.split_whitespace().collect();
     let [code, name, skip, how @ ..] = words.as_slice() else { return None };
     let (code, skip): (_, u64) = (code.parse().ok()?, skip.parse().ok()?);
-    if *name != function || *calls <= skip || (how == ["once"] && *calls > skip + 1) {
+    let times = match how {
+        ["once"] => Some(1),
+        [times] => times.parse().ok(),
+        _ => None,
+    };
+    if *name != function || *calls <= skip || times.is_some_and(|n: u64| *calls > skip + n) {
         return None;
     }
     if how == ["for-ever"] {
