@@ -1,13 +1,14 @@
-//! Scalars cut into signed digits, once for all the products over one witness.
+//! Scalars recoded into signed digits, once for all products over one witness.
 //!
-//! A scalar above r/2 is replaced by r minus itself, its sign kept, so that small negative values stay short. With
-//! windows of c bits the digits lie in −2^(c−1) .. 2^(c−1), which halves the buckets (Joye–Yen recoding as used for
-//! multi-scalar multiplication since Bernstein et al., "Faster batch forgery identification", 2012).
+//! A scalar above r/2 is replaced by r minus itself, with its sign noted, so that small negative values stay short.
+//! With windows of c bits the digits lie in −2^(c−1) .. 2^(c−1), which halves the number of buckets (Joye–Yen recoding
+//! as used for multi-scalar multiplication since Bernstein et al., "Faster batch forgery identification", 2012).
 //!
-//! Few scalars are halved first: k = k₁ + λ·k₂ with k₁ and k₂ of half the length, where λ is the number that both curves'
-//! endomorphism multiplies by (R. P. Gallant, R. J. Lambert and S. A. Vanstone, *Faster point multiplication on elliptic
-//! curves with efficient endomorphisms*, CRYPTO 2001). There are as many digits as before, of twice as many points, in half
-//! as many windows; so there are half as many buckets to sum up, or wider windows for the same.
+//! Where there are few scalars, they are halved first: k = k₁ + λ·k₂ with k₁ and k₂ of half the length, where the
+//! endomorphism of both curves multiplies by λ (R. P. Gallant, R. J. Lambert and S. A. Vanstone, *Faster point
+//! multiplication on elliptic curves with efficient endomorphisms*, CRYPTO 2001). There are as many digits as before,
+//! of twice as many points, in half as many windows; so there are half as many buckets to sum, or wider windows for the
+//! same number of buckets.
 
 use ark_ff::{BigInteger, BigInteger256, PrimeField};
 use rayon::prelude::*;
@@ -19,27 +20,27 @@ use crate::model::Fr;
 const BITS: usize = 253;
 /// Bits of its halves.
 const HALF_BITS: usize = 126;
-/// Widest window whose digits fit 16 bits.
+/// The widest window whose digits fit in 16 bits.
 pub(super) const MAX_WINDOW: usize = 16;
 
-/// Set in an entry whose point is taken away rather than added. The rest of an entry is an index.
+/// Set in an entry whose point is subtracted rather than added. The rest of an entry is an index.
 pub(super) const MINUS: u32 = 1 << 31;
 /// Bits of an index.
 pub(super) const INDEX_BITS: u32 = 30;
 
-/// Most scalars that are halved. By the cost model below that saves an eighth to a tenth of the field products, and the price
-/// is memory for as many points again.
-const MOST_HALVED: usize = 1 << 12;
+/// Maximum number of scalars that are halved. By the cost model below this saves an eighth to a tenth of the field
+/// products, at the price of memory for as many points again.
+const MAX_HALVED: usize = 1 << 12;
 
-/// What there is of each point, and so how its scalar is cut.
+/// The multiples that are stored of each point, which determine how its scalar is recoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Multiples {
-    /// The point alone.
+    /// The point only.
     None,
-    /// It and λ times it: scalars are halved.
+    /// The point and λ times the point: scalars are halved.
     Image,
-    /// 2^(c·w) times it for every window w of c bits, so that all windows share their buckets. An index has the window
-    /// above so many bits of the wire.
+    /// 2^(c·w) times the point for every window w of c bits, so that all windows share their buckets. In an index, the
+    /// number of the window is above the `wire` bits of the wire's number.
     Windows {
         /// c, at most [`MAX_WINDOW`].
         bits: usize,
@@ -49,12 +50,12 @@ pub(super) enum Multiples {
 }
 
 impl Multiples {
-    /// What a key has of its points that was loaded for products with so many scalars.
-    pub(super) fn few(scalars: usize) -> Self {
-        if scalars <= MOST_HALVED { Self::Image } else { Self::None }
+    /// Returns the multiples that a key is loaded with, for products with `scalars` scalars.
+    pub(super) fn at_load(scalars: usize) -> Self {
+        if scalars <= MAX_HALVED { Self::Image } else { Self::None }
     }
 
-    /// Multiples by windows of so many bits for so many scalars, if an index has room for them.
+    /// Returns the multiples for windows of `bits` bits and `scalars` scalars, if they fit an index.
     pub(super) fn windows(bits: usize, scalars: usize) -> Option<Self> {
         let wire = scalars.max(1).next_power_of_two().ilog2();
         let multiples = Self::Windows { bits, wire };
@@ -62,7 +63,7 @@ impl Multiples {
         (bits <= MAX_WINDOW && wire + last <= INDEX_BITS).then_some(multiples)
     }
 
-    /// How many there are of each point, itself included.
+    /// Returns the number of multiples of each point, itself included.
     pub(super) fn of_each(self) -> usize {
         match self {
             Self::None => 1,
@@ -71,47 +72,47 @@ impl Multiples {
         }
     }
 
-    /// Bits of an index that are the wire's; those above are the number of the multiple.
+    /// Returns the bits of an index that hold the wire's number; those above hold the number of the multiple.
     pub(super) fn wire_bits(self) -> u32 {
         match self {
             Self::None => INDEX_BITS,
-            // One for the image.
+            // One bit for the image.
             Self::Image => INDEX_BITS - 1,
             Self::Windows { wire, .. } => wire,
         }
     }
 }
 
-/// Windows of so many bits that a scalar of `bits` bits takes. They have two bits more than it at least, since none of 3 to 16
-/// bits divides 254 or 127: so the last digit never carries.
+/// Returns the number of windows of `window` bits in a scalar of `bits` bits. Together they have at least two bits more
+/// than the scalar, because no width of 3 to 16 bits divides 254 or 127: so the last digit never carries.
 fn windows(bits: usize, window: usize) -> usize {
     (bits + 1).div_ceil(window)
 }
 
-/// The digits of some scalars. As secret as they are: overwritten when dropped.
+/// The digits of scalars. As secret as the scalars: overwritten when dropped.
 ///
-/// Memory: 2 bytes for each window (at most 86 of two halves, 16 to 20 where there are many scalars) and 4 to 8 more, for
-/// each scalar that is not 0, 1 or −1; 4 bytes for each that is 1 or −1.
+/// Memory: 2 bytes for each window (at most 86 for two halves, 16 to 20 where there are many scalars) and 4 to 8 more,
+/// for each scalar that is not 0, 1 or −1; 4 bytes for each that is 1 or −1.
 pub(super) struct Digits {
     /// Bits of a window.
     pub(super) window: usize,
-    /// By window, then as in `wires`: digits from −2^(window − 1) to 2^(window − 1) − 1.
+    /// By window, then in the order of `wires`: digits from −2^(window − 1) to 2^(window − 1) − 1.
     pub(super) rows: Vec<Zeroizing<Vec<i16>>>,
-    /// Which scalars have digits: those that are not 0, 1 or −1, in ascending order. Of halved ones, each is followed by
-    /// its image's index, for its second half.
+    /// The indices of scalars that have digits, those that are not 0, 1 or −1, in ascending order. If scalars are
+    /// halved, each index is followed by that of the point's image, for the second half.
     pub(super) wires: Zeroizing<Vec<u32>>,
-    /// Which scalars are 1, and with [`MINUS`] which are −1, in ascending order.
+    /// The indices of scalars that are 1 or, with [`MINUS`] set, −1, in ascending order.
     pub(super) units: Zeroizing<Vec<u32>>,
 }
 
-/// Scalars a task cuts.
+/// Scalars per task.
 const CHUNK: usize = 1 << 12;
 
 impl Digits {
-    /// Cuts plain scalars below r (fewer than an index has room for), with the window of their points' multiples, or the one
-    /// that suits the number of those that need cutting.
+    /// Recodes plain scalars below r (at most as many as fit an index), with the window of their points' multiples or
+    /// else the best one for the number of scalars that have digits.
     pub(super) fn new(scalars: &[BigInteger256], multiples: Multiples) -> Self {
-        // Both of full length at once: a vector that grows leaves copies behind.
+        // Both are allocated at full length: a vector that grows leaves copies behind.
         let sift = |(k, chunk): (usize, &[BigInteger256])| {
             let mut wires = Zeroizing::new(Vec::with_capacity(CHUNK));
             let mut units = Zeroizing::new(Vec::with_capacity(CHUNK));
@@ -143,7 +144,7 @@ impl Digits {
         };
         let mut rows: Vec<_> = (0..windows(bits, window)).map(|_| Zeroizing::new(vec![0i16; wires.len()])).collect();
 
-        // A task owns one chunk of scalars, and so one piece of each window's row. Halves stay together: CHUNK is even.
+        // Each task owns a chunk of scalars, so a piece of each window's row. Halves stay together: CHUNK is even.
         let mut pieces: Vec<Vec<&mut [i16]>> = (0..wires.len().div_ceil(CHUNK)).map(|_| Vec::new()).collect();
         for row in &mut rows {
             for (piece, owner) in row.chunks_mut(CHUNK).zip(&mut pieces) {
@@ -153,9 +154,9 @@ impl Digits {
         wires.par_chunks(CHUNK).zip(pieces.par_iter_mut()).for_each(|(wires, rows)| {
             for (i, wires) in wires.chunks(parts).enumerate() {
                 let (negative, magnitude) = centred(&scalars[wires[0] as usize]);
-                let halves = if parts == 2 { halves(&magnitude.0) } else { [(false, magnitude.0); 2] };
+                let halves = if parts == 2 { decompose(&magnitude.0) } else { [(false, magnitude.0); 2] };
                 for (part, (minus, limbs)) in halves.iter().enumerate().take(parts) {
-                    cut(limbs, *minus != negative, bits, window, |w, digit| rows[w][parts * i + part] = digit);
+                    recode(limbs, *minus != negative, bits, window, |w, digit| rows[w][parts * i + part] = digit);
                 }
             }
         });
@@ -163,7 +164,7 @@ impl Digits {
     }
 }
 
-/// (true, r − s) for s above r/2, else (false, s).
+/// Returns (true, r − s) for s above r/2, else (false, s).
 fn centred(s: &BigInteger256) -> (bool, BigInteger256) {
     if *s > Fr::MODULUS_MINUS_ONE_DIV_TWO {
         let mut m = Fr::MODULUS;
@@ -174,20 +175,20 @@ fn centred(s: &BigInteger256) -> (bool, BigInteger256) {
     }
 }
 
-/// A short basis of the pairs (a, b) with a + b·λ = 0 mod r: (A₁, −B₁) and (B₁, B₂), whose determinant is r.
+/// A short basis of the lattice of pairs (a, b) with a + b·λ = 0 mod r: (A₁, −B₁) and (B₁, B₂), whose determinant is r.
 const A1: u128 = 147_946_756_881_789_319_000_765_030_803_803_410_728;
 const B1: u128 = 9_931_322_734_385_697_763;
 const B2: u128 = 147_946_756_881_789_319_010_696_353_538_189_108_491;
-/// 2^256·B₂/r and 2^256·B₁/r, to the nearest.
+/// 2^256·B₂/r and 2^256·B₁/r, rounded to the nearest integer.
 const B2_BY_R: [u64; 3] = [0x5398_fd03_00ff_6565, 0x4cce_f014_a773_d2d2, 2];
 const B1_BY_R: [u64; 3] = [0xd91d_232e_c7e0_b3d7, 2, 0];
 
-/// k₁ and k₂ with k₁ + λ·k₂ = k mod r, as whether each is negative and its magnitude, for k of at most r/2.
+/// Returns k₁ and k₂ with k₁ + λ·k₂ = k mod r, each as whether it is negative and its magnitude, for k of at most r/2.
 ///
-/// (k, 0) less the multiples of the basis nearest to it. The quotients c₁ = k·B₂/r and c₂ = k·B₁/r are off by 1/2 for being
-/// whole and by less than 2^253/2^257 = 1/16 for the constants, so that what is left is below (A₁ + B₁)·9/16 and
-/// (B₁ + B₂)·9/16, both below 2^126; 128 bits of it are computed.
-fn halves(k: &[u64; 4]) -> [(bool, [u64; 4]); 2] {
+/// They are (k, 0) less a nearby combination of the basis (Babai's rounding). The quotients c₁ = k·B₂/r and c₂ = k·B₁/r
+/// are off by 1/2 for rounding to integers and by less than 2^253/2^257 = 1/16 for the constants, so that the remainder
+/// is below (A₁ + B₁)·9/16 and (B₁ + B₂)·9/16, both below 2^126; 128 bits of it are computed.
+fn decompose(k: &[u64; 4]) -> [(bool, [u64; 4]); 2] {
     let (c1, c2) = (rounded_high(k, &B2_BY_R), rounded_high(k, &B1_BY_R));
     let low = u128::from(k[0]) | u128::from(k[1]) << 64;
     let k1 = low.wrapping_sub(c1.wrapping_mul(A1)).wrapping_sub(c2.wrapping_mul(B1));
@@ -199,10 +200,10 @@ fn halves(k: &[u64; 4]) -> [(bool, [u64; 4]); 2] {
     })
 }
 
-/// a·b/2^256 to the nearest, which must be below 2^128.
+/// Returns a·b/2^256 rounded to the nearest integer, which must be below 2^128.
 fn rounded_high(a: &[u64; 4], b: &[u64; 3]) -> u128 {
     let mut product = [0u64; 7];
-    // A half.
+    // One half, to round.
     product[3] = 1 << 63;
     for (i, a) in a.iter().enumerate() {
         let mut carry = 0;
@@ -215,11 +216,11 @@ fn rounded_high(a: &[u64; 4], b: &[u64; 3]) -> u128 {
     u128::from(product[4]) | u128::from(product[5]) << 64
 }
 
-/// Calls `put(window, digit)` for each digit that is not zero, of plus or minus a magnitude of so many bits.
-fn cut(limbs: &[u64; 4], negative: bool, bits_in_all: usize, window: usize, mut put: impl FnMut(usize, i16)) {
+/// Calls `put(window, digit)` for each nonzero digit of a magnitude of `bits_in_all` bits, or of its negative.
+fn recode(limbs: &[u64; 4], negative: bool, bits_in_all: usize, window: usize, mut put: impl FnMut(usize, i16)) {
     let mask = (1u64 << window) - 1;
     let half = 1i32 << (window - 1);
-    // Of half a window's values and minus that, 16 bits hold the latter alone.
+    // Of half a window's range and its negative, only the latter fits in 16 bits.
     let most = if negative { half } else { half - 1 };
     let mut carry = 0i32;
     for (w, bit) in (0..=bits_in_all).step_by(window).enumerate() {
@@ -239,16 +240,16 @@ fn cut(limbs: &[u64; 4], negative: bool, bits_in_all: usize, window: usize, mut 
     debug_assert_eq!(carry, 0, "the last digit carries nothing");
 }
 
-/// The window with the fewest field products: an addition takes 6 (batched affine), and the 2^(c−1) buckets of a
-/// window take two each, at twice the price, as measured: more of their rounds are small, and they are sorted and
-/// copied.
+/// Returns the window with the fewest field products for `n` scalars of `bits` bits: an addition takes 6
+/// (batch-affine), and each of the 2^(c−1) buckets of a window takes part in two additions, at twice the price, as
+/// measured: more of their rounds are small, and they are sorted and copied.
 fn best_window(n: usize, bits: usize) -> usize {
     let cost = |c: usize| windows(bits, c) * (6 * n + 24 * (1 << (c - 1)));
     (3..=MAX_WINDOW).min_by_key(|c| cost(*c)).unwrap_or(MAX_WINDOW)
 }
 
-/// The same where all windows share their buckets, for windows of at least `least` bits; the widest of those that are within
-/// a fiftieth of the best, since wide windows take fewer multiples.
+/// Returns the best window where all windows share their buckets, of at least `least` bits: the widest of those whose
+/// cost is within a fiftieth of the lowest, since wide windows take fewer multiples.
 pub(super) fn best_shared_window(n: usize, least: usize) -> usize {
     let cost = |c: usize| windows(BITS, c) * 6 * n + 24 * (1 << (c - 1));
     let candidates = least.clamp(3, MAX_WINDOW)..=MAX_WINDOW;
@@ -262,13 +263,13 @@ mod tests {
     use ark_ff::{AdditiveGroup, Field, One, Zero};
     use proptest::prelude::*;
 
-    /// A cube root of one: what the endomorphism of G1 multiplies by.
+    /// A cube root of one: the endomorphism of G1 multiplies by it.
     fn lambda() -> Fr {
         <ark_bn254::g1::Config as ark_ec::scalar_mul::glv::GLVConfig>::LAMBDA
     }
 
     fn check(values: &[Fr]) {
-        check_with(values, Multiples::few(values.len()));
+        check_with(values, Multiples::at_load(values.len()));
         check_with(values, Multiples::None);
         for bits in [3, 4, 10, 15, MAX_WINDOW] {
             check_with(values, Multiples::windows(bits, values.len()).expect("few"));
@@ -312,7 +313,7 @@ mod tests {
         check(&values);
         check(&[]);
         check(&values[..1]);
-        for n in [100, MOST_HALVED, MOST_HALVED + 1, 70_000] {
+        for n in [100, MAX_HALVED, MAX_HALVED + 1, 70_000] {
             let many: Vec<_> = values.iter().copied().cycle().take(n).collect();
             check(&many);
         }
@@ -330,7 +331,7 @@ mod tests {
         let half = [1 << 15, 0, 0, 0];
         for (negative, expected) in [(false, vec![(0, i16::MIN), (1, 1)]), (true, vec![(0, i16::MIN)])] {
             let mut digits = vec![];
-            cut(&half, negative, BITS, 16, |window, digit| digits.push((window, digit)));
+            recode(&half, negative, BITS, 16, |window, digit| digits.push((window, digit)));
             assert_eq!(digits, expected, "negative: {negative}");
         }
     }
@@ -357,7 +358,7 @@ mod tests {
         let [a1, b1, b2] = [A1, B1, B2].map(num_bigint::BigUint::from);
         let r = integer(&Fr::MODULUS.0);
         assert_eq!(a1 * &b2 + &b1 * &b1, r, "the determinant");
-        // To the nearest: (2^257·b + r) / 2r.
+        // Rounded to the nearest integer: (2^257·b + r) / 2r.
         for (quotient, b) in [(B2_BY_R, b2), (B1_BY_R, b1)] {
             assert_eq!(integer(&quotient), ((b << 257u32) + &r) / (&r << 1u32));
         }
@@ -369,7 +370,7 @@ mod tests {
             let magnitude = Fr::from_bigint(BigInteger256::new(limbs)).expect("short");
             if minus { -magnitude } else { magnitude }
         };
-        let [k1, k2] = halves(&k.0).map(value);
+        let [k1, k2] = decompose(&k.0).map(value);
         assert_eq!(k1 + lambda() * k2, Fr::from_bigint(*k).expect("below r"), "the halves of {k}");
     }
 
@@ -377,7 +378,7 @@ mod tests {
     fn what_is_short_already_is_its_own_half() {
         for k in 0..125 {
             let short = BigInteger256::from(1u64) << k;
-            assert_eq!(halves(&short.0), [(false, short.0), (false, [0; 4])]);
+            assert_eq!(decompose(&short.0), [(false, short.0), (false, [0; 4])]);
             check_halves(&short);
         }
         check_halves(&BigInteger256::zero());
@@ -385,7 +386,7 @@ mod tests {
     }
 
     proptest! {
-        /// Also where the quotients lie between two integers: (i + 1/2)·r/B₂ and the like.
+        /// Also where the quotients lie halfway between two integers: (i + 1/2)·r/B₂ and the like.
         #[test]
         fn halves_are_short_and_make_up_the_scalar(limbs: [u64; 4], i in 0..B2 / 2, j in 0..B1 / 2, off in -2i32..3) {
             let any = Fr::from_le_bytes_mod_order(&limbs.iter().flat_map(|l| l.to_le_bytes()).collect::<Vec<_>>());
@@ -404,7 +405,7 @@ mod tests {
         assert!(best_window(10, BITS) < best_window(10_000, BITS));
         assert!(best_window(10_000, BITS) < best_window(1 << 24, BITS));
         assert_eq!(best_window(1 << 24, BITS), MAX_WINDOW);
-        assert!(best_window(10, HALF_BITS) < best_window(2 * MOST_HALVED, HALF_BITS));
+        assert!(best_window(10, HALF_BITS) < best_window(2 * MAX_HALVED, HALF_BITS));
         assert!(best_shared_window(10, 3) < best_shared_window(10_000, 3));
         assert!(best_shared_window(10_000, 3) > best_window(10_000, BITS), "buckets are summed once");
         assert_eq!(

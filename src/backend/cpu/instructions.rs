@@ -1,4 +1,4 @@
-//! Which instructions the processor's arithmetic is written in, chosen at run time.
+//! The instruction set of the CPU's field arithmetic, chosen at run time.
 
 use std::str::FromStr;
 
@@ -6,17 +6,17 @@ use super::super::BackendError;
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{avx2::Avx2, ifma::Avx512Ifma};
 
-/// An instruction set that field arithmetic can be done in, or the best there is.
+/// An instruction set for field arithmetic, or the best available one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Instructions {
-    /// The fastest that this processor has.
+    /// The fastest that this CPU has.
     #[default]
     Auto,
     /// AVX-512 with IFMA: 52-bit integer products, eight at a time. Intel from Ice Lake, AMD from Zen 4.
     Avx512Ifma,
     /// AVX2 with FMA: 51-bit products by the floating-point units, four at a time. Intel from Haswell, AMD from Zen.
     Avx2,
-    /// One product at a time, on any processor.
+    /// One product at a time, on any CPU.
     Portable,
 }
 
@@ -24,7 +24,7 @@ impl Instructions {
     /// Every set, fastest first.
     pub const ALL: [Self; 3] = [Self::Avx512Ifma, Self::Avx2, Self::Portable];
 
-    /// As in `PROVER_CPU`.
+    /// Returns the name, as in `PROVER_CPU`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -34,12 +34,12 @@ impl Instructions {
         }
     }
 
-    /// Those that this processor has, fastest first; never empty, since any processor has the portable ones.
+    /// Returns the sets that this CPU has, fastest first; never empty, since every CPU has the portable one.
     pub fn available() -> Vec<Self> {
-        Self::ALL.into_iter().filter(|set| set.present()).collect()
+        Self::ALL.into_iter().filter(|set| set.is_available()).collect()
     }
 
-    fn present(self) -> bool {
+    fn is_available(self) -> bool {
         match self {
             Self::Auto | Self::Portable => true,
             #[cfg(target_arch = "x86_64")]
@@ -51,15 +51,15 @@ impl Instructions {
         }
     }
 
-    /// The set itself; for `auto` the fastest there is. Fails if this processor does not have it.
+    /// Returns the set itself, or the fastest available one for `auto`. Fails if this CPU does not have it.
     pub(super) fn resolve(self) -> Result<Self, BackendError> {
-        let there = Self::available();
+        let available = Self::available();
         match self {
-            Self::Auto => Ok(there.first().copied().unwrap_or(Self::Portable)),
-            set if there.contains(&set) => Ok(set),
+            Self::Auto => Ok(available.first().copied().unwrap_or(Self::Portable)),
+            set if available.contains(&set) => Ok(set),
             set => {
-                let there: Vec<_> = there.into_iter().map(Self::as_str).collect();
-                let why = format!("this processor has no {}: it has {}", set.as_str(), there.join(", "));
+                let available: Vec<_> = available.into_iter().map(Self::as_str).collect();
+                let why = format!("this processor has no {}: it has {}", set.as_str(), available.join(", "));
                 Err(BackendError::Unavailable { device: "cpu:0".into(), why })
             }
         }
@@ -85,15 +85,15 @@ mod tests {
 
     #[test]
     fn auto_is_the_fastest_there_is_and_what_is_not_there_is_refused() {
-        let there = Instructions::available();
-        assert_eq!(there.last(), Some(&Instructions::Portable));
-        assert_eq!(Instructions::Auto.resolve().unwrap(), there[0]);
+        let available = Instructions::available();
+        assert_eq!(available.last(), Some(&Instructions::Portable));
+        assert_eq!(Instructions::Auto.resolve().unwrap(), available[0]);
         for set in Instructions::ALL {
             assert_eq!(set.as_str().parse(), Ok(set));
             match set.resolve() {
-                Ok(resolved) => assert!(there.contains(&set) && resolved == set),
+                Ok(resolved) => assert!(available.contains(&set) && resolved == set),
                 Err(error) => {
-                    assert!(!there.contains(&set));
+                    assert!(!available.contains(&set));
                     assert!(error.to_string().contains(set.as_str()) && error.to_string().contains("portable"));
                 }
             }

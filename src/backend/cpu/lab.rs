@@ -1,4 +1,4 @@
-//! Kernels by themselves, for benches: no part of the worker uses this.
+//! Individual kernels, for benches: no part of the worker uses this.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::threads::pool;
 use super::{BackendError, Engine, Instructions, On, engine};
 use crate::model::{Fq, G1, G2, ProvingKey, StopToken};
 
-/// A kernel that is ready to run, over and over.
+/// A kernel that is ready to run, any number of times.
 pub type Run = Box<dyn FnMut()>;
 /// A product of points with scalars, plain and below r.
 pub type Product<G> = Box<dyn Fn(&[BigInteger256]) -> G>;
@@ -26,40 +26,41 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Those of all instruction sets of this processor, the slowest first, on so many threads.
+    /// Returns the kernels of all instruction sets of this CPU, the slowest first, on `threads` threads.
     pub fn all(threads: usize) -> Result<Vec<Self>, BackendError> {
         let sets = Instructions::available().into_iter().rev();
         sets.map(|set| Ok(Self { engine: engine(set)?, pool: Arc::new(pool(threads)?) })).collect()
     }
 
-    /// The name of the instruction set.
+    /// Returns the name of the instruction set.
     pub fn name(&self) -> &'static str {
         self.engine.name()
     }
 
-    /// Products in Fq, element by element, of two slices of equal length, a multiple of 16; on one thread.
+    /// Returns a kernel that multiplies two slices in Fq element by element, on one thread. Their lengths must be
+    /// equal, and a multiple of 16.
     pub fn products(&self, a: &[Fq], b: &[Fq]) -> Run {
         self.engine.lab().products(a, b)
     }
 
-    /// Σ scalarᵢ·pointᵢ in G1, for the points of a section of a key and as many scalars; with multiples of the points for
-    /// windows of so many bits, if there are to be any.
+    /// Returns the product Σ scalarᵢ·pointᵢ in G1, for the points of a section of a key and as many scalars; with
+    /// multiples of the points for windows of `window` bits, if given.
     pub fn g1(&self, section: &[u8], window: Option<usize>) -> Result<Product<G1>, BackendError> {
         self.engine.lab().g1(section, window, self.pool.clone())
     }
 
-    /// Σ scalarᵢ·pointᵢ in G2.
+    /// Returns the product Σ scalarᵢ·pointᵢ in G2; see [`Lab::g1`].
     pub fn g2(&self, section: &[u8], window: Option<usize>) -> Result<Product<G2>, BackendError> {
         self.engine.lab().g2(section, window, self.pool.clone())
     }
 
-    /// The quotient's values for a key and a witness of plain values below r.
+    /// Returns a kernel that computes the quotient's values for a key and a witness of plain values below r.
     pub fn quotient(&self, key: &ProvingKey, witness: Vec<BigInteger256>) -> Result<Run, BackendError> {
         self.engine.lab().quotient(key, witness, self.pool.clone())
     }
 }
 
-/// The same on an instruction set.
+/// The kernels of [`Lab`] for one instruction set.
 pub(super) trait Bench {
     fn products(&self, a: &[Fq], b: &[Fq]) -> Run;
     fn g1(&self, section: &[u8], window: Option<usize>, pool: Arc<ThreadPool>) -> Result<Product<G1>, BackendError>;
@@ -100,13 +101,13 @@ fn product<I: Isa, C: Curve<I>>(
     pool: Arc<ThreadPool>,
 ) -> Result<Product<Projective<C::Config>>, BackendError> {
     let count = section.len() / C::BYTES;
-    let mut multiples = Multiples::few(count);
+    let mut multiples = Multiples::at_load(count);
     let mut bases = pool.install(|| Bases::<I, C>::new(isa, section, 0, count))?;
     if let Some(bits) = window {
         let what = "bits of a window for which there can be multiples, at most";
         let wrong = BackendError::Shape { what, expected: MAX_WINDOW as u64, got: bits as u64 };
         multiples = Multiples::windows(bits, count).ok_or(wrong)?;
-        bases = bases.with_room(multiples);
+        bases = bases.with_capacity_for(multiples);
         let made = pool.install(|| (1..multiples.of_each()).all(|window| bases.fill(window)));
         if !made {
             return Err(BackendError::Shape { what: "multiples at infinity", expected: 0, got: 1 });

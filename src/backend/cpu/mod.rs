@@ -1,7 +1,33 @@
-//! The processor.
+//! Proving on the CPU.
 //!
-//! The code above `lanes` is written once and compiled for each instruction set; which one computes is chosen when the
-//! backend is made ([`Instructions`]); `threads.rs` lends each proof the threads it runs on.
+//! **Layers.** `lanes/` is vectorised field arithmetic behind the traits `Isa`, `Field` and `Lanes`, with three
+//! implementations: `portable` (one element, 64-bit limbs), `avx2` (eight elements, 51-bit limbs held in doubles and
+//! multiplied by fused multiply-adds) and `ifma` (sixteen elements, 52-bit limbs, reductions deferred and merged where
+//! bounds allow). `lanes/inverse.rs` inverts a single element for all of them. Everything above is written once over
+//! these traits and compiled for each instruction set by `Isa::enter`; [`Instructions`] chooses one at run time
+//! (`PROVER_CPU`).
+//!
+//! **Multi-scalar multiplication.** `digits.rs` recodes the scalars into signed digits, once for all products over one
+//! witness; up to 2^12 scalars are first split in half by the curves' endomorphism (GLV), and keys that small hold the
+//! image of each point. `msm/` sums segments of points by batch-affine additions in three stages (buckets, rows and
+//! columns of buckets, bits), and prefetches the points of its next group while it computes with those of the current
+//! one. `sections.rs` holds the points of a loaded key. Where a circuit of up to 2^15 rows proves often, it precomputes
+//! multiples of the points for all windows, a little after each proof and at no other time, and uses them once they
+//! have been shown to give the same products as the points alone. Multiples have a memory budget of their own and are
+//! not counted in a key's footprint: most keys never get any.
+//!
+//! **Quotient.** `sparse.rs`, `ntt.rs` and `quotient.rs` compute the scalars of H from the witness.
+//!
+//! **Threads.** `threads.rs` lends each proof threads in a pool of its own: all of them to a proof that runs alone, and
+//! to concurrent proofs a share by the size of their circuit.
+//!
+//! **Compilation.** A value of an `Isa` proves that the CPU has the instructions, and vectors are made from such a
+//! value only. Code that the compiler does not inline into `enter` (a closure passed to `map`, for example) is compiled
+//! without the instructions: it is correct, but many times slower. In debug builds products and other heavy steps are
+//! separate functions; inlined as in release builds, they would take the compiler minutes more.
+//!
+//! **Tests.** One suite (`lanes/suite.rs`) holds for every instruction set. The IFMA code is written over words that
+//! also have an emulation, so that it is tested on CPUs without the instructions.
 
 mod digits;
 mod instructions;
@@ -34,24 +60,24 @@ use quotient::Constraints;
 use sections::{Budget, Growing, Sections};
 use threads::Threads;
 
-/// The processor as a device.
+/// The CPU as a device.
 pub struct CpuBackend {
     info: DeviceInfo,
     threads: Arc<Threads>,
     engine: Box<dyn Engine>,
-    /// For multiples of keys' points.
+    /// Memory for multiples of keys' points.
     multiples: Arc<Budget>,
 }
 
 impl CpuBackend {
-    /// A backend whose proofs use up to `threads` threads each (at least one), and the fastest instructions there are. Proofs
-    /// that run at the same time have fewer, by the size of their circuit ([`Backend::threads`]), and as many as there are
-    /// cores together.
+    /// Creates a backend that uses the fastest instructions available and up to `threads` threads (at least one) for
+    /// each proof. Concurrent proofs have fewer, by the size of their circuit ([`Backend::threads`]), and together as
+    /// many as there are cores.
     pub fn new(threads: usize) -> Result<Self, BackendError> {
         Self::with(threads, Instructions::Auto)
     }
 
-    /// The same with instructions of choice. Fails if this processor does not have them.
+    /// Creates a backend with a given instruction set. Fails if this CPU does not have it.
     pub fn with(threads: usize, instructions: Instructions) -> Result<Self, BackendError> {
         let threads = threads.max(1);
         let engine = engine(instructions)?;
@@ -66,15 +92,15 @@ impl CpuBackend {
         Ok(Self { info, threads: Arc::new(Threads::new(threads)?), engine, multiples: Budget::new(0) })
     }
 
-    /// The same, with multiples of the points of keys that prove often, which take up to so many bytes for all keys together: of
-    /// a key some twenty times what its points take. For circuits of up to 2^15 rows, whose proofs are faster by them once a
-    /// key has proved some hundred times. They are not in [`Backend::footprint`].
+    /// Enables multiples of the points of keys that prove often, with a budget of `bytes` for all keys together; those
+    /// of one key take some twenty times as much as its points. They speed up proofs of circuits of up to 2^15 rows
+    /// once a key has proved about a hundred times. They are not counted in [`Backend::footprint`].
     pub fn with_multiples(mut self, bytes: u64) -> Self {
         self.multiples = Budget::new(bytes);
         self
     }
 
-    /// Does work on the threads that proofs are computed on: what is parallel in it starts no others.
+    /// Runs `work` on the threads that compute proofs; parallel parts of it start no others.
     pub fn on<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.threads.all().install(work)
     }
@@ -82,19 +108,19 @@ impl CpuBackend {
 
 type Loaded = Result<Arc<dyn LoadedKey>, BackendError>;
 
-/// The code above [`lanes`] as compiled for one instruction set.
+/// The code above [`lanes`], compiled for one instruction set.
 trait Engine: Send + Sync {
     /// The name of the instruction set.
     fn name(&self) -> &'static str;
-    /// Memory for a key.
+    /// Returns the memory that a key and its proofs take.
     fn footprint(&self, key: &ProvingKey) -> Footprint;
-    /// Makes a key ready, for proofs with multiples of its points later on if there is room for them.
+    /// Loads a key. Its proofs use multiples of its points later on if their budget has room for them.
     fn load(&self, key: Arc<ProvingKey>, threads: &Arc<Threads>, multiples: &Arc<Budget>) -> Loaded;
-    /// Kernels by themselves, for benches.
+    /// Returns the individual kernels, for benches.
     fn lab(&self) -> &dyn lab::Bench;
 }
 
-/// The engine for these instructions.
+/// Returns the engine for an instruction set.
 fn engine(instructions: Instructions) -> Result<Box<dyn Engine>, BackendError> {
     let set = instructions.resolve()?;
     #[cfg(target_arch = "x86_64")]
@@ -115,7 +141,7 @@ fn engine(instructions: Instructions) -> Result<Box<dyn Engine>, BackendError> {
     Ok(Box::new(On(Portable)))
 }
 
-/// An engine on an instruction set that is there.
+/// The engine for an instruction set that this CPU has.
 struct On<I>(I);
 
 impl<I: Isa> Engine for On<I> {
@@ -124,17 +150,17 @@ impl<I: Isa> Engine for On<I> {
     }
 
     fn footprint(&self, key: &ProvingKey) -> Footprint {
-        // Points are copied out of the file, with their images where scalars are halved; matrices are written anew. A
-        // proof holds the quotient's vectors and, beside them, what the witness is sorted into: 6 bytes for each window (at
-        // most 86 of halves, 32 to 20 below 2^17 scalars, 20 to 16 above) while it is sorted, 4 afterwards; H's scalars are
-        // sorted when the vectors are gone.
+        // Points are copied out of the file, with their images where scalars are halved; matrices are converted. A
+        // proof holds the quotient's vectors and, at the same time, the sorted witness: 6 bytes for each window of a
+        // scalar (at most 86 windows of halves, 32 to 20 below 2^17 scalars, 20 to 16 above) while it is being sorted,
+        // 4 afterwards. H's scalars are sorted when the vectors are gone.
         let (wires, domain) = (u64::from(key.header.n_vars), u64::from(key.header.domain_size));
-        let few = |scalars: u64| Multiples::few(scalars as usize);
-        let points = |bytes: usize, scalars: u64| bytes as u64 * few(scalars).of_each() as u64;
+        let at_load = |scalars: u64| Multiples::at_load(scalars as usize);
+        let points = |bytes: usize, scalars: u64| bytes as u64 * at_load(scalars).of_each() as u64;
         let h = key.sections.h.len();
         let others = key.size() - key.sections.coefficients.len() - h;
         let sorted = |scalars: u64| match scalars {
-            _ if few(scalars) == Multiples::Image => 524 * scalars,
+            _ if at_load(scalars) == Multiples::Image => 524 * scalars,
             ..0x2_0000 => 200 * scalars,
             _ => 128 * scalars,
         };
@@ -174,7 +200,7 @@ impl Backend for CpuBackend {
     }
 }
 
-/// A key in memory: points packed, those at infinity dropped; matrices compact.
+/// A loaded key: points packed, those at infinity dropped; matrices compact.
 struct CpuKey<I: Isa> {
     isa: I,
     key: Arc<ProvingKey>,
@@ -191,7 +217,7 @@ impl<I: Isa> CpuKey<I> {
         Ok(Self { isa, key, threads, constraints, sections })
     }
 
-    /// The five products by these sections, and how many scalars of wires and of H were not 0, 1 or −1.
+    /// Computes the five products with these sections; also returns how many scalars of wires and H are not 0, 1 or −1.
     fn products(
         &self,
         sections: &Sections<I>,
@@ -199,27 +225,27 @@ impl<I: Isa> CpuKey<I> {
         steps: &Steps<'_>,
     ) -> Result<(Commitments, [usize; 2]), BackendError> {
         let (lent, stop) = (Pool::new(), steps.stop);
-        steps.done(0)?;
-        // All side by side: each has parts that keep only some of many threads busy, and an end that keeps one.
+        steps.advance(0)?;
+        // All run concurrently: each has phases that keep only some threads busy, and a last one that keeps only one.
         let h = || -> Result<(G1, usize), BackendError> {
             let h = self.constraints.quotient(self.isa, w);
-            steps.done(10)?;
+            steps.advance(10)?;
             let sorted = Sorted::new(h.scalars(), sections.domain);
             drop(h);
             let h = sections.h.msm(&sorted, &lent, stop);
-            steps.done(20)?;
+            steps.advance(20)?;
             Ok((h, sorted.dense))
         };
         let sums = || -> Result<(G1, G1, G2, G1, usize), BackendError> {
             let sorted = Sorted::new(w, sections.wires);
             let in_g1 = |bases: &Bases<I, InG1>, percent| -> Result<G1, BackendError> {
                 let sum = bases.msm(&sorted, &lent, stop);
-                steps.done(percent)?;
+                steps.advance(percent)?;
                 Ok(sum)
             };
             let b2 = || -> Result<G2, BackendError> {
                 let b2 = sections.b2.msm(&sorted, &Pool::new(), stop);
-                steps.done(25)?;
+                steps.advance(25)?;
                 Ok(b2)
             };
             let ac = || rayon::join(|| in_g1(&sections.a, 18), || in_g1(&sections.c, 18));
@@ -231,9 +257,9 @@ impl<I: Isa> CpuKey<I> {
         Ok((Commitments { a, b1, b2, c, h }, [wires, domain]))
     }
 
-    /// After a proof: has multiples of the points made, and once they are there, uses them if they come to what the points come
-    /// to. By scalars that have nearly every digit (of the topmost window half): those of a witness may be 0 and 1, which
-    /// ask for no multiple.
+    /// Makes some multiples of the points after a proof and, once all are there, adopts them if they give the same
+    /// products as the points alone. Both are computed for scalars with nearly all digits nonzero (half of those in the
+    /// topmost window): the scalars of a witness may be 0 and 1, which use no multiples.
     fn grow(&self, dense: [usize; 2]) {
         let Some(grown) = self.sections.proved(dense, &self.key) else { return };
         let mut state = Fr::from(0x6d75_6c74_6970u64);
@@ -254,7 +280,7 @@ impl<I: Isa> CpuKey<I> {
     }
 }
 
-/// Counts what is done of a proof, in shares of the time that a dense circuit takes.
+/// Progress of a proof, in percent of the time that a dense circuit takes.
 struct Steps<'a> {
     done: AtomicU32,
     stop: &'a StopToken,
@@ -262,8 +288,9 @@ struct Steps<'a> {
 }
 
 impl Steps<'_> {
-    /// `percent` more is done. Fails if the work was asked to stop: what was computed since is meaningless then.
-    fn done(&self, percent: u32) -> Result<(), BackendError> {
+    /// Reports that `percent` percent more is done. Fails if the work was asked to stop, in which case the results
+    /// computed since are meaningless.
+    fn advance(&self, percent: u32) -> Result<(), BackendError> {
         if let Some(why) = self.stop.stopped() {
             return Err(BackendError::Stopped(why));
         }

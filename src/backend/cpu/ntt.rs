@@ -1,24 +1,24 @@
-//! Number-theoretic transforms: from the values of polynomials on the domain to those on a coset of it.
+//! Number-theoretic transforms (NTT): from the values of polynomials on the domain to those on a coset of it.
 //!
-//! **Order.** With L lanes and n = L·m, lane k of the vector at position p holds the value at the point of number
+//! **Order.** With L lanes and n = L·m, lane k of the vector at position p holds the value at the point with index
 //! i = L·s + k, where s is p with its log₂ m bits reversed. In this order every butterfly of a block has the same
-//! factor, so that few factors need be made, and the shift of the coset lies in the factors and costs nothing.
+//! twiddle factor, so few factors are needed, and the shift of the coset is part of the factors and costs nothing.
 //!
-//! **Steps.** Lane k holds the values of f mod (x^m − ωₙ^(m·k)), since (ωₙ^i)^m depends on i mod L alone. So the lanes
-//! are interpolated side by side, by Gentleman and Sande's butterflies, from blocks of one vector to one block of m:
-//! x^2s − t² is put together from x^s − t and x^s + t. Then squares of L vectors are transposed, a transform of L
-//! points goes through each, the same everywhere, and back; and Cooley and Tukey's butterflies evaluate the lanes on
-//! the coset g·⟨ωₙ⟩, splitting x^2s − t² until x − g·ωₙ^i is left.
+//! **Steps.** Lane k holds the values of f mod (x^m − ωₙ^(m·k)), since (ωₙ^i)^m depends only on i mod L. So the lanes
+//! are interpolated in parallel, by Gentleman–Sande butterflies (1966), from blocks of one vector to one block of m:
+//! the residue mod x^2s − t² is combined from those mod x^s − t and x^s + t. Then squares of L vectors are transposed,
+//! the same transform of L points runs through each, and they are transposed back. Cooley–Tukey butterflies (1965)
+//! evaluate the lanes on the coset g·⟨ωₙ⟩, splitting x^2s − t² until x − g·ωₙ^i is left.
 //!
-//! **Memory.** The levels are cut into passes: that of the leaves, over blocks that lie together, and those of the
-//! columns, whose rows lie a stride apart and are brought together in a tile. A tile fits the cache of the second
-//! level. The last levels of the interpolation and the first ones of the evaluation share a pass, so that up to 2^20
-//! points a polynomial passes through memory three times. Bailey's "FFTs in external or hierarchical memory" (1990) has
-//! the idea.
+//! **Memory.** The levels are divided into passes: one over the leaves, which are contiguous blocks, and those over
+//! columns, whose rows lie a stride apart and are gathered in a tile that fits the second-level cache. The last levels
+//! of the interpolation and the first of the evaluation share a pass, so that a polynomial of up to 2^20 points passes
+//! through memory three times. The idea is from Bailey's "FFTs in external or hierarchical memory" (1990).
 //!
-//! **Factors.** The factor of block b of `blocks` at stride s is (g·ωₙ^k)^s·ζ(b), ζ(b) = exp(2πi·reverse(b)/2·blocks);
-//! for a block of a pass it is the product of one that only the pass's place determines and one of the local number
-//! of the block. Within a pass, factors of a level are the squares of those of the level below.
+//! **Twiddle factors.** The factor of block b of `blocks` at stride s is (g·ωₙ^k)^s·ζ(b), with
+//! ζ(b) = exp(2πi·reverse(b)/2·blocks); for a block of a pass it is the product of a factor that depends only on the
+//! group of the pass and one that depends only on the block's index within the group. Within a pass, the factors of a
+//! level are the squares of those of the level below.
 
 #![allow(unsafe_code)]
 
@@ -31,53 +31,53 @@ use super::lanes::{Field, Isa, Kernel, Lanes};
 use super::scattered::Scattered;
 use crate::model::Fr;
 
-/// Bytes of a tile. With its factors, as many bytes again, it fits a second-level cache of 512 KiB.
+/// Bytes of a tile. With its factors, which take as many again, it fits a second-level cache of 512 KiB.
 const TILE: usize = 160 << 10;
-/// Bytes that lie together in a row of a tile: some cache lines, for the sake of the prefetcher.
+/// Contiguous bytes in a row of a tile: a few cache lines, for the sake of the prefetcher.
 const ROW: usize = 256;
 
-/// The two transforms.
+/// The direction of a transform.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Direction {
     Interpolate,
     Evaluate,
 }
 
-/// Factors of the transforms over one domain and one coset.
+/// The twiddle factors of the transforms over one domain and one coset.
 pub(super) struct Plan<I: Isa> {
     log_vectors: u32,
-    /// Vectors that lie together in a row of a tile.
+    /// Contiguous vectors in a row of a tile.
     width: usize,
-    /// From the leaves, at stride 1, to the pass of the greatest stride. At least two.
+    /// From the leaves, at stride 1, to the pass of the greatest stride. At least two passes.
     passes: Vec<Pass<I>>,
-    /// ζ(b) for the blocks of a pass, and 1/ζ(b).
+    /// 1/ζ(b), for interpolation, and ζ(b), for evaluation, for the blocks of a pass.
     local: [Vec<I::Fr>; 2],
-    middle: Middle<I>,
+    across_lanes: AcrossLanes<I>,
 }
 
-/// Consecutive levels.
+/// Consecutive levels of a transform.
 struct Pass<I: Isa> {
     log_stride: u32,
     log_rows: u32,
-    /// The factor of the first block at the pass's stride, for each group of rows: of interpolation and evaluation.
+    /// The factor of the first block at the pass's stride for each group of rows: of interpolation and of evaluation.
     first: [Vec<I::Fr>; 2],
 }
 
-/// Across the lanes: interpolation in L points, then evaluation in L points of a coset.
-struct Middle<I: Isa> {
+/// The transforms across the lanes: interpolation in L points, then evaluation in L points of a coset.
+struct AcrossLanes<I: Isa> {
     /// ω_L^(−j) and ω_L^j, j < L/2.
     roots: [Vec<I::Fr>; 2],
-    /// g^(m·t) for t by reversed bits; then the same times n.
+    /// g^(m·t) for t in bit-reversed order; then the same times n.
     shifts: [Vec<I::Fr>; 2],
 }
 
-/// `x` with its lowest `bits` bits reversed.
+/// Returns `x` with its lowest `bits` bits reversed.
 fn reverse(x: usize, bits: u32) -> usize {
     if bits == 0 { 0 } else { x.reverse_bits() >> (usize::BITS - bits) }
 }
 
 impl<I: Isa> Plan<I> {
-    /// Plans for `domain` and its coset `shift`·`domain`; `None` where the domain has fewer than L² points.
+    /// Plans the transforms for `domain` and its coset `shift`·`domain`; `None` if the domain has fewer than L² points.
     pub(super) fn new(isa: I, domain: &Radix2EvaluationDomain<Fr>, shift: Fr) -> Option<Self> {
         Self::with_tile(isa, domain, shift, TILE)
     }
@@ -93,7 +93,7 @@ impl<I: Isa> Plan<I> {
         let log_leaf_most = (tile / size).max(2).ilog2();
         let log_rows_most = (tile / (size << log_width)).max(2).ilog2();
 
-        // Levels of the leaves, then those of the passes over columns, as even as may be.
+        // The levels of the leaves, then those of the passes over columns, as even as possible.
         let log_leaf = log_vectors.div_ceil(2).max(log_vectors.saturating_sub(log_rows_most)).min(log_leaf_most);
         let above = log_vectors - log_leaf;
         let columns = above.div_ceil(log_rows_most).max(1);
@@ -110,7 +110,7 @@ impl<I: Isa> Plan<I> {
             })
             .collect();
 
-        // Squares of L vectors are cut from a tile.
+        // Squares of L vectors are taken from a tile.
         let top = 1usize << rows[rows.len() - 1];
         let width = (1 << log_width).max(lanes / top.min(lanes)).min((1 << log_vectors) / top);
         let generators = [domain.group_gen_inv(), domain.group_gen()];
@@ -124,7 +124,7 @@ impl<I: Isa> Plan<I> {
             }
             zeta.into_iter().map(|z| I::Fr::splat(isa, z)).collect()
         });
-        let middle = Middle {
+        let across_lanes = AcrossLanes {
             roots: generators.map(|root| {
                 let root = root.pow([(n / lanes) as u64]);
                 (0..lanes / 2).map(|j| I::Fr::splat(isa, root.pow([j as u64]))).collect()
@@ -134,49 +134,49 @@ impl<I: Isa> Plan<I> {
                 (0..lanes).map(|t| I::Fr::splat(isa, times * shift(t))).collect()
             }),
         };
-        Some(Self { log_vectors, width, passes, local, middle })
+        Some(Self { log_vectors, width, passes, local, across_lanes })
     }
 
-    /// Vectors of a polynomial, m.
+    /// Returns m, the number of vectors of a polynomial.
     pub(super) fn vectors(&self) -> usize {
         1 << self.log_vectors
     }
 
-    /// Vectors of a leaf: the block that [`Plan::interpolate_leaf`] and [`Plan::evaluate_leaf`] take.
+    /// Returns the vectors of a leaf, the block that [`Plan::interpolate_leaf`] and [`Plan::evaluate_leaf`] take.
     pub(super) fn leaf(&self) -> usize {
         1 << self.passes[0].log_rows
     }
 
-    /// Position of the vector of the points L·s to L·s + L − 1; also s of the vector at a position.
+    /// Returns the position of the vector of the points L·s to L·s + L − 1; also s of the vector at a position.
     #[inline(always)]
     pub(super) fn position(&self, s: usize) -> usize {
         reverse(s, self.log_vectors)
     }
 
-    /// First levels of the interpolation: those within leaf number `leaf` of each polynomial.
+    /// Computes the first levels of the interpolation: those within leaf number `leaf` of each polynomial.
     ///
-    /// `factors` is room for the factors, of any content.
+    /// `factors` is scratch memory for the factors; its contents are ignored.
     #[inline(always)]
     pub(super) fn interpolate_leaf(&self, leaf: usize, polynomials: [&mut [I::Fr]; 3], factors: &mut Vec<I::Fr>) {
-        self.factors(0, leaf, Way::Interpolate, factors);
+        self.factors(0, leaf, Direction::Interpolate, factors);
         for x in polynomials {
             interpolate(x, 1, factors);
         }
     }
 
-    /// Last levels of the evaluation: as [`Plan::interpolate_leaf`].
+    /// Computes the last levels of the evaluation; see [`Plan::interpolate_leaf`].
     #[inline(always)]
     pub(super) fn evaluate_leaf(&self, leaf: usize, polynomials: [&mut [I::Fr]; 3], factors: &mut Vec<I::Fr>) {
-        self.factors(0, leaf, Way::Evaluate, factors);
+        self.factors(0, leaf, Direction::Evaluate, factors);
         for x in polynomials {
             evaluate(x, 1, factors);
         }
     }
 
-    /// All that lies between the leaves' levels: from interpolated leaves to the coset's.
+    /// Computes all levels between those of the leaves: from interpolated leaves to those of the coset.
     ///
-    /// The whole multiplies by n (no step divides); the last polynomial is multiplied by n once more. Splits the work
-    /// among the threads of the present pool.
+    /// The result is n times too large (no step divides), that of the last polynomial n² times. Splits the work among
+    /// the threads of the current pool.
     pub(super) fn columns(&self, isa: I, polynomials: [&mut [I::Fr]; 3]) {
         let polynomials = polynomials.map(|x| {
             assert_eq!(x.len(), self.vectors());
@@ -184,41 +184,50 @@ impl<I: Isa> Plan<I> {
         });
         let top = self.passes.len() - 1;
         for pass in 1..top {
-            self.pass(isa, pass, &[Way::Interpolate], &polynomials);
+            self.pass(isa, pass, &[Direction::Interpolate], &polynomials);
         }
-        self.pass(isa, top, &[Way::Interpolate, Way::Evaluate], &polynomials);
+        self.pass(isa, top, &[Direction::Interpolate, Direction::Evaluate], &polynomials);
         for pass in (1..top).rev() {
-            self.pass(isa, pass, &[Way::Evaluate], &polynomials);
+            self.pass(isa, pass, &[Direction::Evaluate], &polynomials);
         }
     }
 
-    /// One pass over the columns; both ways, with what lies between them, at the top.
-    fn pass(&self, isa: I, pass: usize, ways: &[Way], polynomials: &[Scattered<'_, I::Fr>; 3]) {
+    /// Computes one pass over the columns; at the top in both directions, with the transforms across lanes in between.
+    fn pass(&self, isa: I, pass: usize, directions: &[Direction], polynomials: &[Scattered<'_, I::Fr>; 3]) {
         let Pass { log_stride, log_rows, .. } = self.passes[pass];
         let groups = 1usize << (self.log_vectors - log_stride - log_rows);
         let width = self.width.min(1 << log_stride);
         let zero = I::Fr::splat(isa, Fr::from(0u64));
         (0..groups).into_par_iter().for_each(|group| {
-            let factors = [Way::Interpolate, Way::Evaluate].map(|way| {
+            let factors = [Direction::Interpolate, Direction::Evaluate].map(|direction| {
                 let mut factors = Vec::new();
-                if ways.contains(&way) {
-                    isa.enter(Factors { plan: self, pass, group, way, to: &mut factors });
+                if directions.contains(&direction) {
+                    isa.enter(Factors { plan: self, pass, group, direction, to: &mut factors });
                 }
                 factors
             });
             let tile = || Zeroizing::new(vec![zero; width << log_rows]);
             (0..1usize << log_stride).into_par_iter().step_by(width).for_each_init(tile, |tile, column| {
                 let origin = (group << (log_stride + log_rows)) + column;
-                isa.enter(Columns { plan: self, pass, ways, factors: &factors, polynomials, origin, width, tile });
+                isa.enter(Columns {
+                    plan: self,
+                    pass,
+                    directions,
+                    factors: &factors,
+                    polynomials,
+                    origin,
+                    width,
+                    tile,
+                });
             });
         });
     }
 
-    /// The factors of a group of rows of a pass, that of local block b of `blocks` at `blocks + b`.
+    /// Computes the factors of a group of rows of a pass. That of local block b of `blocks` is at `blocks + b`.
     #[inline(always)]
-    fn factors(&self, pass: usize, group: usize, way: Way, to: &mut Vec<I::Fr>) {
+    fn factors(&self, pass: usize, group: usize, direction: Direction, to: &mut Vec<I::Fr>) {
         let pass = &self.passes[pass];
-        let (mut first, local) = (pass.first[way as usize][group], &self.local[way as usize]);
+        let (mut first, local) = (pass.first[direction as usize][group], &self.local[direction as usize]);
         let rows = 1usize << pass.log_rows;
         to.resize(rows, first);
         let mut blocks = rows / 2;
@@ -233,17 +242,17 @@ impl<I: Isa> Plan<I> {
         }
     }
 
-    /// Across the lanes, for all squares of vectors of a tile.
+    /// Computes the transforms across the lanes, for all squares of vectors of a tile.
     #[inline(always)]
-    fn middle(&self, isa: I, tile: &mut [I::Fr], by_n: bool) {
+    fn across_lanes(&self, isa: I, tile: &mut [I::Fr], by_n: bool) {
         let lanes = I::LANES;
         if lanes == 1 && !by_n {
             return;
         }
-        let Middle { roots: [inverse, roots], shifts } = &self.middle;
+        let AcrossLanes { roots: [inverse, roots], shifts } = &self.across_lanes;
         for square in tile.chunks_exact_mut(lanes) {
             I::Fr::transpose(isa, square);
-            // By decimation in frequency: the coefficients come out in the order of reversed bits.
+            // By decimation in frequency: the coefficients are in bit-reversed order.
             let mut half = lanes / 2;
             while half > 0 {
                 for block in square.chunks_exact_mut(2 * half) {
@@ -315,7 +324,7 @@ struct Factors<'a, I: Isa> {
     plan: &'a Plan<I>,
     pass: usize,
     group: usize,
-    way: Way,
+    direction: Direction,
     to: &'a mut Vec<I::Fr>,
 }
 
@@ -324,7 +333,7 @@ impl<I: Isa> Kernel<I> for Factors<'_, I> {
 
     #[inline(always)]
     fn run(self, _: I) {
-        self.plan.factors(self.pass, self.group, self.way, self.to);
+        self.plan.factors(self.pass, self.group, self.direction, self.to);
     }
 }
 
@@ -332,7 +341,7 @@ impl<I: Isa> Kernel<I> for Factors<'_, I> {
 struct Columns<'a, I: Isa> {
     plan: &'a Plan<I>,
     pass: usize,
-    ways: &'a [Way],
+    directions: &'a [Direction],
     factors: &'a [Vec<I::Fr>; 2],
     polynomials: &'a [Scattered<'a, I::Fr>; 3],
     origin: usize,
@@ -345,23 +354,23 @@ impl<I: Isa> Kernel<I> for Columns<'_, I> {
 
     #[inline(always)]
     fn run(self, isa: I) {
-        let Self { plan, pass, ways, factors, polynomials, origin, width, tile } = self;
+        let Self { plan, pass, directions, factors, polynomials, origin, width, tile } = self;
         let log_stride = plan.passes[pass].log_stride;
         for (number, x) in polynomials.iter().enumerate() {
             for (row, to) in tile.chunks_exact_mut(width).enumerate() {
                 for (i, to) in to.iter_mut().enumerate() {
-                    // SAFETY: this column is this task's alone; tasks of a pass differ in the group or the column.
+                    // SAFETY: no other task has this column: tasks of a pass differ in the group or the column.
                     *to = unsafe { x.read(origin + (row << log_stride) + i) };
                 }
             }
-            if ways.contains(&Way::Interpolate) {
-                interpolate(tile, width, &factors[Way::Interpolate as usize]);
+            if directions.contains(&Direction::Interpolate) {
+                interpolate(tile, width, &factors[Direction::Interpolate as usize]);
             }
-            if ways.len() == 2 {
-                plan.middle(isa, tile, number == 2);
+            if directions.len() == 2 {
+                plan.across_lanes(isa, tile, number == 2);
             }
-            if ways.contains(&Way::Evaluate) {
-                evaluate(tile, width, &factors[Way::Evaluate as usize]);
+            if directions.contains(&Direction::Evaluate) {
+                evaluate(tile, width, &factors[Direction::Evaluate as usize]);
             }
             for (row, from) in tile.chunks_exact(width).enumerate() {
                 for (i, from) in from.iter().enumerate() {
@@ -373,7 +382,7 @@ impl<I: Isa> Kernel<I> for Columns<'_, I> {
     }
 }
 
-/// A block as four quarters.
+/// Splits a block into quarters and iterates over them together.
 #[inline(always)]
 fn quarters<T>(block: &mut [T]) -> impl Iterator<Item = (&mut T, &mut T, &mut T, &mut T)> {
     let (low, high) = block.split_at_mut(block.len() / 2);
@@ -382,7 +391,8 @@ fn quarters<T>(block: &mut [T]) -> impl Iterator<Item = (&mut T, &mut T, &mut T,
     a.iter_mut().zip(b).zip(c).zip(d).map(|(((a, b), c), d)| (a, b, c, d))
 }
 
-/// All levels of interpolation over the rows of a tile, `width` vectors each; `factors` as [`Plan::factors`] has them.
+/// Computes all levels of interpolation over the rows of a tile, `width` vectors each; `factors` as in
+/// [`Plan::factors`].
 #[inline(always)]
 fn interpolate<V: Field>(tile: &mut [V], width: usize, factors: &[V]) {
     let rows = tile.len() / width;
@@ -416,7 +426,7 @@ fn interpolate<V: Field>(tile: &mut [V], width: usize, factors: &[V]) {
     }
 }
 
-/// All levels of evaluation over the rows of a tile; as [`interpolate`].
+/// Computes all levels of evaluation over the rows of a tile; see [`interpolate`].
 #[inline(always)]
 fn evaluate<V: Field>(tile: &mut [V], width: usize, factors: &[V]) {
     let rows = tile.len() / width;
@@ -457,11 +467,11 @@ mod tests {
     use ark_ff::{FftField, UniformRand};
     use ark_std::rand::{SeedableRng, rngs::StdRng};
 
-    /// The leaves' levels of one leaf, as the quotient enters them.
+    /// The levels of one leaf, entered as the quotient does.
     struct Leaf<'a, I: Isa> {
         plan: &'a Plan<I>,
         leaf: usize,
-        way: Way,
+        direction: Direction,
         x: [&'a mut [I::Fr]; 3],
     }
 
@@ -471,27 +481,27 @@ mod tests {
         #[inline(always)]
         fn run(self, _: I) {
             let mut factors = Vec::new();
-            match self.way {
-                Way::Interpolate => self.plan.interpolate_leaf(self.leaf, self.x, &mut factors),
-                Way::Evaluate => self.plan.evaluate_leaf(self.leaf, self.x, &mut factors),
+            match self.direction {
+                Direction::Interpolate => self.plan.interpolate_leaf(self.leaf, self.x, &mut factors),
+                Direction::Evaluate => self.plan.evaluate_leaf(self.leaf, self.x, &mut factors),
             }
         }
     }
 
-    /// From values on the domain to n times (the last one: n² times) those on the coset, in the points' order.
+    /// From values on the domain to n times (n² times for the last polynomial) those on the coset, in point order.
     fn extend<I: Isa>(isa: I, plan: &Plan<I>, values: [&[Fr]; 3]) -> [Vec<Fr>; 3] {
         let lanes = I::LANES;
         let vector = |x: &[Fr], p: usize| I::Fr::encode(isa, &x[lanes * plan.position(p)..][..lanes]);
         let mut x = values.map(|x| (0..plan.vectors()).map(|p| vector(x, p)).collect::<Vec<_>>());
-        let leaves = |x: &mut [Vec<I::Fr>; 3], way| {
+        let leaves = |x: &mut [Vec<I::Fr>; 3], direction| {
             let [a, b, c] = x.each_mut().map(|x| x.chunks_exact_mut(plan.leaf()));
             for (leaf, ((a, b), c)) in a.zip(b).zip(c).enumerate() {
-                isa.enter(Leaf { plan, leaf, way, x: [a, b, c] });
+                isa.enter(Leaf { plan, leaf, direction, x: [a, b, c] });
             }
         };
-        leaves(&mut x, Way::Interpolate);
+        leaves(&mut x, Direction::Interpolate);
         plan.columns(isa, x.each_mut().map(|x| &mut x[..]));
-        leaves(&mut x, Way::Evaluate);
+        leaves(&mut x, Direction::Evaluate);
         x.map(|x| {
             let mut values = vec![Fr::ONE; plan.vectors() * lanes];
             for (s, values) in values.chunks_exact_mut(lanes).enumerate() {
@@ -501,7 +511,7 @@ mod tests {
         })
     }
 
-    /// All sizes that are not slow, with tiles of all shapes, against arkworks.
+    /// All sizes that are fast enough, with tiles of all shapes, against arkworks.
     fn agrees<I: Isa>(isa: I) {
         up_to(isa, 14);
     }
@@ -554,7 +564,7 @@ mod tests {
         Avx512Ifma::detect().into_iter().for_each(agrees);
     }
 
-    /// Σ fⱼ·xʲ at every point of the coset, with nothing of arkworks' transforms.
+    /// Σ fⱼ·xʲ at every point of the coset, without any of arkworks' transforms.
     #[test]
     fn small_ones_agree_with_direct_evaluation() {
         let mut rng = StdRng::seed_from_u64(4);

@@ -1,12 +1,12 @@
 //! The quotient's values on the odd coset of the double domain.
 //!
 //! With a = A·w, b = B·w on the domain and c = a∘b, each of the three is interpolated and evaluated on the coset
-//! ω₂ₙ·⟨ωₙ⟩. There a·b − c are the scalars of H: no division by the vanishing polynomial, since the key's H points
-//! are the odd Lagrange polynomials of the double domain, [L^(2n)_(2i+1)(τ)/δ]₁ (snarkjs's convention).
+//! ω₂ₙ·⟨ωₙ⟩. There a·b − c are the scalars of H. They need no division by the vanishing polynomial, because the key's H
+//! points are the odd Lagrange polynomials of the double domain, [L^(2n)_(2i+1)(τ)/δ]₁ (snarkjs's convention).
 //!
-//! **Factors.** The rows come as plain integers and are taken for packed elements as they are; the transforms leave
-//! out their division by n. One product at the end makes up for both: with radix R, a and b are n·R⁻¹ times too
-//! large there and c, with one factor n more, n²·R⁻²; and plain integers are what is to come out.
+//! **Factors.** The rows are plain integers that are used as packed (Montgomery) elements unchanged, and the transforms
+//! skip their division by n. One product at the end makes up for both: with radix R, a and b are n·R⁻¹ times too large
+//! there and c, with one more factor n, n²·R⁻²; and the results are plain integers.
 
 #![allow(unsafe_code)]
 
@@ -26,7 +26,7 @@ use super::sparse::Matrices;
 use crate::backend::pages;
 use crate::model::{Fr, ProvingKey};
 
-/// What a key says about the quotient: the rows of A and B, and the domain.
+/// What the quotient needs of a key: the rows of A and B, and the domain.
 pub(super) struct Constraints<I: Isa> {
     matrices: Matrices,
     plan: Plans<I>,
@@ -34,11 +34,11 @@ pub(super) struct Constraints<I: Isa> {
 
 enum Plans<I: Isa> {
     Wide(Plan<I>),
-    /// For a domain too small for the instruction set.
+    /// For a domain that is too small for the instruction set.
     Narrow(Plan<Portable>),
 }
 
-/// The scalars of H: as secret as the witness they come from.
+/// The scalars of H, as secret as the witness they are computed from.
 pub(super) struct HScalars(Secret<BigInteger256>);
 
 impl HScalars {
@@ -47,7 +47,7 @@ impl HScalars {
     }
 }
 
-/// A long vector that is overwritten when dropped, by all threads of the present pool.
+/// A long vector that is overwritten when dropped, by all threads of the current pool.
 struct Secret<T: Zeroize + Send>(Vec<T>);
 
 impl<T: Zeroize + Send> Drop for Secret<T> {
@@ -57,10 +57,10 @@ impl<T: Zeroize + Send> Drop for Secret<T> {
 }
 
 impl<I: Isa> Constraints<I> {
-    /// Looks over the matrix entries once: every index in range, rows found.
+    /// Checks and sorts the matrix entries, and plans the transforms.
     ///
     /// # Errors
-    /// `Shape` where the domain is not a power of two of at most 2^28, or a matrix entry is out of range.
+    /// `Shape` if the domain size is not a power of two of at most 2^28, or a matrix entry is out of range.
     pub(super) fn index(isa: I, key: &ProvingKey) -> Result<Self, BackendError> {
         let n = key.header.domain_size;
         let bad_domain = || BackendError::Shape {
@@ -82,20 +82,20 @@ impl<I: Isa> Constraints<I> {
         Ok(Self { matrices, plan })
     }
 
-    /// Bytes in memory as long as the key is loaded, at a guess: distinct values repeat in a circuit, but nothing says
-    /// how often before all are read.
+    /// Returns an estimate of the bytes taken as long as the key is loaded: distinct values repeat in a circuit, but
+    /// how often is not known before all are read.
     pub(super) fn resident(key: &ProvingKey) -> u64 {
         16 * key.n_coefficients() as u64 + 8 * u64::from(key.header.domain_size)
     }
 
-    /// Bytes of [`Constraints::quotient`]: three vectors over the domain, and the scalars of H.
+    /// Returns the bytes that [`Constraints::quotient`] takes: three vectors over the domain, and the scalars of H.
     pub(super) fn per_proof(key: &ProvingKey) -> u64 {
         (3 * size_of::<I::Fr>() / I::LANES + size_of::<BigInteger256>()) as u64 * u64::from(key.header.domain_size)
     }
 
-    /// The scalars of H, plain, from a witness of plain values below r, one a wire.
+    /// Computes the scalars of H, plain, from a witness of plain values below r, one per wire.
     ///
-    /// Takes memory as [`Constraints::per_proof`] has it.
+    /// Memory: see [`Constraints::per_proof`].
     pub(super) fn quotient(&self, isa: I, w: &[BigInteger256]) -> HScalars {
         match &self.plan {
             Plans::Wide(plan) => quotient(isa, plan, &self.matrices, w),
@@ -112,8 +112,8 @@ fn quotient<I: Isa>(isa: I, plan: &Plan<I>, matrices: &Matrices, w: &[BigInteger
     (0..matrices.blocks()).into_par_iter().for_each(|block| {
         isa.enter(Products { plan, matrices, w, block, to: &places });
     });
-    // SAFETY: the rows of all blocks together are all rows, and `Plan::position` maps vectors of rows one to one on
-    // 0..vectors; so each of the first `vectors` elements was written.
+    // SAFETY: the blocks together have all rows, and `Plan::position` maps vectors of rows one to one on 0..vectors; so
+    // each of the first `vectors` elements was written.
     unsafe {
         a.0.set_len(vectors);
         b.0.set_len(vectors);
@@ -124,7 +124,7 @@ fn quotient<I: Isa>(isa: I, plan: &Plan<I>, matrices: &Matrices, w: &[BigInteger
     leaves.for_each_init(Vec::new, |factors, (leaf, ((a, b), c))| {
         isa.enter(Interpolate { plan, leaf, a, b, c, factors });
     });
-    // SAFETY: each leaf of c was written.
+    // SAFETY: every leaf of c was written.
     unsafe { c.0.set_len(vectors) };
 
     plan.columns(isa, [&mut a, &mut b, &mut c].map(|x| &mut x.0[..]));
@@ -139,16 +139,16 @@ fn quotient<I: Isa>(isa: I, plan: &Plan<I>, matrices: &Matrices, w: &[BigInteger
     leaves.into_par_iter().enumerate().for_each_init(Vec::new, |factors, (leaf, (a, b, c))| {
         isa.enter(Evaluate { plan, leaf, a, b, c, factors, to_plain, to: &scalars });
     });
-    // SAFETY: leaves together have all positions, and `Plan::position` maps them one to one on the vectors of scalars.
+    // SAFETY: the leaves together have all positions, and `Plan::position` maps them one to one on the vectors of `h`.
     unsafe { h.0.set_len(vectors * lanes) };
-    // Overwritten already, while in the cache.
+    // Their contents were overwritten already, while in the cache.
     a.0.clear();
     b.0.clear();
     c.0.clear();
     HScalars(h)
 }
 
-/// Rows of A and B times the witness, into the positions the transforms want.
+/// Multiplies the rows of A and B by the witness, into the positions that the transforms expect.
 struct Products<'a, I: Isa> {
     plan: &'a Plan<I>,
     matrices: &'a Matrices,
@@ -180,7 +180,7 @@ impl<I: Isa> Kernel<I> for Products<'_, I> {
     }
 }
 
-/// A leaf of c, and the first levels of interpolation of all three.
+/// Computes a leaf of c, and the first levels of the interpolation of all three polynomials.
 struct Interpolate<'a, I: Isa> {
     plan: &'a Plan<I>,
     leaf: usize,
@@ -203,7 +203,7 @@ impl<I: Isa> Kernel<I> for Interpolate<'_, I> {
     }
 }
 
-/// The last levels of evaluation, and the scalars of a leaf; zeros in place of the leaf.
+/// Computes the last levels of the evaluation and the scalars of a leaf, and overwrites the leaf with zeros.
 struct Evaluate<'a, I: Isa> {
     plan: &'a Plan<I>,
     leaf: usize,
@@ -225,7 +225,7 @@ impl<I: Isa> Kernel<I> for Evaluate<'_, I> {
         let mut pairs = Zeroizing::new([Pair::default(); 16]);
         let pairs = &mut pairs[..I::LANES];
         for i in (0..a.len()).step_by(2) {
-            // A leaf of one vector stands in for its neighbour.
+            // In a leaf of one vector, the vector stands in for its missing neighbour.
             let j = (i + 1).min(a.len() - 1);
             let x = I::Fr::mul(I::Fr::mul(a[i], b[i]).diff(c[i]), to_plain);
             let y = I::Fr::mul(I::Fr::mul(a[j], b[j]).diff(c[j]), to_plain);
@@ -236,7 +236,7 @@ impl<I: Isa> Kernel<I> for Evaluate<'_, I> {
             for (half, i) in [i, j].into_iter().enumerate() {
                 let first = plan.position(leaf * plan.leaf() + i) * I::LANES;
                 for (k, pair) in pairs.iter().enumerate() {
-                    // SAFETY: this position is this task's alone, and so are its scalars.
+                    // SAFETY: no other task has this position, nor its scalars.
                     unsafe { to.write(first + k, MaybeUninit::new(least(pair.0[half]))) };
                 }
             }
@@ -244,7 +244,7 @@ impl<I: Isa> Kernel<I> for Evaluate<'_, I> {
     }
 }
 
-/// The least representative mod r.
+/// Returns the least representative mod r.
 #[inline(always)]
 fn least(limbs: [u64; 4]) -> BigInteger256 {
     let mut x = BigInteger256::new(limbs);
@@ -270,7 +270,7 @@ mod tests {
     /// A matrix entry: matrix (0 A, 1 B), row, wire, value.
     type Entry = (u32, u32, u32, Fr);
 
-    /// A key with no more in it than the quotient looks at.
+    /// A key with only what the quotient reads.
     fn key(n: u32, n_vars: u32, entries: &[Entry]) -> ProvingKey {
         let r = Fr::from(2u64).pow([256]);
         let mut coefficients = Vec::new();
@@ -294,7 +294,7 @@ mod tests {
         }
     }
 
-    /// Entries as circom writes them and worse: rows with none and with many, repeated wires, all kinds of values.
+    /// Entries as circom writes them and worse: empty and long rows, repeated wires, all kinds of values.
     fn entries(rng: &mut StdRng, n: u32, n_vars: u32) -> Vec<Entry> {
         let common: Vec<Fr> = (0..5).map(|_| Fr::rand(rng)).collect();
         let mut entries = Vec::new();
@@ -324,7 +324,7 @@ mod tests {
         (0..n_vars).map(|_| value(rng).into_bigint()).collect()
     }
 
-    /// The quotient by arkworks' transforms.
+    /// The quotient, by arkworks' transforms.
     fn twin(n: usize, entries: &[Entry], w: &[BigInteger256]) -> Vec<BigInteger256> {
         let domain = Radix2EvaluationDomain::<Fr>::new(n).unwrap();
         let coset = domain.get_coset(Fr::get_root_of_unity(2 * n as u64).unwrap()).unwrap();

@@ -1,9 +1,9 @@
-//! The points of a key, and multiples of them for keys that prove often.
+//! The points of a key, and precomputed multiples of them for keys that prove often.
 //!
-//! Products are computed faster with multiples of the points for all windows (`msm/multiples.rs`), but making these takes as
-//! long as a dozen proofs, and some twenty times the memory. So they are made where a key has been asked for many proofs, and
-//! bit by bit: after each proof those of one section for one window, which takes about an eighth of the proof's own time. No
-//! proof waits long for it, and nothing is at work when the device seems idle.
+//! Products are faster with multiples of the points for all windows (`msm/multiples.rs`), but making these takes as
+//! long as a dozen proofs, and some twenty times the memory of the points. So they are made only for keys that have
+//! proved many times, and incrementally: after each proof those of one section for one window, which takes about an
+//! eighth of the proof's own time. No proof waits long for them, and no work goes on while the device seems idle.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -14,26 +14,26 @@ use super::lanes::Isa;
 use super::msm::{Bases, InG1, InG2};
 use crate::model::{ProvingKey, locked};
 
-/// Proofs before multiples are begun: about as many as take as long as making them does, so that a key that is not asked
-/// for again has cost no more than twice what it had to.
-const PROOFS: u32 = 16;
+/// Proofs before the first multiples are made: about as many as take as long as making all multiples, so that a key
+/// that is not used again has cost at most twice as much as necessary.
+const PROOFS_BEFORE_MULTIPLES: u32 = 16;
 
-/// Most rows of a circuit whose key has multiples. Those of larger ones lie so far beyond the caches that reading them costs
-/// what they save (docs/benchmarks.md).
-const MOST_ROWS: u32 = 1 << 15;
+/// Maximum number of rows of a circuit whose key gets multiples. The multiples of larger keys lie so far outside the
+/// caches that reading them costs as much as they save (docs/benchmarks.md).
+const MAX_ROWS: u32 = 1 << 15;
 
-/// How many times the points' bytes, and how many more, multiples may take. Windows of 11 bits make 24 of each point; those of
-/// keys so small that narrower ones are better have some more.
-const MOST_OF_EACH: u64 = 24;
+/// Multiples may take [`MAX_OF_EACH`] times the bytes of the points and [`SPARE`] bytes more. Windows of 11 bits make
+/// 24 multiples of each point; keys so small that narrower windows are better have some more.
+const MAX_OF_EACH: u64 = 24;
 const SPARE: u64 = 1 << 20;
 
-/// Memory for the multiples of all keys of a device.
+/// The memory budget for the multiples of all keys of a device.
 pub(super) struct Budget {
-    /// Bytes that nobody has.
+    /// Bytes not in use.
     free: Mutex<u64>,
 }
 
-/// A part of it, until dropped.
+/// A part of the budget, returned when dropped.
 struct Share {
     budget: Arc<Budget>,
     bytes: u64,
@@ -61,24 +61,24 @@ impl Drop for Share {
     }
 }
 
-/// Points by section, packed, those at infinity dropped.
+/// Packed points by section, without those at infinity.
 pub(super) struct Sections<I: Isa> {
     pub(super) a: Bases<I, InG1>,
     pub(super) b1: Bases<I, InG1>,
     pub(super) b2: Bases<I, InG2>,
     pub(super) c: Bases<I, InG1>,
     pub(super) h: Bases<I, InG1>,
-    /// What A, B and C have of their points.
+    /// The multiples of the points of A, B and C.
     pub(super) wires: Multiples,
-    /// What H has of its.
+    /// The multiples of the points of H.
     pub(super) domain: Multiples,
-    /// The memory that is counted for them; the last to go.
+    /// The memory counted for the multiples; dropped last.
     _share: Option<Share>,
 }
 
 impl<I: Isa> Sections<I> {
-    /// Converts section after section, each in parallel, and gives its pages of the mapped file back: the file and the
-    /// converted key are never both whole in memory.
+    /// Converts the sections one after another, each in parallel, and releases its pages of the mapped file: the file
+    /// and the converted key are never both fully in memory.
     pub(super) fn convert(isa: I, key: &ProvingKey) -> Result<Self, BackendError> {
         let s = &key.sections;
         let private = key.header.n_public as usize + 1;
@@ -92,33 +92,33 @@ impl<I: Isa> Sections<I> {
         release(&s.b2);
         let (a, b1, c, h) =
             (g1(&s.a, 0, wires)?, g1(&s.b1, 0, wires)?, g1(&s.c, private, wires)?, g1(&s.h, 0, domain)?);
-        let (wires, domain) = (Multiples::few(wires), Multiples::few(domain));
+        let (wires, domain) = (Multiples::at_load(wires), Multiples::at_load(domain));
         Ok(Self { a, b1, b2, c, h, wires, domain, _share: None })
     }
 
-    /// The same with room for other multiples, if that is to be had.
-    fn with_room(&self, wires: Multiples, domain: Multiples, budget: &Arc<Budget>) -> Option<Self> {
+    /// Returns the same points with memory for other multiples, if the budget and the system have enough.
+    fn with_capacity_for(&self, wires: Multiples, domain: Multiples, budget: &Arc<Budget>) -> Option<Self> {
         let in_g1 = [&self.a, &self.b1, &self.c].map(|bases| bases.bytes(wires));
         let bytes = in_g1.iter().sum::<usize>() + self.b2.bytes(wires) + self.h.bytes(domain);
         let share = budget.take(bytes as u64)?;
-        // Multiples are a gain, and no reason to end the program where the system refuses memory: it is asked first.
+        // Multiples are optional, so failing to allocate them must not end the program: the allocation is tried first.
         Vec::<u8>::new().try_reserve_exact(bytes).ok()?;
         Some(Self {
-            a: self.a.with_room(wires),
-            b1: self.b1.with_room(wires),
-            b2: self.b2.with_room(wires),
-            c: self.c.with_room(wires),
-            h: self.h.with_room(domain),
+            a: self.a.with_capacity_for(wires),
+            b1: self.b1.with_capacity_for(wires),
+            b2: self.b2.with_capacity_for(wires),
+            c: self.c.with_capacity_for(wires),
+            h: self.h.with_capacity_for(domain),
             wires,
             domain,
             _share: Some(share),
         })
     }
 
-    /// Makes the multiples of step `step` of as many as there are: those of one section for one window. False if they cannot
-    /// be made, and `None` if there is no such step.
+    /// Makes the multiples of step `step`, those of one section for one window. Returns false if they cannot be made,
+    /// and `None` if there is no such step.
     fn fill(&mut self, step: usize) -> Option<bool> {
-        // Those of the points themselves are there.
+        // The first multiples, the points themselves, are already there.
         let (wires, domain) = (self.wires.of_each() - 1, self.domain.of_each() - 1);
         let window = step % wires + 1;
         Some(match step / wires {
@@ -137,31 +137,31 @@ impl<I: Isa> Sections<I> {
     }
 }
 
-/// Bytes of a key's points in its file.
+/// Returns the bytes of a key's points in its file.
 fn bytes(key: &ProvingKey) -> u64 {
     let s = &key.sections;
     [&s.a, &s.b1, &s.b2, &s.c, &s.h].map(|section| section.len() as u64).iter().sum()
 }
 
-/// The sections of a key on their way to multiples.
+/// The sections of a key while their multiples are made.
 pub(super) struct Growing<I: Isa> {
     now: RwLock<Arc<Sections<I>>>,
     state: Mutex<State<I>>,
     budget: Arc<Budget>,
-    /// Fewest bits of a window, by the memory that multiples may take.
-    least: usize,
+    /// Minimum bits of a window, by the memory that multiples may take.
+    min_window: usize,
 }
 
 enum State<I: Isa> {
-    /// There were so many proofs.
+    /// The number of proofs so far.
     Waiting(u32),
-    /// So many steps are made.
+    /// The sections being filled, and the number of steps done.
     Making(Box<Sections<I>>, usize),
-    /// There are multiples, or there will be none.
-    Over,
+    /// The multiples are complete, or there will be none.
+    Done,
 }
 
-/// What remains to be done once all multiples are there.
+/// Completed multiples, which the caller verifies before it adopts them.
 pub(super) struct Grown<'a, I: Isa> {
     growing: &'a Growing<I>,
     state: MutexGuard<'a, State<I>>,
@@ -170,48 +170,50 @@ pub(super) struct Grown<'a, I: Isa> {
 }
 
 impl<I: Isa> Growing<I> {
-    /// Sections that will have multiples once the key has proved often, if it is a small one and the budget has room then.
+    /// Creates sections that get multiples once the key has proved often, if it is small and the budget has room then.
     pub(super) fn new(sections: Sections<I>, key: &ProvingKey, budget: Arc<Budget>) -> Self {
-        let small = key.header.domain_size <= MOST_ROWS;
-        let state = if small { State::Waiting(0) } else { State::Over };
-        let of_each = MOST_OF_EACH + SPARE / bytes(key).max(1);
+        let small = key.header.domain_size <= MAX_ROWS;
+        let state = if small { State::Waiting(0) } else { State::Done };
+        let of_each = MAX_OF_EACH + SPARE / bytes(key).max(1);
         let fits = |bits: &usize| Multiples::Windows { bits: *bits, wire: 0 }.of_each() as u64 <= of_each;
-        let least = (1..MAX_WINDOW).find(fits).unwrap_or(MAX_WINDOW);
-        Self { now: RwLock::new(Arc::new(sections)), state: Mutex::new(state), budget, least }
+        let min_window = (1..MAX_WINDOW).find(fits).unwrap_or(MAX_WINDOW);
+        Self { now: RwLock::new(Arc::new(sections)), state: Mutex::new(state), budget, min_window }
     }
 
-    /// The sections as they are now.
+    /// Returns the current sections.
     pub(super) fn sections(&self) -> Arc<Sections<I>> {
         self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// After a proof, with the numbers of scalars of wires and of H that are not 0, 1 or −1: makes some multiples, if it is time
-    /// and nobody else is at it. On the threads of the caller's pool. The last time, what came of it.
+    /// Called after a proof with the numbers of scalars of the wires and of H that are not 0, 1 or −1. Makes some
+    /// multiples on the threads of the caller's pool, if it is time and no other thread is doing so. Returns the result
+    /// of the last step.
     pub(super) fn proved(&self, [wires, domain]: [usize; 2], key: &ProvingKey) -> Option<Grown<'_, I>> {
         let mut state = self.state.try_lock().ok()?;
         match &mut *state {
-            State::Over => return None,
-            State::Waiting(proofs) if *proofs < PROOFS => *proofs += 1,
+            State::Done => return None,
+            State::Waiting(proofs) if *proofs < PROOFS_BEFORE_MULTIPLES => *proofs += 1,
             State::Waiting(_) => {
-                let multiples =
-                    |dense, scalars: u32| Multiples::windows(best_shared_window(dense, self.least), scalars as usize);
+                let multiples = |dense, scalars: u32| {
+                    Multiples::windows(best_shared_window(dense, self.min_window), scalars as usize)
+                };
                 let header = &key.header;
                 let (Some(wires), Some(domain)) =
                     (multiples(wires, header.n_vars), multiples(domain, header.domain_size))
                 else {
-                    *state = State::Over;
+                    *state = State::Done;
                     return None;
                 };
-                // Where there is no room, there may be some once other keys are gone.
-                if let Some(sections) = self.sections().with_room(wires, domain, &self.budget) {
+                // If there is no room now, there may be some once other keys are gone.
+                if let Some(sections) = self.sections().with_capacity_for(wires, domain, &self.budget) {
                     *state = State::Making(Box::new(sections), 0);
                 }
             }
             State::Making(sections, step) => match sections.fill(*step) {
                 Some(true) => *step += 1,
-                Some(false) => *state = State::Over,
+                Some(false) => *state = State::Done,
                 None => {
-                    if let State::Making(sections, _) = std::mem::replace(&mut *state, State::Over) {
+                    if let State::Making(sections, _) = std::mem::replace(&mut *state, State::Done) {
                         return Some(Grown { growing: self, state, sections: *sections });
                     }
                 }
@@ -222,7 +224,7 @@ impl<I: Isa> Growing<I> {
 }
 
 impl<I: Isa> Grown<'_, I> {
-    /// From now on proofs are computed with them.
+    /// Uses the multiples for all proofs from now on.
     pub(super) fn adopt(self) {
         let Self { growing, state, sections } = self;
         *growing.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(sections);
@@ -253,20 +255,20 @@ mod tests {
         key.commit(witness, &StopToken::new(), &Quiet).unwrap()
     }
 
-    fn is_over(key: &CpuKey<Portable>) -> bool {
-        matches!(*key.sections.state.lock().unwrap(), State::Over)
+    fn is_done(key: &CpuKey<Portable>) -> bool {
+        matches!(*key.sections.state.lock().unwrap(), State::Done)
     }
 
     fn has_multiples(key: &CpuKey<Portable>) -> bool {
         matches!(key.sections.sections().wires, Multiples::Windows { .. })
     }
 
-    /// Proves until nothing is being made any more; how often.
+    /// Proves until no more multiples are being made; returns the number of proofs.
     fn prove_often(key: &CpuKey<Portable>, witness: &Witness, expected: &Commitments) -> u32 {
         (1..1000)
             .find(|_| {
                 assert_eq!(commit(key, witness), *expected);
-                is_over(key)
+                is_done(key)
             })
             .expect("an end to it")
     }
@@ -282,7 +284,7 @@ mod tests {
         let (key, witness, expected) = selftest::example(WIRES, 5, 64);
         let key = Arc::new(key);
         let (plain, growing) = (load(&key, 0), load(&key, 1 << 30));
-        for _ in 0..=PROOFS {
+        for _ in 0..=PROOFS_BEFORE_MULTIPLES {
             assert_eq!(commit(&growing, &witness), expected);
             assert!(matches!(*growing.sections.state.lock().unwrap(), State::Waiting(_) | State::Making(_, 0)));
         }
@@ -306,10 +308,10 @@ mod tests {
     fn a_key_without_room_waits_for_some() {
         let (key, witness, expected) = selftest::example(WIRES, 5, 64);
         let growing = load(&Arc::new(key), 1000);
-        for _ in 0..2 * PROOFS {
+        for _ in 0..2 * PROOFS_BEFORE_MULTIPLES {
             assert_eq!(commit(&growing, &witness), expected);
         }
-        assert!(matches!(*growing.sections.state.lock().unwrap(), State::Waiting(PROOFS)));
+        assert!(matches!(*growing.sections.state.lock().unwrap(), State::Waiting(PROOFS_BEFORE_MULTIPLES)));
         assert_eq!(*growing.sections.budget.free(), 1000);
         *growing.sections.budget.free() = 1 << 30;
         commit(&growing, &witness);
@@ -319,7 +321,7 @@ mod tests {
     /// All multiples of the key's points, made at once.
     fn made(key: &CpuKey<Portable>) -> (Sections<Portable>, usize) {
         let windows = |scalars: usize| Multiples::windows(9, scalars).unwrap();
-        let room = key.sections.sections().with_room(windows(WIRES), windows(64), &key.sections.budget);
+        let room = key.sections.sections().with_capacity_for(windows(WIRES), windows(64), &key.sections.budget);
         let mut sections = room.unwrap();
         let steps = (0..).take_while(|step| sections.fill(*step).inspect(|made| assert!(made)).is_some()).count();
         (sections, steps)
@@ -332,18 +334,18 @@ mod tests {
         for wrong in 0..6 {
             let growing = load(&key, 1 << 30);
             let (mut sections, steps) = made(&growing);
-            // As if memory had failed: two points of a window change places, in one section after the other.
+            // As if memory had failed: swaps two points of a window, in one section after another.
             match wrong {
-                0 => sections.a.spoil(3),
-                1 => sections.b1.spoil(27),
-                2 => sections.b2.spoil(1),
-                3 => sections.c.spoil(2),
-                4 => sections.h.spoil(20),
+                0 => sections.a.corrupt(3),
+                1 => sections.b1.corrupt(27),
+                2 => sections.b2.corrupt(1),
+                3 => sections.c.corrupt(2),
+                4 => sections.h.corrupt(20),
                 _ => {}
             }
             *growing.sections.state.lock().unwrap() = State::Making(Box::new(sections), steps);
             assert_eq!(commit(&growing, &witness), expected);
-            assert!(is_over(&growing));
+            assert!(is_done(&growing));
             assert_eq!(has_multiples(&growing), wrong == 5, "section {wrong}");
             assert_eq!(commit(&growing, &witness), expected);
         }
@@ -370,14 +372,14 @@ mod tests {
             for dense in [0, 1, wires] {
                 let budget = Budget::new(1 << 40);
                 let growing = Growing::new(Sections::convert(isa, &key).unwrap(), &key, budget.clone());
-                *growing.state.lock().unwrap() = State::Waiting(PROOFS);
+                *growing.state.lock().unwrap() = State::Waiting(PROOFS_BEFORE_MULTIPLES);
                 assert!(growing.proved([dense, domain], &key).is_none());
                 let State::Making(sections, 0) = &*growing.state.lock().unwrap() else { panic!("not begun") };
                 let in_g1 = [&sections.a, &sections.b1, &sections.c, &sections.h].map(Bases::taken);
                 let bytes = in_g1.iter().sum::<usize>() + sections.b2.taken();
                 assert_eq!((1 << 40) - *budget.free(), bytes as u64, "what is counted is what is taken");
                 // Sections are filled up to whole vectors.
-                let most = MOST_OF_EACH * (super::bytes(&key) + 6 * 16 * 64) + 2 * SPARE;
+                let most = MAX_OF_EACH * (super::bytes(&key) + 6 * 16 * 64) + 2 * SPARE;
                 assert!(bytes as u64 <= most, "{bytes} for {wires} wires, {dense} of them dense, {}", I::NAME);
             }
         }
@@ -398,13 +400,13 @@ mod tests {
         let mut key = selftest::example(WIRES, 5, 64).0;
         let sections = || Sections::convert(Portable, &key).unwrap();
         let (small, large) = (sections(), sections());
-        let over = |sections, key: &ProvingKey| {
+        let is_done = |sections, key: &ProvingKey| {
             let growing = Growing::new(sections, key, Budget::new(1 << 40));
-            matches!(*growing.state.lock().unwrap(), State::Over)
+            matches!(*growing.state.lock().unwrap(), State::Done)
         };
-        key.header.domain_size = MOST_ROWS;
-        assert!(!over(small, &key));
-        key.header.domain_size = 2 * MOST_ROWS;
-        assert!(over(large, &key));
+        key.header.domain_size = MAX_ROWS;
+        assert!(!is_done(small, &key));
+        key.header.domain_size = 2 * MAX_ROWS;
+        assert!(is_done(large, &key));
     }
 }

@@ -1,11 +1,10 @@
 //! The constraint matrices A and B, and their products with a witness.
 //!
-//! **Form.** Circom's entries are small numbers, of either sign, for the most part, and the others repeat. A term is
-//! eight bytes: the wire, and either a small factor or the place of a full one among the distinct values of its block
-//! of rows.
+//! **Representation.** Most of circom's entries are small numbers, of either sign, and the others repeat. A term is
+//! eight bytes: the wire, and either a small factor or the index of a full one among the distinct values of its block.
 //!
-//! **Sums.** Small multiples of the witness's values are summed in five limbs, full products in nine; one Montgomery
-//! reduction a row, where it has full products at all, and one estimate of a quotient where the sum is too large.
+//! **Sums.** Small multiples of witness values are summed in five limbs, full products in nine. Each row takes one
+//! Montgomery reduction, if it has full products at all, and one Barrett reduction if the sum is too large.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -20,15 +19,15 @@ use crate::model::{CoefficientEntry, ENTRY_BYTES, Fr, ProvingKey, entry};
 const MODULUS: [u64; 4] = Fr::MODULUS.0;
 /// −1/r mod 2^64
 const INV: u64 = <ark_bn254::FrConfig as MontConfig<4>>::INV;
-/// Rows of a block at most, and at least where there are so many.
+/// The minimum number of rows of a block, if the matrices have as many, and the maximum.
 const BLOCK_ROWS: Range<usize> = 1 << 6..1 << 12;
 
-/// Matrix entries that a task of [`check`] looks at.
+/// Matrix entries per task of [`check`].
 const CHECKED: usize = 1 << 14;
 
-/// A full factor: the other bits are its place in [`Block::values`].
+/// Marks a full factor; the other bits are its index in [`Block::values`].
 const FULL: u32 = 1 << 31;
-/// A small factor is below 0: the other bits are its magnitude.
+/// Marks a negative small factor; the other bits are its magnitude.
 const NEGATIVE: u32 = 1 << 30;
 
 /// A matrix entry within its row.
@@ -40,14 +39,14 @@ struct Term {
 
 /// Consecutive rows of both matrices.
 struct Block {
-    /// Terms of row i of A from number 2·i, of B from number 2·i + 1; then the end of all.
+    /// Start of the terms of row i of A at 2·i, of B at 2·i + 1; then the end of all terms.
     starts: Vec<u32>,
     terms: Vec<Term>,
-    /// Distinct full factors v, as v·2^256 mod r.
+    /// Distinct full factors v, stored as v·2^256 mod r.
     values: Vec<[u64; 4]>,
 }
 
-/// The matrices of a key, checked and sorted.
+/// The matrices of a key, checked and sorted by row.
 pub(in crate::backend) struct Matrices {
     blocks: Vec<Block>,
     rows_a_block: usize,
@@ -57,11 +56,11 @@ fn too_large(what: &'static str, below: u32, got: u32) -> BackendError {
     BackendError::Shape { what, expected: u64::from(below), got: u64::from(got) }
 }
 
-/// Looks over the matrix entries once: every matrix, row, wire and value in range. Whether rows ascend within each
+/// Checks that the matrix, row, wire and value of every entry are in range. Returns whether rows ascend within each
 /// [`CHECKED`] entries.
 ///
 /// # Errors
-/// `Shape` on one that is out of range.
+/// `Shape` if an entry is out of range.
 pub(in crate::backend) fn check(key: &ProvingKey) -> Result<bool, BackendError> {
     let n = key.header.domain_size;
     key.sections
@@ -95,17 +94,17 @@ pub(in crate::backend) fn check(key: &ProvingKey) -> Result<bool, BackendError> 
 }
 
 impl Matrices {
-    /// Looks over the matrix entries once, every index in range, and sorts them by row.
+    /// Checks that the matrix entries are in range, and sorts them by row.
     ///
     /// # Errors
-    /// `Shape` on a matrix, row, wire or value out of range.
+    /// `Shape` if a matrix, row, wire or value is out of range.
     pub(in crate::backend) fn new(key: &ProvingKey) -> Result<Self, BackendError> {
         let bytes = &key.sections.coefficients;
         let sorted = check(key)?;
         let at = |i: usize| entry(&bytes[i * ENTRY_BYTES..]);
         let total = key.n_coefficients();
         let borders_sorted = (1..total.div_ceil(CHECKED)).all(|k| at(k * CHECKED).row >= at(k * CHECKED - 1).row);
-        // Entries by ascending row, where the file does not have them so already, as snarkjs writes it.
+        // Sorts the entries by row, unless the file has them in that order already, as snarkjs writes it.
         let order = (!sorted || !borders_sorted).then(|| {
             let mut order: Vec<u32> = (0..total as u32).collect();
             order.par_sort_by_key(|&i| at(i as usize).row);
@@ -134,19 +133,20 @@ impl Matrices {
         Ok(Self { blocks, rows_a_block })
     }
 
-    /// Rows of a block: a power of two that divides their number.
+    /// Returns the number of rows of a block: a power of two that divides the number of rows.
     pub(in crate::backend) fn rows_a_block(&self) -> usize {
         self.rows_a_block
     }
 
-    /// Blocks of rows.
+    /// Returns the number of blocks.
     pub(super) fn blocks(&self) -> usize {
         self.blocks.len()
     }
 
-    /// Row `row` of block `block` of A and of B, times `w`: integers below 2^256 that stand for their residue mod r.
+    /// Multiplies row `row` of block `block` of A and of B by `w`. The results are integers below 2^256,
+    /// representatives of their residues mod r.
     ///
-    /// `w` has plain values below r.
+    /// `w` holds plain values below r.
     #[inline(always)]
     pub(in crate::backend) fn row(&self, block: usize, row: usize, w: &[BigInteger256]) -> [[u64; 4]; 2] {
         let block = &self.blocks[block];
@@ -156,10 +156,10 @@ impl Matrices {
 }
 
 impl Block {
-    /// The block of `rows` rows from `first` on; `entries` are all of theirs.
+    /// Creates the block of `rows` rows from `first` on; `entries` are all their entries.
     fn new<E: Iterator<Item = CoefficientEntry>>(first: usize, rows: usize, entries: impl Fn() -> E) -> Self {
         let slot = |e: &CoefficientEntry| 2 * (e.row as usize - first) + e.matrix as usize;
-        // Counted, then put where they belong.
+        // A counting sort.
         let mut starts = vec![0u32; 2 * rows + 2];
         entries().for_each(|e| starts[slot(&e) + 2] += 1);
         for i in 2..starts.len() {
@@ -168,7 +168,7 @@ impl Block {
         let mut terms = vec![Term::default(); starts[2 * rows + 1] as usize];
         let mut values = Vec::new();
         let mut known = HashMap::new();
-        // Few values are most of the entries, and a hash that withstands chosen values takes longer than all the rest.
+        // A few values make up most entries, and a hash that resists chosen values takes longer than all else here.
         let mut recent = [([0; 4], 0); 64]; // the factor of 0 is 0
         for e in entries() {
             let limbs = e.value.0;
@@ -187,7 +187,7 @@ impl Block {
     }
 }
 
-/// The factor of a term, from v·R² mod r; full ones are appended to `values`.
+/// Returns the factor of a term, from v·R² mod r; a full one is appended to `values`.
 fn factor(value: BigInteger256, values: &mut Vec<[u64; 4]>) -> u32 {
     let montgomery = Fr::new_unchecked(value).into_bigint();
     let v = Fr::new_unchecked(montgomery);
@@ -205,7 +205,7 @@ fn factor(value: BigInteger256, values: &mut Vec<[u64; 4]>) -> u32 {
     }
 }
 
-/// a + b·c + carry, low limb; the high one is the next carry.
+/// Returns the low limb of a + b·c + carry; the high one is the next carry.
 #[inline(always)]
 fn multiply_add(a: u64, b: u64, c: u64, carry: &mut u64) -> u64 {
     let wide = u128::from(a) + u128::from(b) * u128::from(c) + u128::from(*carry);
@@ -213,7 +213,7 @@ fn multiply_add(a: u64, b: u64, c: u64, carry: &mut u64) -> u64 {
     wide as u64
 }
 
-/// a + b + carry, low limb.
+/// Returns the low limb of a + b + carry; the high one is the next carry.
 #[inline(always)]
 fn add(a: u64, b: u64, carry: &mut u64) -> u64 {
     let wide = u128::from(a) + u128::from(b) + u128::from(*carry);
@@ -221,10 +221,9 @@ fn add(a: u64, b: u64, carry: &mut u64) -> u64 {
     wide as u64
 }
 
-/// Σ v·w over the terms of a row, below 2^256.
+/// Returns Σ v·w over the terms of a row, below 2^256.
 ///
-/// A row has less than 2^32 terms, so that small multiples sum up to less than 2^316 and full products to less than
-/// 2^540.
+/// A row has fewer than 2^32 terms, so small multiples sum to less than 2^316 and full products to less than 2^540.
 #[inline(always)]
 fn dot(terms: &[Term], values: &[[u64; 4]], w: &[BigInteger256]) -> [u64; 4] {
     let mut sum = [0u64; 5];
@@ -233,7 +232,7 @@ fn dot(terms: &[Term], values: &[[u64; 4]], w: &[BigInteger256]) -> [u64; 4] {
     for term in terms {
         let w = &w[term.wire as usize].0;
         if term.factor & FULL == 0 {
-            // Times −v is times v of r − w.
+            // Multiplying by −v is multiplying r − w by v.
             let mask = if term.factor & NEGATIVE == 0 { 0 } else { u64::MAX };
             let mut carry = mask & 1;
             let w: [u64; 4] = std::array::from_fn(|i| add(w[i] ^ mask, MODULUS[i] & mask, &mut carry));
@@ -258,7 +257,7 @@ fn dot(terms: &[Term], values: &[[u64; 4]], w: &[BigInteger256]) -> [u64; 4] {
         }
     }
     if full {
-        // Montgomery's reduction: v·2^256·w becomes v·w.
+        // Montgomery reduction: v·2^256·w becomes v·w.
         let mut over = 0;
         for i in 0..4 {
             let m = wide[i].wrapping_mul(INV);
@@ -277,11 +276,11 @@ fn dot(terms: &[Term], values: &[[u64; 4]], w: &[BigInteger256]) -> [u64; 4] {
     if sum[4] != 0 { reduce(sum) } else { [sum[0], sum[1], sum[2], sum[3]] }
 }
 
-/// x mod r for x < 2^316, plus up to three times r: below 2^256.
+/// Returns x mod r for x < 2^316, plus up to three times r: below 2^256. A Barrett reduction.
 fn reduce(x: [u64; 5]) -> [u64; 4] {
     /// ⌊2^316/r⌋
     const FACTOR: u64 = factor_of_the_estimate();
-    // ⌊x/2^252⌋·FACTOR/2^64 is short of x/r by less than 1 for each of three roundings.
+    // ⌊x/2^252⌋·FACTOR/2^64 is less than x/r, by less than 1 for each of three roundings.
     let top = x[4] << 4 | x[3] >> 60;
     let quotient = ((u128::from(top) * u128::from(FACTOR)) >> 64) as u64;
     let (mut carry, mut borrow) = (0, false);
@@ -301,7 +300,7 @@ const fn factor_of_the_estimate() -> u64 {
     let mut quotient = 0u64;
     let mut bit = 253;
     while bit < 316 {
-        // rest = 2·rest, less r where it is not below.
+        // rest = 2·rest, less r if it is not below r.
         let mut i = 3;
         while i > 0 {
             rest[i] = rest[i] << 1 | rest[i - 1] >> 63;
@@ -339,7 +338,7 @@ mod tests {
         Fr::from_le_bytes_mod_order(&bytes)
     }
 
-    /// v·R², as the file has it.
+    /// Returns v·R² mod r, as in the file.
     fn raw(v: Fr) -> BigInteger256 {
         (v * Fr::from(2u64).pow([256])).0
     }

@@ -1,8 +1,8 @@
-//! The processor's threads, lent to proofs.
+//! The CPU's threads, lent to proofs.
 //!
-//! A proof has stages that keep few threads at work, and the more threads it has, the more of them stand idle then. So proofs
-//! that run beside each other have few threads each, in pools of their own: in one pool for all, a thread that waits for a
-//! part of its proof would begin another proof, and end it first.
+//! A proof has stages that keep only a few threads busy, and the more threads it has, the more of them idle then. So
+//! concurrent proofs have few threads each, in pools of their own: in one pool for all, a thread that waits for a part
+//! of its proof would start on another proof, and finish that first.
 
 use std::sync::{Mutex, MutexGuard};
 use std::thread::available_parallelism;
@@ -12,31 +12,31 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use super::super::BackendError;
 use crate::model::locked;
 
-/// Rows of a circuit that are worth a thread: some 30 ms of work with AVX-512 IFMA.
-const ROWS: usize = 1 << 12;
+/// Rows of a circuit per thread: some 30 ms of work with AVX-512 IFMA.
+const ROWS_PER_THREAD: usize = 1 << 12;
 
 /// Threads for proofs.
 pub(super) struct Threads {
-    /// For what runs alone: as many threads as a proof may have.
+    /// The pool for a proof that runs alone, with as many threads as a proof may have.
     all: ThreadPool,
-    /// Threads that proofs may have together.
+    /// Maximum number of threads of all proofs together.
     total: usize,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Proofs at work, and keys.
+    /// Running proofs and keys being loaded.
     proofs: usize,
-    /// Their threads, counting what runs alone by what it has beside others.
+    /// Their threads; a proof that runs alone counts with the share it would have alongside others.
     lent: usize,
-    /// Pools that no proof has, the one given back last at the end.
+    /// Unused pools, the one returned last at the end.
     idle: Vec<ThreadPool>,
 }
 
 impl Threads {
-    /// Threads of which a proof may have `most`, at least one, and all proofs together as many as there are cores, or
-    /// `most` if that is more.
+    /// Creates threads of which a proof may have `most`, at least one, and all proofs together as many as there are
+    /// cores, or `most` if that is more.
     pub(super) fn new(most: usize) -> Result<Self, BackendError> {
         Self::among(most, available_parallelism().map_or(1, |n| n.get()))
     }
@@ -46,29 +46,30 @@ impl Threads {
         Ok(Self { all: pool(most)?, total: most.max(cores), state: Mutex::default() })
     }
 
-    /// The pool for what runs alone.
+    /// Returns the pool for work that runs alone.
     pub(super) fn all(&self) -> &ThreadPool {
         &self.all
     }
 
-    /// Threads that a proof of so many rows has beside others.
+    /// Returns the number of threads that a proof of a circuit of `rows` rows has alongside others.
     pub(super) fn share(&self, rows: usize) -> usize {
-        (rows / ROWS).clamp(1, self.all.current_num_threads())
+        (rows / ROWS_PER_THREAD).clamp(1, self.all.current_num_threads())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         locked(&self.state)
     }
 
-    /// Says that the pool for what runs alone is at work on a key, until dropped: a proof that begins meanwhile has threads of
-    /// its own, rather than wait behind that.
+    /// Marks the shared pool as busy with loading a key until the returned value is dropped. A proof that starts in the
+    /// meantime has threads of its own, so that it does not wait behind the key.
     pub(super) fn loading(&self) -> Lent<'_> {
         self.state().proofs += 1;
         Lent { threads: self, share: 0, own: None }
     }
 
-    /// Threads for a proof, until dropped: all that a proof may have if it is alone, and so many beside others. Once all
-    /// are lent, and where the system has no more, further proofs share those for what runs alone.
+    /// Lends threads to a proof until the returned value is dropped: all that a proof may have if it is alone,
+    /// otherwise `share`. If too few are left, or the system cannot create more, the proof uses the pool for work that
+    /// runs alone.
     pub(super) fn lend(&self, share: usize) -> Lent<'_> {
         let (alone, full, ready) = {
             let mut state = self.state();
@@ -83,16 +84,16 @@ impl Threads {
     }
 }
 
-/// Threads that a proof has.
+/// Threads lent to a proof.
 pub(super) struct Lent<'a> {
     threads: &'a Threads,
     share: usize,
-    /// None where it has those for what runs alone.
+    /// `None` where it uses the pool for work that runs alone.
     own: Option<ThreadPool>,
 }
 
 impl Lent<'_> {
-    /// The pool to compute on.
+    /// Returns the pool to compute on.
     pub(super) fn pool(&self) -> &ThreadPool {
         self.own.as_ref().unwrap_or(&self.threads.all)
     }
@@ -104,7 +105,7 @@ impl Drop for Lent<'_> {
         state.proofs -= 1;
         state.lent -= self.share;
         state.idle.extend(self.own.take());
-        // Circuits of other sizes may have left pools that nobody asks for any more.
+        // Circuits of other sizes may have left pools that are not needed any more.
         let threads = |idle: &[ThreadPool]| idle.iter().map(ThreadPool::current_num_threads).sum::<usize>();
         let keep = (0..state.idle.len()).find(|from| threads(&state.idle[*from..]) <= self.threads.total);
         let keep = keep.unwrap_or(state.idle.len());
@@ -114,7 +115,7 @@ impl Drop for Lent<'_> {
     }
 }
 
-/// Threads for proofs, of their own.
+/// Creates a pool of threads for proofs.
 pub(super) fn pool(threads: usize) -> Result<ThreadPool, BackendError> {
     let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("prove-{i}")).build();
     pool.map_err(|e| BackendError::Unavailable { device: "cpu:0".into(), why: e.to_string() })

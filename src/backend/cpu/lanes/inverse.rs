@@ -1,8 +1,8 @@
-//! The inverse of one element, several times as fast as arkworks' binary Euclid.
+//! The inverse of one element, several times as fast as arkworks' binary Euclidean algorithm.
 //!
-//! By division steps: D. J. Bernstein and B.-Y. Yang, *Fast constant-time gcd computation and modular inversion*
-//! (2019). Here in variable time, as arkworks' is: a run of even g is one shift, and an odd one is made divisible by up to
-//! 2⁶ at once. Steps are done in batches on the low words alone, as the paper has it in section 10.
+//! By division steps ("safegcd"; D. J. Bernstein and B.-Y. Yang, *Fast constant-time gcd computation and modular
+//! inversion*, 2019). Here in variable time, like arkworks' algorithm: a run of even g is one shift, and an odd g is
+//! made divisible by up to 2⁶ at once. Batches of steps are computed from the low words alone, as in section 10 there.
 
 #[cfg(any(test, target_arch = "x86_64"))]
 use ark_ff::{BigInteger256, PrimeField};
@@ -11,10 +11,10 @@ use ark_ff::{BigInteger256, PrimeField};
 const BITS: u32 = 62;
 const MASK: i64 = (1 << BITS) - 1;
 
-/// Five limbs of 62 bits, least first; the highest has the sign.
+/// Five limbs of 62 bits, least significant first; the highest one holds the sign.
 type Limbs = [i64; 5];
 
-/// 62 division steps: 2⁶² times the new (f, g) is ((u, v), (q, r)) times the old.
+/// The matrix of 62 division steps: 2⁶² times the new (f, g) is ((u, v), (q, r)) times the old.
 struct Steps {
     u: i64,
     v: i64,
@@ -22,7 +22,7 @@ struct Steps {
     r: i64,
 }
 
-/// 1/x, and 0 for 0.
+/// 1/x, and 0 for 0
 #[cfg(any(test, target_arch = "x86_64"))]
 pub(super) fn inverse<F: PrimeField<BigInt = BigInteger256>>(x: F) -> F {
     let inverse = inverse_of_integer(x.into_bigint().0, F::MODULUS.0);
@@ -38,8 +38,7 @@ pub(super) fn inverse_of_integer(x: [u64; 4], p: [u64; 4]) -> [u64; 4] {
         p_inverse = p_inverse.wrapping_mul(2u64.wrapping_sub(p_low.wrapping_mul(p_inverse)));
     }
 
-    // At the top of the loop f ≡ d·x and g ≡ e·x mod p: `reduce` divides by 2⁶² modulo p as `apply` does in the
-    // integers.
+    // At the top of the loop f ≡ d·x and g ≡ e·x mod p: `reduce` divides by 2⁶² mod p, `apply` in the integers.
     let p = split(p);
     let (mut f, mut g) = (p, split(x));
     let (mut d, mut e): (Limbs, Limbs) = ([0; 5], [1, 0, 0, 0, 0]);
@@ -61,13 +60,13 @@ pub(super) fn inverse_of_integer(x: [u64; 4], p: [u64; 4]) -> [u64; 4] {
     join(&d)
 }
 
-/// A batch of division steps, from the low words of f and g. f is odd.
+/// Computes a batch of division steps from the low words of f and g. f is odd.
 #[inline]
 fn divide(eta: &mut i64, mut f: u64, mut g: u64) -> Steps {
     let (mut u, mut v, mut q, mut r) = (1i64, 0i64, 0i64, 1i64);
     let mut left = BITS;
     loop {
-        // As many steps as g has zeros halve it: rather than q and r, u and v are doubled.
+        // As many steps as g has trailing zeros halve it: instead of halving q and r, u and v are doubled.
         let zeros = (g | u64::MAX << left).trailing_zeros();
         g >>= zeros;
         (u, v) = (u << zeros, v << zeros);
@@ -81,8 +80,8 @@ fn divide(eta: &mut i64, mut f: u64, mut g: u64) -> Steps {
             (f, g) = (g, f.wrapping_neg());
             (u, v, q, r) = (q, r, -u, -v);
         }
-        // Until δ is positive again, or the batch ends, each step adds f to g where g is odd: a multiple of f that
-        // clears as many bits. −1/f ≡ f·(f² − 2) mod 2⁶.
+        // Until δ is positive again, or the batch ends, each step adds f to g if g is odd: in total a multiple of f
+        // that clears as many bits. −1/f ≡ f·(f² − 2) mod 2⁶.
         let bits = (*eta + 1).min(i64::from(left)).min(6);
         let multiple = f.wrapping_mul(g).wrapping_mul(f.wrapping_mul(f).wrapping_sub(2)) & ((1 << bits) - 1);
         g = g.wrapping_add(f.wrapping_mul(multiple));
@@ -91,19 +90,19 @@ fn divide(eta: &mut i64, mut f: u64, mut g: u64) -> Steps {
     }
 }
 
-/// (f, g) after a batch.
+/// Returns (f, g) after a batch.
 #[inline]
 fn apply(s: &Steps, (f, g): (&Limbs, &Limbs)) -> (Limbs, Limbs) {
     let row = |a, b| divided(|i| dot((a, f[i]), (b, g[i])));
     (row(s.u, s.v), row(s.q, s.r))
 }
 
-/// (d, e) after a batch, divided by 2⁶² modulo p. Both stay above −2p and below p.
+/// Returns (d, e) after a batch, divided by 2⁶² modulo p. Both stay above −2p and below p.
 #[inline]
 fn reduce(s: &Steps, (d, e): (&Limbs, &Limbs), p: &Limbs, p_inverse: u64) -> (Limbs, Limbs) {
     let row = |a: i64, b: i64| {
-        // Where d or e is negative, p is added to it, as a multiple of p in the sum; then the multiple below 2⁶² is taken
-        // off that makes the sum divisible.
+        // If d or e is negative, p is added to it, as a multiple of p in the sum; then the multiple below 2⁶² that
+        // makes the sum divisible is subtracted.
         let start = (a & d[4] >> 63) + (b & e[4] >> 63);
         let low = dot((a, d[0]), (b, e[0])) as u64;
         let excess = p_inverse.wrapping_mul(low).wrapping_add(start as u64) as i64 & MASK;
@@ -113,7 +112,7 @@ fn reduce(s: &Steps, (d, e): (&Limbs, &Limbs), p: &Limbs, p_inverse: u64) -> (Li
     (row(s.u, s.v), row(s.q, s.r))
 }
 
-/// Σ column(i)·2^(62·i) / 2⁶², of a sum that 2⁶² divides.
+/// Σ column(i)·2^(62·i) / 2⁶², for a sum that is divisible by 2⁶²
 #[inline(always)]
 fn divided(column: impl Fn(usize) -> i128) -> Limbs {
     let mut sum = column(0) >> BITS;
@@ -158,7 +157,7 @@ fn split(x: [u64; 4]) -> Limbs {
     ]
 }
 
-/// Of limbs that are not negative.
+/// For limbs that are not negative.
 fn join(x: &Limbs) -> [u64; 4] {
     let x = x.map(|limb| limb as u64);
     [x[0] | x[1] << 62, x[1] >> 2 | x[2] << 60, x[2] >> 4 | x[3] << 58, x[3] >> 6 | x[4] << 56]
@@ -199,7 +198,7 @@ mod tests {
         }
     }
 
-    /// Integers that are no least representatives.
+    /// Integers that are not least representatives.
     #[test]
     fn integers_above_the_prime() {
         let p = Fq::MODULUS;

@@ -1,13 +1,13 @@
-//! Field elements side by side: what an instruction set offers to the code above it.
+//! Vectors of field elements: what an instruction set provides to the code above it.
 //!
 //! The sums of points, the transforms and the sparse products are written once, over the traits here, and compiled for
-//! each instruction set. An instruction set chooses how it holds an element (radix, Montgomery factor, lazy
-//! reduction); conversions from and to arkworks' form are made at the borders only.
+//! each instruction set. An instruction set chooses its representation of an element (radix, Montgomery factor, lazy
+//! reduction); conversions from and to arkworks' form are made at the boundaries only.
 //!
-//! **Soundness.** A value of an [`Isa`] is the proof that the processor has the instructions: it comes from a
-//! detection at run time. Vectors are made from such a value or from other vectors, so that whoever holds a vector may
-//! compute with it. Code is compiled for the instruction set by [`Isa::enter`]; called outside of it, the operations
-//! are right but slow.
+//! **Soundness.** A value of an [`Isa`] proves that the CPU has the instructions: it is the result of a detection at
+//! run time. Vectors are made from such a value or from other vectors, so that any code that holds a vector may compute
+//! with it. Code is compiled for the instruction set by [`Isa::enter`]; called outside of it, the operations are
+//! correct but slow.
 
 #[cfg(target_arch = "x86_64")]
 pub(in crate::backend::cpu) mod avx2;
@@ -31,15 +31,15 @@ use zeroize::{DefaultIsZeroes, Zeroize, Zeroizing};
 
 use crate::model::{Fq, Fr};
 
-/// An instruction set, found on this processor.
+/// An instruction set that this CPU has.
 pub(in crate::backend::cpu) trait Isa: Copy + Send + Sync + 'static {
-    /// As in `PROVER_CPU`.
+    /// The name, as in `PROVER_CPU`.
     const NAME: &'static str;
     /// Elements of a vector, at most 16.
     const LANES: usize;
-    /// Coordinates of points.
+    /// The field of points' coordinates.
     type Fq: Lanes<Isa = Self, Element = Fq>;
-    /// Scalars.
+    /// The field of scalars.
     type Fr: Lanes<Isa = Self, Element = Fr>;
 
     /// Runs code compiled for this instruction set: [`Kernel::run`] and all it inlines.
@@ -48,16 +48,16 @@ pub(in crate::backend::cpu) trait Isa: Copy + Send + Sync + 'static {
 
 /// Code to be compiled for an instruction set. `run` and what it calls on vectors must be `#[inline(always)]`.
 pub(in crate::backend::cpu) trait Kernel<I: Isa> {
-    /// What it computes.
+    /// The result.
     type Out;
-    /// Computes it.
+    /// Computes the result.
     fn run(self, isa: I) -> Self::Out;
 }
 
-/// Two packed elements in a cache line: the coordinates of a point of G1, or the halves of one coordinate in G2.
+/// Two packed elements in a cache line: the coordinates of a point of G1, or the components of one coordinate in G2.
 ///
-/// A packed element is x·2^[`Lanes::RADIX`] mod p as four limbs, least first, in any representative below 2^256. The
-/// point at infinity is all zeros; no other point has y = 0.
+/// A packed element is x·2^[`Lanes::RADIX`] mod p as four limbs, least significant first, in any representative below
+/// 2^256. The point at infinity is all zeros; no other point has y = 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub(in crate::backend::cpu) struct Pair(pub [[u64; 4]; 2]);
@@ -66,7 +66,7 @@ impl DefaultIsZeroes for Pair {}
 
 /// Arithmetic lane by lane, in a prime field or an extension.
 pub(in crate::backend::cpu) trait Field: Copy + Send + Sync + 'static {
-    /// A value that may only be a factor: sums and differences that were not reduced.
+    /// A value that may only be used as a factor: a sum or difference that is not reduced.
     type Loose: Copy + From<Self>;
     /// An element with a sign for each lane, which may not have been applied yet.
     type Signed: Copy;
@@ -80,13 +80,13 @@ pub(in crate::backend::cpu) trait Field: Copy + Send + Sync + 'static {
     fn double(self) -> Self {
         self.add(self)
     }
-    /// self + other, to be a factor
+    /// self + other, for use as a factor
     fn sum(self, other: Self) -> Self::Loose;
-    /// self − other, to be a factor
+    /// self − other, for use as a factor
     fn diff(self, other: Self) -> Self::Loose;
-    /// −self in the lanes whose bit is set in `minus`, self in the others.
+    /// −self in the lanes whose bit is set in `minus`, self in the others
     fn signed(self, minus: u32) -> Self::Signed;
-    /// a − b, to be a factor
+    /// a − b, for use as a factor
     fn diff_signed(a: Self::Signed, b: Self::Signed) -> Self::Loose;
     /// a·b
     fn mul(a: impl Into<Self::Loose>, b: Self) -> Self;
@@ -96,13 +96,13 @@ pub(in crate::backend::cpu) trait Field: Copy + Send + Sync + 'static {
     fn square_sub(a: Self, b: Self, c: Self) -> Self;
     /// self²
     fn square(self) -> Self;
-    /// −self in the lanes whose bit is set in `mask`, self in the others.
+    /// −self in the lanes whose bit is set in `mask`, self in the others
     fn negate_where(self, mask: u32) -> Self;
-    /// `other` in the lanes whose bit is set in `mask`, self in the others.
+    /// `other` in the lanes whose bit is set in `mask`, self in the others
     fn select(self, other: Self, mask: u32) -> Self;
-    /// The lanes, by bits from the lowest, that are zero in the field.
+    /// The mask of the lanes that are zero in the field, lane 0 in the lowest bit
     fn zeros(self) -> u32;
-    /// 1/self lane by lane; 0 stays 0.
+    /// 1/self lane by lane; 0 for 0
     fn invert(self) -> Self;
 }
 
@@ -110,7 +110,7 @@ pub(in crate::backend::cpu) trait Field: Copy + Send + Sync + 'static {
 pub(in crate::backend::cpu) trait Lanes: Field + Zeroize {
     /// The instruction set.
     type Isa: Isa;
-    /// One element, as arkworks has it.
+    /// One element, in arkworks' form.
     type Element: PrimeField<BigInt = ark_ff::BigInteger256>;
     /// A component of a factor in the quadratic extension by i² = −1.
     type Component: Copy + From<Self>;
@@ -119,30 +119,30 @@ pub(in crate::backend::cpu) trait Lanes: Field + Zeroize {
 
     /// a·b
     fn product(a: Self::Loose, b: Self::Loose) -> Self;
-    /// a + b, to be a component of a factor
+    /// a + b, for use as a component of a factor
     fn component_sum(a: Self, b: Self) -> Self::Component;
-    /// a − b, to be a component of a factor
+    /// a − b, for use as a component of a factor
     fn component_diff(a: Self::Signed, b: Self::Signed) -> Self::Component;
     /// (a₀ + a₁·i)·(b₀ + b₁·i)
     fn complex_mul(a: [Self::Component; 2], b: [Self; 2]) -> [Self; 2];
-    /// The same less c₀ + c₁·i
+    /// (a₀ + a₁·i)·(b₀ + b₁·i) − (c₀ + c₁·i)
     fn complex_mul_sub(a: [Self::Component; 2], b: [Self; 2], c: [Self::Signed; 2]) -> [Self; 2];
-    /// (a₀ + a₁·i)² less b₀ + b₁·i and c₀ + c₁·i
+    /// (a₀ + a₁·i)² − (b₀ + b₁·i) − (c₀ + c₁·i)
     fn complex_square_sub(a: [Self; 2], b: [Self; 2], c: [Self; 2]) -> [Self; 2];
 
-    /// The same element in every lane.
+    /// Returns a vector with the same element in every lane.
     fn splat(isa: Self::Isa, x: Self::Element) -> Self;
-    /// Vector from one element a lane.
+    /// Makes a vector from one element per lane.
     ///
     /// # Panics
-    /// Unless there are [`Isa::LANES`] elements; so for the slices of all functions here.
+    /// If there are not [`Isa::LANES`] elements; this applies to the slices of all functions here.
     fn encode(isa: Self::Isa, elements: &[Self::Element]) -> Self;
-    /// Elements from a vector.
+    /// Writes the elements of a vector to `elements`.
     fn decode(self, elements: &mut [Self::Element]);
     /// Gathers two vectors: lane k from `from[at[k]]`.
     ///
     /// # Panics
-    /// On an index past the end.
+    /// If an index is past the end.
     fn gather(isa: Self::Isa, from: &[Pair], at: &[u32]) -> [Self; 2];
     /// Writes lane k of two vectors to `to[k]`.
     fn store(values: [Self; 2], to: &mut [Pair]);
@@ -153,8 +153,8 @@ pub(in crate::backend::cpu) trait Lanes: Field + Zeroize {
     }
 }
 
-/// For instruction sets that gain nothing by putting reductions together: what [`Field`] and [`Lanes`] have in signs and
-/// differences, by the other operations.
+/// The parts of [`Field`] and [`Lanes`] that have signs and differences, in terms of the other operations: for
+/// instruction sets that gain nothing from merging reductions.
 macro_rules! separate_reductions {
     (Field) => {
         type Signed = Self;
@@ -176,7 +176,7 @@ macro_rules! separate_reductions {
         }
     };
     (Lanes) => {
-        separate_reductions!(Lanes but for products);
+        separate_reductions!(Lanes except products);
 
         /// Three products: a₀b₀ − a₁b₁ and (a₀ + a₁)(b₀ + b₁) − a₀b₀ − a₁b₁.
         #[inline(always)]
@@ -186,7 +186,7 @@ macro_rules! separate_reductions {
             [low.sub(high), cross.sub(low).sub(high)]
         }
     };
-    (Lanes but for products) => {
+    (Lanes except products) => {
         // Karatsuba's product adds the components of a factor, so they must be reduced.
         type Component = Self;
         #[inline(always)]
@@ -212,18 +212,18 @@ macro_rules! separate_reductions {
 }
 pub(in crate::backend::cpu) use separate_reductions;
 
-/// Transposes by way of packed elements. For instruction sets that have nothing better.
+/// Transposes by way of packed elements, for instruction sets that have no better way.
 ///
 /// # Panics
-/// Unless the number of lanes is even, and that of vectors.
+/// If the number of lanes is odd, or is not the number of vectors.
 #[inline(always)]
 pub(in crate::backend::cpu) fn transpose_packed<L: Lanes>(isa: L::Isa, square: &mut [L]) {
-    const MOST: usize = 16;
+    const MAX_LANES: usize = 16;
     let lanes = L::Isa::LANES;
     assert!(square.len() == lanes && lanes.is_multiple_of(2));
-    // Column 2·i and 2·i + 1 of the square, each `lanes` long, in the halves of the pairs from i·lanes on.
-    let mut pairs = Zeroizing::new([Pair::default(); MOST / 2 * MOST]);
-    let mut rows = Zeroizing::new([Pair::default(); MOST]);
+    // Columns 2·i and 2·i + 1 of the square, each of length `lanes`, in the halves of the pairs from i·lanes on.
+    let mut pairs = Zeroizing::new([Pair::default(); MAX_LANES / 2 * MAX_LANES]);
+    let mut rows = Zeroizing::new([Pair::default(); MAX_LANES]);
     for q in (0..lanes).step_by(2) {
         L::store([square[q], square[q + 1]], &mut rows[..lanes]);
         for (k, row) in rows[..lanes].iter().enumerate() {
@@ -231,7 +231,7 @@ pub(in crate::backend::cpu) fn transpose_packed<L: Lanes>(isa: L::Isa, square: &
             (column[q].0[k % 2], column[q + 1].0[k % 2]) = (row.0[0], row.0[1]);
         }
     }
-    let mut at = [0; MOST];
+    let mut at = [0; MAX_LANES];
     for (k, at) in at.iter_mut().enumerate() {
         *at = k as u32;
     }
@@ -241,7 +241,7 @@ pub(in crate::backend::cpu) fn transpose_packed<L: Lanes>(isa: L::Isa, square: &
     }
 }
 
-/// A packed element as arkworks has it.
+/// Converts a packed element to arkworks' form.
 #[cfg(test)]
 pub(in crate::backend::cpu) fn unpack<L: Lanes>(packed: &[u64; 4]) -> L::Element {
     let bytes: Vec<u8> = packed.iter().flat_map(|limb| limb.to_le_bytes()).collect();
@@ -249,7 +249,7 @@ pub(in crate::backend::cpu) fn unpack<L: Lanes>(packed: &[u64; 4]) -> L::Element
     L::Element::from_le_bytes_mod_order(&bytes) * factor
 }
 
-/// 1/x lane by lane, by one inversion, of decoded elements. For instruction sets that have nothing better.
+/// Returns 1/x lane by lane, by one inversion of decoded elements, for instruction sets that have no better way.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(in crate::backend::cpu) fn invert_decoded<L: Lanes>(isa: L::Isa, x: L) -> L {
@@ -260,7 +260,8 @@ pub(in crate::backend::cpu) fn invert_decoded<L: Lanes>(isa: L::Isa, x: L) -> L 
     L::encode(isa, elements)
 }
 
-/// The inverses of all elements, zero's being zero, by one inversion (Montgomery's trick).
+/// Replaces all elements by their inverses, except zeros, by one inversion (P. L. Montgomery, *Speeding the Pollard and
+/// elliptic curve methods of factorization*, 1987).
 #[cfg(target_arch = "x86_64")]
 #[inline(never)]
 fn invert_all<F: PrimeField<BigInt = ark_ff::BigInteger256>>(elements: &mut [F]) {

@@ -1,29 +1,29 @@
-//! An instruction set whose every operation is a function of its own, compiled for it through [`Isa::enter`].
+//! An instruction set whose every operation is a separate function, compiled for it through [`Isa::enter`].
 //!
-//! The suite calls operations from ordinary code. Inlined there, each would be hundreds of calls of intrinsics: minutes
-//! to compile, and not the code that kernels run. So it runs on this.
+//! The suite calls operations from ordinary code. Inlined there, each would be hundreds of calls of intrinsics: it
+//! would take minutes to compile, and would not be the code that kernels run. So the suite runs on this.
 
 use zeroize::Zeroize;
 
 use super::{Field, Isa, Kernel, Lanes, Pair};
 
-/// The instruction set `I`, by calls.
+/// The instruction set `I`, by function calls.
 #[derive(Clone, Copy)]
 pub(in crate::backend::cpu) struct Outlined<I>(pub(in crate::backend::cpu) I);
 
-/// A vector of it.
+/// A vector of the instruction set.
 #[derive(Clone, Copy)]
 pub(in crate::backend::cpu) struct OutlinedVector<L: Lanes>(L::Isa, L);
 
-/// A factor of it.
+/// A factor.
 #[derive(Clone, Copy)]
 pub(in crate::backend::cpu) struct OutlinedLoose<L: Lanes>(L::Isa, L::Loose);
 
-/// A signed vector of it.
+/// A signed vector.
 #[derive(Clone, Copy)]
 pub(in crate::backend::cpu) struct OutlinedSigned<L: Lanes>(L::Isa, L::Signed);
 
-/// A component of a factor of it.
+/// A component of a factor.
 #[derive(Clone, Copy)]
 pub(in crate::backend::cpu) struct OutlinedComponent<L: Lanes>(L::Isa, L::Component);
 

@@ -1,11 +1,11 @@
-//! Any processor: one element at a time, in limbs of 64 bits.
+//! For any CPU: one element at a time, in limbs of 64 bits.
 //!
-//! In arkworks' Montgomery form, but not reduced: a value is any representative below 2p, so that a product ends without a
-//! subtraction (C. D. Walter, *Montgomery exponentiation needs no final subtractions*, 1999). What has to be corrected,
-//! after a sum, is corrected without a branch: whether it must be cannot be predicted.
+//! In arkworks' Montgomery form, but not fully reduced: a value is any representative below 2p, so that a product needs
+//! no final subtraction (C. D. Walter, *Montgomery exponentiation needs no final subtractions*, 1999). Corrections
+//! after sums are branch-free, because whether they are needed cannot be predicted.
 //!
-//! Arrays are taken apart rather than mapped: now and then the compiler makes a function of the closure, or of `map`, which
-//! made whole proofs a quarter slower.
+//! Arrays are destructured rather than mapped: now and then the compiler makes a separate function of the closure, or
+//! of `map`, which made whole proofs a quarter slower.
 
 use ark_ff::{BigInteger256, Fp, MontBackend, MontConfig, PrimeField};
 use zeroize::Zeroize;
@@ -14,7 +14,7 @@ use super::inverse::inverse_of_integer;
 use super::{Field, Isa, Kernel, Lanes, Pair, separate_reductions};
 use crate::model::{Fq, Fr};
 
-/// No instructions but those that every processor has.
+/// No instructions but those that every CPU has.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::backend::cpu) struct Portable;
 
@@ -30,10 +30,10 @@ impl Isa for Portable {
     }
 }
 
-/// Limbs, least first.
+/// Limbs, least significant first.
 type Limbs = [u64; 4];
 
-/// One element: x·2^256 mod p, as any of its two representatives below 2p.
+/// One element: x·2^256 mod p, as either of its two representatives below 2p.
 pub(in crate::backend::cpu) struct One<C: MontConfig<4>>(Limbs, std::marker::PhantomData<C>);
 
 impl<C: MontConfig<4>> Clone for One<C> {
@@ -54,8 +54,8 @@ impl<C: MontConfig<4>> Zeroize for One<C> {
 impl<C: MontConfig<4>> One<C> {
     const P: Limbs = C::MODULUS.0;
     const TWICE_P: Limbs = {
-        // Room for sums of two values, and for what a product holds in its course: less than 3p. And two subtractions of 2p
-        // are enough for any 256 bits.
+        // Sums of two values fit, and so do the intermediate values of a product, which are less than 3p. Two
+        // subtractions of 2p are enough for any 256 bits.
         let highest = C::MODULUS.0[3];
         assert!(highest >> 62 == 0 && highest > u64::MAX / 6, "4p < 2^256 < 6p");
         let p = C::MODULUS.0;
@@ -67,31 +67,31 @@ impl<C: MontConfig<4>> One<C> {
         Self(limbs, std::marker::PhantomData)
     }
 
-    /// From any representative below 2^256.
+    /// Makes an element of any representative below 2^256.
     #[inline(always)]
     fn reduced(mut limbs: Limbs) -> Self {
-        // What this module packed is below 2p, so that the branch is hardly ever taken.
+        // Elements packed by this module are below 2p, so the branch is hardly ever taken.
         if limbs[3] >= Self::TWICE_P[3] {
             limbs = less_once(less_once(limbs, &Self::TWICE_P), &Self::TWICE_P);
         }
         Self::new(limbs)
     }
 
-    /// The representative below p.
+    /// Returns the representative below p.
     #[inline(always)]
     fn canonical(self) -> Limbs {
         less_once(self.0, &Self::P)
     }
 }
 
-/// a·b + c + d, low and high.
+/// a·b + c + d, as its low and high limb
 #[inline(always)]
 fn multiply_add(a: u64, b: u64, c: u64, d: u64) -> (u64, u64) {
     let sum = u128::from(a) * u128::from(b) + u128::from(c) + u128::from(d);
     (sum as u64, (sum >> 64) as u64)
 }
 
-/// a − b, and all ones if it is negative.
+/// a − b mod 2^256, and all ones if it is negative
 #[inline(always)]
 fn subtract(a: Limbs, b: &Limbs) -> (Limbs, u64) {
     let (mut out, mut borrow) = ([0; 4], false);
@@ -111,7 +111,7 @@ fn sum(a: Limbs, b: Limbs) -> Limbs {
     out
 }
 
-/// b where the mask has ones, else a.
+/// b where the mask has ones, else a
 #[inline(always)]
 fn choose(mut a: Limbs, b: Limbs, mask: u64) -> Limbs {
     for (a, b) in a.iter_mut().zip(b) {
@@ -120,23 +120,23 @@ fn choose(mut a: Limbs, b: Limbs, mask: u64) -> Limbs {
     a
 }
 
-/// a where the mask has ones, else zero.
+/// a where the mask has ones, else zero
 #[inline(always)]
 fn masked(a: Limbs, mask: u64) -> Limbs {
     choose([0; 4], a, mask)
 }
 
-/// a less m, unless that is negative.
+/// a − m, or a if that is negative
 #[inline(always)]
 fn less_once(a: Limbs, m: &Limbs) -> Limbs {
     let (less, negative) = subtract(a, m);
     choose(less, a, negative)
 }
 
-/// a·b / 2^256 mod p, below a·b/2^256 + p: below 2p for factors below 2p. Row by row, reduced as it grows (CIOS in Ç. K.
-/// Koç, T. Acar and B. S. Kaliski, *Analyzing and comparing Montgomery multiplication algorithms*, 1996).
+/// a·b / 2^256 mod p, less than a·b/2^256 + p: below 2p for factors below 2p. Row by row, reduced as it grows (CIOS in
+/// Ç. K. Koç, T. Acar and B. S. Kaliski, *Analyzing and comparing Montgomery multiplication algorithms*, 1996).
 ///
-/// In debug builds a function of its own, for the sake of the time that the compiler takes.
+/// In debug builds a separate function, to save compile time.
 #[cfg_attr(debug_assertions, inline(never))]
 #[cfg_attr(not(debug_assertions), inline(always))]
 fn product<C: MontConfig<4>>(a: Limbs, b: Limbs) -> Limbs {
@@ -151,7 +151,7 @@ fn product<C: MontConfig<4>>(a: Limbs, b: Limbs) -> Limbs {
         for i in 1..4 {
             (t[i - 1], high) = multiply_add(m, C::MODULUS.0[i], t[i], high);
         }
-        // t < a + p after each row, so that nothing is carried.
+        // t < a + p after each row, so there is no carry out.
         t[3] = carry + high;
     }
     t
@@ -171,10 +171,10 @@ fn wide(a: Limbs, b: Limbs) -> [u64; 8] {
     t
 }
 
-/// t / 2^256 mod p, below t/2^256 + p: below 2p for t below p·2^256.
+/// t / 2^256 mod p, less than t/2^256 + p: below 2p for t below p·2^256
 #[inline(always)]
 fn reduce<C: MontConfig<4>>(mut t: [u64; 8]) -> Limbs {
-    // What the rows before carry out of the limb that the next one ends at.
+    // The carry of the previous rows out of the limb that the next row ends at.
     let mut over = 0;
     for i in 0..4 {
         let m = t[i].wrapping_mul(C::INV);
@@ -189,7 +189,7 @@ fn reduce<C: MontConfig<4>>(mut t: [u64; 8]) -> Limbs {
     [t[4], t[5], t[6], t[7]]
 }
 
-/// a − b mod 2^512, and all ones if it is negative.
+/// a − b mod 2^512, and all ones if it is negative
 #[inline(always)]
 fn subtract_wide(a: [u64; 8], b: &[u64; 8]) -> ([u64; 8], u64) {
     let (mut out, mut borrow) = ([0; 8], false);
@@ -199,10 +199,10 @@ fn subtract_wide(a: [u64; 8], b: &[u64; 8]) -> ([u64; 8], u64) {
     (out, u64::from(borrow).wrapping_neg())
 }
 
-/// (a₀ + a₁·i)·(b₀ + b₁·i) by Karatsuba's three products, of which two sums are reduced rather than each product
-/// (D. F. Aranha et al., *Faster explicit formulas for computing pairings over ordinary curves*, 2011).
+/// (a₀ + a₁·i)·(b₀ + b₁·i) by Karatsuba's three products, reducing two sums of them rather than each product (lazy
+/// reduction; D. F. Aranha et al., *Faster explicit formulas for computing pairings over ordinary curves*, 2011).
 ///
-/// In debug builds a function of its own, as [`product`] is.
+/// In debug builds a separate function, like [`product`].
 #[cfg_attr(debug_assertions, inline(never))]
 #[cfg_attr(not(debug_assertions), inline(always))]
 fn complex_product<C: MontConfig<4>>(a: [Limbs; 2], b: [Limbs; 2]) -> [Limbs; 2] {
@@ -267,7 +267,7 @@ where
         u32::from(self.0 == [0; 4] || self.0 == Self::P)
     }
     fn invert(self) -> Self {
-        // 1/(x·2^256); each of two products brings one more factor of 2^256.
+        // 1/(x·2^256); each of the two products adds a factor of 2^256.
         let r2 = Self::new(C::R2.0);
         Self::mul(Self::mul(Self::new(inverse_of_integer(self.0, Self::P)), r2), r2)
     }
@@ -279,7 +279,7 @@ macro_rules! lanes {
             type Isa = Portable;
             type Element = $element;
             const RADIX: u32 = 256;
-            separate_reductions!(Lanes but for products);
+            separate_reductions!(Lanes except products);
 
             #[inline(always)]
             fn product(a: Self, b: Self) -> Self {
@@ -338,7 +338,7 @@ mod tests {
         super::super::suite::conforms(Portable);
     }
 
-    /// Both representatives of what lies at the borders, and what a 256-bit value is reduced to.
+    /// Both representatives of values at the bounds, and the reductions of 256-bit values.
     fn borders<C: MontConfig<4>>()
     where
         Fp<MontBackend<C, 4>, 4>: PrimeField<BigInt = BigInteger256>,

@@ -1,4 +1,4 @@
-//! What every instruction set must satisfy, against arkworks lane by lane.
+//! The conformance suite of every instruction set, against arkworks lane by lane.
 #![allow(clippy::unwrap_used)]
 
 use ark_ff::{AdditiveGroup, BigInteger, BigInteger256, Field as _, PrimeField, Zero};
@@ -12,9 +12,9 @@ pub(in crate::backend::cpu) fn conforms<I: Isa>(isa: I) {
     field::<I::Fr>(isa);
 }
 
-/// Random, with a good share of the values where carries and reductions go wrong.
+/// Random, with many of the values where carries and reductions go wrong.
 fn element<F: PrimeField<BigInt = BigInteger256>>(rng: &mut StdRng, radix: u32) -> F {
-    // Chosen as the vector holds it: x·2^radix.
+    // Chosen in the vector's form, x·2^radix.
     let factor = F::from(2u64).pow([u64::from(radix)]).inverse().unwrap();
     let raw = |limbs: [u64; 4]| F::from_le_bytes_mod_order(&BigInteger256::new(limbs).to_bytes_le()) * factor;
     match rng.gen_range(0..10) {
@@ -23,7 +23,7 @@ fn element<F: PrimeField<BigInt = BigInteger256>>(rng: &mut StdRng, radix: u32) 
         2 => raw([u64::MAX, u64::MAX, u64::MAX, u64::MAX >> 3]),
         3 => raw(std::array::from_fn(|_| if rng.r#gen() { u64::MAX } else { 0 })),
         4 => raw(std::array::from_fn(|_| 1u64 << rng.gen_range(0..64))),
-        // Near p/2 and near the borders of limbs of 51 and 52 bits.
+        // Near p/2 and near the boundaries of limbs of 51 and 52 bits.
         5 => F::from(2u64).inverse().unwrap() * factor + raw([rng.gen_range(0..4), 0, 0, 0]),
         6 => {
             let bit = [51, 52, 102, 104, 153, 156, 204, 208][rng.gen_range(0..8)];
@@ -77,7 +77,7 @@ fn field<L: Lanes>(isa: L::Isa) {
         check("select", va.select(vb, mask), |i| if bit(i) { b[i] } else { a[i] });
         check("splat", L::splat(isa, a[0]), |_| a[0]);
 
-        // Zero in all the ways it comes about.
+        // Zeros that come about in various ways.
         let zero_where = |v: L| (0..n).fold(0, |m, i| m | u32::from(v.zeros() >> i & 1 == 1) << i);
         let expected = |f: &dyn Fn(usize) -> L::Element| (0..n).fold(0, |m, i| m | u32::from(f(i).is_zero()) << i);
         assert_eq!(zero_where(va), expected(&|i| a[i]), "zeros on {}", L::Isa::NAME);
@@ -116,7 +116,7 @@ fn field<L: Lanes>(isa: L::Isa) {
             assert_eq!(va.sub(va).invert().zeros() & all, all, "1/0 is 0 on {}", L::Isa::NAME);
         }
 
-        // A square of vectors, some of them from a chain.
+        // A square of vectors, one of them from the chain.
         let rows: Vec<(Vec<L::Element>, L)> = (0..n).map(|_| vector::<L>(isa, &mut rng)).collect();
         let mut square: Vec<L> = rows.iter().map(|(_, v)| *v).collect();
         square[n - 1] = chain;
@@ -125,7 +125,7 @@ fn field<L: Lanes>(isa: L::Isa) {
             check("transpose", *column, |k| if k == n - 1 { twin[q] } else { rows[k].0[q] });
         }
 
-        // Packed, from scattered places; then with representatives that are not the least.
+        // Packed elements, from scattered places; then with representatives that are not the least.
         let mut packed = vec![Pair::default(); 3 * n];
         L::store([va, vb], &mut packed[n..2 * n]);
         L::store([chain, vc.sub(vb)], &mut packed[2 * n..]);

@@ -1,6 +1,6 @@
-//! An instruction set for tests: as many lanes as one likes, one after another on the portable arithmetic.
+//! An instruction set for tests: any number of lanes, one after another on the portable arithmetic.
 //!
-//! It shows the code above the seam every number of lanes on any machine.
+//! It runs the code above the traits with any number of lanes on any machine.
 
 use ark_ff::{BigInteger256, Fp, MontBackend, MontConfig, PrimeField};
 use zeroize::Zeroize;
@@ -23,7 +23,7 @@ impl<const N: usize> Isa for Wide<N> {
     }
 }
 
-/// Elements side by side.
+/// A vector of elements.
 pub(in crate::backend::cpu) struct Row<C: MontConfig<4>, const N: usize>([One<C>; N]);
 
 impl<C: MontConfig<4>, const N: usize> Clone for Row<C, N> {

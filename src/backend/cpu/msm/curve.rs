@@ -7,15 +7,15 @@ use ark_ff::{AdditiveGroup, Field as _};
 use super::super::lanes::{Field, Isa, Lanes, Pair};
 use crate::model::{Fq, Fq2, Fr, G1_BYTES, G1Affine, G2_BYTES, G2Affine, g1_raw, g2_raw};
 
-/// Most lanes of any instruction set.
-pub(super) const MOST_LANES: usize = 16;
+/// Maximum number of lanes of any instruction set.
+pub(super) const MAX_LANES: usize = 16;
 
-/// A group of points, as an instruction set holds them.
+/// A group of points, as an instruction set represents them.
 ///
 /// In memory a point is a [`Pair`] in each *half*: G1 has one half, (x, y); G2 has two, its x = x₀ + x₁·i in the first
 /// and its y in the second.
 pub(in crate::backend::cpu) trait Curve<I: Isa>: Send + Sync + 'static {
-    /// The curve, as arkworks has it: y² = x³ + b.
+    /// arkworks' configuration of the curve: y² = x³ + b.
     type Config: SWCurveConfig<ScalarField = Fr>;
     /// A coordinate of [`Isa::LANES`] points.
     type Coordinate: Field;
@@ -24,32 +24,33 @@ pub(in crate::backend::cpu) trait Curve<I: Isa>: Send + Sync + 'static {
     /// Halves of a point, 1 or 2.
     const HALVES: usize;
 
-    /// The point in so many bytes, unchecked.
+    /// Reads a point from [`Self::BYTES`] bytes, unchecked.
     fn read(raw: &[u8]) -> Affine<Self::Config>;
-    /// λ times the point, by the endomorphism (x, y) to (β·x, y); λ is that of [`super::super::digits`].
+    /// Returns λ times the point, by the endomorphism that maps (x, y) to (β·x, y); λ is that of
+    /// [`super::super::digits`].
     fn image(point: &Affine<Self::Config>) -> Affine<Self::Config>;
-    /// One in every lane.
+    /// Returns one in every lane.
     fn one(isa: I) -> Self::Coordinate;
-    /// The coordinates x of the points at so many indices.
+    /// Gathers x of the points at the indices `at`.
     fn gather_x(isa: I, from: [&[Pair]; 2], at: &[u32]) -> Self::Coordinate;
-    /// x and y of the points at so many indices.
+    /// Gathers x and y of the points at the indices `at`.
     fn gather(isa: I, from: [&[Pair]; 2], at: &[u32]) -> [Self::Coordinate; 2];
     /// Writes [`Isa::LANES`] points from index `at` on.
     fn store(point: [Self::Coordinate; 2], to: &mut [&mut [Pair]; 2], at: usize);
-    /// Points in lanes; (0, 0) for the point at infinity.
+    /// Converts arkworks' points; the point at infinity becomes (0, 0).
     fn encode(isa: I, points: &[Affine<Self::Config>]) -> [Self::Coordinate; 2];
-    /// Points as arkworks has them, none at infinity.
+    /// Converts to arkworks' points, none of them at infinity.
     fn decode(point: [Self::Coordinate; 2], points: &mut [Affine<Self::Config>]);
 }
 
-/// Lanes with the bit of each lane set.
+/// Returns a mask with the bit of each lane set.
 pub(super) const fn all_lanes<I: Isa>() -> u32 {
     ((1u64 << I::LANES) - 1) as u32
 }
 
 #[inline(always)]
 fn encode_by<I: Isa, P>(isa: I, points: &[P], coordinate: impl Fn(&P) -> Fq) -> I::Fq {
-    let mut elements = [Fq::ZERO; MOST_LANES];
+    let mut elements = [Fq::ZERO; MAX_LANES];
     for (element, point) in elements.iter_mut().zip(points) {
         *element = coordinate(point);
     }
@@ -57,8 +58,8 @@ fn encode_by<I: Isa, P>(isa: I, points: &[P], coordinate: impl Fn(&P) -> Fq) -> 
 }
 
 #[inline(always)]
-fn decoded<L: Lanes<Element = Fq>>(coordinate: L) -> [Fq; MOST_LANES] {
-    let mut elements = [Fq::ZERO; MOST_LANES];
+fn decoded<L: Lanes<Element = Fq>>(coordinate: L) -> [Fq; MAX_LANES] {
+    let mut elements = [Fq::ZERO; MAX_LANES];
     coordinate.decode(&mut elements[..L::Isa::LANES]);
     elements
 }
@@ -132,7 +133,7 @@ impl<I: Isa> Curve<I> for InG2 {
     }
     #[inline(always)]
     fn gather(isa: I, from: [&[Pair]; 2], at: &[u32]) -> [Ext2<I::Fq>; 2] {
-        // Not by `map`, whose closure may be compiled by itself, without the instructions.
+        // Without `map`, whose closure may be compiled as a separate function, without the instructions.
         [Ext2::from(I::Fq::gather(isa, from[0], at)), Ext2::from(I::Fq::gather(isa, from[1], at))]
     }
     #[inline(always)]
@@ -175,7 +176,7 @@ impl<L> Ext2<L> {
     }
 }
 
-/// A factor.
+/// A vector that may only be a factor.
 #[derive(Clone, Copy)]
 pub(in crate::backend::cpu) struct Ext2Loose<H>([H; 2]);
 
@@ -261,7 +262,7 @@ pub(super) mod tests {
     use ark_ff::UniformRand;
     use ark_std::rand::{Rng, SeedableRng, rngs::StdRng};
 
-    /// The extension against arkworks' own, lane by lane.
+    /// Compares the extension with arkworks' own, lane by lane.
     pub(in super::super) fn extension<I: Isa>(isa: I, rounds: usize) {
         let mut rng = StdRng::seed_from_u64(11);
         let element = |rng: &mut StdRng| match rng.gen_range(0..6) {
@@ -275,7 +276,7 @@ pub(super) mod tests {
             InG2::encode(isa, &points)[0]
         };
         let check = |what: &str, got: Ext2<I::Fq>, expected: &dyn Fn(usize) -> Fq2| {
-            let mut points = [G2Affine::identity(); MOST_LANES];
+            let mut points = [G2Affine::identity(); MAX_LANES];
             <InG2 as Curve<I>>::decode([got, got], &mut points[..I::LANES]);
             for (lane, point) in points[..I::LANES].iter().enumerate() {
                 assert_eq!(point.x, expected(lane), "{what} of lane {lane} on {}", I::NAME);

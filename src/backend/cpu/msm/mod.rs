@@ -1,18 +1,20 @@
-//! Multi-scalar multiplication: Pippenger's buckets, summed by batched affine additions in lanes.
+//! Multi-scalar multiplication (MSM): Pippenger's buckets, summed by batch-affine additions in lanes.
 //!
-//! Everything is a sum of segments of points ([`sums`]), three times over:
+//! Everything is a sum of segments of points ([`sums`]), in three stages:
 //!
 //! 1. Bₖ, the sum of the points whose digit in a window is k, for each bucket k of each window;
-//! 2. of a window's buckets, with k = k₁·2ˢ + k₀, the row sums Σ Bₖ over k₀ and the column sums over k₁, so that
+//! 2. with k = k₁·2ˢ + k₀ for the buckets of a window, the row sums Σ Bₖ over k₀ and the column sums over k₁, so that
 //!    Σ k·Bₖ = 2ˢ·Σ k₁·row(k₁) + Σ k₀·column(k₀);
 //! 3. for each bit b of the scalars, of all windows, the sum of the rows or columns that have it in their weight.
 //!
-//! What is left are some 254 points (127 where scalars are halved) with weights 2ᵇ, for Horner's rule. Where there are
-//! multiples of the points for all windows ([`Multiples::Windows`]), all windows are one: buckets, lines and bits are those of
-//! a single window, which may be wider for that. Buckets by batched
-//! affine additions are those of Bernstein et al., "Faster batch forgery identification" (2012), and, with one inversion
-//! for many additions, of gnark-crypto and others; sums of pairs in rounds need no scheduling, since no two additions of a
-//! round can meet.
+//! What remains are some 254 points (127 where scalars are halved) with weights 2ᵇ, which are added by Horner's rule.
+//! Where there are multiples of the points for all windows ([`Multiples::Windows`]), all windows are one: buckets,
+//! lines and bits are those of a single window, which may therefore be wider.
+//!
+//! Buckets are Pippenger's (N. Pippenger, *On the evaluation of powers and related problems*, 1976). Summing them by
+//! batch-affine additions is from Bernstein et al., "Faster batch forgery identification" (2012), and, with one
+//! inversion for many additions, from gnark-crypto and others; pairwise sums in rounds need no scheduling, because no
+//! two additions of a round have a point in common.
 
 mod curve;
 mod multiples;
@@ -36,10 +38,10 @@ pub(super) use sort::Sorted;
 pub(super) use sums::Pool;
 use sums::{Direct, GROUP, Points, Slots, Sums, sum};
 
-/// Points of one section of a key, packed; infinity is left out (up to two thirds of B in real keys).
+/// Packed points of one section of a key, without those at infinity (up to two thirds of B in real keys).
 ///
-/// Memory: 64 bytes a point in G1, 128 in G2, for each of the multiples there are of a point; where there are points at
-/// infinity, 12 more for 64 of the section.
+/// Memory: 64 bytes for a point in G1 and 128 in G2, for each of its multiples; if there are points at infinity, 12
+/// more for every 64 points of the section.
 pub(super) struct Bases<I: Isa, C: Curve<I>> {
     isa: I,
     points: Points,
@@ -48,33 +50,34 @@ pub(super) struct Bases<I: Isa, C: Curve<I>> {
     curve: std::marker::PhantomData<C>,
 }
 
-/// Where the point of a wire lies.
+/// The positions of the wires' points.
 #[derive(Clone)]
 struct Places {
     /// The wire of the section's first point.
     first: u32,
     /// Points in the section.
     count: u32,
-    /// Points that are kept: those not at infinity.
+    /// Points kept: those not at infinity.
     kept: u32,
-    /// By 64 wires, from the first on. `None` if no point is at infinity.
+    /// One for every 64 wires, from the first on. `None` if no point is at infinity.
     runs: Option<Arc<[Run]>>,
-    /// Bits of an index that are the wire's; the others are the number of the multiple.
+    /// Bits of an index that hold the wire's number; the others hold the number of the multiple.
     wire_bits: u32,
-    /// Slots from a multiple to the next one of the same point.
-    apart: u32,
-    /// Whether every scalar has a point, none of them at infinity: so for H.
+    /// Slots between consecutive multiples of a point.
+    stride: u32,
+    /// Whether every scalar has a point and none is at infinity, as in H.
     all: bool,
     /// Whether every index is a slot.
     direct: bool,
 }
 
-/// Which of 64 points are kept. Looked up for every entry, in no order: those of 2^18 wires fit a first-level cache.
+/// Which of 64 points are kept. Looked up for every entry, in random order; those of 2^18 wires fit a first-level
+/// cache.
 #[derive(Clone, Copy, Default)]
 struct Run {
-    /// The slot of the first that is kept.
+    /// The slot of the first point kept.
     slot: u32,
-    /// Those kept, from the lowest bit on, in halves: so that a run is 12 bytes long.
+    /// The points kept, from the lowest bit on; in two halves, so that a run is 12 bytes long.
     kept: [u32; 2],
 }
 
@@ -85,28 +88,28 @@ impl Slots for Places {
 
     #[inline(always)]
     fn slot(&self, entry: u32) -> (u32, bool) {
-        let (wire, multiple) = (entry & ((1 << self.wire_bits) - 1), (entry >> self.wire_bits) * self.apart);
+        let (wire, multiple) = (entry & ((1 << self.wire_bits) - 1), (entry >> self.wire_bits) * self.stride);
         let at = wire.wrapping_sub(self.first);
         let Some(runs) = &self.runs else { return (at.wrapping_add(multiple), at < self.count) };
         // Past the end nothing is kept.
         let run = runs.get(at as usize / 64).copied().unwrap_or_default();
         let kept = u64::from(run.kept[0]) | u64::from(run.kept[1]) << 32;
-        // Without a branch: which points are kept cannot be predicted.
+        // Branch-free, because which points are kept cannot be predicted.
         let before = (kept & ((1 << (at % 64)) - 1)).count_ones();
         (multiple + run.slot + before, kept >> (at % 64) & 1 == 1)
     }
 }
 
-/// Points a task converts: whole runs.
+/// Points per conversion task: whole runs.
 const CHUNK: usize = 1 << 12;
 
 impl<I: Isa, C: Curve<I>> Bases<I, C> {
-    /// Converts a section of a key, whose first point belongs to wire `first`, for products with so many scalars: if they
-    /// will be halved, λ times each point is made too.
+    /// Converts a section of a key, whose first point belongs to wire `first`, for products with `scalars` scalars: if
+    /// these will be halved, λ times each point is computed too.
     ///
-    /// Fails on more than 2^30 wires, and on coordinates that are not below q: field arithmetic relies on it. Whether the
-    /// points are on their curve, and in the group of order r, is not looked at; sums of others are wrong, and the proof
-    /// does not verify.
+    /// Fails on more than 2^30 wires, and on coordinates that are not below q, which field arithmetic relies on. Does
+    /// not check that the points are on their curve and in the group of order r; sums of other points are wrong, and
+    /// the proof does not verify.
     pub(super) fn new(isa: I, section: &[u8], first: usize, scalars: usize) -> Result<Self, BackendError> {
         let count = section.len() / C::BYTES;
         let section = &section[..count * C::BYTES];
@@ -125,11 +128,11 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
         };
         let kept: Vec<usize> = section.par_chunks(CHUNK * C::BYTES).map(look).collect::<Result<_, _>>()?;
         let total: usize = kept.iter().sum();
-        let multiples = Multiples::few(scalars);
+        let multiples = Multiples::at_load(scalars);
         let mut points = Points::infinities::<I, C>(multiples.of_each() * total);
         let mut runs = (total < count).then(|| vec![Run::default(); count.div_ceil(64)]);
 
-        // Each task has its piece of the points and of the runs.
+        // Each task owns a piece of the points and of the runs.
         let [mut x, mut y] = points.halves.each_mut().map(Vec::as_mut_slice);
         let mut runs_left = runs.as_deref_mut().unwrap_or_default();
         let mut tasks = Vec::with_capacity(2 * kept.len());
@@ -137,7 +140,7 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
             let mut from = 0;
             for (raw, kept) in section.chunks(CHUNK * C::BYTES).zip(&kept) {
                 let to = [&mut x, &mut y].map(|half| half.split_off_mut(..*kept.min(&half.len())).unwrap_or_default());
-                // By then none are left for images.
+                // None are left for the images: the tasks of the points themselves have them all.
                 let runs = runs_left.split_off_mut(..(CHUNK / 64).min(runs_left.len())).unwrap_or_default();
                 tasks.push(Convert::<C> { raw, to, runs, from, image, curve: std::marker::PhantomData });
                 from += kept;
@@ -150,25 +153,25 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
             kept: total as u32,
             runs: runs.map(Arc::from),
             wire_bits: multiples.wire_bits(),
-            apart: total as u32,
+            stride: total as u32,
             all: first == 0 && total >= scalars,
             direct: first == 0 && total >= scalars && multiples == Multiples::None,
         };
         Ok(Self { isa, points, places, multiples, curve: std::marker::PhantomData })
     }
 
-    /// Σ scalar(wireᵢ)·pointᵢ, on the threads of the caller's pool. A stopped token ends it early with a meaningless
-    /// sum: the caller looks at the token.
+    /// Computes Σ scalar(wireᵢ)·pointᵢ on the threads of the caller's pool. A stopped token ends it early with a
+    /// meaningless sum: the caller must check the token.
     ///
-    /// Memory: the buckets of as many windows as are summed at a time (64 or 128 bytes for each of 2^(window − 1)), and
-    /// what the pool lends, about a megabyte a thread.
+    /// Memory: the buckets of the windows that are summed at a time (64 or 128 bytes for each of the 2^(window − 1)
+    /// buckets), and the scratch memory of the pool, about a megabyte per thread.
     pub(super) fn msm(&self, scalars: &Sorted, pool: &Pool<I, C>, stop: &StopToken) -> Projective<C::Config> {
         if self.points.len() == 0 {
             return Projective::zero();
         }
         assert_eq!(scalars.multiples, self.multiples, "scalars are cut for what there is of the points");
-        // As many entries as leave a group's worth of points, unless hardly any leaves one. Where scalars are halved there
-        // is little else in memory, and half as much is hardly slower.
+        // As many entries as contain a full group of points, unless hardly any entry has a point. Where scalars are
+        // halved there is little else in memory, and groups of half the size are hardly slower.
         let full = GROUP / C::HALVES / if scalars.multiples == Multiples::Image { 2 } else { 1 };
         let group = (full * self.places.count as usize).div_ceil(self.places.kept as usize).min(16 * full);
         let from = (&self.points, &self.places);
@@ -187,7 +190,7 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
             },
         );
         let grid = Grid::new(scalars.window);
-        // First come the units, whose weight is one.
+        // The units come first; their weight is one.
         let ones = units.segments.len();
         let parts: Vec<Sums> = std::iter::once(units).chain(lines).collect();
         let all = Sums::joined(&parts);
@@ -204,7 +207,7 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
         horner(&sums.segments, &sums.decode::<I, C>(self.isa))
     }
 
-    /// The row and column sums of some windows, by so many entries and so many points at a time.
+    /// Computes the row and column sums of some windows, by `group` entries or `full` points at a time.
     fn lines(
         &self,
         scalars: &Sorted,
@@ -246,12 +249,12 @@ impl Grid {
         Self { window, low: window / 2 }
     }
 
-    /// Rows and columns of a window, with those that have no weight.
+    /// Returns the number of rows and columns of a window, including those without weight.
     fn lines(self) -> usize {
         (1 << self.low) + (1 << (self.window - 1 - self.low)) + 1
     }
 
-    /// The column and the row of bucket k, as line numbers; none where the weight would be zero.
+    /// Calls `each` with the line numbers of the column and the row of bucket k, but not with those of zero weight.
     fn lines_of(self, k: usize, mut each: impl FnMut(usize)) {
         let (column, row) = (k & ((1 << self.low) - 1), k >> self.low);
         if column > 0 {
@@ -262,7 +265,8 @@ impl Grid {
         }
     }
 
-    /// The bits of the weight of a line, counted from the lowest of the scalar, for a line numbered through all windows.
+    /// Calls `each` with the bits of the weight of a line, counted from the lowest of the scalar; lines are numbered
+    /// through all windows.
     fn bits(self, line: usize, mut each: impl FnMut(usize)) {
         let (window, line) = (line / self.lines(), line % self.lines());
         let (weight, shift) = if line < 1 << self.low { (line, 0) } else { (line - (1 << self.low), self.low) };
@@ -272,7 +276,7 @@ impl Grid {
     }
 }
 
-/// Σ 2^bit·point, by bits in ascending order.
+/// Computes Σ 2^bit·point, for bits in ascending order.
 fn horner<P: ark_ec::short_weierstrass::SWCurveConfig>(bits: &[u32], points: &[Affine<P>]) -> Projective<P> {
     let mut sum = Projective::zero();
     let mut at = bits.last().copied().unwrap_or(0);
@@ -289,7 +293,7 @@ fn horner<P: ark_ec::short_weierstrass::SWCurveConfig>(bits: &[u32], points: &[A
     sum
 }
 
-/// Whether the bytes of a point are those of the point at infinity: all zeros.
+/// Returns whether the bytes encode the point at infinity: all zeros.
 fn at_infinity(raw: &[u8]) -> bool {
     raw.iter().all(|byte| *byte == 0)
 }
@@ -297,11 +301,11 @@ fn at_infinity(raw: &[u8]) -> bool {
 /// Converts some points of a section.
 struct Convert<'a, C> {
     raw: &'a [u8],
-    /// Room for those not at infinity.
+    /// Where those not at infinity go.
     to: [&'a mut [Pair]; 2],
-    /// Where they will lie, or empty if nobody asks.
+    /// The runs to fill in, or empty if none are recorded.
     runs: &'a mut [Run],
-    /// The slot of the first.
+    /// The slot of the first point.
     from: usize,
     /// Whether to multiply them by λ.
     image: bool,
@@ -313,7 +317,7 @@ impl<I: Isa, C: Curve<I>> Kernel<I> for Convert<'_, C> {
 
     #[inline(always)]
     fn run(mut self, isa: I) {
-        let mut points = [Affine::identity(); curve::MOST_LANES];
+        let mut points = [Affine::identity(); curve::MAX_LANES];
         let (mut waiting, mut stored) = (0, 0);
         for (i, raw) in self.raw.chunks_exact(C::BYTES).enumerate() {
             if at_infinity(raw) {

@@ -1,5 +1,5 @@
-//! What is to be added up: entries sorted into segments.
-#![allow(unsafe_code)] // windows are sorted side by side, into one list
+//! The terms of the sums: entries sorted into segments.
+#![allow(unsafe_code)] // windows are sorted in parallel, into one list
 
 use rayon::prelude::*;
 use zeroize::Zeroizing;
@@ -7,25 +7,25 @@ use zeroize::Zeroizing;
 use super::super::digits::{Digits, MINUS, Multiples};
 use super::super::scattered::Scattered;
 
-/// Entries by segment. An entry is the index of a point or of a multiple of it ([`Multiples`]), with [`MINUS`] where it is
-/// taken away.
+/// Entries by segment. An entry is the index of a point or of a multiple of it ([`Multiples`]), with [`MINUS`] set if
+/// it is subtracted.
 ///
-/// As secret as the scalars it was made from: overwritten when dropped.
+/// As secret as the scalars they were made from: overwritten when dropped.
 pub(super) struct Segments {
     entries: Zeroizing<Vec<u32>>,
-    /// Where each segment starts, and where the last one ends.
+    /// The start of each segment, and the end of the last one.
     starts: Zeroizing<Vec<usize>>,
 }
 
 impl Segments {
-    /// All entries in one segment.
+    /// Puts all entries in one segment.
     fn one(entries: Zeroizing<Vec<u32>>) -> Self {
         let starts = Zeroizing::new(vec![0, entries.len()]);
         Self { entries, starts }
     }
 
-    /// Entries sorted into `count` segments; `items` calls its argument with the segment and the entry of each, and
-    /// does so again in the same order.
+    /// Sorts entries into `count` segments. `items` calls its argument with the segment and the entry of each item; it
+    /// is called twice and must yield the same order.
     pub(super) fn sort(count: usize, items: impl Fn(&mut dyn FnMut(usize, u32))) -> Self {
         let mut starts = Zeroizing::new(vec![0usize; count + 1]);
         items(&mut |segment, _| starts[segment + 1] += 1);
@@ -41,22 +41,22 @@ impl Segments {
         Self { entries, starts }
     }
 
-    /// Number of segments.
+    /// Returns the number of segments.
     pub(super) fn len(&self) -> usize {
         self.starts.len() - 1
     }
 
-    /// The entries of some segments.
+    /// Returns the range of the entries of some segments.
     pub(super) fn range(&self, segments: std::ops::Range<usize>) -> std::ops::Range<usize> {
         self.starts[segments.start]..self.starts[segments.end]
     }
 
-    /// All entries in a range, whatever their segments.
+    /// Returns all entries in a range, whatever their segments.
     pub(super) fn entries(&self, range: std::ops::Range<usize>) -> &[u32] {
         &self.entries[range]
     }
 
-    /// Every segment that has entries in a range, and those entries.
+    /// Iterates over the segments that have entries in a range, with those entries.
     #[inline(always)]
     pub(super) fn pieces(&self, range: std::ops::Range<usize>) -> impl Iterator<Item = (usize, &[u32])> {
         let mut segment = self.starts.partition_point(|start| *start <= range.start).saturating_sub(1);
@@ -81,9 +81,9 @@ impl Segments {
 pub(in crate::backend::cpu) struct Sorted {
     /// Bits of a window.
     pub(super) window: usize,
-    /// Number of windows that have buckets of their own: one where there are multiples for all windows.
+    /// Number of windows that have buckets of their own: one if there are multiples for all windows.
     pub(super) windows: usize,
-    /// The multiples that the scalars were cut for.
+    /// The multiples that the scalars were recoded for.
     pub(super) multiples: Multiples,
     /// Scalars that are not 0, 1 or −1.
     pub(in crate::backend::cpu) dense: usize,
@@ -94,12 +94,12 @@ pub(in crate::backend::cpu) struct Sorted {
 }
 
 impl Sorted {
-    /// Sorts plain scalars below r by their digits, in a pass over each window (counting sort), for sections that have these
+    /// Sorts plain scalars below r by their digits, by a counting sort of each window, for sections that have these
     /// multiples of their points.
     pub(in crate::backend::cpu) fn new(scalars: &[ark_ff::BigInteger256], multiples: Multiples) -> Self {
         let Digits { window, rows, wires, units } = Digits::new(scalars, multiples);
         let half = 1usize << (window - 1);
-        // By window, then by bucket: first how many entries a window has for a bucket, then where the next of them goes.
+        // By window, then by bucket: first a window's number of entries in a bucket, then the place of its next one.
         let mut places = Zeroizing::new(vec![0usize; rows.len() * half]);
         places.par_chunks_mut(half).zip(&rows).for_each(|(counts, row)| {
             for digit in row.iter().filter(|digit| **digit != 0) {
@@ -114,7 +114,7 @@ impl Sorted {
         let mut total = 0;
         for segment in 0..windows * half {
             starts.push(total);
-            // The segment is this bucket of one window, or of all.
+            // The segment is this bucket of one window, or of all windows.
             for place in places[segment..].iter_mut().step_by(half).take(if shared.is_some() { rows.len() } else { 1 })
             {
                 (total, *place) = (total + *place, total);
@@ -130,7 +130,7 @@ impl Sorted {
                     let at = &mut free[usize::from(digit.unsigned_abs()) - 1];
                     let entry = multiple | wire;
                     // SAFETY: a window has as many entries for a bucket as were counted, from its place in the bucket's
-                    // segment on, and the places of others begin after them: nobody else writes or reads this one.
+                    // segment on, and the places of the others begin after them: no other thread accesses this element.
                     unsafe { scattered.write(*at, if *digit < 0 { entry | MINUS } else { entry }) };
                     *at += 1;
                 }

@@ -1,12 +1,13 @@
-//! Sums of many segments of affine points, by additions in pairs that share inversions.
+//! Sums of many segments of affine points, by pairwise additions that share inversions.
 //!
-//! Neighbours within a segment are added, then their sums, and so on, until one point a segment is left. The additions
-//! of a round are independent of each other: whatever the scalars are, no two of them meet. They share one inversion
-//! lane by lane (Montgomery's trick), so that an addition takes 5 products and a square. A group of some thousand
-//! points goes through all its rounds before the next one starts: its sums stay in the cache.
+//! Neighbours within a segment are added, then their sums, and so on, until one point per segment is left. The
+//! additions of a round are independent: whatever the scalars are, no two of them have a point in common. They share
+//! one inversion lane by lane (P. L. Montgomery, *Speeding the Pollard and elliptic curve methods of factorization*,
+//! 1987), so that an addition takes 5 products and a square. A group of some thousand points goes through all its
+//! rounds before the next one starts: its sums stay in the cache.
 //!
-//! Lists of which points are added, which tell digits of the witness, are overwritten when dropped. The sums of points
-//! are not, as arkworks' are not: they are many times as much memory.
+//! Lists of which points are added, which reveal digits of the witness, are overwritten when dropped. The sums of
+//! points are not, as arkworks' are not: they take many times as much memory.
 #![allow(unsafe_code)] // prefetching
 
 use std::ops::Range;
@@ -18,7 +19,7 @@ use zeroize::Zeroizing;
 
 use super::super::digits::MINUS;
 use super::super::lanes::{Field, Isa, Kernel, Pair};
-use super::curve::{Curve, MOST_LANES, all_lanes};
+use super::curve::{Curve, MAX_LANES, all_lanes};
 use super::sort::Segments;
 use crate::backend::pages;
 use crate::model::{StopToken, locked};
@@ -30,7 +31,7 @@ pub(super) struct Points {
 }
 
 impl Points {
-    /// So many points at infinity; memory is touched by all threads of the pool.
+    /// Creates `count` points at infinity; the memory is touched by all threads of the pool.
     pub(super) fn infinities<I: Isa, C: Curve<I>>(count: usize) -> Self {
         let mut points = Self::default();
         for half in &mut points.halves[..C::HALVES] {
@@ -40,12 +41,12 @@ impl Points {
         points
     }
 
-    /// Number of points.
+    /// Returns the number of points.
     pub(super) fn len(&self) -> usize {
         self.halves[0].len()
     }
 
-    /// To read from.
+    /// Returns the points as slices.
     pub(super) fn view(&self) -> [&[Pair]; 2] {
         self.halves.each_ref().map(Vec::as_slice)
     }
@@ -56,11 +57,11 @@ impl Points {
             .all(|half| half.get(at).is_none_or(|pair| pair.0.as_flattened().iter().all(|limb| *limb == 0)))
     }
 
-    /// Makes room for at least so many points, whose values are of no account: what was there may be lost.
-    fn room<I: Isa, C: Curve<I>>(&mut self, count: usize) {
+    /// Grows to at least `count` points, with unspecified contents: previous ones may be lost.
+    fn ensure_len<I: Isa, C: Curve<I>>(&mut self, count: usize) {
         for half in &mut self.halves[..C::HALVES] {
             if half.len() < count {
-                // In place of the old one, rather than beside it.
+                // Frees the old memory before allocating the new.
                 *half = Vec::new();
                 half.reserve_exact(count);
                 half.resize(count, Pair::default());
@@ -69,17 +70,17 @@ impl Points {
     }
 }
 
-/// What segments sum to. A segment may be in several parts, and is in none where its sum is the point at infinity.
+/// The sums of segments. A segment may be in several parts, and is in none if its sum is the point at infinity.
 #[derive(Default)]
 pub(super) struct Sums {
     /// The segment of each point, in ascending order.
     pub(super) segments: Zeroizing<Vec<u32>>,
-    /// Its sum, or a part of it; none at infinity.
+    /// The segment's sum, or a part of it; none at infinity.
     pub(super) points: Points,
 }
 
 impl Sums {
-    /// Those of all parts, one after another; of full length at once, for a vector that grows leaves copies behind.
+    /// Concatenates the sums of all parts, allocating the full length at once: a vector that grows leaves copies.
     pub(super) fn joined(parts: &[Self]) -> Self {
         let count = parts.iter().map(|part| part.segments.len()).sum();
         let mut sums = Self { segments: Zeroizing::new(Vec::with_capacity(count)), points: Points::default() };
@@ -93,7 +94,7 @@ impl Sums {
         sums
     }
 
-    /// The points as arkworks has them.
+    /// Returns the points in arkworks' form.
     pub(super) fn decode<I: Isa, C: Curve<I>>(&self, isa: I) -> Vec<Affine<C::Config>> {
         isa.enter(Decode::<C> { points: &self.points, curve: std::marker::PhantomData })
     }
@@ -111,8 +112,8 @@ impl<I: Isa, C: Curve<I>> Kernel<I> for Decode<'_, C> {
     fn run(self, isa: I) -> Self::Out {
         let mut out = vec![Affine::identity(); self.points.len().next_multiple_of(I::LANES)];
         for (k, out) in out.chunks_exact_mut(I::LANES).enumerate() {
-            // Past the end, the last point again.
-            let at: [u32; MOST_LANES] = std::array::from_fn(|i| (k * I::LANES + i).min(self.points.len() - 1) as u32);
+            // Past the end, the last point is repeated.
+            let at: [u32; MAX_LANES] = std::array::from_fn(|i| (k * I::LANES + i).min(self.points.len() - 1) as u32);
             C::decode(C::gather(isa, self.points.view(), &at[..I::LANES]), out);
         }
         out.truncate(self.points.len());
@@ -120,10 +121,10 @@ impl<I: Isa, C: Curve<I>> Kernel<I> for Decode<'_, C> {
     }
 }
 
-/// Scratch memory that tasks lend each other: as many as run at a time.
+/// A pool of scratch memory, one for each task that runs at the same time.
 ///
-/// One holds a packed point for each entry of a group, half as many products, and lists: about a megabyte, and more where
-/// most of a section's points are at infinity, since its groups have more entries then.
+/// Each holds a packed point for each entry of a group, half as many products, and lists: about a megabyte, and more
+/// where most of a section's points are at infinity, because groups then have more entries.
 pub(in crate::backend::cpu) struct Pool<I: Isa, C: Curve<I>>(Mutex<Vec<Scratch<I, C>>>);
 
 impl<I: Isa, C: Curve<I>> Pool<I, C> {
@@ -140,21 +141,21 @@ impl<I: Isa, C: Curve<I>> Pool<I, C> {
     }
 }
 
-/// Entries of a group in G1; in G2, whose points are twice as large, half as many, and where scalars are halved half of that.
-/// Each round of a group takes an inversion; a group's points and sums with the next group's points, 0.9 MB, are to fit a
-/// second-level cache of 1 MB.
+/// Entries of a group in G1. In G2, whose points are twice as large, it is half as many, and half of that where scalars
+/// are halved. Each round of a group takes an inversion; a group's points and sums with the next group's points, 0.9
+/// MB, should fit a second-level cache of 1 MB.
 pub(super) const GROUP: usize = 1 << 12;
 
-/// Where the points of entries lie.
+/// The positions of the points of entries.
 pub(super) trait Slots: Sync {
-    /// Where the point of an entry lies, and whether there is one: if not, the place is of no account. The entry comes without
-    /// [`MINUS`]. To be `#[inline(always)]`.
+    /// Returns where the point of an entry lies, and whether there is one: if not, the position is meaningless. The
+    /// entry is passed without [`MINUS`]. Implementations must be `#[inline(always)]`.
     fn slot(&self, entry: u32) -> (u32, bool);
-    /// Whether every entry has a point, at itself.
+    /// Returns whether every entry is the position of its point.
     fn direct(&self) -> bool;
 }
 
-/// Entries are indices of points.
+/// Entries that are indices of points.
 pub(super) struct Direct;
 
 impl Slots for Direct {
@@ -167,8 +168,8 @@ impl Slots for Direct {
     }
 }
 
-/// Sums of the segments in a range; entries that have no slot count for nothing. `group` is the number of entries that
-/// a task takes. A stopped token ends it early, with sums missing.
+/// Computes the sums of the segments in a range; entries that have no slot are skipped. `group` is the number of
+/// entries of a group. A stopped token ends it early, with sums missing.
 pub(super) fn sum<I: Isa, C: Curve<I>>(
     isa: I,
     (points, slots): (&Points, &impl Slots),
@@ -181,8 +182,8 @@ pub(super) fn sum<I: Isa, C: Curve<I>>(
     // Groups of equal size.
     let groups = range.len().div_ceil(group);
     let size = range.len().div_ceil(groups.max(1));
-    // A task takes neighbouring groups, if there are many: in each it asks for the points of the next.
-    let run = (groups / (4 * rayon::current_num_threads())).clamp(1, MOST_GROUPS_A_TASK);
+    // A task takes consecutive groups, if there are many, and prefetches the points of the next one in each.
+    let run = (groups / (4 * rayon::current_num_threads())).clamp(1, MAX_GROUPS_PER_TASK);
     let task = |first: usize| {
         let last = (first + run).min(groups);
         let terms = |k: usize, to: &mut Terms| {
@@ -212,25 +213,25 @@ pub(super) fn sum<I: Isa, C: Curve<I>>(
     Sums::joined(&parts.into_iter().flatten().collect::<Vec<_>>())
 }
 
-/// Groups that a task takes at most: so many that most of them are asked for in time, so few that threads end together.
-const MOST_GROUPS_A_TASK: usize = 8;
+/// Maximum number of groups of a task: enough to prefetch most of them, few enough that threads finish together.
+const MAX_GROUPS_PER_TASK: usize = 8;
 
-/// What a group adds up, segment by segment.
+/// The terms of a group, segment by segment.
 #[derive(Default)]
 struct Terms {
-    /// Indices of points, with [`MINUS`] where they are taken away.
+    /// Indices of points, with [`MINUS`] set where they are subtracted.
     entries: Zeroizing<Vec<u32>>,
-    /// How many terms each segment has; none has 0.
+    /// The number of terms of each segment; none has 0.
     lengths: Zeroizing<Vec<u32>>,
-    /// Which segments these are.
+    /// The numbers of these segments.
     segments: Zeroizing<Vec<u32>>,
 }
 
 impl Terms {
-    /// Lists what a range of entries adds up.
+    /// Lists the terms of a range of entries.
     fn list<I: Isa>(&mut self, isa: I, segments: &Segments, range: Range<usize>, slots: &impl Slots) {
         for list in [&mut self.entries, &mut self.lengths, &mut self.segments] {
-            renew(list, range.len() + SLACK);
+            clear_with_capacity(list, range.len() + SLACK);
         }
         if slots.direct() {
             self.entries.extend_from_slice(segments.entries(range.clone()));
@@ -244,8 +245,8 @@ impl Terms {
     }
 }
 
-/// [`Terms::list`] where some entries have no slot, or lie elsewhere: compiled for the instruction set, for the sake of
-/// counting bits.
+/// [`Terms::list`] where some entries have no slot or a different position: compiled for the instruction set, because
+/// it counts bits.
 struct Listing<'a, S> {
     terms: &'a mut Terms,
     segments: &'a Segments,
@@ -259,7 +260,7 @@ impl<I: Isa, S: Slots> Kernel<I> for Listing<'_, S> {
     #[inline(always)]
     fn run(self, _: I) {
         let Self { terms, segments, range, slots } = self;
-        // Which entries have a slot cannot be predicted: those that have none are overwritten.
+        // Branch-free, because which entries have a slot cannot be predicted: those without one are overwritten.
         terms.entries.resize(range.len(), 0);
         let to = terms.entries.as_mut_slice();
         let mut count = 0;
@@ -279,43 +280,44 @@ impl<I: Isa, S: Slots> Kernel<I> for Listing<'_, S> {
     }
 }
 
-/// What a group needs in its rounds.
+/// Scratch memory for the rounds of a group.
 struct Scratch<I: Isa, C: Curve<I>> {
-    /// The terms that are left: before the first round those listed, then places in the arena.
+    /// The remaining terms: before the first round those listed, then positions in the arena.
     terms: Terms,
-    /// Those of the group that comes next, if it is known.
+    /// The terms of the next group, if it is known.
     next: Terms,
-    /// What terms are left after a round.
+    /// The terms remaining after a round.
     after: Zeroizing<Vec<u32>>,
-    /// The summands of a round's pairs, filled up to whole vectors.
+    /// The left summands of a round's pairs, filled up to whole vectors.
     left: Zeroizing<Vec<u32>>,
+    /// The right summands, likewise.
     right: Zeroizing<Vec<u32>>,
-    /// Entries of segments of odd length in the first round, filled up likewise.
+    /// The unpaired entries of segments of odd length in the first round, filled up likewise.
     singles: Zeroizing<Vec<u32>>,
     /// The sums of all rounds, one after another.
     arena: Points,
-    /// Products of the denominators before each vector of pairs.
+    /// The product of the denominators before each vector of pairs.
     prefixes: Vec<C::Coordinate>,
 }
 
 /// Pairs of a segment that are listed at a time.
 const STEP: usize = 4;
-/// Room past the end of a list, for pairs that are listed in vain.
+/// Spare capacity at the end of a list, for excess pairs that are written and then ignored.
 const SLACK: usize = 2 * STEP;
 
-/// Empties a list, with room for so many entries from now on: one that grew would leave a copy behind. Not for as many as
-/// any group has, since all room is overwritten in the end, and small proofs need little.
-fn renew(list: &mut Zeroizing<Vec<u32>>, most: usize) {
+/// Clears a list and ensures capacity for `most` entries: a list that grew would leave a copy behind. Not for as many
+/// as any group may have, because the whole capacity is overwritten in the end, and small proofs need little.
+fn clear_with_capacity(list: &mut Zeroizing<Vec<u32>>, most: usize) {
     list.clear();
     if list.capacity() < most {
         *list = Zeroizing::new(Vec::with_capacity(most.next_multiple_of(1 << 10)));
     }
 }
 
-/// Makes a list so long; its entries are of no account.
-fn room(list: &mut Zeroizing<Vec<u32>>, len: usize) {
+/// Sets a list's length, with unspecified contents.
+fn resize_unspecified(list: &mut Zeroizing<Vec<u32>>, len: usize) {
     if list.capacity() < len {
-        renew(list, len);
+        clear_with_capacity(list, len);
     }
     list.resize(len, 0);
 }
@@ -334,9 +336,9 @@ impl<I: Isa, C: Curve<I>> Scratch<I, C> {
         }
     }
 
-    /// What is left after the last round.
+    /// Returns the sums left after the last round.
     fn sums(&self) -> Sums {
-        // Infinities are dropped, so that no sum has any among its terms.
+        // Drops points at infinity, so that no later sum has any among its terms.
         let (arena, places) = (&self.arena, &self.terms.entries);
         let kept = || places.iter().zip(self.terms.segments.iter()).filter(|(at, _)| !arena.is_infinity(**at as usize));
         let count = kept().count();
@@ -349,7 +351,7 @@ impl<I: Isa, C: Curve<I>> Scratch<I, C> {
         sums
     }
 
-    /// Pairs neighbours up: their sums will be in the arena from `free` on. Returns where those end.
+    /// Pairs up neighbours: their sums will be in the arena from `free` on. Returns where those end.
     ///
     /// A term without a partner stays as it is; but in the `first` round it is listed in `singles`, to be copied to the
     /// arena after the sums.
@@ -360,13 +362,16 @@ impl<I: Isa, C: Curve<I>> Scratch<I, C> {
         let end = free + pairs.next_multiple_of(I::LANES);
         let terms = entries.len();
         entries.resize(terms + SLACK, 0);
-        // It changes places with `entries`: with room for as many, it will do in the next group.
-        room(&mut self.after, terms + SLACK);
-        room(&mut self.left, pairs.next_multiple_of(I::LANES) + SLACK);
-        room(&mut self.right, pairs.next_multiple_of(I::LANES) + SLACK);
-        room(&mut self.singles, if first { (terms - 2 * pairs).next_multiple_of(I::LANES) + SLACK } else { 0 });
-        // Segments are short and of any length: that of the loop over a segment's pairs would be predicted wrongly time
-        // and again. So some pairs are listed at once, and those that are none are overwritten by what follows.
+        // It is swapped with `entries`: with the same capacity, it will do for the next group.
+        resize_unspecified(&mut self.after, terms + SLACK);
+        resize_unspecified(&mut self.left, pairs.next_multiple_of(I::LANES) + SLACK);
+        resize_unspecified(&mut self.right, pairs.next_multiple_of(I::LANES) + SLACK);
+        resize_unspecified(
+            &mut self.singles,
+            if first { (terms - 2 * pairs).next_multiple_of(I::LANES) + SLACK } else { 0 },
+        );
+        // Segments are short and of any length, so a loop over the pairs of a segment would often be mispredicted.
+        // Therefore a fixed number of pairs is listed at once, and any excess is overwritten by the pairs that follow.
         let (mut read, mut write, mut pair, mut single) = (0, 0, 0, 0);
         for length in lengths.iter_mut() {
             let mut pairs = *length as usize / 2;
@@ -406,7 +411,7 @@ impl<I: Isa, C: Curve<I>> Scratch<I, C> {
     }
 }
 
-/// Cuts a list after `len` entries and repeats the last one up to a whole vector.
+/// Truncates a list to `len` entries and repeats the last one up to a whole vector.
 fn fill_up<I: Isa>(list: &mut Vec<u32>, len: usize) {
     list.truncate(len);
     if let Some(last) = list.last().copied() {
@@ -414,7 +419,7 @@ fn fill_up<I: Isa>(list: &mut Vec<u32>, len: usize) {
     }
 }
 
-/// All rounds of a group. Afterwards there is one entry a segment: the place of its sum in the arena.
+/// Computes all rounds of a group. Afterwards there is one entry per segment: the position of its sum in the arena.
 struct Rounds<'a, I: Isa, C: Curve<I>> {
     from: [&'a [Pair]; 2],
     scratch: &'a mut Scratch<I, C>,
@@ -426,9 +431,9 @@ impl<I: Isa, C: Curve<I>> Kernel<I> for Rounds<'_, I, C> {
     #[inline(always)]
     fn run(self, isa: I) {
         let s = self.scratch;
-        // A term for each entry at most, and less than a vector more in each round and for the singles.
+        // At most a term for each entry, and less than a vector more in each round and for the singles.
         let terms = s.terms.entries.len();
-        s.arena.room::<I, C>(terms + (terms.max(1).ilog2() as usize + 4) * I::LANES);
+        s.arena.ensure_len::<I, C>(terms + (terms.max(1).ilog2() as usize + 4) * I::LANES);
         let vectors = (terms / 2).div_ceil(I::LANES);
         if s.prefixes.len() < vectors {
             s.prefixes = Vec::new();
@@ -463,13 +468,13 @@ impl<I: Isa, C: Curve<I>> Kernel<I> for Rounds<'_, I, C> {
     }
 }
 
-/// Summands of a round: whole vectors of entries.
+/// The summands of a round: whole vectors of entries.
 #[derive(Clone, Copy)]
 struct Pairs<'a> {
     from: [&'a [Pair]; 2],
     left: &'a [u32],
     right: &'a [u32],
-    /// In the first round, where points are all over memory: the entries of the next group.
+    /// In the first round, where points are scattered in memory: the entries of the next group.
     next: Option<&'a [u32]>,
 }
 
@@ -479,10 +484,10 @@ impl<'a> Pairs<'a> {
     }
 }
 
-/// The indices of a vector of entries, and the lanes to be negated.
+/// Returns the indices of a vector of entries, and the lanes to be negated.
 #[inline(always)]
-fn places(entries: &[u32]) -> ([u32; MOST_LANES], u32) {
-    let (mut at, mut minus) = ([0; MOST_LANES], 0);
+fn places(entries: &[u32]) -> ([u32; MAX_LANES], u32) {
+    let (mut at, mut minus) = ([0; MAX_LANES], 0);
     for (lane, entry) in entries.iter().enumerate() {
         at[lane] = entry & !MINUS;
         minus |= (entry >> 31) << lane;
@@ -490,11 +495,11 @@ fn places(entries: &[u32]) -> ([u32; MOST_LANES], u32) {
     (at, minus)
 }
 
-/// Entries by which asking for points is ahead of computing with them.
-const AHEAD: usize = 32;
+/// Prefetch distance, in entries.
+const PREFETCH_DISTANCE: usize = 32;
 
-/// Asks for the points of the vector of pairs that starts at `at`, if there is one: in the first round only, for later
-/// ones find theirs in the cache. Most should be in the second-level cache by [`prefetch_next`].
+/// Prefetches the points of the vector of pairs that starts at `at`, if there is one. Only in the first round, since
+/// later ones find theirs in the cache. Most should be in the second-level cache already, by [`prefetch_next`].
 #[inline(always)]
 fn prefetch<I: Isa, C: Curve<I>>(pairs: Pairs<'_>, at: usize) {
     if pairs.next.is_some() {
@@ -504,20 +509,21 @@ fn prefetch<I: Isa, C: Curve<I>>(pairs: Pairs<'_>, at: usize) {
     }
 }
 
-/// Asks the second-level cache for part `part` of [`PARTS`] of as many points of the next group as there are in the
-/// vector of pairs that starts at `at`. In the second pass, which otherwise leaves memory idle; and spread over an
-/// addition, since the processor tracks few misses at a time. Exact rounds, which are rare, ask for the first part only.
+/// Prefetches part `part` of [`PREFETCH_PARTS`] of as many points of the next group as there are in the vector of pairs
+/// that starts at `at`, into the second-level cache. This is done in the second pass, which otherwise leaves memory
+/// idle, and spread over an addition, because the CPU tracks few misses at a time. Exact rounds, which are rare,
+/// prefetch only the first part.
 #[inline(always)]
 fn prefetch_next<I: Isa, C: Curve<I>>(pairs: Pairs<'_>, at: usize, part: usize) {
     if let Some(next) = pairs.next {
-        let (at, size) = (2 * at, (2 * I::LANES).div_ceil(PARTS));
+        let (at, size) = (2 * at, (2 * I::LANES).div_ceil(PREFETCH_PARTS));
         let part = at + part * size..(at + (part + 1) * size).min(at + 2 * I::LANES);
         prefetch_points::<I, C, false>(pairs.from, next.get(part).unwrap_or_default());
     }
 }
 
-/// Products of an addition in the second pass, before each of which some points are asked for.
-const PARTS: usize = 4;
+/// Products of an addition in the second pass; some points are prefetched before each.
+const PREFETCH_PARTS: usize = 4;
 
 #[inline(always)]
 fn prefetch_points<I: Isa, C: Curve<I>, const NEAR: bool>(from: [&[Pair]; 2], entries: &[u32]) {
@@ -526,7 +532,7 @@ fn prefetch_points<I: Isa, C: Curve<I>, const NEAR: bool>(from: [&[Pair]; 2], en
         for half in &from[..C::HALVES] {
             use core::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
             let pair = half.as_ptr().wrapping_add((entry & !MINUS) as usize).cast();
-            // SAFETY: prefetching is an instruction of every x86-64 processor; it is a hint, which may name any address.
+            // SAFETY: every x86-64 CPU has the prefetch instructions; they are hints, which may name any address.
             unsafe {
                 if NEAR {
                     _mm_prefetch::<_MM_HINT_T0>(pair);
@@ -543,8 +549,7 @@ fn prefetch_points<I: Isa, C: Curve<I>, const NEAR: bool>(from: [&[Pair]; 2], en
 #[cfg(not(debug_assertions))]
 use self::round_inlined as round;
 
-/// [`round_inlined`]; in debug builds a function of its own, compiled for the instruction set as kernels are, for the sake
-/// of the time that the compiler takes.
+/// [`round_inlined`]; in debug builds a separate function, compiled for the instruction set, to save compile time.
 #[cfg(debug_assertions)]
 fn round<I: Isa, C: Curve<I>>(
     isa: I,
@@ -574,7 +579,7 @@ fn round<I: Isa, C: Curve<I>>(
 }
 
 /// Adds the pairs of a round and writes the sums from `to[at]` on. Sets `exact` once a sum is the point at infinity:
-/// from then on the sums of the group must be looked at one by one.
+/// from then on the sums of the group must be checked for special cases.
 #[inline(always)]
 fn round_inlined<I: Isa, C: Curve<I>>(
     isa: I,
@@ -591,12 +596,12 @@ fn round_inlined<I: Isa, C: Curve<I>>(
             return;
         }
     }
-    // Somewhere equal or opposite points meet, or one is at infinity.
+    // Somewhere equal or opposite points are added, or one is at infinity.
     let product = denominators::<I, C, true>(isa, pairs, prefixes);
     *exact |= add::<I, C, true>(isa, pairs, prefixes, product, to, at);
 }
 
-/// The product of all denominators, lane by lane, and the products before each vector.
+/// Returns the product of all denominators, lane by lane, and stores the products before each vector in `prefixes`.
 #[inline(always)]
 fn denominators<I: Isa, C: Curve<I>, const EXACT: bool>(
     isa: I,
@@ -605,7 +610,7 @@ fn denominators<I: Isa, C: Curve<I>, const EXACT: bool>(
 ) -> C::Coordinate {
     let mut product = C::one(isa);
     for (k, ((left, right), prefix)) in pairs.vectors::<I>().zip(prefixes).enumerate() {
-        prefetch::<I, C>(pairs, k * I::LANES + AHEAD);
+        prefetch::<I, C>(pairs, k * I::LANES + PREFETCH_DISTANCE);
         *prefix = product;
         let ((l, l_minus), (r, r_minus)) = (places(left), places(right));
         if EXACT {
@@ -622,7 +627,7 @@ fn denominators<I: Isa, C: Curve<I>, const EXACT: bool>(
     product
 }
 
-/// Adds the pairs, from the last vector to the first, given the product of their denominators. Tells whether a sum is
+/// Adds the pairs, from the last vector to the first, given the product of their denominators. Returns whether a sum is
 /// the point at infinity.
 #[inline(always)]
 fn add<I: Isa, C: Curve<I>, const EXACT: bool>(
@@ -671,20 +676,21 @@ fn add<I: Isa, C: Curve<I>, const EXACT: bool>(
     infinities
 }
 
-/// The third point on a line, mirrored: the sum of the two that it was drawn through.
+/// Returns the third point on a line, reflected: the sum of the two that the line goes through.
 #[inline(always)]
 pub(super) fn third<F: Field>(slope: F, x1: F, y1: F::Signed, x2: F) -> [F; 2] {
     let x3 = F::square_sub(slope, x1, x2);
     [x3, F::mul_sub(x1.diff(x3), slope, y1)]
 }
 
-/// A vector of additions in which any points may meet.
+/// A vector of additions of any points, special cases included.
 struct Exact<F> {
-    /// The slope is numerator / denominator, and no denominator is zero: it is one where there is no slope.
+    /// The slope is numerator / denominator. No denominator is zero: it is one where there is no slope.
     numerator: F,
     denominator: F,
-    /// Lanes where a summand is the point at infinity.
+    /// Lanes where the left summand is the point at infinity.
     left_infinite: u32,
+    /// Lanes where the right summand is the point at infinity.
     right_infinite: u32,
     /// Lanes where the summands are opposite, and not both at infinity.
     opposite: u32,
@@ -698,7 +704,7 @@ impl<F: Field> Exact<F> {
         let right_infinite = x2.zeros() & y2.zeros() & all_lanes::<I>();
         let infinite = left_infinite | right_infinite;
         let upright = run.zeros() & !infinite & all_lanes::<I>();
-        // No point of the curve has y = 0; where a key that is not on it has one, its double is at infinity.
+        // No point of the curve has y = 0; if a key has such a point, off the curve, its double is at infinity.
         let equal = upright & rise.zeros() & !y1.zeros();
         let opposite = upright & !equal;
         let square = x1.square();

@@ -1,4 +1,4 @@
-//! Against arkworks' own products, on every instruction set at hand.
+//! Against arkworks' own products, on every instruction set of this CPU.
 #![allow(clippy::unwrap_used)]
 
 use super::super::digits::MAX_WINDOW;
@@ -9,7 +9,7 @@ use ark_ec::{AffineRepr, CurveGroup, PrimeGroup, VariableBaseMSM};
 use ark_ff::{BigInteger, BigInteger256, One, UniformRand};
 use ark_std::rand::{Rng, SeedableRng, rngs::StdRng};
 
-/// Runs a test on each instruction set of this processor.
+/// Runs a test on each instruction set of this CPU.
 macro_rules! on_every_isa {
     ($test:expr) => {
         $test(crate::backend::cpu::lanes::portable::Portable);
@@ -26,14 +26,14 @@ macro_rules! on_every_isa {
     };
 }
 
-/// A section of a key with these points.
+/// Returns a section of a key with these points.
 fn section<I: Isa, C: Curve<I>>(points: &[Affine<C::Config>]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(points.len() * C::BYTES);
     for p in points {
         let mut raw = Vec::new();
         for coordinate in [p.x, p.y] {
             for element in ark_ff::Field::to_base_prime_field_elements(&coordinate) {
-                // Fq in either case; a key holds its inner form.
+                // Fq for both curves; a key holds its Montgomery form.
                 let element = Fq::from_le_bytes_mod_order(&element.into_bigint().to_bytes_le());
                 raw.extend(element.0.0.iter().flat_map(|limb| limb.to_le_bytes()));
             }
@@ -54,14 +54,14 @@ fn check<I: Isa, C: Curve<I>>(isa: I, points: &[Affine<C::Config>], scalars: &[F
     assert!(got == expected, "{} points on {threads} threads, {}", points.len(), I::NAME);
 }
 
-/// The same with multiples for windows of so many bits.
+/// Checks the product with multiples for windows of `bits` bits.
 fn check_with_multiples<I: Isa, C: Curve<I>>(isa: I, points: &[Affine<C::Config>], scalars: &[Fr], bits: usize) {
     let plain: Vec<BigInteger256> = scalars.iter().map(|s| s.into_bigint()).collect();
     let expected = Projective::<C::Config>::msm_bigint(points, &plain);
     let multiples = Multiples::windows(bits, points.len()).unwrap();
     let got = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap().install(|| {
         let mut bases =
-            Bases::<I, C>::new(isa, &section::<I, C>(points), 0, points.len()).unwrap().with_room(multiples);
+            Bases::<I, C>::new(isa, &section::<I, C>(points), 0, points.len()).unwrap().with_capacity_for(multiples);
         for window in 1..multiples.of_each() {
             assert!(bases.fill(window), "window {window} of {bits} bits");
         }
@@ -103,7 +103,8 @@ fn doubled_to_infinity<I: Isa>(isa: I) {
     // Not on the curve: of order two, whichever curve it is on.
     p[2100] = G1Affine::new_unchecked(Fq::from(3u64), Fq::from(0u64));
     let multiples = Multiples::windows(11, p.len()).unwrap();
-    let mut bases = Bases::<I, InG1>::new(isa, &section::<I, InG1>(&p), 0, p.len()).unwrap().with_room(multiples);
+    let mut bases =
+        Bases::<I, InG1>::new(isa, &section::<I, InG1>(&p), 0, p.len()).unwrap().with_capacity_for(multiples);
     assert!(!bases.fill(1), "twice a point with y = 0");
 }
 
@@ -178,7 +179,7 @@ fn awkward_points<I: Isa>(isa: I) {
     awkward_points_of(isa, 6_000);
 }
 
-/// AVX-512 IFMA in software: slow, but on any processor.
+/// AVX-512 IFMA in software: slow, but on any CPU.
 #[test]
 fn equal_and_opposite_points_and_infinity_on_emulated_ifma() {
     awkward_points_of(crate::backend::cpu::lanes::ifma::emulation(), 150);
@@ -193,7 +194,7 @@ fn awkward_points_of<I: Isa>(isa: I, n: usize) {
         &|i| if i % 2 == 0 { g } else { -g },
         &|i| if i % 3 == 0 { G1Affine::identity() } else { g },
         &|_| G1Affine::identity(),
-        // Among many different points, a few that are equal or opposite to another or that sums come out to.
+        // Among many different points, a few that are equal or opposite to another or to a sum.
         &|i| if i % 500 == 0 && i + 1 < walk.len() { -walk[i + 1] } else { walk[i] },
         &|i| if i % 64 < 2 { walk[i / 64 * 64] } else { walk[i] },
     ];
@@ -215,7 +216,7 @@ fn equal_and_opposite_points_and_infinity() {
     on_every_isa!(awkward_points);
 }
 
-/// A few points and their negatives at random: sums of any two, three or four of them meet again and vanish.
+/// A few points and their negatives at random: sums of any two, three or four of them coincide again and vanish.
 fn small_subgroup_like<I: Isa>(isa: I) {
     let mut rng = StdRng::seed_from_u64(5);
     let g = G1::generator();
@@ -255,7 +256,7 @@ fn private_wires_of<I: Isa, C: Curve<I>>(isa: I, n: usize) {
         p.iter().enumerate().map(|(i, p)| if i % 5 < 2 { Affine::identity() } else { *p }).collect()
     };
     let s: Vec<BigInteger256> = scalars(8, n, &mut rng).iter().map(|s| s.into_bigint()).collect();
-    let sorted = Sorted::new(&s, Multiples::few(n));
+    let sorted = Sorted::new(&s, Multiples::at_load(n));
     let multiples = Multiples::windows(14, n).unwrap();
     let sorted_for_multiples = Sorted::new(&s, multiples);
     for first in [0, 1, 7, 2 * n / 5, n] {
@@ -267,7 +268,7 @@ fn private_wires_of<I: Isa, C: Curve<I>>(isa: I, n: usize) {
             if n > 1000 {
                 continue;
             }
-            let mut with_multiples = bases.with_room(multiples);
+            let mut with_multiples = bases.with_capacity_for(multiples);
             assert!((1..multiples.of_each()).all(|window| with_multiples.fill(window)));
             let got = with_multiples.msm(&sorted_for_multiples, &Pool::new(), &StopToken::new());
             assert!(got == expected, "with multiples, from wire {first} on");

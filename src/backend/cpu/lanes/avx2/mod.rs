@@ -1,26 +1,26 @@
-//! AVX2 with FMA: eight elements at a time, on the units for floating-point numbers.
+//! AVX2 with FMA: eight elements at a time, on the floating-point units.
 //!
-//! **Form.** An element x is held as x·2^204 mod p in five limbs of 51 bits, each an integer in a double. A processor
-//! without IFMA has no better multiplier: the halves of a product of 51 bits by 51 come from two fused
-//! multiply-adds, where the first adds a constant so large that the sum is rounded to the high half, and the second
-//! takes this half away (N. Emmart, F. Zheng, C. Weems, "Faster modular exponentiation using double precision floating
+//! **Representation.** An element x is held as x·2^204 mod p in five limbs of 51 bits, each an integer in a double. A
+//! CPU without IFMA has no better multiplier: the halves of a product of 51 bits by 51 come from two fused
+//! multiply-adds, of which the first adds a constant so large that the sum is rounded to the high half, and the second
+//! subtracts this half (N. Emmart, F. Zheng, C. Weems, "Faster modular exponentiation using double precision floating
 //! point arithmetic on the GPU", 2018). Adding a constant also puts the bits of both halves where 64-bit integer
 //! additions sum them into columns.
 //!
-//! **Bounds.** Limbs are signed. A *reduced* value, `Self`, is between −0.69p and 0.69p, its four low limbs are between
-//! −2^50 and 2^50: thus zero in the field is zero in every limb. A *loose* value is a sum or difference of two reduced
-//! ones: between −1.38p and 1.38p, limbs between −2^51 and 2^51, so that a product of limbs is at most 2^102, which is
-//! just what the constant of the first multiply-add allows for. Debug builds check both.
+//! **Bounds.** Limbs are signed. A *reduced* value, `Self`, is between −0.69p and 0.69p, and its four low limbs are
+//! between −2^50 and 2^50: thus zero in the field is zero in every limb. A *loose* value is a sum or difference of two
+//! reduced ones: between −1.38p and 1.38p, with limbs between −2^51 and 2^51, so that a product of limbs is at most
+//! 2^102, the most that the constant of the first multiply-add allows for. Debug builds check both.
 //!
-//! **Reduction.** From below by four digits: with k = −1/p mod 2^51, between −2^50 and 2^50, the digit of N = p·k is the
-//! limb itself, for N = −1 mod 2^51, so that no product by the inverse delays the next digit; adding a digit times
-//! (N + 1)/2^51 one column higher is all. This divides by 2^204 and, the digits being between −2^50 and 2^50 too, adds
-//! at most p·k/2. Then from above by a multiple q·p, where q is the quotient by p of what the two highest columns hold,
-//! to the nearest integer. With factors below 1.38p, |q| < 1.38²·p/2^204 + |k|/2 + 1 < 0.85·2^51 for both fields. The
-//! errors of the quotient are at most |q|·2^-55 < 0.054 from 2^255/p, which for both fields is a double with a quarter
-//! of the greatest rounding error; 2^-3 from rounding the sum; and less than 2^-10 from what is left out. Hence the
-//! result is at most (0.5 + 0.054 + 0.125 + 0.001)p, which is below 0.69p again. The column above the five needs no
-//! exact sum, for all that it stands for is known to vanish.
+//! **Reduction.** From below by four digits: with k = −1/p mod 2^51, between −2^50 and 2^50, the digit for N = p·k is
+//! the limb itself, because N = −1 mod 2^51, so that no product by the inverse delays the next digit; all there is to
+//! do is to add a digit times (N + 1)/2^51 one column higher. This divides by 2^204 and, the digits being between −2^50
+//! and 2^50 too, adds at most p·k/2. Then from above by a multiple q·p, where q is the quotient by p of the two highest
+//! columns, rounded to the nearest integer. With factors below 1.38p, |q| < 1.38²·p/2^204 + |k|/2 + 1 < 0.85·2^51 for
+//! both fields. The errors of the quotient are at most |q|·2^-55 < 0.054 from 2^255/p, which for both fields is a
+//! double with a quarter of the greatest rounding error; 2^-3 from rounding the sum; and less than 2^-10 from what is
+//! omitted. Hence the result is at most (0.5 + 0.054 + 0.125 + 0.001)p, which is below 0.69p again. The column above
+//! the five needs no exact sum, because its value is known to vanish.
 
 #![allow(unsafe_code)]
 
@@ -40,12 +40,12 @@ use zeroize::Zeroize;
 use super::{Field, Isa, Kernel, Lanes, Pair, invert_decoded, separate_reductions};
 use table::Table;
 
-/// The instructions, found on this processor.
+/// AVX2 with FMA. A value proves that the CPU has the instructions.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::backend::cpu) struct Avx2(());
 
 impl Avx2 {
-    /// Asks the processor.
+    /// Returns the instruction set, if this CPU has it.
     pub(in crate::backend::cpu) fn detect() -> Option<Self> {
         let found =
             is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("popcnt");
@@ -66,12 +66,12 @@ impl Isa for Avx2 {
         fn with_features<K: Kernel<Avx2>>(isa: Avx2, kernel: K) -> K::Out {
             kernel.run(isa)
         }
-        // SAFETY: this value exists only where the processor has the instructions.
+        // SAFETY: this value exists only if the CPU has the instructions.
         unsafe { with_features(self, kernel) }
     }
 }
 
-/// Limbs of eight elements: limb j of elements 0 to 3, then of elements 4 to 7.
+/// The limbs of eight elements: limb j of elements 0 to 3, then of elements 4 to 7.
 #[derive(Clone, Copy)]
 #[repr(C, align(32))]
 struct Limbs([[__m256d; 5]; 2]);
@@ -79,8 +79,8 @@ struct Limbs([[__m256d; 5]; 2]);
 /// Calls functions compiled for the instruction set.
 macro_rules! with_features {
     ($call:expr) => {
-        // SAFETY: whoever has a vector of this instruction set, or the set's value to make one from, found by detection
-        // that the processor has the instructions, which is all that these functions require.
+        // SAFETY: a vector of this instruction set, or the `Avx2` to make one from, exists only if detection found that
+        // the CPU has the instructions, which is all that these functions require.
         unsafe { $call }
     };
 }
@@ -126,7 +126,7 @@ impl<C> Zeroize for Eight<C> {
 impl<C: MontConfig<4>> Eight<C> {
     const TABLE: &'static Table = &Table::new(&C::MODULUS.0);
 
-    /// A reduced value.
+    /// Makes a vector of reduced values.
     #[inline(always)]
     fn reduced(limbs: Limbs) -> Self {
         Self::check(&limbs, 1.0);
@@ -138,9 +138,9 @@ impl<C: MontConfig<4>> Eight<C> {
     #[cfg_attr(not(debug_assertions), inline(always))]
     fn check(limbs: &Limbs, terms: f64) {
         if cfg!(debug_assertions) {
-            // A unit more, for limbs below may be negative.
+            // One unit more, because lower limbs may be negative.
             let top = 0.69 / Self::TABLE.at(Table::QUOTIENT) + 1.0;
-            // SAFETY: a vector of four doubles has their size, and any bits are doubles.
+            // SAFETY: a vector of four doubles has their size, and any bits are valid doubles.
             let limbs: [[[f64; 4]; 5]; 2] = unsafe { std::mem::transmute(limbs.0) };
             for (j, lanes) in limbs.iter().flat_map(|half| half.iter().enumerate()) {
                 let most = terms * if j < 4 { (1u64 << 50) as f64 } else { top };
@@ -151,29 +151,28 @@ impl<C: MontConfig<4>> Eight<C> {
         }
     }
 
-    /// The product of values in the bounds of loose ones.
+    /// Multiplies values in the bounds of loose ones.
     #[inline(always)]
     fn multiplied(a: &Limbs, b: &Limbs) -> Self {
         let (a, b) = with_features!((ops::copy(a), ops::copy(b)));
         Self::product_in_place(&a, &b)
     }
 
-    /// The square of a reduced value.
+    /// Squares a reduced value.
     #[inline(always)]
     fn squared(a: &Limbs) -> Self {
         let a = with_features!(ops::copy(a));
         Self::product_in_place(&a, &a)
     }
 
-    // Debug builds check bounds here: too much to be inlined wherever a product is.
+    // Debug builds check bounds here, which is too much code to inline wherever a product is.
     #[cfg_attr(debug_assertions, inline(never))]
     #[cfg_attr(not(debug_assertions), inline(always))]
     fn product_in_place(a: &Limbs, b: &Limbs) -> Self {
         Self::check(a, 2.0);
         Self::check(b, 2.0);
         let mut out = MaybeUninit::uninit();
-        // SAFETY: the processor has the instructions, as above. `out` is a variable of this function, and the product
-        // writes all of it.
+        // SAFETY: the CPU has the instructions, as above. `out` is a local variable, and the product writes all of it.
         let out = unsafe {
             product::product(&mut out, a, b, Self::TABLE);
             out.assume_init_ref()
@@ -220,8 +219,8 @@ impl<C: MontConfig<4>> Field for Eight<C> {
     }
     #[inline(always)]
     fn zeros(self) -> u32 {
-        // Of the multiples of p, 0 alone is in the bounds, and of its limbs the lowest is a multiple of 2^51 and within
-        // 2^50, hence zero; so are the others in turn.
+        // Of the multiples of p only 0 is within the bounds, and of its limbs the lowest is a multiple of 2^51 and
+        // within 2^50, hence zero; so are the others in turn.
         with_features!(ops::zeros(&self.0))
     }
     fn invert(self) -> Self {

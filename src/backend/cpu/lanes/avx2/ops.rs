@@ -1,7 +1,7 @@
-//! What is not a product: sums, selections, and the way to and from packed elements.
+//! Operations other than products: sums, selections, and conversions from and to packed elements.
 //!
-//! Each is a whole function for the instruction set, and so is compiled for it wherever it is called from. Loops are
-//! written out, not handed to iterators by closures: the compiler would compile these for any processor.
+//! Each is a function compiled for the instruction set, wherever it is called from. Loops are written out rather than
+//! passed to iterators as closures, which the compiler would compile for any CPU.
 
 use std::arch::x86_64::*;
 
@@ -11,7 +11,7 @@ use super::{Limbs, Pair};
 /// Four lanes of a value.
 type Half = [__m256d; 5];
 
-/// The same value, limb by limb: left to itself the compiler calls the C library to copy as many bytes.
+/// Copies a value limb by limb: otherwise the compiler calls the C library to copy that many bytes.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 pub(super) fn copy(a: &Limbs) -> Limbs {
@@ -41,7 +41,7 @@ pub(super) fn difference(a: &Limbs, b: &Limbs) -> Limbs {
     out
 }
 
-/// The reduced value of limbs that are integers of at most 2^52 in size.
+/// Reduces a value whose limbs are integers of at most 2^52 in magnitude.
 #[target_feature(enable = "avx2,fma")]
 #[cfg_attr(debug_assertions, inline(never))]
 #[cfg_attr(not(debug_assertions), inline)]
@@ -67,7 +67,7 @@ fn reduce_half(mut x: Half, table: &Table) -> Half {
     x
 }
 
-/// Signs, in four lanes by the low four bits.
+/// Returns the sign bits of four lanes, from the low four bits.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn signs(bits: u32) -> __m256d {
@@ -75,7 +75,7 @@ fn signs(bits: u32) -> __m256d {
     _mm256_and_pd(_mm256_castsi256_pd(bits), _mm256_set1_pd(-0.0))
 }
 
-/// −a in the lanes set in `mask`.
+/// −a in the lanes set in `mask`, a in the others
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 pub(super) fn negate_where(mut a: Limbs, mask: u32) -> Limbs {
@@ -88,7 +88,7 @@ pub(super) fn negate_where(mut a: Limbs, mask: u32) -> Limbs {
     a
 }
 
-/// b in the lanes set in `mask`, a in the others.
+/// b in the lanes set in `mask`, a in the others
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 pub(super) fn select(a: &Limbs, b: &Limbs, mask: u32) -> Limbs {
@@ -102,13 +102,13 @@ pub(super) fn select(a: &Limbs, b: &Limbs, mask: u32) -> Limbs {
     out
 }
 
-/// The lanes whose limbs are all zero, of either sign.
+/// Returns the mask of the lanes whose limbs are all zero, of either sign.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 pub(super) fn zeros(a: &Limbs) -> u32 {
     let mut lanes = 0;
     for (h, x) in a.0.iter().enumerate() {
-        // The bits of the limbs together have an exponent, be it that of no number, unless each limb is zero.
+        // The bitwise OR of the limbs has exponent bits, possibly those of a NaN, unless every limb is zero.
         let any = _mm256_or_pd(_mm256_or_pd(_mm256_or_pd(x[0], x[1]), _mm256_or_pd(x[2], x[3])), x[4]);
         let zero = _mm256_cmp_pd::<_CMP_EQ_OQ>(any, _mm256_setzero_pd());
         lanes |= (_mm256_movemask_pd(zero) as u32) << (4 * h);
@@ -116,7 +116,7 @@ pub(super) fn zeros(a: &Limbs) -> u32 {
     lanes
 }
 
-/// Reduced values from packed ones, below 2^256.
+/// Unpacks values below 2^256 to reduced ones.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 pub(super) fn unpack(x: [&[u64; 4]; 8], table: &Table) -> Limbs {
@@ -125,7 +125,7 @@ pub(super) fn unpack(x: [&[u64; 4]; 8], table: &Table) -> Limbs {
     reduce(Limbs([split(low), split(high)]), table)
 }
 
-/// Reduced values from pairs of packed ones.
+/// Unpacks pairs of values to reduced ones.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 pub(super) fn unpack_pairs(x: [&Pair; 8], table: &Table) -> [Limbs; 2] {
@@ -136,7 +136,7 @@ pub(super) fn unpack_pairs(x: [&Pair; 8], table: &Table) -> [Limbs; 2] {
     [unpack(first, table), unpack(second, table)]
 }
 
-/// Packed values, between 0 and 2p, from reduced ones.
+/// Packs reduced values; the packed ones are between 0 and 2p.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 pub(super) fn pack(x: &Limbs, table: &Table, to: &mut [[u64; 4]; 8]) {
@@ -148,7 +148,7 @@ pub(super) fn pack(x: &Limbs, table: &Table, to: &mut [[u64; 4]; 8]) {
     }
 }
 
-/// Pairs of packed values from reduced ones.
+/// Packs pairs of reduced values.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 pub(super) fn pack_pairs(x: [&Limbs; 2], table: &Table, to: &mut [Pair; 8]) {
@@ -167,7 +167,7 @@ pub(super) fn pack_pairs(x: [&Limbs; 2], table: &Table, to: &mut [Pair; 8]) {
 #[inline]
 pub(super) fn transpose_square(square: [&mut Limbs; 8]) {
     for limb in 0..5 {
-        // Squares of four lanes; the two off the diagonal also change places.
+        // Squares of four lanes; the two off the diagonal are also swapped.
         for (rows, half) in [(0, 0), (4, 1)] {
             let x = transpose(four(&square, rows, half, limb));
             for i in 0..4 {
@@ -183,7 +183,7 @@ pub(super) fn transpose_square(square: [&mut Limbs; 8]) {
     }
 }
 
-/// A limb of half of four vectors.
+/// Returns a limb of one half of four vectors.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn four(square: &[&mut Limbs; 8], first: usize, half: usize, limb: usize) -> [__m256i; 4] {
@@ -195,7 +195,7 @@ fn four(square: &[&mut Limbs; 8], first: usize, half: usize, limb: usize) -> [__
     ]
 }
 
-/// Limbs of 51 bits from limbs of 64.
+/// Converts limbs of 64 bits to limbs of 51.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn split(x: [__m256i; 4]) -> Half {
@@ -215,11 +215,11 @@ fn split(x: [__m256i; 4]) -> Half {
     out
 }
 
-/// Limbs of 64 bits, of x + p, from reduced limbs of 51.
+/// Converts reduced limbs of 51 bits to limbs of 64, adding p.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn join(limbs: &Half, table: &Table) -> [__m256i; 4] {
-    // What a sum with LOW has above 51 bits, and so carries into the next limb.
+    // The bits above 51 of a sum with LOW, which are carried into the next limb.
     let carried = (LOW.to_bits() >> BITS) as f64;
     let starts = [LOW, LOW - carried, LOW - carried, LOW - carried, TWO_52 - carried];
     let mut x = [_mm256_setzero_si256(); 5];
@@ -240,7 +240,7 @@ fn join(limbs: &Half, table: &Table) -> [__m256i; 4] {
     ]
 }
 
-/// Lane i of part k of the result is lane k of part i.
+/// Transposes four lanes: lane i of part k of the result is lane k of part i.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn transpose(x: [__m256i; 4]) -> [__m256i; 4] {
@@ -268,7 +268,7 @@ fn write(x: __m256i, to: &mut [u64; 4]) {
     unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), x) }
 }
 
-/// The same limbs in every lane.
+/// Returns the same limbs in every lane.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 pub(super) fn splat(limbs: [f64; 5]) -> Limbs {

@@ -1,9 +1,9 @@
-//! The product of two vectors of eight elements: the text of the machine code.
+//! The product of two vectors of eight elements, in assembly.
 //!
-//! The compiler orders such code otherwise: it moves the products of a column together, and then has no registers for
-//! the columns. Here two vectors of four lanes take turns, so that one computes while the other waits for a digit of its
-//! reduction, and the sixteen registers are exactly enough: six columns of either (0 to 5 and 6 to 11), the two
-//! constants that split a product (12 and 13), a factor (14), and one for everything else (15).
+//! The compiler would order such code differently: it groups the products of a column, and then lacks registers for the
+//! columns. Here two vectors of four lanes alternate, so that one computes while the other waits for a digit of its
+//! reduction, and the sixteen registers are exactly enough: six columns of each (0 to 5 and 6 to 11), the two constants
+//! that split a product (12 and 13), a factor (14), and one for everything else (15).
 
 use std::arch::naked_asm;
 use std::mem::MaybeUninit;
@@ -11,9 +11,9 @@ use std::mem::MaybeUninit;
 use super::Limbs;
 use super::table::Table;
 
-/// Adds a product to two columns: the low half to `$low`, the high half to `$high`, where these have the values
-/// `$low_was` and `$high_was` before. The factors are a register and an operand in memory.
-#[rustfmt::skip] // one instruction a line
+/// Adds a product to two columns: the low half to `$low` and the high half to `$high`, whose values before are
+/// `$low_was` and `$high_was`. The factors are a register and a memory operand.
+#[rustfmt::skip] // one instruction per line
 macro_rules! pair {
     ($a:literal, $b:expr, $low:literal, $low_was:expr, $high:literal, $high_was:expr) => {
         pair!($a, $b, $low, $low_was, $high, $high_was, "ymm15")
@@ -30,8 +30,8 @@ macro_rules! pair {
     };
 }
 
-/// The first row: `a[0]`·b, into columns that have their start values.
-#[rustfmt::skip] // one instruction a line
+/// The first row: adds `a[0]`·b to the start values of the columns.
+#[rustfmt::skip] // one instruction per line
 macro_rules! first_row {
     ($a:literal, $b:tt, $c0:literal, $c1:literal, $c2:literal, $c3:literal, $c4:literal, $c5:literal) => {
         concat!(
@@ -45,9 +45,9 @@ macro_rules! first_row {
     };
 }
 
-/// The digit m that makes column `$c0` vanish; `a[i]`·b, for a further i, and m·(p·k + 1)/2^51, both onto the next six
-/// columns. The last of these begins with its start value, in the register of the one that vanishes.
-#[rustfmt::skip] // one instruction a line
+/// A further row: computes the digit m that makes column `$c0` vanish, and adds `a[i]`·b and m·(p·k + 1)/2^51 to the
+/// next six columns. The last of these begins with its start value, in the register of the column that vanishes.
+#[rustfmt::skip] // one instruction per line
 macro_rules! row {
     ($a:literal, $b:tt, $start:literal,
      $c0:literal, $c1:literal, $c2:literal, $c3:literal, $c4:literal, $c5:literal) => {
@@ -55,7 +55,7 @@ macro_rules! row {
             "vpsrlq ymm15, ", $c0, ", 51\n",
             digit!($c0, $c0, "704"),
             "vpaddq ", $c1, ", ", $c1, ", ymm15\n",
-            // The digit takes its time: meanwhile what does not depend on it, as far as there are registers.
+            // While the digit is being computed, what does not depend on it, as far as there are registers.
             "vmovapd ymm14, ", $a, "\n",
             pair!("ymm14", at!($b 0), $c1, $c1, $c2, $c2),
             pair!("ymm14", at!($b 1), $c2, $c2, $c3, $c3),
@@ -65,7 +65,7 @@ macro_rules! row {
             pair!($c0, "[rcx + 32]", $c2, $c2, $c3, $c3),
             pair!($c0, "[rcx + 64]", $c3, $c3, $c4, $c4),
             pair!($c0, "[rcx + 96]", $c4, $c4, $c5, $c5),
-            // As any pair, but the digit's register becomes the new column's.
+            // Like any pair, except that the digit's register becomes the new column's.
             "vmovapd ymm15, ymm12\n",
             "vfmadd231pd ymm15, ", $c0, ", [rcx + 128]\n",
             "vsubpd ymm14, ymm13, ymm15\n",
@@ -78,8 +78,8 @@ macro_rules! row {
     };
 }
 
-/// The multiple of p that leaves the least remainder, by the two highest columns, into the highest.
-#[rustfmt::skip] // one instruction a line
+/// Computes the multiple of p that leaves the least remainder, from the two highest columns, in the highest.
+#[rustfmt::skip] // one instruction per line
 macro_rules! quotient {
     ($c8:literal, $c9:literal, $other:literal) => {
         concat!(
@@ -95,7 +95,7 @@ macro_rules! quotient {
 }
 
 /// Adds the low half of a product to a column.
-#[rustfmt::skip] // one instruction a line
+#[rustfmt::skip] // one instruction per line
 macro_rules! low_half {
     ($a:literal, $b:expr, $low:literal, $half:literal) => {
         concat!(
@@ -108,8 +108,8 @@ macro_rules! low_half {
     };
 }
 
-/// The multiples of p, and the limbs of the results, from the six columns left of either vector.
-#[rustfmt::skip] // one instruction a line
+/// Subtracts the multiples of p and writes the limbs of the results, from the remaining six columns of each vector.
+#[rustfmt::skip] // one instruction per line
 macro_rules! finish {
     ($c4:literal, $c5:literal, $c6:literal, $c7:literal, $c8:literal, $c9:literal,
      $d4:literal, $d5:literal, $d6:literal, $d7:literal, $d8:literal, $d9:literal) => {
@@ -124,7 +124,7 @@ macro_rules! finish {
             pair!($d9, "[rcx + 224]", $d6, $d6, $d7, $d7, "ymm15"),
             pair!($c9, "[rcx + 256]", $c7, $c7, $c8, $c8, "ymm14"),
             pair!($d9, "[rcx + 256]", $d7, $d7, $d8, $d8, "ymm15"),
-            // Of the last product the low half is enough: the limb is known to be short.
+            // The low half of the last product is enough: the limb is known to be short.
             low_half!($c9, "[rcx + 288]", $c8, "ymm14"),
             low_half!($d9, "[rcx + 288]", $d8, "ymm15"),
             limb!(out0 0, $c4, "704"),
@@ -149,8 +149,8 @@ macro_rules! finish {
     };
 }
 
-/// The low 51 bits of a column as a double, less the constant at the given place.
-#[rustfmt::skip] // one instruction a line
+/// The low 51 bits of a column as a double, minus the constant at the given offset.
+#[rustfmt::skip] // one instruction per line
 macro_rules! digit {
     ($to:literal, $column:literal, $less:literal) => {
         concat!(
@@ -161,8 +161,8 @@ macro_rules! digit {
     };
 }
 
-/// Adds what is above the low 51 bits of a column to the next. The column is lost.
-#[rustfmt::skip] // one instruction a line
+/// Adds the bits above the low 51 of a column to the next column. The column is overwritten.
+#[rustfmt::skip] // one instruction per line
 macro_rules! carry {
     ($column:literal, $next:literal) => {
         concat!("vpsrlq ", $column, ", ", $column, ", 51\n", "vpaddq ", $next, ", ", $next, ", ", $column, "\n")
@@ -170,15 +170,15 @@ macro_rules! carry {
 }
 
 /// Writes a limb of the result.
-#[rustfmt::skip] // one instruction a line
+#[rustfmt::skip] // one instruction per line
 macro_rules! limb {
     ($out:tt $j:tt, $column:literal, $less:literal) => {
         concat!(digit!("ymm14", $column, $less), "vmovapd ", at!($out $j), ", ymm14\n")
     };
 }
 
-/// Limb j of a vector of four lanes: the first or second of a, b or out.
-#[rustfmt::skip] // one instruction a line
+/// The operand for limb j of a vector of four lanes: the first or second of a, b or out.
+#[rustfmt::skip] // one instruction per line
 macro_rules! at {
     (b0 0) => { "[rdx + 0]" };
     (b0 1) => { "[rdx + 32]" };
@@ -202,20 +202,20 @@ macro_rules! at {
     (out1 4) => { "[rdi + 288]" };
 }
 
-// What the text below takes for granted.
+// The layout that the assembly below relies on.
 const _: () = assert!(size_of::<Limbs>() == 320 && align_of::<Limbs>() == 32);
 const _: () = assert!(size_of::<Table>() == 928 && align_of::<Table>() == 32);
 
-/// Writes a·b/2^204 modulo p, in the bounds of reduced values, of factors in the bounds of loose ones (see the module
-/// above).
+/// Writes a·b/2^204 modulo p, within the bounds of reduced values, for factors within those of loose ones (see the
+/// parent module).
 ///
 /// # Safety
-/// The processor must have AVX2 and FMA. `a` and `b` may be the same; `out` must be apart from both.
+/// The CPU must have AVX2 and FMA. `a` and `b` may be the same; `out` must overlap neither.
 ///
-/// The function is in machine code as a whole, so that it is not repeated wherever a product is: it is larger than the
-/// code of what calls it. It reads 320 bytes at either factor and 928 at the table, and writes 320 at `out`: the sizes
-/// of the types of its arguments, which are aligned to the 32 bytes that it relies on. By its calling convention all
-/// vector registers are the callee's. It uses no stack but for the return address, and has no jumps.
+/// The whole function is in assembly, so that it is not repeated wherever a product is: it is larger than the code that
+/// calls it. It reads 320 bytes of each factor and 928 of the table, and writes 320 to `out`: the sizes of its
+/// arguments' types, which are aligned to the 32 bytes that it relies on. In its calling convention all vector
+/// registers are caller-saved. It uses no stack but for the return address, and has no jumps.
 #[unsafe(naked)]
 pub(super) unsafe extern "sysv64" fn product(out: &mut MaybeUninit<Limbs>, a: &Limbs, b: &Limbs, table: &Table) {
     naked_asm!(

@@ -1,25 +1,25 @@
-//! Constants of a prime for the product, each in four lanes, computed by the compiler.
+//! The constants of a prime for the product, each in four lanes, computed at compile time.
 
 use std::arch::x86_64::{__m256d, _mm256_load_pd};
 
 /// Bits of a limb.
 pub(super) const BITS: u32 = 51;
-/// Ones in a limb.
+/// A limb with all bits set.
 pub(super) const MASK: u64 = (1 << BITS) - 1;
-/// 2^50: half a limb, which the bias of a column adds so that cutting off at a limb rounds to the nearest.
+/// 2^50: half a limb, which the bias of a column adds so that truncating at a limb rounds to the nearest.
 const HALF: u64 = 1 << (BITS - 1);
 /// 2^52
 pub(super) const TWO_52: f64 = (1u64 << 52) as f64;
 /// 1.5·2^52: integers of up to 51 bits added to it are in the low bits of the sum.
 pub(super) const LOW: f64 = 1.5 * TWO_52;
-/// 1.5·2^103: what is added to it is rounded to a multiple of 2^51, which is in the low bits of the sum.
+/// 1.5·2^103: values added to it are rounded to a multiple of 2^51, which is in the low bits of the sum.
 pub(super) const HIGH: f64 = LOW * (1u64 << BITS) as f64;
-/// What columns carry above their value, which is within 2^55, so that they are never negative.
+/// Added to columns, whose values are within 2^55, so that they are never negative.
 const BIAS: u64 = 1 << 56;
-/// [`BIAS`] as the next column sees it.
+/// [`BIAS`] as carried into the next column.
 const CARRIED: u64 = BIAS >> BITS;
 
-/// Constants of a prime, each in four lanes. The places are written into the product's text as well.
+/// The constants of a prime, each in four lanes. Their offsets are hard-coded in the product's assembly.
 #[repr(C, align(32))]
 pub(super) struct Table([[u64; 4]; 29]);
 
@@ -33,7 +33,7 @@ impl Table {
     /// 2^204/p
     pub(super) const QUOTIENT: usize = 24;
 
-    /// The constants of a prime given by its 64-bit limbs.
+    /// Computes the constants of a prime given by its 64-bit limbs.
     pub(super) const fn new(p: &[u64; 4]) -> Self {
         let mut rows = [[0; 4]; 29];
         let (step, minus_p, columns, quotient) = (step(p), limbs(p, true), columns(), reciprocal(p));
@@ -41,7 +41,7 @@ impl Table {
         while j < 5 {
             rows[Self::STEP + j] = [step[j].to_bits(); 4];
             rows[Self::MINUS_P + j] = [minus_p[j].to_bits(); 4];
-            // Packing adds p to limbs and takes up to 2^12 away, within 51 bits and a sign.
+            // Packing adds p to limbs and subtracts up to 2^12, within 51 bits and a sign.
             assert!(minus_p[j].abs() <= (HALF - (1 << 12)) as f64);
             j += 1;
         }
@@ -62,21 +62,21 @@ impl Table {
         Self(rows)
     }
 
-    /// A constant in four lanes.
+    /// Returns a constant in four lanes.
     #[target_feature(enable = "avx2,fma")]
     #[inline]
     pub(super) fn lanes(&self, row: usize) -> __m256d {
-        // SAFETY: the row is 32 bytes, aligned to as many.
+        // SAFETY: the row is 32 bytes, and aligned to 32.
         unsafe { _mm256_load_pd(self.0[row].as_ptr().cast()) }
     }
 
-    /// A constant.
+    /// Returns a constant.
     pub(super) const fn at(&self, row: usize) -> f64 {
         f64::from_bits(self.0[row][0])
     }
 }
 
-/// The five limbs of x < 2^254 or of −x: all but the last between −2^50 and 2^50.
+/// Returns the five limbs of x < 2^254 or of −x: all but the last between −2^50 and 2^50.
 pub(super) const fn limbs(x: &[u64; 4], negative: bool) -> [f64; 5] {
     let raw = [
         x[0] & MASK,
@@ -96,7 +96,7 @@ pub(super) const fn limbs(x: &[u64; 4], negative: bool) -> [f64; 5] {
     out
 }
 
-/// Limbs of (p·k + 1)/2^51, where k = −1/p mod 2^51, between −2^50 and 2^50.
+/// Returns the limbs of (p·k + 1)/2^51, where k = −1/p mod 2^51, between −2^50 and 2^50.
 const fn step(p: &[u64; 4]) -> [f64; 5] {
     let (mut inverse, mut round) = (1u64, 0);
     while round < 6 {
@@ -106,7 +106,7 @@ const fn step(p: &[u64; 4]) -> [f64; 5] {
     let k = inverse.wrapping_neg() & MASK;
     let negative = k >= HALF;
     let size = if negative { MASK + 1 - k } else { k };
-    // p·|k| ends in 51 ones for a positive k, and in zeros and a one for a negative.
+    // p·|k| ends in 51 ones for a positive k, and in zeros and a one for a negative k.
     let (mut product, mut carry, mut j) = ([0u64; 5], 0u128, 0);
     while j < 4 {
         carry += p[j] as u128 * size as u128;
@@ -126,8 +126,8 @@ const fn step(p: &[u64; 4]) -> [f64; 5] {
     limbs(&shifted, negative)
 }
 
-/// Start values that cancel what the bits of [`LOW`] and [`HIGH`] add to the columns, the biases carried in from below,
-/// and set the column's own bias.
+/// Returns start values that cancel what the bits of [`LOW`] and [`HIGH`] add to the columns and the biases carried in
+/// from below, and set the column's own bias.
 const fn columns() -> [u64; 10] {
     let (mut low, mut high) = ([0u64; 10], [0u64; 10]);
     let mut j = 0;
@@ -162,7 +162,7 @@ const fn columns() -> [u64; 10] {
     start
 }
 
-/// 2^204/p to the nearest double, for 2^253 < p < 2^254.
+/// 2^204/p, rounded to the nearest double, for 2^253 < p < 2^254
 const fn reciprocal(p: &[u64; 4]) -> f64 {
     // Long division of 2^(253 + 54) by p, bit by bit.
     let (mut rest, mut quotient, mut bit) = ([0, 0, 0, 1u64 << 61], 0u64, 0);

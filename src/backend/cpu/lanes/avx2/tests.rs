@@ -10,7 +10,7 @@ use super::*;
 
 type Element<C> = Fp<MontBackend<C, 4>, 4>;
 
-/// Bounds of the four low limbs, and of the highest, of reduced and of loose values.
+/// Returns the bounds of the four low limbs and of the highest, of reduced and of loose values.
 fn bounds<C: MontConfig<4>>() -> [(i64, i64); 2] {
     let unit = (C::MODULUS.0[3] >> 12) as f64;
     [(1 << 50, (0.69 * unit) as i64), (1 << 51, (1.38 * unit) as i64)]
@@ -29,7 +29,7 @@ fn limbs(lanes: &[[i64; 5]; 8]) -> Limbs {
     Limbs(unsafe { std::mem::transmute::<[[[f64; 4]; 5]; 2], [[__m256d; 5]; 2]>(doubles) })
 }
 
-/// What limbs stand for.
+/// Returns the value that limbs represent.
 fn value<C: MontConfig<4>>(limbs: &[i64; 5]) -> Element<C> {
     limbs.iter().rev().fold(Element::<C>::from(0u64), |sum, limb| {
         let size = Element::<C>::from(limb.unsigned_abs());
@@ -43,12 +43,12 @@ fn assert_reduced<C: MontConfig<4>>(limbs: &[i64; 5]) {
     assert!(limbs[4].abs() <= top + 1, "{limbs:?}");
 }
 
-/// Lanes within bounds, most limbs at or next to them.
+/// Returns lanes within bounds, with most limbs at or next to them.
 fn extreme(rng: &mut StdRng, (low, top): (i64, i64)) -> [[i64; 5]; 8] {
     std::array::from_fn(|_| {
         let kind = rng.gen_range(0..4);
         std::array::from_fn(|j| {
-            // One less in the highest limb leaves room for what the lower ones add.
+            // One less in the highest limb, to allow for what the lower ones add.
             let most = if j < 4 { low } else { top - 1 };
             match if kind == 0 { 0 } else { rng.gen_range(0..6) } {
                 0 => most,
@@ -80,7 +80,7 @@ fn products<C: MontConfig<4>>() {
     }
 }
 
-/// The same factors in all limbs and signs, where the halves of products are at the ends of their ranges.
+/// The greatest limbs with all signs, where the halves of products are at the ends of their ranges.
 fn corners<C: MontConfig<4>>() {
     let (low, top) = bounds::<C>()[1];
     let divisor = Element::<C>::from(2u64).pow([204]).inverse().unwrap();
@@ -155,13 +155,13 @@ where
 
 fn constants<C: MontConfig<4>>() {
     let p = BigUint::from(C::MODULUS);
-    // The reciprocal, with the precision that the bound of products rests on.
+    // The reciprocal, with the precision that the bound of products relies on.
     let quotient = Eight::<C>::TABLE.at(Table::QUOTIENT);
     let (scaled, one) =
         (p * ((quotient * (1u64 << 52) as f64 * (1u64 << 50) as f64) as u64), BigUint::from(1u8) << 306);
     let error = if scaled > one { scaled - &one } else { &one - scaled };
     assert!(error << 55 <= one);
-    // The step, times 2^51, is a multiple of p and one, and is not above half of p.
+    // The step, times 2^51, is a multiple of p plus one, and is not above half of p.
     let step: [i64; 5] = std::array::from_fn(|j| Eight::<C>::TABLE.at(j) as i64);
     assert_eq!(value::<C>(&step) * Element::<C>::from(1u64 << 51), Element::<C>::from(1u64));
     assert!(step[4].unsigned_abs() <= C::MODULUS.0[3] >> 13);

@@ -1,4 +1,4 @@
-//! What the field needs to know of its prime, computed by the compiler.
+//! The constants of the field's prime, computed at compile time.
 
 use std::marker::PhantomData;
 
@@ -6,16 +6,16 @@ use ark_ff::MontConfig;
 
 /// Bits of a limb.
 pub(super) const BITS: u32 = 52;
-/// The bits of a limb, set.
+/// A limb with all bits set.
 pub(super) const MASK: u64 = (1 << BITS) - 1;
 
-/// Five limbs of 52 bits, least first; the highest may be longer.
+/// Five limbs of 52 bits, least significant first; the highest may be longer.
 pub(super) type Limbs = [u64; 5];
-/// Multiples of the prime, one for each value of three bits. Limb i of the multiple for k is at `[i][k]`; the limbs of
-/// negative multiples are negative, in two's complement.
+/// Multiples of the prime, one for each value of three bits. Limb i of multiple k is at `[i][k]`; the limbs of negative
+/// multiples are negative, in two's complement.
 pub(super) type Table = [[u64; 8]; 5];
 
-/// Likewise for each value of four bits.
+/// Multiples of the prime, one for each value of four bits.
 pub(super) type LongTable = [[[u64; 8]; 2]; 5];
 
 /// The constants of arkworks' prime `C`, one of 254 bits.
@@ -25,7 +25,7 @@ impl<C: MontConfig<4>> Constants<C> {
     /// The prime p.
     pub(super) const P: Limbs = {
         let p = split(C::MODULUS.0);
-        // What the bounds of the field rest on: 5p < 2^256 < 6p.
+        // The bounds of the field depend on 5p < 2^256 < 6p.
         assert!(at_most(&times(&p, 5), &[0, 0, 0, 0, 1 << 48]) && at_most(&[0, 0, 0, 0, 1 << 48], &times(&p, 6)));
         p
     };
@@ -41,15 +41,15 @@ impl<C: MontConfig<4>> Constants<C> {
         let two = shifted(&Self::P, -2 * BITS as i32);
         [one, two]
     };
-    /// 2^264 mod p: times this, arkworks' form x·2^256 becomes x·2^260.
+    /// 2^264 mod p: multiplying by it converts arkworks' form x·2^256 to x·2^260.
     pub(super) const FROM_ARK: Limbs = shifted(&Self::P, 264);
-    /// 2^780 mod p: times this, the inverse of the integer x·2^260 becomes the form of 1/x.
+    /// 2^780 mod p: multiplying by it converts the inverse of the integer x·2^260 to the form of 1/x.
     pub(super) const OF_INVERSE: Limbs = shifted(&Self::P, 780);
-    /// 2^256 mod p: times this, x·2^260 becomes arkworks' form.
+    /// 2^256 mod p: multiplying by it converts x·2^260 to arkworks' form.
     pub(super) const TO_ARK: Limbs = shifted(&Self::P, 256);
 
-    /// For sums x < 2^257, by bits 254 to 256, which may be counted one unit of the top limb too low: ⌊x/p⌋ or one
-    /// less, so that subtracting it leaves less than 2.4p.
+    /// For sums x < 2^257, by bits 254 to 256, which may be one unit of the top limb too low: ⌊x/p⌋ or one less, so
+    /// that subtracting this multiple leaves less than 2.4p.
     pub(super) const OF_SUM: &Table = &{
         let mut quotients = [0; 8];
         let mut k = 0;
@@ -59,12 +59,11 @@ impl<C: MontConfig<4>> Constants<C> {
         }
         table(&Self::P, quotients)
     };
-    /// For differences −2^256 < x < 2^256, by bits 254 to 256, which may be counted one unit of the top limb too
-    /// high: a multiple of p that leaves between 0 and 2.4p when subtracted.
+    /// For differences −2^256 < x < 2^256, by bits 254 to 256, which may be one unit of the top limb too high: a
+    /// multiple of p whose subtraction leaves 0 to 2.4p.
     pub(super) const OF_DIFFERENCE: &Table = &table(&Self::P, two_sided(&Self::P));
-    /// For −2^257 ≤ x < 2^257, by bits 254 to 257, which may be counted two units of the top limb too high, or 40 too
-    /// low, as long as the top limb as it stands is within −2^49 and 2^49: a multiple of p that leaves between 0 and 2.4p
-    /// when subtracted.
+    /// For −2^257 ≤ x < 2^257, by bits 254 to 257, which may be two units of the top limb too high or 40 too low, while
+    /// the top limb itself is between −2^49 and 2^49: a multiple of p whose subtraction leaves 0 to 2.4p.
     pub(super) const OF_PRODUCT: &LongTable = &{
         let [q0, q1, q2, q3, q4, q5, q6, q7, q8, q9, q10, q11, q12, q13, q14, q15] = two_sided(&Self::P);
         let low = table(&Self::P, [q0, q1, q2, q3, q4, q5, q6, q7]);
@@ -77,7 +76,7 @@ impl<C: MontConfig<4>> Constants<C> {
         }
         out
     };
-    /// For x < 2^256, by bits 253 to 255: subtracting it leaves less than 1.7p.
+    /// For x < 2^256, by bits 253 to 255: a multiple of p whose subtraction leaves less than 1.7p.
     pub(super) const OF_ELEMENT: &Table = &{
         let mut quotients = [0; 8];
         let mut k = 0;
@@ -87,7 +86,7 @@ impl<C: MontConfig<4>> Constants<C> {
         }
         table(&Self::P, quotients)
     };
-    /// For x < 2^256, by bits 253 to 255: more than x, by p + 2^253 at most.
+    /// For x < 2^256, by bits 253 to 255: a multiple of p that is more than x, by p + 2^253 at most.
     pub(super) const ABOVE: &Table = &{
         let mut quotients = [0; 8];
         let mut k = 0;
@@ -97,8 +96,8 @@ impl<C: MontConfig<4>> Constants<C> {
         }
         table(&Self::P, quotients)
     };
-    /// By bits 253 to 255: the multiple of p that has these bits, or 0. No two multiples below 2^256 share them, since
-    /// p > 2^253.
+    /// By bits 253 to 255: the multiple of p that has these bits, or 0. No two multiples below 2^256 have them in
+    /// common, since p > 2^253.
     pub(super) const ZEROS: &Table = &{
         let mut quotients = [0; 8];
         let mut q = 1;
@@ -110,7 +109,7 @@ impl<C: MontConfig<4>> Constants<C> {
     };
 }
 
-/// Four limbs of 64 bits as five of 52.
+/// Converts four limbs of 64 bits to five of 52.
 pub(super) const fn split(x: [u64; 4]) -> Limbs {
     [
         x[0] & MASK,
@@ -121,7 +120,7 @@ pub(super) const fn split(x: [u64; 4]) -> Limbs {
     ]
 }
 
-/// k·x of a small k.
+/// k·x for a small k
 const fn times(x: &Limbs, k: u64) -> Limbs {
     let mut out = [0; 5];
     let mut carry = 0;
@@ -147,7 +146,7 @@ const fn at_most(a: &Limbs, b: &Limbs) -> bool {
     true
 }
 
-/// a − b of a ≥ b.
+/// a − b for a ≥ b
 const fn minus(a: &Limbs, b: &Limbs) -> Limbs {
     let mut out = [0; 5];
     let mut borrow = 0;
@@ -161,7 +160,7 @@ const fn minus(a: &Limbs, b: &Limbs) -> Limbs {
     out
 }
 
-/// 2^exponent mod p.
+/// 2^exponent mod p
 const fn shifted(p: &Limbs, exponent: i32) -> Limbs {
     let mut x = [1, 0, 0, 0, 0];
     let mut i = 0;
@@ -173,7 +172,7 @@ const fn shifted(p: &Limbs, exponent: i32) -> Limbs {
         i += 1;
     }
     while i > exponent {
-        // An even one of x and x + p, halved.
+        // The even one of x and x + p, halved.
         let mut carry = 0;
         let odd = x[0] & 1;
         let mut k = 0;
@@ -203,8 +202,8 @@ const fn quotient(p: &Limbs, k: u64, bit: u32) -> i64 {
     q
 }
 
-/// For k·2^254, k counted as N values in two's complement: ⌊k·2^254 / p⌋, and −1 for k = 0, since what counts as below
-/// 2^254 may be a little below zero. Elsewhere rounding down leaves room: no multiple of 2^254 is one of p.
+/// For k·2^254, with k one of N values in two's complement: ⌊k·2^254 / p⌋, and −1 for k = 0, because a value counted as
+/// below 2^254 may be slightly below zero. Elsewhere rounding down leaves a margin: no multiple of 2^254 is one of p.
 const fn two_sided<const N: usize>(p: &Limbs) -> [i64; N] {
     let mut quotients = [-1; N];
     let mut k = 1;

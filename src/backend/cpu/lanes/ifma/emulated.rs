@@ -1,4 +1,4 @@
-//! The operations on arrays, as the instructions are defined: for tests where the processor lacks them.
+//! The operations on arrays, as the instructions are defined: for tests on CPUs without them.
 
 use std::array::from_fn;
 
@@ -29,7 +29,7 @@ impl Isa for EmulatedIfma {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::backend::cpu) struct Emulated(pub(super) [u64; 8]);
 
-/// The product of the low 52 bits.
+/// Returns the product of the low 52 bits.
 fn product(a: u64, b: u64) -> u128 {
     let low = |x: u64| u128::from(x & ((1 << 52) - 1));
     low(a) * low(b)

@@ -1,16 +1,16 @@
 //! The field, on any implementation of eight words.
 //!
-//! **Form.** An element x is a representative of x·2^260 mod p below 2^256 (p has 254 bits: up to 5.29p), in five
-//! limbs of 52 bits, each its own vector, least first. So everything that may lie in memory is a value as it is: what
-//! is gathered needs no reduction. What is only a factor ([`Loose`]) is at most 12p, and the bits above 52 of its lower
-//! four limbs mean nothing: the multiplier does not read them.
+//! **Representation.** An element x is a representative of x·2^260 mod p below 2^256 (p has 254 bits: up to 5.29p), in
+//! five limbs of 52 bits, each its own vector, least significant first. So every value that may be in memory is valid
+//! as it is: gathered values need no reduction. A value that is only used as a factor ([`Loose`]) is at most 12p, and
+//! the bits above 52 of its lower four limbs are ignored: the multiplier does not read them.
 //!
-//! **Product.** Montgomery's, with five digits of 52 bits, least first (P. L. Montgomery, *Modular multiplication
-//! without trial division*, 1985; on IFMA first by S. Gueron and V. Krasnov, *Accelerating big integer arithmetic using
-//! Intel IFMA extensions*, 2016). The first four digits are divided off otherwise: a digit m at 2^0 is worth
-//! m·(2^−104 mod p) at 2^104, and one at 2^52 is worth m·(2^−52 mod p). This is two digits at once, none of which is
-//! computed by a product, so that the chain of dependent instructions is short. Such a step does not bring the value
-//! down to the size of p but to 52 bits above it; the fifth digit is Montgomery's own, and takes these away:
+//! **Product.** Montgomery's, with five digits of 52 bits, least significant first (P. L. Montgomery, *Modular
+//! multiplication without trial division*, 1985; on IFMA first by S. Gueron and V. Krasnov, *Accelerating big integer
+//! arithmetic using Intel IFMA extensions*, 2016). The first four digits are eliminated in another way: a digit m at
+//! 2^0 is worth m·(2^−104 mod p) at 2^104, and one at 2^52 is worth m·(2^−52 mod p). This eliminates two digits at
+//! once, without computing either by a product, so the dependency chain is short. Such a step does not reduce the value
+//! to the size of p but to 52 bits more; the fifth digit is Montgomery's own, and removes these:
 //!
 //! ```text
 //! a, b ≤ 12p:  a·b/2^260 + (2^−52 mod p) + (2^−104 mod p) + p  <  1.71p + p + p + p  <  2^256
@@ -18,12 +18,12 @@
 //!
 //! A product takes 100 multiply-adds, a square 80. No column overflows: it sums fewer than 32 terms below 2^52.
 //!
-//! **Sums.** The three bits at the top of a sum or a difference, before any carry, number the multiple of p to take
-//! away in a table, by a permutation: no carry is waited for and no comparison is made. The bits are off by at most
-//! one unit of the top limb, p/2^45; the tables allow for that. What is taken from a product is taken before its carries:
-//! there four bits number the multiple, and are at most 2 units too high or 13 too low.
+//! **Sums.** The top three bits of a sum or a difference, before any carry, are the index of the multiple of p to
+//! subtract, in a table that a permutation reads: there is no wait for carries and no comparison. The bits are off by
+//! at most one unit of the top limb, p/2^45; the tables allow for that. Subtractions from a product are made before its
+//! carries: there four bits are the index, and are at most 2 units too high or 13 too low.
 
-// Loops over limbs index several arrays at once; chains of iterators might not be unrolled.
+// Loops over limbs index several arrays at once; iterator chains might not be unrolled.
 #![allow(clippy::needless_range_loop)]
 
 use std::marker::PhantomData;
@@ -38,8 +38,8 @@ use super::super::{Isa as _, Kernel};
 use super::constants::{BITS, Constants, Limbs, MASK, Table, split};
 use super::words::Words;
 
-/// Vectors of eight in one of sixteen. Two independent chains of products hide the latency of four cycles: code that
-/// waits for its own product would otherwise leave a good part of the multipliers idle.
+/// Vectors of eight elements in one of sixteen. Two independent chains of products hide the latency of four cycles:
+/// code that waits for its own product would otherwise leave a good part of the multipliers idle.
 const HALVES: usize = 2;
 
 /// Elements of a vector.
@@ -51,14 +51,13 @@ pub(in crate::backend::cpu) struct Vector<W, C> {
     prime: PhantomData<C>,
 }
 
-/// [`LANES`] factors of at most 12p. In limbs 0 to 3 the bits from 52 up are to be ignored.
+/// [`LANES`] factors of at most 12p. Bits from 52 up are to be ignored in limbs 0 to 3.
 pub(in crate::backend::cpu) struct Loose<W, C> {
     pub(super) halves: [[W; 5]; HALVES],
     prime: PhantomData<C>,
 }
 
-/// Elements, to be negated in the lanes whose bit is set. The negation is put off to the sum or the product that reduces
-/// anyway.
+/// Elements with a deferred negation in the lanes whose bit is set. A sum or product that reduces anyway applies it.
 pub(in crate::backend::cpu) struct Signed<W, C> {
     value: Vector<W, C>,
     minus: u32,
@@ -127,13 +126,13 @@ impl<W: Words, C: MontConfig<4>> Loose<W, C> {
     }
 }
 
-/// Whether the limbs are below 2^52 and the highest below 2^`top`.
+/// Returns whether the limbs are below 2^52 and the highest below 2^`top`.
 fn normalised<W: Words>(x: &[W; 5], top: u32) -> bool {
     let below = |word: W, bits: u32| word.to_array().iter().all(|limb| limb >> bits == 0);
     x[..4].iter().all(|&word| below(word, BITS)) && below(x[4], top)
 }
 
-/// The bits of eight lanes of a mask.
+/// Returns the bits of one half's eight lanes of a mask.
 #[inline(always)]
 fn part(mask: u32, half: usize) -> u8 {
     (mask >> (8 * half)) as u8
@@ -234,7 +233,7 @@ where
             let above = multiple::<W, 45>(out[h][4], Constants::<C>::ABOVE);
             let mask = part(mask, h);
             for i in 0..5 {
-                // Other lanes keep their limbs, which carry nothing.
+                // The other lanes keep their limbs, which carry nothing.
                 let negated = above[i].sub(out[h][i]);
                 out[h][i] = out[h][i].blend(negated, mask);
             }
@@ -334,7 +333,7 @@ where
 
     #[inline(always)]
     fn splat(isa: W::Isa, x: Self::Element) -> Self {
-        // arkworks holds x·2^256.
+        // arkworks' form is x·2^256.
         let times_16 = x + x;
         let times_16 = times_16 + times_16;
         let times_16 = times_16 + times_16;
@@ -417,8 +416,8 @@ where
     }
 }
 
-/// Montgomery's trick as a tree: products of two lanes, then of four, down to that of all, whose inverse goes the
-/// same way back.
+/// Montgomery's trick (1987) as a tree: products of two lanes, then of four, up to that of all, whose inverse is
+/// propagated back the same way.
 #[inline(always)]
 fn invert<W: Words, C: MontConfig<4>>(x: Vector<W, C>) -> Vector<W, C>
 where
@@ -431,7 +430,7 @@ where
     let eight = times::<W, C>(four, rotated::<W, 2>(four));
     let all = times::<W, C>(eight, rotated::<W, 1>(eight));
 
-    // The same in every lane.
+    // The product is the same in every lane.
     let [a, b, c, d] = widen(all);
     let all = [a.to_array()[0], b.to_array()[0], c.to_array()[0], d.to_array()[0]];
     let inverse = splat(two[0], &split(inverse_of_integer(all, C::MODULUS.0)));
@@ -450,7 +449,7 @@ fn times<W: Words, C: MontConfig<4>>(a: [W; 5], b: [W; 5]) -> [W; 5] {
     normal(product::<W, C>(a, b))
 }
 
-/// Lane k + N in lane k.
+/// Moves lane k + N to lane k.
 #[inline(always)]
 fn rotated<W: Words, const N: i32>(mut x: [W; 5]) -> [W; 5] {
     for i in 0..5 {
@@ -459,7 +458,7 @@ fn rotated<W: Words, const N: i32>(mut x: [W; 5]) -> [W; 5] {
     x
 }
 
-/// The same limbs in every lane. `like` proves the instruction set.
+/// Returns the same limbs in every lane. `like` proves the instruction set.
 #[inline(always)]
 fn splat<W: Words>(like: W, limbs: &Limbs) -> [W; 5] {
     let mut out = [like; 5];
@@ -469,7 +468,7 @@ fn splat<W: Words>(like: W, limbs: &Limbs) -> [W; 5] {
     out
 }
 
-/// a + b limb by limb.
+/// a + b limb by limb
 #[inline(always)]
 fn plus<W: Words>(mut a: [W; 5], b: [W; 5]) -> [W; 5] {
     for i in 0..5 {
@@ -478,7 +477,7 @@ fn plus<W: Words>(mut a: [W; 5], b: [W; 5]) -> [W; 5] {
     a
 }
 
-/// a − b limb by limb.
+/// a − b limb by limb
 #[inline(always)]
 fn minus<W: Words>(mut a: [W; 5], b: [W; 5]) -> [W; 5] {
     for i in 0..5 {
@@ -487,7 +486,7 @@ fn minus<W: Words>(mut a: [W; 5], b: [W; 5]) -> [W; 5] {
     a
 }
 
-/// The multiple of p that three bits of the top limb, from bit `BIT` up, number in a table.
+/// Looks up the multiple of p whose index is in three bits of the top limb, from bit `BIT` up.
 #[inline(always)]
 fn multiple<W: Words, const BIT: u32>(top: W, table: &'static Table) -> [W; 5] {
     let number = top.shr::<BIT>();
@@ -498,13 +497,13 @@ fn multiple<W: Words, const BIT: u32>(top: W, table: &'static Table) -> [W; 5] {
     out
 }
 
-/// x less such a multiple, limb by limb.
+/// x minus such a multiple, limb by limb
 #[inline(always)]
 fn minus_multiple<W: Words, const BIT: u32>(x: [W; 5], table: &'static Table) -> [W; 5] {
     minus(x, multiple::<W, BIT>(x[4], table))
 }
 
-/// 6p − x in the lanes whose bit is set, x in the others; of an element, at most 6p. The limbs may be negative.
+/// 6p − x in the lanes whose bit is set, x in the others, for elements x; at most 6p. Limbs may be negative.
 #[inline(always)]
 fn below_6p<W: Words, C: MontConfig<4>>(mut x: [W; 5], mask: u8) -> [W; 5] {
     let p6 = splat(x[0], &Constants::<C>::P6);
@@ -514,7 +513,7 @@ fn below_6p<W: Words, C: MontConfig<4>>(mut x: [W; 5], mask: u8) -> [W; 5] {
     x
 }
 
-/// A product less a half of signed elements, limb by limb.
+/// A product minus one half of signed elements, limb by limb
 #[inline(always)]
 fn less_signed<W: Words, C>(mut x: [W; 5], c: Signed<W, C>, half: usize) -> [W; 5] {
     let (c, minus) = (c.value.halves[half], part(c.minus, half));
@@ -524,7 +523,7 @@ fn less_signed<W: Words, C>(mut x: [W; 5], c: Signed<W, C>, half: usize) -> [W; 
     x
 }
 
-/// An element, from a product that at most two elements were taken from, or one was added to, limb by limb.
+/// Reduces a product from which at most two elements were subtracted, or to which one was added, limb by limb.
 #[inline(always)]
 fn reduced_inlined<W: Words, C: MontConfig<4>>(mut x: [W; 5]) -> [W; 5] {
     let number = x[4].shr::<46>();
@@ -536,8 +535,8 @@ fn reduced_inlined<W: Words, C: MontConfig<4>>(mut x: [W; 5]) -> [W; 5] {
     normal(x)
 }
 
-/// What the limbs have above 52 bits, or below zero, added to the next: the low 52 bits are right then, and the top
-/// limb. The value must not be negative.
+/// Adds what the limbs have above 52 bits, or below zero, to the next limbs: the low 52 bits are correct then, and so
+/// is the top limb. The value must not be negative.
 #[inline(always)]
 fn carried<W: Words>(mut x: [W; 5]) -> [W; 5] {
     for i in 0..4 {
@@ -546,7 +545,7 @@ fn carried<W: Words>(mut x: [W; 5]) -> [W; 5] {
     x
 }
 
-/// The same, and the low 52 bits only.
+/// Carries as [`carried`] does, and keeps only the low 52 bits of the lower limbs.
 #[inline(always)]
 fn normal<W: Words>(x: [W; 5]) -> [W; 5] {
     let mut x = carried(x);
@@ -557,7 +556,7 @@ fn normal<W: Words>(x: [W; 5]) -> [W; 5] {
     x
 }
 
-/// The least representative, with limbs below 2^52, of one below 2^256.
+/// Returns the least representative, with limbs below 2^52, of one below 2^256.
 #[inline(always)]
 fn canonical<W: Words, C: MontConfig<4>>(x: [W; 5]) -> [W; 5] {
     let x = normal(minus_multiple::<W, 45>(x, Constants::<C>::OF_ELEMENT));
@@ -569,7 +568,7 @@ fn canonical<W: Words, C: MontConfig<4>>(x: [W; 5]) -> [W; 5] {
     less
 }
 
-/// Four limbs of 64 bits as five of 52.
+/// Converts four limbs of 64 bits to five of 52.
 #[inline(always)]
 fn narrow<W: Words>(x: [W; 4]) -> [W; 5] {
     let mask = W::splat(x[0].isa(), MASK);
@@ -582,7 +581,7 @@ fn narrow<W: Words>(x: [W; 4]) -> [W; 5] {
     ]
 }
 
-/// Five limbs of 52 bits, the highest of 48, as four of 64.
+/// Converts five limbs of 52 bits, the highest of 48, to four of 64.
 #[inline(always)]
 fn widen<W: Words>(x: [W; 5]) -> [W; 4] {
     [
@@ -593,8 +592,8 @@ fn widen<W: Words>(x: [W; 5]) -> [W; 4] {
     ]
 }
 
-/// A step of which debug builds make a function of its own, compiled for the instruction set as kernels are. Inlined
-/// wherever it is used, as release builds have it, it would take the compiler minutes.
+/// A step that debug builds compile as a separate function for the instruction set, as kernels are. Inlined wherever it
+/// is used, as in release builds, it would take the compiler minutes.
 macro_rules! step {
     ($name:ident is $inlined:ident($($argument:ident: $type:ty),+), by $word:expr) => {
         #[cfg(not(debug_assertions))]
@@ -633,10 +632,10 @@ fn add_row<W: Words>(columns: &mut [W; 10], at: usize, m: W, c: &[W; 5]) {
     }
 }
 
-/// Adds two digits' worth, limbs `at` and `at` + 1 of ten columns, at limb `at` + 2. The columns may be below 2^63;
-/// what they have above 52 bits moves on.
+/// Eliminates two digits, limbs `at` and `at` + 1 of ten columns, by adding what they are worth at limb `at` + 2. The
+/// columns must be below 2^63; their bits above 52 are carried.
 #[inline(always)]
-fn divide_two<W: Words, C: MontConfig<4>>(columns: &mut [W; 10], at: usize) {
+fn eliminate_two_digits<W: Words, C: MontConfig<4>>(columns: &mut [W; 10], at: usize) {
     let [one, two] = &Constants::<C>::SHIFTS;
     let first = columns[at];
     let second = columns[at + 1].add(first.shr::<BITS>());
@@ -645,14 +644,14 @@ fn divide_two<W: Words, C: MontConfig<4>>(columns: &mut [W; 10], at: usize) {
     add_row(columns, at + 2, second, &splat(first, one));
 }
 
-/// Divides the fifth digit off and returns the five limbs above it.
+/// Eliminates the fifth digit and returns the five limbs above it.
 #[inline(always)]
-fn divide_last<W: Words, C: MontConfig<4>>(columns: &mut [W; 10]) -> [W; 5] {
+fn eliminate_last_digit<W: Words, C: MontConfig<4>>(columns: &mut [W; 10]) -> [W; 5] {
     let last = columns[4];
     let isa = last.isa();
     let digit = W::splat(isa, 0).madd_low(last, W::splat(isa, Constants::<C>::DIGIT));
     let p = splat(last, &Constants::<C>::P);
-    // The low product of p's lowest limb would make 52 bits of zeros: it carries one unless they were zeros before.
+    // The low product with p's lowest limb would make the low 52 bits zero: it carries one unless they were zero.
     let carry = last.add(W::splat(isa, MASK)).shr::<BITS>();
     columns[5] = columns[5].add(carry).madd_high(digit, p[0]);
     for j in 1..5 {
@@ -663,25 +662,25 @@ fn divide_last<W: Words, C: MontConfig<4>>(columns: &mut [W; 10]) -> [W; 5] {
     [a, b, c, d, e]
 }
 
-/// a·b / 2^260, of factors of at most 12p. The limbs, below 2^57, are yet to be made [`normal`]; so of all products.
+/// a·b / 2^260, for factors of at most 12p. The limbs, below 2^57, are not yet [`normal`], here and in all products.
 #[inline(always)]
 fn product_inlined<W: Words, C: MontConfig<4>>(a: [W; 5], b: [W; 5]) -> [W; 5] {
     let mut columns = [W::splat(a[0].isa(), 0); 10];
-    // Digits are divided off as soon as they are complete, so that few columns are live at a time.
+    // Digits are eliminated as soon as they are complete, so that few columns are live at a time.
     add_row(&mut columns, 0, b[0], &a);
     add_row(&mut columns, 1, b[1], &a);
-    divide_two::<W, C>(&mut columns, 0);
+    eliminate_two_digits::<W, C>(&mut columns, 0);
     add_row(&mut columns, 2, b[2], &a);
     add_row(&mut columns, 3, b[3], &a);
-    divide_two::<W, C>(&mut columns, 2);
+    eliminate_two_digits::<W, C>(&mut columns, 2);
     add_row(&mut columns, 4, b[4], &a);
-    divide_last::<W, C>(&mut columns)
+    eliminate_last_digit::<W, C>(&mut columns)
 }
 
-/// The halves of (a₀ + a₁·i)·(b₀ + b₁·i) / 2^260, of factors a of at most 12p and b below 2^256.
+/// The components of (a₀ + a₁·i)·(b₀ + b₁·i) / 2^260, for factors a of at most 12p and b below 2^256
 ///
-/// Four products, of which two at a time share a reduction: as many multiply-adds as Karatsuba's three products and
-/// three reductions, and no sums. The bound is
+/// Four products, pairs of which share a reduction: as many multiply-adds as Karatsuba's three products and three
+/// reductions, and no sums. The bound is
 ///
 /// ```text
 /// (12p·2^256 + 12p·6p)/2^260 + p + p + p  <  1.61p + 3p  <  2^256
@@ -692,7 +691,7 @@ fn complex_product<W: Words, C: MontConfig<4>>(a: [[W; 5]; 2], b: [[W; 5]; 2]) -
     [sum_of_products::<W, C>(a, [b[0], negative]), sum_of_products::<W, C>(a, [b[1], b[0]])]
 }
 
-/// (a₀·b₀ + a₁·b₁) / 2^260.
+/// (a₀·b₀ + a₁·b₁) / 2^260
 #[inline(always)]
 fn sum_of_products_inlined<W: Words, C: MontConfig<4>>(a: [[W; 5]; 2], b: [[W; 5]; 2]) -> [W; 5] {
     let mut columns = [W::splat(a[0][0].isa(), 0); 10];
@@ -700,13 +699,13 @@ fn sum_of_products_inlined<W: Words, C: MontConfig<4>>(a: [[W; 5]; 2], b: [[W; 5
         add_row(&mut columns, j, b[0][j], &a[0]);
         add_row(&mut columns, j, b[1][j], &a[1]);
         if j % 2 == 1 {
-            divide_two::<W, C>(&mut columns, j - 1);
+            eliminate_two_digits::<W, C>(&mut columns, j - 1);
         }
     }
-    divide_last::<W, C>(&mut columns)
+    eliminate_last_digit::<W, C>(&mut columns)
 }
 
-/// a² / 2^260, of a factor of at most 12p, and likewise.
+/// a² / 2^260, for a factor of at most 12p; the limbs are as for [`product_inlined`].
 #[inline(always)]
 fn square_inlined<W: Words, C: MontConfig<4>>(a: [W; 5]) -> [W; 5] {
     let mut columns = [W::splat(a[0].isa(), 0); 10];
@@ -724,7 +723,7 @@ fn square_inlined<W: Words, C: MontConfig<4>>(a: [W; 5]) -> [W; 5] {
         columns[2 * i] = columns[2 * i].madd_low(a[i], a[i]);
         columns[2 * i + 1] = columns[2 * i + 1].madd_high(a[i], a[i]);
     }
-    divide_two::<W, C>(&mut columns, 0);
-    divide_two::<W, C>(&mut columns, 2);
-    divide_last::<W, C>(&mut columns)
+    eliminate_two_digits::<W, C>(&mut columns, 0);
+    eliminate_two_digits::<W, C>(&mut columns, 2);
+    eliminate_last_digit::<W, C>(&mut columns)
 }

@@ -1,4 +1,4 @@
-//! The suite, the instructions against their emulation, and the field against whole numbers at its bounds.
+//! The suite, the instructions against their emulation, and the field against big integers at its bounds.
 #![allow(clippy::unwrap_used)]
 
 use std::array::from_fn;
@@ -30,7 +30,7 @@ mod real {
     use super::super::{Avx512Ifma, zmm::Zmm};
     use super::*;
 
-    /// The instruction set of this processor, or a word on standard error that a test was left out.
+    /// Returns the instruction set of this CPU, or reports on standard error that a test was skipped.
     fn detected(test: &str) -> Option<Avx512Ifma> {
         let isa = Avx512Ifma::detect();
         if isa.is_none() {
@@ -68,7 +68,7 @@ mod real {
         }
     }
 
-    /// What the compiler makes of whole kernels, not only of single operations.
+    /// Whole kernels as the compiler makes them, not only single operations.
     #[test]
     fn kernels_are_as_emulated() {
         let Some(isa) = detected("kernels against their emulation") else { return };
@@ -93,7 +93,7 @@ mod real {
         })
     }
 
-    /// The outcome of each operation on words, with its name.
+    /// Returns the result of each operation on words, with its name.
     fn every_operation<W: Words>(isa: W::Isa, [a, b, c]: [W; 3], mask: u8) -> Vec<(&'static str, [u64; 8])> {
         let mut outcomes: Vec<(&'static str, [u64; 8])> = [
             ("load", a),
@@ -137,7 +137,7 @@ mod real {
         outcomes
     }
 
-    /// Every operation of the field, one on the other's outcome.
+    /// Every operation of the field, each on the results of others.
     struct Everything<'a> {
         from: &'a [Pair],
         at: &'a [u32],
@@ -190,27 +190,27 @@ fn prime<C: MontConfig<4>>() -> BigUint {
     C::MODULUS.into()
 }
 
-/// The number that limbs are: of 52 bits, or more, or negative.
+/// Returns the number with these limbs, of 52 bits, or more, or negative.
 fn number(limbs: &[u64; 5]) -> BigInt {
     limbs.iter().rev().fold(BigInt::ZERO, |sum, &limb| (sum << 52) + limb as i64)
 }
 
-/// The words of a number, of `bits` each.
+/// Returns the words of a number, of `bits` bits each.
 fn digits<const N: usize>(x: &BigUint, bits: u32) -> [u64; N] {
     from_fn(|i| (x >> (bits as usize * i)).iter_u64_digits().next().unwrap_or(0) & (u64::MAX >> (64 - bits)))
 }
 
-/// Words from the limbs of each lane.
+/// Makes words from the limbs of each lane.
 fn join<W: Words>(isa: W::Isa, lanes: &[[u64; 5]; LANES]) -> [[W; 5]; LANES / 8] {
     from_fn(|h| from_fn(|i| W::load(isa, &from_fn(|k| lanes[8 * h + k][i]))))
 }
 
-/// The limbs of a lane as a number.
+/// Returns the limbs of a lane as a number.
 fn lane<W: Words, C>(vector: &Vector<W, C>, k: usize) -> BigUint {
     number(&vector.halves[k / 8].map(|word| word.to_array()[k % 8])).try_into().unwrap()
 }
 
-/// A number below 2^`bits`, often at a bound: of the range, of limbs, of multiples of p, of what tables tell apart.
+/// Returns a number below 2^`bits`, often at a bound: of the range, of limbs, of multiples of p, of table ranges.
 fn extreme<C: MontConfig<4>>(rng: &mut StdRng, bits: u32) -> BigUint {
     let top = BigUint::from(1u32) << bits;
     let near = BigUint::from(rng.gen_range(0..3u32)) << [0, 0, 52, 104, 156, 208][rng.gen_range(0..6)];
@@ -285,7 +285,7 @@ where
                 assert_eq!(lane(&negated, k), *a, "a lane that is not to be negated");
             }
             assert_eq!(zeros >> k & 1 == 1, a % &p == BigUint::ZERO, "whether {a} is zero");
-            // As the multiplier reads them.
+            // The limbs as the multiplier reads them.
             for (loose, expected) in [(&loose_sum, a + b), (&loose_difference, &sixfold + a - b)] {
                 let limbs = loose.halves[k / 8].map(|word| word.to_array()[k % 8] & MASK);
                 assert_eq!(BigUint::try_from(number(&limbs)).unwrap(), expected, "a factor of {a} and {b}");
@@ -330,7 +330,7 @@ where
                 _ => extreme::<C>(&mut rng, 256),
             })
         });
-        // The least there is: zero, from which the greatest are taken.
+        // The extreme case: zero, from which the greatest elements are subtracted.
         elements[0][3] = BigUint::ZERO;
         for greatest in &mut elements[1..] {
             greatest[3] = (BigUint::from(1u32) << 256u32) - 1u32;
@@ -409,7 +409,7 @@ fn constants<C: MontConfig<4>>() {
     let p = BigInt::from(p);
     let power = |k: u32| BigInt::from(1) << k;
     for k in 0..8usize {
-        // What is left over the whole range of the bits, one unit of the top limb less or more included.
+        // The remainder over the whole range of the bits, one unit of the top limb less or more included.
         let unit = power(208);
         let (low, high) = (power(254) * k, power(254) * (k + 1) + &unit);
         let sum = entry(Constants::<C>::OF_SUM, k);

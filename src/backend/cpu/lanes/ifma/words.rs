@@ -1,22 +1,22 @@
-//! Eight words of 64 bits, and what the field does with them.
+//! Eight words of 64 bits, and the field's operations on them.
 
 use super::super::{Isa, Pair};
 
 /// Eight words of 64 bits. All operations work word by word and wrap around.
 ///
-/// The instruction behind each is named with it; the instruction's definition is in volume 2 of Intel's manual
-/// *Intel 64 and IA-32 Architectures Software Developer's Manual*.
+/// Each operation names its instruction, which is defined in volume 2 of Intel's manual *Intel 64 and IA-32
+/// Architectures Software Developer's Manual*.
 pub(in crate::backend::cpu) trait Words: Copy + Send + Sync + 'static {
-    /// The instruction set that computes with these.
+    /// The instruction set that computes with these words.
     type Isa: Isa;
 
-    /// The instruction set: who holds words has it.
+    /// Returns the instruction set, whose presence the words prove.
     fn isa(self) -> Self::Isa;
-    /// The same word eight times (`vpbroadcastq`).
+    /// Returns the same word eight times (`vpbroadcastq`).
     fn splat(isa: Self::Isa, word: u64) -> Self;
-    /// Eight words from memory (`vmovdqu64`).
+    /// Loads eight words from memory (`vmovdqu64`).
     fn load(isa: Self::Isa, words: &[u64; 8]) -> Self;
-    /// The words as an array.
+    /// Returns the words as an array.
     fn to_array(self) -> [u64; 8];
 
     /// self + other (`vpaddq`)
@@ -37,22 +37,22 @@ pub(in crate::backend::cpu) trait Words: Copy + Send + Sync + 'static {
     fn madd_low(self, a: Self, b: Self) -> Self;
     /// self + ⌊a·b / 2^52⌋, of the low 52 bits of a and b (`vpmadd52huq`)
     fn madd_high(self, a: Self, b: Self) -> Self;
-    /// In word k, the word of `table` that the low three bits of word k of self number (`vpermq`).
+    /// Word k is the word of `table` at the index in the low three bits of word k of self (`vpermq`).
     fn look_up(self, table: Self) -> Self;
-    /// The same of sixteen words in two tables, by the low four bits (`vpermt2q`).
+    /// Like [`Words::look_up`], for sixteen words in two tables, by the low four bits (`vpermt2q`).
     fn look_up_16(self, tables: [Self; 2]) -> Self;
-    /// `other` in the words whose bit is set in `mask`, self in the others (`vpblendmq`).
+    /// `other` in the words whose bit is set in `mask`, self in the others (`vpblendmq`)
     fn blend(self, other: Self, mask: u8) -> Self;
-    /// The words that equal those of `other`, among those whose bit is set in `mask` (`vpcmpeqq` with a mask).
+    /// The mask of the words that equal those of `other`, among those set in `mask` (`vpcmpeqq` with a mask)
     fn equal(self, other: Self, mask: u8) -> u8;
-    /// The words whose highest bit is set (`vpmovq2m`).
+    /// The mask of the words whose highest bit is set (`vpmovq2m`)
     fn negative(self) -> u8;
 
-    /// Word k + N mod 8 in word k (`valignq`).
+    /// Moves word k + N mod 8 to word k (`valignq`).
     fn rotate<const N: i32>(self) -> Self;
-    /// Word q of vector k to word k of vector q (by `vpunpcklqdq`, `vpunpckhqdq` and `vshufi64x2`).
+    /// Moves word q of vector k to word k of vector q (by `vpunpcklqdq`, `vpunpckhqdq` and `vshufi64x2`).
     fn transpose(square: [Self; 8]) -> [Self; 8];
-    /// Limb i of element e of pair k into word k of vector i of `[e]`: the transpose of eight pairs.
+    /// Loads limb i of element e of pair k into word k of vector i of `[e]`: the transpose of eight pairs.
     fn gather(isa: Self::Isa, pairs: [&Pair; 8]) -> [[Self; 4]; 2];
     /// The inverse of [`Words::gather`].
     fn scatter(limbs: [[Self; 4]; 2], pairs: &mut [Pair; 8]);
