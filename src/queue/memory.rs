@@ -1,4 +1,4 @@
-//! The queue within one process.
+//! A queue within one process.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -12,27 +12,28 @@ use tokio::time::Instant;
 use super::{Delivery, Offer, Queue, QueueError, SetAside};
 use crate::model::{JobId, Priority, locked};
 
-/// Ids in memory, by priority; then those that come again, then by age. Messages never occur in it.
+/// Ids in memory, ordered by priority; within a priority, ids that a worker had before come first, then the oldest. It
+/// never delivers messages.
 ///
-/// What is lost with it (at a restart, or because a [`Delivery`] was dropped without [`Queue::ack`]) stays lost here:
-/// the reconciler offers such jobs again from the store. So acknowledging does nothing, and nothing is delivered
-/// twice unless it is pushed twice.
+/// What is lost (at a restart, or because a [`Delivery`] was dropped without [`Queue::ack`]) stays lost here: the
+/// reconciler offers such jobs again from the store. So acknowledging does nothing, and nothing is delivered twice
+/// unless it is pushed twice.
 ///
-/// Memory is bounded, at about 100 bytes an id. Past its capacity the queue keeps the best ids and forgets the rest,
-/// the youngest of the lowest priority first, and of those that wait for their time the last to be due; the store has
-/// them all, and they come back once there is room.
+/// Memory is bounded, at about 100 bytes per id. Beyond its capacity the queue keeps the best ids and forgets the rest:
+/// the youngest of the lowest priority first, and of the delayed ids the last to be due. The store has them all, and
+/// they come back once there is capacity.
 #[derive(Debug)]
 pub struct MemoryQueue {
     waiting: Mutex<Waiting>,
-    /// One permit for each push, at most one of them kept while nobody waits.
+    /// One permit for each push; at most one is kept while no caller waits.
     pushed: Notify,
     capacity: usize,
 }
 
-/// By priority, highest first; then what comes again before what is new, and by the order of pushes.
+/// By priority, highest first; then ids that come again before new ones, then in the order of pushes.
 type Rank = (Reverse<Priority>, Turn, u64);
 
-/// Whether a worker had it before.
+/// Whether a worker had the id before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Turn {
     Again,
@@ -41,13 +42,13 @@ enum Turn {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// What waits, best first.
+    /// Waiting ids, best first.
     order: BTreeMap<Rank, JobId>,
-    /// Where each id is in `order`.
+    /// The key of each id in `order`.
     ids: HashMap<JobId, Rank>,
-    /// By the time they are due, then by the order of pushes.
+    /// Delayed ids, by the time they are due, then in the order of pushes.
     delayed: BTreeMap<(Instant, u64), (JobId, Priority)>,
-    /// Where each id is in `delayed`.
+    /// The key of each id in `delayed`.
     due: HashMap<JobId, (Instant, u64)>,
     pushes: u64,
 }
@@ -85,7 +86,7 @@ impl Waiting {
         }
     }
 
-    /// Moves what is due by now to what waits.
+    /// Moves the delayed ids that are due to the waiting ones.
     fn move_due(&mut self, capacity: usize) {
         let now = Instant::now();
         while let Some(first) = self.delayed.first_entry()
@@ -99,29 +100,29 @@ impl Waiting {
 }
 
 impl MemoryQueue {
-    /// Ids that wait at most, by default.
+    /// Default maximum number of waiting ids.
     pub const CAPACITY: usize = 1_000_000;
 
-    /// An empty queue of the default capacity.
+    /// Creates an empty queue with the default capacity.
     pub fn new() -> Self {
         Self::with_capacity(Self::CAPACITY)
     }
 
-    /// An empty queue that keeps at most `capacity` ids, and as many that wait for their time.
+    /// Creates an empty queue that keeps at most `capacity` waiting ids, and as many delayed ones.
     pub fn with_capacity(capacity: usize) -> Self {
         Self { waiting: Mutex::default(), pushed: Notify::new(), capacity }
     }
 
-    /// What waits, after what has become due was moved there. No code that holds the lock can panic half-way, so a
-    /// poisoned one is as good as any.
+    /// Locks the waiting ids, after moving those that have become due there. No code that holds the lock can panic
+    /// midway, so a poisoned lock is as good as any.
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         let mut waiting = locked(&self.waiting);
         waiting.move_due(self.capacity);
         waiting
     }
 
-    /// The next id, or else when one will be due. Wakes another popper when more are left: a wake-up may have reached
-    /// one that had found an id by itself.
+    /// Takes the next id, or returns when one will be due. Wakes another caller of `pop` when more ids are left: a
+    /// wake-up may have reached one that had found an id by itself.
     fn take(&self) -> Result<Delivery, Option<Instant>> {
         let mut waiting = self.lock();
         let Some(((Reverse(priority), ..), id)) = waiting.order.pop_first() else {
@@ -137,7 +138,7 @@ impl MemoryQueue {
     async fn next(&self) -> Delivery {
         loop {
             let mut pushed = std::pin::pin!(self.pushed.notified());
-            // Listening begins before the look, so that a push between the two is heard.
+            // Listening begins before the lookup, so that a push between the two is not missed.
             pushed.as_mut().enable();
             match self.take() {
                 Ok(delivery) => return delivery,
@@ -178,11 +179,12 @@ impl Queue for MemoryQueue {
     }
 
     async fn push_after(&self, id: JobId, priority: Priority, delay: Duration) -> Result<(), QueueError> {
-        // A time beyond what the clock can name does not come in this process' life.
+        // A time that the clock cannot represent does not come in this process's lifetime.
         if let Some(until) = Instant::now().checked_add(delay) {
             self.lock().delay(id, priority, until, self.capacity);
         }
-        // Each popper sleeps until the first is due, which may be sooner now. One that comes later looks by itself.
+        // Each waiting caller sleeps until the first id is due, which may be sooner now. Later callers look for
+        // themselves.
         self.pushed.notify_waiters();
         Ok(())
     }
@@ -191,7 +193,7 @@ impl Queue for MemoryQueue {
         if max == 0 {
             return Ok(Vec::new());
         }
-        // An id is taken in the very poll that returns it, so a dropped future has taken none.
+        // An id is taken in the same poll that returns it, so a dropped future has taken none.
         let Ok(first) = tokio::time::timeout(wait, self.next()).await else { return Ok(Vec::new()) };
         let mut all = vec![first];
         while all.len() < max

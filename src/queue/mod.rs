@@ -1,7 +1,7 @@
-//! The queue: wakes workers and hands out job ids. Disposable; the store is the authority.
+//! The queue: wakes workers and hands out job ids. It is disposable; the store is authoritative.
 //!
-//! Beside ids it may bring messages: jobs that a producer wrote straight into it. A message stays in the queue until
-//! the store has the job (or it is set aside), so a crash in between loses nothing.
+//! In addition to ids it may deliver messages: jobs that a producer wrote directly into the queue. A message stays in
+//! the queue until the store has the job (or the message is set aside), so a crash in between loses nothing.
 
 mod memory;
 mod redis;
@@ -16,21 +16,21 @@ pub use memory::MemoryQueue;
 
 use crate::model::{Job, JobId, JobState, Priority};
 
-/// What is handed out.
+/// What a delivery offers.
 pub enum Offer {
     /// A job the store knows.
     Job(JobId),
-    /// A job it does not know yet, as its producer wrote it.
+    /// A job the store does not know yet, as its producer wrote it.
     Message(Message),
 }
 
 /// A producer's message. Its body may hold a secret.
 pub struct Message {
-    /// Its bytes, or the first part of them where it is larger than the queue was told to take.
+    /// The bytes of the message, or the first part of them if it exceeds the size limit of the queue.
     pub body: Zeroizing<Vec<u8>>,
-    /// Bytes it has as a whole.
+    /// Size of the whole message in bytes.
     pub size: u64,
-    /// Names this message among all of the queue, at each delivery alike.
+    /// Identifies this message within the queue; the same at each delivery.
     pub source: String,
 }
 
@@ -52,89 +52,90 @@ pub struct Delivery {
     pub receipt: String,
 }
 
-/// A message that nobody could use.
+/// Record of a message that could not be used.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct SetAside {
-    /// When, milliseconds since 1970 by the queue's clock.
+    /// When it was set aside: milliseconds since 1970 by the queue's clock.
     pub at: i64,
-    /// Which message.
+    /// The source of the message, as in [`Message::source`].
     pub source: String,
-    /// Why.
+    /// Why it was set aside.
     pub why: String,
-    /// Bytes it had.
+    /// Size of the message in bytes.
     pub size: u64,
-    /// SHA-256 of its bytes (of the part that was read), hexadecimal: to find it at the producer's. The message itself
-    /// is not kept, since it may hold a secret.
+    /// SHA-256 of its bytes (of the part that was read) in hexadecimal, to identify it at the producer. The message
+    /// itself is not kept, since it may hold a secret.
     pub sha256: String,
 }
 
-/// A job that has ended.
+/// Notice that a job has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ended {
-    /// Which.
+pub struct EndNotice {
+    /// The job's id.
     pub id: JobId,
     /// The queue it was submitted to.
     pub queue: String,
-    /// Its submitter's own name for it.
+    /// The idempotency key its submitter gave it.
     pub key: Option<String>,
-    /// How.
+    /// Its final state.
     pub state: JobState,
 }
 
-impl Ended {
-    /// Of a job that has ended so.
+impl EndNotice {
+    /// Creates the notice for `job`, which ended in `state`.
     pub fn of(job: &Job, state: JobState) -> Self {
         Self { id: job.id, queue: job.queue.clone(), key: job.idempotency_key.clone(), state }
     }
 }
 
-/// What can go wrong in a queue.
+/// Errors of a queue.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
     /// The queue cannot be reached.
     #[error("queue: {0}")]
     Unavailable(String),
-    /// The server is too old, or set up so that it would lose what it is given.
+    /// The server is too old, or configured so that it would lose data.
     #[error("the queue's server cannot be used: {0}")]
     Unfit(String),
 }
 
-/// Ids on their way to workers. The conformance suite in `tests/queue` runs over every implementation.
+/// Job ids on their way to workers. The conformance suite in `tests/queue` runs against every implementation.
 #[async_trait]
 pub trait Queue: Send + Sync + 'static {
-    /// Offers ids. One that waits already is not added twice and keeps its place; one that is in a worker's hands may
-    /// be.
+    /// Offers ids. An id that is already waiting is not added twice and keeps its place; one that is held by a worker
+    /// may be added again.
     async fn push(&self, ids: &[(JobId, Priority)]) -> Result<(), QueueError>;
-    /// Offers ids that a worker had before (handed back, or lost with it): they come before all of their band that no
-    /// worker had, also where they wait among those already.
+    /// Offers ids that a worker had before (returned, or lost with it): they come before all ids of their priority band
+    /// that no worker had, even if they are already waiting among those.
     async fn push_again(&self, ids: &[(JobId, Priority)]) -> Result<(), QueueError>;
-    /// Offers an id again, as `push_again`, once this time has passed. A later call for the same id replaces the time.
+    /// Offers an id again, like `push_again`, after `delay`. A later call for the same id replaces the delay.
     async fn push_after(&self, id: JobId, priority: Priority, delay: Duration) -> Result<(), QueueError>;
-    /// Up to `max` of what comes next, best first; waits up to `wait` for the first. Dropping the future loses
-    /// nothing: what it had taken is offered again.
+    /// Returns up to `max` deliveries, best first; waits up to `wait` for the first. Dropping the future loses nothing:
+    /// what it had taken is offered again.
     async fn pop(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>, QueueError>;
-    /// These have been dealt with (or are the store's to offer again).
+    /// Acknowledges deliveries that have been processed (or that the store will offer again).
     async fn ack(&self, deliveries: &[Delivery]) -> Result<(), QueueError>;
-    /// Offers a delivery again, to anybody, at once, before what no worker had.
+    /// Offers a delivery again at once, to any worker, before ids that no worker had.
     async fn put_back(&self, delivery: Delivery) -> Result<(), QueueError>;
-    /// Takes a message that nobody can use out of the queue and notes why; at most the last 1,000 are remembered.
+    /// Removes an unusable message from the queue and records why; at most the last 1,000 are remembered.
     async fn set_aside(&self, delivery: Delivery, why: &str) -> Result<(), QueueError>;
-    /// Messages set aside, newest first.
+    /// Returns messages that were set aside, newest first.
     async fn aside(&self, limit: usize) -> Result<Vec<SetAside>, QueueError>;
-    /// Tells whoever listens at their queues, on the same server, that these jobs have ended. A hint, of which some may be
-    /// lost; the store knows.
-    async fn tell_ended(&self, _: &[Ended]) -> Result<(), QueueError> {
+    /// Notifies listeners of these jobs' queues, on the same server, that the jobs have ended. Only a hint, since
+    /// notices may be lost; the store is authoritative.
+    async fn tell_ended(&self, _: &[EndNotice]) -> Result<(), QueueError> {
         Ok(())
     }
-    /// Says whose jobs these are, by [`Store::identity`](crate::store::Store::identity): a queue that is shared answers
-    /// [`QueueError::Unavailable`] while workers of another database have it.
+    /// Sets the database that the jobs belong to, by [`Store::identity`](crate::store::Store::identity). A shared queue
+    /// answers [`QueueError::Unavailable`] while it is in use by workers of another database.
     fn belong_to(&self, _database: &str) {}
-    /// What waits now, messages included; what waits for its time is not.
+    /// Returns the number of waiting ids and messages, without those whose delay has not passed.
     async fn depth(&self) -> Result<u64, QueueError>;
-    /// Whether the queue answers, and has no workers of another database.
+    /// Checks that the queue answers and is not in use by workers of another database.
     async fn ping(&self) -> Result<(), QueueError>;
-    /// Regular care: gives others what dead workers held, and forgets the dead. Cheap; to be called every few seconds.
+    /// Performs regular maintenance: offers what dead workers held to others, and forgets those workers. Cheap; call it
+    /// every few seconds.
     async fn upkeep(&self) -> Result<(), QueueError>;
-    /// This worker pops no more.
+    /// Ends this worker's use of the queue; it must not pop afterwards.
     async fn close(&self) -> Result<(), QueueError>;
 }

@@ -1,7 +1,7 @@
-//! How busy a queue is, at a cost that does not grow with what waits.
+//! How busy a queue is, at a cost that does not grow with the number of waiting jobs.
 //!
-//! Each look counts what waits up to [`COUNTED`] jobs, which takes milliseconds. Where more wait, all of them are
-//! counted, too, but so seldom that it takes a hundredth of the time; in between, the last count stands.
+//! Each look counts waiting jobs up to [`COUNTED`], which takes milliseconds. Where more wait, all of them are counted
+//! too, but so rarely that it takes a hundredth of the time; in between, the last count is used.
 
 use std::future::Future;
 use std::sync::Mutex;
@@ -12,9 +12,9 @@ use crate::model::locked;
 
 /// Queued jobs that every look counts.
 pub(super) const COUNTED: u64 = 10_000;
-/// For so many times the duration of a full count, its result stands.
+/// A full count is valid for this many times the time it took.
 const STANDS: u32 = 100;
-/// How long the count before one that failed stands.
+/// How long the previous count stays valid after a count that failed.
 const AFTER_FAILURE: Duration = Duration::from_secs(30);
 
 /// The last full count.
@@ -25,12 +25,12 @@ struct Count {
     stands: Duration,
 }
 
-/// What is known of the load of one queue.
+/// The last known load of one queue.
 #[derive(Debug, Default)]
 pub(super) struct Known(Mutex<Option<Count>>);
 
 impl Known {
-    /// The load by `look`, which is told how many queued jobs to look at, at most; `None` is all.
+    /// Returns the load. `look` gets the maximum number of queued jobs to count; `None` counts all.
     pub(super) async fn load<F>(&self, look: impl Fn(Option<u64>) -> F + Send) -> Result<Load, StoreError>
     where
         F: Future<Output = Result<Load, StoreError>> + Send,
@@ -46,9 +46,9 @@ impl Known {
             let took = began.elapsed();
             count = Some(match counted {
                 Ok(load) => Count { load, at: Instant::now(), stands: took.saturating_mul(STANDS) },
-                // What was known still says more than the near look; there are at least as many as that saw.
+                // The previous count is better than the bounded look, which saw only some of the jobs.
                 Err(error) => {
-                    tracing::warn!(%error, "too many jobs wait to be counted; there may be more than shown");
+                    tracing::warn!(%error, "could not count all waiting jobs; there may be more than shown");
                     Count { load: count.map_or(near, |c| c.load), at: Instant::now(), stands: AFTER_FAILURE }
                 }
             });
@@ -66,11 +66,11 @@ mod tests {
 
     use super::*;
 
-    /// What waits, and how often all of it was counted.
+    /// A number of waiting jobs, and how often all of them were counted.
     struct Queue {
         waits: AtomicU64,
         counts: AtomicU64,
-        /// How long a full count takes; none: it fails.
+        /// How long a full count takes; `None`: it fails.
         takes: Option<Duration>,
     }
 
@@ -112,7 +112,7 @@ mod tests {
 
     #[tokio::test]
     async fn many_are_counted_seldom() {
-        // A count that takes so long stands for longer than this test runs.
+        // A count that takes this long stays valid for longer than this test runs.
         let (known, queue) = (Known::default(), Queue::new(1_000_000, Some(Duration::from_secs(1))));
         assert_eq!(queue.queued(&known).await, 1_000_000);
         queue.waits.store(999_000, Ordering::SeqCst);
@@ -123,7 +123,7 @@ mod tests {
         queue.waits.store(7, Ordering::SeqCst);
         assert_eq!(queue.queued(&known).await, 7, "few are counted at once");
 
-        // One that takes no time does not stand.
+        // A count that takes no time is not valid afterwards.
         let (known, queue) = (Known::default(), Queue::new(1_000_000, Some(Duration::ZERO)));
         queue.queued(&known).await;
         known.0.lock().unwrap().as_mut().unwrap().stands = Duration::ZERO;

@@ -1,12 +1,12 @@
-//! The store: authority on circuits and jobs.
+//! The store: the authoritative record of circuits and jobs.
 //!
-//! Every change of a running job carries its [`Attempt`]; one that no longer holds changes nothing and answers
-//! [`Held::Lost`]. All times are the database's own clock. The queue is disposable: whatever it loses,
-//! [`Store::due`] finds again.
+//! Every change to a running job carries its [`Attempt`]. If the attempt no longer holds the job, nothing changes and
+//! the answer is [`Held::Lost`]. All times come from the database's clock. The queue is disposable: [`Store::due`]
+//! finds whatever the queue loses.
 //!
-//! Somebody who wants a running job cancelled leaves a request. Its holder learns of it from the answer to any guarded
-//! change and confirms. A job so marked never runs again: a retry, a hand-back or a claim after its lease lapsed turn
-//! it into a cancelled one. A proof that is finished all the same is kept, since the work is done.
+//! Cancelling a running job leaves a request. The job's holder learns of it from the answer to any guarded change and
+//! confirms it. A job with such a request never runs again: a retry, a release, or a claim after its lease lapsed
+//! cancels it instead. A proof that is finished nevertheless is kept, since the work is done.
 
 mod load;
 mod postgres;
@@ -27,12 +27,12 @@ use crate::model::{
     WorkerId,
 };
 
-/// What a submit came to.
+/// The outcome of a submit.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Submitted {
-    /// A new job, which may have taken the place of a rejected one of its id.
+    /// A new job, which may have replaced a rejected job with the same id.
     Created(Job),
-    /// The same job had been submitted before (by id or by idempotency key, with the same body).
+    /// The job had already been submitted (same id or idempotency key, same body).
     Existing(Job),
 }
 
@@ -45,10 +45,10 @@ impl Submitted {
     }
 }
 
-/// What a store is opened with beside its address.
+/// Settings of a store, apart from its address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreSettings {
-    /// The queue whose jobs it submits, offers, counts and sweeps. Jobs of every queue are found by their id.
+    /// The queue whose jobs the store submits, offers, counts and sweeps. Lookups by id find the jobs of every queue.
     pub queue: String,
     /// How long a failed job keeps its input, so that it can be queued again. Bad input is never kept.
     pub keep_failed_inputs: Duration,
@@ -62,31 +62,32 @@ impl Default for StoreSettings {
     }
 }
 
-/// An input as it is kept.
+/// An input as it is stored.
 #[derive(Clone, Copy)]
 pub struct Input<'a> {
-    /// Its bytes, sealed or not.
+    /// The bytes, sealed or not.
     pub bytes: &'a [u8],
-    /// Name of the key it is sealed with; empty if it is not.
+    /// Name of the key the input is sealed with; empty if it is not sealed.
     pub key: &'a str,
 }
 
-/// An input in the place of the one that a job had.
+/// A new input for a job.
 #[derive(Clone, Copy)]
 pub struct Replacement<'a> {
-    /// As it is kept.
+    /// The input as it is stored.
     pub input: Input<'a>,
-    /// What a request for it would hash to, as [`NewJob::body`]: from now on that is what repeats the job.
+    /// The hash of a request for this input, as in [`NewJob::body`]: from now on, a request with this hash repeats the
+    /// job.
     pub body: ContentHash,
 }
 
-/// A job in hand: a lease on it and its input.
+/// A claimed job: a lease on it, and its input.
 pub struct Claim {
     /// The job as claimed; `job.attempt` is the holder's fencing token.
     pub job: Job,
     /// Input JSON, or a .wtns file where the circuit has no witness program, as it was submitted: sealed or not.
     pub input: zeroize::Zeroizing<Vec<u8>>,
-    /// Name of the key the input is sealed with; empty if it is not.
+    /// Name of the key the input is sealed with; empty if it is not sealed.
     pub input_key: String,
 }
 
@@ -99,32 +100,32 @@ impl std::fmt::Debug for Claim {
 /// Whether a guarded change took effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {
-    /// The attempt holds. `cancel` says whether somebody asked to cancel the job.
+    /// The attempt holds the job.
     Yes {
-        /// Somebody asked to cancel the job.
+        /// Whether cancellation of the job was requested.
         cancel: bool,
     },
-    /// The attempt no longer holds; nothing changed.
+    /// The attempt no longer holds the job; nothing changed.
     Lost,
 }
 
-/// What is to become of a job whose attempt failed.
+/// What happens to a job whose attempt failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {
-    /// Queued again, not before this much time has passed.
+    /// The job is queued again, and due after this delay.
     After(Duration),
-    /// Failed for good.
+    /// The job fails for good.
     Never,
 }
 
-/// What a cancel came to.
+/// The outcome of a cancel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cancelled {
     /// It was queued and is cancelled now.
     Now,
     /// It is running; its worker will stop it.
     Requested,
-    /// It had reached this final state before.
+    /// It had already reached this final state.
     TooLate(JobState),
     /// There is no such job.
     Unknown,
@@ -137,15 +138,15 @@ pub struct JobFilter {
     pub state: Option<JobState>,
     /// Only those of this circuit.
     pub circuit: Option<CircuitName>,
-    /// Only the one of this idempotency key.
+    /// Only the job with this idempotency key.
     pub idempotency_key: Option<String>,
-    /// Only those submitted before this job; all, where it is not there.
+    /// Only those submitted before this job; all jobs if this one does not exist.
     pub before: Option<JobId>,
-    /// At most so many.
+    /// The maximum number of jobs.
     pub limit: u32,
 }
 
-/// What is held back.
+/// What is paused.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
@@ -155,16 +156,16 @@ pub enum Scope {
     Circuit(CircuitName),
 }
 
-/// What became of a failed or cancelled job that was to be queued again.
+/// The outcome of a requeue.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Requeued {
     /// It is queued, with fresh retry budgets; its history stays.
     Yes(Box<Job>),
-    /// It is in this state, from which there is no way back to the queue.
+    /// It is in this state, from which it cannot be queued again.
     Not(JobState),
-    /// Its input is no longer held and none was given.
+    /// Its input is no longer stored and no other was given.
     InputGone,
-    /// Its key or its witness program is registered under no circuit any more, and no input that is held keeps it.
+    /// Its proving key or witness program no longer belongs to any registered circuit, and no stored input keeps it.
     CircuitGone(CircuitName),
     /// There is no such job.
     Unknown,
@@ -173,61 +174,61 @@ pub enum Requeued {
 /// A job that a queue should know of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Due {
-    /// Which.
+    /// The job's id.
     pub id: JobId,
     /// Its priority.
     pub priority: Priority,
-    /// A worker had it before, and it has not failed twice for what may pass: what goes on failing waits in its turn, lest
-    /// it is always first.
+    /// A worker had it before, and it has had fewer than two transient failures. A job that keeps failing waits its
+    /// turn, so that it is not always first.
     pub again: bool,
 }
 
-/// What a sweep did.
+/// The outcome of a sweep.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Jobs that waited longer than they were allowed to, failed now.
+    /// Jobs that no worker started in time and that have now failed.
     pub expired: Vec<JobId>,
-    /// Inputs of failed jobs deleted.
+    /// Number of inputs of failed jobs that were deleted.
     pub inputs: u64,
 }
 
-/// How busy the store's queue is. Cheap, however many jobs have ended or wait: where more than 10,000 wait, how many and
-/// for how long are counted so seldom that it takes a hundredth of the time, and may be as old as that makes it (a
-/// minute or so for a million).
+/// How busy the store's queue is. Cheap to obtain, however many jobs wait or have ended: where more than 10,000 wait,
+/// their number and age are counted so rarely that counting takes a hundredth of the time, and may be as stale as that
+/// makes them (a minute or so for a million).
 #[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
 pub struct Load {
-    /// Waiting, those that wait for a retry included.
+    /// Waiting jobs, including those that wait for a retry.
     pub queued: u64,
-    /// Held by a worker.
+    /// Jobs held by a worker.
     pub running: u64,
-    /// Milliseconds the oldest job that could run has waited since it was due; 0 if there is none.
+    /// Milliseconds since the oldest runnable job became due; 0 if there is none.
     pub oldest_ms: u64,
-    /// Jobs brought to an end (done or failed) within the last minute.
+    /// Jobs done or failed within the last minute.
     pub ended_last_minute: u64,
 }
 
 /// Jobs by state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counts {
-    /// More have ended than are counted one by one: `done` is an estimate, and so are `failed` and `cancelled` where they
+    /// Too many jobs have ended to count each: `done` is an estimate, and so are `failed` and `cancelled` where they
     /// are above 100,000.
     pub estimated: bool,
-    /// Waiting.
+    /// Waiting jobs.
     pub queued: u64,
-    /// Held by a worker.
+    /// Jobs held by a worker.
     pub running: u64,
-    /// With a proof.
+    /// Jobs with a proof.
     pub done: u64,
-    /// Failed for good.
+    /// Jobs that failed for good.
     pub failed: u64,
-    /// Cancelled.
+    /// Cancelled jobs.
     pub cancelled: u64,
 }
 
-/// What can go wrong in a store.
+/// Errors of a store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// No circuit by that name.
+    /// No circuit with that name is registered.
     #[error("no circuit {0} is registered")]
     UnknownCircuit(CircuitName),
     /// The id or the idempotency key belongs to a job with another body, or the key to one that was rejected.
@@ -237,18 +238,18 @@ pub enum StoreError {
         what: String,
         /// The job that has it.
         id: JobId,
-        /// What is otherwise about that job: "asks for something else: …" or "was rejected: …".
+        /// How that job differs: "asks for something else: …" or "was rejected: …".
         holder: String,
     },
-    /// A circuit that unfinished jobs need.
+    /// The circuit is needed by unfinished jobs.
     #[error("circuit {name} has {unfinished} unfinished jobs; cancel them first")]
     InUse {
-        /// Which circuit.
+        /// The circuit.
         name: CircuitName,
-        /// Jobs queued or running.
+        /// Number of queued or running jobs.
         unfinished: u64,
     },
-    /// The schema was written by a newer program.
+    /// The schema was written by a newer version of this program.
     #[error("the database's schema is newer than this program; use the newer version of prover-worker")]
     NewerSchema,
     /// The store cannot be opened.
@@ -256,30 +257,30 @@ pub enum StoreError {
     Open {
         /// Its path or URL.
         what: String,
-        /// Why not.
+        /// The reason.
         why: String,
     },
-    /// The database does not answer, or not now: it starts, or is full.
+    /// The database cannot be reached, perhaps only for now: it is starting, or has no connection to spare.
     #[error("the database {what} cannot be reached: {why}")]
     Away {
-        /// Its URL, without who connects and by what password.
+        /// Its URL, without user name and password.
         what: String,
-        /// Why not.
+        /// The reason.
         why: String,
     },
-    /// The database answers, but takes no writes.
+    /// The database answers, but accepts no writes.
     #[error("the database {what} takes no writes: {why}")]
     Unwritable {
-        /// Its path or its URL, without who connects and by what password.
+        /// Its path, or its URL without user name and password.
         what: String,
-        /// Why not.
+        /// The reason.
         why: String,
     },
     /// The database failed.
     #[error("database: {}", words::plainly(.0))]
     Database(#[from] sqlx::Error),
-    /// A row does not read as what it should be.
-    #[error("database: column {column} holds what this program cannot read: {why}")]
+    /// A column holds a value that cannot be read.
+    #[error("database: cannot read column {column}: {why}")]
     Corrupt {
         /// The column.
         column: &'static str,
@@ -289,8 +290,8 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the database as a whole fails, so that other calls would, too: it does not answer, is full, or takes no
-    /// writes. Otherwise it is one call that failed, for its content or for what somebody else holds.
+    /// Whether the database as a whole is failing, so that other calls would fail too: it does not answer, is full, or
+    /// accepts no writes. Otherwise only this call failed, because of its content or of a lock held elsewhere.
     pub fn is_outage(&self) -> bool {
         match self {
             Self::Away { .. } | Self::Open { .. } | Self::Unwritable { .. } => true,
@@ -300,53 +301,56 @@ impl StoreError {
     }
 }
 
-/// Circuits and jobs, durable. The conformance suite in `tests/store` runs over every implementation.
+/// Durable storage of circuits and jobs. The conformance suite in `tests/store` runs against every implementation.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Which database it is, for people: its path, or its URL without who connects and by what password.
+    /// Returns the database for display: its path, or its URL without user name and password.
     fn address(&self) -> String;
-    /// The queue whose jobs this is about, of those in the database.
+    /// Returns the queue of the database whose jobs this store handles.
     fn queue_name(&self) -> &str;
-    /// What tells this database from others, one that its dump was restored to among them (but none that its server's files
-    /// were copied to): the same for all that use it, while it stays where it is. None where the database does not say, and where no other could be taken for it: a queue that workers
-    /// elsewhere share has a database that they share.
+    /// Returns an identifier that distinguishes this database from others, including one that its dump was restored to
+    /// (but not from a copy of its server's files). It is the same for all users of the database, as long as the
+    /// database is not moved. `None` if the database provides none, or if no other could be mistaken for it: workers
+    /// elsewhere that share a queue share its database, too.
     async fn identity(&self) -> Result<Option<String>, StoreError> {
         Ok(None)
     }
 
-    /// Registers a circuit, or puts new content under its name; `created_at` is set by the store. The same content
-    /// again changes nothing.
+    /// Registers a circuit, or replaces the content registered under its name; `created_at` is set by the store.
+    /// Registering the same content again changes nothing.
     async fn put_circuit(&self, circuit: &Circuit) -> Result<Circuit, StoreError>;
-    /// A circuit by name.
+    /// Returns a circuit by name.
     async fn circuit(&self, name: &CircuitName) -> Result<Option<Circuit>, StoreError>;
-    /// All circuits, by name.
+    /// Returns all circuits, ordered by name.
     async fn circuits(&self) -> Result<Vec<Circuit>, StoreError>;
-    /// Forgets a circuit; false if there was none. Refused with [`StoreError::InUse`] while unfinished jobs need it.
+    /// Removes a circuit; returns false if there was none. Fails with [`StoreError::InUse`] while unfinished jobs need
+    /// it.
     async fn remove_circuit(&self, name: &CircuitName) -> Result<bool, StoreError>;
 
-    /// Writes a job and its input down in one transaction. Idempotent by id, then by idempotency key: a repeat with
-    /// the same body gives the job as it is now, even when its circuit has gone since. A job of this id that was
-    /// rejected was never one: the new job takes its place, whatever its body.
+    /// Stores a job and its input in one transaction. Idempotent by id, then by idempotency key: a repeat with the same
+    /// body returns the job as it is now, even if its circuit has been removed since. A rejected job with this id does
+    /// not count: the new job replaces it, whatever its body.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] for a repeat with another body, [`StoreError::UnknownCircuit`].
     async fn submit(&self, new: &NewJob, input: Input<'_>) -> Result<Submitted, StoreError>;
-    /// Writes down a job that failed before it could be queued, so that whoever sent it finds the reason under its id.
-    /// Idempotent as `submit`, but a job that exists with another body is left alone ([`StoreError::Conflict`]), unless
-    /// it was rejected too: then the new reason takes the place of the old.
+    /// Stores a job that failed before it could be queued, so that its sender finds the reason under its id. Idempotent
+    /// like `submit`, but an existing job with another body is left as it is ([`StoreError::Conflict`]), unless it was
+    /// rejected too: then the new reason replaces the old one.
     async fn reject(&self, new: &NewJob, error: &JobError) -> Result<Submitted, StoreError>;
-    /// A job.
+    /// Returns a job by id.
     async fn job(&self, id: JobId) -> Result<Option<Job>, StoreError>;
-    /// Those of these jobs, of whatever queue, that are queued or running.
+    /// Returns those of these jobs, in any queue, that are queued or running.
     async fn unfinished(&self, ids: &[JobId]) -> Result<Vec<JobId>, StoreError>;
-    /// Jobs, newest first, without their results and histories, which may be large.
+    /// Returns jobs, newest first, without their results and histories, which may be large.
     async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, StoreError>;
-    /// Takes a job: one that is queued, due, not paused and not past its `start_by`, or running with a lapsed lease
-    /// (which counts in `tries.lost` and goes into its history), or the answer is `None`. The attempt grows by one, the lease lasts `lease` from now. A lapsed job whose cancellation
-    /// was requested is cancelled instead, with the answer `None`.
+    /// Claims a job that is queued, due, not paused and not past its `start_by`, or running with a lapsed lease (which
+    /// counts in `tries.lost` and is added to its history); returns `None` for any other. The attempt is incremented,
+    /// and the lease lasts `lease` from now. A job with a lapsed lease whose cancellation was requested is cancelled
+    /// instead, and `None` returned.
     async fn claim(&self, id: JobId, worker: &WorkerId, lease: Duration) -> Result<Option<Claim>, StoreError>;
-    /// Renews the lease and notes how far the job is (`progress` from 0 to 1; anything else is brought into that
-    /// range). A lease that lapsed but that nobody took is renewed.
+    /// Renews the lease and records how far the job is (`progress` is clamped to the range from 0 to 1). A lapsed lease
+    /// is renewed if nobody has claimed the job since.
     async fn heartbeat(
         &self,
         id: JobId,
@@ -355,62 +359,68 @@ pub trait Store: Send + Sync + 'static {
         stage: Stage,
         progress: f32,
     ) -> Result<Held, StoreError>;
-    /// Result, state and the end of the input, in one transaction. Wins over a request to cancel; clears the error of
-    /// earlier attempts.
+    /// Stores the result, marks the job as done and deletes its input, in one transaction. Takes precedence over a
+    /// request to cancel, and clears the error of earlier attempts.
     async fn finish(&self, id: JobId, attempt: Attempt, result: &JobResult) -> Result<Held, StoreError>;
-    /// An attempt failed: notes it in the job's history, counts it in its class's budget and queues the job again or fails it for good (its
-    /// input is kept for `keep_failed_inputs`, that of bad input not at all). A retry of a job whose cancellation was requested cancels it instead.
+    /// Records a failed attempt in the job's history, charges the retry budget of its error class, and queues the job
+    /// again or fails it for good (its input is kept for `keep_failed_inputs`, bad input not at all). A retry of a job
+    /// whose cancellation was requested cancels it instead.
     async fn fail(&self, id: JobId, attempt: Attempt, error: &JobError, retry: Retry) -> Result<Held, StoreError>;
-    /// Hands a job back unharmed, due at once: not a failed attempt. The next claim has a new token all the same. A job
-    /// whose cancellation was requested is cancelled instead.
+    /// Returns a job to the queue, due at once, without counting a failed attempt. The next claim gets a new token all
+    /// the same. A job whose cancellation was requested is cancelled instead.
     async fn release(&self, id: JobId, attempt: Attempt) -> Result<Held, StoreError>;
-    /// The holder ends a job whose cancellation was requested; ends its input too. Where nobody asked, nothing changes
-    /// and the answer is `Yes { cancel: false }`.
+    /// Cancels a job whose cancellation was requested, on behalf of its holder, and deletes its input. If nobody
+    /// requested it, nothing changes and the answer is `Yes { cancel: false }`.
     async fn confirm_cancel(&self, id: JobId, attempt: Attempt) -> Result<Held, StoreError>;
-    /// Cancels a job: at once when it is queued, by request when it runs. Ends the input of one cancelled at once.
+    /// Cancels a job: at once if it is queued (which deletes its input), by request if it is running.
     async fn cancel(&self, id: JobId) -> Result<Cancelled, StoreError>;
-    /// Queues a failed or cancelled job again, due at once, with fresh budgets and, if given, another input. As in a
-    /// submit it fails if no worker has begun it within `start_within`.
-    /// With another input the job is what that input asks for: the request that made it repeats it no more, and one for
-    /// the new input does.
-    /// A job that was rejected before it had a circuit takes what is registered under the name now. Any other is proved
-    /// with the content that it was submitted for, which is there as long as a circuit or an input that is held needs it.
+    /// Queues a failed or cancelled job again, due at once, with fresh retry budgets and, if given, another input. As
+    /// after a submit, the job fails if no worker has started it within `start_within`.
+    ///
+    /// With another input, the job becomes the one that a request for that input describes: such a request repeats it,
+    /// and the original request no longer does.
+    ///
+    /// A job that was rejected before it had a circuit uses the circuit that is registered under its name now. Any
+    /// other job is proved with the content it was submitted for, which is kept as long as a circuit or a stored input
+    /// needs it.
     ///
     /// # Errors
-    /// [`StoreError::UnknownCircuit`] where nothing is registered for such a job.
+    /// [`StoreError::UnknownCircuit`] if no circuit is registered for such a job.
     async fn requeue(
         &self,
         id: JobId,
         input: Option<Replacement<'_>>,
         start_within: Option<Duration>,
     ) -> Result<Requeued, StoreError>;
-    /// Holds jobs back, or lets them go again. Running ones are not touched. Answers whether that changed anything.
+    /// Pauses or resumes jobs. Running jobs are not affected. Returns whether anything changed.
     async fn set_paused(&self, scope: &Scope, paused: bool) -> Result<bool, StoreError>;
-    /// What is held back in this queue, with the time since when.
+    /// Returns what is paused in this queue, and since when (milliseconds since 1970).
     async fn paused(&self) -> Result<Vec<(Scope, i64)>, StoreError>;
-    /// Jobs a queue should know of, none of them paused: queued and due, or running with a lapsed lease (those to be cancelled too, for the
-    /// next claim to do it); best first (priority, then age). A reconciler calls this regularly; a store may use the
-    /// occasion to tidy up.
+    /// Returns up to `limit` jobs that a queue should know of, none of them paused: those queued and due, and those
+    /// running with a lapsed lease (also if they are to be cancelled, which the next claim does); best first (priority,
+    /// then age). A reconciler calls this regularly; a store may use the occasion to tidy up.
     async fn due(&self, limit: u32) -> Result<Vec<Due>, StoreError>;
-    /// Returns when the store may have something new for this queue, or after `at_most`. Where the database tells
-    /// (NOTIFY, SQLite's data version), that is within about 100 ms of the change; where it does not, `at_most`.
+    /// Returns when the store may have something new for this queue, or after `at_most`. Where the database signals
+    /// changes (NOTIFY, SQLite's data version), that is within about 100 ms of the change; elsewhere, always after
+    /// `at_most`.
     async fn changed(&self, at_most: Duration) -> Result<(), StoreError>;
-    /// Fails queued jobs of this queue that are past their `start_by`, and deletes the inputs that failed jobs no longer
-    /// keep; at most `limit` of each.
+    /// Fails queued jobs of this queue that are past their `start_by`, and deletes the inputs that failed jobs no
+    /// longer keep; at most `limit` of each.
     async fn sweep(&self, limit: u32) -> Result<Swept, StoreError>;
-    /// Forgets jobs of this queue in these final states that ended longer ago than `older_than`, at most `limit`; their
-    /// proof files can go too.
+    /// Deletes up to `limit` jobs of this queue that are in these final states and ended longer than `older_than` ago,
+    /// and returns their ids. Their proof files can be deleted, too.
     async fn purge(&self, states: &[JobState], older_than: Duration, limit: u32) -> Result<Vec<JobId>, StoreError>;
-    /// How busy the queue is.
+    /// Returns how busy the queue is.
     async fn load(&self) -> Result<Load, StoreError>;
-    /// Content (zkeys and wasms) that jobs of any queue need, without repeats: unfinished ones, and failed ones that keep
-    /// their input, since they may be queued again.
+    /// Returns the content (zkeys and wasms) that jobs of any queue need, without duplicates: unfinished jobs, and
+    /// failed ones that still have their input, since they may be queued again.
     async fn content_in_use(&self) -> Result<Vec<crate::model::ContentHash>, StoreError>;
-    /// Jobs of this queue by state. Counts ended jobs one by one, up to a bound: for people, not for every second.
+    /// Returns the number of jobs of this queue by state. Counts ended jobs one by one, up to a bound: meant for
+    /// people, not for a call every second.
     async fn counts(&self) -> Result<Counts, StoreError>;
-    /// Inputs still held, by the key they are sealed with (empty: none), for tests and `doctor`. None belongs to a job
-    /// that is done or cancelled.
+    /// Returns the number of stored inputs by the key they are sealed with (empty: not sealed), for tests and `doctor`.
+    /// None of them belongs to a job that is done or cancelled.
     async fn inputs_held(&self) -> Result<Vec<(String, u64)>, StoreError>;
-    /// Whether the store answers and takes writes.
+    /// Checks that the store answers and accepts writes.
     async fn ping(&self) -> Result<(), StoreError>;
 }

@@ -1,13 +1,13 @@
-//! Whether a folder takes what is written to it.
+//! Whether a folder accepts writes.
 
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Bytes by which that is found out.
+/// Bytes written to find out.
 const PIECE: usize = 64 << 10;
 
-/// Fails where the disk that this folder is on is full, over a quota, or can only be read. Other errors tell nothing of the
-/// files that are there already: they may be written to where none can be made.
+/// Fails if the folder's disk is full, over a quota, or read-only. Other errors say nothing about the files that
+/// already exist: those may be writable where no new file can be created.
 pub(super) fn takes_writes(folder: &Path) -> io::Result<()> {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let written = tempfile::tempfile_in(folder).and_then(|mut file| file.write_all(&[0; PIECE]));

@@ -1,11 +1,11 @@
-//! From rows to the model. Independent of the database: a store's row type says how a column is read, and the rest
-//! is shared.
+//! Conversion of rows to the model. Independent of the database: a store's row type says how a column is read, and the
+//! rest is shared.
 
 use std::str::FromStr;
 
 use uuid::Uuid;
 
-use super::{Counts, Due, Load, Scope, StoreError};
+use super::{Counts, Due, Load, Scope, StoreError, StoreSettings};
 use crate::model::{
     Attempt, Circuit, CircuitName, ContentHash, FailedAttempt, FailureClass, Job, JobError, JobId, JobResult, JobState,
     NewJob, Priority, Stage, Tries, WorkerId,
@@ -13,19 +13,19 @@ use crate::model::{
 
 /// A row whose columns can be read by name as one of five kinds, each possibly null.
 pub(super) trait Columns {
-    /// A whole number (SQLite `INTEGER`, Postgres `bigint`).
+    /// An integer (SQLite `INTEGER`, Postgres `bigint`).
     fn int(&self, column: &'static str) -> Result<Option<i64>, StoreError>;
-    /// A fraction.
+    /// A floating-point number.
     fn real(&self, column: &'static str) -> Result<Option<f64>, StoreError>;
     /// Text.
     fn text(&self, column: &'static str) -> Result<Option<String>, StoreError>;
     /// Bytes.
     fn bytes(&self, column: &'static str) -> Result<Option<Vec<u8>>, StoreError>;
-    /// Yes or no.
+    /// A boolean.
     fn flag(&self, column: &'static str) -> Result<Option<bool>, StoreError>;
 }
 
-/// A column that does not read as it should.
+/// The error for a column whose value cannot be read.
 pub(super) fn corrupt(column: &'static str, why: impl ToString) -> StoreError {
     StoreError::Corrupt { column, why: why.to_string() }
 }
@@ -34,7 +34,7 @@ fn some<T>(column: &'static str, value: Option<T>) -> Result<T, StoreError> {
     value.ok_or_else(|| corrupt(column, "expected a value, got null"))
 }
 
-/// A whole number that fits `T`.
+/// Reads an integer that fits `T`.
 pub(super) fn number<T: TryFrom<i64>>(row: &impl Columns, column: &'static str) -> Result<T, StoreError> {
     let n = some(column, row.int(column)?)?;
     T::try_from(n).map_err(|_| corrupt(column, format!("{n} is out of range")))
@@ -53,7 +53,7 @@ fn hash(column: &'static str, bytes: Vec<u8>) -> Result<ContentHash, StoreError>
     Ok(ContentHash(array))
 }
 
-/// A content hash.
+/// Reads a content hash.
 pub(super) fn content_hash(row: &impl Columns, column: &'static str) -> Result<ContentHash, StoreError> {
     hash(column, some(column, row.bytes(column)?)?)
 }
@@ -62,33 +62,33 @@ fn maybe_content_hash(row: &impl Columns, column: &'static str) -> Result<Option
     row.bytes(column)?.map(|b| hash(column, b)).transpose()
 }
 
-/// A job's id, from `id`.
+/// Reads a job's id, from `id`.
 pub(super) fn job_id(row: &impl Columns) -> Result<JobId, StoreError> {
     let bytes = some("id", row.bytes("id")?)?;
     Ok(JobId(Uuid::from_slice(&bytes).map_err(|e| corrupt("id", e))?))
 }
 
-/// A job's priority, from `priority`.
+/// Reads a job's priority, from `priority`.
 pub(super) fn priority(row: &impl Columns) -> Result<Priority, StoreError> {
     number(row, "priority").map(Priority)
 }
 
-/// A job that a queue should know of.
+/// Reads a job that a queue should know of.
 pub(super) fn due(row: &impl Columns) -> Result<Due, StoreError> {
     Ok(Due { id: job_id(row)?, priority: priority(row)?, again: some("again", row.flag("again")?)? })
 }
 
-/// A job's state, from `state`.
+/// Reads a job's state, from `state`.
 pub(super) fn state(row: &impl Columns) -> Result<JobState, StoreError> {
     parsed("state", &some("state", row.text("state")?)?)
 }
 
-/// The name of a job's circuit, from `circuit`.
+/// Reads the name of a job's circuit, from `circuit`.
 pub(super) fn circuit_name(row: &impl Columns) -> Result<CircuitName, StoreError> {
     parsed("circuit", &some("circuit", row.text("circuit")?)?)
 }
 
-/// A circuit.
+/// Reads a circuit.
 pub(super) fn circuit(row: &impl Columns) -> Result<Circuit, StoreError> {
     Ok(Circuit {
         name: parsed("name", &some("name", row.text("name")?)?)?,
@@ -101,22 +101,22 @@ pub(super) fn circuit(row: &impl Columns) -> Result<Circuit, StoreError> {
     })
 }
 
-/// A job.
+/// Reads a job.
 pub(super) fn job(row: &impl Columns) -> Result<Job, StoreError> {
     let error = match (row.text("error_class")?, row.text("error_message")?) {
         (Some(class), Some(message)) => {
-            // In a fleet of two versions the newer may have classes and stages that this one has not.
+            // In a fleet with two versions, the newer may have classes and stages that this one does not know.
             Some(JobError { class: class.parse().unwrap_or(FailureClass::Unknown), message })
         }
         _ => None,
     };
     let history: Vec<FailedAttempt> = serde_json::from_str(&some("history", row.text("history")?)?)
-        .map_err(|e| corrupt("history", format!("not the JSON of failed attempts: {e}")))?;
+        .map_err(|e| corrupt("history", format!("expected the JSON of failed attempts: {e}")))?;
     let result: Option<JobResult> = row
         .text("result")?
         .map(|json| serde_json::from_str(&json))
         .transpose()
-        .map_err(|e| corrupt("result", format!("not the JSON of a result: {e}")))?;
+        .map_err(|e| corrupt("result", format!("expected the JSON of a result: {e}")))?;
     Ok(Job {
         id: job_id(row)?,
         queue: some("queue", row.text("queue")?)?,
@@ -148,27 +148,27 @@ pub(super) fn job(row: &impl Columns) -> Result<Job, StoreError> {
     })
 }
 
-/// What tells repeats of a job from other requests once it is queued again, by the `body` of its row.
+/// Returns the hash that identifies repeats of a job once it is queued again: `other`, or the `body` of its row.
 pub(super) fn body_of_requeued(
     row: &impl Columns,
     id: JobId,
     other: Option<ContentHash>,
 ) -> Result<ContentHash, StoreError> {
     let body = content_hash(row, "body")?;
-    // Of a job that nothing can repeat the hash is to say nothing about its input.
+    // The hash of a job that nothing can repeat must reveal nothing about its input.
     Ok(other.filter(|_| body != NewJob::unrepeatable(id)).unwrap_or(body))
 }
 
-/// A job that was there before a new one, with its id or its idempotency key.
+/// An existing job with the id or the idempotency key of a new one.
 pub(super) enum Repeat {
-    /// It asks for the same.
+    /// It is the same job.
     Same(Job),
-    /// It has the id of the new one and was rejected, for this very reason or another: the new one takes its place.
+    /// It has the id of the new job and was rejected, for this reason or another: the new job replaces it.
     Rejected { job: Job, same_body: bool },
 }
 
-/// The job that has the id or the idempotency key of a new one, from its columns and `body`, if it asks for the same or
-/// makes way.
+/// Reads the job that has the id or the idempotency key of a new one, from its columns and `body`, if it is the same
+/// job or was rejected.
 ///
 /// # Errors
 /// [`StoreError::Conflict`] otherwise.
@@ -189,19 +189,21 @@ pub(super) fn repeat(row: &impl Columns, new: &NewJob) -> Result<Repeat, StoreEr
     };
     let holder = match rejected {
         Some(why) => format!("was rejected: {why}"),
-        None => "asks for something else: another circuit or idempotency key, or an input that is not the same byte for byte".to_owned(),
+        None => "asks for something else: another circuit or idempotency key, or an input that is not the same byte \
+                 for byte"
+            .to_owned(),
     };
     Err(StoreError::Conflict { what, id: job.id, holder })
 }
 
-/// Why a job was rejected, if it was: no other job has failed for its input without having been begun. The statements
-/// have the same condition.
+/// Returns why a job was rejected, if it was: no other job fails because of its input without having been started. The
+/// statements have the same condition.
 fn was_rejected(job: &Job) -> Option<&str> {
     let error = job.error.as_ref().filter(|e| e.class == FailureClass::BadInput)?;
     (job.state == JobState::Failed && job.attempt == Attempt(0)).then_some(error.message.as_str())
 }
 
-/// What is held back and since when, from `scope`, `name` and `since`.
+/// Reads what is paused and since when, from `scope`, `name` and `since`.
 pub(super) fn pause(row: &impl Columns) -> Result<(Scope, i64), StoreError> {
     let scope = match some("scope", row.text("scope")?)?.as_str() {
         "queue" => Scope::Queue,
@@ -211,7 +213,7 @@ pub(super) fn pause(row: &impl Columns) -> Result<(Scope, i64), StoreError> {
     Ok((scope, number(row, "since")?))
 }
 
-/// The load, from columns of its fields' names.
+/// Reads the load, from columns with the names of its fields.
 pub(super) fn load(row: &impl Columns) -> Result<Load, StoreError> {
     Ok(Load {
         queued: number(row, "queued")?,
@@ -221,12 +223,12 @@ pub(super) fn load(row: &impl Columns) -> Result<Load, StoreError> {
     })
 }
 
-/// How many inputs are sealed with a key, from `key` and `n`.
+/// Reads how many inputs are sealed with a key, from `key` and `n`.
 pub(super) fn inputs_of_key(row: &impl Columns) -> Result<(String, u64), StoreError> {
     Ok((some("key", row.text("key")?)?, number(row, "n")?))
 }
 
-/// Counts, from rows of `state` and `n`.
+/// Reads the counts, from rows of `state` and `n`.
 pub(super) fn counts<R: Columns>(rows: &[R]) -> Result<Counts, StoreError> {
     let mut counts = Counts::default();
     for row in rows {
@@ -242,7 +244,7 @@ pub(super) fn counts<R: Columns>(rows: &[R]) -> Result<Counts, StoreError> {
     Ok(counts)
 }
 
-/// What a failure adds to each retry budget.
+/// Returns what a failure adds to each retry budget.
 pub(super) fn charges(class: FailureClass) -> Tries {
     match class {
         FailureClass::BadInput | FailureClass::Unknown => Tries::default(),
@@ -252,13 +254,20 @@ pub(super) fn charges(class: FailureClass) -> Tries {
     }
 }
 
-/// Milliseconds of a duration, at most about a hundred years so that sums with the time of day stay in range.
+/// How long to keep the input of a job that failed with `class`, in milliseconds; `None` if it is deleted at once.
+pub(super) fn keep_input(settings: &StoreSettings, class: FailureClass) -> Option<i64> {
+    let keep = millis(settings.keep_failed_inputs);
+    (keep > 0 && class != FailureClass::BadInput).then_some(keep)
+}
+
+/// Converts a duration to milliseconds, limited to about a hundred years so that sums with the time of day stay in
+/// range.
 pub(super) fn millis(d: std::time::Duration) -> i64 {
     const CENTURY: u128 = 100 * 366 * 86_400_000;
     d.as_millis().min(CENTURY) as i64
 }
 
-/// A progress between 0 and 1; what is not a number counts as 0.
+/// Clamps a progress to the range from 0 to 1; NaN counts as 0.
 pub(super) fn fraction(progress: f32) -> f64 {
     if progress.is_nan() { 0.0 } else { f64::from(progress.clamp(0.0, 1.0)) }
 }

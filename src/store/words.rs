@@ -1,4 +1,4 @@
-//! What the database's errors say.
+//! Texts and classes of database errors.
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
@@ -8,7 +8,7 @@ use sqlx::error::{DatabaseError, ErrorKind};
 
 use super::StoreError;
 
-/// An error in the database's own words, with its code, and without the names that sqlx has for kinds of errors.
+/// Returns an error in the database's own words, with its code and without sqlx's names for kinds of errors.
 pub(super) fn plainly(e: &sqlx::Error) -> String {
     match e {
         sqlx::Error::Database(e) => match e.code() {
@@ -16,13 +16,13 @@ pub(super) fn plainly(e: &sqlx::Error) -> String {
             None => e.message().to_owned(),
         },
         sqlx::Error::Io(e) => e.to_string(),
-        sqlx::Error::PoolTimedOut => "none of this process's connections was free in time".to_owned(),
+        sqlx::Error::PoolTimedOut => "timed out waiting for a free connection of this process".to_owned(),
         sqlx::Error::PoolClosed => "this process's connections are closed".to_owned(),
         e => e.to_string(),
     }
 }
 
-/// Whether it is the database that fails, rather than one call.
+/// Whether the database as a whole is failing, not only one call.
 pub(super) fn is_outage(e: &sqlx::Error) -> bool {
     use sqlx::Error::{Database, Io, PoolClosed, PoolTimedOut, Protocol, Tls, WorkerCrashed};
     match e {
@@ -35,16 +35,16 @@ pub(super) fn is_outage(e: &sqlx::Error) -> bool {
 /// Postgres' codes have five characters, SQLite's are numbers of four digits at most.
 fn is_code_of_outage(code: &str) -> bool {
     if code.len() == 5 {
-        // Connections; who may log in, and where; resources (disk, memory, connections); shutdown, crash, and no more
-        // such database; errors of the system. And a server that takes no writes.
+        // Connections; authentication; missing database; resources (disk, memory, connections); shutdown and crash;
+        // system errors. And a server that accepts no writes.
         const CLASSES: [&str; 7] = ["08", "28", "3D", "53", "57P", "58", "25006"];
         return CLASSES.iter().any(|class| code.starts_with(class));
     }
-    // The low byte says what kind it is: read-only, I/O error, damaged, full, cannot be opened, no database.
+    // The low byte is the primary code: read-only, I/O error, corrupt, full, cannot open, not a database.
     code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 8 | 10 | 11 | 13 | 14 | 26))
 }
 
-/// The same error for another caller, with its words and its code.
+/// Copies an error for another caller, with its text and its code.
 pub(super) fn copy(e: &StoreError) -> StoreError {
     match e {
         StoreError::Corrupt { column, why } => StoreError::Corrupt { column, why: why.clone() },
@@ -66,12 +66,12 @@ fn copied(e: &sqlx::Error) -> sqlx::Error {
         sqlx::Error::PoolClosed => sqlx::Error::PoolClosed,
         sqlx::Error::WorkerCrashed => sqlx::Error::WorkerCrashed,
         sqlx::Error::RowNotFound => sqlx::Error::RowNotFound,
-        // Of one row or value: no outage, as a fault of the protocol would be.
+        // Concerns one row or value: not an outage, as a protocol error would be.
         e => sqlx::Error::Decode(e.to_string().into()),
     }
 }
 
-/// What a server answered to one of several callers.
+/// A copy of a server's error, for one of several callers.
 #[derive(Debug)]
 struct Copied {
     message: String,
@@ -120,7 +120,7 @@ impl DatabaseError for Copied {
     }
 }
 
-/// An error as if a server had answered so, for tests.
+/// An error as a server would return it, for tests.
 #[cfg(test)]
 pub(crate) fn answered(message: &str, code: &str) -> StoreError {
     let (message, code) = (message.to_owned(), Some(code.to_owned()));
@@ -134,13 +134,14 @@ mod tests {
 
     #[test]
     fn an_outage_is_told_from_a_call_that_failed_by_itself() {
-        // Of Postgres: no connection, wrong password, read-only, disk full, too many clients, starting, I/O error. Of SQLite:
+        // Postgres: no connection, wrong password, read-only, disk full, too many clients, starting, I/O error. SQLite:
         // read-only folder, I/O error, full.
         for code in ["08006", "28P01", "25006", "53100", "53300", "57P03", "58030", "1544", "266", "13"] {
             assert!(answered("made up", code).is_outage(), "{code}");
             assert!(copy(&answered("made up", code)).is_outage(), "a copy of {code}");
         }
-        // Content, a constraint, too much, deadlock, a lock that somebody holds, a statement that took too long; busy.
+        // Content, a constraint, a limit exceeded, deadlock, a lock held elsewhere, a statement that took too long;
+        // busy.
         for code in ["22021", "23505", "54000", "40P01", "55P03", "57014", "5", "261", "19"] {
             assert!(!answered("made up", code).is_outage(), "{code}");
         }

@@ -13,7 +13,7 @@ use super::fleet::Reservation;
 use super::outage::say;
 use super::{Context, attempt, ingest, retry};
 use crate::model::Job;
-use crate::queue::{Delivery, Ended, Offer, Queue, QueueError};
+use crate::queue::{Delivery, EndNotice, Offer, Queue, QueueError};
 use crate::store::{Claim, Due};
 use crate::telemetry;
 
@@ -290,7 +290,7 @@ fn begin(
             if let End::Done(result) = &end {
                 attempt::copy(&ctx, job.id, result).await;
             }
-            ctx.service.tell_ended(vec![Ended::of(&job, end.state())]).await;
+            ctx.service.tell_ended(vec![EndNotice::of(&job, end.state())]).await;
         }
         acknowledge(&ctx, delivery.as_slice()).await;
     });

@@ -11,7 +11,7 @@ use super::outage::say;
 use super::service::{MAX_KEY, ServiceError, SubmitRequest, is_key, refuse};
 use super::{Context, request};
 use crate::model::{CircuitName, FailureClass, JobError, JobId, Priority};
-use crate::queue::{Delivery, Ended, Message, Offer};
+use crate::queue::{Delivery, EndNotice, Message, Offer};
 use crate::store::{StoreError, Submitted};
 use crate::telemetry;
 
@@ -139,7 +139,7 @@ async fn reject(ctx: &Context, id: Option<String>, circuit: Option<String>, why:
         Ok(rejected) => {
             tracing::warn!(job = %own.id, error = %error.message, "a message is rejected");
             if let Submitted::Created(job) = rejected {
-                ctx.service.tell_ended(vec![Ended::of(&job, job.state)]).await;
+                ctx.service.tell_ended(vec![EndNotice::of(&job, job.state)]).await;
             }
             Fate::Rejected
         }

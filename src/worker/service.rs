@@ -14,7 +14,7 @@ use super::waiting::Waiting;
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::formats::wtns;
 use crate::model::{Circuit, CircuitName, ContentHash, Job, JobError, JobId, JobResult, JobState, NewJob, Priority};
-use crate::queue::{Ended, Queue, SetAside};
+use crate::queue::{EndNotice, Queue, SetAside};
 use crate::seal::{Keyring, SealError};
 use crate::store::{
     Cancelled, Counts, Input, JobFilter, Load, Replacement, Requeued, Scope, Store, StoreError, Submitted,
@@ -353,7 +353,7 @@ impl JobService {
     }
 
     /// Tells whoever listens at the queue of jobs that have ended.
-    pub(super) async fn tell_ended(&self, ended: Vec<Ended>) {
+    pub(super) async fn tell_ended(&self, ended: Vec<EndNotice>) {
         let Some(queue) = self.queue.clone() else { return };
         if let Some(Err(error)) = briefly(async move { queue.tell_ended(&ended).await }).await {
             tracing::debug!(%error, "the queue did not hear that jobs have ended");
@@ -365,9 +365,9 @@ impl JobService {
         let mut ended = Vec::new();
         for &id in ids {
             match self.store.job(id).await.ok().flatten() {
-                Some(job) => ended.push(Ended::of(&job, state)),
+                Some(job) => ended.push(EndNotice::of(&job, state)),
                 // It has ended all the same where it cannot be looked at any more.
-                None => ended.push(Ended { id, queue: self.store.queue_name().to_owned(), key: None, state }),
+                None => ended.push(EndNotice { id, queue: self.store.queue_name().to_owned(), key: None, state }),
             }
         }
         self.tell_ended(ended).await;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use prover_worker::model::{JobId, JobState, Priority};
-use prover_worker::queue::{Delivery, Ended, Message, Offer, Queue, QueueError, RedisQueue, RedisSettings};
+use prover_worker::queue::{Delivery, EndNotice, Message, Offer, Queue, QueueError, RedisQueue, RedisSettings};
 use sha2::{Digest, Sha256};
 
 use crate::conformance::{Factory, HANG, drain, id_of, ids, pop_soon, push, take, take_soon};
@@ -685,10 +685,10 @@ async fn ends_of_jobs_are_told_to_whoever_listens() {
     let [done, failed, foreign] = [JobId::new(), JobId::new(), JobId::new()];
     let (queue_name, elsewhere) = (name.clone(), shared.name());
     let told = [
-        Ended { id: done, queue: queue_name.clone(), key: Some("order 7".into()), state: JobState::Done },
-        Ended { id: failed, queue: queue_name, key: None, state: JobState::Failed },
+        EndNotice { id: done, queue: queue_name.clone(), key: Some("order 7".into()), state: JobState::Done },
+        EndNotice { id: failed, queue: queue_name, key: None, state: JobState::Failed },
         // One of another queue is told where its listeners are.
-        Ended { id: foreign, queue: elsewhere.clone(), key: None, state: JobState::Done },
+        EndNotice { id: foreign, queue: elsewhere.clone(), key: None, state: JobState::Done },
     ];
     queue.tell_ended(&told).await.unwrap();
     let other: Vec<(String, Vec<String>)> =

@@ -1,4 +1,4 @@
-//! One connection that is made again when it breaks.
+//! A connection that is re-established when it breaks.
 
 use std::time::Duration;
 
@@ -9,20 +9,20 @@ use tokio::time::Instant;
 
 use super::QueueError;
 
-/// Longest wait for a connection.
+/// Maximum wait for a connection.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Longest wait for an answer.
+/// Maximum wait for an answer.
 const RESPONSE: Duration = Duration::from_secs(10);
-/// The code of the scripts' error for who is of another database.
+/// The scripts' error code for a client of another database.
 const FOREIGN: &str = "FOREIGN";
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
-/// A connection with time limits of its own. The crate's limit on responses is off: it breaks reads that block, and
-/// its connection manager would go on with a connection whose peer fell silent.
+/// A connection with its own time limits. The crate's response timeout is off, because it breaks blocking reads, and
+/// its connection manager would keep using a connection whose peer went silent.
 pub(super) struct Link {
     client: Client,
     address: String,
-    /// What no error may show.
+    /// Texts that no error may show.
     secrets: Vec<String>,
     state: Mutex<State>,
 }
@@ -30,15 +30,15 @@ pub(super) struct Link {
 #[derive(Default)]
 struct State {
     live: Option<MultiplexedConnection>,
-    /// Counts connections, so that one broken connection is dropped once.
+    /// Number of the current connection, so that a broken connection is dropped only once.
     number: u64,
     failures: u32,
-    /// No attempt before this time, and what the last one said.
+    /// No connection attempt before this time, and the error of the last one.
     pause: Option<(Instant, String)>,
 }
 
 impl Link {
-    /// Connects at the first use.
+    /// Creates the link, which connects on first use.
     pub(super) fn new(client: Client) -> Self {
         let info = client.get_connection_info();
         let password = info.redis_settings().password().filter(|p| !p.is_empty());
@@ -48,7 +48,7 @@ impl Link {
         Self { client, address, secrets, state: Mutex::default() }
     }
 
-    /// Runs a script, which is sent whole where the server does not have it.
+    /// Runs a script, sending its source if the server does not have it.
     pub(super) async fn script<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, QueueError> {
         let first = self.connection().await?;
         let (number, mut connection) = first;
@@ -56,14 +56,14 @@ impl Link {
         if !self.broken(number, &result).await {
             return result.map_err(|e| self.error(&e));
         }
-        // The server, or something in between, had closed it. Every script can be run twice.
+        // The server, or something in between, had closed the connection. Every script can safely run twice.
         let (number, mut connection) = self.connection().await?;
         let result = limited(RESPONSE, script.invoke_async(&mut connection)).await;
         self.broken(number, &result).await;
         result.map_err(|e| self.error(&e))
     }
 
-    /// Runs a command that answers within `blocks` and the usual time.
+    /// Runs a command that may block for `blocks`, with the usual time limit on top.
     pub(super) async fn command<T: FromRedisValue>(&self, cmd: &Cmd, blocks: Duration) -> Result<T, QueueError> {
         let (number, mut connection) = self.connection().await?;
         let result = limited(blocks + RESPONSE, cmd.query_async(&mut connection)).await;
@@ -71,7 +71,8 @@ impl Link {
         result.map_err(|e| self.error(&e))
     }
 
-    /// The connection and its number. While one attempt is under way the others wait for it and share its end.
+    /// Returns the connection and its number. While one attempt to connect is in progress, other callers wait for it
+    /// and share its outcome.
     async fn connection(&self) -> Result<(u64, MultiplexedConnection), QueueError> {
         let mut state = self.state.lock().await;
         if let Some(live) = &state.live {
@@ -99,8 +100,8 @@ impl Link {
         }
     }
 
-    /// Drops a connection that gave this result if it cannot be used again. True if it had been closed already when
-    /// it was used, so that the next may do better.
+    /// Drops a connection that returned this result if it is unusable. Returns true if the connection had already been
+    /// closed when it was used, so that a new one may succeed.
     async fn broken<T>(&self, number: u64, result: &RedisResult<T>) -> bool {
         let Err(e) = result else { return false };
         // A primary that was demoted keeps its connections; a new one may lead to the new primary.
@@ -147,16 +148,16 @@ async fn limited<T>(limit: Duration, work: impl Future<Output = RedisResult<T>>)
     }
 }
 
-/// The pause after so many failures in a row: doubled each time, with a random part of up to a half.
+/// Returns the delay after this number of consecutive failures: doubled each time, up to half of it random.
 pub(super) fn backoff(failures: u32) -> Duration {
     let whole = BACKOFF.0.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(BACKOFF.1);
     let mut random = [0; 2];
-    // Without randomness there is no jitter, and nothing else is wrong.
+    // If the random generator fails, there is just no jitter.
     let _ = getrandom::fill(&mut random);
     whole / 2 + whole.mul_f64(f64::from(u16::from_ne_bytes(random)) / f64::from(u16::MAX) / 2.0)
 }
 
-/// An error of this program's own.
+/// Returns an error for a reply that this program does not understand.
 pub(super) fn invalid(what: &'static str) -> RedisError {
     RedisError::from((ErrorKind::UnexpectedReturnType, what))
 }

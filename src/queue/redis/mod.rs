@@ -1,4 +1,4 @@
-//! The queue that workers share: streams on a Redis server.
+//! A queue that workers share: streams on a Redis server.
 //!
 //! # Keys
 //!
@@ -7,52 +7,55 @@
 //! | key | what |
 //! |---|---|
 //! | `<q>:high`, `<q>`, `<q>:low` | streams of priorities above, at and below 0, each with the group `workers` |
-//! | `<q>:high:again`, `<q>:again`, `<q>:low:again` | of each band what comes again, read before the other |
+//! | `<q>:high:again`, `<q>:again`, `<q>:low:again` | stream of each band for ids that come again, read first |
 //! | `<q>:ids` | hash: id to the band (`h`, `n`, `l`; capital: again) and entry of the *newest* entry made for it |
 //! | `<q>:delayed`, `<q>:delayed:priority` | sorted set: id by due time in ms of the server's clock; hash: id to band |
-//! | `<q>:inbox` | list of messages that producers `LPUSH` |
-//! | `<q>:aside` | stream of what was set aside, the last 1,000 |
-//! | `<q>:ended` | stream of jobs that have ended, some 10,000; nothing here reads it |
-//! | `<q>:wake` | list of marks, each of which wakes one worker that blocks |
-//! | `<q>:database` | which database's workers have the queue, for half a minute after the last of them looked |
+//! | `<q>:inbox` | list to which producers `LPUSH` messages |
+//! | `<q>:aside` | stream of records of messages set aside, the last 1,000 |
+//! | `<q>:ended` | stream of jobs that have ended, the last 10,000 or so; not read by workers |
+//! | `<q>:wake` | list of marks, each of which wakes one blocked worker |
+//! | `<q>:database` | the database whose workers use the queue, for half a minute after the last of them looked |
 //!
 //! # Rules
 //!
-//! * An entry is in its stream from its birth until it is dealt with: delivered, it is pending in the group, too;
-//!   acknowledged, it is deleted. So a stream's length less its pending entries is what waits, and nothing is trimmed.
-//! * An id **waits** while its newest entry is in its stream and was not delivered. Pushing an id that waits does
-//!   nothing. Otherwise (never seen, in somebody's hands, lost with a deleted stream) it makes a new entry, which is
-//!   the newest from then on. So an id has at most one entry that waits, and one more for each delivery that was not
+//! * An entry is in its stream from its creation until it is processed: once delivered, it is also pending in the
+//!   group; once acknowledged, it is deleted. So the number of waiting entries is a stream's length minus its pending
+//!   entries, and nothing is trimmed.
+//! * An id **waits** while its newest entry is in its stream and has not been delivered. Pushing an id that waits does
+//!   nothing. Otherwise (never seen, held by a worker, lost with a deleted stream) a push makes a new entry, which
+//!   becomes the newest. So an id has at most one entry that waits, and one more for each delivery that was not
 //!   acknowledged, however often it is pushed.
-//! * What a worker had before and comes again (put back, its time has come, [`Queue::push_again`]) is older than what
-//!   none had: it goes to the band's stream of such, and where it waits in the other, it moves.
-//! * `ack` ends the entry that was delivered and no other, and clears `<q>:ids` only where it names that entry. So it
-//!   never swallows what was pushed meanwhile.
-//! * What was pending for [`RedisSettings::reclaim_after`] is delivered again, to anybody, unless the id has a newer
-//!   entry, which does for both. Who gets an id that somebody still works on is refused by the store.
-//! * A message keeps its source when it is put back (a field `source` beside `job`), so that it is one job still.
-//! * While workers of one database have the queue, it takes and gives nothing for those of another (staging beside
-//!   production, say): they would take each other's messages, and jobs would be done that nobody there asked for. What
-//!   workers have in hand when that begins they may end.
+//! * An id that a worker had before and that comes again (put back, delay passed, [`Queue::push_again`]) is older than
+//!   those that no worker had: it goes to the band's stream for such ids, and if it waits in the other stream, it
+//!   moves.
+//! * `ack` removes the entry that was delivered and no other, and clears `<q>:ids` only if it names that entry. So it
+//!   never removes what was pushed in the meantime.
+//! * An entry that was pending for [`RedisSettings::reclaim_after`] is delivered again, to any worker, unless the id
+//!   has a newer entry, which serves for both. A worker that gets an id on which another still works is refused by the
+//!   store.
+//! * A message keeps its source when it is put back (in a field `source` next to `job`), so that it remains one job.
+//! * While workers of one database use the queue, it accepts and delivers nothing for those of another (staging next to
+//!   production, say): they would take each other's messages, and run jobs that nobody there asked for. Workers may
+//!   finish the deliveries they hold when that begins.
 //!
-//! Every change is one script, so no crash leaves half of one. The group is made anew, from the stream's beginning,
-//! wherever it is missing: wipe the server at any moment, and the next call goes on.
+//! Every change is one script, so no crash leaves half of one. A missing group is created again, from the stream's
+//! beginning: if the server's data is wiped at any moment, the next call continues.
 //!
 //! # Older workers
 //!
-//! Those from before there were streams of what comes again do not read these, and take an id that waits there for one
-//! that waits nowhere: it gets a second entry, with them or with the next look of a reconciler, and whoever comes second
-//! is refused by the store. A message that was put back waits for a newer worker.
+//! Workers of versions without the streams for ids that come again do not read these streams, and treat an id that
+//! waits there as one that waits nowhere: it gets a second entry, from them or at the next look of a reconciler, and
+//! the store refuses the second worker. A message that was put back waits for a newer worker.
 //!
 //! # Waiting
 //!
-//! Deliveries are read by a script that does not block, never by a blocking read: XREADGROUP would bring a message
-//! whole, however large, whereas the script cuts it. Who finds nothing blocks on `<q>:wake`, on a connection of its
-//! own, to which `push` adds marks; and looks again after 200 ms at the latest, because producers' messages (XADD,
-//! LPUSH) leave no mark, and sooner where a delayed id is due sooner.
+//! Deliveries are read by a script that does not block, never by a blocking read: XREADGROUP would transfer a message
+//! whole, however large, whereas the script truncates it. A worker that finds nothing blocks on `<q>:wake`, on a
+//! separate connection, to which `push` adds marks. It looks again after 200 ms at the latest, because producers'
+//! messages (XADD, LPUSH) leave no mark, and sooner if a delayed id is due sooner.
 //!
-//! One task reads for all of a process's callers of `pop`, as much as they ask for together. A caller that is gone when
-//! its delivery comes leaves it to the next; if none comes soon, it is put back.
+//! One task reads for all of a process's callers of `pop`, as much as they ask for together. A delivery whose caller is
+//! gone when it arrives goes to the next caller; if none comes soon, it is put back.
 
 mod link;
 mod reader;
@@ -70,39 +73,39 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use self::link::Link;
-use self::reader::Hand;
-use super::{Delivery, Ended, Message, Offer, Queue, QueueError, SetAside};
+use self::reader::Buffer;
+use super::{Delivery, EndNotice, Message, Offer, Queue, QueueError, SetAside};
 use crate::model::{JobId, Priority, locked};
 
-/// Ids or deliveries in one call of a script.
+/// Maximum number of ids or deliveries in one call of a script.
 const CHUNK: usize = 500;
-/// Bytes kept of a message that is too large.
+/// Number of bytes kept of a message that is too large.
 const CUT: usize = 64 << 10;
-/// Bytes of messages read at a time, at least.
+/// Number of bytes of messages read at a time, at least.
 const READ_BYTES: usize = 8 << 20;
-/// Messages that are remembered once set aside.
+/// Number of messages set aside that are remembered.
 const ASIDE: usize = 1000;
-/// Ends of jobs that are remembered, about.
+/// Approximate number of ended jobs that are remembered.
 const ENDED: usize = 10_000;
-/// A consumer that holds nothing is never taken for dead before this.
+/// A consumer that holds nothing is never considered dead before this time.
 const DEAD_AFTER: Duration = Duration::from_secs(300);
-/// A queue whose workers fell silent belongs to their database for this long, several times as long as they are silent
-/// while they live.
+/// How long a queue whose workers fell silent belongs to their database: several times as long as live workers are
+/// silent.
 const OWNED_FOR: Duration = Duration::from_secs(30);
 
-/// What a [`RedisQueue`] needs to know.
+/// Settings of a [`RedisQueue`].
 #[derive(Clone)]
 pub struct RedisSettings {
-    /// `redis://`, `rediss://` (TLS), `redis+unix://` or `unix://`; may hold a password.
+    /// The server's URL: `redis://`, `rediss://` (TLS), `redis+unix://` or `unix://`; may contain a password.
     pub url: String,
     /// The queue's name.
     pub queue: String,
-    /// This process' name in the consumer group; unique for each start, or the deliveries of one that died are taken
-    /// for those of its heir.
+    /// This process's name in the consumer group. It must be unique for each start, or else the deliveries of a process
+    /// that died are taken for those of its successor.
     pub consumer: String,
     /// How long a delivery may stay unacknowledged before it is offered again.
     pub reclaim_after: Duration,
-    /// Bytes of the largest message that is read whole.
+    /// Size in bytes of the largest message that is read whole.
     pub max_message: usize,
 }
 
@@ -121,12 +124,12 @@ impl std::fmt::Debug for RedisSettings {
 
 /// Ids and messages in Redis (6.2 or later) or Valkey, for any number of workers.
 ///
-/// Ids come by band of priority (above, at, below 0), then age. Its methods fail with [`QueueError::Unavailable`] while
-/// the server does not answer, after half a minute at most.
+/// Ids are ordered by band of priority (above, at, below 0), then by age. The methods fail with
+/// [`QueueError::Unavailable`] while the server does not answer, after half a minute at most.
 pub struct RedisQueue {
     shared: Arc<Shared>,
     reader: Mutex<Option<JoinHandle<()>>>,
-    /// Where upkeep goes on among the ids.
+    /// Where upkeep continues its scan of the ids.
     scan: Mutex<String>,
 }
 
@@ -140,16 +143,16 @@ impl std::fmt::Debug for RedisQueue {
 struct Shared {
     settings: RedisSettings,
     keys: [String; 13],
-    /// What tells its database from others; empty where nothing does.
+    /// The identity of the database; empty if there is none.
     database: Mutex<String>,
     scripts: Scripts,
     commands: Link,
-    /// For reads that block.
+    /// The connection for blocking reads.
     blocking: Link,
-    hand: Mutex<Hand>,
-    /// Somebody pops.
+    buffer: Mutex<Buffer>,
+    /// Signals that a caller of `pop` waits.
     asked: Notify,
-    /// The reader has news.
+    /// Signals that the reader has deliveries or an error.
     arrived: Notify,
     closing: Notify,
 }
@@ -199,7 +202,7 @@ fn keys(queue: &str) -> [String; 13] {
     std::array::from_fn(|_| format!("{queue}{}", suffixes.next().unwrap_or_default()))
 }
 
-/// The stream of a priority: of what is new, or of what comes again.
+/// Returns the stream of a priority: for new ids, or for ids that come again.
 fn band(priority: Priority, again: bool) -> &'static str {
     match (priority.0, again) {
         (1.., false) => "h",
@@ -215,13 +218,13 @@ fn millis(d: Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Band and entry of a delivery.
+/// Returns the band and the entry of a delivery.
 fn receipt(delivery: &Delivery) -> Result<(&str, &str), QueueError> {
     let foreign = || QueueError::Unavailable("expected a delivery of this queue".into());
     delivery.receipt.split_once(' ').ok_or_else(foreign)
 }
 
-/// The id of a delivery; empty for a message.
+/// Returns the id of a delivery; empty for a message.
 fn id_text(delivery: &Delivery) -> String {
     match &delivery.offer {
         Offer::Job(id) => id.to_string(),
@@ -230,9 +233,9 @@ fn id_text(delivery: &Delivery) -> String {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Hand> {
-        // No code that holds the lock can panic half-way.
-        locked(&self.hand)
+    fn lock(&self) -> MutexGuard<'_, Buffer> {
+        // No code that holds the lock can panic midway.
+        locked(&self.buffer)
     }
 
     fn database(&self) -> String {
@@ -276,7 +279,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Writes a message again whose entry is gone (the server lost its data), where the whole of it is here.
+    /// Adds a message again whose entry is gone (the server lost its data), if all of it is here.
     async fn restore(&self, delivery: &Delivery) -> Result<(), QueueError> {
         let Offer::Message(message) = &delivery.offer else { return Ok(()) };
         if message.body.len() as u64 != message.size {
@@ -297,14 +300,14 @@ impl Shared {
 }
 
 impl RedisQueue {
-    /// Connects, and checks that the server will do. One that does not answer yet is no error, since jobs are found in
-    /// the store meanwhile; it is connected to as soon as it does.
+    /// Connects, and checks that the server is suitable. A server that does not answer yet is no error, because jobs
+    /// are found in the store in the meantime; the queue connects as soon as it answers.
     ///
     /// # Errors
-    /// [`QueueError::Unfit`] for an address that is none and a server that will not do.
+    /// [`QueueError::Unfit`] for an invalid address or an unsuitable server.
     pub async fn open(settings: RedisSettings) -> Result<Self, QueueError> {
         if settings.url.starts_with("rediss:") && rustls::crypto::CryptoProvider::get_default().is_none() {
-            // If another thread was faster, one is installed, too.
+            // If another thread was faster, a provider is installed as well.
             let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         }
         // The error is not passed on: it may quote the URL.
@@ -319,7 +322,7 @@ impl RedisQueue {
             scripts: Scripts::new(),
             commands: Link::new(client.clone()),
             blocking: Link::new(client),
-            hand: Mutex::default(),
+            buffer: Mutex::default(),
             asked: Notify::new(),
             arrived: Notify::new(),
             closing: Notify::new(),
@@ -360,7 +363,7 @@ impl Queue for RedisQueue {
 
     async fn push_after(&self, id: JobId, priority: Priority, delay: Duration) -> Result<(), QueueError> {
         let mut invocation = self.shared.prepare(&self.shared.scripts.push_after);
-        // Up to a thousand years: more digits than that a score does not hold.
+        // Up to a thousand years: a score cannot hold more digits than that.
         invocation.arg(id.to_string()).arg(band(priority, true)).arg(millis(delay).min(31_536_000_000_000));
         invocation.arg(self.shared.database());
         self.shared.commands.script(&invocation).await
@@ -414,21 +417,21 @@ impl Queue for RedisQueue {
         Ok(records.take(limit).collect())
     }
 
-    async fn tell_ended(&self, ended: &[Ended]) -> Result<(), QueueError> {
-        let mut told = Ok(());
-        for Ended { id, queue, key, state } in ended {
+    async fn tell_ended(&self, ended: &[EndNotice]) -> Result<(), QueueError> {
+        let mut result = Ok(());
+        for EndNotice { id, queue, key, state } in ended {
             let mut add = redis::cmd("XADD");
             add.arg(format!("{queue}:ended")).arg("MAXLEN").arg("~").arg(ENDED).arg("*");
             add.arg("id").arg(id.to_string()).arg("state").arg(state.as_str());
             if let Some(key) = key {
                 add.arg("key").arg(key);
             }
-            // One that this user may not write to keeps the others from nothing.
+            // A stream that this user may not write to does not affect the others.
             if let Err(e) = self.shared.commands.command::<Value>(&add, Duration::ZERO).await {
-                told = Err(e);
+                result = Err(e);
             }
         }
-        told
+        result
     }
 
     fn belong_to(&self, database: &str) {
@@ -462,7 +465,7 @@ impl Queue for RedisQueue {
         self.shared.closing.notify_one();
         self.shared.arrived.notify_waiters();
         if let Some(reader) = self.take_reader() {
-            // It ends by itself once its last call has been answered, which takes a bounded time.
+            // The task ends once its last call has been answered, which takes a bounded time.
             let _ = reader.await;
         }
         let left = self.shared.lock().take(usize::MAX);
@@ -473,13 +476,13 @@ impl Queue for RedisQueue {
     }
 }
 
-/// An instant so far off that it does not come.
+/// Returns the instant after `wait`, which is limited to a year.
 fn after(wait: Duration) -> Instant {
     let now = Instant::now();
     now.checked_add(wait.min(Duration::from_secs(31_536_000))).unwrap_or(now)
 }
 
-/// A message from its parts.
+/// Creates a message from its parts.
 fn message(body: Vec<u8>, size: u64, source: String) -> Message {
     Message { body: Zeroizing::new(body), size, source }
 }

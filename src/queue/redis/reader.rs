@@ -1,4 +1,4 @@
-//! The task that reads deliveries, and those who wait for them.
+//! The task that reads deliveries, and the callers of `pop` that wait for them.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -13,30 +13,31 @@ use super::{CHUNK, CUT, OWNED_FOR, READ_BYTES, Shared, after, message, millis};
 use crate::model::JobId;
 use crate::queue::{Delivery, Message, Offer, QueueError};
 
-/// Longest time between two looks while somebody waits.
+/// Maximum time between two looks while a caller waits.
 const LOOK: Duration = Duration::from_millis(200);
-/// How long one blocking read lasts: a mark that it takes when nobody waits any more is lost, so not long.
+/// How long one blocking read lasts. Not long, because a wake-up mark that it takes when no caller waits any more is
+/// lost.
 const BLOCK: Duration = Duration::from_secs(1);
-/// How long what nobody asks for is kept.
+/// How long deliveries without a caller are kept.
 const KEEP: Duration = Duration::from_millis(100);
 
-/// What was read, and who asks for more.
+/// Deliveries that were read and not yet taken, and the demand for more.
 #[derive(Default)]
-pub(super) struct Hand {
+pub(super) struct Buffer {
     ready: VecDeque<Delivery>,
-    /// What all who wait take at most.
+    /// Total number of deliveries that the waiting callers accept.
     wanted: usize,
-    /// Rounds of reading that began, and that ended.
+    /// Number of reading rounds that began, and number of the last one that ended.
     begun: u64,
     ended: u64,
-    /// The last round, if it failed.
+    /// The number of the last round and its error, if it failed.
     failed: Option<(u64, String)>,
-    /// After a failure, until the next round.
+    /// Whether the reader pauses: after a failure, until the next round.
     paused: bool,
     closed: bool,
 }
 
-impl Hand {
+impl Buffer {
     pub(super) fn close(&mut self) {
         self.closed = true;
     }
@@ -47,28 +48,28 @@ impl Hand {
     }
 }
 
-/// One who waits. Gone, it asks for nothing.
-struct Asking<'a> {
+/// A waiting caller of `pop`. Dropping it withdraws its demand.
+struct Waiter<'a> {
     shared: &'a Shared,
     max: usize,
 }
 
-impl Drop for Asking<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         self.shared.lock().wanted -= self.max;
     }
 }
 
-/// Takes what the reader has or will have. It looks at least once, however short the wait. Everything is taken in the
-/// very poll that returns it, so a dropped future has taken nothing.
+/// Takes deliveries that the reader has or will have. Waits for at least one look, however short `wait` is. Everything
+/// is taken in the same poll that returns it, so a dropped future has taken nothing.
 pub(super) async fn pop(shared: &Shared, max: usize, wait: Duration) -> Result<Vec<Delivery>, QueueError> {
-    // More than this is not read at once, and a sum of these does not overflow.
+    // No more than this is read at once, and a sum of these does not overflow.
     let max = max.min(CHUNK);
     let deadline = after(wait);
-    let (_asking, round) = {
-        let mut hand = shared.lock();
-        hand.wanted += max;
-        (Asking { shared, max }, hand.begun + 1)
+    let (_waiter, round) = {
+        let mut buffer = shared.lock();
+        buffer.wanted += max;
+        (Waiter { shared, max }, buffer.begun + 1)
     };
     shared.asked.notify_one();
     loop {
@@ -76,18 +77,18 @@ pub(super) async fn pop(shared: &Shared, max: usize, wait: Duration) -> Result<V
         arrived.as_mut().enable();
         let late = Instant::now() >= deadline;
         {
-            let mut hand = shared.lock();
-            let taken = if hand.closed { Vec::new() } else { hand.take(max) };
+            let mut buffer = shared.lock();
+            let taken = if buffer.closed { Vec::new() } else { buffer.take(max) };
             if !taken.is_empty() {
                 return Ok(taken);
             }
-            // While the reader pauses after a failure, nobody waits longer than they said.
-            if let Some((failed, why)) = &hand.failed
-                && (*failed >= round || (late && hand.paused))
+            // While the reader pauses after a failure, no caller waits longer than it asked to.
+            if let Some((failed, why)) = &buffer.failed
+                && (*failed >= round || (late && buffer.paused))
             {
                 return Err(QueueError::Unavailable(why.clone()));
             }
-            if late && (hand.ended >= round || hand.closed) {
+            if late && (buffer.ended >= round || buffer.closed) {
                 return Ok(Vec::new());
             }
         }
@@ -99,18 +100,18 @@ pub(super) async fn pop(shared: &Shared, max: usize, wait: Duration) -> Result<V
     }
 }
 
-/// What one look brought.
+/// The result of one look.
 struct Round {
     deliveries: Vec<Delivery>,
-    /// Entries that are neither id nor message, with their receipts.
+    /// Entries that are neither an id nor a message, with their receipts.
     odd: Vec<(String, Message)>,
-    /// Until the next delayed id.
+    /// Time until the next delayed id is due.
     due: Option<Duration>,
-    /// Whether there may be more to reclaim.
+    /// Whether there may be more entries to reclaim.
     again: bool,
 }
 
-/// Reads for as long as the queue is open.
+/// Reads while the queue is open.
 pub(super) async fn read(shared: Arc<Shared>) {
     let mut failures = 0;
     let mut reclaim_at = Instant::now();
@@ -139,7 +140,7 @@ pub(super) async fn read(shared: Arc<Shared>) {
                     () = shared.closing.notified() => return,
                     () = tokio::time::sleep(backoff(failures)) => {}
                 }
-                // Even if nobody asks now: who asks next waits for a look of its own.
+                // Even if no caller waits now: the next one waits for a look of its own.
                 shared.lock().paused = false;
                 continue;
             }
@@ -147,7 +148,7 @@ pub(super) async fn read(shared: Arc<Shared>) {
         if got {
             continue;
         }
-        // A read that blocks is kept over several looks: dropped, it would take a mark and wake nobody.
+        // A blocking read is kept over several looks: dropped, it would consume a mark without waking anyone.
         let mark = blocked.get_or_insert_with(|| Box::pin(mark(shared.clone())));
         tokio::select! {
             () = mark => blocked = None,
@@ -158,12 +159,12 @@ pub(super) async fn read(shared: Arc<Shared>) {
     }
 }
 
-/// Waits until somebody asks for more than is there, and says how much more. None once the queue is closed.
+/// Waits until callers want more than is there, and returns how much more; `None` once the queue is closed.
 async fn demand(shared: &Shared) -> Option<usize> {
     loop {
         let (wanted, ready, closed) = {
-            let hand = shared.lock();
-            (hand.wanted, hand.ready.len(), hand.closed)
+            let buffer = shared.lock();
+            (buffer.wanted, buffer.ready.len(), buffer.closed)
         };
         if closed {
             return None;
@@ -179,28 +180,28 @@ async fn demand(shared: &Shared) -> Option<usize> {
     }
 }
 
-/// Puts back what nobody asks for: another worker may be free.
+/// Puts back deliveries without a caller, because another worker may be free.
 async fn give_back(shared: &Shared) {
     let left = {
-        let mut hand = shared.lock();
-        if hand.wanted > 0 {
+        let mut buffer = shared.lock();
+        if buffer.wanted > 0 {
             return;
         }
-        hand.take(usize::MAX)
+        buffer.take(usize::MAX)
     };
     if let Err(e) = shared.put_back(&left).await {
-        // They are pending still, and will be reclaimed.
-        tracing::debug!("{} deliveries were not put back: {e}", left.len());
+        // They are still pending, and will be reclaimed.
+        tracing::debug!("could not put back {} deliveries: {e}", left.len());
     }
 }
 
 fn end(shared: &Shared, deliveries: Vec<Delivery>, failed: Option<String>) {
     {
-        let mut hand = shared.lock();
-        hand.ended = hand.begun;
-        hand.paused = failed.is_some();
-        hand.failed = failed.map(|why| (hand.begun, why));
-        hand.ready.extend(deliveries);
+        let mut buffer = shared.lock();
+        buffer.ended = buffer.begun;
+        buffer.paused = failed.is_some();
+        buffer.failed = failed.map(|why| (buffer.begun, why));
+        buffer.ready.extend(deliveries);
     }
     shared.arrived.notify_waiters();
 }
@@ -211,7 +212,7 @@ async fn mark(shared: Arc<Shared>) {
     let mut pop = redis::cmd("BLPOP");
     pop.arg(key).arg(BLOCK.as_secs());
     if shared.blocking.command::<Value>(&pop, BLOCK).await.is_err() {
-        // Whatever is wrong, the looks go on in their own time.
+        // Whatever is wrong, the looks continue at their own interval.
         tokio::time::sleep(LOOK).await;
     }
 }
@@ -222,8 +223,8 @@ async fn set_aside(shared: &Shared, odd: Vec<(String, Message)>) {
         let why = "expected an entry with a field `job` (a JSON object) or `id` (a UUID), got other fields";
         tracing::warn!(source = message.source, size = message.size, "an entry of the queue was set aside: {why}");
         if let Err(e) = shared.set_aside(parts, &message, why).await {
-            // It is pending still, and will be reclaimed.
-            tracing::warn!(source = message.source, "it could not be taken out: {e}");
+            // It is still pending, and will be reclaimed.
+            tracing::warn!(source = message.source, "the entry could not be removed from its stream: {e}");
         }
     }
 }
@@ -278,7 +279,7 @@ fn round(reply: Value) -> RedisResult<Round> {
     Ok(round)
 }
 
-/// Keys and ids are text; whatever is not is shown as such.
+/// Keys and ids are text; anything else is converted lossily.
 fn text(bytes: Vec<u8>) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }

@@ -1,4 +1,4 @@
-//! Whether a server will do.
+//! Checks that a server is suitable.
 
 use std::time::Duration;
 
@@ -9,25 +9,26 @@ use super::link::Link;
 
 const OLDEST: (u32, u32) = (6, 2);
 
-/// Refuses a server that is too old or a cluster; warns of one that may drop what it holds.
+/// Rejects a server that is too old or a cluster; warns if it may evict keys.
 pub(super) async fn check(link: &Link) -> Result<(), QueueError> {
     match link.command::<String>(cmd("INFO").arg("server"), Duration::ZERO).await {
         Ok(info) => fit(&info)?,
         Err(QueueError::Unavailable(why)) if why.to_ascii_uppercase().contains("NOPERM") => {
-            tracing::warn!("the queue's server does not say its version ({why}); it must be Redis 6.2 or later");
+            tracing::warn!("the queue's server does not report its version ({why}); it must be Redis 6.2 or later");
         }
         Err(e) => return Err(e),
     }
     if let Some(policy) = evicting(link).await {
         tracing::warn!(
-            "the queue's server drops keys when its memory is full (maxmemory-policy {policy}, not noeviction): jobs \
+            "the queue's server evicts keys when its memory is full (maxmemory-policy {policy}, not noeviction): jobs \
              survive that, since the store has them, but may be delayed, and messages not yet taken are lost"
         );
     }
     Ok(())
 }
 
-/// Judges what `INFO server` says. Valkey and others that speak for Redis say which Redis they are like.
+/// Checks the output of `INFO server`. Valkey and other compatible servers report the Redis version they are compatible
+/// with.
 fn fit(info: &str) -> Result<(), QueueError> {
     let field = |name: &str| info.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
     if field("redis_mode") == Some("cluster") {
@@ -50,7 +51,7 @@ fn version(s: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// The policy by which the server drops keys, if it may.
+/// Returns the policy by which the server evicts keys, if it may.
 async fn evicting(link: &Link) -> Option<String> {
     let mut get = cmd("CONFIG");
     get.arg("GET").arg("maxmemory*");

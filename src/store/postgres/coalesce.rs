@@ -1,7 +1,7 @@
-//! Calls of one kind that come while one is under way go together as one.
+//! Coalescing of calls: calls of one kind that arrive while one is in progress are made together as one.
 //!
-//! A call alone goes at once. Joint calls run on a task of their own, so that a caller who goes away takes nothing from
-//! the others; one who went away before his call was sent is left out.
+//! A single call is made at once. Joint calls run in a task of their own, so that a caller that goes away does not
+//! affect the others; the call of one that went away before it was sent is dropped.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,39 +13,39 @@ use crate::model::locked;
 use crate::store::StoreError;
 use crate::store::words::copy;
 
-/// One caller's call.
+/// A call of one caller.
 pub(super) trait Call: Send + Sync + 'static {
-    /// What the caller is told.
+    /// The answer to the caller.
     type Answer: Send + 'static;
-    /// What it changes. Calls that share one of these never go together: one comes after the other.
+    /// What the call changes. Calls that share a key are never made together, but one after the other.
     fn keys(&self) -> Vec<Vec<u8>>;
-    /// Roughly how much it sends.
+    /// Approximate number of bytes that the call sends.
     fn bytes(&self) -> usize;
 }
 
 /// Makes calls together.
 pub(super) trait Joint<C: Call>: Send + Sync + 'static {
-    /// As many answers as calls, in their order.
+    /// Makes the calls, and returns one answer for each, in their order.
     fn run(&self, calls: Vec<Arc<C>>) -> impl Future<Output = Result<Vec<C::Answer>, StoreError>> + Send;
-    /// Takes back what was answered to a caller who had gone away.
-    fn unheard(&self, _answer: C::Answer) -> impl Future<Output = ()> + Send {
+    /// Undoes a call whose caller had gone away when the answer came.
+    fn undelivered(&self, _answer: C::Answer) -> impl Future<Output = ()> + Send {
         std::future::ready(())
     }
 }
 
-/// Calls that are made beside each other after they failed together.
+/// Number of calls made concurrently after a joint call failed.
 const ALONE: usize = 4;
 
-/// How much goes together at most. A single call may be larger.
+/// Limits of a joint call. A single call may be larger.
 #[derive(Clone, Copy)]
 pub(super) struct Bounds {
-    /// Calls.
+    /// Maximum number of calls.
     pub(super) calls: usize,
-    /// Bytes.
+    /// Maximum total of [`Call::bytes`].
     pub(super) bytes: usize,
 }
 
-/// The line of one kind of call.
+/// The queue of one kind of call.
 pub(super) struct Coalescer<C: Call, J>(Arc<Shared<C, J>>);
 
 struct Shared<C: Call, J> {
@@ -70,11 +70,11 @@ impl<C: Call, J: Joint<C>> Coalescer<C, J> {
         Self(Arc::new(Shared { joint, bounds, line }))
     }
 
-    /// Makes a call, alone or with others.
+    /// Makes a call, alone or together with others.
     ///
     /// # Errors
-    /// Those of the joint call. One that the database refused because of its content, or whose row somebody holds,
-    /// fails alone.
+    /// Those of the joint call. A call that the database refused because of its content, or whose row another session
+    /// has locked, fails alone.
     pub(super) async fn call(&self, call: C) -> Result<C::Answer, StoreError> {
         let (answer, answered) = oneshot::channel();
         let first = {
@@ -85,7 +85,7 @@ impl<C: Call, J: Joint<C>> Coalescer<C, J> {
         if first {
             tokio::spawn(work_off(self.0.clone()));
         }
-        // Nobody answers where the runtime that the joint call ran on has ended.
+        // There is no answer if the runtime of the joint call has shut down.
         answered.await.unwrap_or_else(|_| Err(sqlx::Error::WorkerCrashed.into()))
     }
 }
@@ -95,7 +95,7 @@ impl<C: Call, J> Shared<C, J> {
         locked(&self.line)
     }
 
-    /// The calls that go next; none ends the work.
+    /// Returns the calls to make next; none if no call waits.
     fn next(&self) -> Vec<Waiting<C>> {
         let mut line = self.line();
         let (mut batch, mut bytes) = (Vec::new(), 0);
@@ -112,7 +112,7 @@ impl<C: Call, J> Shared<C, J> {
             }
             let own = w.call.keys();
             let free = own.iter().all(|k| !keys.contains(k));
-            // Those of one that must wait too, lest a later call overtakes it.
+            // Also those of a call that must wait, so that no later call overtakes it.
             keys.extend(own);
             if free {
                 bytes += more;
@@ -128,7 +128,7 @@ impl<C: Call, J> Shared<C, J> {
     }
 }
 
-/// Ends the line if the work ends early: callers hear of it, and the next one starts anew.
+/// Empties the queue if the work is aborted: callers get an error, and the next call starts new work.
 struct Unfinished<C: Call, J>(Option<Arc<Shared<C, J>>>);
 
 impl<C: Call, J> Drop for Unfinished<C, J> {
@@ -146,7 +146,7 @@ async fn work_off<C: Call, J: Joint<C>>(shared: Arc<Shared<C, J>>) {
     loop {
         let batch = shared.next();
         if batch.is_empty() {
-            // Whoever came since then has started work of his own.
+            // A call that arrived since then has started work of its own.
             unfinished.0 = None;
             return;
         }
@@ -155,31 +155,31 @@ async fn work_off<C: Call, J: Joint<C>>(shared: Arc<Shared<C, J>>) {
         match shared.joint.run(calls).await {
             Ok(answers) => {
                 for (w, answer) in batch.into_iter().zip(answers) {
-                    tell(&shared, w, Ok(answer)).await;
+                    reply(&shared, w, Ok(answer)).await;
                 }
             }
             Err(e) if several && may_be_of_one(&e) => {
                 let each = futures::stream::iter(batch);
-                // Beside each other, so that one that waits for a lock holds up no other.
+                // Concurrently, so that a call that waits for a lock does not delay the others.
                 each.filter(|w| std::future::ready(!w.answer.is_closed()))
                     .for_each_concurrent(ALONE, |w| async {
                         let alone = shared.joint.run(vec![w.call.clone()]).await;
-                        tell(&shared, w, alone.and_then(only)).await;
+                        reply(&shared, w, alone.and_then(only)).await;
                     })
                     .await;
             }
             Err(e) => {
                 for w in batch {
-                    tell(&shared, w, Err(copy(&e))).await;
+                    reply(&shared, w, Err(copy(&e))).await;
                 }
             }
         }
     }
 }
 
-async fn tell<C: Call, J: Joint<C>>(shared: &Shared<C, J>, w: Waiting<C>, answer: Result<C::Answer, StoreError>) {
-    if let Err(Ok(unheard)) = w.answer.send(answer) {
-        shared.joint.unheard(unheard).await;
+async fn reply<C: Call, J: Joint<C>>(shared: &Shared<C, J>, w: Waiting<C>, answer: Result<C::Answer, StoreError>) {
+    if let Err(Ok(undelivered)) = w.answer.send(answer) {
+        shared.joint.undelivered(undelivered).await;
     }
 }
 
@@ -187,16 +187,16 @@ fn only<A>(answers: Vec<A>) -> Result<A, StoreError> {
     answers.into_iter().next().ok_or_else(|| sqlx::Error::RowNotFound.into())
 }
 
-/// Whether one of the calls may be to blame: the database refused the content of the statement (a value or a
-/// constraint), or somebody holds what one of them changes. A statement that took too long in all is not among these: a
-/// server that is overloaded would get each call as one of its own.
+/// Whether one of the calls may be the cause: the database refused the content of the statement (a value or a
+/// constraint), or a row that one of them changes is locked. A statement that took too long as a whole does not count:
+/// an overloaded server would get each call as a statement of its own.
 fn may_be_of_one(e: &StoreError) -> bool {
     let StoreError::Database(e) = e else { return false };
     let code = e.as_database_error().and_then(|e| e.code());
     code.is_some_and(|c| c == "55P03" || ["22", "23", "54"].iter().any(|class| c.starts_with(class)))
 }
 
-/// Whether a statement waited for too long: for a lock (`lock_timeout`), or in all (`statement_timeout`).
+/// Whether a statement timed out: waiting for a lock (`lock_timeout`), or as a whole (`statement_timeout`).
 pub(super) fn met_a_lock(e: &sqlx::Error) -> bool {
     let code = e.as_database_error().and_then(|e| e.code());
     code.is_some_and(|c| matches!(c.as_ref(), "55P03" | "57014"))
@@ -212,7 +212,7 @@ mod tests {
 
     use super::*;
 
-    /// Adds to a counter of its own; answers with the sum so far.
+    /// Adds to a counter of its own; the answer is the sum so far.
     struct Add {
         to: u8,
         n: u64,
@@ -239,14 +239,14 @@ mod tests {
     struct Sums {
         sums: Mutex<HashMap<u8, u64>>,
         runs: Mutex<Vec<Vec<u8>>>,
-        unheard: AtomicUsize,
+        undelivered: AtomicUsize,
         go: Semaphore,
     }
 
     impl Sums {
         fn new() -> Arc<Self> {
             let go = Semaphore::new(0);
-            Arc::new(Self { sums: Mutex::default(), runs: Mutex::default(), unheard: AtomicUsize::new(0), go })
+            Arc::new(Self { sums: Mutex::default(), runs: Mutex::default(), undelivered: AtomicUsize::new(0), go })
         }
     }
 
@@ -268,8 +268,8 @@ mod tests {
                 .collect())
         }
 
-        async fn unheard(&self, _: u64) {
-            self.unheard.fetch_add(1, Ordering::SeqCst);
+        async fn undelivered(&self, _: u64) {
+            self.undelivered.fetch_add(1, Ordering::SeqCst);
         }
     }
 
@@ -288,7 +288,7 @@ mod tests {
         }
     }
 
-    /// The first is under way, then these wait in this order.
+    /// The first call is in progress, then the others wait in this order.
     async fn lined_up(bounds: Bounds, calls: Vec<Add>) -> (Arc<Sums>, Arc<Coalescer<Add, Sums>>, Vec<Told>) {
         let sums = Sums::new();
         let line = Arc::new(Coalescer::new(sums.clone(), bounds));
@@ -359,7 +359,7 @@ mod tests {
         sums.go.add_permits(2);
         assert_eq!(answers(told).await, [1, 1]);
         assert_eq!(*sums.runs.lock().unwrap(), [vec![0], vec![1, 3]], "2 was never sent");
-        assert_eq!(sums.unheard.load(Ordering::SeqCst), 1, "0 was sent");
+        assert_eq!(sums.undelivered.load(Ordering::SeqCst), 1, "0 was sent");
         sums.go.add_permits(1);
         assert_eq!(line.call(add(0, 1)).await.unwrap(), 2);
     }
@@ -379,7 +379,7 @@ mod tests {
         assert_eq!(runtime().block_on(line.call(add(0, 5))).unwrap(), 5);
     }
 
-    /// The naive twin: one call at a time.
+    /// Compares with the naive implementation: one call at a time.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn many_callers_get_what_one_at_a_time_would() {
         let sums = Sums::new();

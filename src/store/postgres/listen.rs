@@ -1,4 +1,4 @@
-//! Wakes from the database: LISTEN and NOTIFY.
+//! Wake-ups from the database: LISTEN and NOTIFY.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,16 +10,16 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-/// Longest name of a channel, bytes.
+/// Maximum length of a channel name, in bytes.
 const LONGEST: usize = 63;
 const PREFIX: &str = "prover_worker_";
-/// How long a connection may be silent before it must show that it lives.
+/// How long a connection may be silent before it is checked.
 const SILENCE: Duration = Duration::from_secs(30);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Waits after failures: twice as long each time, up to the second.
+/// Delay after failures: doubled each time, from the first value up to the second.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
-/// The channel of a queue: by its name, or by a hash of it where that would not fit.
+/// Returns the channel of a queue: with the queue's name, or a hash of it where the name would not fit.
 pub(super) fn channel(queue: &str) -> String {
     if PREFIX.len() + queue.len() <= LONGEST && !queue.contains('\0') {
         return format!("{PREFIX}{queue}");
@@ -28,41 +28,41 @@ pub(super) fn channel(queue: &str) -> String {
     format!("{PREFIX}{}", hex::encode(&hash.0[..16]))
 }
 
-/// One task that listens, from the first wait on.
-pub(super) struct Ear {
+/// A task that listens, started by the first wait.
+pub(super) struct Listener {
     options: PgConnectOptions,
     channel: String,
-    heard: Arc<watch::Sender<u64>>,
-    /// Up to where callers have been told.
-    told: AtomicU64,
+    notices: Arc<watch::Sender<u64>>,
+    /// The latest notice that a caller of `wait` has returned for.
+    seen: AtomicU64,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Ear {
+impl Listener {
     pub(super) fn new(options: PgConnectOptions, channel: String) -> Self {
-        let (heard, _) = watch::channel(0);
-        Self { options, channel, heard: Arc::new(heard), told: AtomicU64::new(0), task: Mutex::new(None) }
+        let (notices, _) = watch::channel(0);
+        Self { options, channel, notices: Arc::new(notices), seen: AtomicU64::new(0), task: Mutex::new(None) }
     }
 
-    /// Returns after a notice that nobody was told of yet, or after `at_most`.
+    /// Returns after a notice that no call has returned for yet, or after `at_most`.
     pub(super) async fn wait(&self, at_most: Duration) {
-        let told = self.told.load(Ordering::Acquire);
-        let mut heard = self.heard.subscribe();
+        let seen = self.seen.load(Ordering::Acquire);
+        let mut notices = self.notices.subscribe();
         self.start();
-        if let Ok(Ok(n)) = timeout(at_most, heard.wait_for(|n| *n > told)).await {
-            self.told.fetch_max(*n, Ordering::AcqRel);
+        if let Ok(Ok(n)) = timeout(at_most, notices.wait_for(|n| *n > seen)).await {
+            self.seen.fetch_max(*n, Ordering::AcqRel);
         }
     }
 
     fn start(&self) {
         let mut task = locked(&self.task);
-        // It ends with the runtime that it runs on only.
+        // It only ends with the runtime it runs on.
         if task.as_ref().is_none_or(|t| t.is_finished()) {
-            *task = Some(tokio::spawn(listen(self.options.clone(), self.channel.clone(), self.heard.clone())));
+            *task = Some(tokio::spawn(listen(self.options.clone(), self.channel.clone(), self.notices.clone())));
         }
     }
 
-    /// Ends the task.
+    /// Aborts the task.
     pub(super) fn close(&self) {
         if let Some(task) = locked(&self.task).take() {
             task.abort();
@@ -70,18 +70,18 @@ impl Ear {
     }
 }
 
-impl Drop for Ear {
+impl Drop for Listener {
     fn drop(&mut self) {
         self.close();
     }
 }
 
-async fn listen(options: PgConnectOptions, channel: String, heard: Arc<watch::Sender<u64>>) {
+async fn listen(options: PgConnectOptions, channel: String, notices: Arc<watch::Sender<u64>>) {
     let mut wait = BACK_OFF.0;
     loop {
         let since = tokio::time::Instant::now();
-        if let Err(e) = hear(&options, &channel, &heard).await {
-            tracing::warn!(error = %e, "not told of changes by Postgres for now");
+        if let Err(e) = listen_once(&options, &channel, &notices).await {
+            tracing::warn!(error = %e, "listening for changes in Postgres failed; retrying");
         }
         if since.elapsed() > BACK_OFF.1 {
             wait = BACK_OFF.0;
@@ -92,7 +92,11 @@ async fn listen(options: PgConnectOptions, channel: String, heard: Arc<watch::Se
 }
 
 /// Listens until the connection ends.
-async fn hear(options: &PgConnectOptions, channel: &str, heard: &watch::Sender<u64>) -> Result<(), sqlx::Error> {
+async fn listen_once(
+    options: &PgConnectOptions,
+    channel: &str,
+    notices: &watch::Sender<u64>,
+) -> Result<(), sqlx::Error> {
     let pool = PgPoolOptions::new()
         .max_connections(1)
         .max_lifetime(None)
@@ -102,11 +106,11 @@ async fn hear(options: &PgConnectOptions, channel: &str, heard: &watch::Sender<u
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.eager_reconnect(false);
     bounded(listener.listen(channel)).await?;
-    // Whatever was told before is lost: let them look.
-    heard.send_modify(|n| *n += 1);
+    // Notices sent before this were lost: wake the callers so that they look.
+    notices.send_modify(|n| *n += 1);
     loop {
         match timeout(SILENCE, listener.try_recv()).await {
-            Ok(Ok(Some(_))) => heard.send_modify(|n| *n += 1),
+            Ok(Ok(Some(_))) => notices.send_modify(|n| *n += 1),
             Ok(Ok(None)) => return Ok(()),
             Ok(Err(e)) => return Err(e),
             Err(_) => {
@@ -117,7 +121,7 @@ async fn hear(options: &PgConnectOptions, channel: &str, heard: &watch::Sender<u
 }
 
 async fn bounded<T>(answer: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
-    timeout(ANSWER_TIMEOUT, answer).await.unwrap_or_else(|_| Err(super::pool::late("no answer within 5 s")))
+    timeout(ANSWER_TIMEOUT, answer).await.unwrap_or_else(|_| Err(super::pool::late("no answer", ANSWER_TIMEOUT)))
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! Connections.
+//! The connection pool.
 //!
-//! Not sqlx's pool: that pings a connection when it is given back, and one whose other end went silent keeps its place
-//! for as long as the ping hangs. Here a connection goes back only after an answer was read to its end; whoever fails,
-//! runs out of time or is cancelled closes it.
+//! Not sqlx's pool: that one pings a connection when it is returned, and a connection whose peer went silent occupies a
+//! slot for as long as the ping hangs. Here a connection is returned only after an answer was read to its end; on an
+//! error, a timeout or a cancellation it is closed.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -13,21 +13,21 @@ use sqlx::{ConnectOptions, Connection};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-/// How long a new connection may take, with TLS and log-in.
+/// How long a new connection may take, including TLS and authentication.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long to wait for one of the connections.
+/// How long to wait for a free slot.
 const TAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection that lay idle may take to show that it lives.
+/// How long an idle connection may take to answer a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
-/// One that was used more recently is taken to live.
+/// A connection that was used more recently than this is not pinged.
 const PING_AFTER: Duration = Duration::from_secs(1);
-/// Connections are made anew now and then, which lets the server move and shed memory.
+/// Connections are replaced after this time, which lets the server move and free memory.
 const MAX_AGE: Duration = Duration::from_secs(1800);
 
-/// Limits of a session, so that a client that vanished holds no lock for long, and that whoever waits for one gives up
-/// well before the leases of others who wait behind it lapse; and what keeps plans steady: they are made once, for tables
-/// of any size, and by index, in the order of the arrays. No statement is worth the start of parallel processes, which
-/// the look at the load, generic as its plan is, would ask for each second.
+/// Session settings. The limits ensure that a client that vanished does not hold a lock for long, and that a statement
+/// that waits for a lock gives up well before the leases of others that wait behind it lapse. The rest keeps plans
+/// steady: they are made once, for tables of any size, and by index, in the order of the arrays. No statement is worth
+/// starting parallel processes, which the query for the load, with its generic plan, would request every second.
 const SESSION: &str = "SET statement_timeout = '10s'; SET lock_timeout = '1s'; \
                        SET idle_in_transaction_session_timeout = '10s'; SET max_parallel_workers_per_gather = 0; \
                        SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; \
@@ -48,7 +48,7 @@ struct Idle {
     since: Instant,
 }
 
-/// A connection in hand. Dropping it closes it.
+/// A connection in use. Dropping it closes it.
 pub(super) struct Taken<'a> {
     pub(super) connection: PgConnection,
     born: Instant,
@@ -65,7 +65,7 @@ impl Pool {
         locked(&self.idle)
     }
 
-    /// A connection that is ready, within about twelve seconds.
+    /// Returns a connection that is ready for use, within about twelve seconds.
     pub(super) async fn take(&self) -> Result<Taken<'_>, sqlx::Error> {
         let place = match timeout(TAKE_TIMEOUT, self.places.acquire()).await {
             Ok(place) => place.map_err(|_| sqlx::Error::PoolClosed)?,
@@ -80,19 +80,19 @@ impl Pool {
             if fresh || matches!(timeout(PING_TIMEOUT, connection.ping()).await, Ok(Ok(()))) {
                 return Ok(Taken { connection, born, pool: self, _place: place });
             }
-            // The others lay idle for longer.
+            // The other connections have been idle for longer.
             self.forget_idle();
         }
         let connection = connect(&self.options).await?;
         Ok(Taken { connection, born: now, pool: self, _place: place })
     }
 
-    /// Closes connections that are not in use, since they probably died with another.
+    /// Closes idle connections, because they probably broke together with another one.
     pub(super) fn forget_idle(&self) {
         self.idle().clear();
     }
 
-    /// Gives out no more. Connections in use are closed by their users.
+    /// Closes the pool. Connections in use are closed by their users.
     pub(super) async fn close(&self) {
         self.places.close();
         let idle = std::mem::take(&mut *self.idle());
@@ -103,7 +103,7 @@ impl Pool {
 }
 
 impl Taken<'_> {
-    /// For the next one, now that the answer was read to its end.
+    /// Returns the connection to the pool, after its answer was read to its end.
     pub(super) fn give_back(self) {
         if !self.pool.places.is_closed() {
             self.pool.idle().push(Idle { connection: self.connection, born: self.born, since: Instant::now() });
@@ -111,17 +111,18 @@ impl Taken<'_> {
     }
 }
 
-/// A new connection.
+/// Opens a new connection.
 pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
     let made = timeout(CONNECT_TIMEOUT, async {
         let mut connection = options.connect().await?;
         sqlx::raw_sql(SESSION).execute(&mut connection).await?;
         Ok(connection)
     });
-    made.await.unwrap_or_else(|_| Err(late("no connection within 5 s")))
+    made.await.unwrap_or_else(|_| Err(late("no connection", CONNECT_TIMEOUT)))
 }
 
-/// What did not come in time.
-pub(super) fn late(what: &str) -> sqlx::Error {
-    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, what.to_owned()))
+/// The error for something that did not arrive within `limit`.
+pub(super) fn late(what: &str, limit: Duration) -> sqlx::Error {
+    let what = format!("{what} within {} s", limit.as_secs());
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, what))
 }

@@ -1,10 +1,10 @@
-//! The statements.
+//! The SQL statements.
 //!
-//! Each has one clock: `clock` reads the time once, and `now!()` is that reading throughout the statement.
+//! Each has one clock: `clock` reads the time once, and `now!()` is that time throughout the statement.
 //!
-//! Statements over arrays (`q`) answer with `ord`, the place of the call in the arrays, counted from 1. They visit the
-//! jobs in the arrays' order, which is that of the ids (in a submit, of the keys, then the ids), so that two of them
-//! lock in the same order.
+//! Statements over arrays (`q`) answer with `ord`, the position of the call in the arrays, counted from 1. They visit
+//! the jobs in the arrays' order, which is that of the ids (in a submit, of the keys, then the ids), so that two of
+//! them lock in the same order.
 
 macro_rules! clock {
     () => {
@@ -26,16 +26,16 @@ macro_rules! now {
         "(SELECT now FROM clock)"
     };
 }
-/// Ends the look at what a call brought in arrays, the first of them `$first`. It leaves all rows in; but what a parameter
-/// limits, the planner takes for a tenth of what it would else expect, which is ten rows for an array: one. So each job is
-/// looked up by its id, and not all jobs there are read for those, as would be cheaper where there are few. Plans are made
-/// once a session, which may be before the first job.
+/// Ends the query of a call's arrays, the first of which is `$first`. It drops no rows; but where the limit is a
+/// parameter, the planner assumes a tenth of the rows that it would otherwise expect, which is ten for an array: so it
+/// assumes one. Thus each job is looked up by its id, instead of reading all jobs, which would be cheaper where there
+/// are few. Plans are made once per session, which may be before the first job.
 macro_rules! no_more_than {
     ($first:literal) => {
         concat!("LIMIT cardinality(", $first, ")")
     };
 }
-/// What lists show of a job: all but what may be large.
+/// The columns that lists show: all but those that may be large.
 macro_rules! small_job_columns {
     () => {
         "uuid_send(id) AS id, queue, circuit, zkey, wasm, idempotency_key, priority, state, stage, progress, attempt, \
@@ -53,51 +53,51 @@ macro_rules! circuit_columns {
         "name, zkey, wasm, n_vars, n_public, domain_size, created_at"
     };
 }
-/// The fence: the job is running, and by this attempt. A check of the table says that whoever has a lease is running;
-/// by its state, the planner would look for it among all that run.
+/// The fence: the job is running with this attempt. A check of the table ensures that a job with a lease is running;
+/// given the state, the planner would search all running jobs.
 macro_rules! held {
     () => {
         "WHERE id = $1::text::uuid AND attempt = $2 AND lease_expires_at IS NOT NULL"
     };
 }
-/// The job's circuit is not held back.
+/// The job's circuit is not paused.
 macro_rules! circuit_goes {
     () => {
         "circuit NOT IN (SELECT name FROM pauses WHERE scope = 'circuit')"
     };
 }
-/// A worker had the job before. One that goes on failing waits in its turn, lest it is always first.
+/// A worker had the job before. A job that keeps failing waits its turn, so that it is not always first.
 macro_rules! came_again {
     () => {
         "(attempt > 0 AND tries_transient < 2)"
     };
 }
-/// Some circuit is held back.
+/// Some circuit is paused.
 macro_rules! some_circuit_held {
     () => {
         "EXISTS (SELECT FROM pauses WHERE scope = 'circuit')"
     };
 }
-/// The queue, the first parameter, is not held back.
+/// The queue, which is the first parameter, is not paused.
 macro_rules! queue_goes {
     () => {
         "NOT EXISTS (SELECT FROM pauses WHERE scope = 'queue' AND name = $1)"
     };
 }
-/// The queued job's time to be begun is not over.
+/// The queued job may still be started.
 macro_rules! in_time {
     () => {
         concat!("(start_by IS NULL OR start_by > ", now!(), ")")
     };
 }
-/// Where a job `j` is changed for each of those in `q`. Said twice, so that where the planner begins with the jobs after all,
-/// it begins with these alone.
+/// The condition for changing a job `j` for each row of `q`. Stated twice, so that if the planner starts with the jobs
+/// after all, it starts with these alone.
 macro_rules! each_job {
     () => {
         "j.id = q.id AND j.id = ANY (ARRAY(SELECT id FROM q))"
     };
 }
-/// The history of the job in `of` with its present attempt added, and why that failed.
+/// The history of the job in `of` with its current attempt and its error appended.
 macro_rules! history_with {
     ($of:expr, $class:expr, $message:expr) => {
         concat!(
@@ -136,27 +136,28 @@ pub(super) const PUT_CIRCUIT: &str = concat!(
 );
 pub(super) const CIRCUIT: &str = concat!("SELECT ", circuit_columns!(), " FROM circuits WHERE name = $1");
 pub(super) const CIRCUITS: &str = concat!("SELECT ", circuit_columns!(), " FROM circuits ORDER BY name");
-/// `OFFSET 0` keeps the condition on the end out of the look: by the index of unfinished jobs it would go through all of them.
+/// `OFFSET 0` keeps the condition on the end out of the lookup: by the index of unfinished jobs it would go through all
+/// of them.
 pub(super) const STILL_UNFINISHED: &str = "SELECT uuid_send(id) AS id FROM (SELECT id, finished_at FROM jobs \
      WHERE id = ANY($1::text[]::uuid[]) OFFSET 0) j WHERE finished_at IS NULL";
 pub(super) const KNOWN_CIRCUITS: &str = "SELECT name FROM circuits WHERE name = ANY($1)";
 pub(super) const UNFINISHED: &str = "SELECT count(*) AS n FROM jobs WHERE circuit = $1 AND finished_at IS NULL";
-/// Its lock keeps submits out, which share the row, until the transaction ends.
+/// Its lock blocks submits, which share the row, until the transaction ends.
 pub(super) const REMOVE_CIRCUIT: &str = "DELETE FROM circuits WHERE name = $1 RETURNING name";
-/// Content that unfinished jobs of any queue need.
+/// Content that jobs of any queue need: unfinished ones, and failed ones that still have their input.
 pub(super) const CONTENT_IN_USE: &str = "SELECT zkey AS content FROM jobs WHERE finished_at IS NULL \
                                          UNION SELECT wasm FROM jobs WHERE finished_at IS NULL AND wasm IS NOT NULL \
                                          UNION SELECT content FROM job_inputs CROSS JOIN LATERAL \
                                          (SELECT unnest(ARRAY[zkey, wasm]) AS content FROM jobs WHERE id = job) j \
                                          WHERE expires_at IS NOT NULL AND content IS NOT NULL";
 
-/// $1 is the queue, $2 the channel or null, the rest one array a column.
+/// $1 is the queue, $2 the channel or null, the rest one array per column.
 pub(super) const SUBMIT: &str = concat!(
     clock!(),
     ", q AS MATERIALIZED (SELECT * FROM unnest($3::text[]::uuid[], $4::text[], $5::bytea[], $6::text[], $7::bigint[], ",
     "$8::bigint[], $9::bytea[], $10::text[]) WITH ORDINALITY ",
     "AS q (id, circuit, body, key, priority, start_within, input, input_key, ord)), ",
-    // Shared, so that the circuit cannot be removed before these jobs are there to be seen.
+    // A shared lock, so that the circuit cannot be removed before these jobs are visible.
     "c AS MATERIALIZED (SELECT name, zkey, wasm FROM circuits WHERE name = ANY($4) ORDER BY name FOR KEY SHARE), ",
     "made AS (INSERT INTO jobs (id, queue, circuit, zkey, wasm, body, idempotency_key, priority, created_at, run_at, ",
     "start_by) SELECT q.id, $1, c.name, c.zkey, c.wasm, q.body, q.key, q.priority, ",
@@ -172,13 +173,13 @@ pub(super) const SUBMIT: &str = concat!(
     job_columns!(),
     " FROM made JOIN (SELECT q.id AS q_id, q.ord FROM q) q ON q_id = id"
 );
-/// The job was refused before it could be queued.
+/// The job was rejected before it could be queued.
 macro_rules! rejected {
     () => {
         "(state = 'failed' AND attempt = 0 AND error_class = 'bad_input')"
     };
 }
-/// The jobs that have these ids or else, in this queue, these keys. One that was rejected makes way, so that it comes last
+/// The jobs that have these ids or else, in this queue, these keys. A rejected one can be replaced, so it comes last
 /// for its id.
 pub(super) const SAME_JOBS: &str = concat!(
     "SELECT ord, body, ",
@@ -190,7 +191,8 @@ pub(super) const SAME_JOBS: &str = concat!(
     "SELECT 1, b.* FROM jobs b WHERE b.queue = $1 AND b.idempotency_key = q_key AND b.id <> q_id ",
     "ORDER BY rank LIMIT 1) AS j"
 );
-/// A submit in the place of a rejected job of its id: a new job in all but that. $1 is the queue, $2 the channel or null.
+/// A submit that replaces a rejected job with its id: everything but the id is that of the new job. $1 is the queue, $2
+/// the channel or null.
 pub(super) const TAKE_PLACE: &str = concat!(
     clock!(),
     // As in a submit.
@@ -225,7 +227,7 @@ pub(super) const REJECT: &str = concat!(
     " ON CONFLICT DO NOTHING RETURNING ",
     job_columns!()
 );
-/// The same in the place of a job that was rejected for another reason.
+/// The same, replacing a job that was rejected for another reason.
 pub(super) const REJECT_ANEW: &str = concat!(
     clock!(),
     "UPDATE jobs SET seq = DEFAULT, queue = $1, circuit = $3, ",
@@ -244,13 +246,13 @@ pub(super) const REJECT_ANEW: &str = concat!(
 );
 
 pub(super) const JOB: &str = concat!("SELECT ", job_columns!(), " FROM jobs WHERE id = $1::text::uuid");
-/// Whether a write would be refused, found out without one.
+/// Whether a write would be refused, found out without writing.
 pub(super) const TAKES_WRITES: &str = "SELECT pg_is_in_recovery() AS standby, \
                                        current_setting('transaction_read_only') = 'on' AS read_only, \
                                        has_table_privilege('jobs', 'INSERT') AND has_table_privilege('jobs', 'UPDATE') \
                                        AND has_table_privilege('job_inputs', 'INSERT') \
                                        AND has_table_privilege('job_inputs', 'DELETE') AS allowed";
-/// A dump that is restored elsewhere gets another cluster, or another oid. The schema is that of the tables, whichever way a
+/// A dump restored elsewhere gets another cluster, or another oid. The schema is that of the tables, whichever way a
 /// role's search_path leads there.
 pub(super) const IDENTITY: &str = "SELECT format('postgres %s.%s %s-%s', current_database(), \
                                    (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = 'jobs'::regclass), \
@@ -258,11 +260,11 @@ pub(super) const IDENTITY: &str = "SELECT format('postgres %s.%s %s-%s', current
                                    AS identity FROM pg_control_system()";
 pub(super) const JOB_STATE: &str = "SELECT state FROM jobs WHERE id = $1::text::uuid";
 
-/// The list of jobs in a state; the state is part of the text, so that its partial index is found.
+/// Lists jobs in a state; the state is part of the text, so that its partial index is used.
 pub(super) fn jobs(state: Option<&'static str>, of_circuit: bool, by_key: bool) -> String {
     const COLUMNS: &str = concat!(small_job_columns!(), ", '[]' AS history, NULL::text AS result");
     let state = state.map(|s| format!(" AND state = '{s}'")).unwrap_or_default();
-    // What is not asked for is bound all the same.
+    // Parameters without a condition are bound all the same.
     let circuit = if of_circuit { "circuit = $3" } else { "$3::text IS NULL" };
     let key = if by_key { "idempotency_key = $5" } else { "$5::text IS NULL" };
     let before = "seq < coalesce((SELECT seq FROM jobs WHERE id = $4::text::uuid), 9223372036854775807)";
@@ -271,15 +273,17 @@ pub(super) fn jobs(state: Option<&'static str>, of_circuit: bool, by_key: bool) 
     )
 }
 
-/// Takes jobs and reads their inputs. `o` is the job as the statement's snapshot has it, whose input it is that the end
-/// reads; a job that somebody changed meanwhile (`j.ctid`) is left to the next claim, since its input may be another.
+/// Claims jobs and reads their inputs. `o` is the job as the statement's snapshot has it, and the input read at the end
+/// belongs to that version; a job that was changed in between (`j.ctid`) is left to the next claim, since its input may
+/// be another.
 pub(super) const CLAIM: &str = concat!(
     clock!(),
     ", q AS MATERIALIZED (SELECT * FROM unnest($1::text[]::uuid[], $2::text[], $3::bigint[]) WITH ORDINALITY ",
     "AS q (id, worker, lease, ord) ",
     no_more_than!("$1::text[]"),
     "), ",
-    // A lapsed job that somebody wanted cancelled: nobody is left to confirm it, and it must not run again.
+    // A job with a lapsed lease whose cancellation was requested: no holder is left to confirm it, and it must not run
+    // again.
     "cancelled AS (UPDATE jobs j SET state = 'cancelled', finished_at = ",
     now!(),
     ", stage = NULL, lease_expires_at = NULL FROM q WHERE ",
@@ -294,7 +298,7 @@ pub(super) const CLAIM: &str = concat!(
     now!(),
     "), lease_expires_at = ",
     now!(),
-    // By `OFFSET 0` each is looked up by itself, whatever the planner thinks of it.
+    // With `OFFSET 0` each is looked up by itself, whatever the planner expects.
     " + q.lease FROM q CROSS JOIN LATERAL (SELECT ctid, state, circuit, queue, attempt, worker, history, tries_lost, ",
     "run_at, start_by, started_at, finished_at, lease_expires_at, cancel_requested FROM jobs WHERE id = q.id OFFSET 0) o ",
     "WHERE ",
@@ -307,7 +311,7 @@ pub(super) const CLAIM: &str = concat!(
     now!(),
     " AND NOT o.cancel_requested)) AND o.circuit NOT IN (SELECT name FROM pauses WHERE scope = 'circuit') ",
     "AND o.queue NOT IN (SELECT name FROM pauses WHERE scope = 'queue') ",
-    // Not in the change itself, which would have whole inputs copied once more.
+    // Not in the update itself, which would copy whole inputs once more.
     "RETURNING q.ord, j.*) SELECT ord, i.input, i.key AS input_key, ",
     job_columns!(),
     " FROM taken LEFT JOIN LATERAL ",
@@ -325,7 +329,7 @@ pub(super) const HEARTBEAT: &str = concat!(
     each_job!(),
     " AND j.attempt = q.attempt AND j.lease_expires_at IS NOT NULL RETURNING q.ord, j.cancel_requested"
 );
-/// $4 says that it was sent before and its answer lost: what it did then is its answer.
+/// $4 says that the statement was sent before and its answer lost: then the answer is what it did at that time.
 pub(super) const FINISH: &str = concat!(
     clock!(),
     ", q AS MATERIALIZED (SELECT * FROM unnest($1::text[]::uuid[], $2::bigint[], $3::text[]) WITH ORDINALITY ",
@@ -342,8 +346,8 @@ pub(super) const FINISH: &str = concat!(
     "(SELECT * FROM jobs WHERE id = q.id OFFSET 0) j WHERE $4::boolean AND j.attempt = q.attempt AND j.state = 'done' ",
     "AND j.result = q.result"
 );
-/// $8 is the delay, null for good, $9 how long the input is kept, $10 the channel or null. $11 as $4 of a finish: the
-/// history tells.
+/// $8 is the delay, null to fail for good, $9 how long the input is kept, $10 the channel or null. $11 is like $4 of
+/// `FINISH`: the history shows whether the failure was recorded.
 pub(super) const FAIL: &str = concat!(
     clock!(),
     ", f AS (UPDATE jobs SET tries_transient = tries_transient + $3, tries_device = tries_device + $4, ",
@@ -365,7 +369,7 @@ pub(super) const FAIL: &str = concat!(
     "jsonb_build_array(jsonb_build_object('attempt', $2::bigint, ",
     "'error', jsonb_build_object('class', $6::text, 'message', $7::text)))"
 );
-/// $3 is the channel or null. $4 as $4 of a finish: nothing but a hand-back queues a job that has this attempt without
+/// $3 is the channel or null. $4 is like $4 of `FINISH`: only a release queues a job that has this attempt without
 /// adding it to the history.
 pub(super) const RELEASE: &str = concat!(
     clock!(),
@@ -382,7 +386,7 @@ pub(super) const RELEASE: &str = concat!(
     "AND (state = 'queued' OR (state = 'cancelled' AND cancel_requested)) ",
     "AND NOT history @> jsonb_build_array(jsonb_build_object('attempt', $2::bigint))"
 );
-/// Where nobody asked, the answer is that of a look. $3 as $4 of a finish.
+/// Returns no row if no cancellation was requested; the caller then runs [`HOLDS`]. $3 is like $4 of `FINISH`.
 pub(super) const CONFIRM_CANCEL: &str = concat!(
     clock!(),
     ", c AS (UPDATE jobs SET state = 'cancelled', finished_at = ",
@@ -402,10 +406,10 @@ pub(super) const CANCEL: &str = concat!(
     "WHERE id = $1::text::uuid AND state IN ('queued', 'running') RETURNING state"
 );
 
-/// As in a submit: the circuit stays until the job is queued again.
+/// As in a submit: the circuit cannot be removed until the job is queued again.
 pub(super) const HOLD_CIRCUIT: &str = "SELECT c.name FROM jobs j JOIN circuits c ON c.name = j.circuit \
                                        WHERE j.id = $1::text::uuid FOR KEY SHARE OF c";
-/// `gone`: what it is to be proved with is registered under no name any more.
+/// `gone`: the content it is to be proved with is no longer registered under any name.
 pub(super) const REQUEUEABLE: &str = "SELECT state, circuit, body, zkey = decode(repeat('00', 32), 'hex') \
                                       AND NOT EXISTS (SELECT FROM circuits c WHERE c.name = circuit) AS adrift, \
                                       zkey <> decode(repeat('00', 32), 'hex') \
@@ -413,10 +417,10 @@ pub(super) const REQUEUEABLE: &str = "SELECT state, circuit, body, zkey = decode
                                       OR (wasm IS NOT NULL \
                                       AND NOT EXISTS (SELECT FROM circuits c WHERE c.wasm = jobs.wasm))) AS gone \
                                       FROM jobs WHERE id = $1::text::uuid FOR UPDATE";
-/// Locked, so that no sweep takes it.
+/// Locked, so that no sweep deletes it.
 pub(super) const HOLD_INPUT: &str = "SELECT key FROM job_inputs WHERE job = $1::text::uuid FOR UPDATE";
-/// A job that was refused before it had a circuit takes what is registered under the name now. $2 is how long it may wait,
-/// $3 what repeats it.
+/// A job that was rejected before it had a circuit uses what is registered under the name now. $2 is how long it may
+/// wait, $3 the hash that identifies its repeats.
 pub(super) const REQUEUE: &str = concat!(
     clock!(),
     "UPDATE jobs SET state = 'queued', run_at = ",
@@ -446,12 +450,13 @@ pub(super) const PAUSE: &str = concat!(
 pub(super) const RESUME: &str = "DELETE FROM pauses WHERE scope = $1 AND name = $2 RETURNING since";
 pub(super) const PAUSED: &str = "SELECT scope, name, since FROM pauses WHERE scope = 'circuit' OR name = $1 \
                                  ORDER BY scope DESC, name";
-/// Queues that have jobs of a circuit waiting.
+/// Queues with unfinished jobs of a circuit.
 pub(super) const QUEUES_OF: &str = "SELECT DISTINCT queue FROM jobs WHERE circuit = $1 AND finished_at IS NULL";
 pub(super) const TELL: &str = "SELECT pg_notify(channel, '')::text AS told FROM unnest($1::text[]) AS channel";
 
-/// In three parts: queued jobs while no circuit is held back; while one is, those of each other circuit, lest what is held
-/// back be read through; and those whose lease has lapsed. Of the first two one is always empty, and costs nothing.
+/// In three parts: queued jobs while no circuit is paused; while one is, the jobs of each other circuit, so that paused
+/// jobs need not be read through; and jobs whose lease has lapsed. One of the first two is always empty, and costs
+/// nothing.
 pub(super) const DUE: &str = concat!(
     recursive_clock!(),
     ", waiting AS ((SELECT circuit FROM jobs WHERE queue = $1 AND state = 'queued' AND ",
@@ -492,7 +497,7 @@ pub(super) const DUE: &str = concat!(
     queue_goes!(),
     ") AS d ORDER BY priority DESC, seq LIMIT $2"
 );
-/// $2 is how many queued jobs are looked at, null for all.
+/// $2 is the number of queued jobs to look at, null for all.
 pub(super) const LOAD: &str = concat!(
     clock!(),
     "SELECT q.queued, r.running, greatest(0, ",
@@ -518,8 +523,8 @@ pub(super) const LOAD: &str = concat!(
     now!(),
     " - 60000) AS e"
 );
-/// $3 is how long the input is kept. Whatever has a time to be begun by waits since `run_at`: since it was submitted, or
-/// queued again.
+/// $3 is how long the input is kept. A job with a `start_by` has waited since `run_at`, when it was submitted or queued
+/// again.
 pub(super) const EXPIRE: &str = concat!(
     clock!(),
     "UPDATE jobs SET state = 'failed', error_class = 'timeout', error_message = 'no worker began it within ' || ",
@@ -531,7 +536,7 @@ pub(super) const EXPIRE: &str = concat!(
     now!(),
     " ORDER BY start_by LIMIT $2 FOR UPDATE SKIP LOCKED)) RETURNING uuid_send(id) AS id"
 );
-/// Those of every queue: how long they are kept was settled when their jobs failed.
+/// Inputs of every queue: how long they are kept was decided when their jobs failed.
 pub(super) const END_INPUTS: &str = concat!(
     clock!(),
     "DELETE FROM job_inputs WHERE job = ANY (ARRAY(SELECT job FROM job_inputs WHERE expires_at <= ",
@@ -546,21 +551,22 @@ pub(super) const PURGE: &str = concat!(
     now!(),
     " - $3 ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED)) RETURNING uuid_send(id) AS id"
 );
-/// Of at most $2 ended jobs.
+/// Counts at most $2 ended jobs.
 pub(super) const ENDED: &str = "SELECT state, count(*) AS n FROM (SELECT state FROM jobs WHERE queue = $1 \
                                 AND state IN ('done', 'failed', 'cancelled') ORDER BY finished_at DESC LIMIT $2) AS j \
                                 GROUP BY state";
-/// Each up to $2.
+/// Counts each up to $2.
 pub(super) const PUT_ASIDE: &str = "SELECT 'failed' AS state, count(*) AS n FROM (SELECT FROM jobs WHERE queue = $1 \
                                     AND state = 'failed' LIMIT $2) AS f UNION ALL SELECT 'cancelled', count(*) \
                                     FROM (SELECT FROM jobs WHERE queue = $1 AND state = 'cancelled' LIMIT $2) AS c";
-/// The first line of the plan has how many rows the server expects. `queue` is a literal as the server quotes it.
+/// Returns a statement whose plan has, in its first line, the number of rows that the server expects. `queue` must be a
+/// literal quoted by the server.
 pub(super) fn expected(queue: &str, state: &'static str) -> String {
     format!("EXPLAIN SELECT FROM jobs WHERE queue = {queue} AND state = '{state}'")
 }
 pub(super) const INPUTS_HELD: &str = "SELECT key, count(*) AS n FROM job_inputs GROUP BY key ORDER BY key";
 
-/// The statements whose plans are watched.
+/// Returns the statements whose plans are watched.
 pub(super) fn watched() -> Vec<(&'static str, String)> {
     let fixed = [
         ("submit", SUBMIT),

@@ -1,26 +1,26 @@
-//! The store over one Postgres database (13 to 18), which any number of machines may use at once.
+//! A store in one Postgres database (13 to 18), which any number of machines may use at the same time.
 //!
 //! **Writes.** Every change is one statement or one transaction, under READ COMMITTED, guarded by what it expects of
-//! the row. Calls of submit, claim, heartbeat and finish that come while one of their kind is under way go together as
-//! one statement over arrays (`coalesce.rs`): one commit for many. Where one of them is refused or meets a lock that
-//! somebody holds for longer than a second, each is made alone, so that it fails alone.
+//! the row. Calls of submit, claim, heartbeat and finish that arrive while one of their kind is in progress are made
+//! together as one statement over arrays (`coalesce.rs`): one commit for many. If one of them is refused, or waits more
+//! than a second for a lock held elsewhere, each is made alone, so that it fails alone.
 //!
-//! **Durability.** That of the server: with its `synchronous_commit` on, which it is unless somebody turned it off, an
-//! answered change survives a crash.
+//! **Durability.** That of the server: with `synchronous_commit` on, which is the default, a confirmed change survives
+//! a crash.
 //!
-//! **Failures.** Every call ends within about half a minute, whatever became of the server. A deadlock or a connection
-//! that could not be had changed nothing, and the call is made again a few times. Where a connection broke after the
-//! statement was sent, nobody knows whether it took effect. What may be repeated is: reads, heartbeats, submits (the
-//! repeat of one that went through answers `Existing`); and a finish, a failure, a hand-back or a confirmed
-//! cancellation, each of which recognises its own work in the row and answers as the first would have. Others answer
-//! with the error. A claim whose answer was lost leaves a job running that nobody works on, until its lease lapses;
-//! somebody who repeats a cancel may find it too late because it went through.
+//! **Failures.** Every call ends within about half a minute, whatever happens to the server. A deadlock or a failure to
+//! connect changed nothing, and the call is retried a few times. If a connection broke after the statement was sent, it
+//! is unknown whether it took effect. Calls that may be repeated are retried: reads, heartbeats, submits (the repeat of
+//! one that succeeded answers `Existing`); and a finish, a failure, a release or a confirmed cancellation, each of
+//! which recognises its own work in the row and answers as the first one would have. Other calls return the error. A
+//! claim whose answer was lost leaves a job running without a worker until its lease lapses; a caller that repeats a
+//! cancel may find it too late because the first one succeeded.
 //!
-//! **Sessions.** Plans are made once a session and by index (`pool.rs`). Through pgbouncer only in session mode, since
-//! prepared statements and LISTEN belong to a session.
+//! **Sessions.** Plans are made once per session and use indexes (`pool.rs`). Pgbouncer works only in session mode,
+//! because prepared statements and LISTEN belong to a session.
 //!
-//! **Secrets.** Inputs lie in the database as they were handed in (sealed or not) until their job ends, those of failed
-//! jobs a while longer. What the server keeps of deleted rows until a vacuum, and in its log, is the server's.
+//! **Secrets.** Inputs are in the database as they were submitted (sealed or not) until their job ends, those of failed
+//! jobs a while longer. What the server keeps of deleted rows until a vacuum, and in its log, is up to the server.
 
 mod coalesce;
 mod listen;
@@ -41,8 +41,8 @@ use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
 use self::coalesce::{Bounds, Call, Coalescer, Joint};
-use self::listen::{Ear, channel};
-use self::pool::{Pool, late};
+use self::listen::{Listener, channel};
+use self::pool::{Pool, Taken, late};
 use super::load::Known;
 use super::rows::{self, Columns, Repeat, corrupt};
 use super::words::plainly;
@@ -55,27 +55,27 @@ use crate::model::{
     WorkerId,
 };
 
-/// Schema versions in order: the first makes version 1 of version 0, and so on. Never edit one that was released.
+/// Migrations in order: the first takes the schema from version 0 to 1, and so on. Never edit one that was released.
 const MIGRATIONS: [&str; 2] = [
-    include_str!("../../migrations/postgres/0001_jobs.sql"),
-    include_str!("../../migrations/postgres/0002_waiting.sql"),
+    include_str!("../../../migrations/postgres/0001_jobs.sql"),
+    include_str!("../../../migrations/postgres/0002_waiting.sql"),
 ];
-/// Whoever migrates holds this advisory lock ("PrvW").
+/// The advisory lock held during a migration ("PrvW").
 const MIGRATION_LOCK: i64 = 0x5072_7657;
-/// The oldest server whose SQL this is.
+/// The oldest server version that supports the SQL used here.
 const OLDEST_SERVER: i64 = 130_000;
 
-/// Connections at most, the listener's apart.
+/// Maximum number of connections, not counting the listener's.
 const CONNECTIONS: usize = 10;
-/// How long the answer to a statement or a transaction may take. The server gives up on a statement before that.
+/// How long a statement or a transaction may take. The server gives up on a statement before that.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-/// Ended jobs that are counted one by one.
+/// Number of ended jobs up to which they are counted one by one.
 const COUNTED_ENDED: u32 = 100_000;
-/// How often a call is made that met a deadlock or a broken connection.
+/// How many times a call is made that met a deadlock or a broken connection.
 const TRIES: u32 = 4;
-/// What goes together in one statement.
+/// Limits of a joint statement.
 const BOUNDS: Bounds = Bounds { calls: 256, bytes: 8 << 20 };
-/// The same over TLS: what fits one record. sqlx sends each record by itself and leaves Nagle's algorithm on, so that
+/// The limits over TLS: what fits one record. sqlx sends each record by itself and leaves Nagle's algorithm on, so that
 /// the rest of a larger statement waits for the server's delayed acknowledgement, about 40 ms.
 const TLS_BOUNDS: Bounds = Bounds { calls: 256, bytes: 15 << 10 };
 
@@ -108,7 +108,7 @@ pub struct PostgresStore {
     /// Host, port and database.
     what: String,
     session: Arc<Session>,
-    ear: Option<Ear>,
+    listener: Option<Listener>,
     submits: Coalescer<SubmitCall, Session>,
     claims: Coalescer<ClaimCall, Session>,
     heartbeats: Coalescer<HeartbeatCall, Session>,
@@ -121,32 +121,43 @@ impl std::fmt::Debug for PostgresStore {
     }
 }
 
-/// What statements are made with.
+/// What all statements share.
 struct Session {
     pool: Pool,
     settings: StoreSettings,
-    /// Where others listen, if they are to be told.
+    /// The channel that workers listen on, if they are to be notified.
     channel: Option<String>,
     load: Known,
 }
 
-/// What became of a statement that failed.
-enum Fate {
-    /// The server refused it; another time will not help.
+/// The effect of a statement that failed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum StatementFate {
+    /// The server refused it; a retry will not help.
     Refused,
-    /// It changed nothing, and may go through another time.
+    /// It changed nothing, and a retry may succeed.
     Undone,
-    /// It may have taken effect. The connection is of no more use.
+    /// It may have taken effect. The connection is unusable.
     Unknown,
 }
 
-/// When a statement is made again.
+/// When a statement is retried.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Again {
-    /// Even where it may have taken effect.
+    /// Even if it may have taken effect.
     Always,
-    /// Only where it has not.
+    /// Only if it has not taken effect.
     IfUndone,
+}
+
+/// How [`Session::retried`] treats errors of the database.
+#[derive(Clone, Copy)]
+struct RetryPolicy {
+    again: Again,
+    /// Number of calls that the work makes together.
+    calls: usize,
+    /// Whether the connection goes back to the pool after an error that left it usable.
+    reuse_after_error: bool,
 }
 
 struct SubmitCall {
@@ -161,7 +172,7 @@ struct ClaimCall {
     lease: i64,
 }
 
-/// What a claim found.
+/// The outcome of a claim.
 enum Found {
     Nothing,
     Job(Box<Claim>),
@@ -187,17 +198,17 @@ struct FinishCall {
 
 impl PostgresStore {
     /// Opens the store in the database at `url` (`postgres://USER:PASSWORD@HOST:PORT/NAME`, with sqlx's parameters such
-    /// as `sslmode`) and brings its schema up to date. Several processes may do so at once.
+    /// as `sslmode`) and brings its schema up to date. Several processes may do this at the same time.
     ///
     /// # Errors
-    /// [`StoreError::Away`] where the server cannot be reached; [`StoreError::Open`] where it refuses, is too old, or the database does not take the
-    /// schema; [`StoreError::NewerSchema`].
+    /// [`StoreError::Away`] if the server cannot be reached; [`StoreError::Open`] if it refuses the connection, is too
+    /// old, or the database does not accept the schema; [`StoreError::NewerSchema`].
     pub async fn open(url: &str, settings: StoreSettings) -> Result<Self, StoreError> {
         let options = PgConnectOptions::from_str(url).map_err(|e| StoreError::Open {
             what: "of DATABASE_URL".to_owned(),
             why: format!("expected postgres://USER:PASSWORD@HOST:PORT/NAME; {e}"),
         })?;
-        // Of no use in the binary protocol, and a parameter that pgbouncer does not know.
+        // Useless in the binary protocol, and unknown to pgbouncer.
         let mut options = options.extra_float_digits(None).disable_statement_logging();
         if options.get_application_name().is_none() {
             options = options.application_name("prover-worker");
@@ -211,7 +222,7 @@ impl PostgresStore {
             let (what, why) = (what.clone(), plainly(&e));
             if is_away(&e) { StoreError::Away { what, why } } else { StoreError::Open { what, why } }
         };
-        // A connection of its own: those in the pool are to belong to the runtime that uses them.
+        // A separate connection: those in the pool must belong to the runtime that uses them.
         let mut connection = pool::connect(&options).await.map_err(cannot)?;
         migrate(&mut connection).await.map_err(|e| match e {
             StoreError::Database(e) => cannot(e),
@@ -225,12 +236,12 @@ impl PostgresStore {
         let _ = timeout(ANSWER_TIMEOUT, connection.close()).await;
 
         let channel = settings.notify.then(|| channel(&settings.queue));
-        let ear = channel.clone().map(|c| Ear::new(options.clone(), c));
+        let listener = channel.clone().map(|c| Listener::new(options.clone(), c));
         let session =
             Arc::new(Session { pool: Pool::new(options, CONNECTIONS), settings, channel, load: Known::default() });
         Ok(Self {
             what,
-            ear,
+            listener,
             submits: Coalescer::new(session.clone(), bounds),
             claims: Coalescer::new(session.clone(), BOUNDS),
             heartbeats: Coalescer::new(session.clone(), bounds),
@@ -239,7 +250,7 @@ impl PostgresStore {
         })
     }
 
-    /// How the server goes about the statements that must stay fast however many jobs have ended, by name: the plans
+    /// Returns the query plans, by name, of the statements that must stay fast however many jobs have ended: the plans
     /// that a session makes once and keeps. For tests and for support.
     ///
     /// # Errors
@@ -266,18 +277,18 @@ impl PostgresStore {
         Ok(plans)
     }
 
-    /// Closes the connections. Calls after that fail.
+    /// Closes the connections. Later calls fail.
     pub async fn close(&self) {
-        if let Some(ear) = &self.ear {
-            ear.close();
+        if let Some(listener) = &self.listener {
+            listener.close();
         }
         self.session.pool.close().await;
     }
 }
 
 impl Session {
-    /// Runs a statement, again where that is safe, and reads its answer to the end: Postgres commits after the last
-    /// row. `make` is told whether an earlier try may have taken effect.
+    /// Runs a statement, retrying it where that is safe, and reads its answer to the end: Postgres commits after the
+    /// last row. The argument of `make` says whether an earlier try may have taken effect.
     async fn rows(
         &self,
         again: Again,
@@ -286,14 +297,35 @@ impl Session {
         self.joint_rows(1, again, make).await
     }
 
-    /// The same for so many calls together. Where several of them met a lock, the statement is not made again, since each
-    /// is to be made alone.
+    /// Runs one statement for `calls` calls as [`Session::rows`] does. Where several calls met a lock, the statement is
+    /// not retried, because the caller then makes each call alone.
     async fn joint_rows(
         &self,
         calls: usize,
         again: Again,
         make: impl Fn(bool) -> Statement + Send + Sync,
     ) -> Result<Vec<PgRow>, StoreError> {
+        let policy = RetryPolicy { again, calls, reuse_after_error: true };
+        self.retried(policy, |mut taken, lost| {
+            let statement = make(lost);
+            async move {
+                let rows = statement.fetch_all(&mut taken.connection).await;
+                (taken, rows.map_err(StoreError::from))
+            }
+        })
+        .await
+    }
+
+    /// Runs `work` on a connection, up to [`TRIES`] times where `policy` allows a retry, within [`ANSWER_TIMEOUT`]
+    /// each. `work` gets the connection, and whether an earlier try may have taken effect.
+    async fn retried<'s, T, F>(
+        &'s self,
+        policy: RetryPolicy,
+        work: impl Fn(Taken<'s>, bool) -> F + Send + Sync,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = (Taken<'s>, Result<T, StoreError>)> + Send,
+    {
         let (mut tries, mut lost) = (1, false);
         loop {
             let (error, repeat) = match self.pool.take().await {
@@ -301,28 +333,31 @@ impl Session {
                     let soon = may_come_soon(&e);
                     (e, soon)
                 }
-                Ok(mut taken) => match timeout(ANSWER_TIMEOUT, make(lost).fetch_all(&mut taken.connection)).await {
-                    Err(_) => return Err(late("no answer within 15 s").into()),
-                    Ok(Ok(rows)) => {
+                Ok(taken) => match timeout(ANSWER_TIMEOUT, work(taken, lost)).await {
+                    Err(_) => return Err(late("no answer", ANSWER_TIMEOUT).into()),
+                    Ok((taken, Ok(value))) => {
                         taken.give_back();
-                        return Ok(rows);
+                        return Ok(value);
                     }
-                    Ok(Err(e)) => match fate(&e) {
-                        Fate::Refused => {
-                            taken.give_back();
-                            (e, false)
-                        }
-                        Fate::Undone => {
-                            taken.give_back();
-                            let repeat = calls == 1 || !coalesce::met_a_lock(&e);
-                            (e, repeat)
-                        }
-                        Fate::Unknown => {
+                    Ok((taken, Err(StoreError::Database(e)))) => {
+                        let fate = fate(&e);
+                        let repeat = match fate {
+                            StatementFate::Refused => false,
+                            StatementFate::Undone => policy.calls == 1 || !coalesce::met_a_lock(&e),
+                            StatementFate::Unknown => policy.again == Again::Always,
+                        };
+                        if fate == StatementFate::Unknown {
                             self.pool.forget_idle();
                             lost = true;
-                            (e, again == Again::Always)
+                        } else if policy.reuse_after_error {
+                            taken.give_back();
                         }
-                    },
+                        (e, repeat)
+                    }
+                    Ok((taken, Err(e))) => {
+                        taken.give_back();
+                        return Err(e);
+                    }
                 },
             };
             if !repeat || tries == TRIES {
@@ -341,67 +376,26 @@ impl Session {
         Ok(self.rows(again, make).await?.into_iter().next())
     }
 
-    /// Runs a transaction, again where it changed nothing. An error of `work` rolls it back.
+    /// Runs a transaction, retrying it if it changed nothing. An error of `work` rolls it back.
     async fn transaction<T: Send>(
         &self,
         work: impl for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<T, StoreError>> + Send + Sync,
     ) -> Result<T, StoreError> {
-        let mut tries = 1;
-        loop {
-            let error = match self.pool.take().await {
-                Err(e) if may_come_soon(&e) => e,
-                Err(e) => return Err(e.into()),
-                Ok(mut taken) => {
-                    let done = timeout(ANSWER_TIMEOUT, async {
-                        let mut tx = taken.connection.begin().await?;
-                        match work(&mut tx).await {
-                            Ok(value) => tx.commit().await.map(|()| value).map_err(StoreError::from),
-                            Err(e) => {
-                                tx.rollback().await?;
-                                Err(e)
-                            }
-                        }
-                    });
-                    match done.await {
-                        Err(_) => return Err(late("no answer within 15 s").into()),
-                        Ok(Ok(value)) => {
-                            taken.give_back();
-                            return Ok(value);
-                        }
-                        Ok(Err(StoreError::Database(e))) => match fate(&e) {
-                            Fate::Refused => return Err(e.into()),
-                            Fate::Undone => e,
-                            Fate::Unknown => {
-                                self.pool.forget_idle();
-                                return Err(e.into());
-                            }
-                        },
-                        Ok(Err(e)) => {
-                            taken.give_back();
-                            return Err(e);
-                        }
-                    }
-                }
-            };
-            if tries == TRIES {
-                return Err(error.into());
-            }
-            sleep(Duration::from_millis(25) * (1 << tries)).await;
-            tries += 1;
-        }
+        // A database error may be that of the rollback, so the connection is not reused after one.
+        let policy = RetryPolicy { again: Again::IfUndone, calls: 1, reuse_after_error: false };
+        let work = &work;
+        self.retried(policy, |mut taken, _| async move {
+            let done = in_transaction(&mut taken.connection, work).await;
+            (taken, done)
+        })
+        .await
     }
 
     fn queue(&self) -> String {
         self.settings.queue.clone()
     }
 
-    /// Milliseconds that the input of a job that failed so is kept; none: not at all.
-    fn keep_input(&self, class: FailureClass) -> Option<i64> {
-        let keep = rows::millis(self.settings.keep_failed_inputs);
-        (keep > 0 && class != FailureClass::BadInput).then_some(keep)
-    }
-
-    /// Writes down what is new of these; answers with what was written and the place of each.
+    /// Stores those of these jobs that are new; returns each with the index of its call.
     async fn insert(&self, calls: &[&SubmitCall]) -> Result<Vec<(usize, Job)>, StoreError> {
         let rows = self.joint_rows(calls.len(), Again::Always, |_| {
             let column = |of: fn(&SubmitCall) -> String| calls.iter().map(|c| of(c)).collect::<Vec<_>>();
@@ -420,7 +414,7 @@ impl Session {
         rows.await?.iter().map(|r| Ok((place(r)?, rows::job(r)?))).collect()
     }
 
-    /// Those of these that were written down before, each with its place.
+    /// Returns those of these jobs that were stored before, each with its index.
     async fn same(&self, new: &[&NewJob]) -> Result<Vec<(usize, Result<Repeat, StoreError>)>, StoreError> {
         let rows = self.rows(Again::Always, |_| {
             sqlx::query(statements::SAME_JOBS)
@@ -437,7 +431,8 @@ impl Session {
         same.collect()
     }
 
-    /// Puts a submit in the place of a rejected job of its id; not where that is none any more, or its circuit has gone.
+    /// Replaces a rejected job by a submit with the same id; returns `None` if it is no longer there as a rejected job,
+    /// or the circuit has been removed.
     async fn take_place(&self, call: &SubmitCall) -> Result<Option<Job>, StoreError> {
         let new = &call.new;
         let row = self.row(Again::Always, |_| {
@@ -465,7 +460,7 @@ impl Session {
         rows.iter().map(|r| Ok(r.text("name")?.unwrap_or_default())).collect()
     }
 
-    /// Ended jobs: counted, or estimated where they are too many.
+    /// Counts ended jobs, or estimates their number if there are too many.
     async fn ended(&self) -> Result<Counts, StoreError> {
         let bounded = |sql: &'static str| {
             self.rows(Again::Always, move |_| {
@@ -488,12 +483,12 @@ impl Session {
         Ok(counts)
     }
 
-    /// How many jobs of this queue are in this state by the server's statistics, which its vacuum keeps.
+    /// Returns the number of jobs of this queue in this state by the server's statistics, which its vacuum maintains.
     async fn expected(&self, state: JobState) -> Result<u64, StoreError> {
         let quoted = self.row(Again::Always, |_| sqlx::query("SELECT quote_literal($1) AS queue").bind(self.queue()));
         let queue = quoted.await?.map(|r| r.text("queue")).transpose()?.flatten().unwrap_or_default();
         let sql = statements::expected(&queue, state.as_str());
-        // Made of constants and of what the server quoted.
+        // Consists of constants and of what the server quoted.
         let explain = |_| sqlx::query(sqlx::AssertSqlSafe(sql.clone())).persistent(false);
         let plan = self.row(Again::Always, explain).await?;
         let plan = plan.map(|r| r.text("QUERY PLAN")).transpose()?.flatten().unwrap_or_default();
@@ -515,12 +510,54 @@ impl Session {
     }
 }
 
+/// Calls made together, and their answers so far.
+struct Batch<'a, C: Call> {
+    calls: &'a [Arc<C>],
+    /// One for each call, in the order of `calls`.
+    answers: Vec<Option<C::Answer>>,
+    /// Indices into `calls` of those without an answer, in the order in which statements visit (and so lock) their
+    /// rows.
+    open: Vec<usize>,
+}
+
+impl<'a, C: Call> Batch<'a, C> {
+    /// Orders the calls by what each of them locks.
+    fn new<L: Ord>(calls: &'a [Arc<C>], locks: impl Fn(&C) -> L) -> Self {
+        let mut open: Vec<usize> = (0..calls.len()).collect();
+        open.sort_by_cached_key(|n| calls.get(*n).map(|c| locks(c)));
+        Self { calls, answers: calls.iter().map(|_| None).collect(), open }
+    }
+
+    /// Returns the calls that had no answer when [`Batch::all_answered`] was last called; at first, all calls.
+    fn open(&self) -> Vec<&'a C> {
+        self.open.iter().filter_map(|n| self.calls.get(*n)).map(Arc::as_ref).collect()
+    }
+
+    /// Answers the call at position `n` of [`Batch::open`].
+    fn answer(&mut self, n: usize, answer: C::Answer) {
+        if let Some(slot) = self.open.get(n).and_then(|n| self.answers.get_mut(*n)) {
+            *slot = Some(answer);
+        }
+    }
+
+    /// Removes the answered calls from [`Batch::open`]; returns whether none is left.
+    fn all_answered(&mut self) -> bool {
+        self.open.retain(|n| self.answers.get(*n).is_some_and(Option::is_none));
+        self.open.is_empty()
+    }
+
+    /// Returns the answers in the order of the calls, with `default` for those that have none.
+    fn finish(self, default: impl Fn(&C) -> C::Answer) -> Vec<C::Answer> {
+        self.answers.into_iter().zip(self.calls).map(|(a, c)| a.unwrap_or_else(|| default(c))).collect()
+    }
+}
+
 impl Call for SubmitCall {
     type Answer = Result<Submitted, StoreError>;
 
     fn keys(&self) -> Vec<Vec<u8>> {
         let id = self.new.id.0.as_bytes().to_vec();
-        // Told from an id by its first byte and its length.
+        // Distinguished from an id by its first byte and its length.
         let key = self.new.idempotency_key.as_ref().map(|k| [b"idempotency key ", k.as_bytes()].concat());
         std::iter::once(id).chain(key).collect()
     }
@@ -533,52 +570,45 @@ impl Call for SubmitCall {
 
 impl Joint<SubmitCall> for Session {
     async fn run(&self, calls: Vec<Arc<SubmitCall>>) -> Result<Vec<Result<Submitted, StoreError>>, StoreError> {
-        let mut answers: Vec<Option<Result<Submitted, StoreError>>> = calls.iter().map(|_| None).collect();
-        // By key first: the same keys may be under way elsewhere with other ids, and each is waited for.
-        let mut left = in_order(&calls, |c| (c.new.idempotency_key.clone(), c.new.id));
-        // A job that stood in the way may be purged before it is read: then there is room for a new one.
+        // By key first: the same keys may be in progress elsewhere with other ids, and each is waited for.
+        let mut batch = Batch::new(&calls, |c| (c.new.idempotency_key.clone(), c.new.id));
+        // A job that conflicts may be purged before it is read: then the new one can be inserted.
         for _ in 0..TRIES {
-            let these: Vec<&SubmitCall> = at(&left, &calls);
-            for (n, job) in self.insert(&these).await? {
-                put(&mut answers, &left, n, Ok(Submitted::Created(job)));
+            for (n, job) in self.insert(&batch.open()).await? {
+                batch.answer(n, Ok(Submitted::Created(job)));
             }
-            left.retain(|n| answers.get(*n).is_some_and(Option::is_none));
-            if left.is_empty() {
+            if batch.all_answered() {
                 break;
             }
-            let these: Vec<&NewJob> = at(&left, &calls).into_iter().map(|c| &c.new).collect();
-            for (n, same) in self.same(&these).await? {
+            let new: Vec<&NewJob> = batch.open().into_iter().map(|c| &c.new).collect();
+            for (n, same) in self.same(&new).await? {
                 match same {
-                    Ok(Repeat::Same(job)) => put(&mut answers, &left, n, Ok(Submitted::Existing(job))),
+                    Ok(Repeat::Same(job)) => batch.answer(n, Ok(Submitted::Existing(job))),
                     Ok(Repeat::Rejected { .. }) => {
-                        let call = left.get(n).and_then(|n| calls.get(*n));
-                        if let Some(call) = call
+                        if let Some(call) = batch.open().get(n)
                             && let Some(job) = self.take_place(call).await?
                         {
-                            put(&mut answers, &left, n, Ok(Submitted::Created(job)));
+                            batch.answer(n, Ok(Submitted::Created(job)));
                         }
                     }
-                    Err(e) => put(&mut answers, &left, n, Err(e)),
+                    Err(e) => batch.answer(n, Err(e)),
                 }
             }
-            left.retain(|n| answers.get(*n).is_some_and(Option::is_none));
-            if left.is_empty() {
+            if batch.all_answered() {
                 break;
             }
-            let these: Vec<&SubmitCall> = at(&left, &calls);
-            let known = self.known_circuits(these.iter().map(|c| &c.new.circuit)).await?;
-            for (n, call) in these.iter().enumerate() {
+            let open = batch.open();
+            let known = self.known_circuits(open.iter().map(|c| &c.new.circuit)).await?;
+            for (n, call) in open.iter().enumerate() {
                 if !known.contains(call.new.circuit.as_str()) {
-                    put(&mut answers, &left, n, Err(StoreError::UnknownCircuit(call.new.circuit.clone())));
+                    batch.answer(n, Err(StoreError::UnknownCircuit(call.new.circuit.clone())));
                 }
             }
-            left.retain(|n| answers.get(*n).is_some_and(Option::is_none));
-            if left.is_empty() {
+            if batch.all_answered() {
                 break;
             }
         }
-        let unknown = |c: &Arc<SubmitCall>| Err(StoreError::UnknownCircuit(c.new.circuit.clone()));
-        Ok(answers.into_iter().zip(&calls).map(|(a, c)| a.unwrap_or_else(|| unknown(c))).collect())
+        Ok(batch.finish(|c| Err(StoreError::UnknownCircuit(c.new.circuit.clone()))))
     }
 }
 
@@ -590,35 +620,38 @@ impl Call for ClaimCall {
     }
 
     fn bytes(&self) -> usize {
-        // What counts is the answer, which has the input.
+        // The size that matters is that of the answer, which includes the input.
         64 << 10
     }
 }
 
 impl Joint<ClaimCall> for Session {
     async fn run(&self, calls: Vec<Arc<ClaimCall>>) -> Result<Vec<Found>, StoreError> {
-        let order = in_order(&calls, |c| c.id);
-        let these: Vec<&ClaimCall> = at(&order, &calls);
+        let mut batch = Batch::new(&calls, |c| c.id);
+        let these = batch.open();
         let rows = self.joint_rows(calls.len(), Again::IfUndone, |_| {
             sqlx::query(statements::CLAIM)
                 .bind(these.iter().map(|c| c.id.to_string()).collect::<Vec<_>>())
                 .bind(these.iter().map(|c| c.worker.0.clone()).collect::<Vec<_>>())
                 .bind(these.iter().map(|c| c.lease).collect::<Vec<_>>())
         });
-        let mut answers: Vec<Option<Found>> = calls.iter().map(|_| None).collect();
         for row in rows.await? {
-            // All are committed: one that cannot be read must not take the others along.
+            // All are committed: one that cannot be read must not fail the others.
             let found = found(&row).unwrap_or_else(Found::Unreadable);
-            put(&mut answers, &order, place(&row)?, found);
+            batch.answer(place(&row)?, found);
         }
-        Ok(answers.into_iter().map(|a| a.unwrap_or(Found::Nothing)).collect())
+        Ok(batch.finish(|_| Found::Nothing))
     }
 
-    async fn unheard(&self, found: Found) {
+    async fn undelivered(&self, found: Found) {
         if let Found::Job(claim) = found
             && let Err(e) = self.release(claim.job.id, claim.job.attempt).await
         {
-            tracing::warn!(job = %claim.job.id, error = %e, "a job that nobody waits for runs until its lease lapses");
+            tracing::warn!(
+                job = %claim.job.id,
+                error = %e,
+                "could not release a job whose claimer is gone; it stays running until its lease lapses"
+            );
         }
     }
 }
@@ -637,8 +670,8 @@ impl Call for HeartbeatCall {
 
 impl Joint<HeartbeatCall> for Session {
     async fn run(&self, calls: Vec<Arc<HeartbeatCall>>) -> Result<Vec<Held>, StoreError> {
-        let order = in_order(&calls, |c| c.id);
-        let these: Vec<&HeartbeatCall> = at(&order, &calls);
+        let batch = Batch::new(&calls, |c| c.id);
+        let these = batch.open();
         let rows = self.joint_rows(calls.len(), Again::Always, |_| {
             sqlx::query(statements::HEARTBEAT)
                 .bind(these.iter().map(|c| c.id.to_string()).collect::<Vec<_>>())
@@ -647,7 +680,7 @@ impl Joint<HeartbeatCall> for Session {
                 .bind(these.iter().map(|c| c.stage.as_str().to_owned()).collect::<Vec<_>>())
                 .bind(these.iter().map(|c| c.progress).collect::<Vec<_>>())
         });
-        all_held(&rows.await?, &order)
+        all_held(&rows.await?, batch)
     }
 }
 
@@ -665,8 +698,8 @@ impl Call for FinishCall {
 
 impl Joint<FinishCall> for Session {
     async fn run(&self, calls: Vec<Arc<FinishCall>>) -> Result<Vec<Held>, StoreError> {
-        let order = in_order(&calls, |c| c.id);
-        let these: Vec<&FinishCall> = at(&order, &calls);
+        let batch = Batch::new(&calls, |c| c.id);
+        let these = batch.open();
         let rows = self.joint_rows(calls.len(), Again::Always, |lost| {
             sqlx::query(statements::FINISH)
                 .bind(these.iter().map(|c| c.id.to_string()).collect::<Vec<_>>())
@@ -674,7 +707,7 @@ impl Joint<FinishCall> for Session {
                 .bind(these.iter().map(|c| c.result.clone()).collect::<Vec<_>>())
                 .bind(lost)
         });
-        all_held(&rows.await?, &order)
+        all_held(&rows.await?, batch)
     }
 }
 
@@ -691,7 +724,7 @@ impl Store for PostgresStore {
     async fn identity(&self) -> Result<Option<String>, StoreError> {
         match self.session.row(Again::Always, |_| sqlx::query(statements::IDENTITY)).await {
             Ok(row) => row.map(|r| r.text("identity")).transpose().map(Option::flatten),
-            // The role may not ask, or the server is one that only speaks like Postgres.
+            // The role lacks the permission, or the server only speaks the protocol of Postgres.
             Err(StoreError::Database(sqlx::Error::Database(e)))
                 if matches!(e.code().as_deref(), Some("42501" | "42883" | "0A000")) =>
             {
@@ -734,7 +767,7 @@ impl Store for PostgresStore {
                     if removed.fetch_all(&mut *c).await?.is_empty() {
                         return Ok(false);
                     }
-                    // After the lock is had: jobs that were submitted until then are seen.
+                    // Counted with the lock held, so that jobs submitted until then are seen.
                     let row = sqlx::query(statements::UNFINISHED).bind(name.as_str().to_owned()).fetch_one(c).await?;
                     match rows::number(&row, "n")? {
                         0 => Ok(true),
@@ -770,7 +803,7 @@ impl Store for PostgresStore {
                 return Ok(Submitted::Created(rows::job(&row)?));
             }
             match self.session.same(&[new]).await?.pop().map(|(_, same)| same).transpose()? {
-                // Purged in between.
+                // It was purged in between.
                 None => {}
                 Some(Repeat::Same(job) | Repeat::Rejected { job, same_body: true }) => {
                     return Ok(Submitted::Existing(job));
@@ -798,7 +831,7 @@ impl Store for PostgresStore {
 
     async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, StoreError> {
         let rows = self.session.rows(Again::Always, |_| {
-            // Made of constants only.
+            // Consists of constants only.
             let state = filter.state.map(JobState::as_str);
             let sql = statements::jobs(state, filter.circuit.is_some(), filter.idempotency_key.is_some());
             sqlx::query(sqlx::AssertSqlSafe(sql))
@@ -818,8 +851,8 @@ impl Store for PostgresStore {
             Found::Job(claim) => Ok(Some(*claim)),
             Found::Unreadable(error) => Err(error),
             Found::NoInput(attempt) => {
-                // Damage from outside: no transaction of this store leaves an unfinished job without its input. Ended
-                // here, since nobody could work on it and its lease would lapse for ever.
+                // Damaged from outside: no transaction of this store leaves an unfinished job without its input. The
+                // job fails here, because no worker could process it and its lease would lapse again and again.
                 let message = "its input is missing from the database".to_owned();
                 let error = JobError { class: FailureClass::BadInput, message };
                 self.fail(job, attempt, &error, Retry::Never).await?;
@@ -848,10 +881,10 @@ impl Store for PostgresStore {
     async fn fail(&self, job: JobId, attempt: Attempt, error: &JobError, retry: Retry) -> Result<Held, StoreError> {
         let charge = rows::charges(error.class);
         let (delay, keep) = match retry {
-            Retry::Never => (None, self.session.keep_input(error.class)),
+            Retry::Never => (None, rows::keep_input(&self.session.settings, error.class)),
             Retry::After(delay) => (Some(rows::millis(delay)), None),
         };
-        // One whose time has not come would wake them for nothing.
+        // A notice for a job that is not due yet would wake the workers for nothing.
         let tell = self.session.channel.clone().filter(|_| delay == Some(0));
         let row = self.session.row(Again::Always, |lost| {
             fenced(statements::FAIL, job, attempt)
@@ -880,7 +913,7 @@ impl Store for PostgresStore {
         }
         let looked = self.session.row(Again::Always, |_| fenced(statements::HOLDS, job, attempt)).await?;
         match held(looked.as_ref())? {
-            // Somebody asked between the two. A request stays until the attempt ends.
+            // Cancellation was requested between the two. A request stays until the attempt ends.
             Held::Yes { cancel: true } => held(confirm().await?.as_ref()),
             other => Ok(other),
         }
@@ -899,7 +932,7 @@ impl Store for PostgresStore {
             match row.await?.as_ref().map(rows::state).transpose()? {
                 None => return Ok(Cancelled::Unknown),
                 Some(state) if state.is_final() => return Ok(Cancelled::TooLate(state)),
-                // Queued again, or submitted, in between.
+                // The job was queued again, or submitted, in between.
                 Some(_) => {}
             }
         }
@@ -934,7 +967,7 @@ impl Store for PostgresStore {
                     if row.flag("adrift")?.unwrap_or_default() {
                         return Err(StoreError::UnknownCircuit(rows::circuit_name(&row)?));
                     }
-                    // An input that is held keeps the content, too.
+                    // A stored input keeps the content, too.
                     if held.is_none() && row.flag("gone")?.unwrap_or_default() {
                         return Ok(Requeued::CircuitGone(rows::circuit_name(&row)?));
                     }
@@ -951,7 +984,7 @@ impl Store for PostgresStore {
                         None => sqlx::query(statements::KEEP_INPUT).bind(id).execute(&mut *c).await?,
                     };
                     if channel.is_some() {
-                        // Its queue may be another than this store's.
+                        // The job may belong to another queue than this store's.
                         let channels = vec![listen::channel(&queued.queue)];
                         sqlx::query(statements::TELL).bind(channels).fetch_all(c).await?;
                     }
@@ -1005,8 +1038,8 @@ impl Store for PostgresStore {
     }
 
     async fn changed(&self, at_most: Duration) -> Result<(), StoreError> {
-        match &self.ear {
-            Some(ear) => ear.wait(at_most).await,
+        match &self.listener {
+            Some(listener) => listener.wait(at_most).await,
             None => sleep(at_most).await,
         }
         Ok(())
@@ -1014,7 +1047,7 @@ impl Store for PostgresStore {
 
     async fn sweep(&self, limit: u32) -> Result<Swept, StoreError> {
         let limit = i64::from(limit);
-        let keep = self.session.keep_input(FailureClass::Timeout);
+        let keep = rows::keep_input(&self.session.settings, FailureClass::Timeout);
         let expired = self.session.rows(Again::IfUndone, |_| {
             sqlx::query(statements::EXPIRE).bind(self.session.queue()).bind(limit).bind(keep)
         });
@@ -1064,9 +1097,24 @@ impl Store for PostgresStore {
             (.., Some(false)) => "the role of DATABASE_URL may not write to the tables jobs and job_inputs",
             _ => return Ok(()),
         };
-        // A new connection may lead to a server that is the primary now.
+        // A new connection may lead to the current primary.
         self.session.pool.forget_idle();
         Err(StoreError::Unwritable { what: self.what.clone(), why: why.to_owned() })
+    }
+}
+
+/// Runs `work` in a transaction, which an error of it rolls back.
+async fn in_transaction<T>(
+    connection: &mut PgConnection,
+    work: impl for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let mut tx = connection.begin().await?;
+    match work(&mut tx).await {
+        Ok(value) => tx.commit().await.map(|()| value).map_err(StoreError::from),
+        Err(e) => {
+            tx.rollback().await?;
+            Err(e)
+        }
     }
 }
 
@@ -1090,41 +1138,22 @@ fn held(row: Option<&PgRow>) -> Result<Held, StoreError> {
     }
 }
 
-/// One answer for each of the calls, of which `order` says in which order they were made.
-fn all_held(rows: &[PgRow], order: &[usize]) -> Result<Vec<Held>, StoreError> {
-    let mut answers: Vec<Option<Held>> = order.iter().map(|_| None).collect();
+/// Answers the calls of `batch` with the rows of its statement.
+fn all_held<C: Call<Answer = Held>>(rows: &[PgRow], mut batch: Batch<'_, C>) -> Result<Vec<Held>, StoreError> {
     for row in rows {
-        put(&mut answers, order, place(row)?, held(Some(row))?);
+        batch.answer(place(row)?, held(Some(row))?);
     }
-    Ok(answers.into_iter().map(|a| a.unwrap_or(Held::Lost)).collect())
+    Ok(batch.finish(|_| Held::Lost))
 }
 
-/// The places of the calls in the order of what each locks.
-fn in_order<C, L: Ord>(calls: &[Arc<C>], locks: impl Fn(&C) -> L) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..calls.len()).collect();
-    order.sort_by_cached_key(|n| calls.get(*n).map(|c| locks(c)));
-    order
-}
-
-/// The calls at these places.
-fn at<'a, C>(order: &[usize], calls: &'a [Arc<C>]) -> Vec<&'a C> {
-    order.iter().filter_map(|n| calls.get(*n)).map(Arc::as_ref).collect()
-}
-
-/// The answer to the call that was `n`th in `order`.
-fn put<A>(answers: &mut [Option<A>], order: &[usize], n: usize, answer: A) {
-    if let Some(slot) = order.get(n).and_then(|n| answers.get_mut(*n)) {
-        *slot = Some(answer);
-    }
-}
-
-/// Which of the calls in a statement over arrays a row answers, counted from 0.
+/// Returns the index of the call that a row of a statement over arrays answers.
 fn place(row: &PgRow) -> Result<usize, StoreError> {
     let n: usize = rows::number(row, "ord")?;
     n.checked_sub(1).ok_or_else(|| corrupt("ord", "expected 1 or more, got 0"))
 }
 
-/// What took a rejected job's place; nothing where the key it was to have became another job's in between.
+/// Returns the job that replaced a rejected one; `None` if the idempotency key it was to have was taken by another job
+/// in between.
 fn unless_taken(row: Result<Option<PgRow>, StoreError>) -> Result<Option<PgRow>, StoreError> {
     match row {
         Err(StoreError::Database(sqlx::Error::Database(e))) if e.is_unique_violation() => Ok(None),
@@ -1132,29 +1161,31 @@ fn unless_taken(row: Result<Option<PgRow>, StoreError>) -> Result<Option<PgRow>,
     }
 }
 
-/// Text that Postgres can keep: it has no character 0.
+/// Replaces the character 0, which Postgres cannot store in text.
 fn clean(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
-fn fate(e: &sqlx::Error) -> Fate {
+fn fate(e: &sqlx::Error) -> StatementFate {
     match e {
         sqlx::Error::Database(e) => match e.code().as_deref() {
             // Serialization failure, deadlock, lock not available.
-            Some("40001" | "40P01" | "55P03") => Fate::Undone,
-            // Shut down or crashed, in between or before; a connection failure; a server that no longer takes writes.
-            Some("57P01" | "57P02" | "57P03" | "25006") | None => Fate::Unknown,
-            Some(code) if code.starts_with("08") => Fate::Unknown,
-            Some(_) => Fate::Refused,
+            Some("40001" | "40P01" | "55P03") => StatementFate::Undone,
+            // The server was shut down or crashed, before or during the statement; a connection failure; a server that
+            // no longer accepts writes.
+            Some("57P01" | "57P02" | "57P03" | "25006") | None => StatementFate::Unknown,
+            Some(code) if code.starts_with("08") => StatementFate::Unknown,
+            Some(_) => StatementFate::Refused,
         },
         sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => {
-            Fate::Unknown
+            StatementFate::Unknown
         }
-        _ => Fate::Refused,
+        _ => StatementFate::Refused,
     }
 }
 
-/// Whether a connection that could not be had may be had in a moment: the server restarts, or is full just now.
+/// Whether a failure to connect may be over in a moment: the server is restarting, or has no connection to spare just
+/// now.
 fn may_come_soon(e: &sqlx::Error) -> bool {
     match e {
         sqlx::Error::Io(e) => e.kind() != std::io::ErrorKind::TimedOut,
@@ -1163,12 +1194,12 @@ fn may_come_soon(e: &sqlx::Error) -> bool {
     }
 }
 
-/// Whether there is no server that answers just now, rather than one that refuses.
+/// Whether no server answers at present, as opposed to one that refuses.
 fn is_away(e: &sqlx::Error) -> bool {
     matches!(e, sqlx::Error::Io(_)) || may_come_soon(e)
 }
 
-/// Brings the schema up to date, a transaction a version, under the lock, whoever comes first.
+/// Brings the schema up to date, one transaction for each version, with the lock held, whichever process comes first.
 async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
     let row = sqlx::query("SELECT current_setting('server_version_num')::bigint AS version")
         .fetch_one(&mut *connection)
@@ -1180,7 +1211,7 @@ async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
     }
     loop {
         let mut tx = connection.begin().await?;
-        // Another's migration of a large table may take long.
+        // A migration of a large table by another process may take long.
         sqlx::raw_sql("SET LOCAL statement_timeout = '30min'; SET LOCAL lock_timeout = 0").execute(&mut *tx).await?;
         sqlx::query("SELECT pg_advisory_xact_lock($1)::text").bind(MIGRATION_LOCK).fetch_all(&mut *tx).await?;
         let row =
