@@ -325,7 +325,7 @@ fn commitments(run: &Run, gpu: &CudaBackend) -> Result<String, String> {
             }
         }
         // All but the first proof of each memory are a launch each.
-        let least = 2 * rounds * all.len() - on_gpu.batch().min(all.len());
+        let least = 2 * rounds * all.len() - on_gpu.preferred_batch().min(all.len());
         let launches = run.driver.graph_counts().launches - before.launches;
         if gpu.makes_graphs(&key) && launches < least as u64 {
             let got = graphs_since(run, &before, true);
@@ -473,7 +473,7 @@ pub(super) fn batched(run: &Run) -> Result<Vec<Record>, BackendError> {
 /// Bytes of the device that a proof takes beside its footprint, of a batch made twice: streams, a graph if it has one, and what
 /// the driver rounds up, for it gives memory in pieces of some megabytes.
 fn beside_footprint(run: &Run, gpu: &CudaBackend, key: &dyn LoadedKey, witness: &Witness) -> Result<i64, BackendError> {
-    let (stop, batch) = (StopToken::new(), key.batch());
+    let (stop, batch) = (StopToken::new(), key.preferred_batch());
     let before = run.driver.free_memory()?;
     for _ in 0..2 {
         let all = key.commit_batch(&vec![witness; batch], &vec![&stop; batch]);
@@ -525,7 +525,7 @@ pub(super) fn throughput(run: &Run) -> Result<Vec<Record>, BackendError> {
         let loaded = gpu.load(key.clone())?;
         let w = witness(Kind::Circuit, log2);
         let each = if log2 > 18 { 6 } else { 40 };
-        let best = loaded.batch();
+        let best = loaded.preferred_batch();
         let mut ways = vec![(1, 1), (2, 1)];
         // Of larger ones, no more than two proofs' memory stays with a key, and the worker makes no more at a time: what more
         // would show is how long the driver takes to give memory and to take it back.

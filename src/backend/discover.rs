@@ -1,4 +1,4 @@
-//! Which devices there are, and which are used.
+//! Finds the devices and chooses which to use.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -11,27 +11,27 @@ use serde::Serialize;
 use super::cpu::{CpuBackend, Instructions};
 use super::{Backend, BackendError, DeviceInfo, DeviceKind, Plainer, selftest};
 
-/// Longest time for the driver to show its GPUs, and then to open each: for one that is newer than this build it assembles the
-/// kernels, which takes minutes.
+/// Time limit for the driver to list its GPUs, and then for opening them: for a GPU newer than this build, the driver
+/// assembles the kernels, which takes minutes.
 #[cfg(feature = "cuda")]
 const LONGEST_LOOK: Duration = Duration::from_secs(600);
-/// Longest self-test of a GPU, which takes milliseconds: one that takes so long hangs.
+/// Time limit for the self-test of a GPU, which normally takes milliseconds: a longer one hangs.
 const LONGEST_TEST: Duration = Duration::from_secs(60);
 
 const NOT_COMPILED: &str = "not compiled in";
-const NOT_ASKED_FOR: &str = "not looked for, since another kind was asked for";
+const NOT_REQUESTED: &str = "not probed because another kind was requested";
 
-/// Which backend the user wants.
+/// The backend the user wants.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum BackendChoice {
-    /// The best there is: cuda, then icicle, then cpu.
+    /// The best available one: cuda, then icicle, then cpu.
     #[default]
     Auto,
-    /// NVIDIA GPUs by our own kernels, or none.
+    /// NVIDIA GPUs, driven by our own kernels, or an error.
     Cuda,
-    /// ICICLE's libraries, or none.
+    /// ICICLE's libraries, or an error.
     Icicle,
-    /// The processor.
+    /// The CPU.
     Cpu,
 }
 
@@ -49,65 +49,65 @@ impl FromStr for BackendChoice {
     }
 }
 
-/// Where ICICLE is looked for, and what of it is used.
+/// Where to find ICICLE, and which of its devices to use.
 #[derive(Clone, Debug, Default)]
 pub struct IcicleOptions {
-    /// The program's own file, which is run once more for each device; without one there are none.
+    /// This program's executable, which is run once more for each device; without it there are no devices.
     pub program: Option<PathBuf>,
-    /// Folder of ICICLE's libraries; where its installer puts them, if none is given.
+    /// Folder of ICICLE's libraries; by default, where its installer puts them.
     pub libraries: Option<PathBuf>,
-    /// Folder of its backends; `backend` beside the libraries, if none is given.
+    /// Folder of its backends; by default, `backend` in the folder of the libraries.
     pub backends: Option<PathBuf>,
-    /// Type of its devices, such as `CUDA`; the first of those preferred that there are, if none is given.
+    /// Type of its devices, such as `CUDA`; by default, the first preferred type with any devices.
     pub kind: Option<String>,
-    /// Variables of the environment that are none of its business.
+    /// Environment variables to withhold from the device processes.
     pub withheld: Vec<&'static str>,
 }
 
-/// How proofs are computed on the processor.
+/// How to compute proofs on the CPU.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ProcessorOptions {
-    /// Threads that a proof may use; as many as there are cores, if no number is given.
+    /// Threads that a proof may use; by default, the number of cores.
     pub threads: Option<usize>,
-    /// Its instructions.
+    /// Instruction set.
     pub instructions: Instructions,
-    /// Bytes for multiples of the points of keys that prove often ([`CpuBackend::with_multiples`]).
+    /// Bytes for multiples of the points of frequently used keys ([`CpuBackend::with_multiples`]).
     pub multiples: u64,
 }
 
-/// What was found of one device, or of a kind of which there is none.
+/// What was found out about a device, or about a kind without any devices.
 #[derive(Clone, Debug, Serialize)]
 pub struct DeviceReport {
     /// Its kind.
     pub kind: DeviceKind,
-    /// The device, where there is one.
+    /// The device, if there is one.
     pub device: Option<DeviceInfo>,
     /// Whether it is used.
     pub used: bool,
-    /// One line: passed its self-test, or why it is not used.
+    /// One line: that it passed its self-test, or why it is not used.
     pub status: String,
 }
 
-/// The devices to use, best first; the processor is always among them, last, as the fallback.
+/// The devices to use, best first; the CPU is always among them, last, as the fallback.
 pub struct Discovery {
     /// Devices that passed their self-test.
     pub devices: Vec<Arc<dyn Backend>>,
-    /// Everything looked at, for people.
+    /// Everything that was considered, for display.
     pub report: Vec<DeviceReport>,
     /// One line: what was found and chosen.
     pub summary: String,
 }
 
-/// A device, or one sentence on why it is none.
+/// A device, or one sentence on why it cannot be used.
 pub(super) type Opened = Result<Arc<dyn Backend>, String>;
 
-/// Devices of a kind in their driver's order; or one sentence for all of them.
+/// Devices of a kind in their driver's order; or one sentence that applies to all of them.
 pub(super) type Found = Result<Vec<Opened>, String>;
 
-/// Looks for devices and tests those the choice permits.
+/// Finds devices and tests those the choice permits.
 ///
-/// `cuda_graphs` says whether the work of a proof may be one launch on an NVIDIA GPU. Fails if the one kind
-/// asked for cannot be used, if the processor does not have the instructions asked for, or if it fails its self-test.
+/// `cuda_graphs` says whether the work of a proof may be a single launch on an NVIDIA GPU. Fails if the requested kind
+/// cannot be used, if the CPU lacks the requested instructions, or if the CPU fails its self-test.
 pub fn discover(
     choice: BackendChoice,
     cpu: &ProcessorOptions,
@@ -117,15 +117,15 @@ pub fn discover(
     let processor = processor(cpu)?;
     let gpus = match choice {
         BackendChoice::Auto | BackendChoice::Cuda => gpus(cuda_graphs),
-        // A driver takes its time and memory to start.
-        BackendChoice::Icicle | BackendChoice::Cpu if cfg!(feature = "cuda") => Err(NOT_ASKED_FOR.into()),
+        // Starting a driver takes time and memory.
+        BackendChoice::Icicle | BackendChoice::Cpu if cfg!(feature = "cuda") => Err(NOT_REQUESTED.into()),
         BackendChoice::Icicle | BackendChoice::Cpu => Err(NOT_COMPILED.into()),
     };
     choose(choice, gpus, || by_icicle(icicle), processor, LONGEST_TEST)
 }
 
-/// Tests the devices and puts them in order. ICICLE is looked for only where its devices would be used: beside `cuda` they
-/// would be the same GPUs once more.
+/// Tests the devices and puts them in order. ICICLE is only probed if its devices would be used: next to `cuda`, they
+/// would be the same GPUs again.
 fn choose(
     choice: BackendChoice,
     gpus: Found,
@@ -139,14 +139,14 @@ fn choose(
         Ok(found) => tested(kind, found, limit),
         Err(why) => (Vec::new(), vec![none(kind, why)]),
     };
-    let (mut devices, mut report) = looked_at(DeviceKind::Cuda, gpus, "there is no GPU");
+    let (mut devices, mut report) = looked_at(DeviceKind::Cuda, gpus, "no GPU found");
     let icicle = match choice {
         _ if !cfg!(feature = "icicle") => Err(NOT_COMPILED.into()),
-        BackendChoice::Auto if !devices.is_empty() => Err("not looked for, since cuda comes first".into()),
+        BackendChoice::Auto if !devices.is_empty() => Err("not probed because cuda takes precedence".into()),
         BackendChoice::Auto | BackendChoice::Icicle => icicle(),
-        BackendChoice::Cuda | BackendChoice::Cpu => Err(NOT_ASKED_FOR.into()),
+        BackendChoice::Cuda | BackendChoice::Cpu => Err(NOT_REQUESTED.into()),
     };
-    let (fit, told) = looked_at(DeviceKind::Icicle, icicle, "it has no device");
+    let (fit, told) = looked_at(DeviceKind::Icicle, icicle, "no device found");
     devices.extend(fit);
     report.extend(told);
     for (kind, asked) in [(DeviceKind::Cuda, BackendChoice::Cuda), (DeviceKind::Icicle, BackendChoice::Icicle)] {
@@ -164,7 +164,7 @@ fn info(device: &Arc<dyn Backend>) -> DeviceInfo {
     device.device().clone()
 }
 
-/// What is used, and why nothing else is.
+/// One line: what is used, and why nothing else is.
 fn summary(devices: &[Arc<dyn Backend>], report: &[DeviceReport]) -> String {
     let named = |d: &Arc<dyn Backend>| format!("{}, {}", d.device().label(), d.device().name);
     let (first, fallback) = match devices {
@@ -185,14 +185,14 @@ fn gpus(_: bool) -> Found {
     Err(NOT_COMPILED.into())
 }
 
-/// The GPUs that NVIDIA's driver shows.
+/// The GPUs that NVIDIA's driver lists.
 #[cfg(feature = "cuda")]
 fn gpus(graphs: bool) -> Found {
     use super::cuda::CudaBackend;
     use super::cuda::driver::nvidia::NvidiaDriver;
 
-    let shown = result(begin(NvidiaDriver::shown), LONGEST_LOOK);
-    let shown = shown.map_err(|why| format!("the look for GPUs {why}"))??;
+    let shown = wait_for(spawn_detached(NvidiaDriver::shown), LONGEST_LOOK);
+    let shown = shown.map_err(|why| format!("looking for GPUs {why}"))??;
     let open = shown.into_iter().map(|gpu| {
         move || -> Opened {
             let gpu = CudaBackend::new(Arc::new(gpu.open()?));
@@ -202,17 +202,17 @@ fn gpus(graphs: bool) -> Found {
     Ok(opened(open, LONGEST_LOOK))
 }
 
-/// Opens devices at once and each by itself, so that one that hangs takes nothing from the others.
+/// Opens devices concurrently, each on its own thread, so that one that hangs does not affect the others.
 #[cfg(any(test, feature = "cuda"))]
 fn opened<F>(open: impl Iterator<Item = F>, limit: Duration) -> Vec<Opened>
 where
     F: FnOnce() -> Opened + Send + 'static,
 {
-    let begun: Vec<_> = open.map(begin).collect();
+    let begun: Vec<_> = open.map(spawn_detached).collect();
     let until = Instant::now() + limit;
     let each = begun.into_iter().map(|opening| {
-        let opened = result(opening, until.saturating_duration_since(Instant::now()));
-        opened.unwrap_or_else(|why| Err(format!("its opening {why}")))
+        let opened = wait_for(opening, until.saturating_duration_since(Instant::now()));
+        opened.unwrap_or_else(|why| Err(format!("opening it {why}")))
     });
     each.collect()
 }
@@ -228,15 +228,16 @@ fn by_icicle(_: &IcicleOptions) -> Found {
     Err(NOT_COMPILED.into())
 }
 
-/// The devices of a kind that pass their self-test, and a report on all. They are tested at once and each by itself, so that one that
-/// fails, kills its context or hangs takes nothing from the others.
+/// Returns the devices of a kind that pass their self-test, and a report on all of them. They are tested concurrently,
+/// each on its own thread, so that one that fails, kills its context or hangs does not affect the others.
 fn tested(kind: DeviceKind, gpus: Vec<Opened>, limit: Duration) -> (Vec<Arc<dyn Backend>>, Vec<DeviceReport>) {
     let test = |gpu: Arc<dyn Backend>| {
         let (info, plainer) = (info(&gpu), gpu.plainer());
-        // What it does beyond its plainer means may be what kills it or hangs, after which the same process cannot try those.
+        // The advanced features may be what kills or hangs the device, after which this process cannot try the plainer
+        // mode.
         let advice = plainer.map_or_else(String::new, |plainer| format!("; it may pass with {}", plainer.setting));
-        // One that fails is closed there too: that may hang like anything on it.
-        (info, advice, begin(move || passing(gpu)))
+        // A device that fails is also closed on that thread: closing may hang like any other operation.
+        (info, advice, spawn_detached(move || passing(gpu)))
     };
     let begun: Vec<_> = gpus.into_iter().map(|gpu| gpu.map(test)).collect();
     let until = Instant::now() + limit;
@@ -245,7 +246,7 @@ fn tested(kind: DeviceKind, gpus: Vec<Opened>, limit: Duration) -> (Vec<Arc<dyn 
     for (ordinal, gpu) in begun.into_iter().enumerate() {
         let (device, passed) = match gpu {
             Ok((info, advice, test)) => {
-                let passed = match result(test, until.saturating_duration_since(Instant::now())) {
+                let passed = match wait_for(test, until.saturating_duration_since(Instant::now())) {
                     Ok(Ok(gpu)) => Ok(gpu),
                     Ok(Err(BackendError::Unavailable { why, .. })) => Err(why),
                     Ok(Err(why)) => Err(format!("its self-test failed: {why}{advice}")),
@@ -266,22 +267,27 @@ fn tested(kind: DeviceKind, gpus: Vec<Opened>, limit: Duration) -> (Vec<Arc<dyn 
     (fit, report)
 }
 
-/// The device, or the same by plainer means, whichever passes its self-test, and one line about it.
+/// Returns the device or its plainer form, whichever passes the self-test, and one line about it.
 fn passing(gpu: Arc<dyn Backend>) -> Result<(Arc<dyn Backend>, String), BackendError> {
     let Err(why) = selftest::run(gpu.as_ref()) else { return Ok((gpu, "self-test passed".into())) };
     let Some(Plainer { backend, without, .. }) = gpu.plainer() else { return Err(why) };
-    // What its first failure was is worth more than what came of it.
+    // The first failure tells more than the second.
     selftest::run(backend.as_ref()).map_err(|_| why.clone())?;
     Ok((backend, format!("self-test passed; not {without}: {why}")))
 }
 
-/// Begins work that may hang, on a thread that is left behind then: nothing can end a call that waits for a GPU.
-fn begin<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> mpsc::Receiver<T> {
+/// Stack size of a thread that opens or tests a GPU, bytes. For a GPU newer than this build, NVIDIA's driver assembles
+/// PTX in this process, and its assembler may overflow the default stack of 2 MiB.
+const GPU_STACK: usize = 16 << 20;
+
+/// Starts work that may hang, on a thread that is left behind if it does: nothing can end a call that waits for a GPU.
+fn spawn_detached<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> mpsc::Receiver<T> {
     let (done, result) = mpsc::channel();
-    // Where no thread can be had, `done` is dropped, which is told below.
-    let _ = thread::Builder::new().name("gpu-test".into()).spawn(move || {
-        // A pool of its own, for whoever waits may be a thread of the common one and keep it from helping.
-        let result = match rayon::ThreadPoolBuilder::new().num_threads(1).build() {
+    // If the thread cannot be started, `done` is dropped, which `wait_for` reports.
+    let _ = thread::Builder::new().name("gpu-test".into()).stack_size(GPU_STACK).spawn(move || {
+        // A pool of its own: the waiting thread may be the only one of the global pool, which then could not run this
+        // work.
+        let result = match rayon::ThreadPoolBuilder::new().num_threads(1).stack_size(GPU_STACK).build() {
             Ok(pool) => pool.install(work),
             Err(_) => work(),
         };
@@ -290,15 +296,16 @@ fn begin<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> mpsc::
     result
 }
 
-/// What the work gave, or how it ended.
-fn result<T>(of: mpsc::Receiver<T>, within: Duration) -> Result<T, String> {
-    of.recv_timeout(within).map_err(|e| match e {
-        mpsc::RecvTimeoutError::Timeout => "did not end in time".to_owned(),
-        mpsc::RecvTimeoutError::Disconnected => "ended in a panic of the program's code; see its log".to_owned(),
+/// Waits for the result of [`spawn_detached`]. Errors: how the work ended, as the end of a sentence.
+fn wait_for<T>(result: mpsc::Receiver<T>, within: Duration) -> Result<T, String> {
+    result.recv_timeout(within).map_err(|e| match e {
+        mpsc::RecvTimeoutError::Timeout => "did not finish in time".to_owned(),
+        mpsc::RecvTimeoutError::Disconnected => "panicked; see the log".to_owned(),
     })
 }
 
-/// The processor, with the fastest instructions that pass the self-test, or the ones asked for; and one line about it.
+/// Returns the CPU, with the fastest instructions that pass the self-test or with the requested ones, and one line
+/// about it.
 fn processor(options: &ProcessorOptions) -> Result<(Arc<dyn Backend>, String), BackendError> {
     let threads = options.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, |n| n.get()));
     let sets = match options.instructions {
@@ -317,8 +324,10 @@ fn processor(options: &ProcessorOptions) -> Result<(Arc<dyn Backend>, String), B
         }
     }
     let why = failed.pop().map(|(_, why)| why);
-    Err(why
-        .unwrap_or_else(|| BackendError::Unavailable { device: "cpu:0".into(), why: "it has no instructions".into() }))
+    Err(why.unwrap_or_else(|| BackendError::Unavailable {
+        device: "cpu:0".into(),
+        why: "no instruction set is available".into(),
+    }))
 }
 
 #[cfg(test)]
@@ -337,14 +346,14 @@ mod tests {
         Fails,
         Panics,
         Hangs,
-        /// Fails, and is sound by plainer means.
+        /// Fails, but works in its plainer form.
         Fancy,
-        /// Fails or hangs, and is no better by plainer means.
+        /// Fails or hangs, and fails in its plainer form too.
         FancyFails,
         FancyHangs,
     }
 
-    /// A pretended GPU: the processor, with its own ways of loading a key.
+    /// A fake GPU: the CPU with special ways of loading a key.
     struct Gpu {
         cpu: CpuBackend,
         info: DeviceInfo,
@@ -416,10 +425,10 @@ mod tests {
         assert_eq!(
             told[..8],
             [
-                ("cuda", false, "its self-test did not end in time"),
+                ("cuda", false, "its self-test did not finish in time"),
                 ("cuda", true, "self-test passed"),
                 ("cuda", false, "its self-test failed: launch failed on the device with code 719"),
-                ("cuda", false, "its self-test ended in a panic of the program's code; see its log"),
+                ("cuda", false, "its self-test panicked; see the log"),
                 ("cuda", false, "GPU 4: no code for it"),
                 ("cuda", true, "self-test passed; not by fancy means: launch failed on the device with code 719"),
                 (
@@ -427,11 +436,11 @@ mod tests {
                     false,
                     "its self-test failed: launch failed on the device with code 719; it may pass with FANCY=off"
                 ),
-                ("cuda", false, "its self-test did not end in time; it may pass with FANCY=off"),
+                ("cuda", false, "its self-test did not finish in time; it may pass with FANCY=off"),
             ]
         );
         let says = "proving on cuda:1, pretended, and cuda:5, pretended; cpu:0 is the fallback; cuda:0: its self-test did \
-                    not end in time; ";
+                    not finish in time; ";
         assert!(found.summary.starts_with(says) && found.summary.lines().count() == 1, "{}", found.summary);
     }
 
@@ -452,9 +461,9 @@ mod tests {
             told[..4],
             [
                 "self-test passed",
-                "GPU 1: its opening did not end in time",
+                "GPU 1: opening it did not finish in time",
                 "self-test passed",
-                "GPU 3: its opening ended in a panic of the program's code; see its log",
+                "GPU 3: opening it panicked; see the log",
             ]
         );
     }
@@ -471,7 +480,7 @@ mod tests {
         for gpus in [Err("no NVIDIA driver".to_owned()), Ok(vec![gpu(0, Manner::Fails)]), Ok(Vec::new())] {
             let why = match &gpus {
                 Err(why) => why.clone(),
-                Ok(none) if none.is_empty() => "there is no GPU".into(),
+                Ok(none) if none.is_empty() => "no GPU found".into(),
                 Ok(_) => "its self-test failed: launch failed on the device with code 719".into(),
             };
             let again = match &gpus {
@@ -506,7 +515,7 @@ mod tests {
         let both =
             found(BackendChoice::Auto, Ok(vec![gpu(0, Manner::Sound)]), Err("looked for in vain".into())).unwrap();
         assert_eq!(labels(&both), ["cuda:0", "cpu:0"]);
-        assert!(both.summary.ends_with("icicle: not looked for, since cuda comes first"), "{}", both.summary);
+        assert!(both.summary.ends_with("icicle: not probed because cuda takes precedence"), "{}", both.summary);
 
         let icicle = Ok(vec![Ok(by_icicle(Manner::Sound)), Ok(by_icicle(Manner::Fails))]);
         let second = found(BackendChoice::Auto, Ok(vec![gpu(0, Manner::Fails)]), icicle).unwrap();
@@ -524,11 +533,7 @@ mod tests {
         assert_eq!(refused.map(|_| ()).unwrap_err(), BackendError::Unavailable { device: "icicle".into(), why });
         let asked =
             found(BackendChoice::Cuda, Ok(vec![gpu(0, Manner::Sound)]), Err("looked for in vain".into())).unwrap();
-        assert!(
-            asked.summary.ends_with("icicle: not looked for, since another kind was asked for"),
-            "{}",
-            asked.summary
-        );
+        assert!(asked.summary.ends_with("icicle: not probed because another kind was requested"), "{}", asked.summary);
     }
 
     #[test]
@@ -540,7 +545,7 @@ mod tests {
         assert!(refused.starts_with(&format!("icicle cannot be used: {why}")), "{refused}");
         let found = portable(BackendChoice::Cpu).unwrap();
         assert_eq!(labels(&found), ["cpu:0"]);
-        let looked = if cfg!(feature = "cuda") { "cuda: not looked for" } else { "cuda: not compiled in" };
+        let looked = if cfg!(feature = "cuda") { "cuda: not probed" } else { "cuda: not compiled in" };
         assert!(found.summary.contains(looked), "{}", found.summary);
     }
 }

@@ -1,7 +1,7 @@
-//! Files as memory: mapped, and their pages given back.
+//! Memory-mapped files, and release of their pages.
 //!
-//! Mapping is `unsafe` in Rust, since whoever shortens the file while it is mapped makes its reader fail with a bus
-//! error; so it lives here, and the rest of the crate sees plain bytes.
+//! Mapping is `unsafe` in Rust because a process that truncates the file while it is mapped makes its reader fail with
+//! a bus error. So it is confined to this module, and the rest of the crate sees plain bytes.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -16,13 +16,13 @@ use bytes::Bytes;
 use rustix::fs::OFlags;
 use rustix::mm::{Advice, madvise};
 
-/// Linux' own advice drops the pages at once; POSIX' says that they are not needed for now.
+/// Linux's own advice drops the pages at once; POSIX's only says that they are not needed for now.
 #[cfg(target_os = "linux")]
 const DROP: Advice = Advice::LinuxDontNeed;
 #[cfg(not(target_os = "linux"))]
 const DROP: Advice = Advice::DontNeed;
 
-/// Where files are mapped at present: first address and length.
+/// The current mappings: first address and length.
 static MAPPED: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
 
 fn mapped() -> MutexGuard<'static, BTreeMap<usize, usize>> {
@@ -51,12 +51,12 @@ impl Drop for Mapped {
     }
 }
 
-/// Opens a file for reading. A pipe that nobody writes to would keep an ordinary open waiting for ever.
+/// Opens a file for reading without blocking: an ordinary open of a pipe that nobody writes to would wait forever.
 fn open_without_waiting(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)
 }
 
-/// The bytes of a regular file, mapped read-only and private; pages are read when first touched.
+/// Returns the bytes of a regular file, mapped read-only and private; pages are read when first touched.
 pub fn map_file(path: &Path) -> io::Result<Bytes> {
     let file = open_without_waiting(path)?;
     let meta = file.metadata()?;
@@ -67,30 +67,30 @@ pub fn map_file(path: &Path) -> io::Result<Bytes> {
         return Ok(Bytes::new());
     }
     // SAFETY: the map is private and read-only, so nothing here writes to it. Another process that truncates the file
-    // ends this one by SIGBUS, and one that overwrites it in place changes the bytes: a worker maps only its own
+    // kills this one with SIGBUS, and one that overwrites it in place changes the bytes: a worker maps only its own
     // content-addressed copies, which are written once and renamed into place; the command line maps what its user
     // names, as every prover does.
     let map = unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file)? };
     Ok(Bytes::from_owner(Mapped::new(map)))
 }
 
-/// The whole pages within a range of addresses.
+/// Returns the whole pages within an address range: start and length.
 fn pages(start: usize, len: usize) -> Option<(usize, usize)> {
     let page = rustix::param::page_size();
     let (first, end) = (start.next_multiple_of(page), (start + len) / page * page);
     (first < end).then(|| (first, end - first))
 }
 
-/// Gives back the memory that pages of a mapped file take in this process. Their bytes stay readable: they come from the
-/// page cache or the file again when next touched. Does nothing for bytes that no file is mapped to.
+/// Releases the memory that pages of a mapped file take in this process. Their bytes stay readable: they are read from
+/// the page cache or the file again when next touched. Does nothing for bytes that are not in a mapped file.
 pub(super) fn release(bytes: &[u8]) {
     let Some((start, len)) = pages(bytes.as_ptr() as usize, bytes.len()) else { return };
     let known = mapped();
     let inside = known.range(..=start).next_back().is_some_and(|(at, all)| start + len <= at + all);
     if inside {
-        // SAFETY: the pages belong to a map of this process, which is private, read-only and never written to, and which
-        // cannot go while its list is locked. Dropping such pages changes no byte that anyone can read. A failure leaves
-        // them where they are.
+        // SAFETY: the pages belong to a mapping of this process, which is private, read-only and never written to, and
+        // which cannot be unmapped while its list is locked. Dropping such pages changes no byte that anyone can read.
+        // On failure they stay where they are.
         let _ = unsafe { madvise(start as *mut _, len, DROP) };
     }
 }

@@ -1,7 +1,8 @@
-//! Devices that compute the five commitments of a Groth16 proof. The only room with `unsafe`.
+//! Devices that compute the five commitments of a Groth16 proof. The only module with `unsafe`.
 //!
-//! A [`Backend`] is one device. It loads a proving key and computes, for a witness, five multi-scalar products:
-//! deterministic, so that any two backends compare exactly. Blinding and assembly are `groth16`'s.
+//! A [`Backend`] is one device. It loads a proving key and computes five multi-scalar products for a witness. The
+//! result is deterministic, so that any two backends can be compared exactly. Blinding and assembly are up to
+//! `groth16`.
 
 pub mod cpu;
 #[cfg(any(feature = "cuda", feature = "kernels-on-host"))]
@@ -19,20 +20,20 @@ pub use discover::{BackendChoice, DeviceReport, Discovery, IcicleOptions, Proces
 
 use crate::model::{G1, G2, ProvingKey, StopReason, StopToken, Witness};
 
-/// What kind of device a backend drives.
+/// The kind of device a backend drives.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceKind {
-    /// The processor.
+    /// The CPU.
     Cpu,
-    /// An NVIDIA GPU by our own kernels.
+    /// An NVIDIA GPU, driven by our own kernels.
     Cuda,
-    /// A device by ICICLE's libraries.
+    /// A device driven by ICICLE's libraries.
     Icicle,
 }
 
 impl DeviceKind {
-    /// As printed and used in labels.
+    /// The name used in output and labels.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
@@ -42,43 +43,43 @@ impl DeviceKind {
     }
 }
 
-/// A device as found at start.
+/// A device as found at startup.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct DeviceInfo {
-    /// Its kind.
+    /// Kind of device.
     pub kind: DeviceKind,
-    /// What it calls itself.
+    /// Name that the device reports.
     pub name: String,
-    /// Number among its kind.
+    /// Number among the devices of its kind.
     pub ordinal: u32,
-    /// Threads a proof may use, for the CPU.
+    /// Threads that a proof may use, on the CPU.
     pub threads: usize,
-    /// Memory, bytes; 0 where unknown.
+    /// Memory, bytes; 0 if unknown.
     pub memory: u64,
 }
 
 impl DeviceInfo {
-    /// Short label, such as `cpu:0`.
+    /// Returns a short label, such as `cpu:0`.
     pub fn label(&self) -> String {
         format!("{}:{}", self.kind.as_str(), self.ordinal)
     }
 }
 
-/// Memory a key needs on a device, bytes.
+/// Memory that a key takes on a device, bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Footprint {
-    /// As long as the key is loaded.
+    /// While the key is loaded.
     pub resident: u64,
-    /// More for each proof in flight.
+    /// Additionally for each proof in progress.
     pub per_proof: u64,
-    /// How many proofs' memory stays with the key once it was used, for the next ones.
-    pub kept: u32,
+    /// Number of proofs whose memory (`per_proof` each) stays with the key after use, for the following proofs.
+    pub proof_buffers_kept: u32,
 }
 
 impl Footprint {
-    /// Bytes that the key takes in the long run.
+    /// Bytes that the key takes permanently, including the kept memory of proofs.
     pub fn lasting(&self) -> u64 {
-        self.resident.saturating_add(self.per_proof.saturating_mul(self.kept.into()))
+        self.resident.saturating_add(self.per_proof.saturating_mul(self.proof_buffers_kept.into()))
     }
 }
 
@@ -97,41 +98,41 @@ pub struct Commitments {
     pub h: G1,
 }
 
-/// What can go wrong on a device. Only `Shape` is the caller's fault; any other permits another device.
+/// What can go wrong on a device. Only `Shape` is the caller's fault; any other error may be retried on another device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BackendError {
     /// The device cannot be used.
     #[error("{device} cannot be used: {why}")]
     Unavailable {
-        /// Which device.
+        /// Label of the device.
         device: String,
         /// Why.
         why: String,
     },
-    /// The device's memory does not suffice.
+    /// The device does not have enough memory.
     #[error("out of device memory: {needed} bytes needed, {free} free")]
     OutOfMemory {
-        /// Bytes asked for.
+        /// Bytes needed.
         needed: u64,
-        /// Bytes there are.
+        /// Bytes available.
         free: u64,
     },
     /// A call on the device failed.
     #[error("{op} failed on the device with code {code}")]
     Device {
-        /// Which call.
+        /// Name of the call.
         op: &'static str,
-        /// Its code.
+        /// Error code.
         code: i64,
     },
-    /// Sizes do not fit together.
+    /// Sizes are inconsistent.
     #[error("{what}: expected {expected}, got {got}")]
     Shape {
         /// What has the wrong size.
         what: &'static str,
-        /// The size it should have.
+        /// Expected size.
         expected: u64,
-        /// The size it has.
+        /// Actual size.
         got: u64,
     },
     /// The work was asked to stop.
@@ -139,10 +140,11 @@ pub enum BackendError {
     Stopped(StopReason),
 }
 
-/// That the sections have as many points as the header's numbers say, for devices that take points as they come.
+/// Checks that the sections have the number of points that the header implies, for devices that take the points as
+/// they are.
 ///
 /// # Errors
-/// `Shape` for the first section that has not.
+/// `Shape` for the first section with another size.
 #[cfg(any(feature = "cuda", feature = "kernels-on-host", feature = "icicle"))]
 fn check_lengths(key: &ProvingKey) -> Result<(), BackendError> {
     let (h, s) = (&key.header, &key.sections);
@@ -166,19 +168,19 @@ fn check_lengths(key: &ProvingKey) -> Result<(), BackendError> {
     Ok(())
 }
 
-/// That each witness of a batch has a token.
+/// Checks that each witness of a batch has a stop token.
 fn check_stops(witnesses: &[&Witness], stops: &[&StopToken]) -> Result<(), BackendError> {
     let (expected, got) = (witnesses.len() as u64, stops.len() as u64);
     if got == expected { Ok(()) } else { Err(BackendError::Shape { what: "stop tokens of a batch", expected, got }) }
 }
 
-/// Hears how far work is.
+/// Receives progress reports.
 pub trait Progress: Sync {
-    /// `fraction` of the present stage is done, 0 to 1.
+    /// Reports that `fraction` of the current stage is done, 0 to 1.
     fn report(&self, fraction: f32);
 }
 
-/// Nobody listens.
+/// Ignores progress reports.
 pub struct Quiet;
 
 impl Progress for Quiet {
@@ -187,55 +189,54 @@ impl Progress for Quiet {
 
 /// One device.
 pub trait Backend: Send + Sync {
-    /// What it is.
+    /// Describes the device.
     fn device(&self) -> &DeviceInfo;
-    /// Memory a key would need.
+    /// Estimates the memory that a key needs.
     fn footprint(&self, key: &ProvingKey) -> Footprint;
-    /// Threads of [`DeviceInfo::threads`] that a proof has while others run beside it, at least one: on the CPU, where as
-    /// many proofs can run at once as there are cores for. One where a proof takes none of the CPU's.
+    /// Threads a proof of this key gets while others run at the same time: at least 1; always 1 on a GPU.
     fn threads(&self, _key: &ProvingKey) -> usize {
         1
     }
-    /// Makes a key ready for proofs.
+    /// Prepares a key for proofs.
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError>;
-    /// Tries what a small key does not have it do, against answers that are known otherwise: a part of the self-test.
+    /// Exercises what a small key does not, against independently known answers; part of the self-test.
     fn trial(&self) -> Result<(), BackendError> {
         Ok(())
     }
-    /// The same device by plainer and slower means, to be used where it fails its self-test.
+    /// The same device in a plainer, slower mode, to be used if it fails its self-test.
     fn plainer(&self) -> Option<Plainer> {
         None
     }
 }
 
-/// A device by plainer means.
+/// A device in a plainer mode.
 pub struct Plainer {
-    /// It.
+    /// The device in that mode.
     pub backend: Arc<dyn Backend>,
     /// What it does without.
     pub without: &'static str,
-    /// The setting by which it is so from the start: what the other means do to a device may be the end of it.
+    /// The setting that selects this mode from the start, for devices that the other mode breaks for good.
     pub setting: &'static str,
 }
 
 /// A key on a device.
 pub trait LoadedKey: Send + Sync {
-    /// The key it was loaded from.
+    /// The key that was loaded.
     fn key(&self) -> &Arc<ProvingKey>;
-    /// Bytes of the device that it takes as long as it is loaded, where they were counted: what [`Backend::footprint`] says
-    /// beforehand may be a guess.
+    /// Bytes of device memory that the key takes while it is loaded, if measured: the value of [`Backend::footprint`]
+    /// may be an estimate.
     fn resident(&self) -> Option<u64> {
         None
     }
-    /// The five products for a witness of `n_vars` values. Looks at `stop` between steps.
+    /// Computes the five products for a witness of `n_vars` values. Checks `stop` between steps.
     fn commit(&self, witness: &Witness, stop: &StopToken, on: &dyn Progress) -> Result<Commitments, BackendError>;
-    /// How many witnesses at once the device likes best: 1 where it gains nothing from several, as on the CPU.
-    fn batch(&self) -> usize {
+    /// The batch size that suits the device best: 1 if batches bring no gain, as on the CPU.
+    fn preferred_batch(&self) -> usize {
         1
     }
-    /// The products for several witnesses of one circuit, each with a stop token of its own; one by one unless the
-    /// device knows better. One result a witness, in their order, and each its own: what befalls one leaves the others
-    /// alone. Unequally many witnesses and tokens are [`BackendError::Shape`] for each witness.
+    /// Computes the products for several witnesses of one circuit, each with its own stop token; one by one unless the
+    /// device overrides this. Returns one independent result per witness, in order. If the numbers of witnesses and
+    /// tokens differ, every result is [`BackendError::Shape`].
     fn commit_batch(&self, witnesses: &[&Witness], stops: &[&StopToken]) -> Vec<Result<Commitments, BackendError>> {
         if let Err(error) = check_stops(witnesses, stops) {
             return vec![Err(error); witnesses.len()];

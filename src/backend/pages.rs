@@ -1,29 +1,30 @@
 //! Memory in huge pages.
 //!
-//! Points are read in the order of digits, which is none, and columns of a transform lie far apart: with pages of
-//! 4 KiB, most reads would also miss the TLB. And memory that is written for the first time costs a fault for each page.
+//! Points are read in the order of digits, which is effectively random, and columns of a transform are far apart: with
+//! 4 KiB pages, most reads would also miss the TLB. In addition, the first write to memory costs a page fault per page.
 #![allow(unsafe_code)]
 
-/// An empty vector with room for `len` elements, in pages of 2 MiB where the system has them and the vector is long.
+/// Returns an empty vector with capacity for `len` elements, in 2 MiB pages if the system has them and the vector is
+/// long.
 pub fn vector<T>(len: usize) -> Vec<T> {
     let vector = Vec::with_capacity(len);
     advise(vector.as_ptr() as usize, len * size_of::<T>());
     vector
 }
 
-/// Asks for pages of 2 MiB for memory that has hardly been touched.
+/// Requests 2 MiB pages for memory that has hardly been touched.
 pub fn prefer_huge(memory: &mut [u8]) {
     advise(memory.as_ptr() as usize, memory.len());
 }
 
-/// Asks for pages of 2 MiB in a range of addresses, which the caller holds.
+/// Requests 2 MiB pages in an address range, which the caller owns.
 #[cfg(target_os = "linux")]
 fn advise(start: usize, bytes: usize) {
     if let Some((start, bytes)) = huge_pages(start, bytes) {
         use rustix::mm::{Advice, madvise};
-        // SAFETY: the range is within memory that the caller holds, and the advice changes no byte of it. A failure
-        // leaves small pages. The advice may outlive what is there, where an allocator keeps the range for others: it
-        // does them no harm.
+        // SAFETY: the range is within memory that the caller owns, and the advice changes no byte of it. On failure the
+        // pages stay small. The advice may outlive the allocation if the allocator reuses the range, which does no
+        // harm.
         let _ = unsafe { madvise(start as *mut _, bytes, Advice::LinuxHugepage) };
     }
 }
@@ -31,7 +32,7 @@ fn advise(start: usize, bytes: usize) {
 #[cfg(not(target_os = "linux"))]
 fn advise(_start: usize, _bytes: usize) {}
 
-/// The whole huge pages within a range of addresses: other allocations have those at both ends in part.
+/// The whole huge pages within an address range: those at either end are partly used by other allocations.
 #[cfg(target_os = "linux")]
 fn huge_pages(start: usize, bytes: usize) -> Option<(usize, usize)> {
     const HUGE: usize = 2 << 20;

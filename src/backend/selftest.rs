@@ -1,10 +1,10 @@
 //! The known-answer test of a device.
 //!
-//! A small key, a witness for it and the five products over them, as bytes: computing them would take longer than the
-//! device takes for its part. The tests compute them, without any multi-scalar multiplication or transform, from points
-//! that are known multiples of the generators: Σ wᵢ·\[kᵢ\]G = \[Σ wᵢ·kᵢ\]G, and the quotient's values by
-//! interpolation over the field, term by term. Covers infinity, zero, one, −1 and full-width scalars, and rows out of
-//! order.
+//! A small key, a witness for it and the five products over them are stored as bytes, because computing them would take
+//! longer than the device takes for its part. The tests compute them without any multi-scalar multiplication or
+//! transform: from points that are known multiples of the generators, Σ wᵢ·\[kᵢ\]G = \[Σ wᵢ·kᵢ\]G, and with the
+//! quotient's values interpolated over the field, term by term. They cover infinity, zero, one, −1 and full-width
+//! scalars, and rows out of order.
 
 #[cfg(test)]
 mod case;
@@ -21,14 +21,14 @@ use crate::model::{
     VerificationKey, Witness, entry, g1_raw, g2_raw, limbs,
 };
 
-/// Wires of the key, public ones, points of its domain, and entries of its matrices.
+/// Sizes of the key: wires, public wires, points of the domain, and matrix entries.
 const WIRES: usize = 23;
 const PUBLIC: usize = 2;
 const DOMAIN: usize = 16;
 const ENTRIES: usize = 80;
 
-/// One after another: the witness, the sections of the key that are not its header, and A, B in G1, B in G2, C and H. The
-/// witness is canonical, all else as in a .zkey file.
+/// In order: the witness, the sections of the key except its header, and A, B in G1, B in G2, C and H. The witness is
+/// canonical, everything else is in the format of a .zkey file.
 static KNOWN: &[u8; LENGTH] = include_bytes!("selftest/known_answers.bin");
 const LENGTH: usize = WIRES * (32 + 2 * G1_BYTES + G2_BYTES)
     + ENTRIES * ENTRY_BYTES
@@ -36,7 +36,7 @@ const LENGTH: usize = WIRES * (32 + 2 * G1_BYTES + G2_BYTES)
     + 4 * G1_BYTES
     + G2_BYTES;
 
-/// A key, a witness for it, and what a device must make of them.
+/// A key, a witness for it, and the expected products.
 struct Known {
     key: ProvingKey,
     witness: Witness,
@@ -63,7 +63,7 @@ impl Known {
     }
 }
 
-/// A key of which only the sections matter.
+/// A key in which only the sections are meaningful.
 fn key(wires: usize, public: usize, domain: usize, sections: KeySections) -> ProvingKey {
     let (g1, g2) = (G1Affine::generator(), G2Affine::generator());
     let vk = VerificationKey { alpha_g1: g1, beta_g2: g2, gamma_g2: g2, delta_g2: g2, ic: vec![g1; public + 1] };
@@ -78,9 +78,9 @@ fn key(wires: usize, public: usize, domain: usize, sections: KeySections) -> Pro
     ProvingKey { header, sections }
 }
 
-/// Loads the small key on the device and compares each product: of one proof on the processor, of three on others, which
-/// take the memory of one for the next and may go about it in another way then. Those are given a long row, too, and
-/// try what no small key has them do.
+/// Loads the small key on the device and compares each product: of one proof on the CPU, and of three on other devices,
+/// which reuse the memory of one proof for the next and may then take another code path. Those devices also get a long
+/// row, and run [`Backend::trial`] for what no small key exercises.
 pub fn run(backend: &dyn Backend) -> Result<(), BackendError> {
     let Known { mut key, witness, answers } = Known::new();
     if backend.device().kind != DeviceKind::Cpu {
@@ -90,10 +90,10 @@ pub fn run(backend: &dyn Backend) -> Result<(), BackendError> {
     backend.trial()
 }
 
-/// Times that a long row has an entry, and then what takes it away again: so many that one sum is shared by several blocks.
+/// How often a long row repeats an entry, and then its negation: enough for several blocks to share one sum.
 const LONG: usize = 1100;
 
-/// The entries with the first one's row made long, its sum as it was.
+/// Makes the first entry's row long without changing its sum.
 fn with_long_row(entries: &[u8]) -> Bytes {
     let first = &entries[..ENTRY_BYTES];
     let mut negated = Fr::MODULUS;
@@ -103,13 +103,13 @@ fn with_long_row(entries: &[u8]) -> Bytes {
     [entries, &first.repeat(LONG), &opposite.repeat(LONG)].concat().into()
 }
 
-/// The key of the test.
+/// The key of the self-test.
 #[cfg(any(feature = "cuda", feature = "kernels-on-host", all(test, feature = "icicle")))]
 pub(crate) fn small_key() -> ProvingKey {
     Known::new().key
 }
 
-/// A key, a witness and its commitments, of so many wires, public ones and points of the domain.
+/// A key, a witness and its commitments, with the given numbers of wires, public wires and domain points.
 #[cfg(test)]
 pub(crate) fn example(wires: usize, public: usize, domain: usize) -> (ProvingKey, Witness, Commitments) {
     let case = case::Case::new(wires, public, domain);
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
     use crate::model::{G1, G2, StopReason};
 
-    /// Where they are not, leaves the computed ones in a file, to be put in the known ones' place.
+    /// On a mismatch, writes the computed answers to a file, which can replace the known ones.
     #[test]
     fn the_known_answers_are_the_sums_of_known_multiples() {
         let computed = Case::new(WIRES, PUBLIC, DOMAIN).bytes();

@@ -429,7 +429,7 @@ mod tests {
 
     #[test]
     fn registering_again_is_advice_for_files_at_fault_alone() {
-        let limit = WitnessError::Compile("the cache folder /x: it is no folder".into());
+        let limit = WitnessError::Compile("the cache folder /x: not a folder".into());
         assert!(!is_of_its_files(&RegistryError::Witness(limit)));
         assert!(is_of_its_files(&RegistryError::Witness(WitnessError::Module("it is none".into()))));
         let what = "zkeys/x".to_owned();

@@ -437,7 +437,7 @@ async fn fetch(artifacts: &Artifacts, kind: Kind, hash: ContentHash) -> Result<B
 fn glance(key: &Path, program: Option<&Path>) -> Result<(), RegistryError> {
     let map = |file: &Path| map_file(file).map_err(|why| ArtifactError::Io { what: file.display().to_string(), why });
     zkey::parse(map(key)?)?;
-    program.map_or(Ok(()), |file| Ok(WasmWitness::glance(&map(file)?)?))
+    program.map_or(Ok(()), |file| Ok(WasmWitness::precheck(&map(file)?)?))
 }
 
 fn check_sizes(wasm: &WasmWitness, key: &ProvingKey) -> Result<(), RegistryError> {

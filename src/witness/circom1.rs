@@ -1,7 +1,7 @@
 //! The interface of circom 1's witness programs.
 //!
-//! The memory is the host's. Its first word holds the address of the first free byte, from which the host takes room
-//! for a number.
+//! The memory is provided by the host. Its first word holds the address of the first free byte, from which the host
+//! allocates space for a number.
 
 use super::circom2::hash;
 use super::number;
@@ -22,8 +22,8 @@ pub(super) const INTERFACE: Interface = Interface {
         ("getPWitness", 1, 1, true),
         ("getWitnessBuffer", 0, 1, false),
     ],
-    // The first tells of failed constraints, the second that the circuit ran: circom 1 gives out a witness full of
-    // zeros where inputs are missing.
+    // The first reports failed constraints, the second that the circuit ran: where inputs are missing, circom 1 returns
+    // a witness full of zeros.
     imports: &["error", "logFinishComponent"],
 };
 
@@ -34,7 +34,7 @@ const ASSIGNED_TWICE: i32 = 6;
 const CONSTRAINT: i32 = 7;
 const ASSERT: i32 = 9;
 
-/// An error out of the circuit itself. circom passes its own words for it along.
+/// An error raised by the circuit itself. circom's own text for it is passed on.
 fn circuit_error(Exception { code }: Exception, trace: &str) -> WitnessError {
     match code {
         CONSTRAINT | ASSERT => WitnessError::Assert(trace.to_owned()),
@@ -42,7 +42,7 @@ fn circuit_error(Exception { code }: Exception, trace: &str) -> WitnessError {
     }
 }
 
-/// Version and size of the witness; checks the field.
+/// Reads the version and the size of the witness; checks the field.
 pub(super) fn describe(run: &mut Run) -> Result<(Abi, Option<u32>, u32), WitnessError> {
     let bytes = run.number("getFrLen")?;
     let words = (bytes / 4).saturating_sub(2);
@@ -60,7 +60,7 @@ pub(super) fn describe(run: &mut Run) -> Result<(Abi, Option<u32>, u32), Witness
 
 /// Sets the inputs and reads the witness.
 pub(super) fn generate(run: &mut Run, inputs: &Inputs, size: u32) -> Result<Witness, WitnessError> {
-    // The flag turns the checks of constraints on.
+    // The flag turns on the checks of constraints.
     let init = run.function::<i32, ()>("init")?;
     run.try_call(&init, 1).map_err(outside_input)?;
     let offset_of = run.function::<(i32, i32, i32, i32), ()>("getSignalOffset32")?;
@@ -84,7 +84,7 @@ pub(super) fn generate(run: &mut Run, inputs: &Inputs, size: u32) -> Result<Witn
             let set = run.try_call(&set, at);
             let began = run.progress().0;
             set.map_err(|f| match f {
-                // Once the circuit runs, it finds an input in the place of one of its own signals.
+                // The running circuit finds an input in the place of one of its own signals.
                 Failure::Exception(Exception { code: ASSIGNED_TWICE }, _) if began => InputError::Surplus.into(),
                 Failure::Exception(Exception { code: ASSIGNED_TWICE }, _) => {
                     InputError::Misplaced { signal: signal(), index: i }.into()
@@ -122,7 +122,7 @@ fn outside_input(f: Failure) -> WitnessError {
     }
 }
 
-/// Takes room from the program's free memory.
+/// Allocates from the program's free memory.
 fn allocate(run: &mut Run, bytes: u32) -> Result<u32, WitnessError> {
     let at = u32::from_le_bytes(run.bytes(0)?);
     run.write(at, &vec![0; bytes as usize])?;

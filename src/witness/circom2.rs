@@ -1,7 +1,7 @@
 //! The interface of circom 2's witness programs.
 //!
-//! Values go through a window of eight words in the program's memory. A signal is named by the FNV-1a hash of its
-//! name; setting the last input runs the circuit.
+//! Values pass through a window of eight words in the program's memory. A signal is identified by the FNV-1a hash of
+//! its name; setting the last input runs the circuit.
 
 use ark_ff::BigInteger256;
 use wasmtime::TypedFunc;
@@ -33,7 +33,7 @@ pub(super) const INTERFACE: Interface = Interface {
         ("getWitness", 1, 0, true),
         ("getMessageChar", 0, 1, false),
     ],
-    // Without it a failed assert would go unheard.
+    // Without it, a failed assert would go unnoticed.
     imports: &["exceptionHandler"],
 };
 
@@ -46,7 +46,7 @@ const NO_MEMORY: i32 = 5;
 const BEYOND_INPUT: i32 = 6;
 const OUT_OF_BOUNDS: i32 = 7;
 
-/// What circom calls an exception.
+/// circom's name for an exception code.
 fn exception_name(code: i32) -> &'static str {
     match code {
         NOT_FOUND => "Signal not found",
@@ -60,7 +60,7 @@ fn exception_name(code: i32) -> &'static str {
     }
 }
 
-/// An exception out of the circuit itself.
+/// An error raised by the circuit itself.
 fn circuit_error(Exception { code }: Exception, trace: &str) -> WitnessError {
     let name = exception_name(code);
     let text = if trace.is_empty() { name.to_owned() } else { format!("{name}: {trace}") };
@@ -70,7 +70,7 @@ fn circuit_error(Exception { code }: Exception, trace: &str) -> WitnessError {
     }
 }
 
-/// The window through which values go.
+/// The window through which values pass.
 struct Window {
     start: Option<u32>,
     read: TypedFunc<i32, i32>,
@@ -79,7 +79,7 @@ struct Window {
 
 impl Window {
     fn open(run: &mut Run) -> Result<Self, WitnessError> {
-        // With its address, values are copied at once, three times as fast as word by word.
+        // If its address is known, values are copied in one piece, three times as fast as word by word.
         let start = match run.optional::<(), i32>("getSharedRWMemoryStart") {
             Some(f) => Some(run.call(&f, ())? as u32).filter(|at| run.bytes::<32>(*at).is_ok()),
             None => None,
@@ -112,7 +112,7 @@ impl Window {
     }
 }
 
-/// Version, number of input values, size of the witness; checks the field.
+/// Reads the version, the number of input values and the size of the witness; checks the field.
 pub(super) fn describe(run: &mut Run) -> Result<(Abi, Option<u32>, u32), WitnessError> {
     let major = run.number("getVersion")?;
     if major != 2 {
@@ -138,27 +138,27 @@ pub(super) fn describe(run: &mut Run) -> Result<(Abi, Option<u32>, u32), Witness
     Ok((Abi::Circom2 { version }, Some(inputs), size))
 }
 
-/// Sets the inputs and reads the witness: from where it lies, if that is known.
+/// Sets the inputs and reads the witness, directly from the program's memory if `place` says where it is.
 pub(super) fn generate(
     run: &mut Run,
     inputs: &Inputs,
     size: u32,
     place: Option<WitnessPlace>,
 ) -> Result<Witness, WitnessError> {
-    // The flag asks for checks that circom 1 had; circom 2 has them always.
+    // The flag requests checks that were optional in circom 1; circom 2 always makes them.
     let init = run.function::<i32, ()>("init")?;
     run.call(&init, 1)?;
     let total = run.number("getInputSize")? as usize;
     let set = run.function::<(i32, i32, i32), ()>("setInputSignal")?;
 
-    // Nothing is set of a signal without values, and to a program that size is an unknown one's, too. One without inputs
-    // answers all names alike.
+    // No value is set for an empty signal, and a size of 0 does not tell it from an unknown one, so look the name up. A
+    // program without inputs answers alike for every name.
     for (name, _) in inputs.signals().filter(|(_, values)| values.is_empty() && total > 0) {
         if !is_known(run, &set, name)? {
             return Err(InputError::Unknown { signal: name.to_owned() }.into());
         }
     }
-    // First that the signals are the circuit's, so that the circuit does not run on half of a wrong input.
+    // Check all signals first, so that the circuit does not run on part of a wrong input.
     let sizes = run.optional::<(i32, i32), i32>("getInputSignalSize");
     if let Some(sizes) = &sizes {
         for (name, values) in inputs.signals() {
@@ -184,7 +184,7 @@ pub(super) fn generate(
                 Failure::Exception(Exception { code: NOT_FOUND }, _) => {
                     InputError::Unknown { signal: name.to_owned() }.into()
                 }
-                // With all inputs set, a program says so before it looks at the name.
+                // Once all inputs are set, a program raises this before it looks at the name.
                 Failure::Exception(Exception { code: TOO_MANY | BEYOND_INPUT | ALREADY_SET }, _) => {
                     match (i, done == total) {
                         (0, true) => InputError::Unknown { signal: name.to_owned() },
@@ -201,7 +201,7 @@ pub(super) fn generate(
 
     let get = run.function::<i32, ()>("getWitness")?;
     run.witness(size, |run, i| {
-        // What is odd is left to the program.
+        // Anything unusual is left to the program.
         if let Some(value) = place.and_then(|place| at_place(run, place, i)) {
             return Ok(value);
         }
@@ -210,13 +210,13 @@ pub(super) fn generate(
     })
 }
 
-/// A value of the witness from where it lies.
+/// Reads a witness value directly from the program's memory.
 fn at_place(run: &Run, WitnessPlace { list, signals }: WitnessPlace, i: u32) -> Option<BigInteger256> {
     let signal = u32::from_le_bytes(run.bytes(list.checked_add(i.checked_mul(4)?)?).ok()?);
     number::read(run, signals.checked_add(signal.checked_mul(number::BYTES)?)?).ok()
 }
 
-/// Whether a program that has inputs knows a signal: it is tried at an index that no signal has.
+/// Whether a program that has inputs knows a signal: tries to set it at an index that no signal has.
 fn is_known(run: &mut Run, set: &TypedFunc<(i32, i32, i32), ()>, name: &str) -> Result<bool, WitnessError> {
     let (high, low) = hash(name);
     match run.try_call(set, (high, low, i32::MAX)) {
@@ -226,7 +226,8 @@ fn is_known(run: &mut Run, set: &TypedFunc<(i32, i32, i32), ()>, name: &str) -> 
     }
 }
 
-/// Why the number of values does not fit. For an unknown name `getInputSignalSize` gives whatever lies at some address.
+/// Determines why the number of values is wrong. For an unknown name `getInputSignalSize` returns whatever is at some
+/// address.
 fn mismatch(
     run: &mut Run,
     set: &TypedFunc<(i32, i32, i32), ()>,
@@ -244,7 +245,7 @@ fn mismatch(
     })
 }
 
-/// FNV-1a of a name, 64 bits, as two words.
+/// The 64-bit FNV-1a hash of a name, as its high and low words.
 pub(super) fn hash(name: &str) -> (i32, i32) {
     let h = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     ((h >> 32) as i32, h as i32)

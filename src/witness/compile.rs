@@ -1,10 +1,10 @@
-//! Compiling modules within bounds, and keeping them.
+//! Compiles modules within limits, and caches the results.
 //!
-//! The compiler is the one part of the sandbox that an untrusted module can make slow or hungry without running at
-//! all. A thread cannot be ended and its memory cannot be capped, so the compile runs in a child process where there
-//! is a folder to hand its result over: the child fills wasmtime's own cache, and the parent loads from there. A marker
-//! file says that a module has compiled within its bounds here; with one, the parent asks the cache alone, and
-//! compiles again by itself (at a known cost) if the cached file is gone or damaged.
+//! The compiler is the one part of the sandbox that an untrusted module can make slow or memory-hungry without even
+//! running. A thread cannot be ended and its memory cannot be limited, so if there is a folder through which to hand
+//! over the result, a child process compiles: the child fills wasmtime's own cache, and the parent loads from there. A
+//! marker file records that a module has compiled within its limits here; if it exists, the parent only queries the
+//! cache, and compiles again itself (at a known cost) if the cached file is missing or damaged.
 
 use std::fs::{DirBuilder, File, Metadata};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -28,19 +28,19 @@ use super::wasm::{Limits, ModuleCache, Program};
 use super::{WitnessError, outline, rewrite};
 use crate::model::io_reason;
 
-/// Longest function compiled in this process, bytes. The longest that are known (tables of Poseidon's constants, made
+/// Longest function compiled in this process, bytes. The longest known functions (tables of Poseidon's constants, built
 /// by assigning each element) have 0.3 MB.
 const MAX_FUNCTION: u64 = 8 << 20;
-/// Bytes of a child's complaint that are read.
+/// Bytes of a child's error output that are read.
 const MAX_STDERR: u64 = 16 << 10;
-/// How often a child is looked at.
+/// Interval at which a child is polled.
 const POLL: Duration = Duration::from_millis(5);
-/// Threads of a child's compiler. Each reserves address space, which is limited too.
+/// Maximum threads of a child's compiler. Each reserves address space, which is limited too.
 const MAX_THREADS: usize = 8;
-/// Address space that a child may take beyond its memory: its program, its stacks, its allocator's reserves.
+/// Address space that a child may use beyond its memory limit: its program, its stacks, its allocator's reserves.
 const ADDRESS_SLACK: u64 = 4 << 30;
 
-/// The compiled program: from the cache, from a child, or compiled here.
+/// Returns the compiled program: from the cache, from a child, or compiled here.
 pub(super) fn program(
     sandbox: &Sandbox,
     wasm: &[u8],
@@ -48,7 +48,7 @@ pub(super) fn program(
     limits: &Limits,
     cache: &ModuleCache,
 ) -> Result<Program, WitnessError> {
-    // A time that no clock can tell is no bound.
+    // A deadline beyond what the clock can represent is no limit.
     let deadline = Instant::now().checked_add(limits.compile_time);
     let compile = |module: &Made| match module {
         Made::Plain => {
@@ -70,7 +70,7 @@ pub(super) fn program(
         let entry = Entry::of(sandbox, &kept.dir, wasm, cache.rewrite);
         if let Some(found) = entry.find() {
             match compile(&found) {
-                // A damaged file; a child makes it anew.
+                // The file is damaged; a child creates it again.
                 Err(e) if matches!(found, Made::Rewritten(..)) && in_time() => {
                     tracing::warn!(error = %e, "a rewritten witness program does not compile");
                 }
@@ -95,29 +95,29 @@ pub(super) fn program(
     }
 }
 
-/// What is compiled of a module.
+/// The form of a module that is compiled.
 enum Made {
-    /// The module as it came.
+    /// The original module.
     Plain,
-    /// What it became.
+    /// The rewritten module.
     Rewritten(Vec<u8>, Rewritten),
 }
 
-/// What a cache folder has of a module.
+/// A module's files in a cache folder.
 struct Entry {
-    /// Says that it compiled within its bounds, and whether it was rewritten.
+    /// Records that the module compiled within its limits, and whether it was rewritten.
     marker: PathBuf,
     /// The rewritten module.
     module: PathBuf,
 }
 
-/// In a marker of a module that was rewritten.
+/// Content of the marker of a rewritten module.
 const REWRITTEN: &[u8] = b"rewritten\n";
-/// How long a rewritten module is kept before it is made again.
+/// How long a rewritten module is kept before it is written again.
 const KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
 
 impl Entry {
-    /// Named by the module together with everything that its compiled form depends on.
+    /// The names are a hash of the module and of everything that its compiled form depends on.
     fn of(sandbox: &Sandbox, dir: &Path, wasm: &[u8], rewrite: bool) -> Self {
         let mut settings = DefaultHasher::new();
         sandbox.plain.engine.precompile_compatibility_hash().hash(&mut settings);
@@ -130,7 +130,7 @@ impl Entry {
         Self { marker: dir.join(format!("{name}.compiled")), module: dir.join(format!("{name}.wasm")) }
     }
 
-    /// Nothing where the module has not been compiled here, or its rewritten form is gone or damaged.
+    /// Returns `None` if the module has not been compiled here, or if its rewritten form is missing or damaged.
     fn find(&self) -> Option<Made> {
         match std::fs::read(&self.marker).ok()?.as_slice() {
             REWRITTEN => {
@@ -142,19 +142,20 @@ impl Entry {
         }
     }
 
-    /// What a child has just made; remembers it. Without the marker the next load only compiles again.
+    /// Returns what a child has just compiled, and writes the marker. Without a marker, the next load merely compiles
+    /// again.
     fn made(&self) -> Result<Made, WitnessError> {
         let made = match std::fs::read(&self.module) {
             Ok(bytes) => Rewritten::read(&bytes).map(|rewritten| Made::Rewritten(bytes, rewritten)),
             Err(e) if e.kind() == ErrorKind::NotFound => Some(Made::Plain),
             Err(_) => None,
         };
-        let made = made.ok_or_else(|| WitnessError::Compile("what its compiler made could not be read".into()))?;
+        let made = made.ok_or_else(|| WitnessError::Compile("the rewritten module could not be read".into()))?;
         let _ = std::fs::write(&self.marker, if matches!(made, Made::Plain) { &[] } else { REWRITTEN });
         Ok(made)
     }
 
-    /// Puts the rewritten module there, whole or not at all.
+    /// Writes the rewritten module atomically.
     fn put(&self, bytes: &[u8]) -> std::io::Result<()> {
         let dir = self.module.parent().unwrap_or(Path::new("."));
         let mut file = tempfile::Builder::new().prefix(HANDED).tempfile_in(dir)?;
@@ -170,7 +171,7 @@ fn validate(sandbox: &Sandbox, wasm: &[u8]) -> Result<(), WitnessError> {
         .map_err(|e| WitnessError::Module(format!("the module is not valid: {}", clip(&e.to_string()))))
 }
 
-/// Compiles on a thread, which is left to itself when the time is over.
+/// Compiles on a thread, which is abandoned when the time is over.
 fn compile_here(
     engine: &Engine,
     wasm: &[u8],
@@ -182,16 +183,16 @@ fn compile_here(
     thread::Builder::new()
         .name("witness-compile".into())
         .spawn(move || {
-            // Nobody listens any more when the time is over.
+            // If the time is over, the receiver is gone.
             let _ = done.send(Module::new(&engine, &bytes));
         })
-        .map_err(|e| WitnessError::Compile(format!("no thread to compile on: {e}")))?;
+        .map_err(|e| WitnessError::Compile(format!("could not start a thread to compile on: {e}")))?;
     let left = deadline.map_or(Duration::MAX, |d| d.saturating_duration_since(Instant::now()));
     match result.recv_timeout(left) {
         Ok(Ok(module)) => Ok(module),
         Ok(Err(e)) => Err(WitnessError::Compile(clip(&e.to_string()))),
         Err(RecvTimeoutError::Timeout) => Err(too_slow(limits)),
-        Err(RecvTimeoutError::Disconnected) => Err(WitnessError::Compile("the compiler broke".into())),
+        Err(RecvTimeoutError::Disconnected) => Err(WitnessError::Compile("the compiler panicked".into())),
     }
 }
 
@@ -199,7 +200,7 @@ fn too_slow(limits: &Limits) -> WitnessError {
     WitnessError::Compile(format!("it took longer than {:?}", limits.compile_time))
 }
 
-/// Ends the child, whichever way its guard is left.
+/// Kills the child when dropped.
 struct Guarded(Child);
 
 impl Drop for Guarded {
@@ -209,14 +210,14 @@ impl Drop for Guarded {
     }
 }
 
-/// Names of modules on their way to a child.
+/// Prefix of module files being handed to a child.
 const HANDED: &str = ".compiling-";
-/// Bytes written to a cache folder, to see that it takes them.
+/// Bytes written to a cache folder to check that it is writable.
 const PROBE: usize = 64 << 10;
-/// No compile takes so long.
+/// Age at which a handed-over module is abandoned: no compile takes that long.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
-/// Removes modules that a parent which was killed left behind, and rewritten ones of long ago.
+/// Removes modules left behind by parents that were killed, and rewritten modules past their age limit.
 fn sweep(dir: &Path) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
@@ -228,7 +229,7 @@ fn sweep(dir: &Path) {
             () => continue,
         };
         if age().is_some_and(|age| age > limit) {
-            // A failure leaves a file that nobody needs, no more.
+            // Failure only leaves an unneeded file behind.
             let _ = std::fs::remove_file(entry.path());
         }
     }
@@ -243,8 +244,9 @@ fn compile_by_child(
     deadline: Option<Instant>,
 ) -> Result<(), WitnessError> {
     sweep(dir);
-    let handing =
-        |e: std::io::Error| WitnessError::Compile(format!("the module could not be written for it: {}", io_reason(&e)));
+    let handing = |e: std::io::Error| {
+        WitnessError::Compile(format!("the module could not be handed to the compiler: {}", io_reason(&e)))
+    };
     let mut file = tempfile::Builder::new().prefix(HANDED).tempfile_in(dir).map_err(handing)?;
     file.write_all(wasm).and_then(|()| file.flush()).map_err(handing)?;
 
@@ -265,7 +267,7 @@ fn compile_by_child(
         WitnessError::Compile(format!("its compiler {} could not be started: {}", compiler.display(), io_reason(&e)))
     })?);
 
-    // A thread, so that a child which fills the pipe cannot hold up the deadline. It ends when the pipe does.
+    // On a thread, so that a child that fills the pipe cannot delay the deadline. The thread ends when the pipe does.
     let pipe = child.0.stderr.take();
     let (send, complaint) = mpsc::channel();
     let reader = thread::Builder::new().name("witness-stderr".into()).spawn(move || {
@@ -275,33 +277,34 @@ fn compile_by_child(
         let _ = send.send(String::from_utf8_lossy(&text).into_owned());
         let _ = std::io::copy(&mut pipe, &mut std::io::sink());
     });
-    reader.map_err(|e| WitnessError::Compile(format!("no thread to listen to its compiler: {e}")))?;
+    reader
+        .map_err(|e| WitnessError::Compile(format!("could not start a thread to read the compiler's output: {e}")))?;
 
     let status = loop {
         match child.0.try_wait() {
             Ok(Some(status)) => break status,
             Ok(None) if deadline.is_some_and(|d| Instant::now() >= d) => return Err(too_slow(limits)),
             Ok(None) => thread::sleep(POLL),
-            Err(e) => return Err(WitnessError::Compile(format!("its compiler was lost: {e}"))),
+            Err(e) => return Err(WitnessError::Compile(format!("could not wait for its compiler: {e}"))),
         }
     };
     if status.success() {
         return Ok(());
     }
-    // A grandchild may hold the pipe open: do not wait for it.
+    // A grandchild may keep the pipe open, so limit the wait.
     let text = complaint.recv_timeout(Duration::from_millis(200)).unwrap_or_default();
     Err(WitnessError::Compile(explain(status, &text, limits.compile_memory)))
 }
 
-/// One sentence for how a child failed.
+/// Describes in one sentence how a child failed.
 fn explain(status: ExitStatus, stderr: &str, memory: u64) -> String {
-    // The words of Rust's allocator as it gives up, and of a thread that gets no stack.
+    // The messages of Rust's allocator when it gives up, and of a failure to allocate a thread's stack.
     if stderr.contains("memory allocation of") || stderr.contains("Cannot allocate memory") {
         return format!("it takes more than {memory} bytes of memory");
     }
     let lines = || stderr.lines().map(str::trim).filter(|l| !l.is_empty());
     let said = lines().find_map(|l| l.strip_prefix("error: ")).or(lines().next_back());
-    // The child's sentence begins as the one does that this one goes into.
+    // The child's message starts with the prefix that this message will get too.
     let prefix = WitnessError::Compile(String::new()).to_string();
     let said = said.map(|l| clip(l.strip_prefix(&prefix).unwrap_or(l)));
     match (said, status.signal()) {
@@ -312,13 +315,13 @@ fn explain(status: ExitStatus, stderr: &str, memory: u64) -> String {
     }
 }
 
-/// Compiles a module into a cache folder, under a memory limit that it sets for the whole process: for a child that
-/// does nothing else (`compile-witness --wasm FILE --cache DIR --memory BYTES [--plain]`). With `rewrite`, and if it can
-/// be, what is compiled is the module rewritten, which goes into the folder too. On Linux it ends with the thread that
-/// started it; elsewhere the limit is kept as far as the system does.
+/// Compiles a module into a cache folder, under a memory limit that it sets for the whole process: meant for a child
+/// that does nothing else (`compile-witness --wasm FILE --cache DIR --memory BYTES [--plain]`). With `rewrite`, it
+/// rewrites the module first where possible, and also stores the rewritten module in the folder. On Linux the process
+/// ends with the thread that started it; elsewhere the limit is enforced as far as the system does.
 ///
-/// Errors: `Module` for no witness program, `Compile` for what the compiler, the folder or the limits refuse. A
-/// process that meets the memory limit aborts.
+/// Errors: `Module` if the file is not a witness program, `Compile` for failures of the compiler, the folder or the
+/// limits. A process that reaches the memory limit aborts.
 pub fn compile_into_cache(wasm: &Path, cache_dir: &Path, memory_limit: u64, rewrite: bool) -> Result<(), WitnessError> {
     end_with_parent();
     let limits = [
@@ -345,15 +348,15 @@ pub fn compile_into_cache(wasm: &Path, cache_dir: &Path, memory_limit: u64, rewr
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
-        .map_err(|e| WitnessError::Compile(format!("no threads to compile on: {e}")))?;
+        .map_err(|e| WitnessError::Compile(format!("could not start threads to compile on: {e}")))?;
     let compile = |engine, bytes: &[u8]| pool.install(|| Module::new(engine, bytes));
     let entry = sandbox.cache.as_ref().map(|kept| Entry::of(&sandbox, &kept.dir, &bytes, rewrite));
-    if let (Some((anew, _)), Some(entry)) = (rewrite.then(|| rewrite::rewrite(&bytes)).flatten(), entry) {
-        let done = compile(&sandbox.rewritten.engine, &anew);
+    if let (Some((rewritten, _)), Some(entry)) = (rewrite.then(|| rewrite::rewrite(&bytes)).flatten(), entry) {
+        let done = compile(&sandbox.rewritten.engine, &rewritten);
         done.map_err(|e| WitnessError::Compile(clip(&e.to_string())))?;
-        return entry
-            .put(&anew)
-            .map_err(|e| WitnessError::Compile(format!("what it became could not be written: {}", io_reason(&e))));
+        return entry.put(&rewritten).map_err(|e| {
+            WitnessError::Compile(format!("the rewritten module could not be written: {}", io_reason(&e)))
+        });
     }
     match compile(&sandbox.plain.engine, &bytes) {
         Ok(_) => Ok(()),
@@ -364,39 +367,41 @@ pub fn compile_into_cache(wasm: &Path, cache_dir: &Path, memory_limit: u64, rewr
     }
 }
 
-/// One byte more than allowed at most, so that a file which grows meanwhile is refused, not read.
+/// Reads at most one byte more than allowed, so that a file that grows meanwhile is refused rather than read.
 fn read_module(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(outline::MAX_MODULE as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Has this process killed when the thread that started it ends; elsewhere than on Linux it compiles to its end.
+/// Makes the kernel kill this process when the thread that started it ends; on systems other than Linux it compiles to
+/// the end.
 fn end_with_parent() {
     #[cfg(target_os = "linux")]
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
 }
 
-/// Lowers a limit of this process, never raises it.
+/// Lowers a limit of this process; never raises it.
 fn lower(resource: Resource, to: u64) -> rustix::io::Result<()> {
     let now = getrlimit(resource);
     let min = |limit: Option<u64>| Some(limit.map_or(to, |l| l.min(to)));
     setrlimit(resource, Rlimit { current: min(now.current), maximum: min(now.maximum) })
 }
 
-/// Whether a cache folder is one, and can be written to; or in words, why not.
+/// Checks that a cache folder is private and writable. Errors: the reason, as text.
 pub(super) fn usable_folder(dir: &Path) -> Result<(), String> {
     let real = private_folder(dir).map_err(|e| match e {
         WitnessError::Compile(why) => why,
         e => e.to_string(),
     })?;
     let probe = tempfile::Builder::new().prefix(HANDED).tempfile_in(real);
-    // A full disk still takes an empty file.
+    // An empty file can be created even on a full disk.
     let written = probe.and_then(|mut file| file.write_all(&[0; PROBE]).and_then(|()| file.flush()));
     written.map_err(|e| format!("the cache folder {}: {}", dir.display(), io_reason(&e)))
 }
 
-/// A cache folder, made if it is not there: with its links resolved, owned by this user, and no other can write to it.
+/// Creates a cache folder if it does not exist and returns its resolved path; checks that this user owns it and that no
+/// other can write to it.
 pub(super) fn private_folder(dir: &Path) -> Result<PathBuf, WitnessError> {
     let refuse = |why: String| WitnessError::Compile(format!("the cache folder {}: {why}", dir.display()));
     match DirBuilder::new().recursive(true).mode(0o700).create(dir) {
@@ -407,13 +412,13 @@ pub(super) fn private_folder(dir: &Path) -> Result<PathBuf, WitnessError> {
     let found: Metadata = real.metadata().map_err(|e| refuse(io_reason(&e)))?;
     let (mode, user) = (found.mode() & 0o7777, rustix::process::geteuid().as_raw());
     if !found.is_dir() {
-        return Err(refuse("it is no folder".into()));
+        return Err(refuse("not a folder".into()));
     }
     if found.uid() != user {
         return Err(refuse(format!("expected user {user} to own it, got user {}", found.uid())));
     }
     if mode & 0o022 != 0 {
-        return Err(refuse(format!("expected that nobody else can write to it (mode 0700), got mode {mode:04o}")));
+        return Err(refuse(format!("expected that only its owner can write to it (mode 0700), got mode {mode:04o}")));
     }
     Ok(real)
 }

@@ -10,37 +10,37 @@ use super::json::{Number, Reader, Syntax};
 use crate::formats::FileKind;
 use crate::model::Fr;
 
-/// Most values in a document: 128 MiB of them.
+/// Maximum number of values in a document: 128 MiB of them.
 const MAX_VALUES: usize = 1 << 22;
-/// Most signals and bus elements.
+/// Maximum number of signals and bus elements.
 const MAX_NAMES: usize = 1 << 18;
-/// Longest name of a signal, its bus path included, bytes.
+/// Maximum length of a signal's name, its bus path included, bytes.
 const MAX_NAME: usize = 2048;
-/// Longest sum of all names, bytes.
+/// Maximum total length of all names, bytes.
 const MAX_NAME_BYTES: usize = 32 << 20;
-/// Deepest nesting of arrays and objects.
+/// Maximum nesting depth of arrays and objects.
 const MAX_DEPTH: usize = 64;
-/// Longest number, digits. One below r has 77; the bound keeps conversion cheap.
+/// Maximum number of digits in a number. A number below r has at most 77; the limit keeps conversion cheap.
 const MAX_DIGITS: usize = 1000;
 
-/// Why an input is not what the circuit takes. Messages name signals and counts, never values.
+/// Why an input does not fit the circuit. Messages name signals and counts, never values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InputError {
-    /// The document does not read as an object of signals, or is larger than allowed.
-    #[error("the input is not as it should be: {0}")]
+    /// The document does not parse as an object of signals, or is too large.
+    #[error("invalid input: {0}")]
     Json(String),
-    /// A value is no integer.
+    /// A value is not an integer.
     #[error("input signal {}: {why}", place(.signal, .index))]
     Value {
         /// Name of the signal.
         signal: String,
-        /// Place among its values, row-major, for an array.
+        /// Row-major index among its values, for an array.
         index: Option<usize>,
         /// What is wrong with it.
         why: &'static str,
     },
-    /// A signal is there twice.
-    #[error("input signal {} is there twice", name(.signal))]
+    /// A signal is given twice.
+    #[error("input signal {} is given twice", name(.signal))]
     Duplicate {
         /// Name of the signal.
         signal: String,
@@ -71,15 +71,16 @@ pub enum InputError {
         /// Values given.
         got: usize,
     },
-    /// A value goes to an element that has one, or to none, in a program too old to say how many a signal has.
-    #[error("input signal {}: value {index} is one too many, or the signal's place is taken", name(.signal))]
+    /// A value for an element that is already set or does not exist, in a program too old to report how many elements a
+    /// signal has.
+    #[error("input signal {}: value {index} is one too many, or the signal is already set", name(.signal))]
     Misplaced {
         /// Name of the signal.
         signal: String,
-        /// Place among its values, row-major.
+        /// Row-major index among its values.
         index: usize,
     },
-    /// A value went to a signal that is no input, in a program too old to say which one.
+    /// A value was set for a signal that is not an input, in a program too old to report which one.
     #[error("too many values: some input signal has more values than elements")]
     Surplus,
     /// Signals are missing.
@@ -90,7 +91,7 @@ pub enum InputError {
         /// Values the circuit takes.
         total: usize,
     },
-    /// Signals are missing, in a program too old to say how many there are.
+    /// Signals are missing, in a program too old to report how many there are.
     #[error("not all inputs have been set: with the {set} values given, some signals have none")]
     Unset {
         /// Values given.
@@ -98,7 +99,7 @@ pub enum InputError {
     },
 }
 
-/// A name from outside, as it may be printed: short, and quoted where it is not a plain identifier.
+/// Formats a name from outside for printing: shortened, and quoted unless it is a plain identifier.
 fn name(signal: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '$' | '.' | '[' | ']');
     let short: String = signal.chars().take(80).collect();
@@ -113,14 +114,16 @@ fn place(signal: &str, index: &Option<usize>) -> String {
     }
 }
 
-/// Values for the input signals of a circuit: a secret.
+/// Values for the input signals of a circuit. They are secret.
 ///
 /// Read from JSON by snarkjs's conventions: an object of signals, each a number, a string ("12", "-3", "0x1f") or an
-/// array of those, nested arrays in row-major order; a scalar may come as an array of one. Values are reduced mod r.
-/// Buses (circom 2.2) are objects: their fields get dotted names, and arrays of them get indices, as in `a[0].x`.
+/// array of those, with nested arrays in row-major order; a scalar may be given as an array of one. Values are reduced
+/// mod r. Buses (circom 2.2) are objects: their fields get dotted names, and arrays of buses get indices, as in
+/// `a[0].x`.
 ///
-/// Exact or refused: digits are never lost, and what snarkjs reads silently as some number ("", true, 1.0, a signal
-/// given twice) is an error. Overwritten with zeros when dropped; `Debug` shows counts only.
+/// Input is read exactly or refused: digits are never lost, and what snarkjs silently reads as some number ("", true,
+/// 1.0, a signal given twice) is an error. The values are overwritten with zeros when dropped; `Debug` shows counts
+/// only.
 pub struct Inputs {
     signals: Vec<Signal>,
     values: Secrets,
@@ -167,12 +170,13 @@ impl Inputs {
         }
     }
 
-    /// Each signal's name and values, in the order of the document. Values are plain, four limbs, below r.
+    /// Returns each signal's name and values, in document order. Values are not in Montgomery form: four limbs, below
+    /// r.
     pub fn signals(&self) -> impl Iterator<Item = (&str, &[BigInteger256])> {
         self.signals.iter().map(|s| (&*s.name, &self.values.0[s.start..s.end]))
     }
 
-    /// Number of values, of all signals together.
+    /// Number of values, over all signals.
     pub fn len(&self) -> usize {
         self.values.0.len()
     }
@@ -189,7 +193,7 @@ impl fmt::Debug for Inputs {
     }
 }
 
-/// Values that are overwritten with zeros when dropped, and when they move to a larger place.
+/// Values that are overwritten with zeros when dropped, and when they move to a larger allocation.
 struct Secrets(Vec<BigInteger256>);
 
 impl Secrets {
@@ -233,14 +237,14 @@ impl From<InputError> for Refused {
     }
 }
 
-/// What an array's leaves are; all of one kind.
+/// The kind of an array's leaves, which are all of one kind.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Leaves {
     Values,
     Buses,
 }
 
-/// An array as it is read: indices of the present element, and what the leaves so far are.
+/// State of an array being read: the indices of the current element, and the kind of its leaves so far.
 struct Elements {
     indices: Vec<usize>,
     leaves: Option<Leaves>,
@@ -273,11 +277,11 @@ impl Parser<'_> {
         }
     }
 
-    /// An object: the whole document, or a bus.
+    /// Reads an object: the whole document, or a bus.
     fn object(&mut self, depth: usize) -> Result<(), Refused> {
         self.reader.expect(b'{', "expected {")?;
         if self.reader.take(b'}') {
-            // A document without signals is fine for a circuit without inputs; a bus has fields.
+            // A document without signals is valid for a circuit without inputs, but a bus must have fields.
             return if self.path.is_empty() { Ok(()) } else { Err(self.refuse(None, "an object without fields")) };
         }
         loop {
@@ -304,7 +308,7 @@ impl Parser<'_> {
         }
     }
 
-    /// What a name stands for.
+    /// Reads the value of a name.
     fn value(&mut self, depth: usize) -> Result<(), Refused> {
         let first = self.inputs.values.0.len();
         match self.reader.peek() {
@@ -358,15 +362,15 @@ impl Parser<'_> {
         }
     }
 
-    /// Notes what kind the next leaf is.
+    /// Records the kind of the next leaf.
     fn leaf(&self, elements: &mut Elements, kind: Leaves) -> Result<(), Refused> {
         match elements.leaves.replace(kind) {
-            Some(other) if other != kind => Err(self.refuse(None, "an array of both values and objects")),
+            Some(other) if other != kind => Err(self.refuse(None, "an array mixes values and objects")),
             _ => Ok(()),
         }
     }
 
-    /// A single value.
+    /// Reads a single value.
     fn scalar(&mut self, index: Option<usize>) -> Result<(), Refused> {
         let read = match self.reader.peek() {
             Some(b'"') => integer(self.reader.string()?.as_str()),
@@ -392,7 +396,7 @@ impl Parser<'_> {
         InputError::Value { signal: self.path.clone(), index, why }.into()
     }
 
-    /// Sees that the present path is a new name.
+    /// Checks that the current path is a new name.
     fn claim(&mut self) -> Result<(), Refused> {
         self.seen_bytes += self.path.len();
         if self.seen.len() == MAX_NAMES || self.seen_bytes > MAX_NAME_BYTES || self.path.len() > 2 * MAX_NAME {
@@ -410,7 +414,7 @@ impl Parser<'_> {
 }
 
 /// Reads an integer and reduces it mod r: an optional sign and decimal digits, or 0x, 0o or 0b and digits (the forms
-/// that JavaScript's `BigInt` takes). White space around it is ignored.
+/// that JavaScript's `BigInt` accepts). Surrounding white space is ignored.
 fn integer(text: &str) -> Result<BigInteger256, &'static str> {
     let text = text.trim_matches([' ', '\t', '\n', '\r']);
     let (negative, rest) = match text.as_bytes().first() {
@@ -433,7 +437,7 @@ fn integer(text: &str) -> Result<BigInteger256, &'static str> {
     if radix != 10 && rest.len() != text.len() {
         return Err("expected an integer; only decimal ones take a sign");
     }
-    // Horner by chunks that fit in 63 bits: 15 digits of any of these radices.
+    // Horner's scheme over chunks that fit in 63 bits: 15 digits in any of these radices.
     let mut sum = Fr::from(0u64);
     for chunk in digits.as_bytes().chunks(15) {
         let (mut value, mut weight) = (0u64, 1u64);
@@ -507,15 +511,15 @@ mod tests {
             (r#"{"a": "--1"}"#, "something else"),
             (r#"{"a": "1_000"}"#, "something else"),
             (r#"{"a": {}}"#, "a: an object without fields"),
-            (r#"{"a": [1, {"x": 2}]}"#, "a: an array of both values and objects"),
-            (r#"{"a": 1, "a": 1}"#, "a is there twice"),
-            (r#"{"a": {"x": 1}, "a.x": 1}"#, "a.x is there twice"),
+            (r#"{"a": [1, {"x": 2}]}"#, "a: an array mixes values and objects"),
+            (r#"{"a": 1, "a": 1}"#, "a is given twice"),
+            (r#"{"a": {"x": 1}, "a.x": 1}"#, "a.x is given twice"),
             (r#"{"": 1}"#, "name is empty"),
             ("[1]", "line 1, column 1: expected an object"),
             ("", "expected an object"),
             ("{\n\"a\": 1,}", "line 2, column 8: expected a string"),
             (r#"{"a": 01}"#, "may not begin with 0"),
-            (r#"{"a": 1} 2"#, "something follows"),
+            (r#"{"a": 1} 2"#, "unexpected data after"),
             (r#"{"a": 1"#, "expected , or }"),
             (r#"{"a": "1"#, "does not end"),
             ("{\"a\": \"\\ud800x\"}", "surrogate"),

@@ -1,23 +1,23 @@
 //! A strict, streaming reader of JSON text.
 //!
-//! Numbers in an input are secrets, and long ones must not lose digits. A general JSON library copies each number into
-//! buffers of its own that nobody overwrites, quotes values in its errors, and hands a long number over as a map with
-//! a magic key. This one lends slices of the text, and its errors say where, never what.
+//! Numbers in an input are secret, and long ones must not lose digits. A general JSON library copies each number into
+//! buffers that are never overwritten, quotes values in its errors, and returns a long number as a map with a magic
+//! key. This reader lends slices of the text, and its errors give positions, never contents.
 
 use std::borrow::Cow;
 
 use zeroize::Zeroize;
 
-/// Where a text is not JSON, and why.
+/// Where a text stops being valid JSON, and why.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Syntax {
-    /// Bytes before the place.
+    /// Byte offset of the error.
     pub at: usize,
     /// What was expected there.
     pub why: &'static str,
 }
 
-/// Reads from the front of a text.
+/// Reads a text from the front.
 pub(super) struct Reader<'a> {
     text: &'a str,
     at: usize,
@@ -32,7 +32,7 @@ pub(super) enum Number<'a> {
     Other,
 }
 
-/// A string token; where it had escapes, a copy that is overwritten with zeros when dropped.
+/// A string token; if it has escapes, a copy that is overwritten with zeros when dropped.
 pub(super) struct Text<'a>(Cow<'a, str>);
 
 impl Text<'_> {
@@ -58,12 +58,12 @@ impl<'a> Reader<'a> {
         self.text.as_bytes()
     }
 
-    /// An error at the present place.
+    /// An error at the current position.
     pub(super) fn error(&self, why: &'static str) -> Syntax {
         Syntax { at: self.at, why }
     }
 
-    /// The next byte that is not white space, left in place.
+    /// Returns the next byte that is not white space, without consuming it.
     pub(super) fn peek(&mut self) -> Option<u8> {
         while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.bytes().get(self.at) {
             self.at += 1;
@@ -71,19 +71,19 @@ impl<'a> Reader<'a> {
         self.bytes().get(self.at).copied()
     }
 
-    /// Takes `byte` if it comes next.
+    /// Consumes `byte` if it comes next.
     pub(super) fn take(&mut self, byte: u8) -> bool {
         let there = self.peek() == Some(byte);
         self.at += usize::from(there);
         there
     }
 
-    /// Takes `byte` or fails.
+    /// Consumes `byte` or fails.
     pub(super) fn expect(&mut self, byte: u8, why: &'static str) -> Result<(), Syntax> {
         if self.take(byte) { Ok(()) } else { Err(self.error(why)) }
     }
 
-    /// Takes `word` if it comes next.
+    /// Consumes `word` if it comes next.
     pub(super) fn word(&mut self, word: &str) -> bool {
         self.peek();
         let there = self.bytes()[self.at..].starts_with(word.as_bytes());
@@ -93,7 +93,7 @@ impl<'a> Reader<'a> {
         there
     }
 
-    /// Takes a number.
+    /// Consumes a number.
     pub(super) fn number(&mut self) -> Result<Number<'a>, Syntax> {
         self.peek();
         let start = self.at;
@@ -128,14 +128,14 @@ impl<'a> Reader<'a> {
         Ok(if self.at == end { Number::Integer(&self.text[start..end]) } else { Number::Other })
     }
 
-    /// Takes digits and counts them.
+    /// Consumes digits and counts them.
     fn digits(&mut self) -> usize {
         let n = self.bytes()[self.at..].iter().take_while(|b| b.is_ascii_digit()).count();
         self.at += n;
         n
     }
 
-    /// Takes a string, its escapes resolved.
+    /// Consumes a string and resolves its escapes.
     pub(super) fn string(&mut self) -> Result<Text<'a>, Syntax> {
         self.expect(b'"', "expected a string")?;
         let start = self.at;
@@ -145,7 +145,7 @@ impl<'a> Reader<'a> {
             match self.bytes().get(self.at) {
                 None => return Err(self.error("the string does not end")),
                 Some(b'"') => {
-                    // Slices begin and end beside ASCII bytes, so always at character boundaries.
+                    // Slices begin and end next to ASCII bytes, so always at character boundaries.
                     let rest = &self.text[run..self.at];
                     self.at += 1;
                     return Ok(match copy {
@@ -171,7 +171,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The character an escape stands for; the backslash is taken.
+    /// Reads the character that an escape stands for, after the backslash.
     fn escape(&mut self) -> Result<char, Syntax> {
         let Some(b) = self.bytes().get(self.at) else {
             return Err(self.error("the string does not end"));
@@ -207,7 +207,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Takes four hexadecimal digits.
+    /// Consumes four hexadecimal digits.
     fn four(&mut self) -> Result<u32, Syntax> {
         let why = "expected four hexadecimal digits after \\u";
         let mut code = 0;
@@ -219,17 +219,17 @@ impl<'a> Reader<'a> {
         Ok(code)
     }
 
-    /// Fails unless only white space is left.
+    /// Fails unless only white space remains.
     pub(super) fn end(&mut self) -> Result<(), Syntax> {
         match self.peek() {
             None => Ok(()),
-            Some(_) => Err(self.error("something follows the end of the document")),
+            Some(_) => Err(self.error("unexpected data after the end of the document")),
         }
     }
 }
 
 impl Text<'_> {
-    /// Appends; what growth leaves behind is overwritten.
+    /// Appends text; overwrites the old buffer when it has to grow.
     fn push(&mut self, more: &str) {
         let Cow::Owned(s) = &mut self.0 else { return };
         if s.capacity() - s.len() < more.len() {

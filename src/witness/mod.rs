@@ -19,7 +19,7 @@ pub use wasm::{Abi, Limits, ModuleCache, WasmInfo, WasmWitness};
 
 use crate::model::{StopReason, StopToken, Witness};
 
-/// Why there is no witness. Messages name signals and counts, never values.
+/// Why a witness could not be computed. Messages name signals and counts, never values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WitnessError {
     /// The input is not what the circuit takes.
@@ -31,30 +31,29 @@ pub enum WitnessError {
     /// The module could not be compiled within its bounds.
     #[error("the witness program could not be compiled: {0}")]
     Compile(String),
-    /// The circuit refuses the input: a constraint or an assert fails. Holds circom's own words and template trace.
+    /// The circuit refuses the input: a constraint or an assert fails. Contains circom's own message and template
+    /// trace.
     #[error("the circuit refuses this input: {0}")]
     Assert(String),
-    /// The program broke: a trap, or an answer that makes no sense.
-    #[error("the witness program broke: {0}")]
+    /// The program failed: a trap, or a meaningless answer.
+    #[error("the witness program failed: {0}")]
     Trap(String),
-    /// More memory than allowed.
-    #[error(
-        "the witness program wants more than the {limit} bytes of memory that it may have (PROVER_WITNESS_MEMORY_BYTES)"
-    )]
+    /// The program needs more memory than allowed.
+    #[error("the witness program needs more memory than its limit of {limit} bytes (PROVER_WITNESS_MEMORY_BYTES)")]
     Memory {
         /// Bytes allowed.
         limit: u64,
     },
-    /// This machine could not set it up, for want of address space, say.
+    /// This machine could not set the program up, for example for lack of address space.
     #[error("the witness program could not be set up here: {0}")]
     Host(String),
-    /// It took too long or was told to stop.
+    /// The program took too long or was asked to stop.
     #[error("the witness program was stopped: {0}")]
     Stopped(StopReason),
 }
 
 /// Computes witnesses of one circuit.
 pub trait WitnessGenerator: Send + Sync {
-    /// The witness for these inputs, by a fresh instance. Ends soon after `stop` says so.
+    /// Computes the witness for these inputs in a fresh instance. Ends soon after `stop` is triggered.
     fn generate(&self, inputs: &Inputs, stop: &StopToken) -> Result<Witness, WitnessError>;
 }

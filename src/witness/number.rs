@@ -1,7 +1,7 @@
 //! Numbers in the memory of circom's programs, of either version.
 //!
-//! 40 bytes: a 32-bit short value, 32 bits of kind, then 32 bytes: bit 31 of the kind says that the long form holds, bit
-//! 30 that it is in Montgomery form.
+//! A number takes 40 bytes: a 32-bit short value, 32 bits of kind, then a 32-byte long value. Bit 31 of the kind says
+//! that the long value is the valid one, bit 30 that it is in Montgomery form.
 
 use ark_ff::{BigInteger, BigInteger256, PrimeField};
 use zeroize::Zeroize;
@@ -10,14 +10,14 @@ use super::WitnessError;
 use super::run::{Run, element, element_bytes};
 use crate::model::Fr;
 
-/// Bytes of a number.
+/// Size of a number, bytes.
 pub(super) const BYTES: u32 = 40;
-/// Bit of the kind: the long form holds.
+/// Bit of the kind: the long value is the valid one.
 pub(super) const LONG: u32 = 1 << 31;
-/// Bit of the kind: the long form is in Montgomery form.
+/// Bit of the kind: the long value is in Montgomery form.
 pub(super) const MONTGOMERY: u32 = 1 << 30;
 
-/// Writes a number, in the form that the program itself would give it: short where it fits.
+/// Writes a number in the form that the program itself would give it: short if it fits.
 pub(super) fn write(run: &mut Run, at: u32, value: &BigInteger256) -> Result<(), WitnessError> {
     let mut bytes = [0; BYTES as usize];
     let negative = -Fr::new(*value);

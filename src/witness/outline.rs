@@ -1,11 +1,11 @@
-//! A first look at a module, before it costs a compile.
+//! A first look at a module, before it is worth compiling.
 
 use wasmparser::{Operator, Parser, Payload, TypeRef};
 
 use super::WitnessError;
 use crate::formats::FileKind;
 
-/// Longest module, bytes.
+/// Maximum size of a module, bytes.
 pub(super) const MAX_MODULE: usize = 256 << 20;
 /// The functions a witness program may import, all from `runtime`: of circom 2, of older circom 2, and of circom 1.
 const IMPORTS: [&str; 11] = [
@@ -22,12 +22,12 @@ const IMPORTS: [&str; 11] = [
     "logFinishComponent",
 ];
 
-/// Deepest nesting of blocks in a function. The compiler's time grows with the square of it, and what circom writes
-/// nests a handful of them.
+/// Maximum nesting of blocks in a function. The compiler's time grows with the square of the depth, and circom's code
+/// nests only a handful of blocks.
 const MAX_NESTING: usize = 4096;
 
-/// Refuses functions that nest blocks too deep to compile. Looks at every instruction, so it is for modules that are
-/// about to be compiled only; those that are not valid may pass.
+/// Refuses functions whose blocks nest too deeply to compile. Reads every instruction, so it is meant only for modules
+/// that are about to be compiled; invalid ones may pass.
 pub(super) fn check_nesting(wasm: &[u8]) -> Result<(), WitnessError> {
     for part in Parser::new(0).parse_all(wasm) {
         let Ok(Payload::CodeSectionEntry(body)) = part else { continue };
@@ -49,7 +49,7 @@ pub(super) fn check_nesting(wasm: &[u8]) -> Result<(), WitnessError> {
     Ok(())
 }
 
-/// What a module looks like from outside.
+/// What a module's sections tell about it.
 pub(super) struct Outline {
     circom1: bool,
     /// Bytes of its longest function.
@@ -57,7 +57,7 @@ pub(super) struct Outline {
 }
 
 impl Outline {
-    /// Walks over a module's sections; checks its frame, its imports and that it exports what circom's programs do.
+    /// Reads a module's sections; checks its format, its imports and that it exports what circom's programs do.
     pub(super) fn read(wasm: &[u8]) -> Result<Self, WitnessError> {
         let refuse = |why: String| Err(WitnessError::Module(why));
         if wasm.len() > MAX_MODULE {
@@ -66,7 +66,7 @@ impl Outline {
         match wasm {
             [b'\0', b'a', b's', b'm', 1, 0, 0, 0, ..] => {}
             [b'\0', b'a', b's', b'm', version @ ..] => {
-                return refuse(format!("it is WebAssembly, but not a module of version 1: {}", begin(version)));
+                return refuse(format!("it is WebAssembly, but not a version 1 module: {}", begin(version)));
             }
             _ => return refuse(format!("expected a WebAssembly module, got {}", guess(wasm))),
         }
@@ -86,7 +86,9 @@ impl Outline {
                         };
                         if !known {
                             let (module, name) = (clip(import.module), clip(import.name));
-                            return refuse(format!("it imports {module}.{name}, which circom's programs do not"));
+                            return refuse(format!(
+                                "it imports {module}.{name}, which circom's programs do not import"
+                            ));
                         }
                     }
                 }
@@ -118,7 +120,7 @@ impl Outline {
     }
 }
 
-/// A text from outside, fit to print.
+/// Makes a text from outside safe to print: shortened and escaped.
 pub(super) fn clip(text: &str) -> String {
     text.chars().take(80).flat_map(char::escape_debug).collect()
 }
@@ -127,7 +129,7 @@ fn begin(bytes: &[u8]) -> String {
     format!("its next bytes are {}", hex::encode(&bytes[..bytes.len().min(4)]))
 }
 
-/// What a file that is no module seems to be.
+/// Describes a file that is not a module.
 fn guess(bytes: &[u8]) -> String {
     match (bytes, FileKind::of(bytes)) {
         ([], _) => "an empty file".into(),

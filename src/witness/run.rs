@@ -1,4 +1,4 @@
-//! One instance of a witness program: its limits, its calls into the host, its failures.
+//! A running instance of a witness program: its limits, its calls into the host, its failures.
 
 use ark_ff::{BigInteger256, PrimeField};
 use num_bigint::BigUint;
@@ -14,42 +14,44 @@ use super::{WitnessError, rewrite};
 use crate::backend::pages;
 use crate::model::{FR_MODULUS_DEC, Fr, StopReason, StopToken, Witness};
 
-/// Most elements of all tables; circom's programs have one an entry for each template.
+/// Most elements of all tables together; circom's programs have one table, with an entry for each template.
 const MAX_TABLE: usize = 1 << 20;
+/// Most tables of a module.
+const MAX_TABLES: u32 = 4;
 /// Longest message read from a program; circom's have at most 256 characters.
 const MAX_MESSAGE: usize = 1024;
 /// Longest trace of messages kept.
 const MAX_TRACE: usize = 8 * 1024;
 /// Bytes of a page of linear memory.
 const PAGE: u64 = 1 << 16;
-/// Values of a witness read between two looks at the time.
+/// Values of a witness read between two checks of the stop token.
 const LOOK: u32 = 1 << 12;
-/// Memory from which on it is asked for in huge pages, bytes. Smaller ones may well be touched here and there only.
+/// Memory size from which huge pages are requested, bytes. Smaller memories may be touched only sparsely.
 const LARGE: usize = 16 << 20;
-/// Pages that circom 1's programs get where the limit allows: snarkjs gives as many. They are address space only
-/// until they are touched.
+/// Pages that circom 1's programs get, limit permitting: as many as snarkjs gives. They are only address space until
+/// they are touched.
 const CIRCOM1_PAGES: u64 = 32767;
 
-/// What a program's calls into the host need.
+/// State that the program's host calls need.
 pub(super) struct Host {
     meter: Meter,
     /// circom's error messages so far.
     trace: String,
     memory: Option<Memory>,
-    /// Whether circom 1's main component began, and ended.
+    /// Whether circom 1's main component has begun, and whether it has ended.
     began: bool,
     ended: bool,
     message_char: Option<TypedFunc<(), i32>>,
-    /// Whether the program was rewritten, so that it asks for the time by itself.
+    /// Whether the program was rewritten and therefore asks for time itself.
     rewritten: bool,
-    /// When it is to stop.
+    /// Tells when to stop.
     stop: StopToken,
 }
 
 /// Counts memory and tables.
 struct Meter {
     limit: u64,
-    /// Bytes beside it for what rewriting added.
+    /// Bytes beyond the limit for what rewriting added.
     added: u64,
     memory: u64,
     table: usize,
@@ -60,9 +62,9 @@ impl ResourceLimiter for Meter {
     fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
         let total = self.memory.saturating_sub(current as u64).saturating_add(desired as u64);
         if total > self.limit.saturating_add(self.added) {
-            // A trap, rather than a −1 that a program may try again for ever.
+            // A trap, because a program may retry a −1 forever.
             self.exceeded = true;
-            return Err(Error::msg("memory limit"));
+            return Err(Error::msg("memory limit exceeded"));
         }
         self.memory = total;
         Ok(true)
@@ -71,7 +73,7 @@ impl ResourceLimiter for Meter {
     fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
         let total = self.table.saturating_sub(current).saturating_add(desired);
         if total > MAX_TABLE {
-            return Err(Error::new(Refused(format!("it wants a table of {total} elements, more than {MAX_TABLE}"))));
+            return Err(Error::new(Refused(format!("the module wants {total} table elements, more than {MAX_TABLE}"))));
         }
         self.table = total;
         Ok(true)
@@ -82,16 +84,16 @@ impl ResourceLimiter for Meter {
     }
 
     fn tables(&self) -> usize {
-        4
+        MAX_TABLES as usize
     }
 
-    // The second is of rewritten programs only.
+    // Only rewritten programs have a second.
     fn memories(&self) -> usize {
         2
     }
 }
 
-/// An exception that the program raised by circom's own call.
+/// An exception that the program raised through circom's own import.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Exception {
     /// circom's code.
@@ -106,7 +108,7 @@ impl std::fmt::Display for Exception {
 
 impl std::error::Error for Exception {}
 
-/// The program was told to stop.
+/// The program was asked to stop.
 #[derive(Debug)]
 struct Interrupted(StopReason);
 
@@ -118,7 +120,7 @@ impl std::fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// The module is not fit to be instantiated.
+/// The module cannot be instantiated here.
 #[derive(Debug)]
 struct Refused(String);
 
@@ -130,16 +132,28 @@ impl std::fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
-/// How a call fails.
+/// The module has more than [`MAX_TABLES`] tables.
+#[derive(Debug)]
+struct TooManyTables(u32);
+
+impl std::fmt::Display for TooManyTables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the module has {} tables, more than {MAX_TABLES}", self.0)
+    }
+}
+
+impl std::error::Error for TooManyTables {}
+
+/// How a call failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// By circom's own exception, whose meaning depends on what was called; with the messages before it.
+    /// circom's own exception, whose meaning depends on the function called; with the messages before it.
     Exception(Exception, String),
-    /// Otherwise.
+    /// Any other failure.
     Other(WitnessError),
 }
 
-/// Everything that circom's programs import as functions. None of them reaches the host.
+/// Defines every function that circom's programs import. None of them gives access to the host.
 pub(super) fn imports(engine: &Engine) -> Result<Linker<Host>> {
     let mut l = Linker::new(engine);
     l.func_wrap("runtime", "exceptionHandler", |mut caller: Caller<'_, Host>, code: i32| -> Result<()> {
@@ -160,7 +174,7 @@ pub(super) fn imports(engine: &Engine) -> Result<Linker<Host>> {
         }
         Ok(())
     })?;
-    // What a circuit logs may be secret: it is dropped, unread.
+    // What a circuit logs may be secret, so it is dropped unread.
     l.func_wrap("runtime", "writeBufferMessage", || {})?;
     l.func_wrap("runtime", "showSharedRWMemory", || {})?;
     l.func_wrap("runtime", "printDebug", |_: i32| {})?;
@@ -177,8 +191,8 @@ pub(super) fn imports(engine: &Engine) -> Result<Linker<Host>> {
         "runtime",
         "error",
         |mut caller: Caller<'_, Host>, code: i32, text: i32, _: i32, _: i32, c: i32, d: i32| -> Result<()> {
-            // circom 1 passes the two sides of a failed constraint as well; they are secret. `text`, and the place
-            // that follows it, are not.
+            // circom 1 also passes the two sides of a failed constraint, which are secret. `text`, and the place that
+            // follows it, are not.
             let place = match code {
                 7 => Some(d),
                 9 => Some(c),
@@ -196,20 +210,20 @@ pub(super) fn imports(engine: &Engine) -> Result<Linker<Host>> {
     Ok(l)
 }
 
-/// Whether it is a rewritten program that calls, with no budget left.
+/// Whether the caller is a rewritten program whose budget is used up.
 fn asks_for_time(caller: &mut Caller<'_, Host>) -> bool {
     let budget = caller.data().rewritten.then(|| caller.get_export(rewrite::BUDGET_EXPORT)).flatten();
     let left = budget.and_then(Extern::into_global).and_then(|budget| budget.get(&mut *caller).i64());
     left.is_some_and(|left| left < 0)
 }
 
-/// Reads the message that the program has ready, by its `getMessageChar`.
+/// Reads the program's pending message through its `getMessageChar`.
 fn message(caller: &mut Caller<'_, Host>) -> Result<String> {
     let next = match caller.data().message_char.clone() {
         Some(f) => f,
         None => {
             let export = caller.get_export("getMessageChar").and_then(Extern::into_func);
-            let f = export.ok_or(Error::msg("it prints a message but exports no getMessageChar"))?;
+            let f = export.ok_or(Error::msg("the module prints a message but exports no getMessageChar"))?;
             let f = f.typed::<(), i32>(&caller)?;
             caller.data_mut().message_char = Some(f.clone());
             f
@@ -225,7 +239,7 @@ fn message(caller: &mut Caller<'_, Host>) -> Result<String> {
     Ok(printable(&text))
 }
 
-/// A zero-terminated text in a circom 1 program's memory.
+/// A zero-terminated text in the memory of a circom 1 program.
 fn text_at(caller: &Caller<'_, Host>, at: i32) -> String {
     let Some(memory) = caller.data().memory else { return String::new() };
     let bytes = memory.data(caller).get(at as u32 as usize..).unwrap_or_default();
@@ -246,7 +260,7 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// Instantiates the module; a start function runs within the limits already.
+    /// Instantiates the module; a start function already runs within the limits.
     pub(super) fn start(
         sandbox: &Sandbox,
         program: &Program,
@@ -277,11 +291,10 @@ impl Run {
         match Self::instantiate(machine, &program.module, &mut store, limit) {
             Ok(instance) => Ok(Self { store, instance, limit }),
             Err(e) => {
-                // More tables than it may have are the program's own; wasmtime has no type for that.
-                let own = e.is::<Trap>() || e.to_string().contains("count too high");
+                let own = e.is::<Trap>() || e.is::<TooManyTables>();
                 Err(match failure(&store, e) {
                     Failure::Exception(e, trace) => WitnessError::Trap(format!("{e} at its start: {trace}")),
-                    // The program has not run, or has run to its end.
+                    // The program has not started, or has run to its end.
                     Failure::Other(WitnessError::Trap(why)) if !own => WitnessError::Host(why),
                     Failure::Other(e) => e,
                 })
@@ -309,12 +322,17 @@ impl Run {
                     };
                     if !same {
                         return Err(Error::new(Refused(format!(
-                            "it imports {module}.{name} with other parameters than circom's"
+                            "the module imports {module}.{name} with a different signature than circom's"
                         ))));
                     }
                     ours
                 }
             });
+        }
+        // Counted here because wasmtime's error for too many tables has no type to recognise it by.
+        let tables = module.resources_required().num_tables;
+        if tables > MAX_TABLES {
+            return Err(Error::new(TooManyTables(tables)));
         }
         let instance = Instance::new(&mut *store, module, &externs)?;
         if store.data().memory.is_none() {
@@ -327,22 +345,22 @@ impl Run {
         Ok(instance)
     }
 
-    /// The exported function `name`, of a type that [`Interface::check`] has seen.
+    /// The exported function `name`, whose type [`Interface::check`] has checked.
     pub(super) fn function<P: WasmParams, R: WasmResults>(
         &mut self,
         name: &str,
     ) -> std::result::Result<TypedFunc<P, R>, WitnessError> {
         self.instance
             .get_typed_func(&mut self.store, name)
-            .map_err(|_| WitnessError::Module(format!("it exports no {name}, or with other parameters than circom's")))
+            .map_err(|_| WitnessError::Module(format!("the module exports no {name} with circom's signature")))
     }
 
-    /// The same where programs of some versions have it not.
+    /// Like [`Self::function`], for functions that programs of some versions lack.
     pub(super) fn optional<P: WasmParams, R: WasmResults>(&mut self, name: &str) -> Option<TypedFunc<P, R>> {
         self.instance.get_typed_func(&mut self.store, name).ok()
     }
 
-    /// Calls a function whose exceptions mean something to the caller.
+    /// Calls a function whose exceptions have a meaning for the caller.
     pub(super) fn try_call<P: WasmParams, R: WasmResults>(
         &mut self,
         f: &TypedFunc<P, R>,
@@ -351,19 +369,19 @@ impl Run {
         f.call(&mut self.store, params).map_err(|e| failure(&self.store, e))
     }
 
-    /// Calls a function that has no business to raise an exception.
+    /// Calls a function that must not raise an exception.
     pub(super) fn call<P: WasmParams, R: WasmResults>(
         &mut self,
         f: &TypedFunc<P, R>,
         params: P,
     ) -> std::result::Result<R, WitnessError> {
         self.try_call(f, params).map_err(|f| match f {
-            Failure::Exception(e, trace) => WitnessError::Trap(format!("{e} out of place: {trace}")),
+            Failure::Exception(e, trace) => WitnessError::Trap(format!("unexpected {e}: {trace}")),
             Failure::Other(e) => e,
         })
     }
 
-    /// Calls the exported function `name` without parameters for a number.
+    /// Calls the exported function `name`, which takes no parameters and returns a number.
     pub(super) fn number(&mut self, name: &str) -> std::result::Result<u32, WitnessError> {
         let f = self.function::<(), i32>(name)?;
         Ok(self.call(&f, ())? as u32)
@@ -374,7 +392,7 @@ impl Run {
         (self.store.data().began, self.store.data().ended)
     }
 
-    /// The program's memory, if it has one that it shows.
+    /// The program's memory; empty if it exports none.
     pub(super) fn memory(&self) -> &[u8] {
         self.store.data().memory.map_or(&[], |m| m.data(&self.store))
     }
@@ -394,24 +412,24 @@ impl Run {
         Ok(())
     }
 
-    /// Sees to it that a witness of `n` values fits into the limit.
+    /// Checks that a witness of `n` values fits into the limit.
     pub(super) fn check_size(&self, n: u32) -> std::result::Result<(), WitnessError> {
         if n == 0 {
-            return Err(WitnessError::Module("its witness has no value, not even the constant 1".into()));
+            return Err(WitnessError::Module("its witness is empty: even the constant 1 is missing".into()));
         }
         if u64::from(n) * 32 > self.limit {
             return Err(WitnessError::Memory { limit: self.limit });
         }
-        // A program keeps a list of its witness's signals, four bytes each, so a larger claim is a lie.
+        // A program keeps a list of its witness's signals, four bytes each, so a larger claim is false.
         let there = self.memory().len() as u64;
         if there > 0 && u64::from(n) * 4 > there {
-            let why = format!("it claims a witness of {n} values, and has {there} bytes of memory");
+            let why = format!("it claims a witness of {n} values, but has only {there} bytes of memory");
             return Err(WitnessError::Module(why));
         }
         Ok(())
     }
 
-    /// Reads `n` values by `value`, each checked to be below r, the first to be 1.
+    /// Reads `n` values with `value`, checking that each is below r and that the first is 1.
     pub(super) fn witness(
         &mut self,
         n: u32,
@@ -432,7 +450,7 @@ impl Run {
                 }
                 Err(e) => e,
             };
-            // Overwrites what was read so far.
+            // Overwrites the values read so far.
             drop(Witness::from_canonical(values));
             return Err(wrong);
         }
@@ -441,10 +459,10 @@ impl Run {
 }
 
 fn outside(at: u32) -> WitnessError {
-    WitnessError::Trap(format!("it points to address {at}, outside its memory"))
+    WitnessError::Trap(format!("it refers to address {at}, outside its memory"))
 }
 
-/// Sorts an error of wasmtime's.
+/// Classifies a wasmtime error.
 fn failure(store: &Store<Host>, e: Error) -> Failure {
     let meter = &store.data().meter;
     if meter.exceeded {
@@ -465,7 +483,7 @@ fn failure(store: &Store<Host>, e: Error) -> Failure {
     }))
 }
 
-/// What of a circuit mostly makes its program trap so, for those who know the circuit and not WebAssembly.
+/// The usual cause of a trap in terms of the circuit, for readers who know circuits but not WebAssembly.
 fn circuits_part(trap: Trap) -> &'static str {
     match trap {
         Trap::IntegerDivisionByZero => " (as by \\ or % in the circuit, when the input makes the divisor zero)",
@@ -477,13 +495,13 @@ fn circuits_part(trap: Trap) -> &'static str {
     }
 }
 
-/// The field element in 32 little-endian bytes.
+/// Converts 32 little-endian bytes to a field element.
 pub(super) fn element(bytes: [u8; 32]) -> BigInteger256 {
     let (words, _) = bytes.as_chunks::<8>();
     BigInteger256::new(std::array::from_fn(|i| u64::from_le_bytes(words[i])))
 }
 
-/// The 32 little-endian bytes of a field element.
+/// Converts a field element to 32 little-endian bytes.
 pub(super) fn element_bytes(v: &BigInteger256) -> [u8; 32] {
     let mut bytes = [0; 32];
     for (place, limb) in bytes.chunks_exact_mut(8).zip(v.0) {
@@ -492,7 +510,7 @@ pub(super) fn element_bytes(v: &BigInteger256) -> [u8; 32] {
     bytes
 }
 
-/// Sees to it that a program computes in BN254's scalar field; names another one where it is known.
+/// Checks that a program computes in BN254's scalar field; names other fields where known.
 pub(super) fn check_field(words: u32, prime: Option<[u8; 32]>) -> std::result::Result<(), WitnessError> {
     let expected = format!("expected BN254's scalar field, r = {FR_MODULUS_DEC}");
     let Some(prime) = prime.filter(|_| words == 8) else {
@@ -519,18 +537,18 @@ pub(super) fn check_field(words: u32, prime: Option<[u8; 32]>) -> std::result::R
     Err(WitnessError::Module(format!("{expected}, got {known}{prime}")))
 }
 
-/// Functions an interface is made of.
+/// The functions that make up an interface.
 pub(super) struct Interface {
-    /// Whose it is.
+    /// Name of the interface.
     pub name: &'static str,
-    /// Exports: name, number of 32-bit parameters, of 32-bit results, and whether it must be there.
+    /// Exports: name, number of 32-bit parameters, number of 32-bit results, and whether the export is required.
     pub functions: &'static [(&'static str, usize, usize, bool)],
-    /// Imports that must be there.
+    /// Required imports.
     pub imports: &'static [&'static str],
 }
 
 impl Interface {
-    /// Sees to it that the module imports and exports what it must, with the right types.
+    /// Checks that the module has the required imports and exports, with the right types.
     pub(super) fn check(&self, module: &Module) -> std::result::Result<(), WitnessError> {
         for name in self.imports {
             if !module.imports().any(|i| i.name() == *name) {
@@ -554,12 +572,12 @@ impl Interface {
                     if fits {
                         continue;
                     }
-                    "a function of another type"
+                    "a function of a different type"
                 }
-                Some(_) => "no function",
+                Some(_) => "an export that is not a function",
             };
             return Err(WitnessError::Module(format!(
-                "expected export {name}, a function of {params} to {results} 32-bit numbers ({}), got {what}",
+                "expected export {name}, a function from {params} to {results} 32-bit numbers ({}), got {what}",
                 self.name
             )));
         }

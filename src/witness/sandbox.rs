@@ -1,4 +1,4 @@
-//! The engines that compile and run witness programs, two for each cache folder, and their clock.
+//! The engines that compile and run witness programs, two per cache folder, and their clock.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,21 +11,21 @@ use super::WitnessError;
 use super::run::{Host, imports};
 use crate::model::locked;
 
-/// How often running programs look whether they are to stop.
+/// How often running programs check whether to stop.
 const TICK: Duration = Duration::from_millis(5);
-/// Deepest stack of a program, bytes. Frames of a rewritten one may be larger, and what recurses must not fail for that, so
-/// it gets twice as much; that, too, is well below the 2 MiB of a thread.
+/// Maximum stack of a program, bytes. A rewritten program may have larger frames, and deep recursion must not fail
+/// because of that, so it gets twice as much; that is still well below the 2 MiB of a thread.
 const STACK: usize = 512 << 10;
 /// Bytes of compiled code kept in a cache folder before the oldest are removed.
 const CACHE_BYTES: u64 = 4 << 30;
 
 /// A folder of compiled modules.
 pub(super) struct Kept {
-    /// Ours: what is in hand, and markers of what compiled.
+    /// The folder for our own files: modules being compiled, and markers of those that compiled.
     pub dir: PathBuf,
 }
 
-/// wasmtime's part of that folder. Its cleaner deletes every file in there that is not its own.
+/// wasmtime's part of that folder. Its cleaner deletes every file there that is not its own.
 const CACHE_FOLDER: &str = "cache";
 
 /// An engine with its imports.
@@ -34,19 +34,19 @@ pub(super) struct Machine {
     pub linker: Linker<Host>,
 }
 
-/// Machines for a cache folder, and their clock.
+/// The machines for a cache folder, and their clock.
 pub(super) struct Sandbox {
-    /// For modules as they come.
+    /// For unmodified modules.
     pub plain: Machine,
-    /// For modules that were rewritten: these use instructions and a second memory that no other may, and ask for the
-    /// time by themselves.
+    /// For rewritten modules: these use instructions and a second memory that no other module may use, and check the
+    /// time themselves.
     pub rewritten: Machine,
     pub cache: Option<Kept>,
     clock: Arc<Clock>,
 }
 
 impl Sandbox {
-    /// The process's engines for a cache folder, made at the first call; the folder is checked at each.
+    /// The process's engines for a cache folder, created by the first call; every call checks the folder.
     pub(super) fn get(cache: Option<&Path>) -> Result<Arc<Self>, WitnessError> {
         static ALL: Mutex<BTreeMap<Option<PathBuf>, Arc<Sandbox>>> = Mutex::new(BTreeMap::new());
         let dir = cache.map(super::compile::private_folder).transpose()?;
@@ -75,7 +75,7 @@ impl Sandbox {
         let (plain, rewritten) = (machine(false)?, machine(true)?);
         let clock = Arc::new(Clock::default());
         let (ticking, ticked) = (clock.clone(), plain.engine.clone());
-        // One thread, asleep unless something runs as it came; it lives as long as the process.
+        // One thread, asleep unless an unmodified program runs; it lives as long as the process.
         std::thread::Builder::new().name("witness-clock".into()).spawn(move || ticking.run(&ticked))?;
         let cache = dir.map(|dir| Kept { dir: dir.to_owned() });
         Ok(Self { plain, rewritten, cache, clock })
@@ -89,14 +89,14 @@ impl Sandbox {
     }
 }
 
-/// How modules are compiled, in this process and in the child that compiles for it.
+/// The compiler settings, the same in this process and in the child that compiles for it.
 fn config(cache: Option<Cache>, rewritten: bool) -> Config {
     let mut c = Config::new();
     c.strategy(Strategy::Cranelift).cranelift_opt_level(OptLevel::Speed).cache(cache);
     c.epoch_interruption(!rewritten)
         .max_wasm_stack(if rewritten { 2 * STACK } else { STACK })
         .wasm_backtrace_max_frames(None);
-    // circom emits WebAssembly of 2019; what came later is only more to attack.
+    // circom emits WebAssembly of 2019; later features only add attack surface.
     c.wasm_memory64(false).wasm_multi_memory(rewritten).wasm_tail_call(false).wasm_relaxed_simd(false);
     c.wasm_extended_const(false).wasm_wide_arithmetic(rewritten).wasm_custom_page_sizes(false);
     c
@@ -123,7 +123,7 @@ impl Clock {
     }
 }
 
-/// Holds the clock awake.
+/// Keeps the clock ticking.
 pub(super) struct Ticking<'a>(&'a Clock);
 
 impl Drop for Ticking<'_> {
@@ -132,7 +132,7 @@ impl Drop for Ticking<'_> {
     }
 }
 
-/// The data under a lock; what these locks hold is whole at any time, even if a thread died with one.
+/// Locks a mutex; the data is consistent at all times, even if a thread panicked while holding the lock.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     locked(&mutex)
 }

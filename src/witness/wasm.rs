@@ -14,60 +14,61 @@ use super::sandbox::Sandbox;
 use super::{Inputs, WitnessError, WitnessGenerator, circom1, circom2, compile};
 use crate::model::{StopToken, Witness};
 
-/// Bounds on one witness generation and on compiling.
+/// Limits on generating one witness and on compiling.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Longest run of one instance.
+    /// Maximum run time of one instance.
     pub time: Duration,
-    /// Most linear memory, bytes. The witness that is read out of it is bounded by the same number.
+    /// Maximum linear memory, bytes. The witness read out of it has the same limit.
     pub memory: u64,
-    /// Longest compile.
+    /// Maximum compile time.
     pub compile_time: Duration,
-    /// Most memory a compile may take, bytes.
+    /// Maximum memory of a compile, bytes.
     pub compile_memory: u64,
 }
 
 impl Limits {
-    /// Most memory that a program can have: what its addresses of 32 bits reach.
+    /// The most memory a program can have: all that its 32-bit addresses reach.
     pub const MOST_MEMORY: u64 = 4 << 30;
 }
 
-/// Longest time a program may take to say what it is: a few calls that return constants.
+/// Maximum time for a program to describe itself: a few calls that return constants.
 const INTRODUCTION: Duration = Duration::from_secs(4);
 
-/// Where compiled modules are kept, and who compiles.
+/// Where compiled modules are cached, and which program compiles them.
 ///
-/// A compile is bounded in time and memory only in a child process, so only with both a folder and a compiler.
-/// Otherwise it runs on a thread of this process, is given up (not ended) when its time is over, and refuses modules
-/// with functions of more than 8 MiB.
+/// A compile is bounded in time and memory only in a child process, which takes both a folder and a compiler. Otherwise
+/// it runs on a thread of this process, is abandoned (not ended) when its time is over, and refuses modules with
+/// functions of more than 8 MiB.
 #[derive(Debug, Clone)]
 pub struct ModuleCache {
-    /// Private folder of compiled modules: made with mode 0700 if it is not there, refused if others may write to it,
-    /// as it holds machine code. Without one nothing is kept.
+    /// Private folder of compiled modules: created with mode 0700 if it does not exist, refused if others can write to
+    /// it, because it holds machine code. Without one, nothing is cached.
     pub dir: Option<PathBuf>,
-    /// This program, re-run as `compile-witness --wasm FILE --cache DIR --memory BYTES [--plain]` to compile as a bounded child.
+    /// This program, run as `compile-witness --wasm FILE --cache DIR --memory BYTES [--plain]` to compile in a bounded
+    /// child.
     pub compiler: Option<PathBuf>,
-    /// Whether programs whose field arithmetic is circom's to the last instruction get a faster one in its place.
+    /// Whether to replace field arithmetic that is circom's to the last instruction by a faster implementation.
     pub rewrite: bool,
 }
 
 impl ModuleCache {
-    /// Whether modules can be kept in its folder, which is made if it is not there; true without one.
+    /// Checks that modules can be stored in the folder, which is created if it does not exist; `Ok` without a folder.
     ///
-    /// Errors: the reason, in words.
+    /// Errors: the reason, as text.
     pub fn usable(&self) -> Result<(), String> {
         self.dir.as_deref().map_or(Ok(()), compile::usable_folder)
     }
 }
 
-/// How a witness program is called.
+/// The calling convention of a witness program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Abi {
-    /// circom 1: memory comes from the host, values go through it.
+    /// circom 1: the host provides the memory, and values pass through it.
     Circom1,
-    /// circom 2: values go through a shared window of the program's own memory.
+    /// circom 2: values pass through a shared window in the program's own memory.
     Circom2 {
-        /// Version of the compiler; programs of before 2.0.7 do not tell minor and patch.
+        /// Version of the compiler; before 2.0.7, programs do not report minor and patch.
         version: (u32, Option<(u32, u32)>),
     },
 }
@@ -88,18 +89,18 @@ impl serde::Serialize for Abi {
     }
 }
 
-/// What a witness program says of itself.
+/// A witness program's description of itself.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct WasmInfo {
-    /// Its interface.
+    /// Its calling convention.
     pub abi: Abi,
-    /// Values it takes, of all input signals together; circom 1 does not say.
+    /// Number of values it takes, over all input signals; circom 1 does not report it.
     pub inputs: Option<u32>,
-    /// Values in the witness, the constant 1 included.
+    /// Number of values in the witness, including the constant 1.
     pub witness_size: u32,
     /// Size of the module, bytes.
     pub wasm_bytes: u64,
-    /// What was replaced in it; nothing where it runs as it came.
+    /// What was replaced in it; `None` if it runs unmodified.
     pub rewritten: Option<Rewritten>,
 }
 
@@ -109,10 +110,10 @@ pub(super) struct Program {
     pub rewritten: Option<Rewritten>,
 }
 
-/// A compiled witness program. Each witness is made by a fresh instance, so one program serves many threads.
+/// A compiled witness program. Each witness is computed by a fresh instance, so one program serves many threads.
 ///
-/// The program is untrusted. It has no access to the host but for circom's own error and log calls; it cannot run
-/// longer, take more memory or recurse deeper than allowed, whatever it does.
+/// The program is untrusted. It has no access to the host except circom's own error and log calls, and it cannot exceed
+/// its limits on time, memory and stack depth, whatever it does.
 pub struct WasmWitness {
     sandbox: Arc<Sandbox>,
     program: Program,
@@ -127,16 +128,16 @@ impl fmt::Debug for WasmWitness {
 }
 
 impl WasmWitness {
-    /// Sees from outside whether a module can be a witness program, without compiling it.
-    pub fn glance(wasm: &[u8]) -> Result<(), WitnessError> {
+    /// Checks from its sections, imports and exports whether a module can be a witness program, without compiling it.
+    pub fn precheck(wasm: &[u8]) -> Result<(), WitnessError> {
         Outline::read(wasm).map(drop)
     }
 
-    /// Checks and compiles a module, or takes it from the cache, and asks it for its sizes.
+    /// Checks and compiles a module, or loads it from the cache, and queries its sizes.
     ///
-    /// Errors: `Module` for anything that is not a witness program of a circom circuit on BN254, before it is
-    /// compiled where possible; `Compile` where its bounds do not suffice or the cache's folder is unfit; `Stopped` for
-    /// one that takes longer than 4 s to start and tell its sizes, whatever `limits` give a witness.
+    /// Errors: `Module` for anything that is not a witness program of a circom circuit on BN254, before compiling where
+    /// possible; `Compile` if the limits do not suffice or the cache folder is unusable; `Stopped` for a program that
+    /// takes longer than 4 s to start and report its sizes, whatever time `limits` give a witness.
     pub fn load(wasm: &[u8], limits: Limits, cache: &ModuleCache) -> Result<Self, WitnessError> {
         let outline = Outline::read(wasm)?;
         let sandbox = Sandbox::get(cache.dir.as_deref())?;
@@ -153,12 +154,12 @@ impl WasmWitness {
         Ok(Self { sandbox, program, limits, info })
     }
 
-    /// What the program says of itself.
+    /// The program's description of itself.
     pub fn info(&self) -> &WasmInfo {
         &self.info
     }
 
-    /// A fresh instance, within its limits, for as long as `work` takes.
+    /// Runs `work` on a fresh instance, within the limits.
     fn run<T>(
         sandbox: &Sandbox,
         program: &Program,
@@ -170,7 +171,7 @@ impl WasmWitness {
         if let Some(why) = stop.stopped() {
             return Err(WitnessError::Stopped(why));
         }
-        // Rewritten programs ask for the time by themselves.
+        // Rewritten programs check the time themselves.
         let _ticking = program.rewritten.is_none().then(|| sandbox.tick());
         work(&mut Run::start(sandbox, program, limits.memory, stop)?)
     }

@@ -157,14 +157,14 @@ impl Desk {
 
     /// Proofs of an order's circuit that the device likes in a batch, as far as it may have them.
     pub(super) fn at_once(&self, order: &Order) -> usize {
-        let likes = order.key.batch().max(1);
+        let likes = order.key.preferred_batch().max(1);
         self.batching.most.map_or(likes, |most| likes.min(most))
     }
 
     fn begin(&self) -> Option<(Vec<(Order, Answer)>, usize)> {
         let orders = &mut self.lock().orders;
         let mut batch = vec![orders.pop_front()?];
-        let most = self.batching.most.unwrap_or_else(|| batch[0].0.key.batch()).max(1);
+        let most = self.batching.most.unwrap_or_else(|| batch[0].0.key.preferred_batch()).max(1);
         gather(orders, &mut batch, most);
         Some((batch, most))
     }
@@ -242,7 +242,7 @@ pub(super) async fn serve(device: Arc<Device>, allowed: Duration) {
 
 /// How often a device has to do as many proofs as it likes at once, for a batch. Each time takes as long as a proof.
 fn turns(batch: &[Order]) -> u32 {
-    turns_of(batch.len(), batch.first().map_or(1, |order| order.key.batch()))
+    turns_of(batch.len(), batch.first().map_or(1, |order| order.key.preferred_batch()))
 }
 
 fn turns_of(proofs: usize, at_once: usize) -> u32 {

@@ -165,7 +165,7 @@ impl Device {
         } else {
             let each = self.backend.footprint(key.key()).per_proof;
             // No more of them are at work at a time than the device likes.
-            let at_once = batch.len().min(key.batch().max(1)) as u64;
+            let at_once = batch.len().min(key.preferred_batch().max(1)) as u64;
             each.saturating_mul(at_once).div_ceil(UNIT)
         };
         let units = units.min(u64::from(*all)) as u32;

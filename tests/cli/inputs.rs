@@ -122,7 +122,7 @@ fn an_input_without_an_end_or_that_is_none_is_refused() {
         (witness("nowhere"), "error: nowhere: no such file\n"),
         (submit("."), "error: .: it is a folder\n"),
         (witness("."), "error: .: it is a folder\n"),
-        (witness("- < /dev/null"), "/dev/stdin: the input is not as it should be"),
+        (witness("- < /dev/null"), "/dev/stdin: invalid input"),
         // A dash is no file of that name, and a file that is read by its redirection is not written over either.
         (witness("- < w.wtns"), "w.wtns: is read, and would be written over"),
     ] {

@@ -133,7 +133,7 @@ impl LoadedKey for GpuKey {
         self.key.key()
     }
 
-    fn batch(&self) -> usize {
+    fn preferred_batch(&self) -> usize {
         if self.gpu.info.kind == DeviceKind::Cuda { 4 } else { 1 }
     }
 

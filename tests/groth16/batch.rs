@@ -329,7 +329,7 @@ fn a_device_that_loses_a_result_proves_nothing() {
 fn a_batch_is_what_its_parts_are_one_by_one() {
     let (circuit, _) = squarings(5, 2);
     let loaded = CpuBackend::new(2).unwrap().load(key(&circuit)).unwrap();
-    assert_eq!(loaded.batch(), 1);
+    assert_eq!(loaded.preferred_batch(), 1);
     let ws: Vec<Witness> = (3..6).map(|x| witness(&values(x))).collect();
     let short = witness(&values(3)[..2]);
     let (on, stopped) = (StopToken::new(), StopToken::new());

@@ -20,7 +20,7 @@ fn libraries_that_do_not_fit_are_refused_in_a_sentence() {
     let twin = Twin::new();
     let gone = twin.library("icicle_field_bn254");
     fs::remove_file(&gone).unwrap();
-    let says = format!("icicle:0 cannot be used: expected ICICLE's library {}, and it is not there", gone.display());
+    let says = format!("icicle:0 cannot be used: expected ICICLE's library {}, which does not exist", gone.display());
     assert_eq!(twin.refused(), says);
 
     let twin = Twin::new();
@@ -49,7 +49,7 @@ fn devices_that_are_not_there_are_refused_in_a_sentence() {
     let twin = Twin::without_backends();
     let backends = twin.backends();
     let says = format!(
-        "icicle:0 cannot be used: expected a device of type CUDA, METAL, VULKAN, got CPU only: {} is not there",
+        "icicle:0 cannot be used: expected a device of type CUDA, METAL, VULKAN, got only CPU: {} does not exist",
         backends.display()
     );
     assert_eq!(twin.refused(), says);
@@ -83,7 +83,7 @@ fn a_device_that_computes_something_wrong_is_refused_at_its_start() {
         (
             "abort",
             "bn254_g2_msm",
-            "its process was ended by signal 6 (SIGABRT) in its start; it last said: what():  a fault that was asked for",
+            "its process was ended by signal 6 (SIGABRT) in its start; its last output: what():  a fault that was asked for",
         ),
     ] {
         twin.fault(kind, function, 0);
@@ -118,9 +118,9 @@ fn a_proof_that_fails_costs_that_proof_only() {
         (
             "abort",
             "bn254_g2_msm",
-            "was ended by signal 6 (SIGABRT) in the sum of B in G2; it last said: what():  a fault",
+            "was ended by signal 6 (SIGABRT) in the sum of B in G2; its last output: what():  a fault",
         ),
-        ("abort", "bn254_ntt", "was ended by signal 6 (SIGABRT) in the quotient; it last said: what():  a fault"),
+        ("abort", "bn254_ntt", "was ended by signal 6 (SIGABRT) in the quotient; its last output: what():  a fault"),
         ("abort", "icicle_memset", "was ended by signal 6 (SIGABRT) in "),
         ("6", "bn254_msm", "bn254_msm failed on the device with code 6"),
         ("-3", "bn254_vector_sub", "bn254_vector_sub failed on the device with code -3"),
@@ -197,8 +197,7 @@ fn a_child_that_hangs_is_ended_in_time() {
         twin.sound();
         ended
     };
-    let says =
-        "icicle:0 cannot be used: its process was still in the sum of H 0.2 s after the time for the proof was over";
+    let says = "icicle:0 cannot be used: its process was still in the sum of H 0.2 s after the deadline of the proof";
     assert_eq!(stopped(StopReason::TimedOut).to_string(), says);
     assert_eq!(stopped(StopReason::Cancelled), BackendError::Stopped(StopReason::Cancelled));
     assert!(commit(loaded.as_ref(), &case) == case.expected());
@@ -212,13 +211,13 @@ fn a_child_that_is_silent_too_long_is_ended() {
     let (backend, _) = IcicleBackend::start(&Options { limits, ..twin.options() }, 0).unwrap();
     let loaded = backend.load(case.key.clone()).unwrap();
     twin.fault("hang", "bn254_g2_msm", above);
-    let says = "icicle:0 cannot be used: its process said nothing for 4 s in the sum of B in G2";
+    let says = "icicle:0 cannot be used: its process was silent for 4 s in the sum of B in G2";
     assert_eq!(failing(loaded.as_ref(), &case).to_string(), says);
 
     let limits = Limits { start: Duration::from_secs(1), ..limits };
     twin.fault("hang", "bn254_msm", 0);
     let hangs = IcicleBackend::start(&Options { limits, ..twin.options() }, 0).map(|_| ()).unwrap_err();
-    assert_eq!(hangs.to_string(), "icicle:0 cannot be used: its process said nothing for 1 s in its start");
+    assert_eq!(hangs.to_string(), "icicle:0 cannot be used: its process was silent for 1 s in its start");
 }
 
 /// Between two steps a proof is stopped without the child being ended: the key stays loaded.

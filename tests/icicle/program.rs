@@ -63,7 +63,7 @@ fn devices_says_what_was_found() {
     assert!(by_cuda || (summary.starts_with("proving on cpu:0, ") && summary.ends_with(says)), "{summary}");
 
     let found = devices("cpu");
-    assert!(found["summary"].as_str().unwrap().ends_with("icicle: not looked for, since another kind was asked for"));
+    assert!(found["summary"].as_str().unwrap().ends_with("icicle: not probed because another kind was requested"));
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn a_backend_that_was_asked_for_and_is_unfit_is_an_error_in_one_line() {
     twin.fault("abort", "bn254_msm", 0);
     let refused = program(home.path(), &twin, "icicle").arg("devices").output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    let says = "error: icicle cannot be used: its process was ended by signal 6 (SIGABRT) in its start; it last said: what():  \
+    let says = "error: icicle cannot be used: its process was ended by signal 6 (SIGABRT) in its start; its last output: what():  \
                 a fault that was asked for\n";
     assert_eq!((refused.status.code(), said.as_str()), (Some(1), says));
 
@@ -80,7 +80,7 @@ fn a_backend_that_was_asked_for_and_is_unfit_is_an_error_in_one_line() {
     let refused = elsewhere.env("ICICLE_LIB_DIR", "/nowhere").arg("devices").output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     let says =
-        "error: icicle cannot be used: expected ICICLE's library /nowhere/libicicle_device.so, and it is not there\n";
+        "error: icicle cannot be used: expected ICICLE's library /nowhere/libicicle_device.so, which does not exist\n";
     assert_eq!((refused.status.code(), said.as_str()), (Some(1), says));
 }
 
@@ -110,7 +110,7 @@ fn a_proof_by_files_and_its_fallback() {
         (
             "abort",
             "bn254_g2_msm",
-            "its process was ended by signal 6 (SIGABRT) in the sum of B in G2; it last said: what():  a fault",
+            "its process was ended by signal 6 (SIGABRT) in the sum of B in G2; its last output: what():  a fault",
         ),
         ("6", "bn254_ntt", "bn254_ntt failed on the device with code 6"),
         ("wrong", "bn254_msm", "verif"),

@@ -210,7 +210,8 @@ impl Small {
 #[tokio::test(flavor = "multi_thread")]
 async fn all_who_wait_for_room_on_a_device_get_their_key() {
     let rooms = Rooms::open().await;
-    let device: Arc<dyn Backend> = Arc::new(Small::new(Footprint { resident: 1 << 20, per_proof: 1 << 20, kept: 1 }));
+    let device: Arc<dyn Backend> =
+        Arc::new(Small::new(Footprint { resident: 1 << 20, per_proof: 1 << 20, proof_buffers_kept: 1 }));
     let mut circuits = Vec::new();
     for name in ["1", "2"] {
         let circuit = rooms.add(name, &rooms.key(name), None).await.unwrap();
@@ -231,7 +232,8 @@ async fn a_key_that_would_fill_a_device_is_too_large() {
     let circuit = rooms.add("1", &rooms.key("1"), None).await.unwrap();
     let circuit = rooms.registry.open(CircuitContent { zkey: circuit.zkey, wasm: None }).await.unwrap();
     let fits = |resident| {
-        let device: Arc<dyn Backend> = Arc::new(Small::new(Footprint { resident, per_proof: 100 << 20, kept: 1 }));
+        let device: Arc<dyn Backend> =
+            Arc::new(Small::new(Footprint { resident, per_proof: 100 << 20, proof_buffers_kept: 1 }));
         let (registry, circuit) = (rooms.registry.clone(), circuit.clone());
         async move { registry.load(&device, &circuit).await.map(drop) }
     };
@@ -276,7 +278,7 @@ impl LoadedKey for Counted {
 #[tokio::test]
 async fn keys_count_by_what_they_take_once_they_are_loaded() {
     let rooms = Rooms::open().await;
-    let guessed = Footprint { resident: 1 << 20, per_proof: 1 << 20, kept: 1 };
+    let guessed = Footprint { resident: 1 << 20, per_proof: 1 << 20, proof_buffers_kept: 1 };
     let device: Arc<dyn Backend> = Arc::new(Guessing(Small::new(guessed)));
     let mut loaded = Vec::new();
     for name in ["1", "2"] {

@@ -182,7 +182,7 @@ fn a_folder_that_others_may_write_to_is_refused() {
     for mode in [0o777, 0o770, 0o702, 0o1777] {
         std::fs::set_permissions(kitchen.dir(), Permissions::from_mode(mode)).unwrap();
         let e = load().unwrap_err().to_string();
-        assert!(e.contains("nobody else can write to it") && e.contains(&format!("{mode:04o}")), "{e}");
+        assert!(e.contains("only its owner can write to it") && e.contains(&format!("{mode:04o}")), "{e}");
     }
     std::fs::set_permissions(kitchen.dir(), Permissions::from_mode(0o755)).unwrap();
     load().unwrap();

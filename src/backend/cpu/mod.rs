@@ -168,7 +168,7 @@ impl<I: Isa> Engine for On<I> {
         Footprint {
             resident: points(h, domain) + points(others, wires) + 4 * wires + Constraints::<I>::resident(key),
             per_proof: Constraints::<I>::per_proof(key) + 2 * sorted,
-            kept: 0,
+            proof_buffers_kept: 0,
         }
     }
 

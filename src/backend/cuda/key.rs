@@ -66,7 +66,7 @@ pub(super) fn footprint(driver: &dyn Driver, key: &ProvingKey) -> Footprint {
         (1, _) => 1,
         (_, kept) => kept as u32,
     };
-    Footprint { resident: plans.tables() + indices + Constraints::resident(key), per_proof, kept }
+    Footprint { resident: plans.tables() + indices + Constraints::resident(key), per_proof, proof_buffers_kept: kept }
 }
 
 fn per_proof(driver: &dyn Driver, key: &ProvingKey, plans: &Plans) -> u64 {
@@ -249,11 +249,11 @@ impl LoadedKey for CudaKey {
         commitments
     }
 
-    fn batch(&self) -> usize {
+    fn preferred_batch(&self) -> usize {
         self.batch
     }
 
-    /// As many at once as memory permits, [`batch`](LoadedKey::batch) at most: what is larger is several of them.
+    /// As many at once as memory permits, [`preferred_batch`](LoadedKey::preferred_batch) at most: what is larger is several of them.
     fn commit_batch(&self, witnesses: &[&Witness], stops: &[&StopToken]) -> Vec<Result<Commitments, BackendError>> {
         if let Err(error) = super::super::check_stops(witnesses, stops) {
             return vec![Err(error); witnesses.len()];
@@ -403,7 +403,7 @@ mod tests {
         for (order, graphs) in [(Order::Random(3), true), (Order::Descending, false)] {
             let driver = driver(order, PLENTY);
             let key = example.on(&driver, graphs);
-            assert_eq!((key.batch(), key.kept), (8, 16));
+            assert_eq!((key.preferred_batch(), key.kept), (8, 16));
             let (go, stopped) = (StopToken::new(), StopToken::new());
             stopped.stop(StopReason::Cancelled);
             let short = Witness::from_canonical(example.witnesses[0].values()[1..].to_vec());

@@ -1,5 +1,5 @@
-//! What a proof needs of a device that computes single operations: sums of multiples of points, transforms, and products
-//! and differences of vectors. [`super::key`] puts a proof together from them.
+//! The operations that a proof needs of a device that computes single operations: sums of multiples of points,
+//! transforms, and products and differences of vectors. [`super::key`] composes a proof from them.
 
 use ark_bn254::{g1, g2};
 use ark_ec::CurveGroup;
@@ -10,32 +10,34 @@ use zeroize::Zeroizing;
 use super::super::BackendError;
 use crate::model::{Fq, Fq2, Fr, G1_BYTES, G1Affine, G2_BYTES, G2Affine, g1_raw, g2_raw, limbs};
 
-/// Bytes of an element of either field.
+/// Size of an element of either field, bytes.
 pub(super) const ELEMENT: usize = 32;
 
 /// One of the curve's two groups.
 pub(super) trait Group: CurveGroup<ScalarField = Fr> {
-    /// Bytes of an affine point.
+    /// Size of an affine point, bytes.
     const BYTES: usize;
-    /// Whether it is the group over the extension field.
+    /// Whether this is the group over the extension field.
     const EXTENSION: bool;
 
-    /// A point from its bytes in a proving key, taken as they are.
+    /// Reads a point of a proving key, without checks.
     fn of_key(bytes: &[u8]) -> Self::Affine;
-    /// Appends the plain coordinates of an affine point; infinity is zeros.
+    /// Appends the coordinates of an affine point, not in Montgomery form; infinity is zeros.
     fn write(point: &Self::Affine, out: &mut Vec<u8>);
-    /// A point from plain homogeneous coordinates, if these are canonical and of a point on the curve.
+    /// Reads a point from homogeneous coordinates, not in Montgomery form; `None` unless they are canonical and on the
+    /// curve.
     fn read_homogeneous(bytes: &[u8]) -> Option<Self>;
-    /// A point from plain affine coordinates, if these are canonical and of a point on the curve.
+    /// Reads a point from affine coordinates, not in Montgomery form; `None` unless they are canonical and on the
+    /// curve.
     fn read_affine(bytes: &[u8]) -> Option<Self>;
 }
 
-/// Appends an element's plain form.
+/// Appends the canonical form of an element.
 fn write_fq(x: &Fq, out: &mut Vec<u8>) {
     out.extend(x.into_bigint().0.iter().flat_map(|limb| limb.to_le_bytes()));
 }
 
-/// An element from its plain form, if that is canonical.
+/// Reads an element in canonical form; `None` if it is not canonical.
 fn read_fq(bytes: &[u8]) -> Option<Fq> {
     Fq::from_bigint(limbs(bytes.get(..ELEMENT)?))
 }
@@ -44,7 +46,7 @@ fn read_fq2(bytes: &[u8]) -> Option<Fq2> {
     Some(Fq2::new(read_fq(bytes.get(..ELEMENT)?)?, read_fq(bytes.get(ELEMENT..)?)?))
 }
 
-// By their full names: as aliases of the pairing's types the two would be taken for the same.
+// With full names: given by the pairing's aliases, the two would be considered the same type.
 impl Group for Projective<g1::Config> {
     const BYTES: usize = G1_BYTES;
     const EXTENSION: bool = false;
@@ -64,7 +66,7 @@ impl Group for Projective<g1::Config> {
         if z.is_zero() {
             return (x.is_zero() && !y.is_zero()).then(Self::zero);
         }
-        // In Jacobian coordinates x = X/Z² and y = Y/Z³, so that X·Z and Y·Z² have the same Z.
+        // In Jacobian coordinates x = X/Z² and y = Y/Z³, so X·Z and Y·Z² have the same Z.
         let point = Self::new_unchecked(x * z, y * z * z, z);
         point.into_affine().is_on_curve().then_some(point)
     }
@@ -110,26 +112,26 @@ impl Group for Projective<g2::Config> {
     }
 }
 
-/// Scalars of a sum: plain values in the host's memory, or those of a vector from a place on.
+/// Scalars of a sum: values in host memory, or those of a vector from an index on. None are in Montgomery form.
 pub(super) enum Scalars<'a, V> {
-    /// In the host's memory.
+    /// In host memory.
     Host(&'a [BigInteger256]),
-    /// In the device's.
+    /// In device memory.
     Device(&'a V, usize),
 }
 
 /// A device that computes single operations, one at a time.
 pub(super) trait Algebra {
-    /// Elements of the scalar field in the device's memory, as secret as a witness: overwritten when dropped.
+    /// Elements of the scalar field in device memory, as secret as a witness: overwritten when dropped.
     type Vector;
-    /// Points in the device's memory.
+    /// Points in device memory.
     type Bases<G: Group>;
 
-    /// The most points to sum at once, as the device's free memory has it at present.
+    /// The most points to sum at once, given the device's current free memory.
     fn most_points(&self) -> usize;
-    /// Brings points to the device. None of them is infinity.
+    /// Copies points to the device. None of them is infinity.
     fn bases<G: Group>(&self, points: &[G::Affine]) -> Result<Self::Bases<G>, BackendError>;
-    /// Σ scalarsᵢ·basesᵢ over `count` points from `first` on; at least one.
+    /// Computes Σ scalarsᵢ·basesᵢ over `count` points from `first` on; `count` is at least one.
     fn sum<G: Group>(
         &self,
         bases: &Self::Bases<G>,
@@ -137,18 +139,18 @@ pub(super) trait Algebra {
         count: usize,
         scalars: Scalars<'_, Self::Vector>,
     ) -> Result<G, BackendError>;
-    /// Brings plain values to the device.
+    /// Copies values to the device.
     fn upload(&self, values: &[BigInteger256]) -> Result<Self::Vector, BackendError>;
-    /// Brings them back.
+    /// Copies values back from the device.
     fn download(&self, vector: &Self::Vector) -> Result<Zeroizing<Vec<BigInteger256>>, BackendError>;
-    /// Makes ready for transforms of `size` values, a power of two, on the domain and on its odd coset.
+    /// Prepares transforms of `size` values, a power of two, on the domain and on its odd coset.
     fn prepare(&self, size: usize) -> Result<(), BackendError>;
-    /// From values on the domain to coefficients, in place.
+    /// Transforms values on the domain to coefficients, in place.
     fn interpolate(&self, vector: &mut Self::Vector) -> Result<(), BackendError>;
-    /// From coefficients to values on `shift` times the domain, in place.
+    /// Transforms coefficients to values on `shift` times the domain, in place.
     fn evaluate(&self, vector: &mut Self::Vector, shift: Fr) -> Result<(), BackendError>;
-    /// a∘b, element by element.
+    /// Computes a∘b, element by element.
     fn multiply(&self, a: &Self::Vector, b: &Self::Vector) -> Result<Self::Vector, BackendError>;
-    /// a − b, in place of a.
+    /// Computes a − b, in place of a.
     fn subtract(&self, a: &mut Self::Vector, b: &Self::Vector) -> Result<(), BackendError>;
 }

@@ -1,5 +1,5 @@
-//! Known answers: each operation of a device on its own, so that one that is wrong is named. The whole key of
-//! `backend::selftest` comes after.
+//! Known answers: tests each operation of a device separately, so that a wrong one is named. The complete key of
+//! `backend::selftest` comes afterwards.
 
 use ark_ff::{BigInteger256, FftField, Field, One, PrimeField, Zero};
 
@@ -7,15 +7,15 @@ use super::super::BackendError;
 use super::algebra::{Algebra, Group, Scalars};
 use crate::model::{Fr, G1, G2};
 
-/// Points of the sums: no power of two.
+/// Points of the sums: not a power of two.
 const POINTS: usize = 77;
-/// Values of the transforms: enough for several layers of them.
+/// Values of the transforms: enough for several layers.
 const VALUES: usize = 1 << 8;
 
-/// Tries every operation.
+/// Tests every operation.
 ///
 /// # Errors
-/// One sentence on the first that is wrong or fails.
+/// One sentence on the first operation that is wrong or fails.
 pub(super) fn check<A: Algebra>(algebra: &A) -> Result<(), String> {
     let right = |what: &str, result: Result<bool, BackendError>| match result {
         Ok(true) => Ok(()),
@@ -30,7 +30,7 @@ pub(super) fn check<A: Algebra>(algebra: &A) -> Result<(), String> {
     right("transform to values on a coset", evaluation(algebra))
 }
 
-/// Any fixed sequence serves: squares of squares.
+/// Any fixed sequence will do: squares of squares.
 fn values(n: usize, seed: u64) -> Vec<Fr> {
     let mut state = Fr::from(seed);
     let next = || {
@@ -44,7 +44,7 @@ fn plain(values: &[Fr]) -> Vec<BigInteger256> {
     values.iter().map(|x| x.into_bigint()).collect()
 }
 
-/// Multiples of known multiples of the generator, from either memory, and in pieces.
+/// Sums over known multiples of the generator, with scalars in either memory, and in pieces.
 fn sums<A: Algebra, G: Group>(algebra: &A) -> Result<bool, BackendError> {
     let mut scalars = values(POINTS, 0x6963_6963_6c65);
     for (slot, special) in scalars.iter_mut().step_by(3).zip([Fr::zero(), Fr::one(), -Fr::one(), Fr::from(1u64 << 40)])
@@ -81,7 +81,7 @@ fn vectors<A: Algebra>(algebra: &A) -> Result<bool, BackendError> {
     Ok(multiplied && algebra.download(&product)?.as_slice() == plain(&differences))
 }
 
-/// The polynomial with these coefficients at a point.
+/// Evaluates the polynomial with these coefficients at a point.
 fn at(coefficients: &[Fr], x: Fr) -> Fr {
     coefficients.iter().rev().fold(Fr::zero(), |sum, c| sum * x + c)
 }

@@ -1,8 +1,8 @@
 //! The child's side: a process that does nothing but drive one of ICICLE's devices.
 //!
-//! Messages come over the socket that is its standard input. A thread reads them, so that the end of the parent, which
-//! closes the socket, ends this process at once, whatever the device is at; and so that a stop is heard while a proof
-//! runs. What ICICLE prints goes where the parent pointed standard output, not between the messages.
+//! Messages arrive over the socket that is its standard input. A thread reads them, so that the end of the parent,
+//! which closes the socket, ends this process at once, whatever the device is doing; and so that a stop request is seen
+//! while a proof runs. ICICLE's output goes to standard output, which the parent redirects, not between the messages.
 
 use std::collections::HashMap;
 use std::io::{self, BufWriter, Write};
@@ -28,36 +28,37 @@ use super::library::Icicle;
 use super::protocol::{self, Failure, Hello, Load, Message, Nonsense, Parts, SECTIONS, from_child, to_child};
 use crate::model::{Fr, G1Affine, G2Affine, KeyHeader, KeySections, ProvingKey, StopReason, VerificationKey, limbs};
 
-/// What the child is to drive.
+/// The device a child drives.
 #[derive(Debug, Clone)]
 pub struct Task {
     /// Folder of ICICLE's libraries.
     pub libraries: PathBuf,
     /// Folder of its backends.
     pub backends: PathBuf,
-    /// Type of the device; the first of those preferred that there is, if none is given.
+    /// Type of the device; by default, the first preferred type with any devices.
     pub kind: Option<String>,
     /// Number of the device.
     pub ordinal: u32,
 }
 
-/// Drives the device until the parent is gone; returns only if it cannot begin.
+/// Drives the device until the parent is gone; returns only if it cannot start.
 ///
 /// # Errors
-/// One sentence, which the parent, if there is one, was told as well.
+/// One sentence, which is also sent to the parent, if there is one.
 pub fn serve(task: &Task) -> Result<(), String> {
-    // What is left of a process that aborts would hold a witness.
+    // A core dump of an aborted process would contain a witness.
     let none = Rlimit { current: Some(0), maximum: Some(0) };
-    setrlimit(Resource::Core, none).map_err(|e| format!("core dumps could not be switched off: {e}"))?;
+    setrlimit(Resource::Core, none).map_err(|e| format!("core dumps could not be disabled: {e}"))?;
     let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(|e| format!("standard input: {e}"))?;
     let socket = UnixStream::from(stdin);
-    socket.peer_addr().map_err(|e| {
-        format!("expected the program itself as the parent, and a socket as standard input, got another ({e})")
-    })?;
+    socket
+        .peer_addr()
+        .map_err(|e| format!("expected the program itself as the parent, and a socket as standard input ({e})"))?;
     let listener = socket.try_clone().map_err(|e| format!("the socket: {e}"))?;
     let mut parent = Parent { to: BufWriter::new(socket) };
     let stopped = Arc::new(AtomicU64::new(0));
-    let messages = listen(listener, stopped.clone()).map_err(|e| format!("no thread to listen on: {e}"))?;
+    let messages =
+        listen(listener, stopped.clone()).map_err(|e| format!("could not start the listener thread: {e}"))?;
     let begun = parent.step(Step::Start, 0).map_err(|e| e.to_string()).and_then(|()| begin(task));
     match begun {
         Ok((icicle, hello)) => {
@@ -71,22 +72,22 @@ pub fn serve(task: &Task) -> Result<(), String> {
     }
 }
 
-/// Opens the libraries and tries the device.
+/// Opens the libraries and tests the device.
 fn begin(task: &Task) -> Result<(Rc<Icicle>, Vec<u8>), String> {
     let (icicle, found) = Icicle::open(&task.libraries, &task.backends, task.kind.as_deref(), task.ordinal)?;
     answers::check(&icicle)?;
     Ok((icicle, Hello::body(&found)))
 }
 
-/// Ends the process, without the tidying up of libraries that may be at work.
+/// Ends the process without running the cleanup of libraries that may be active.
 fn end() -> ! {
     let _ = kill_process(getpid(), Signal::KILL);
     std::process::abort()
 }
 
-/// Reads the parent's messages; stops are noted at once. Ends the process when the parent is gone.
+/// Reads the parent's messages; stop requests are recorded at once. Ends the process when the parent is gone.
 fn listen(mut socket: UnixStream, stopped: Arc<AtomicU64>) -> io::Result<Receiver<Message>> {
-    // One at a time: the parent waits while a section of a key is taken in.
+    // One at a time: the parent waits while a section of a key is processed.
     let (send, messages) = mpsc::sync_channel(1);
     thread::Builder::new().name("parent".into()).spawn(move || {
         while let Ok(message) = protocol::read(&mut socket) {
@@ -104,7 +105,7 @@ fn listen(mut socket: UnixStream, stopped: Arc<AtomicU64>) -> io::Result<Receive
     Ok(messages)
 }
 
-/// The parent, to be answered.
+/// The connection to the parent.
 struct Parent {
     to: BufWriter<UnixStream>,
 }
@@ -115,7 +116,7 @@ impl Parent {
         self.to.flush()
     }
 
-    /// A parent that cannot be answered is gone.
+    /// Sends an answer; if that fails, the parent is gone.
     fn answer(&mut self, kind: u8, body: &[u8]) {
         if self.try_answer(kind, body).is_err() {
             end()
@@ -132,15 +133,15 @@ struct Child {
     keys: HashMap<u64, Key<Rc<Icicle>>>,
     parent: Parent,
     messages: Receiver<Message>,
-    /// The highest number of a proof that is to stop.
+    /// The highest number of a proof to stop.
     stopped: Arc<AtomicU64>,
 }
 
-/// Why a message is not answered as it should be.
+/// Why a message was not handled.
 enum Failed {
     /// The work failed.
     Work(BackendError),
-    /// The message makes no sense, so that the next may not either.
+    /// The message is invalid, so the next may be too.
     Message(Nonsense),
 }
 
@@ -215,7 +216,7 @@ impl Child {
         let parent = std::cell::RefCell::new(&mut self.parent);
         let hear = |step, percent| {
             parent.borrow_mut().answer(from_child::STEP, &protocol::step(step, percent));
-            // The reason is the parent's, who has the token.
+            // The parent has the token and knows the reason.
             let stops = self.stopped.load(Ordering::Acquire) >= number;
             if stops { Err(BackendError::Stopped(StopReason::Cancelled)) } else { Ok(()) }
         };
@@ -233,7 +234,7 @@ impl Child {
     }
 }
 
-/// A key of these sections. Its fixed points, which only the assembly of a proof needs, stay with the parent.
+/// Assembles a key from sections. Its fixed points, which only the assembly of a proof needs, stay with the parent.
 fn proving_key(load: &Load, [coefficients, a, b1, b2, c, h]: [Bytes; SECTIONS]) -> ProvingKey {
     let (g1, g2) = (G1Affine::identity(), G2Affine::identity());
     let vk = VerificationKey { alpha_g1: g1, beta_g2: g2, gamma_g2: g2, delta_g2: g2, ic: Vec::new() };

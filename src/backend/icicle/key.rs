@@ -1,8 +1,8 @@
-//! A proving key on a device that computes single operations, and a proof's five products from these.
+//! A proving key on a device that computes single operations, and a proof's five products composed of these.
 //!
-//! The rows of A and B times the witness are computed here, on the processor. From there on the quotient stays on the
-//! device: a and b are interpolated there, and so is c = a∘b, evaluated on the odd coset, and joined to a·b − c, the scalars
-//! of H (`cpu::quotient` has the mathematics).
+//! The rows of A and B times the witness are computed here, on the CPU. From then on the quotient stays on the device:
+//! a, b and c = a∘b are interpolated there, evaluated on the odd coset, and combined to a·b − c, the scalars of H
+//! (`cpu::quotient` has the mathematics).
 
 use ark_ff::{BigInteger, BigInteger256, FftField, PrimeField};
 use rayon::prelude::*;
@@ -16,7 +16,7 @@ use crate::model::{Fr, G1, G2, KeySections, ProvingKey};
 /// The largest domain: the field has roots of unity up to this order.
 pub(super) const LARGEST_DOMAIN: u32 = 1 << 28;
 
-/// What is computed at present, for whoever asks why nothing comes back.
+/// The current step of the computation, for messages about a child that does not answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Step {
     /// Starting: the libraries, the device, its known answers.
@@ -38,11 +38,11 @@ pub(super) enum Step {
 }
 
 impl Step {
-    /// All, by number.
+    /// All steps; a step's index is its number in messages.
     pub(super) const ALL: [Self; 8] =
         [Self::Start, Self::Load, Self::Quotient, Self::H, Self::B2, Self::B1, Self::A, Self::C];
 
-    /// In a sentence: "… in what".
+    /// Completes a sentence that ends in "in".
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Start => "its start",
@@ -56,7 +56,7 @@ impl Step {
         }
     }
 
-    /// How much of a proof is done when it begins, of a hundred.
+    /// Percentage of a proof that is done when the step begins.
     fn percent(self) -> u8 {
         match self {
             Self::Start | Self::Load | Self::Quotient => 0,
@@ -69,20 +69,20 @@ impl Step {
     }
 }
 
-/// Hears which step begins and how much of the proof is done, of a hundred; an error ends the proof.
+/// Receives the step that begins and the percentage of the proof that is done; an error ends the proof.
 pub(super) type Hear<'a> = &'a dyn Fn(Step, u8) -> Result<(), BackendError>;
 
-/// Points of a section on a device: those at infinity left out.
+/// The points of a section on a device, except those at infinity.
 struct Section<A: Algebra, G: Group> {
     bases: Option<A::Bases<G>>,
-    /// The place of each point's scalar.
+    /// Index of each point's scalar.
     places: Vec<u32>,
-    /// Whether every scalar has a point, so that its place is the point's own.
+    /// Whether every scalar has a point, so that scalars and points have the same indices.
     whole: bool,
 }
 
 impl<A: Algebra, G: Group> Section<A, G> {
-    /// `first` is the place of the first point's scalar.
+    /// `first` is the index of the first point's scalar.
     fn new(algebra: &A, bytes: &[u8], first: u32) -> Result<Self, BackendError> {
         let points = bytes.par_chunks_exact(G::BYTES).enumerate();
         let present = points.filter(|(_, bytes)| bytes.iter().any(|b| *b != 0));
@@ -93,7 +93,7 @@ impl<A: Algebra, G: Group> Section<A, G> {
         Ok(Self { bases, places, whole })
     }
 
-    /// Σ scalarsᵢ·pointsᵢ, in pieces that fit the device's free memory.
+    /// Computes Σ scalarsᵢ·pointsᵢ, in pieces that fit the device's free memory.
     fn sum(&self, algebra: &A, scalars: &[BigInteger256], step: Step, hear: Hear<'_>) -> Result<G, BackendError> {
         self.pieces(algebra, step, hear, |bases, first, count| {
             let places = &self.places[first..first + count];
@@ -102,7 +102,7 @@ impl<A: Algebra, G: Group> Section<A, G> {
         })
     }
 
-    /// The same with scalars on the device.
+    /// Like [`Self::sum`], with scalars on the device.
     fn sum_on(&self, algebra: &A, scalars: &A::Vector, step: Step, hear: Hear<'_>) -> Result<G, BackendError> {
         if !self.whole {
             return self.sum(algebra, &algebra.download(scalars)?, step, hear);
@@ -146,10 +146,10 @@ pub(super) struct Key<A: Algebra> {
 }
 
 impl<A: Algebra> Key<A> {
-    /// Brings a key to the device. Its sections go one by one: each is dropped when its points are there.
+    /// Copies a key to the device, section by section; each section is dropped once its points are there.
     ///
     /// # Errors
-    /// `Shape` if the key does not hold what it says.
+    /// `Shape` if the key's sizes are inconsistent.
     pub(super) fn new(algebra: &A, key: ProvingKey) -> Result<Self, BackendError> {
         check(&key)?;
         let matrices = Matrices::new(&key)?;
@@ -163,17 +163,18 @@ impl<A: Algebra> Key<A> {
         let a = Section::new(algebra, &{ a }, 0)?;
         let c = Section::new(algebra, &{ c }, private)?;
         let h = Section::new(algebra, &{ h }, 0)?;
-        // A domain of 2^28 has no double in this field; snarkjs shifts by the square of its non-residue 5 there.
+        // A domain of 2^28 has no double in this field; snarkjs uses the square of its non-residue 5 as the shift
+        // there.
         let shift = Fr::get_root_of_unity(2 * domain as u64).unwrap_or_else(|| Fr::from(25u64));
         Ok(Self { wires, matrices, domain, shift, a, b1, b2, c, h })
     }
 
-    /// Values of a witness.
+    /// Number of values of a witness.
     pub(super) fn wires(&self) -> usize {
         self.wires
     }
 
-    /// The five products for a witness of as many values as the key has wires.
+    /// Computes the five products for a witness, which must have a value for each wire of the key.
     pub(super) fn commit(&self, algebra: &A, w: &[BigInteger256], hear: Hear<'_>) -> Result<Commitments, BackendError> {
         if w.len() != self.wires {
             let (expected, got) = (self.wires as u64, w.len() as u64);
@@ -192,7 +193,7 @@ impl<A: Algebra> Key<A> {
         })
     }
 
-    /// The scalars of H.
+    /// Computes the scalars of H.
     fn quotient(&self, algebra: &A, w: &[BigInteger256]) -> Result<A::Vector, BackendError> {
         let (a, b) = rows(&self.matrices, self.domain, w);
         let (mut a, mut b) = (algebra.upload(&a)?, algebra.upload(&b)?);
@@ -212,7 +213,7 @@ impl<A: Algebra> Key<A> {
     }
 }
 
-/// A·w and B·w, plain and below r.
+/// Computes A·w and B·w, below r and not in Montgomery form.
 fn rows(matrices: &Matrices, domain: usize, w: &[BigInteger256]) -> (Secret, Secret) {
     let a_block = matrices.rows_a_block();
     let mut a = Zeroizing::new(vec![BigInteger256::zero(); domain]);
@@ -229,7 +230,7 @@ fn rows(matrices: &Matrices, domain: usize, w: &[BigInteger256]) -> (Secret, Sec
 /// Values that are overwritten when dropped.
 type Secret = Zeroizing<Vec<BigInteger256>>;
 
-/// An integer below 2^256, mod r: that is six times r at most.
+/// Reduces an integer below 2^256 modulo r: it is at most six times r.
 fn reduced(value: [u64; 4]) -> BigInteger256 {
     let mut value = BigInteger256::new(value);
     while value >= Fr::MODULUS {
@@ -238,7 +239,8 @@ fn reduced(value: [u64; 4]) -> BigInteger256 {
     value
 }
 
-/// That the sections have as many points as the header's numbers say, and the domain a size that transforms have.
+/// Checks that the sections have the number of points that the header implies, and that transforms support the domain's
+/// size.
 pub(super) fn check(key: &ProvingKey) -> Result<(), BackendError> {
     let header = &key.header;
     if !header.domain_size.is_power_of_two() || header.domain_size > LARGEST_DOMAIN {
@@ -268,7 +270,7 @@ mod tests {
     use super::*;
     use crate::model::{StopReason, StopToken, Witness};
 
-    /// A device that computes by definition, as many points at once as it says.
+    /// A device that computes by definition, with the given maximum of points per sum.
     struct Naive(usize);
 
     impl Algebra for Naive {

@@ -1,4 +1,4 @@
-//! What tests ask of an installation of ICICLE, by itself and in their own process.
+//! Entry points for tests that use an installation of ICICLE directly, in their own process.
 
 use std::rc::Rc;
 
@@ -11,16 +11,16 @@ use super::library::{Bases, Icicle, Vector};
 use super::{Task, answers};
 use crate::model::{Fq, Fr, limbs};
 
-/// Whether a device knows its answers if its points are left in Montgomery's form and said to be.
+/// Checks whether a device computes the known answers if its points are left in Montgomery form and flagged as such.
 ///
 /// # Errors
-/// One sentence on what it does not know.
+/// One sentence on the first wrong answer.
 pub fn answers_to_points_in_montgomery_form(task: &Task) -> Result<(), String> {
     let (icicle, _) = Icicle::open(&task.libraries, &task.backends, task.kind.as_deref(), task.ordinal)?;
     answers::check(&Montgomery(icicle))
 }
 
-/// A device that gets its points as a key has them.
+/// A device that gets its points as they are in a key.
 struct Montgomery(Rc<Icicle>);
 
 impl Algebra for Montgomery {
@@ -34,7 +34,7 @@ impl Algebra for Montgomery {
     fn bases<G: Group>(&self, points: &[G::Affine]) -> Result<Bases<G>, BackendError> {
         let mut plain = Vec::new();
         points.iter().for_each(|point| G::write(point, &mut plain));
-        // An element of the field lies in memory in Montgomery's form.
+        // In memory, a field element is in Montgomery form.
         let words = plain.chunks_exact(ELEMENT).map(|bytes| Fq::from(limbs(bytes)).0.0);
         self.0.bases_of(&words.flatten().flat_map(u64::to_le_bytes).collect::<Vec<u8>>())
     }

@@ -1,8 +1,8 @@
-//! ICICLE's libraries, safely: a device, memory on it, and the operations of [`Algebra`].
+//! A safe layer over ICICLE's libraries: a device, memory on it, and the operations of [`Algebra`].
 //!
-//! A C++ exception that leaves one of ICICLE's functions ends the process, so what is known to throw is not asked for:
-//! an unregistered type of device, a transform beyond its domain or of no power of two. Every call is synchronous and
-//! comes from the one thread that the device was chosen on, through one stream.
+//! A C++ exception that leaves one of ICICLE's functions ends the process, so calls that are known to throw are
+//! avoided: an unregistered type of device, or a transform that exceeds its domain or is not a power of two in size.
+//! Every call is synchronous and comes from the one thread on which the device was selected, through one stream.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -25,52 +25,53 @@ use super::sys::{
 };
 use crate::model::Fr;
 
-/// Types of devices in the order in which they are looked for where none is asked for. The processor is not among them:
-/// the program's own backend is many times faster there.
+/// Types of devices in order of preference, for when none is requested. The CPU is not among them: the program's own
+/// backend is many times faster there.
 const PREFERRED: [&str; 3] = ["CUDA", "METAL", "VULKAN"];
 
-/// Memory that a sum takes for each point, bytes: ICICLE sorts seven words for each window of a scalar, of which there are
-/// up to 22, and has two pieces of work at once.
+/// Memory that a sum takes per point, bytes: ICICLE sorts seven words for each window of a scalar, of which there are
+/// up to 22, and processes two chunks at a time.
 pub(super) const BYTES_A_POINT: u64 = 2 * (32 + 7 * 4 * 22);
-/// Points summed at once at most: what a device takes well below a second for, so that a stop is heeded.
+/// Upper bound on points summed at once: a device takes well below a second for this many, so that a stop request is
+/// noticed.
 pub(super) const MOST_POINTS: u64 = 1 << 22;
-/// Points summed at once at least.
+/// Lower bound on points summed at once.
 const LEAST_POINTS: u64 = 1 << 12;
 
-/// What a library calls a device.
+/// What a library reports about a device.
 pub(super) struct Found {
-    /// Such as `CUDA`.
+    /// Type, such as `CUDA`.
     pub kind: String,
-    /// Devices of that type.
+    /// Number of devices of that type.
     pub count: u32,
-    /// Memory in all and free at present, bytes; 0 where the device does not tell.
+    /// Total and currently free memory, bytes; 0 if the device does not report it.
     pub memory: (u64, u64),
-    /// Releases that the libraries may be of.
+    /// Range of releases to which the libraries belong.
     pub release: Release,
 }
 
-/// A device by ICICLE.
+/// A device driven by ICICLE.
 pub(super) struct Icicle {
     f: Functions,
     stream: *mut c_void,
-    /// Largest transform of the present domain, 0 before there is one.
+    /// Size of the largest transform in the current domain; 0 if there is no domain.
     domain: Cell<usize>,
-    /// ICICLE remembers the device by thread.
+    /// Keeps the type on one thread, because ICICLE selects devices per thread.
     on_one_thread: PhantomData<*const ()>,
 }
 
-/// A call's code as a result.
+/// Converts a call's code to a result.
 fn done(op: &'static str, code: c_int) -> Result<(), BackendError> {
     if code == 0 { Ok(()) } else { Err(BackendError::Device { op, code: i64::from(code) }) }
 }
 
-/// The same in a sentence, for what happens before there is a device.
+/// Like [`done`], with the error as a sentence, for calls made before there is a device.
 fn said(op: &'static str, code: c_int) -> Result<(), String> {
     done(op, code).map_err(|e| format!("{e} ({})", sys::code_name(i64::from(code))))
 }
 
 impl Device {
-    /// A device by type and number, if the type's name is not too long.
+    /// A device by type and number; `None` if the type's name is too long.
     fn new(kind: &str, id: u32) -> Option<Self> {
         let mut device = Self { kind: [0; TYPE_BYTES], id: c_int::try_from(id).ok()? };
         if kind.len() >= TYPE_BYTES {
@@ -84,8 +85,8 @@ impl Device {
 }
 
 impl Icicle {
-    /// Opens the libraries in a folder and what backends there are in another, and takes a device: of type `kind`, or of
-    /// the first type that there are devices of.
+    /// Opens the libraries in one folder and the backends in another, and selects a device: of type `kind`, or of the
+    /// first preferred type with any devices.
     ///
     /// # Errors
     /// One sentence.
@@ -98,19 +99,19 @@ impl Icicle {
         let (f, release) = sys::open(libraries)?;
         if backends.is_dir() {
             let path = CString::new(backends.as_os_str().as_bytes())
-                .map_err(|_| format!("{} is no path", backends.display()))?;
-            // Twice: a backend that needs another one, and is come upon before it, does not load the first time.
+                .map_err(|_| format!("{} is not a valid path", backends.display()))?;
+            // Twice: a backend that needs another one, and is found before it, fails to load the first time.
             for _ in 0..2 {
-                // SAFETY: the path ends in a zero. The libraries found there run their initialisers, which is what they
-                // are put there for.
+                // SAFETY: the path ends in a zero. The libraries found there run their initialisers, which is their
+                // purpose.
                 said("icicle_load_backend", unsafe { (f.icicle_load_backend)(path.as_ptr(), true) })?;
             }
         }
         let registered = registered(&f)?;
         let lacks = |what: &str| {
             let types = registered.join(", ");
-            let there = if backends.is_dir() { "has no backend for it that fits" } else { "is not there" };
-            format!("expected {what}, got {types} only: {} {there}", backends.display())
+            let there = if backends.is_dir() { "has no suitable backend" } else { "does not exist" };
+            format!("expected {what}, got only {types}: {} {there}", backends.display())
         };
         let kinds: Vec<&str> = match kind {
             Some(kind) => vec![kind],
@@ -136,14 +137,14 @@ impl Icicle {
         Err(why)
     }
 
-    /// Free memory, where the device tells.
+    /// Free memory, if the device reports it.
     fn free(&self) -> Option<u64> {
         memory(&self.f).map(|(_, free)| free)
     }
 
     fn buffer(self: &Rc<Self>, bytes: usize, secret: bool) -> Result<Buffer, BackendError> {
         let mut at = ptr::null_mut();
-        // SAFETY: `at` takes the address.
+        // SAFETY: `at` is valid for writing the address.
         let code = unsafe { (self.f.icicle_malloc)(&raw mut at, bytes.max(1)) };
         if code != 0 || at.is_null() {
             let (needed, free) = (bytes as u64, self.free().unwrap_or_default());
@@ -152,16 +153,16 @@ impl Icicle {
         Ok(Buffer { icicle: self.clone(), at, bytes, secret })
     }
 
-    /// A buffer with these bytes.
+    /// Allocates a buffer and fills it with these bytes.
     fn with(self: &Rc<Self>, bytes: &[u8], secret: bool) -> Result<Buffer, BackendError> {
         let buffer = self.buffer(bytes.len(), secret)?;
-        // SAFETY: both places have so many bytes, one on the device and one in the host's memory.
+        // SAFETY: both places have this many bytes, one on the device and one in host memory.
         let code = unsafe { (self.f.icicle_copy_to_device)(buffer.at, bytes.as_ptr().cast(), bytes.len()) };
         done("icicle_copy_to_device", code)?;
         Ok(buffer)
     }
 
-    /// Points of these bytes.
+    /// Copies points, given as bytes, to the device.
     pub(super) fn bases_of<G: Group>(self: &Rc<Self>, bytes: &[u8]) -> Result<Bases<G>, BackendError> {
         Ok(Bases { buffer: self.with(bytes, false)?, len: bytes.len() / G::BYTES, of: PhantomData })
     }
@@ -185,11 +186,12 @@ impl Icicle {
         };
         let at = vector.buffer.at;
         let size = c_int::try_from(size).unwrap_or(c_int::MAX);
-        // SAFETY: the vector has `size` elements, on the device; transforms may be in place; the domain is large enough.
+        // SAFETY: the vector has `size` elements, on the device; transforms may be in place; the domain is large
+        // enough.
         done("bn254_ntt", unsafe { (self.f.bn254_ntt)(at, size, direction, &raw const config, at) })
     }
 
-    /// The sum, of points that are said to be in Montgomery's form or not.
+    /// Computes a sum of points; `montgomery` says whether they are in Montgomery form.
     pub(super) fn sum_of<G: Group>(
         &self,
         bases: &Bases<G>,
@@ -230,7 +232,7 @@ impl Icicle {
             true => ("bn254_g2_msm", self.f.bn254_g2_msm),
         };
         let mut sum = Zeroizing::new([0u8; 6 * ELEMENT]);
-        // SAFETY: there are `count` scalars and points where it says they are, and the result, three coordinates, fits.
+        // SAFETY: `count` scalars and points are at the given places, and the result, three coordinates, fits.
         let code = unsafe { function(scalars, points, size, &raw const config, sum.as_mut_ptr().cast()) };
         done(op, code)?;
         G::read_homogeneous(&sum[..]).ok_or_else(|| BackendError::Unavailable {
@@ -253,11 +255,10 @@ impl Icicle {
     }
 }
 
-/// The types of devices that are registered.
+/// Returns the registered types of devices.
 fn registered(f: &Functions) -> Result<Vec<String>, String> {
     let mut names = [0u8; 1024];
-    // One byte stays a zero, whatever is written.
-    // SAFETY: the buffer has as many bytes as said.
+    // SAFETY: the buffer has at least the given size; one byte always remains zero.
     let code = unsafe { (f.icicle_get_registered_devices)(names.as_mut_ptr().cast(), names.len() - 1) };
     said("icicle_get_registered_devices", code)?;
     let end = names.iter().position(|b| *b == 0).unwrap_or(0);
@@ -265,17 +266,17 @@ fn registered(f: &Functions) -> Result<Vec<String>, String> {
     Ok(names.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect())
 }
 
-/// Makes a device of a registered type the thread's; the number of such devices.
+/// Selects a device of a registered type on this thread; returns the number of such devices.
 fn take(f: &Functions, kind: &str, ordinal: u32) -> Result<u32, String> {
     let device = Device::new(kind, ordinal)
         .ok_or_else(|| format!("expected a device type of less than {TYPE_BYTES} bytes, got {}", kind.len()))?;
-    // SAFETY: the device is a sound one, with a zero at its type's end, and so is the place for the count.
+    // SAFETY: the device is valid, with a zero at the end of its type, and `count` is valid for writing.
     let (available, taken) =
         unsafe { ((f.icicle_is_device_available)(&raw const device), (f.icicle_set_device)(&raw const device)) };
     said("icicle_is_device_available", available)?;
     said("icicle_set_device", taken).map_err(|e| format!("{kind} {ordinal}: {e}"))?;
     let mut count: c_int = 0;
-    // SAFETY: a device was chosen on this thread, and `count` takes the number.
+    // SAFETY: a device was selected on this thread, and `count` is valid for writing.
     said("icicle_get_device_count", unsafe { (f.icicle_get_device_count)(&raw mut count) })?;
     u32::try_from(count)
         .ok()
@@ -283,19 +284,19 @@ fn take(f: &Functions, kind: &str, ordinal: u32) -> Result<u32, String> {
         .ok_or_else(|| format!("expected device {ordinal} of type {kind}, got {count} of them"))
 }
 
-/// Memory in all and free at present.
+/// Returns the total and the currently free memory.
 fn memory(f: &Functions) -> Option<(u64, u64)> {
     let (mut total, mut free) = (0usize, 0usize);
-    // SAFETY: a device was chosen on this thread, and both numbers have a place.
+    // SAFETY: a device was selected on this thread, and both places are valid for writing.
     let code = unsafe { (f.icicle_get_available_memory)(&raw mut total, &raw mut free) };
     (code == 0).then_some((total as u64, free as u64))
 }
 
 fn stream(f: &Functions) -> Result<*mut c_void, String> {
     let mut stream = ptr::null_mut();
-    // SAFETY: a device was chosen on this thread, and the stream has a place. It is null on the processor.
+    // SAFETY: a device was selected on this thread, and `stream` is valid for writing. It becomes null on the CPU.
     said("icicle_create_stream", unsafe { (f.icicle_create_stream)(&raw mut stream) })?;
-    // SAFETY: the stream is the one just made.
+    // SAFETY: the stream was just created.
     said("icicle_stream_synchronize", unsafe { (f.icicle_stream_synchronize)(stream) })?;
     Ok(stream)
 }
@@ -305,15 +306,15 @@ struct Buffer {
     icicle: Rc<Icicle>,
     at: *mut c_void,
     bytes: usize,
-    /// To be overwritten at the end.
+    /// Whether to overwrite the memory when it is freed.
     secret: bool,
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
         let f = &self.icicle.f;
-        // SAFETY: the memory is this buffer's, and no work is under way: every call was waited for. A failure of either
-        // leaves memory that ends with the process.
+        // SAFETY: this buffer owns the memory, and no work is in progress, because every call is synchronous. If either
+        // call fails, the memory is freed with the process.
         unsafe {
             if self.secret {
                 let _ = (f.icicle_memset)(self.at, 0, self.bytes);
@@ -338,9 +339,9 @@ pub(super) struct Bases<G: Group> {
 
 const _: () = assert!(size_of::<BigInteger256>() == ELEMENT && cfg!(target_endian = "little"));
 
-/// Plain values as they lie in memory.
+/// The bytes of values in memory.
 pub(super) fn bytes_of(values: &[BigInteger256]) -> &[u8] {
-    // SAFETY: a value is four words and, by the assertion above, nothing else; any bytes are valid as such.
+    // SAFETY: a value consists of four words and, by the assertion above, of nothing else; any bytes are valid for it.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
@@ -359,7 +360,8 @@ impl Algebra for Rc<Icicle> {
     }
 
     fn bases<G: Group>(&self, points: &[G::Affine]) -> Result<Bases<G>, BackendError> {
-        // Plain from here on: on the processor, ICICLE takes points in Montgomery's form and sums up something else.
+        // Not in Montgomery form from here on: on the CPU, ICICLE accepts points in Montgomery form but computes a
+        // wrong sum.
         let mut plain = Vec::with_capacity(points.len() * G::BYTES);
         points.iter().for_each(|point| G::write(point, &mut plain));
         self.bases_of(&plain)
@@ -381,7 +383,7 @@ impl Algebra for Rc<Icicle> {
 
     fn download(&self, vector: &Vector) -> Result<Zeroizing<Vec<BigInteger256>>, BackendError> {
         let mut values = Zeroizing::new(vec![BigInteger256::zero(); vector.len]);
-        // SAFETY: both places have as many elements, and any bytes are valid as such.
+        // SAFETY: both places have this many elements, and any bytes are valid for them.
         let code =
             unsafe { (self.f.icicle_copy_to_host)(values.as_mut_ptr().cast(), vector.buffer.at, vector.len * ELEMENT) };
         done("icicle_copy_to_host", code)?;
@@ -398,16 +400,16 @@ impl Algebra for Rc<Icicle> {
         if wanted <= self.domain.get() {
             return Ok(());
         }
-        // To make it anew where there is one does nothing and says nothing.
+        // Initialising a domain over an existing one silently does nothing.
         if self.domain.replace(0) > 0 {
-            // SAFETY: no transform is under way.
+            // SAFETY: no transform is in progress.
             done("bn254_ntt_release_domain", unsafe { (self.f.bn254_ntt_release_domain)() })?;
         }
         let (what, expected, got) = ("values of a transform, at most", u64::from(LARGEST_DOMAIN), size as u64);
         let root = Fr::get_root_of_unity(wanted as u64).ok_or(BackendError::Shape { what, expected, got })?;
         let root = root.into_bigint().0;
         let config = NttInitDomainConfig { stream: self.stream, is_async: false, ext: ptr::null_mut() };
-        // SAFETY: the root and the configuration are sound, and read during the call only.
+        // SAFETY: the root and the configuration are valid, and only read during the call.
         let code = unsafe { (self.f.bn254_ntt_init_domain)(&raw const root, &raw const config) };
         done("bn254_ntt_init_domain", code)?;
         self.domain.set(wanted);
@@ -427,7 +429,7 @@ impl Algebra for Rc<Icicle> {
         let product = Vector { buffer: self.buffer(a.buffer.bytes, true)?, len: a.len };
         let (a, b, len, to) = (a.buffer.at, b.buffer.at, a.len as u64, product.buffer.at);
         let config = self.on_vectors();
-        // SAFETY: all three have as many elements, on the device.
+        // SAFETY: all three vectors have this many elements, on the device.
         done("bn254_vector_mul", unsafe { (self.f.bn254_vector_mul)(a, b, len, &raw const config, to) })?;
         Ok(product)
     }
@@ -436,7 +438,8 @@ impl Algebra for Rc<Icicle> {
         unequal("elements of a difference", a.len, b.len)?;
         let (at, b, len) = (a.buffer.at, b.buffer.at, a.len as u64);
         let config = self.on_vectors();
-        // SAFETY: both have as many elements, on the device; element by element, so that the result may take a's place.
+        // SAFETY: both vectors have this many elements, on the device; the operation is element-wise, so the result may
+        // replace a.
         done("bn254_vector_sub", unsafe { (self.f.bn254_vector_sub)(at, b, len, &raw const config, at) })
     }
 }

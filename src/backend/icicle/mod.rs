@@ -1,12 +1,12 @@
-//! Devices by ICICLE's shared libraries, which are looked for when the program runs.
+//! Devices driven by ICICLE's shared libraries, which are loaded at run time.
 //!
 //! ICICLE is C++, and an exception that leaves one of its functions aborts the process. So each device is driven by a
-//! child process, the program itself (`icicle-device`): one that aborts, hangs or answers nonsense costs the proof it was
-//! at, and the next proof gets a fresh one.
+//! child process, the program itself (`icicle-device`): if the child aborts, hangs or sends invalid answers, only its
+//! current proof is lost, and the next proof gets a new child.
 //!
-//! `sys` is the C ABI, `library` a safe layer over it, `algebra` what a proof needs of a device, `key` the proof put
-//! together from that, and `answers` what every device must know before it is used. These run in the child, which `child`
-//! is; `process` is the parent's side, and `protocol` what is between.
+//! `sys` is the C ABI, `library` a safe layer over it, `algebra` the operations that a proof needs, `key` the proof
+//! composed of them, and `answers` the known answers that every device must compute before it is used. These run in the
+//! child, which `child` implements; `process` is the parent's side, and `protocol` the messages between them.
 
 mod algebra;
 mod answers;
@@ -32,19 +32,19 @@ use super::discover::{Found, IcicleOptions};
 use super::{Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress};
 use crate::model::{ENTRY_BYTES, ProvingKey, StopToken, Witness, locked};
 
-/// Where the installer of ICICLE puts its libraries.
+/// Where ICICLE's installer puts its libraries.
 const DEFAULT_LIBRARIES: &str = "/opt/icicle/lib";
-/// How often somebody who waits for a device looks at the stop token.
+/// How often a thread that waits for a device checks its stop token.
 const TICK: Duration = Duration::from_millis(20);
 
-/// How long a child may take.
+/// Time limits for a child.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// To open its libraries, start its device and know its answers.
+    /// For opening its libraries, starting its device and computing the known answers.
     pub start: Duration,
-    /// Without a word, between two steps.
+    /// For silence between two steps.
     pub step: Duration,
-    /// To stop when it is asked to; then it is ended.
+    /// For stopping on request; then the child is killed.
     pub stop: Duration,
 }
 
@@ -57,25 +57,25 @@ impl Default for Limits {
 /// How children are started.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The program, which is its own child.
+    /// The program's executable, which is also run as the child.
     pub program: PathBuf,
     /// Folder of ICICLE's libraries.
     pub libraries: PathBuf,
     /// Folder of its backends.
     pub backends: PathBuf,
-    /// Type of the devices; the first of those preferred that there are, if none is given.
+    /// Type of the devices; by default, the first preferred type with any devices.
     pub kind: Option<String>,
-    /// Variables that children do not get.
+    /// Environment variables that children do not get.
     pub withheld: Vec<&'static str>,
-    /// How long they may take.
+    /// Time limits.
     pub limits: Limits,
 }
 
 impl Options {
-    /// Where ICICLE is, by what the user says or where its installer puts it.
+    /// Locates ICICLE: where the user says, or where its installer puts it.
     ///
     /// # Errors
-    /// One sentence where there is none.
+    /// One sentence if it is not found.
     pub fn find(wanted: &IcicleOptions) -> Result<Self, String> {
         let libraries = match &wanted.libraries {
             Some(folder) => folder.clone(),
@@ -96,10 +96,10 @@ impl Options {
     }
 }
 
-/// Every device of the type asked for: a backend, or one sentence on why it is none.
+/// Starts every device of the requested type: returns for each a backend, or one sentence on why it cannot be used.
 ///
 /// # Errors
-/// One sentence where there are none at all.
+/// One sentence if there are no devices.
 pub fn devices(options: &Options) -> Found {
     let backend = |found: Result<(IcicleBackend, u32), BackendError>| match found {
         Ok((backend, count)) => Ok((Arc::new(backend) as Arc<dyn Backend>, count)),
@@ -111,20 +111,20 @@ pub fn devices(options: &Options) -> Found {
         let begun: Vec<_> = (1..count).map(|i| scope.spawn(move || IcicleBackend::start(options, i))).collect();
         let ended = begun.into_iter().map(|thread| match thread.join() {
             Ok(found) => backend(found).map(|(backend, _)| backend),
-            Err(_) => Err("its start ended in a panic of the program's code; see its log".into()),
+            Err(_) => Err("its start panicked; see the log".into()),
         });
         ended.collect::<Vec<_>>()
     });
     Ok(std::iter::once(Ok(first)).chain(others).collect())
 }
 
-/// A device of ICICLE's.
+/// A device driven by ICICLE.
 pub struct IcicleBackend {
     info: DeviceInfo,
     device: Arc<Device>,
 }
 
-/// A child's place, and who may talk to it.
+/// A slot for the device's child, and the right to talk to it.
 struct Device {
     options: Options,
     ordinal: u32,
@@ -136,18 +136,18 @@ struct Device {
 
 #[derive(Default)]
 struct Place {
-    /// Somebody talks to the child at present.
+    /// Whether some thread is talking to the child.
     taken: bool,
     child: Option<Process>,
-    /// Keys that the child need not keep.
+    /// Keys to be dropped by the child.
     dropped: Vec<u64>,
 }
 
 impl IcicleBackend {
-    /// Starts a child for a device. Also says how many devices of its type there are.
+    /// Starts a child for a device. Also returns how many devices of its type there are.
     ///
     /// # Errors
-    /// `Unavailable`, with a sentence.
+    /// `Unavailable`, with one sentence.
     pub fn start(options: &Options, ordinal: u32) -> Result<(Self, u32), BackendError> {
         let label = format!("{}:{ordinal}", DeviceKind::Icicle.as_str());
         let (child, hello) = Process::start(options, &label, ordinal)?;
@@ -158,7 +158,7 @@ impl IcicleBackend {
             threads: 1,
             memory: hello.memory,
         };
-        // The type that was found is the one that later children drive.
+        // Later children drive the type that was found.
         let options = Options { kind: Some(hello.kind), ..options.clone() };
         let place = Mutex::new(Place { child: Some(child), ..Place::default() });
         let device = Device { options, ordinal, label, place, left: Condvar::new(), keys: AtomicU64::new(0) };
@@ -172,16 +172,16 @@ impl Backend for IcicleBackend {
     }
 
     fn footprint(&self, key: &ProvingKey) -> Footprint {
-        // The domain of transforms has roots twice as many as points; a proof has four vectors and one sum at a time.
+        // The domain of transforms has twice as many roots as points; a proof has four vectors and one sum at a time.
         let domain = u64::from(key.header.domain_size);
         let points = (key.size() - key.sections.coefficients.len()) as u64;
         let summed = domain.max(u64::from(key.header.n_vars)).min(library::MOST_POINTS);
         let per_proof = 4 * 32 * domain + summed * library::BYTES_A_POINT;
-        Footprint { resident: points + 2 * 32 * domain, per_proof, kept: 1 }
+        Footprint { resident: points + 2 * 32 * domain, per_proof, proof_buffers_kept: 1 }
     }
 
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
-        // What is the caller's fault is found here, where it can be told in full.
+        // The caller's mistakes are found here, where they can be reported in full.
         key::check(&key)?;
         let (what, expected) = ("bytes of matrix entries, a multiple of", ENTRY_BYTES as u64);
         let got = key.sections.coefficients.len() as u64;
@@ -195,7 +195,7 @@ impl Backend for IcicleBackend {
     }
 }
 
-/// A key that a child has, or will be brought before it is needed.
+/// A key that a child has loaded, or will load before using it.
 struct IcicleKey {
     device: Arc<Device>,
     key: Arc<ProvingKey>,
@@ -227,14 +227,14 @@ impl LoadedKey for IcicleKey {
 impl Drop for IcicleKey {
     fn drop(&mut self) {
         self.device.lock().dropped.push(self.id);
-        // Its memory is wanted now, if nobody is at work; otherwise when they are done.
+        // Its memory is wanted now, if the child is idle; otherwise when the current work is done.
         if let Some(mut turn) = self.device.try_take() {
             turn.forget();
         }
     }
 }
 
-/// The sole right to talk to a device's child, until dropped.
+/// The exclusive right to talk to a device's child, until dropped.
 struct Turn<'a> {
     device: &'a Device,
     child: Option<Process>,
@@ -249,7 +249,7 @@ impl Drop for Turn<'_> {
 }
 
 impl Turn<'_> {
-    /// Passes on which keys are not needed any more.
+    /// Tells the child which keys are no longer needed.
     fn forget(&mut self) {
         let dropped = std::mem::take(&mut self.device.lock().dropped);
         for id in dropped {
@@ -273,7 +273,7 @@ impl Device {
         Some(Turn { device: self, child: place.child.take() })
     }
 
-    /// Waits for the child.
+    /// Waits for the exclusive right to the child.
     fn take(&self, stop: Option<&StopToken>) -> Result<Turn<'_>, BackendError> {
         loop {
             if let Some(why) = stop.and_then(StopToken::stopped) {
@@ -289,7 +289,7 @@ impl Device {
         }
     }
 
-    /// Talks to the child, a fresh one if there is none. One that must not be used again is ended.
+    /// Talks to the child, starting one if there is none. A child that must not be used again is ended.
     fn with_child<T>(
         &self,
         stop: Option<&StopToken>,
@@ -297,7 +297,7 @@ impl Device {
     ) -> Result<T, BackendError> {
         let mut turn = self.take(stop)?;
         if turn.child.as_mut().is_some_and(Process::has_ended) {
-            // While nobody used it, so that nobody lost anything.
+            // It ended while idle, so no work was lost.
             turn.child = None;
         }
         turn.forget();
@@ -306,7 +306,7 @@ impl Device {
             none => {
                 let begun = Instant::now();
                 let (child, _) = Process::start(&self.options, &self.label, self.ordinal)?;
-                tracing::info!(device = %self.label, seconds = begun.elapsed().as_secs_f64(), "a fresh process drives it");
+                tracing::info!(device = %self.label, seconds = begun.elapsed().as_secs_f64(), "started a new process for the device");
                 none.insert(child)
             }
         };
@@ -314,7 +314,7 @@ impl Device {
             Ok(done) => Ok(done),
             Err(Trouble::Harmless(e)) => Err(e),
             Err(Trouble::Fatal(e)) => {
-                tracing::warn!(device = %self.label, error = %e, "its process is ended");
+                tracing::warn!(device = %self.label, error = %e, "ending the process of the device");
                 turn.child = None;
                 Err(e)
             }

@@ -1,4 +1,4 @@
-//! The parent's side: a child process, what is said to it, and what becomes of one that dies, hangs or answers nonsense.
+//! The parent's side: starts a child, talks to it, and handles one that dies, hangs or sends invalid messages.
 
 use std::collections::HashSet;
 use std::io::{self, ErrorKind, Read, Write};
@@ -19,17 +19,17 @@ use super::protocol::{
 use super::{Limits, Options};
 use crate::model::{ProvingKey, StopReason, StopToken, Witness, locked};
 
-/// How often it is looked whether to wait on.
+/// How often a wait is checked for its limits.
 const TICK: Duration = Duration::from_millis(20);
-/// How long a child that closed its socket has to end.
+/// How long a child that closed its socket may take to exit.
 const LAST_BREATH: Duration = Duration::from_secs(2);
-/// Bytes of a line of the child's that are kept.
+/// Bytes kept of a line of the child's output.
 const LONGEST_LINE: usize = 300;
 
-/// Why a child is no use any more, or a message failed.
+/// Why a message failed, and whether the child is still usable.
 #[derive(Debug, PartialEq)]
 pub(super) enum Trouble {
-    /// The child is as it was: the key, the witness or the memory is at fault, or the work was asked to stop.
+    /// The child is unaffected: the key, the witness or a lack of memory is at fault, or the work was asked to stop.
     Harmless(BackendError),
     /// The child must not be used again.
     Fatal(BackendError),
@@ -43,11 +43,11 @@ impl Trouble {
     }
 }
 
-/// A child that is ended when dropped, whatever it is at.
+/// A child that is killed when dropped, whatever it is doing.
 struct Guarded(Option<Child>);
 
 impl Guarded {
-    /// How it ended, if it does so soon.
+    /// Returns the exit status, if the child exits soon.
     fn ended(&mut self) -> Option<ExitStatus> {
         let until = Instant::now() + LAST_BREATH;
         loop {
@@ -65,26 +65,26 @@ impl Drop for Guarded {
         let Some(mut child) = self.0.take() else { return };
         let _ = child.kill();
         if !matches!(child.try_wait(), Ok(Some(_))) {
-            // One that is inside its driver ends when that lets it.
+            // A child that is inside its driver ends when the driver returns.
             let reaper = thread::Builder::new().name("icicle-reaper".into());
             let _ = reaper.spawn(move || child.wait());
         }
     }
 }
 
-/// The last line that a child printed, of those that say something.
+/// The last non-empty line that a child printed.
 type LastLine = Arc<Mutex<String>>;
 
-/// Hears what the child prints: each line goes to the log, and the last is kept. Ends with the child.
+/// Reads the child's output: logs each line and remembers the last. Ends with the child.
 fn listen(from: impl Read + Send + 'static, label: String, last: LastLine) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("icicle-log".into()).spawn(move || {
         let mut from = io::BufReader::new(from);
         let mut line = Vec::new();
-        // A line that does not end is taken in pieces.
+        // A line without an end is read in pieces.
         while matches!(io::BufRead::read_until(&mut (&mut from).take(4096), b'\n', &mut line), Ok(n) if n > 0) {
             let text = String::from_utf8_lossy(&line).trim().to_owned();
             if !text.is_empty() {
-                tracing::debug!(device = %label, line = %text, "icicle says");
+                tracing::debug!(device = %label, line = %text, "output of the icicle process");
                 let end = text.floor_char_boundary(LONGEST_LINE);
                 text[..end].clone_into(&mut locked(&last));
             }
@@ -93,37 +93,37 @@ fn listen(from: impl Read + Send + 'static, label: String, last: LastLine) -> io
     })
 }
 
-/// What is waited for and how long.
+/// What to wait for, and for how long.
 struct Patience<'a> {
     stop: Option<&'a StopToken>,
-    /// The child may be silent for so long.
+    /// How long the child may be silent.
     silence: Duration,
     heard: Instant,
-    /// When a child that was asked to stop is ended.
+    /// When a child that was asked to stop is killed.
     until: Option<Instant>,
 }
 
-/// A child with a device.
+/// A child that drives a device.
 pub(super) struct Process {
     child: Guarded,
     socket: UnixStream,
     label: String,
     limits: Limits,
-    /// What came of a message that is not complete.
+    /// Received bytes of an incomplete message.
     received: Vec<u8>,
-    /// What the child is at.
+    /// The child's current step.
     step: Step,
     last: LastLine,
-    /// Who hears what it prints.
+    /// The thread that reads its output.
     listener: JoinHandle<()>,
-    /// Keys it has.
+    /// Keys that it has loaded.
     pub(super) loaded: HashSet<u64>,
-    /// Number of the proof asked for last.
+    /// Number of the latest proof requested.
     number: u64,
 }
 
 impl Process {
-    /// Starts a child for a device and waits until it knows its answers.
+    /// Starts a child for a device and waits until it has computed the known answers.
     pub(super) fn start(options: &Options, label: &str, ordinal: u32) -> Result<(Self, Hello), BackendError> {
         let unavailable = |why: String| BackendError::Unavailable { device: label.to_owned(), why };
         let (socket, theirs) = UnixStream::pair().map_err(|e| unavailable(format!("no socket: {e}")))?;
@@ -137,12 +137,12 @@ impl Process {
         for name in &options.withheld {
             command.env_remove(name);
         }
-        // What it prints on standard output would only be in the way of results, so both go to the log.
+        // Its standard output must not mix with results, so both streams go to the log.
         let (prints, printed) = io::pipe().map_err(cannot)?;
         let stdout = printed.try_clone().map_err(cannot)?;
         command.stdin(OwnedFd::from(theirs)).stdout(stdout).stderr(printed);
         let child = Guarded(Some(command.spawn().map_err(cannot)?));
-        // With it go this process's copies of the child's ends, without which its end is never noticed.
+        // This drops this process's copies of the child's ends; while they exist, the child's end would go unnoticed.
         drop(command);
         let last = LastLine::default();
         let listener = listen(prints, label.to_owned(), last.clone()).map_err(cannot)?;
@@ -167,12 +167,12 @@ impl Process {
         }
     }
 
-    /// Whether it has ended meanwhile.
+    /// Whether the child has ended.
     pub(super) fn has_ended(&mut self) -> bool {
         !matches!(self.child.0.as_mut().map(Child::try_wait), Some(Ok(None)))
     }
 
-    /// Brings it a key.
+    /// Sends a key to the child.
     pub(super) fn load(&mut self, id: u64, key: &ProvingKey) -> Result<(), Trouble> {
         let (header, s) = (&key.header, &key.sections);
         let (n_vars, n_public, domain_size) = (header.n_vars, header.n_public, header.domain_size);
@@ -197,7 +197,7 @@ impl Process {
         Ok(())
     }
 
-    /// Asks it for the products of a witness with a key that it has.
+    /// Requests the products of a witness with a loaded key.
     pub(super) fn commit(
         &mut self,
         id: u64,
@@ -219,7 +219,7 @@ impl Process {
                 }
                 from_child::COMMITMENTS => {
                     let commitments = protocol::read_commitments(&message.body).map_err(|e| self.nonsense(&e))?;
-                    // One that was asked to stop too late.
+                    // The request to stop came too late.
                     return match stop.stopped() {
                         Some(why) => Err(Trouble::Harmless(BackendError::Stopped(why))),
                         None => Ok(commitments),
@@ -239,7 +239,7 @@ impl Process {
         }
     }
 
-    /// Tells it that a key is not needed any more.
+    /// Tells the child that a key is no longer needed.
     pub(super) fn forget(&mut self, id: u64) -> Result<(), Trouble> {
         if !self.loaded.remove(&id) {
             return Ok(());
@@ -252,16 +252,15 @@ impl Process {
         Patience { stop, silence, heard: Instant::now(), until: None }
     }
 
-    /// Whether to wait on. A child that is to stop is told so, once.
+    /// Checks whether to keep waiting. Sends a stop request, once, if the child should stop.
     fn wait_on(&mut self, patience: &mut Patience<'_>) -> Result<(), Trouble> {
         let now = Instant::now();
         if let Some(why) = patience.stop.and_then(StopToken::stopped) {
             match patience.until {
-                // Whose time was over may not be to blame for that.
+                // A proof that ran out of time is not necessarily to blame for that: report the device.
                 Some(until) if now >= until && why == StopReason::TimedOut => {
                     let (seconds, step) = (self.limits.stop.as_secs_f64(), self.step.as_str());
-                    let why =
-                        format!("its process was still in {step} {seconds} s after the time for the proof was over");
+                    let why = format!("its process was still in {step} {seconds} s after the deadline of the proof");
                     return Err(self.fatal(why));
                 }
                 Some(until) if now >= until => return Err(Trouble::Fatal(BackendError::Stopped(why))),
@@ -269,19 +268,19 @@ impl Process {
                 None => {
                     patience.until = Some(now + self.limits.stop);
                     let message = self.number.to_le_bytes();
-                    // Small enough to go at once; where it does not, the child does not read, and is ended soon.
+                    // Small enough to be sent at once; if not, the child does not read, and is killed soon.
                     let _ = protocol::write(&mut self.socket, to_child::STOP, &message);
                 }
             }
         }
         if now.saturating_duration_since(patience.heard) >= patience.silence {
             let (seconds, step) = (patience.silence.as_secs_f64(), self.step.as_str());
-            return Err(self.fatal(format!("its process said nothing for {seconds:.0} s in {step}")));
+            return Err(self.fatal(format!("its process was silent for {seconds:.0} s in {step}")));
         }
         Ok(())
     }
 
-    /// Sends a message of these parts.
+    /// Sends a message with these parts.
     fn send(&mut self, kind: u8, parts: &[&[u8]], patience: &mut Patience<'_>) -> Result<(), Trouble> {
         let length = parts.iter().map(|part| part.len() as u64).sum();
         let head = protocol::head(kind, length);
@@ -291,11 +290,11 @@ impl Process {
                     Ok(0) => return Err(self.lost()),
                     Ok(n) => {
                         part = &part[n..];
-                        // That it reads is a sign of life.
+                        // Reading is a sign of life.
                         patience.heard = Instant::now();
                     }
                     Err(e) if is_a_tick(&e) => {
-                        // To stop amid a message would leave the child with half of it.
+                        // Stopping in the middle of a message would leave the child with half of it.
                         let waits = Patience { stop: None, until: None, ..*patience };
                         self.wait_on(&mut { waits })?;
                     }
@@ -306,7 +305,7 @@ impl Process {
         Ok(())
     }
 
-    /// The child's next message.
+    /// Returns the child's next message.
     fn next(&mut self, patience: &mut Patience<'_>) -> Result<Message, Trouble> {
         let mut piece = [0; 4096];
         loop {
@@ -324,7 +323,7 @@ impl Process {
         }
     }
 
-    /// A complete message of what was received.
+    /// Takes a complete message from the received bytes.
     fn take(&mut self) -> Result<Option<Message>, Trouble> {
         let Some((head, rest)) = self.received.split_first_chunk::<HEAD>() else { return Ok(None) };
         let (kind, length) = protocol::read_head(head);
@@ -348,14 +347,14 @@ impl Process {
     }
 
     fn nonsense(&self, Nonsense(why): &Nonsense) -> Trouble {
-        self.fatal(format!("its process answered nonsense in {}: {why}", self.step.as_str()))
+        self.fatal(format!("its process sent an invalid message in {}: {why}", self.step.as_str()))
     }
 
     fn out_of_turn(&self, kind: u8) -> Trouble {
         self.nonsense(&Nonsense(format!("expected another kind of message than {kind}")))
     }
 
-    /// What a child says of its failure. After a code of the device's nothing that it computes is trusted any more.
+    /// Converts a failure that the child reports. After an error code of the device, none of its results is trusted.
     fn failed(&self, message: &Message) -> Trouble {
         match Failure::read(&message.body) {
             Ok(Failure::Says(why)) => self.fatal(why),
@@ -366,7 +365,7 @@ impl Process {
         }
     }
 
-    /// A child that closed its socket, in a sentence.
+    /// Describes how a child that closed its socket ended.
     fn lost(&mut self) -> Trouble {
         let step = self.step.as_str();
         let how = match self.child.ended() {
@@ -374,20 +373,20 @@ impl Process {
                 (Some(signal), _) => format!("was ended by signal {signal}{}", signal_name(signal)),
                 (None, code) => format!("ended with code {}", code.unwrap_or_default()),
             },
-            None => "closed its end of the conversation".to_owned(),
+            None => "closed its socket".to_owned(),
         };
-        // What it said at last may still be on its way.
+        // Its last output may still be on its way.
         let until = Instant::now() + LAST_BREATH;
         while !self.listener.is_finished() && Instant::now() < until {
             thread::sleep(Duration::from_millis(5));
         }
         let last = locked(&self.last).clone();
-        let last = if last.is_empty() { String::new() } else { format!("; it last said: {last}") };
+        let last = if last.is_empty() { String::new() } else { format!("; its last output: {last}") };
         self.fatal(format!("its process {how} in {step}{last}"))
     }
 }
 
-/// The names of signals by which broken code ends.
+/// Names of signals that end broken code.
 fn signal_name(signal: i32) -> &'static str {
     match signal {
         4 => " (SIGILL)",
@@ -400,7 +399,7 @@ fn signal_name(signal: i32) -> &'static str {
     }
 }
 
-/// Whether nothing came, or nothing could go, for as long as a tick.
+/// Whether a socket operation timed out after one tick.
 fn is_a_tick(e: &io::Error) -> bool {
     matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }

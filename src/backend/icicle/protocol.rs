@@ -1,7 +1,7 @@
-//! What the program and its child say to each other: messages with a kind and a length, over a socket.
+//! The messages between the program and its child: each has a kind and a length, and is sent over a socket.
 //!
-//! Both are the same program, so that its version is the protocol's; each still looks at every length and value, since
-//! what comes from the child comes from where foreign code runs.
+//! Both ends are the same program, so the program's version is the protocol's; even so, each end checks every length
+//! and value, because the child runs foreign code.
 
 use std::io::{self, Read, Write};
 
@@ -12,32 +12,32 @@ use super::library::Found;
 use super::sys::NAMES;
 use crate::model::{G1, G2};
 
-/// To be changed with any message. A program that is replaced while it runs may meet a child of another version.
+/// Must change with any message. A program that is replaced while it runs may start a child of another version.
 pub(super) const VERSION: u32 = 1;
-/// Bytes of a message's head: kind and length.
+/// Size of a message's header, bytes: kind and length.
 pub(super) const HEAD: usize = 9;
-/// Longest answer of the child.
+/// Maximum length of the child's answers, bytes.
 pub(super) const LONGEST_ANSWER: u64 = 1 << 16;
-/// Sections of a key.
+/// Number of sections of a key.
 pub(super) const SECTIONS: usize = 6;
 
 /// Kinds of messages to the child.
 pub(super) mod to_child {
-    /// A key follows: its number and sizes. Then its sections.
+    /// Announces a key: its number and sizes. Its sections follow.
     pub const LOAD: u8 = 1;
-    /// A section of it.
+    /// A section of the announced key.
     pub const SECTION: u8 = 2;
     /// A witness for a key.
     pub const COMMIT: u8 = 3;
-    /// A key is not needed any more.
+    /// A key is no longer needed.
     pub const FORGET: u8 = 4;
-    /// The proof of a number is to stop.
+    /// The proof with this number should stop.
     pub const STOP: u8 = 5;
 }
 
-/// Kinds of answers.
+/// Kinds of messages from the child.
 pub(super) mod from_child {
-    /// The device is there.
+    /// The device is ready.
     pub const HELLO: u8 = 65;
     /// A step begins.
     pub const STEP: u8 = 66;
@@ -45,7 +45,7 @@ pub(super) mod from_child {
     pub const LOADED: u8 = 67;
     /// The five products.
     pub const COMMITMENTS: u8 = 68;
-    /// It failed.
+    /// The current request failed.
     pub const FAILED: u8 = 69;
 }
 
@@ -56,14 +56,14 @@ pub(super) struct Message {
     pub body: Vec<u8>,
 }
 
-/// The head of a message.
+/// Encodes the header of a message.
 pub(super) fn head(kind: u8, length: u64) -> [u8; HEAD] {
     let mut head = [kind; HEAD];
     head[1..].copy_from_slice(&length.to_le_bytes());
     head
 }
 
-/// Kind and length from a head.
+/// Decodes a header into kind and length.
 pub(super) fn read_head(head: &[u8; HEAD]) -> (u8, u64) {
     let [kind, length @ ..] = *head;
     (kind, u64::from_le_bytes(length))
@@ -75,7 +75,7 @@ pub(super) fn write(to: &mut impl Write, kind: u8, body: &[u8]) -> io::Result<()
     to.write_all(body)
 }
 
-/// Reads a message. Memory is taken as the bytes come, not as the length promises them.
+/// Reads a message. Memory is allocated as bytes arrive, not by the announced length.
 pub(super) fn read(from: &mut impl Read) -> io::Result<Message> {
     let mut head = [0; HEAD];
     from.read_exact(&mut head)?;
@@ -87,7 +87,7 @@ pub(super) fn read(from: &mut impl Read) -> io::Result<Message> {
     Ok(Message { kind, body })
 }
 
-/// Puts a body together.
+/// Encodes a body.
 #[derive(Default)]
 pub(super) struct Body(pub Vec<u8>);
 
@@ -107,7 +107,7 @@ impl Body {
         self
     }
 
-    /// Text, clipped to what any message has room for.
+    /// Appends text, shortened to the maximum for any message.
     pub(super) fn text(self, text: &str) -> Self {
         let end = text.floor_char_boundary(4096);
         let mut body = self.u32(end as u32);
@@ -121,10 +121,10 @@ impl Body {
     }
 }
 
-/// Takes a body apart.
+/// Decodes a body.
 pub(super) struct Parts<'a>(pub &'a [u8]);
 
-/// A message that cannot be meant.
+/// Why a message is invalid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Nonsense(pub String);
 
@@ -173,16 +173,16 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// The child's device.
+/// Describes the child's device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Hello {
     /// Type of the device, such as `CUDA`.
     pub kind: String,
-    /// Devices of that type.
+    /// Number of devices of that type.
     pub count: u32,
-    /// Releases that the libraries may be of.
+    /// Range of releases to which the libraries belong.
     pub release: String,
-    /// Memory in all, bytes; 0 where the device does not tell.
+    /// Total memory, bytes; 0 if the device does not report it.
     pub memory: u64,
 }
 
@@ -226,7 +226,7 @@ impl Load {
     }
 }
 
-/// A step that begins, and what is done of a hundred.
+/// Encodes a step that begins, and the percentage done.
 pub(super) fn step(step: Step, percent: u8) -> Vec<u8> {
     let number = Step::ALL.iter().position(|s| *s == step).unwrap_or_default();
     Body::default().u8(number as u8).u8(percent).0
@@ -261,13 +261,13 @@ pub(super) fn read_commitments(body: &[u8]) -> Result<Commitments, Nonsense> {
 /// How the child failed, as far as it can tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// In a sentence.
+    /// As one sentence.
     Says(String),
-    /// A call returned a code.
+    /// A call returned an error code.
     Code { op: &'static str, code: i64 },
-    /// The device's memory does not suffice.
+    /// The device does not have enough memory.
     OutOfMemory { needed: u64, free: u64 },
-    /// It was asked to stop.
+    /// The work was asked to stop.
     Stopped,
 }
 
@@ -397,7 +397,8 @@ mod tests {
             let points = Commitments { a: one, b1: one, b2: G2::generator(), c: one, h: one };
             let mut body = commitments(&points);
             body[at] ^= flip;
-            // The chance that a changed coordinate is that of another point with the same other one is negligible.
+            // The chance that a changed coordinate belongs to another point with the same other coordinate is
+            // negligible.
             prop_assert!(read_commitments(&body).is_err());
         }
     }

@@ -1,7 +1,7 @@
-//! ICICLE's C ABI, of its releases from 3.1 to 4.0: what it takes and returns, byte for byte, and its functions.
+//! ICICLE's C ABI, for releases 3.1 to 4.0: its data types, byte for byte, and its functions.
 //!
-//! Field elements are 32 bytes, little-endian, plain (not Montgomery). A point is affine as (x, y), infinity as (0, 0),
-//! and a sum homogeneous as (X : Y : Z), x = X/Z and y = Y/Z; a coordinate in G2 is c0, then c1.
+//! Field elements are 32 bytes, little-endian, not in Montgomery form. A point is affine as (x, y), infinity as (0, 0),
+//! and a sum is homogeneous as (X : Y : Z) with x = X/Z and y = Y/Z; a coordinate in G2 is c0, then c1.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LAZY};
 
-/// Bytes of a device type's name, the closing zero among them.
+/// Size of the name of a device type, bytes, including the terminating zero.
 pub(super) const TYPE_BYTES: usize = 64;
 
 /// A device.
@@ -20,7 +20,7 @@ pub(super) struct Device {
     pub id: c_int,
 }
 
-/// How a multi-scalar product is computed.
+/// Configuration of a multi-scalar product.
 #[repr(C)]
 pub(super) struct MsmConfig {
     pub stream: *mut c_void,
@@ -38,15 +38,15 @@ pub(super) struct MsmConfig {
     pub ext: *mut c_void,
 }
 
-/// How a transform is computed.
+/// Configuration of a transform.
 #[repr(C)]
 pub(super) struct NttConfig {
     pub stream: *mut c_void,
-    /// What the points of the domain are multiplied by; 1 for none.
+    /// Factor by which the points of the domain are multiplied; 1 for none.
     pub coset_gen: [u64; 4],
     pub batch_size: c_int,
     pub columns_batch: bool,
-    /// 0: both sides in their natural order.
+    /// 0: input and output in natural order.
     pub ordering: c_int,
     pub are_inputs_on_device: bool,
     pub are_outputs_on_device: bool,
@@ -54,7 +54,7 @@ pub(super) struct NttConfig {
     pub ext: *mut c_void,
 }
 
-/// How the domain of transforms is made.
+/// Configuration for initialising the domain of transforms.
 #[repr(C)]
 pub(super) struct NttInitDomainConfig {
     pub stream: *mut c_void,
@@ -62,7 +62,7 @@ pub(super) struct NttInitDomainConfig {
     pub ext: *mut c_void,
 }
 
-/// How vectors are multiplied and subtracted. That of release 3.0 lacks `batch_size` and `columns_batch`.
+/// Configuration of vector products and differences. In release 3.0, it lacks `batch_size` and `columns_batch`.
 #[repr(C)]
 pub(super) struct VecOpsConfig {
     pub stream: *mut c_void,
@@ -75,9 +75,9 @@ pub(super) struct VecOpsConfig {
     pub ext: *mut c_void,
 }
 
-/// From coefficients to values.
+/// Transform from coefficients to values.
 pub(super) const FORWARD: c_int = 0;
-/// From values to coefficients.
+/// Transform from values to coefficients.
 pub(super) const INVERSE: c_int = 1;
 
 #[cfg(target_pointer_width = "64")]
@@ -104,22 +104,23 @@ const _: () = {
     assert!(offset_of!(VecOpsConfig, columns_batch) == 16 && offset_of!(VecOpsConfig, ext) == 24);
 };
 
-/// Declares the functions by library, and how they are found.
+/// Declares the functions by library, and how they are looked up.
 macro_rules! functions {
     ($($library:ident { $($name:ident($($argument:ty),*);)* })*) => {
-        /// ICICLE's functions, each with its own name. They return 0 or a code of `icicle/errors.h`.
+        /// ICICLE's functions, under their own names. They return 0 or a code of `icicle/errors.h`.
         pub(super) struct Functions {
             $($(pub $name: unsafe extern "C" fn($($argument),*) -> c_int,)*)*
         }
 
-        /// The functions' names, by which messages name them.
+        /// The functions' names, for messages.
         pub(super) const NAMES: &[&str] = &[$($(stringify!($name),)*)*];
 
         impl Functions {
             fn find(libraries: &Libraries) -> Result<Self, String> {
                 Ok(Self {
                     $($(
-                        // SAFETY: releases 3.1 to 4.0 declare the function so, and older ones are refused before.
+                        // SAFETY: releases 3.1 to 4.0 declare the function like this, and older ones are refused
+                        // beforehand.
                         $name: unsafe { libraries.$library.function(concat!(stringify!($name), "\0"))? },
                     )*)*
                 })
@@ -157,7 +158,7 @@ functions! {
     }
 }
 
-/// Which releases a library may be of, as far as its functions tell.
+/// The releases to which a library may belong, as far as its functions tell.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Release {
     /// 3.1 to 3.9.
@@ -185,22 +186,21 @@ impl Shared {
     fn open(dir: &Path, name: &str) -> Result<Self, String> {
         let path = dir.join(format!("lib{name}{}", std::env::consts::DLL_SUFFIX));
         if !path.exists() {
-            return Err(format!("expected ICICLE's library {}, and it is not there", path.display()));
+            return Err(format!("expected ICICLE's library {}, which does not exist", path.display()));
         }
-        // For all to see: ICICLE's backends, which it loads itself, look for these functions.
-        // SAFETY: the library's initialisers run, as they do in every program that uses ICICLE. This process does nothing
-        // else, so that what they break is its own.
+        // Global, because ICICLE's backends, which it loads itself, look up these functions. initialisers run, as in
+        // every program that uses ICICLE. This process does nothing else, so they can break only this process.
         let library = unsafe { Library::open(Some(&path), RTLD_LAZY | RTLD_GLOBAL) };
         let library = library.map_err(|e| format!("{} could not be opened: {e}", path.display()))?;
         Ok(Self { path, library })
     }
 
-    /// A function by its name, which ends in a zero.
+    /// Looks up a function by its name, which ends in a zero.
     ///
     /// # Safety
     /// The library must declare it as an `F`, a pointer to a function.
     unsafe fn function<F: Copy>(&self, name: &str) -> Result<F, String> {
-        // SAFETY: the caller vouches for the type.
+        // SAFETY: the caller guarantees the type.
         let found = unsafe { self.library.get::<F>(name.as_bytes()) };
         found.map(|function| *function).map_err(|_| {
             format!(
@@ -212,7 +212,7 @@ impl Shared {
     }
 
     fn has(&self, name: &CStr) -> bool {
-        // SAFETY: nothing is done with the address.
+        // SAFETY: the address is not used.
         unsafe { self.library.get::<*mut c_void>(name.to_bytes_with_nul()) }.is_ok()
     }
 }
@@ -224,12 +224,12 @@ struct Libraries {
 }
 
 impl Libraries {
-    /// The release that field and curve are of.
+    /// Determines the release to which field and curve belong.
     fn release(&self) -> Result<Release, String> {
-        // Sums of vectors came with the vectors' present configuration, in 3.1.
+        // Vector sums were added together with the current vector configuration, in 3.1.
         if !self.field.has(c"bn254_vector_sum") {
             return Err(format!(
-                "{} is of a release before 3.1: expected 3.1 to 4.0, whose vector operations are configured otherwise",
+                "{} is of a release before 3.1: expected 3.1 to 4.0, whose vector operations have another configuration",
                 self.field.path.display()
             ));
         }
@@ -249,21 +249,21 @@ impl Libraries {
     }
 }
 
-/// Opens ICICLE's libraries in a folder, for as long as the process lives.
+/// Opens ICICLE's libraries in a folder, for the life of the process.
 pub(super) fn open(dir: &Path) -> Result<(Functions, Release), String> {
-    // Each uses those before it.
+    // Each library uses the ones before it.
     let device = Shared::open(dir, "icicle_device")?;
     let field = Shared::open(dir, "icicle_field_bn254")?;
     let curve = Shared::open(dir, "icicle_curve_bn254")?;
     let libraries = Libraries { device, field, curve };
     let release = libraries.release()?;
     let functions = Functions::find(&libraries)?;
-    // Closing them would take the functions away, and run their own tidying up while a device may be at work.
+    // Closing them would remove the functions, and run their cleanup while a device may be active.
     std::mem::forget(libraries);
     Ok((functions, release))
 }
 
-/// ICICLE's name of a code.
+/// Returns ICICLE's name for an error code.
 pub(super) fn code_name(code: i64) -> &'static str {
     const CODES: [&str; 15] = [
         "SUCCESS",
@@ -282,5 +282,5 @@ pub(super) fn code_name(code: i64) -> &'static str {
         "LICENSE_CHECK_ERROR",
         "UNKNOWN_ERROR",
     ];
-    usize::try_from(code).ok().and_then(|code| CODES.get(code)).copied().unwrap_or("a code that ICICLE does not have")
+    usize::try_from(code).ok().and_then(|code| CODES.get(code)).copied().unwrap_or("unknown code")
 }

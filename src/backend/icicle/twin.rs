@@ -1,13 +1,14 @@
-//! ICICLE's twin: a library of the same C functions over arkworks, by which tests drive what `backend::icicle` does with ICICLE.
+//! A twin of ICICLE: a library of the same C functions over arkworks, with which tests exercise what `backend::icicle`
+//! does with ICICLE.
 //!
-//! It is built as an example, `icicle_twin`, and stands for all three libraries. It reads configurations by the offsets that
-//! ICICLE's have, not by the declarations of `sys`, and is strict: a pointer that is not where its flag says, a stream that
-//! was not made, a point at infinity or an element that is not canonical is refused; what throws in ICICLE aborts here, and
-//! what it passes over in silence is passed over.
+//! It is built as an example, `icicle_twin`, and stands for all three libraries. It reads configurations by the offsets
+//! that ICICLE's have, not by the declarations in `sys`, and is strict: it refuses a pointer that is not where its flag
+//! says, a stream that was not created, a point at infinity, and an element that is not canonical. Where ICICLE throws,
+//! it aborts; what ICICLE silently ignores, it ignores too.
 //!
 //! `CPU` is always registered; each folder `backend/NAME` registers the type `NAME`, in capitals, with two devices that
-//! have streams and little free memory. The file `backend/fault` is read at each call: `KIND FUNCTION ABOVE` says that the
-//! function goes wrong when it is given more than `ABOVE` elements (or bytes, or whatever it counts).
+//! have streams and little free memory. The file `backend/fault` is read at each call: `KIND FUNCTION ABOVE` makes the
+//! function fail when it is given more than `ABOVE` elements (or bytes, or whatever it counts).
 //!
 //! | kind | what the function does |
 //! |---|---|
@@ -37,11 +38,11 @@ const INVALID_POINTER: c_int = 3;
 const API_NOT_IMPLEMENTED: c_int = 10;
 const INVALID_ARGUMENT: c_int = 11;
 
-/// A stream of devices that have streams.
+/// The stream, for devices that have streams.
 const STREAM: usize = 0x5eed_0000;
-/// Devices of each type but the processor.
+/// Number of devices of each type except the CPU.
 const DEVICES: c_int = 2;
-/// Memory of such a device: so little is free that larger sums go in pieces.
+/// Memory of such a device: so little is free that larger sums are computed in pieces.
 const MEMORY: (usize, usize) = (8 << 30, 8 << 20);
 /// Bytes of an element.
 const ELEMENT: usize = 32;
@@ -49,11 +50,11 @@ const ELEMENT: usize = 32;
 struct State {
     backends: Option<PathBuf>,
     types: Vec<String>,
-    /// Type of the device that was chosen, and on which thread.
+    /// Type of the selected device, and the thread that selected it.
     device: Option<(String, ThreadId)>,
-    /// Places on the device, and their bytes.
+    /// Allocations on the device: address and content.
     memory: BTreeMap<usize, Box<[u64]>>,
-    /// Largest transform.
+    /// Size of the largest transform.
     domain: u64,
 }
 
@@ -64,7 +65,7 @@ fn state() -> MutexGuard<'static, State> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a function's result is to be.
+/// What to do with a function's result.
 #[derive(Clone, Copy, PartialEq)]
 enum Manner {
     Sound,
@@ -72,13 +73,13 @@ enum Manner {
     Garbage,
 }
 
-/// Ends the process as an exception of C++ does.
+/// Ends the process as an uncaught C++ exception does.
 fn throw(what: &str) -> ! {
     eprintln!("terminate called after throwing an instance of 'std::runtime_error'\n  what():  {what}");
     std::process::abort()
 }
 
-/// What is to go wrong with a function given so many elements; a code that it is to return is an error.
+/// Determines how a function fails, given `elements` elements; `Err` is a code for it to return.
 fn manner(function: &str, elements: usize) -> Result<Manner, c_int> {
     let Some(folder) = state().backends.clone() else { return Ok(Manner::Sound) };
     let text = std::fs::read_to_string(folder.join("fault")).unwrap_or_default();
@@ -101,7 +102,7 @@ fn manner(function: &str, elements: usize) -> Result<Manner, c_int> {
     }
 }
 
-/// The code of work that may end early with one.
+/// Runs work that may return early with a code, and returns its code.
 fn code(work: impl FnOnce() -> Result<(), c_int>) -> c_int {
     work().err().unwrap_or(SUCCESS)
 }
@@ -110,7 +111,7 @@ fn expect(holds: bool, otherwise: c_int) -> Result<(), c_int> {
     if holds { Ok(()) } else { Err(otherwise) }
 }
 
-/// Before a call that needs a device: it was chosen on this thread.
+/// Precedes every call that needs a device: checks that one was selected on this thread.
 fn on_device(function: &str, elements: usize) -> Result<Manner, c_int> {
     let manner = manner(function, elements)?;
     match &state().device {
@@ -124,19 +125,19 @@ fn has_streams() -> bool {
     state().device.as_ref().is_some_and(|(kind, _)| kind != "CPU")
 }
 
-/// Whether `bytes` bytes from a place on are the device's.
+/// Whether `bytes` bytes from an address on belong to the device.
 fn is_there(at: *const c_void, bytes: usize) -> bool {
     let state = state();
     let found = state.memory.range(..=at.addr()).next_back();
     found.is_some_and(|(start, words)| at.addr() + bytes <= start + 8 * words.len())
 }
 
-/// A configuration, by its bytes.
+/// A configuration, read by offset.
 struct Config(*const u8);
 
 impl Config {
     fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
-        // SAFETY: each caller names a place within the configuration that it was given.
+        // SAFETY: each caller passes an offset within the configuration that it was given.
         unsafe { self.0.add(at).cast::<[u8; N]>().read() }
     }
 
@@ -156,12 +157,12 @@ impl Config {
         }
     }
 
-    /// A flag that says whether `bytes` bytes from a place on are the device's is right about it.
+    /// Checks that a flag is right about whether `bytes` bytes from an address on belong to the device.
     fn place(&self, flag: usize, at: *const c_void, bytes: usize) -> Result<(), c_int> {
         expect(!at.is_null() && self.flag(flag)? == is_there(at, bytes), INVALID_POINTER)
     }
 
-    /// The stream is the one that was made, no extension is there, and the call is synchronous.
+    /// Checks that the stream is the created one, that there is no extension, and that the call is synchronous.
     fn plain(&self, is_async: usize, ext: usize) -> Result<(), c_int> {
         let stream = if has_streams() { STREAM } else { 0 };
         let right = self.pointer(0) == stream && !self.flag(is_async)? && self.pointer(ext) == 0;
@@ -170,15 +171,15 @@ impl Config {
 }
 
 /// # Safety
-/// `n` elements lie there.
+/// There are `n` elements at `at`.
 unsafe fn read(at: *const c_void, n: usize) -> Result<Vec<Fr>, c_int> {
-    // SAFETY: the caller's; elements need no alignment when read so.
+    // SAFETY: guaranteed by the caller; elements read like this need no alignment.
     let limbs = (0..n).map(|i| unsafe { at.cast::<[u64; 4]>().add(i).read_unaligned() });
     limbs.map(|limbs| Fr::from_bigint(BigInteger256::new(limbs)).ok_or(INVALID_ARGUMENT)).collect()
 }
 
 /// # Safety
-/// There is room for as many elements.
+/// There is space for this many elements at `at`.
 unsafe fn write(values: &[Fr], manner: Manner, at: *mut c_void) {
     for (i, value) in values.iter().enumerate() {
         let limbs = match manner {
@@ -186,17 +187,17 @@ unsafe fn write(values: &[Fr], manner: Manner, at: *mut c_void) {
             Manner::Garbage => [u64::MAX; 4],
             _ => value.into_bigint().0,
         };
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { at.cast::<[u64; 4]>().add(i).write_unaligned(limbs) };
     }
 }
 
 /// # Safety
-/// `path` is a text that ends in a zero.
+/// `path` is a zero-terminated text.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn icicle_load_backend(path: *const c_char, recursive: bool) -> c_int {
     code(|| {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         let path = PathBuf::from(OsStr::from_bytes(unsafe { CStr::from_ptr(path) }.to_bytes()));
         for folder in std::fs::read_dir(&path).into_iter().flatten().flatten() {
             let kind = folder.file_name().to_string_lossy().to_ascii_uppercase();
@@ -205,14 +206,14 @@ pub unsafe extern "C" fn icicle_load_backend(path: *const c_char, recursive: boo
             }
         }
         state().backends = Some(path);
-        // As ICICLE does: on standard output.
+        // On standard output, like ICICLE.
         println!("[INFO] backends were loaded");
         manner("icicle_load_backend", 1).map(|_| ())
     })
 }
 
 /// # Safety
-/// `names` has room for `size` bytes.
+/// There is space for `size` bytes at `names`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn icicle_get_registered_devices(names: *mut c_char, size: usize) -> c_int {
     code(|| {
@@ -221,39 +222,39 @@ pub unsafe extern "C" fn icicle_get_registered_devices(names: *mut c_char, size:
         let text = all.join(",");
         expect(text.len() < size, INVALID_ARGUMENT)?;
         for (i, byte) in text.bytes().chain([0]).enumerate() {
-            // SAFETY: the caller's, and the text with its zero is not longer.
+            // SAFETY: guaranteed by the caller, and the text with its zero is not longer.
             unsafe { names.add(i).write(c_char::from_ne_bytes([byte])) };
         }
         Ok(())
     })
 }
 
-/// Type and number of a device.
+/// Reads the type and the number of a device.
 ///
 /// # Safety
-/// It is one.
+/// `at` points to a device.
 unsafe fn device(at: *const c_void) -> (String, c_int) {
-    // SAFETY: 64 bytes of text with a zero among them, then the number.
+    // SAFETY: there are 64 bytes of zero-terminated text, then the number.
     let (kind, id) = unsafe { (CStr::from_ptr(at.cast()), at.byte_add(64).cast::<c_int>().read()) };
     (kind.to_string_lossy().into_owned(), id)
 }
 
 /// # Safety
-/// `at` is a device.
+/// `at` points to a device.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn icicle_is_device_available(at: *const c_void) -> c_int {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     let (kind, _) = unsafe { device(at) };
     if kind == "CPU" || state().types.contains(&kind) { SUCCESS } else { INVALID_DEVICE }
 }
 
 /// # Safety
-/// `at` is a device.
+/// `at` points to a device.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn icicle_set_device(at: *const c_void) -> c_int {
     code(|| {
         manner("icicle_set_device", 1)?;
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         let (kind, id) = unsafe { device(at) };
         if kind != "CPU" && !state().types.contains(&kind) {
             throw("Device API not found");
@@ -265,25 +266,25 @@ pub unsafe extern "C" fn icicle_set_device(at: *const c_void) -> c_int {
 }
 
 /// # Safety
-/// `count` is a place for a number.
+/// `count` is valid for writing a number.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn icicle_get_device_count(count: *mut c_int) -> c_int {
     code(|| {
         on_device("icicle_get_device_count", 1)?;
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { count.write(if has_streams() { DEVICES } else { 1 }) };
         Ok(())
     })
 }
 
 /// # Safety
-/// Both are places for numbers.
+/// Both are valid for writing numbers.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn icicle_get_available_memory(total: *mut usize, free: *mut usize) -> c_int {
     code(|| {
         on_device("icicle_get_available_memory", 1)?;
         expect(has_streams(), API_NOT_IMPLEMENTED)?;
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             total.write(MEMORY.0);
             free.write(MEMORY.1);
@@ -293,22 +294,22 @@ pub unsafe extern "C" fn icicle_get_available_memory(total: *mut usize, free: *m
 }
 
 /// # Safety
-/// `at` is a place for an address.
+/// `at` is valid for writing an address.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn icicle_malloc(at: *mut *mut c_void, size: usize) -> c_int {
     code(|| {
         on_device("icicle_malloc", size)?;
-        // Words, so that it is aligned; of ones, so that nobody finds zeros by luck.
+        // Words, so that it is aligned; all ones, so that no caller finds zeros by luck.
         let mut words = vec![u64::MAX; size.div_ceil(8)].into_boxed_slice();
         let start = words.as_mut_ptr().cast::<c_void>();
         state().memory.insert(start.addr(), words);
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { at.write(start) };
         Ok(())
     })
 }
 
-/// Gives memory back.
+/// Frees memory.
 #[unsafe(no_mangle)]
 pub extern "C" fn icicle_free(at: *mut c_void) -> c_int {
     code(|| {
@@ -318,52 +319,52 @@ pub extern "C" fn icicle_free(at: *mut c_void) -> c_int {
 }
 
 /// # Safety
-/// As many bytes are there, if they are the device's at all.
+/// There are `size` bytes at `at`, if it is on the device at all.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn icicle_memset(at: *mut c_void, value: c_int, size: usize) -> c_int {
     code(|| {
         on_device("icicle_memset", size)?;
         expect(is_there(at, size), INVALID_POINTER)?;
-        // SAFETY: they are there.
+        // SAFETY: the bytes are there.
         unsafe { at.cast::<u8>().write_bytes(value as u8, size) };
         Ok(())
     })
 }
 
 /// # Safety
-/// As many bytes are at `from`.
+/// There are `size` bytes at `from`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn icicle_copy_to_device(to: *mut c_void, from: *const c_void, size: usize) -> c_int {
     code(|| {
         on_device("icicle_copy_to_device", size)?;
         expect(is_there(to, size) && !is_there(from, 1), INVALID_POINTER)?;
-        // SAFETY: the caller's, and there is room.
+        // SAFETY: guaranteed by the caller, and there is space at `to`.
         unsafe { to.cast::<u8>().copy_from_nonoverlapping(from.cast(), size) };
         Ok(())
     })
 }
 
 /// # Safety
-/// There is room for as many bytes at `to`.
+/// There is space for `size` bytes at `to`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn icicle_copy_to_host(to: *mut c_void, from: *const c_void, size: usize) -> c_int {
     code(|| {
         on_device("icicle_copy_to_host", size)?;
         expect(is_there(from, size) && !is_there(to, 1), INVALID_POINTER)?;
-        // SAFETY: the caller's, and they are there.
+        // SAFETY: guaranteed by the caller, and the bytes are there.
         unsafe { to.cast::<u8>().copy_from_nonoverlapping(from.cast(), size) };
         Ok(())
     })
 }
 
 /// # Safety
-/// `stream` is a place for a stream.
+/// `stream` is valid for writing a stream.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn icicle_create_stream(stream: *mut *mut c_void) -> c_int {
     code(|| {
         on_device("icicle_create_stream", 1)?;
         let made = if has_streams() { STREAM } else { 0 };
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { stream.write(std::ptr::without_provenance_mut(made)) };
         Ok(())
     })
@@ -376,13 +377,13 @@ pub extern "C" fn icicle_stream_synchronize(_: *mut c_void) -> c_int {
 }
 
 /// # Safety
-/// Both are what they are in ICICLE.
+/// As in ICICLE.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn254_ntt_init_domain(root: *const c_void, config: *const u8) -> c_int {
     code(|| {
         on_device("bn254_ntt_init_domain", 1)?;
         Config(config).plain(8, 16)?;
-        // SAFETY: the caller's: one element.
+        // SAFETY: guaranteed by the caller: there is one element.
         let root = unsafe { read(root, 1)? }[0];
         if state().domain > 0 {
             return Ok(());
@@ -394,7 +395,7 @@ pub unsafe extern "C" fn bn254_ntt_init_domain(root: *const c_void, config: *con
     })
 }
 
-/// Forgets the domain.
+/// Releases the domain.
 #[unsafe(no_mangle)]
 pub extern "C" fn bn254_ntt_release_domain() -> c_int {
     code(|| {
@@ -405,7 +406,7 @@ pub extern "C" fn bn254_ntt_release_domain() -> c_int {
 }
 
 /// # Safety
-/// All are what they are in ICICLE.
+/// As in ICICLE.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn254_ntt(
     input: *const c_void,
@@ -425,7 +426,7 @@ pub unsafe extern "C" fn bn254_ntt(
         config.place(52, input, n * ELEMENT)?;
         config.place(53, output, n * ELEMENT)?;
         expect(config.word(40) == 1 && !config.flag(44)? && config.word(48) == 0, INVALID_ARGUMENT)?;
-        // SAFETY: the generator is an element of the configuration, and as many elements are there.
+        // SAFETY: the generator is an element of the configuration, and there are `n` elements.
         let (shift, values) = unsafe { (read(config.0.add(8).cast(), 1)?[0], read(input, n)?) };
         let domain = Radix2EvaluationDomain::<Fr>::new(n).ok_or(INVALID_ARGUMENT)?;
         let domain = domain.get_coset(shift).ok_or(INVALID_ARGUMENT)?;
@@ -434,14 +435,14 @@ pub unsafe extern "C" fn bn254_ntt(
             1 => domain.ifft(&values),
             _ => return Err(INVALID_ARGUMENT),
         };
-        // SAFETY: there is room for as many elements.
+        // SAFETY: there is space for `n` elements.
         unsafe { write(&values, manner, output) };
         Ok(())
     })
 }
 
 /// # Safety
-/// All are what they are in ICICLE.
+/// As in ICICLE.
 unsafe fn vectors(
     function: &str,
     (a, b, n): (*const c_void, *const c_void, u64),
@@ -458,7 +459,7 @@ unsafe fn vectors(
         config.place(8, a, n * ELEMENT)?;
         config.place(9, b, n * ELEMENT)?;
         config.place(10, result, n * ELEMENT)?;
-        // SAFETY: as many elements are there, and there is room for as many.
+        // SAFETY: there are `n` elements, and space for as many.
         unsafe {
             let (a, b) = (read(a, n)?, read(b, n)?);
             let values: Vec<Fr> = a.into_iter().zip(b).map(|(a, b)| op(a, b)).collect();
@@ -469,7 +470,7 @@ unsafe fn vectors(
 }
 
 /// # Safety
-/// All are what they are in ICICLE.
+/// As in ICICLE.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn254_vector_mul(
     a: *const c_void,
@@ -478,12 +479,12 @@ pub unsafe extern "C" fn bn254_vector_mul(
     config: *const u8,
     result: *mut c_void,
 ) -> c_int {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe { vectors("bn254_vector_mul", (a, b, n), config, result, |a, b| a * b) }
 }
 
 /// # Safety
-/// All are what they are in ICICLE.
+/// As in ICICLE.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn254_vector_sub(
     a: *const c_void,
@@ -492,11 +493,11 @@ pub unsafe extern "C" fn bn254_vector_sub(
     config: *const u8,
     result: *mut c_void,
 ) -> c_int {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe { vectors("bn254_vector_sub", (a, b, n), config, result, |a, b| a - b) }
 }
 
-/// Coordinates of a group.
+/// A coordinate of a group's points.
 trait Coordinate: Field {
     const FIELDS: usize;
     fn of(elements: &[Fq]) -> Self;
@@ -528,7 +529,7 @@ impl Coordinate for Fq2 {
 }
 
 /// # Safety
-/// All are what they are in ICICLE, for a group with points of these coordinates.
+/// As in ICICLE, for a group with points of these coordinates.
 unsafe fn sum<G, C: Coordinate + UniformRand>(
     function: &str,
     (scalars, bases, n): (*const c_void, *const c_void, c_int),
@@ -549,15 +550,15 @@ where
         let [factor, c, bits, batch] = [8, 12, 16, 20].map(|at| config.word(at));
         expect(n > 0 && (factor, c, bits, batch) == (1, 0, 0, 1), INVALID_ARGUMENT)?;
         expect(!config.flag(26)? && !config.flag(29)?, INVALID_ARGUMENT)?;
-        // Points in Montgomery's form (28) are summed up as if they were not.
+        // Points flagged as in Montgomery form (28) are summed as if they were not.
         config.flag(28)?;
         let bytes = 2 * C::FIELDS * ELEMENT;
         config.place(25, scalars, n * ELEMENT)?;
         config.place(27, bases, n * bytes)?;
-        // SAFETY: as many are there.
+        // SAFETY: there are `n` scalars.
         let scalars: Vec<_> = unsafe { read(scalars, n)? }.into_iter().map(PrimeField::into_bigint).collect();
         let element = |i: usize| {
-            // SAFETY: it is one of the coordinates' elements.
+            // SAFETY: this is one of the elements of the coordinates.
             let limbs = unsafe { bases.cast::<[u64; 4]>().add(i).read_unaligned() };
             Fq::from_bigint(BigInteger256::new(limbs)).ok_or(INVALID_ARGUMENT)
         };
@@ -576,7 +577,7 @@ where
         if manner == Manner::Wrong {
             sum += G::generator();
         }
-        // Homogeneous, with any third coordinate.
+        // Homogeneous, with an arbitrary third coordinate.
         let z = C::rand(&mut test_rng());
         let (x, y, z) = match sum.into_affine().xy() {
             Some((x, y)) => (x * z, y * z, z),
@@ -584,7 +585,7 @@ where
         };
         let y = if manner == Manner::Garbage { y + C::one() } else { y };
         for (i, element) in [x, y, z].into_iter().flat_map(C::elements).enumerate() {
-            // SAFETY: there is room for three coordinates.
+            // SAFETY: there is space for three coordinates.
             unsafe { result.cast::<[u64; 4]>().add(i).write_unaligned(element.into_bigint().0) };
         }
         Ok(())
@@ -592,7 +593,7 @@ where
 }
 
 /// # Safety
-/// All are what they are in ICICLE.
+/// As in ICICLE.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn254_msm(
     scalars: *const c_void,
@@ -602,12 +603,12 @@ pub unsafe extern "C" fn bn254_msm(
     result: *mut c_void,
 ) -> c_int {
     let point = ark_bn254::G1Affine::new_unchecked;
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe { sum::<G1Projective, Fq>("bn254_msm", (scalars, bases, n), config, result, point) }
 }
 
 /// # Safety
-/// All are what they are in ICICLE.
+/// As in ICICLE.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn bn254_g2_msm(
     scalars: *const c_void,
@@ -617,23 +618,23 @@ pub unsafe extern "C" fn bn254_g2_msm(
     result: *mut c_void,
 ) -> c_int {
     let point = ark_bn254::G2Affine::new_unchecked;
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe { sum::<G2Projective, Fq2>("bn254_g2_msm", (scalars, bases, n), config, result, point) }
 }
 
-/// By its presence the field's library is of 3.1 or later.
+/// Its presence means that the field's library is of release 3.1 or later.
 #[unsafe(no_mangle)]
 pub extern "C" fn bn254_vector_sum() -> c_int {
     API_NOT_IMPLEMENTED
 }
 
-/// By its presence the field's library is of 4.0 or later.
+/// Its presence means that the field's library is of release 4.0 or later.
 #[unsafe(no_mangle)]
 pub extern "C" fn bn254_from_bytes_le() -> c_int {
     API_NOT_IMPLEMENTED
 }
 
-/// By its presence the curve's library is of 4.0 or later.
+/// Its presence means that the curve's library is of release 4.0 or later.
 #[unsafe(no_mangle)]
 pub extern "C" fn bn254_projective_eq() -> c_int {
     API_NOT_IMPLEMENTED

@@ -1,4 +1,4 @@
-//! The small keys of the self-test's tests, and their products computed otherwise.
+//! The small keys for the self-test's tests, and their products computed independently.
 
 use ark_ec::{AffineRepr, CurveGroup, PrimeGroup};
 use ark_ff::{BigInteger256, FftField, Field, One, PrimeField, Zero, serial_batch_inversion_and_mul};
@@ -10,7 +10,7 @@ use crate::model::{Fq, Fr, G1, G1Affine, G2, G2Affine, KeySections, ProvingKey, 
 /// A matrix entry: matrix (0 A, 1 B), row, wire, value.
 type Entry = (u32, u32, u32, Fr);
 
-/// A key by the discrete logarithms of its points, and a witness.
+/// A key, given by the discrete logarithms of its points, and a witness.
 pub(super) struct Case {
     public: usize,
     domain: usize,
@@ -25,7 +25,7 @@ pub(super) struct Case {
 impl Case {
     /// A key for `wires` wires (at least `public` + 1 of them) over a domain of `domain` points.
     pub(super) fn new(wires: usize, public: usize, domain: usize) -> Self {
-        // Any fixed sequence serves: powers of a constant.
+        // Any fixed sequence will do: powers of a constant.
         let mut state = Fr::from(0x70726f766572u64);
         let mut next = || {
             state = state.square() + Fr::from(7u64);
@@ -51,7 +51,7 @@ impl Case {
         Self { public, domain, witness, a, b, c, h, entries }
     }
 
-    /// The products, by the logarithms.
+    /// The products, computed from the logarithms.
     pub(super) fn expected(&self) -> Commitments {
         let dot = |k: &[Fr], w: &[Fr]| k.iter().zip(w).map(|(k, w)| *k * w).sum::<Fr>();
         let (a, b) = (dot(&self.a, &self.witness), dot(&self.b, &self.witness));
@@ -105,7 +105,7 @@ impl Case {
         super::key(self.witness.len(), self.public, self.domain, sections)
     }
 
-    /// What the test has in its file.
+    /// The content of the self-test's file.
     pub(super) fn bytes(&self) -> Vec<u8> {
         let mut witness = Vec::new();
         self.witness.iter().for_each(|w| put(&mut witness, &w.into_bigint()));
@@ -139,7 +139,7 @@ fn entries_bytes(entries: &[Entry]) -> Bytes {
     out.into()
 }
 
-/// The generator's multiples, as affine points.
+/// Multiples of the generator, as affine points.
 fn multiples<G: CurveGroup>(dlogs: &[Fr]) -> Vec<G::Affine> {
     let points: Vec<G> = dlogs.iter().map(|k| G::generator().mul_bigint(k.into_bigint())).collect();
     G::normalize_batch(&points)

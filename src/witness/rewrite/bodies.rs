@@ -1,11 +1,11 @@
-//! Functions of circom's runtime, written anew.
+//! Replacements for functions of circom's runtime.
 //!
-//! Most leave in memory what circom's own leave, but for the runtime's scratch places: forms of numbers are kept with
-//! their results, so that the operands of a function may change form, and do so here where they do there. What the fast
-//! way of a function does not cover goes to circom's own body of it, which is kept behind the module's functions.
-//! Operands are the same place or lie apart, as circom lays them out.
+//! Most leave memory as circom's own functions do, except for the runtime's scratch places: the form of a number is
+//! part of the result, and where circom's own function changes the form of an operand, so does the replacement.
+//! Operands that the fast path does not cover go to circom's own body, which is kept after the module's functions. Two
+//! operands either are the same place or do not overlap, as circom lays them out.
 //!
-//! Those of [`values`] and the comparisons keep to values alone.
+//! The replacements in [`values`] and the comparisons preserve values only.
 
 use wasm_encoder::{Function as Code, InstructionSink, ValType};
 
@@ -20,15 +20,16 @@ const KIND_BYTE: u64 = 7;
 pub(super) const IS_LONG: i32 = 0x80;
 /// [`MONTGOMERY`] in that byte.
 const IS_MONTGOMERY: i32 = 0x40;
-/// The word of a number that holds its kind.
+/// Offset of the word that holds a number's kind.
 const KIND: u64 = 4;
-/// Where its long value is.
+/// Offset of a number's long value.
 pub(super) const LIMBS: u64 = VALUE as u64;
 
-/// What is written anew; whether circom's own body is kept, for what the new one does not cover; the new body.
+/// A replaced function; whether circom's own body is kept for what the replacement does not cover; the function that
+/// writes the replacement.
 type Entry = (Function, bool, fn(&Links) -> Code);
 
-/// All of them.
+/// All replacements.
 pub(super) const REPLACED: [Entry; 37] = [
     (Function::IntDiv, true, int_div),
     (Function::IntInverseMod, true, int_inverse_mod),
@@ -69,23 +70,23 @@ pub(super) const REPLACED: [Entry; 37] = [
     (Function::Bnot, false, values::bnot),
 ];
 
-/// Where functions are in the module that is written.
+/// Function indices in the module being written.
 pub(super) struct Links {
-    /// Functions that the module imports.
+    /// Number of functions that the module imports.
     pub imported: u32,
-    /// Circom's own bodies: the function, and the number it is kept under.
+    /// circom's own bodies that are kept: the function, and the index of its kept body.
     pub kept: Vec<(Function, u32)>,
     /// The function that asks the host for more time.
     pub ask: u32,
 }
 
 impl Links {
-    /// The function, as it is written anew or left.
+    /// Index of the function, replaced or not.
     pub(super) fn number(&self, function: Function) -> u32 {
         self.imported + function as u32
     }
 
-    /// Circom's own body of a function whose entry says that it is kept.
+    /// Index of circom's own body of a function whose entry says that it is kept.
     pub(super) fn own(&self, function: Function) -> u32 {
         let kept = self.kept.iter().find(|(f, _)| *f == function);
         kept.map_or_else(|| self.number(function), |(_, number)| *number)
@@ -93,14 +94,14 @@ impl Links {
 }
 
 impl Body {
-    /// Puts the byte of a number's kind into a local.
+    /// Puts the kind byte of a number into a local.
     pub(super) fn kind(&mut self, number: u32) -> u32 {
         let kind = self.i32();
         self.op().local_get(number).i32_load8_u(at(KIND_BYTE)).local_set(kind);
         kind
     }
 
-    /// Puts on the stack whether a bit of a kind is set, as a number that is not zero.
+    /// Puts a nonzero number on the stack if a bit of a kind is set.
     pub(super) fn has(&mut self, kind: u32, bit: i32) {
         self.op().local_get(kind).i32_const(bit).i32_and();
     }
@@ -110,14 +111,14 @@ impl Body {
         self.op().local_get(number).i32_const(kind as i32).i32_store(at(KIND));
     }
 
-    /// The address of a number's long value.
+    /// The address of a number's long value, in a local.
     pub(super) fn value(&mut self, number: u32) -> u32 {
         let address = self.i32();
         self.op().local_get(number).i32_const(VALUE as i32).i32_add().local_set(address);
         address
     }
 
-    /// Ends the function by circom's own body of it where a number has a bit at or above 2^254.
+    /// Ends the function with circom's own body if any of the numbers has a bit at or above 2^254.
     fn leave_if_large(&mut self, numbers: &[Wide], own: u32, params: &[u32]) {
         self.large(numbers);
         self.when(|b| {
@@ -126,7 +127,7 @@ impl Body {
         });
     }
 
-    /// Writes the result of an operation on two short values, given in a local of 64 bits: short where it fits.
+    /// Writes the result of an operation on two short values, given in a 64-bit local: in short form if it fits.
     pub(super) fn store_short(&mut self, links: &Links, number: u32, result: u32) {
         self.op().local_get(result).i64_extend32_s().local_get(result).i64_eq();
         self.choose(
@@ -142,7 +143,7 @@ impl Body {
         );
     }
 
-    /// Two short values, each widened to 64 bits, on the stack.
+    /// Puts two short values on the stack, each extended to 64 bits.
     fn shorts(&mut self, a: u32, b: u32) {
         self.op().local_get(a).i64_load32_s(at(0)).local_get(b).i64_load32_s(at(0));
     }
@@ -154,7 +155,7 @@ impl Body {
         self.op().local_get(borrow).i64_eqz().i32_eqz();
     }
 
-    /// Where a number is long, puts it into its normal form and does something with its value.
+    /// If a number is long, converts it to normal form and emits `body` with its value.
     fn if_long(&mut self, links: &Links, number: u32, body: impl FnOnce(&mut Self, Wide)) {
         let kind = self.kind(number);
         self.has(kind, IS_LONG);
@@ -165,7 +166,7 @@ impl Body {
         });
     }
 
-    /// Ends the function with a comparison of two numbers where both are short. Gives their kinds.
+    /// If two numbers are both short, ends the function with their comparison. Returns their kinds.
     fn shorts_apart(&mut self, a: u32, c: u32, compare: fn(&mut InstructionSink<'_>)) -> [u32; 2] {
         let kinds = [self.kind(a), self.kind(c)];
         self.both_short(kinds[0], kinds[1]);
@@ -223,7 +224,7 @@ fn montgomery_add(links: &Links) -> Code {
     b.finish()
 }
 
-/// Right for all operands: circom's adds r once, whatever they are.
+/// Correct for all operands: circom's own function adds r once, whatever they are.
 fn montgomery_sub(_: &Links) -> Code {
     let [x, y, r] = [0, 1, 2];
     let mut b = Body::new(3);
@@ -233,7 +234,7 @@ fn montgomery_sub(_: &Links) -> Code {
     b.finish()
 }
 
-/// Quotient and remainder, each where it is asked for. Anew for numbers below 2^64 only.
+/// Quotient and remainder, each written only if a place is given. The replacement covers numbers below 2^64.
 fn int_div(links: &Links) -> Code {
     let [x, y, quotient, remainder] = [0, 1, 2, 3];
     let mut b = Body::new(4);
@@ -243,7 +244,7 @@ fn int_div(links: &Links) -> Code {
         b.op().local_get(*limb).i64_or();
     }
     b.op().i64_eqz().local_get(d[0]).i64_eqz().i32_eqz().i32_and();
-    // circom's own copies the first operand to the remainder's place before it reads the second.
+    // circom's own function copies the first operand to the remainder's place before it reads the second.
     b.op().local_get(remainder).local_get(y).i32_ne().i32_and();
     b.op().local_get(quotient).local_get(remainder).i32_ne().i32_and();
     b.when(|b| {
@@ -281,7 +282,7 @@ fn int_inverse_mod(links: &Links) -> Code {
     b.finish()
 }
 
-/// Five words one after the other, as circom's, so that places that overlap end up alike too.
+/// Copies five words in order, like circom's own function, so that overlapping places end up the same too.
 fn copy(_: &Links) -> Code {
     let mut b = Body::new(2);
     for offset in (0..u64::from(NUMBER)).step_by(8) {
@@ -290,14 +291,14 @@ fn copy(_: &Links) -> Code {
     b.finish()
 }
 
-/// So many numbers, one after the other.
+/// Copies `count` consecutive numbers.
 fn copy_n(links: &Links) -> Code {
     let [to, from, count] = [0, 1, 2];
     let mut b = Body::new(3);
     let bytes = b.i32();
     b.op().local_get(count).i32_eqz();
     b.when(|b| _ = b.op().return_());
-    // More would not fit into memory, and its bytes not into 32 bits.
+    // More would not fit into memory, nor their size in bytes into 32 bits.
     b.op().local_get(count).i32_const((u32::MAX / NUMBER) as i32).i32_gt_u();
     b.op().local_get(count).i32_const(NUMBER as i32).i32_mul().local_set(bytes);
     overlap(&mut b, to, from, bytes, bytes);
@@ -314,8 +315,8 @@ fn copy_n(links: &Links) -> Code {
     b.finish()
 }
 
-/// Puts on the stack whether `written` bytes at `to` and `read` bytes at `from` have one in common, or run out of the
-/// 32 bits of addresses.
+/// Puts on the stack whether `written` bytes at `to` and `read` bytes at `from` overlap, or extend beyond 32-bit
+/// addresses.
 fn overlap(b: &mut Body, to: u32, from: u32, written: u32, read: u32) {
     b.op().local_get(to).local_get(from).i32_sub().local_get(read).i32_lt_u();
     b.op().local_get(from).local_get(to).i32_sub().local_get(written).i32_lt_u().i32_or();
@@ -324,8 +325,8 @@ fn overlap(b: &mut Body, to: u32, from: u32, written: u32, read: u32) {
     }
 }
 
-/// What a row of copies becomes a call of: it copies one number to many places, one behind the other. Parameters: where to
-/// write, where to read, bytes to write.
+/// Replaces a row of copies: copies one number to consecutive places. Parameters: address to write to, address to read
+/// from, number of bytes to write.
 pub(super) fn copy_same(links: &Links) -> Code {
     let [to, from, bytes] = [0, 1, 2];
     let mut b = Body::new(3);
@@ -341,7 +342,7 @@ pub(super) fn copy_same(links: &Links) -> Code {
     b.finish()
 }
 
-/// The same of many numbers, one behind the other.
+/// Like [`copy_same`], but copies consecutive numbers.
 pub(super) fn copy_neighbours(links: &Links) -> Code {
     let [to, from, bytes] = [0, 1, 2];
     let mut b = Body::new(3);
@@ -358,7 +359,8 @@ pub(super) fn copy_neighbours(links: &Links) -> Code {
     b.finish()
 }
 
-/// The same of numbers here and there: the second parameter is where in the second memory their list begins.
+/// Like [`copy_same`], but copies numbers from arbitrary places: the second parameter is the address of their list in
+/// the second memory.
 pub(super) fn copy_scattered(links: &Links) -> Code {
     let [to, list, bytes] = [0, 1, 2];
     let second = |offset| wasm_encoder::MemArg { memory_index: 1, ..at(offset) };
@@ -386,14 +388,14 @@ pub(super) fn copy_scattered(links: &Links) -> Code {
     b.finish()
 }
 
-/// The end of what a row writes.
+/// The end of the range that a row writes.
 fn row_end(b: &mut Body, to: u32, bytes: u32) -> u32 {
     let end = b.i32();
     b.op().local_get(to).local_get(bytes).i32_add().local_set(end);
     end
 }
 
-/// Does something at `to`, which goes on by a number, until it is at `end`.
+/// Repeats `body`, advancing `to` by a number each time, until it reaches `end`.
 fn each(b: &mut Body, to: u32, end: u32, body: impl FnOnce(&mut Body)) {
     b.repeat(|b| {
         b.op().local_get(to).local_get(end).i32_eq().br_if(1);
@@ -402,7 +404,7 @@ fn each(b: &mut Body, to: u32, end: u32, body: impl FnOnce(&mut Body)) {
     });
 }
 
-/// A number's 40 bytes in locals.
+/// Loads the 40 bytes of a number into locals.
 fn load_number(b: &mut Body, from: u32) -> (u32, u32, u32) {
     let number = (b.local(ValType::V128), b.local(ValType::V128), b.i64());
     b.op().local_get(from).v128_load(at(0)).local_set(number.0);
@@ -411,7 +413,7 @@ fn load_number(b: &mut Body, from: u32) -> (u32, u32, u32) {
     number
 }
 
-/// Writes them.
+/// Stores a number loaded by [`load_number`].
 fn store_number(b: &mut Body, to: u32, (first, second, last): (u32, u32, u32)) {
     b.op().local_get(to).local_get(first).v128_store(at(0));
     b.op().local_get(to).local_get(second).v128_store(at(16));
@@ -432,7 +434,7 @@ fn is_true(_: &Links) -> Code {
     b.finish()
 }
 
-/// A value of 64 bits with a sign, to four limbs below r.
+/// Converts a signed 64-bit value to four limbs below r.
 fn short_to_long(_: &Links) -> Code {
     let [address, value] = [0, 1];
     let mut b = Body::new(2);
@@ -489,7 +491,7 @@ fn to_normal(links: &Links) -> Code {
     b.finish()
 }
 
-/// From the long Montgomery form to the long normal one.
+/// Converts a number from long Montgomery form to long normal form.
 fn leave_montgomery(b: &mut Body, links: &Links) {
     b.set_kind(0, LONG);
     let value = b.value(0);
@@ -526,7 +528,7 @@ fn is_negative(links: &Links) -> Code {
     b.finish()
 }
 
-/// The low word of a number, or of minus its negative.
+/// The low word of a number; for a negative number, minus the low word of its absolute value.
 fn to_int(links: &Links) -> Code {
     let number = 0;
     let mut b = Body::new(1);
@@ -564,7 +566,7 @@ fn add_or_sub(links: &Links, add: bool) -> Code {
     b.choose(
         |b| {
             b.op().i32_const(LONG as i32).local_set(kind);
-            // One Montgomery form puts the other into it.
+            // If one is in Montgomery form, convert the other too.
             b.op().local_get(kinds[0]).local_get(kinds[1]).i32_or().i32_const(IS_MONTGOMERY).i32_and();
             b.when(|b| {
                 montgomery(b, a);
@@ -594,7 +596,7 @@ fn add_or_sub(links: &Links, add: bool) -> Code {
     b.finish()
 }
 
-/// For the sum of a long number, of kind `long`, and a short one, whose form follows the long one's: sets the address of
+/// For the sum of a long number of kind `long` and a short one, whose form follows the long one's: sets the address of
 /// the short one's long value, and the kind of the sum.
 fn one_short(b: &mut Body, links: &Links, long: u32, (short, address): (u32, u32), kind: u32) {
     b.has(long, IS_MONTGOMERY);
@@ -631,8 +633,8 @@ fn mul(links: &Links) -> Code {
             b.op().i32_const(IS_MONTGOMERY).local_set(kind);
         });
     }
-    // A product of two Montgomery forms is one; of one, and of a normal one, a normal one; of two normal ones it takes
-    // another product to be one.
+    // The product of two Montgomery forms is in Montgomery form; that of a Montgomery and a normal form is in normal
+    // form; two normal forms need another product to get one.
     let differ = b.i32();
     b.op().local_get(kinds[0]).local_get(kinds[1]).i32_xor().i32_const(IS_MONTGOMERY).i32_and().local_set(differ);
     b.op().local_get(to).i32_const(LONG as i32).i32_const((LONG | MONTGOMERY) as i32).local_get(differ).select();
@@ -659,7 +661,7 @@ fn mul(links: &Links) -> Code {
     b.finish()
 }
 
-/// Whether two numbers are the same.
+/// Whether two numbers are equal.
 fn equal(links: &Links) -> Code {
     let [a, c] = [0, 1];
     let mut b = Body::new(2);
@@ -680,7 +682,7 @@ fn equal(links: &Links) -> Code {
     b.finish()
 }
 
-/// Whether the first is greater than the second, as numbers from −(r − 1)/2 to (r − 1)/2.
+/// Whether the first number is greater than the second, both taken as values from −(r − 1)/2 to (r − 1)/2.
 fn greater(links: &Links) -> Code {
     let [a, c] = [0, 1];
     let mut b = Body::new(2);
@@ -699,7 +701,7 @@ fn greater(links: &Links) -> Code {
     b.finish()
 }
 
-/// A comparison whose result is a number, anew for short values only.
+/// A comparison whose result is a number; the replacement covers short values only.
 fn compare(links: &Links, function: Function, operator: fn(&mut InstructionSink<'_>)) -> Code {
     let [to, a, c] = [0, 1, 2];
     let mut b = Body::new(3);

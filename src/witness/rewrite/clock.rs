@@ -1,15 +1,17 @@
-//! A bound on a program's time that costs less than the engine's.
+//! A bound on a program's run time that costs less than the engine's own.
 //!
-//! The engine's way looks at a clock at the start of every function and loop, those of the field's arithmetic included.
-//! Here a program pays for what it is about to do, from a budget in a global: at the start of each of its own functions
-//! for all instructions in it, and at the start of each round of a loop for those in the loop. A call into the runtime,
-//! which takes a few microseconds at the longest, is paid by its caller; where the runtime loops it pays by itself, and
-//! so does its function that copies as many numbers as it is told. When the budget is gone, the program asks the host,
-//! which ends it or lets it have the next.
+//! The engine checks a clock at the start of every function and loop, including those of the field arithmetic, which
+//! would cost each field operation a tenth. Here, a program pays for what it is about to do from a budget in a global:
+//! at the start of each of its own functions for all instructions in it, and at the start of each iteration of a loop
+//! for those in the loop. A call into the runtime, which takes a few microseconds at most, is paid for by the caller;
+//! where the runtime loops, it pays itself, and so does its function that copies a given count of numbers. When the
+//! budget is used up, the program asks the host through an import that it has anyway, and the host either ends it or
+//! grants the next budget.
 //!
-//! So between two questions no more runs than the budget and one function without its loops. That is within
-//! milliseconds for what circom writes; a function as long as WebAssembly has them (7.6 MB), written to that end, may take
-//! some seconds. All instructions are those of WebAssembly's first version, of which each takes next to no time.
+//! So at most the budget plus one function without its loops runs between two questions. For what circom writes, that
+//! takes milliseconds; a function of the maximum length that WebAssembly permits (7.6 MB), written for this purpose,
+//! may take some seconds. All instructions are those of WebAssembly's first version, each of which takes next to no
+//! time.
 
 use std::ops::Range;
 
@@ -18,45 +20,46 @@ use wasmparser::{FunctionBody, Operator};
 
 use super::emit::Body;
 
-/// What the program asks the host with, by circom's own import for exceptions: no code of circom's.
+/// The code with which the program asks the host, through circom's own import for exceptions; circom does not use it.
 pub(in super::super) const ASK: i32 = 0x636c_6b3f;
-/// What a program may do between two questions, in instructions of a nanosecond at most: some milliseconds.
+/// What a program may do between two questions, in instructions of at most a nanosecond: some milliseconds.
 pub(super) const BUDGET: i64 = 20_000_000;
 /// Price of a call into the runtime.
 const RUNTIME_CALL: i64 = 1000;
-/// Price of a call that copies one number: tables of constants are thousands of them.
+/// Price of a call that copies one number: tables of constants consist of thousands of them.
 const COPY_CALL: i64 = 10;
 /// Price of growing memory, which circom's programs do for their stack.
 const GROWTH: i64 = 10_000;
-/// Price of a call to the host, which may ask for a message of a thousand characters one by one.
+/// Price of a call to the host, which may fetch a message of a thousand characters one by one.
 const HOST_CALL: i64 = 2000;
-/// Price of each number that the runtime copies where it copies many.
+/// Price of each number in the runtime's copy of many numbers.
 pub(super) const COPIED_NUMBER: i64 = 16;
-/// The export by which the host sees the budget: it answers when nothing is left, and never to a call of the module's own.
+/// The export through which the host reads the budget: it grants time only if none is left, and never to a call that
+/// the module itself makes.
 pub(in super::super) const BUDGET_EXPORT: &str = "prover-worker.budget";
-/// The global that holds the budget: the module's only one.
+/// Index of the global that holds the budget, the module's only one.
 const GLOBAL: u32 = 0;
 
-/// Which functions are the runtime's.
+/// Indices of the functions that payments depend on.
 pub(super) struct Clock {
     pub runtime: Range<u32>,
-    /// The one among them that copies a number.
+    /// The runtime's function that copies a number.
     pub copy: u32,
     /// The function made by [`ask`].
     pub ask: u32,
 }
 
-/// Bytes to put into a function's body, and what they replace.
+/// Bytes to put into a function's body, and the range they replace.
 pub(super) type Edit = (Range<usize>, Vec<u8>);
 
 impl Clock {
-    /// Adds payments to a body: at its start where it is not of the runtime, and in its loops. Nothing where it does
-    /// not read.
+    /// Adds payments to a body: at its start, unless it is the runtime's, and in its loops. Returns `None` if the body
+    /// does not parse.
     pub(super) fn wind(&self, body: &FunctionBody<'_>, of_runtime: bool, edits: &mut Vec<Edit>) -> Option<()> {
         let base = body.range().start;
         let mut instructions = body.get_operators_reader().ok()?;
         let begin = instructions.original_position() - base;
-        // Prices of the blocks that are open, the function first, with where to pay for those that are loops.
+        // Prices of the open blocks, the function first, and for loops the place of the payment.
         let mut open: Vec<(i64, Option<usize>)> = vec![(0, (!of_runtime).then_some(begin))];
         while !instructions.eof() {
             let operator = instructions.read().ok()?;
@@ -95,7 +98,7 @@ impl Clock {
     }
 }
 
-/// Takes a price, which is put on the stack, from the budget, and asks for more where nothing is left.
+/// Deducts a price, which `price` puts on the stack, from the budget, and asks for more if none is left.
 pub(super) fn pay(op: &mut InstructionSink<'_>, price: impl FnOnce(&mut InstructionSink<'_>), ask: u32) {
     op.global_get(GLOBAL);
     price(op);
@@ -104,7 +107,7 @@ pub(super) fn pay(op: &mut InstructionSink<'_>, price: impl FnOnce(&mut Instruct
     op.if_(BlockType::Empty).call(ask).end();
 }
 
-/// A function that asks the host and takes the next budget.
+/// A function that asks the host for time and then resets the budget.
 pub(super) fn ask(exception_handler: u32) -> Code {
     let mut b = Body::new(0);
     b.op().i32_const(ASK).call(exception_handler);

@@ -1,8 +1,8 @@
-//! Rows of copies in a function's body.
+//! Merges rows of copies in a function's body.
 //!
-//! circom fills an array of variables by one copy for each element: `copy(k·40 + base, from)`, `copy((k + 1)·40 + base,
-//! from)` and so on, with sources that are often, but not always, one behind the other, as equal constants are kept
-//! once. In tables of constants they are thousands, each a call.
+//! circom fills an array of variables by one copy per element: `copy(k·40 + base, from)`, `copy((k + 1)·40 + base,
+//! from)` and so on. The sources are often consecutive, but not always, because equal constants are stored once. Tables
+//! of constants take thousands of such calls.
 
 use std::ops::Range;
 
@@ -13,23 +13,23 @@ use super::clock::Edit;
 use super::emit::at;
 use super::runtime::NUMBER;
 
-/// Fewest copies that become one call.
+/// Fewest copies that are merged into one call.
 const FEWEST: usize = 3;
-/// Fewest copies of one number that are worth a call of their own.
+/// Fewest copies of one number that are worth a separate call.
 const FEWEST_SAME: usize = 6;
-/// Fewest copies from places one behind the other that are worth a call of their own.
+/// Fewest copies from consecutive places that are worth a separate call.
 const FEWEST_NEIGHBOURS: usize = 24;
-/// Most copies in a row, so that its bytes fit into 32 bits many times over.
+/// Most copies in a row, so that its size in bytes fits into 32 bits with a wide margin.
 const MOST: usize = 1 << 20;
 
-/// Most calls of all functions that become the copies themselves, as each costs the compiler.
+/// Most calls, over all functions, that are replaced by the copy itself: each costs compile time.
 const MOST_INLINED: usize = 1 << 15;
 
-/// Copies that follow each other, to elements that follow each other.
+/// Consecutive copies to consecutive elements.
 struct Row {
-    /// Bytes of each in the body.
+    /// The range of each copy in the body.
     sites: Vec<Range<usize>>,
-    /// The first element's index, from the address in a local.
+    /// Index of the first element, relative to the address in `local`.
     index: i32,
     local: u32,
     /// Addresses of the sources.
@@ -44,42 +44,42 @@ struct Site {
     from: i32,
 }
 
-/// What part of a row becomes.
+/// What a part of a row becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// Copies of one number.
     Same,
-    /// Copies of numbers one behind the other.
+    /// Copies of consecutive numbers.
     Neighbours,
-    /// Copies of numbers here and there.
+    /// Copies of numbers in arbitrary places.
     Scattered,
-    /// What it is.
+    /// Left as it is.
     Left,
 }
 
-/// Functions that rows become calls of. Parameters: address to write at; address to read at, or of a list of such;
-/// bytes to write.
+/// Functions that are called for rows. Parameters: address to write to; address to read from, or of a list of such
+/// addresses; number of bytes to write.
 pub(super) struct Helpers {
     pub same: u32,
     pub neighbours: u32,
     pub scattered: u32,
 }
 
-/// What was merged.
+/// Statistics and data of merged copies.
 #[derive(Default)]
 pub(super) struct Merged {
-    /// Copies that are gone.
+    /// Copies that were removed.
     pub copies: u64,
-    /// Calls in their place.
+    /// Calls that replaced them.
     pub rows: u64,
-    /// Calls that became the copy itself.
+    /// Calls that were replaced by the copy itself.
     pub inlined: u64,
-    /// Lists of sources: the lowest address, the end of the highest number, and the addresses.
+    /// Lists of sources: the lowest address, the end of the highest number, then the addresses.
     pub lists: Vec<u8>,
 }
 
 impl Merged {
-    /// Adds a list; gives its address.
+    /// Adds a list and returns its address.
     fn list(&mut self, from: &[i32]) -> Option<u32> {
         let at = u32::try_from(self.lists.len()).ok()?;
         let addresses = || from.iter().map(|a| *a as u32);
@@ -89,8 +89,8 @@ impl Merged {
     }
 }
 
-/// Adds to the edits of a body, of a function of so many parameters, what merges its rows, and puts the copies that are
-/// left in the place of their calls. Nothing where it does not read.
+/// Adds the edits that merge the rows of a body, whose function has `params` parameters, and that replace the remaining
+/// calls by the copy itself. Returns `None` if the body does not parse.
 pub(super) fn merge(
     body: &FunctionBody<'_>,
     params: u32,
@@ -145,7 +145,7 @@ pub(super) fn merge(
     Some(())
 }
 
-/// Adds two locals of 32 bits to a body, by edits that come before any other at the same place.
+/// Adds two 32-bit locals to a body, by edits that come before any other at the same position.
 fn two_locals(body: &FunctionBody<'_>, params: u32, edits: &mut Vec<Edit>) -> Option<[u32; 2]> {
     let base = body.range().start;
     let mut locals = body.get_locals_reader().ok()?;
@@ -163,7 +163,7 @@ fn two_locals(body: &FunctionBody<'_>, params: u32, edits: &mut Vec<Edit>) -> Op
     Some([count, count.checked_add(1)?])
 }
 
-/// Cuts the sources of a row into parts.
+/// Splits the sources of a row into parts.
 fn parts(from: &[i32]) -> Vec<(Range<usize>, Kind)> {
     let mut parts = Vec::new();
     let (mut scattered, mut i) = (0, 0);
@@ -178,7 +178,7 @@ fn parts(from: &[i32]) -> Vec<(Range<usize>, Kind)> {
         let (length, kind) = match () {
             () if same >= FEWEST_SAME => (same, Kind::Same),
             () if neighbours >= FEWEST_NEIGHBOURS => (neighbours, Kind::Neighbours),
-            // Neither goes on from inside of one that is too short.
+            // A run that is too short for either kind stays too short when started later.
             () => {
                 i += same.max(neighbours - 1).max(1);
                 continue;
@@ -193,7 +193,7 @@ fn parts(from: &[i32]) -> Vec<(Range<usize>, Kind)> {
     parts
 }
 
-/// The rows of a body, single copies among them, and all calls that copy a number.
+/// Returns the rows of a body, single copies included, and all calls that copy a number.
 fn rows(body: &FunctionBody<'_>, copy: u32) -> Option<(Vec<Row>, Vec<Range<usize>>)> {
     let mut instructions = body.get_operators_reader().ok()?;
     let base = body.range().start;
@@ -224,7 +224,7 @@ fn rows(body: &FunctionBody<'_>, copy: u32) -> Option<(Vec<Row>, Vec<Range<usize
     Some((rows, calls))
 }
 
-/// The instructions of a copy, as far as they have been seen.
+/// Recognises the instructions of a copy: state of a partial match.
 #[derive(Default)]
 struct Window {
     seen: usize,
@@ -235,7 +235,7 @@ struct Window {
 }
 
 impl Window {
-    /// Takes the next instruction; gives a copy where it ends one.
+    /// Takes the next instruction; returns a copy when this completes one.
     fn push(&mut self, range: Range<usize>, operator: &Operator<'_>, copy: u32) -> Option<Site> {
         let fits = match (self.seen, operator) {
             (0, Operator::I32Const { value }) => {
@@ -256,7 +256,7 @@ impl Window {
             _ => false,
         };
         if !fits {
-            // The instruction may be the first of another.
+            // The instruction may start another match.
             let again = self.seen > 0;
             self.seen = 0;
             return if again { self.push(range, operator, copy) } else { None };

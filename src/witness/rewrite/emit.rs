@@ -1,7 +1,7 @@
-//! Writing WebAssembly by hand: a function body, and 256-bit arithmetic modulo r in four 64-bit limbs.
+//! Emits WebAssembly: function bodies, and 256-bit arithmetic modulo r in four 64-bit limbs.
 //!
-//! Products of 64 bits by 64 and sums of 128 bits are single instructions of WebAssembly's wide arithmetic
-//! (<https://github.com/WebAssembly/wide-arithmetic>), which the compiler turns into the processor's own.
+//! 64-bit by 64-bit products and 128-bit sums are single instructions of WebAssembly's wide arithmetic
+//! (<https://github.com/WebAssembly/wide-arithmetic>), which the compiler maps to the CPU's own.
 
 use wasm_encoder::{BlockType, Function, InstructionSink, MemArg, ValType};
 
@@ -10,15 +10,16 @@ use super::runtime::R;
 /// −1/r mod 2^64.
 const MINUS_R_INVERSE: u64 = 0xc2e1_f593_efff_ffff;
 
-/// A place in memory, `offset` bytes behind an address on the stack. circom's runtime aligns nothing on purpose.
+/// A memory operand `offset` bytes after the address on the stack. circom's runtime does not align anything
+/// deliberately.
 pub(super) fn at(offset: u64) -> MemArg {
     MemArg { offset, align: 0, memory_index: 0 }
 }
 
-/// A number of 256 bits in four locals, least significant limb first.
+/// A 256-bit number in four locals, least significant limb first.
 pub(super) type Wide = [u32; 4];
 
-/// The body of a function, with its locals.
+/// The body of a function under construction, with its locals.
 pub(super) struct Body {
     params: u32,
     locals: Vec<ValType>,
@@ -26,38 +27,38 @@ pub(super) struct Body {
 }
 
 impl Body {
-    /// Of a function of so many parameters.
+    /// Starts the body of a function with `params` parameters.
     pub(super) fn new(params: u32) -> Self {
         Self { params, locals: Vec::new(), code: Vec::new() }
     }
 
-    /// A new local.
+    /// Allocates a local.
     pub(super) fn local(&mut self, ty: ValType) -> u32 {
         self.locals.push(ty);
         self.params + self.locals.len() as u32 - 1
     }
 
-    /// A new local of 32 bits.
+    /// Allocates a 32-bit local.
     pub(super) fn i32(&mut self) -> u32 {
         self.local(ValType::I32)
     }
 
-    /// A new local of 64 bits.
+    /// Allocates a 64-bit local.
     pub(super) fn i64(&mut self) -> u32 {
         self.local(ValType::I64)
     }
 
-    /// Four new locals of 64 bits.
+    /// Allocates four 64-bit locals.
     pub(super) fn wide(&mut self) -> Wide {
         std::array::from_fn(|_| self.i64())
     }
 
-    /// Where instructions are added.
+    /// The sink for instructions.
     pub(super) fn op(&mut self) -> InstructionSink<'_> {
         InstructionSink::new(&mut self.code)
     }
 
-    /// The function, its end added.
+    /// Adds the end and returns the function.
     pub(super) fn finish(mut self) -> Function {
         self.op().end();
         let mut function = Function::new_with_locals_types(self.locals);
@@ -65,14 +66,14 @@ impl Body {
         function
     }
 
-    /// `if` on the number on the stack.
+    /// Emits an `if` on the number on the stack.
     pub(super) fn when(&mut self, then: impl FnOnce(&mut Self)) {
         self.op().if_(BlockType::Empty);
         then(self);
         self.op().end();
     }
 
-    /// `if` and `else` on the number on the stack.
+    /// Emits an `if` and `else` on the number on the stack.
     pub(super) fn choose(&mut self, then: impl FnOnce(&mut Self), otherwise: impl FnOnce(&mut Self)) {
         self.op().if_(BlockType::Empty);
         then(self);
@@ -88,7 +89,7 @@ impl Body {
         self.op().br(0).end().end();
     }
 
-    /// Calls a function with locals for its parameters.
+    /// Calls a function with the given locals as arguments.
     pub(super) fn call(&mut self, function: u32, params: &[u32]) {
         for p in params {
             self.op().local_get(*p);
@@ -103,7 +104,7 @@ impl Body {
         }
     }
 
-    /// Reads 32 bytes from the address in a local.
+    /// Reads 32 bytes at `offset` from the address in a local.
     pub(super) fn load(&mut self, address: u32, offset: u64) -> Wide {
         let x = self.wide();
         for (limb, i) in x.into_iter().zip(0..) {
@@ -112,14 +113,14 @@ impl Body {
         x
     }
 
-    /// Writes 32 bytes to the address in a local.
+    /// Writes 32 bytes at `offset` from the address in a local.
     pub(super) fn store(&mut self, address: u32, offset: u64, x: Wide) {
         for (limb, i) in x.into_iter().zip(0..) {
             self.op().local_get(address).local_get(limb).i64_store(at(offset + 8 * i));
         }
     }
 
-    /// Puts on the stack whether a number has a bit at or above 2^254.
+    /// Puts on the stack whether any of the numbers has a bit at or above 2^254.
     pub(super) fn large(&mut self, numbers: &[Wide]) {
         self.op().i64_const(0);
         for x in numbers {
@@ -133,7 +134,7 @@ impl Body {
         self.op().local_get(x[0]).local_get(x[1]).i64_or().local_get(x[2]).i64_or().local_get(x[3]).i64_or().i64_eqz();
     }
 
-    /// Puts on the stack whether two numbers are the same.
+    /// Puts on the stack whether two numbers are equal.
     pub(super) fn same(&mut self, x: Wide, y: Wide) {
         self.op().i64_const(0);
         for (x, y) in x.into_iter().zip(y) {
@@ -142,7 +143,7 @@ impl Body {
         self.op().i64_eqz();
     }
 
-    /// x − y modulo 2^256; `borrow` becomes 0, or −1 where x is below y.
+    /// x − y modulo 2^256; `borrow` becomes 0, or −1 if x is below y.
     pub(super) fn difference(&mut self, x: Limbs, y: Limbs, borrow: u32) -> Wide {
         let z = self.wide();
         for (i, limb) in z.into_iter().enumerate() {
@@ -174,14 +175,14 @@ impl Body {
         z
     }
 
-    /// x where `mask` is not zero, else y, into x.
+    /// Sets x to y if `mask` is zero.
     fn select(&mut self, x: Wide, y: Wide, mask: u32) {
         for (x, y) in x.into_iter().zip(y) {
             self.op().local_get(x).local_get(y).local_get(mask).i64_eqz().i32_eqz().select().local_set(x);
         }
     }
 
-    /// x − r where x is at least r, else x, in x's place: x below 2r becomes x modulo r.
+    /// Subtracts r from x if x is at least r: reduces an x below 2r modulo r.
     pub(super) fn reduce(&mut self, x: Wide) {
         let borrow = self.i64();
         let less = self.difference(Limbs::Of(x), Limbs::Are(R), borrow);
@@ -196,7 +197,7 @@ impl Body {
         z
     }
 
-    /// x − y, plus r where x is below y.
+    /// x − y, plus r if x is below y.
     pub(super) fn sub_mod(&mut self, x: Wide, y: Wide) -> Wide {
         let (borrow, carry) = (self.i64(), self.i64());
         let z = self.difference(Limbs::Of(x), Limbs::Of(y), borrow);
@@ -227,7 +228,7 @@ impl Body {
                 self.op().local_set(carry).local_set(t[j]);
                 self.reduce_limb(t, j, m, reduced);
             }
-            // No carry: of both words the sum is below 2^64, as x, y and r are below 2^254.
+            // No carry: the sum of both words is below 2^64, because x, y and r are below 2^254.
             self.op().local_get(reduced).local_get(carry).i64_add().local_set(t[3]);
         }
         self.reduce(t);
@@ -264,7 +265,7 @@ impl Body {
     }
 }
 
-/// Four limbs: in locals, or known.
+/// Four limbs, in locals or constant.
 #[derive(Clone, Copy)]
 pub(super) enum Limbs {
     Of(Wide),

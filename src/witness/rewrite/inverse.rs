@@ -1,14 +1,14 @@
 //! The inverse modulo r by division steps (Bernstein and Yang, "Fast constant-time gcd computation and modular
-//! inversion", 2019), 62 of them at a time on the low words, in the variant whose time depends on the number: many
-//! steps go together where the number has zeros at its end.
+//! inversion", 2019), 62 at a time on the low words, in the variant whose time depends on the number: where the number
+//! ends in zeros, many steps are taken at once.
 //!
-//! f and g begin as r and x, and go to ±1 and 0. d and e are what to multiply x with to get f and g, modulo r. All four
-//! are five limbs of 62 bits, least significant first, with the sign in the last.
+//! f and g start as r and x, and end as ±1 and 0. d and e are the factors by which x is multiplied to get f and g
+//! modulo r. All four are five limbs of 62 bits, least significant first, with the sign in the last.
 
 use super::emit::{Body, Wide};
 use super::runtime::R;
 
-/// The bits of a limb.
+/// Bits of a limb.
 const LIMB: u32 = 62;
 const MASK: i64 = (1 << LIMB) - 1;
 /// 1/r mod 2^62.
@@ -25,17 +25,17 @@ const R_LIMBS: [i64; 5] = [
     (R[3] >> 56) as i64,
 ];
 
-/// What 62 steps do: f becomes (u·f + v·g) / 2^62, g becomes (q·f + s·g) / 2^62.
+/// The effect of 62 steps: f becomes (u·f + v·g) / 2^62, g becomes (q·f + s·g) / 2^62.
 struct Steps {
     u: u32,
     v: u32,
     q: u32,
     s: u32,
-    /// Minus the difference that decides whether f and g change places.
+    /// Minus the difference that decides whether f and g are swapped.
     eta: u32,
 }
 
-/// The inverse of x, which is below r; that of 0 is 0.
+/// The inverse of x, which is below r; the inverse of 0 is 0.
 pub(super) fn write(b: &mut Body, x: Wide) -> Wide {
     let limbs = |b: &mut Body, start: [i64; 5]| -> Limbs {
         start.map(|value| {
@@ -71,7 +71,7 @@ pub(super) fn write(b: &mut Body, x: Wide) -> Wide {
     join(b, d)
 }
 
-/// A number in words of 64 bits, in limbs of 62.
+/// Splits a number in 64-bit words into 62-bit limbs.
 fn split(b: &mut Body, x: Wide) -> Limbs {
     std::array::from_fn(|i| {
         let limb = b.i64();
@@ -90,7 +90,7 @@ fn split(b: &mut Body, x: Wide) -> Limbs {
     })
 }
 
-/// The other way; no limb is negative.
+/// The inverse of [`split`]; no limb is negative.
 fn join(b: &mut Body, x: Limbs) -> Wide {
     std::array::from_fn(|i| {
         let (word, shift) = (b.i64(), 2 * i as i64);
@@ -100,7 +100,7 @@ fn join(b: &mut Body, x: Limbs) -> Wide {
     })
 }
 
-/// Adds r to x where it is negative, limb by limb.
+/// Adds r to x, limb by limb, if x is negative.
 fn add_r_if_negative(b: &mut Body, x: Limbs) {
     let negative = b.i64();
     b.op().local_get(x[4]).i64_const(63).i64_shr_s().local_set(negative);
@@ -109,7 +109,7 @@ fn add_r_if_negative(b: &mut Body, x: Limbs) {
     }
 }
 
-/// Brings all limbs but the last into 62 bits.
+/// Normalises all limbs except the last to 62 bits.
 fn carry(b: &mut Body, x: Limbs) {
     for pair in x.windows(2) {
         b.op().local_get(pair[0]).i64_const(62).i64_shr_s().local_get(pair[1]).i64_add().local_set(pair[1]);
@@ -126,7 +126,7 @@ fn step(b: &mut Body, steps: &Steps, low_f: u32, low_g: u32) {
     }
     b.op().local_get(low_f).local_set(f).local_get(low_g).local_set(g);
     b.repeat(|b| {
-        // g's zeros go at once, no more than steps are left.
+        // All trailing zeros of g go at once, but no more than there are steps left.
         b.op().i64_const(-1).local_get(left).i64_shl().local_get(g).i64_or().i64_ctz().local_set(zeros);
         b.op().local_get(g).local_get(zeros).i64_shr_u().local_set(g);
         for local in [u, v] {
@@ -140,8 +140,8 @@ fn step(b: &mut Body, steps: &Steps, low_f: u32, low_g: u32) {
         let negate = |b: &mut Body, x: u32, from: u32| {
             b.op().i64_const(0).local_get(from).i64_sub().local_set(x);
         };
-        // A multiple of f goes to g, such that its low bits become zero: as many as there are steps before f and g may
-        // change places, at most six, or four by a shorter formula for −1/f.
+        // Add a multiple of f to g that makes its low bits zero: as many as there are steps before f and g may be
+        // swapped, at most six, or four with a shorter formula for −1/f.
         let bits = |b: &mut Body, most: i64| {
             b.op().local_get(eta).i64_const(1).i64_add().local_get(left);
             b.op().local_get(eta).i64_const(1).i64_add().local_get(left).i64_lt_s().select().local_set(limit);
@@ -155,7 +155,7 @@ fn step(b: &mut Body, steps: &Steps, low_f: u32, low_g: u32) {
                     negate(b, y, swap);
                 }
                 bits(b, 63);
-                // −g/f modulo 2^6, as f² = 1 modulo 8.
+                // −g/f modulo 2^6, because f² = 1 modulo 8.
                 b.op().local_get(f).local_get(f).i64_mul().i64_const(2).i64_sub();
                 b.op().local_get(f).i64_mul().local_get(g).i64_mul().i64_and().local_set(w);
             },
@@ -172,7 +172,8 @@ fn step(b: &mut Body, steps: &Steps, low_f: u32, low_g: u32) {
     });
 }
 
-/// (u·x + v·y) / 2^62 into x and (q·x + s·y) / 2^62 into y: exact, or modulo r by adding multiples of r first.
+/// (u·x + v·y) / 2^62 into x and (q·x + s·y) / 2^62 into y: exact, or modulo r, for which multiples of r are added
+/// first.
 fn combine(b: &mut Body, steps: &Steps, x: Limbs, y: Limbs, modular: bool) {
     let rows = [(steps.u, steps.v), (steps.q, steps.s)].map(|(a, c)| {
         let (low, high, multiple) = (b.i64(), b.i64(), b.i64());
@@ -180,7 +181,7 @@ fn combine(b: &mut Body, steps: &Steps, x: Limbs, y: Limbs, modular: bool) {
         (a, c, low, high, multiple)
     });
     if modular {
-        // First what brings a negative x or y above zero.
+        // First, the multiple that makes a negative x or y positive.
         for (a, c, _, _, multiple) in rows {
             b.op().local_get(x[4]).i64_const(63).i64_shr_s().local_get(a).i64_and();
             b.op().local_get(y[4]).i64_const(63).i64_shr_s().local_get(c).i64_and().i64_add().local_set(multiple);
@@ -193,7 +194,7 @@ fn combine(b: &mut Body, steps: &Steps, x: Limbs, y: Limbs, modular: bool) {
                 b.op().i64_mul_wide_s().i64_add128().local_set(high).local_set(low);
             }
             if modular && i == 0 {
-                // Then what makes the sum a multiple of 2^62.
+                // Then the multiple that makes the sum divisible by 2^62.
                 b.op().local_get(multiple).local_get(low).i64_const(R_INVERSE).i64_mul().local_get(multiple).i64_add();
                 b.op().i64_const(MASK).i64_and().i64_sub().local_set(multiple);
             }

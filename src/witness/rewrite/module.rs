@@ -1,4 +1,4 @@
-//! A module taken apart, as far as rewriting needs it, and put together again.
+//! Takes a module apart, as far as rewriting needs it, and assembles it again.
 
 use std::collections::BTreeMap;
 
@@ -6,60 +6,51 @@ use wasm_encoder::{
     CodeSection, ConstExpr, CustomSection, DataSection, Encode, ExportKind, Function, FunctionSection, GlobalSection,
     GlobalType, MemorySection, MemoryType, Module, RawSection, SectionId,
 };
-use wasmparser::{DataKind, ExternalKind, FuncType, FunctionBody, Operator, Parser, Payload, TypeRef, ValType};
+use wasmparser::{
+    DataKind, DataSectionReader, ExportSectionReader, ExternalKind, FuncType, FunctionBody, FunctionSectionReader,
+    ImportSectionReader, MemorySectionReader, Operator, Parser, Payload, TypeRef, TypeSectionReader, ValType,
+};
 
 use super::clock::{BUDGET_EXPORT, Edit};
 
-/// Bytes of a page of memory.
+/// Size of a page of memory, bytes.
 const PAGE: u64 = 1 << 16;
 
-/// Bytes in whole pages.
+/// Rounds up to whole pages.
 pub(super) fn whole_pages(bytes: usize) -> u64 {
     (bytes as u64).div_ceil(PAGE) * PAGE
 }
 
 /// A module's parts.
+#[derive(Default)]
 pub(super) struct Parts<'a> {
     pub wasm: &'a [u8],
-    /// Sections but custom ones: number and content, in order.
+    /// All sections except custom ones, in order: ID and content.
     sections: Vec<(u8, &'a [u8])>,
     pub types: Vec<FuncType>,
-    /// Functions that it imports; its own are numbered from there on.
+    /// Number of imported functions; the module's own are numbered from there on.
     pub imported: u32,
-    /// Types of its own functions.
+    /// Types of the module's own functions.
     pub functions: Vec<u32>,
     pub bodies: Vec<FunctionBody<'a>>,
-    /// circom's import for exceptions, if it has its type.
+    /// circom's import for exceptions, if it has the expected type.
     pub exception_handler: Option<u32>,
-    /// Whether it exports its memory, by the name that circom gives it.
+    /// Whether the memory is exported under the name that circom gives it.
     pub shows_memory: bool,
-    /// Number of its exports, and all of them as bytes.
+    /// Number of exports, and their encoding.
     all_exports: (u32, &'a [u8]),
-    /// Functions that it exports.
+    /// Exported functions.
     pub exports: BTreeMap<&'a str, u32>,
     memory: Option<wasmparser::MemoryType>,
-    /// What its memory is filled with at its start: address and bytes, in order.
+    /// Initial content of the memory: address and bytes, in order.
     data: Vec<(u32, &'a [u8])>,
 }
 
 impl<'a> Parts<'a> {
-    /// Takes a module apart. Nothing for one that does not read, or that is not of the plain form that circom writes:
-    /// one memory of its own, filled at known addresses, and no function that runs by itself at the start.
+    /// Takes a module apart. Returns `None` if it does not parse, or does not have the plain form that circom writes:
+    /// one memory of its own, filled at known addresses, and no start function.
     pub(super) fn read(wasm: &'a [u8]) -> Option<Self> {
-        let mut parts = Self {
-            wasm,
-            sections: Vec::new(),
-            types: Vec::new(),
-            imported: 0,
-            functions: Vec::new(),
-            bodies: Vec::new(),
-            exception_handler: None,
-            shows_memory: false,
-            all_exports: (0, &[]),
-            exports: BTreeMap::new(),
-            memory: None,
-            data: Vec::new(),
-        };
+        let mut parts = Self { wasm, ..Self::default() };
         for part in Parser::new(0).parse_all(wasm) {
             let part = part.ok()?;
             if let Some((id, range)) = part.as_section()
@@ -68,74 +59,90 @@ impl<'a> Parts<'a> {
                 parts.sections.push((id, wasm.get(range)?));
             }
             match part {
-                Payload::TypeSection(section) => {
-                    for ty in section.into_iter_err_on_gc_types() {
-                        parts.types.push(ty.ok()?);
-                    }
-                }
-                Payload::ImportSection(section) => {
-                    for import in section.into_imports() {
-                        let import = import.ok()?;
-                        let TypeRef::Func(ty) = import.ty else { return None };
-                        let ty = parts.types.get(ty as usize)?;
-                        if import.name == "exceptionHandler" && ty.params() == [ValType::I32] && ty.results().is_empty()
-                        {
-                            parts.exception_handler = Some(parts.imported);
-                        }
-                        parts.imported += 1;
-                    }
-                }
-                Payload::FunctionSection(section) => {
-                    for ty in section {
-                        parts.functions.push(ty.ok()?);
-                    }
-                }
-                Payload::MemorySection(section) => {
-                    for memory in section {
-                        let memory = memory.ok()?;
-                        let plain = !memory.memory64 && !memory.shared && memory.page_size_log2.is_none();
-                        if !plain || parts.memory.replace(memory).is_some() {
-                            return None;
-                        }
-                    }
-                }
-                Payload::ExportSection(section) => {
-                    let range = section.original_position()..section.range().end;
-                    parts.all_exports = (section.count(), wasm.get(range)?);
-                    for export in section {
-                        let export = export.ok()?;
-                        if export.name == BUDGET_EXPORT {
-                            return None;
-                        }
-                        parts.shows_memory |= export.name == "memory" && export.kind == ExternalKind::Memory;
-                        if export.kind == ExternalKind::Func {
-                            parts.exports.insert(export.name, export.index);
-                        }
-                    }
-                }
+                Payload::TypeSection(section) => parts.read_types(section)?,
+                Payload::ImportSection(section) => parts.read_imports(section)?,
+                Payload::FunctionSection(section) => parts.read_functions(section)?,
+                Payload::MemorySection(section) => parts.read_memory(section)?,
+                Payload::ExportSection(section) => parts.read_exports(section)?,
+                Payload::DataSection(section) => parts.read_data(section)?,
+                Payload::CodeSectionEntry(body) => parts.bodies.push(body),
                 Payload::StartSection { .. } | Payload::DataCountSection { .. } | Payload::GlobalSection(_) => {
                     return None;
                 }
-                Payload::DataSection(section) => {
-                    for segment in section {
-                        let segment = segment.ok()?;
-                        let DataKind::Active { memory_index: 0, offset_expr } = segment.kind else { return None };
-                        let mut offset = offset_expr.get_operators_reader();
-                        let (Ok(Operator::I32Const { value }), Ok(Operator::End)) = (offset.read(), offset.read())
-                        else {
-                            return None;
-                        };
-                        parts.data.push((value as u32, segment.data));
-                    }
-                }
-                Payload::CodeSectionEntry(body) => parts.bodies.push(body),
                 _ => {}
             }
         }
         (parts.memory.is_some() && parts.bodies.len() == parts.functions.len()).then_some(parts)
     }
 
-    /// Eight bytes of the memory as it is at the start; nothing where no segment fills them, or where two do.
+    fn read_types(&mut self, section: TypeSectionReader<'a>) -> Option<()> {
+        for ty in section.into_iter_err_on_gc_types() {
+            self.types.push(ty.ok()?);
+        }
+        Some(())
+    }
+
+    fn read_imports(&mut self, section: ImportSectionReader<'a>) -> Option<()> {
+        for import in section.into_imports() {
+            let import = import.ok()?;
+            let TypeRef::Func(ty) = import.ty else { return None };
+            let ty = self.types.get(ty as usize)?;
+            if import.name == "exceptionHandler" && ty.params() == [ValType::I32] && ty.results().is_empty() {
+                self.exception_handler = Some(self.imported);
+            }
+            self.imported += 1;
+        }
+        Some(())
+    }
+
+    fn read_functions(&mut self, section: FunctionSectionReader<'a>) -> Option<()> {
+        for ty in section {
+            self.functions.push(ty.ok()?);
+        }
+        Some(())
+    }
+
+    fn read_memory(&mut self, section: MemorySectionReader<'a>) -> Option<()> {
+        for memory in section {
+            let memory = memory.ok()?;
+            let plain = !memory.memory64 && !memory.shared && memory.page_size_log2.is_none();
+            if !plain || self.memory.replace(memory).is_some() {
+                return None;
+            }
+        }
+        Some(())
+    }
+
+    fn read_exports(&mut self, section: ExportSectionReader<'a>) -> Option<()> {
+        let range = section.original_position()..section.range().end;
+        self.all_exports = (section.count(), self.wasm.get(range)?);
+        for export in section {
+            let export = export.ok()?;
+            if export.name == BUDGET_EXPORT {
+                return None;
+            }
+            self.shows_memory |= export.name == "memory" && export.kind == ExternalKind::Memory;
+            if export.kind == ExternalKind::Func {
+                self.exports.insert(export.name, export.index);
+            }
+        }
+        Some(())
+    }
+
+    fn read_data(&mut self, section: DataSectionReader<'a>) -> Option<()> {
+        for segment in section {
+            let segment = segment.ok()?;
+            let DataKind::Active { memory_index: 0, offset_expr } = segment.kind else { return None };
+            let mut offset = offset_expr.get_operators_reader();
+            let (Ok(Operator::I32Const { value }), Ok(Operator::End)) = (offset.read(), offset.read()) else {
+                return None;
+            };
+            self.data.push((value as u32, segment.data));
+        }
+        Some(())
+    }
+
+    /// Returns eight bytes of the initial memory; `None` if no segment fills them, or if two do.
     pub(super) fn initial(&self, at: u32) -> Option<[u8; 8]> {
         let (at, end) = (u64::from(at), u64::from(at) + 8);
         let mut found = None;
@@ -151,7 +158,7 @@ impl<'a> Parts<'a> {
         found
     }
 
-    /// Where segments of data begin and end.
+    /// Start and end addresses of the data segments.
     pub(super) fn segments(&self) -> impl Iterator<Item = (u64, u64)> {
         self.data.iter().map(|(start, bytes)| (u64::from(*start), u64::from(*start) + bytes.len() as u64))
     }
@@ -166,20 +173,20 @@ impl<'a> Parts<'a> {
 /// Changes to a module.
 #[derive(Default)]
 pub(super) struct Changes {
-    /// New bodies of its own functions.
+    /// Replacements of the module's own functions.
     pub replaced: BTreeMap<usize, Function>,
-    /// New bytes of its own functions.
+    /// Own functions with edited bytes.
     patched: BTreeMap<usize, Vec<u8>>,
-    /// Functions behind its own: type and body.
+    /// Functions added after the module's own: type and body.
     pub added: Vec<(u32, Added)>,
-    /// What the module's only global is at the start.
+    /// Initial value of the module's only global.
     pub budget: i64,
-    /// What a second memory holds, which nothing writes to.
+    /// Content of the second memory, which is never written to.
     pub second_memory: Vec<u8>,
 }
 
 impl Changes {
-    /// Puts edits into the body of a function. They do not overlap.
+    /// Applies edits, which must not overlap, to the body of a function.
     pub(super) fn patch(&mut self, own: usize, body: &FunctionBody<'_>, mut edits: Vec<Edit>) -> Option<()> {
         if edits.is_empty() {
             return Some(());
@@ -198,7 +205,7 @@ impl Changes {
         Some(())
     }
 
-    /// A function's bytes before it is replaced.
+    /// The bytes of a function, edited but not replaced.
     fn body<'a>(&'a self, parts: &Parts<'a>, own: usize) -> Option<&'a [u8]> {
         match self.patched.get(&own) {
             Some(bytes) => Some(bytes),
@@ -207,14 +214,14 @@ impl Changes {
     }
 }
 
-/// A function behind a module's own.
+/// A function added after a module's own.
 pub(super) enum Added {
-    /// As one of its own is before it is replaced.
+    /// One of the module's own functions, edited but not replaced.
     Kept(usize),
     New(Function),
 }
 
-/// The module with its changes, without its custom sections but one.
+/// Encodes the module with its changes, and with `custom` as its only custom section.
 pub(super) fn assemble(parts: &Parts<'_>, changes: &Changes, custom: (&str, &[u8])) -> Option<Vec<u8>> {
     let mut module = Module::new();
     for (id, data) in &parts.sections {
@@ -269,7 +276,7 @@ pub(super) fn assemble(parts: &Parts<'_>, changes: &Changes, custom: (&str, &[u8
             data.extend_from_slice(exports);
             BUDGET_EXPORT.encode(&mut data);
             ExportKind::Global.encode(&mut data);
-            // The only global.
+            // Index of the only global.
             0u32.encode(&mut data);
             module.section(&RawSection { id: *id, data: &data });
         } else if *id == SectionId::Data as u8 {

@@ -1,8 +1,8 @@
-//! circom's field runtime, as its modules hold it: recognising it, and where its parts are.
+//! circom's field runtime as its modules contain it: how to recognise it, and where its parts are.
 //!
-//! circom 2 puts the same 81 functions first into every module of a field (in its sources
-//! `code_producers/src/wasm_elements/bn128/fr-code.wat`), with their constants at fixed addresses below 2048
-//! (`fr-data.wat`). What a number looks like: [`crate::witness::number`].
+//! circom 2 puts the same 81 functions at the start of every module for a field
+//! (`code_producers/src/wasm_elements/bn128/fr-code.wat` in its sources), with their constants at fixed addresses below
+//! 2048 (`fr-data.wat`). For the layout of a number, see [`crate::witness::number`].
 
 use sha2::{Digest, Sha256};
 use wasmparser::{Operator, ValType};
@@ -10,7 +10,7 @@ use wasmparser::{Operator, ValType};
 use super::module::Parts;
 pub(super) use crate::witness::number::{BYTES as NUMBER, LONG, MONTGOMERY};
 
-/// Functions of the runtime, by their place in it.
+/// Functions of the runtime, by their position in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u32)]
 pub(super) enum Function {
@@ -53,15 +53,15 @@ pub(super) enum Function {
     Bnot = 77,
 }
 
-/// Functions of the runtime.
+/// Number of functions in the runtime.
 pub(super) const FUNCTIONS: usize = 81;
-/// SHA-256 of all of them, as [`fingerprint`] takes it: the same in what circom 2.0.3 to 2.2.3 write.
+/// SHA-256 of all of them, as computed by [`fingerprint`]: the same in the output of circom 2.0.3 to 2.2.3.
 const FINGERPRINT: &str = "360d588e24d877cc8c107fb0cb4d1834bb57a7001973ee9835f2aee1183a7da9";
 
-/// Where a number's long value is in it.
+/// Offset of the long value in a number.
 pub(super) const VALUE: u32 = 8;
 
-/// A place for a short value made long: the runtime's own, of its sums.
+/// Where the runtime's own sums convert a short value to a long one.
 pub(super) const SCRATCH: u32 = 16;
 /// r, least significant limb first.
 pub(super) const R: [u64; 4] =
@@ -80,17 +80,17 @@ pub(super) const HALF: [u64; 4] =
 
 /// Address of r.
 pub(super) const R_AT: u32 = 608;
-/// Address of 2^512 modulo r, by which a product puts into Montgomery form.
+/// Address of 2^512 modulo r; multiplying by it converts to Montgomery form.
 pub(super) const R2_AT: u32 = 672;
 /// Address of 2^768 modulo r.
 pub(super) const R3_AT: u32 = 704;
 
-/// What the memory holds at its start, where the functions written here count on it: address, and words of 64 bits.
+/// The part of the initial memory that the replacements rely on: address, and 64-bit words.
 const CONSTANTS: [(u32, [u64; 4]); 5] = [(R_AT, R), (R2_AT, R2), (R3_AT, R3), (768, [0; 4]), (1920, HALF)];
 
-/// Where the runtime's memory ends: between the word at 0, which is the program's, and this, all is the runtime's own.
+/// End of the runtime's memory. Everything below it is the runtime's own, except the word at 0, which is the program's.
 const END: u64 = 1952;
-/// Where its constants lie in there, by which segments of data are known for the runtime's.
+/// Where its constants are, by which data segments are recognised as the runtime's.
 const SEGMENTS: [std::ops::Range<u64>; 4] = [88..96, 128..160, 608..992, 1920..END];
 
 /// Whether a module has the runtime: all of its functions, its constants, and nothing else in its memory.
@@ -104,8 +104,9 @@ pub(super) fn is_there(parts: &Parts<'_>) -> bool {
         })
 }
 
-/// Hashes the first 81 functions: types, locals and instructions. Calls count relative to the first function, as the
-/// imports before it differ between versions of circom. Nothing where a module has fewer, or one calls out of them.
+/// Hashes the first 81 functions: types, locals and instructions. Calls are hashed relative to the first function,
+/// because the number of imports before it differs between versions of circom. Returns `None` if the module has fewer
+/// functions, or if one of these calls any other function.
 fn fingerprint(parts: &Parts<'_>) -> Option<[u8; 32]> {
     let mut hash = Sha256::new();
     let word = |hash: &mut Sha256, n: usize| hash.update((n as u64).to_le_bytes());

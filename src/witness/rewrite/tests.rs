@@ -1,4 +1,5 @@
-//! Functions written anew against circom's own, and against ark-ff; modules that are, and are not, circom's.
+//! Tests of the replacements against circom's own functions and against ark-ff, and of which modules are recognised as
+//! circom's.
 #![allow(clippy::unwrap_used)]
 
 use ark_ff::{AdditiveGroup, BigInteger, BigInteger256, Field, PrimeField};
@@ -13,12 +14,12 @@ use crate::witness::{Inputs, Limits, ModuleCache, WasmWitness, WitnessGenerator}
 
 const OPERATORS: &[u8] = include_bytes!("../../../circuits/operators.wasm");
 
-/// A module with more functions, and with all of the runtime's exported as `f0`, `f1` and so on, those added after them.
+/// Adds functions to a module, and exports all of the runtime's as `f0`, `f1` and so on, followed by the added ones.
 fn opened(wasm: &[u8], added: &[(Function, wasm_encoder::Function)]) -> Vec<u8> {
     altered(wasm, added, "memory", &[])
 }
 
-/// The same with another name for its memory, and with exports that go to functions added.
+/// Like [`opened`], with another name for the memory, and with exports that refer to added functions.
 fn altered(
     wasm: &[u8],
     added: &[(Function, wasm_encoder::Function)],
@@ -60,7 +61,7 @@ fn altered(
     module.finish()
 }
 
-/// An instance outside of the sandbox, which answers questions for time with yes.
+/// An instance outside the sandbox, which grants every request for time.
 struct Bench {
     store: Store<()>,
     instance: wasmtime::Instance,
@@ -75,7 +76,7 @@ impl Bench {
         let module = Module::new(&engine, wasm).unwrap();
         let mut linker = Linker::new(&engine);
         for import in module.imports() {
-            let ExternType::Func(ty) = import.ty() else { panic!("{} is no function", import.name()) };
+            let ExternType::Func(ty) = import.ty() else { panic!("{} is not a function", import.name()) };
             linker.func_new(import.module(), import.name(), ty, |_, _, _| Ok(())).unwrap();
         }
         let mut store = Store::new(&engine, ());
@@ -84,7 +85,7 @@ impl Bench {
         Self { store, instance, memory }
     }
 
-    /// Calls a function by its place; the result, or none where it traps.
+    /// Calls a function by its position; returns the result, or `None` if it traps.
     fn call(&mut self, number: usize, params: &[i32]) -> Option<Option<i32>> {
         let f = self.instance.get_func(&mut self.store, &format!("f{number}")).unwrap();
         let params: Vec<Val> = params.iter().map(|p| Val::I32(*p)).collect();
@@ -112,15 +113,16 @@ impl Bench {
     }
 }
 
-/// A module as it comes, and rewritten.
+/// A module unmodified, and rewritten.
 fn both(wasm: &[u8]) -> [Bench; 2] {
     [Bench::new(wasm), Bench::new(&rewrite(wasm).unwrap().0)]
 }
 
-/// The runtime's bound of shifts, which its own comparison puts into its long form.
+/// The runtime's limit of shifts, which its own comparison converts to long form.
 const SHIFT_BOUND: u32 = 88;
 
-/// The runtime's scratch places, which the new functions leave alone, and the bound of shifts: the only memory that may differ.
+/// The runtime's scratch places, which the replacements do not use, and the limit of shifts: the only memory that may
+/// differ.
 const SCRATCHES: [std::ops::Range<usize>; 3] = [8..128, 160..608, 992..1920];
 
 fn assert_alike(benches: &mut [Bench; 2], what: &dyn Fn() -> String) {
@@ -136,10 +138,10 @@ fn assert_alike(benches: &mut [Bench; 2], what: &dyn Fn() -> String) {
     }
 }
 
-/// Where tests put three numbers.
+/// Addresses at which tests put three numbers.
 const PLACES: [u32; 3] = [1 << 16, (1 << 16) + NUMBER, (1 << 16) + 2 * NUMBER];
 
-/// Values at the edges: of the field, of forms, of comparisons, and numbers that are no element of the field.
+/// Edge values: of the field, of forms, of comparisons, and numbers that are not field elements.
 fn limbs() -> impl Strategy<Value = [u64; 4]> {
     let near = |x: [u64; 4]| (-2i64..3).prop_map(move |d| [x[0].wrapping_add(d as u64), x[1], x[2], x[3]]);
     prop_oneof![
@@ -163,12 +165,12 @@ fn short() -> impl Strategy<Value = i32> {
     prop_oneof![-3..4i32, 0..300i32, Just(i32::MIN), Just(i32::MAX), any::<i32>()]
 }
 
-/// A number of any form, as 40 bytes.
+/// A number in any form, as 40 bytes.
 fn number() -> impl Strategy<Value = Vec<u8>> {
     (short(), limbs(), 0..5u32).prop_map(|(short, limbs, form)| {
         let (kind, limbs) = match form {
             0 => (0, limbs),
-            // A short value with its Montgomery form beside it, as conversions leave it.
+            // A short value together with its Montgomery form, as conversions leave it.
             1 => (runtime::MONTGOMERY, (Fr::from(short) * Fr::from(Fr::R)).into_bigint().0),
             2 => (runtime::LONG | runtime::MONTGOMERY, limbs),
             _ => (runtime::LONG, limbs),
@@ -177,7 +179,7 @@ fn number() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// The same with a long value that is an element of the field.
+/// Like [`number`], with a long value that is a field element.
 fn element() -> impl Strategy<Value = Vec<u8>> {
     number().prop_map(|mut number| {
         let value = Fr::from_le_bytes_mod_order(&number[8..]).into_bigint().to_bytes_le();
@@ -186,12 +188,12 @@ fn element() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// The runtime's functions on numbers by their addresses. The others are reached through these, and by tests of their own.
+/// The runtime's functions that take numbers by address. The others are reached through these, or have their own tests.
 fn on_numbers() -> impl Iterator<Item = usize> {
     (33..=80).filter(|f| ![34, 36, 60, 61, 62, 63, 64, 65, 66, 67].contains(f))
 }
 
-/// Functions that give the values of circom's own in other forms.
+/// Functions that give the same values as circom's own in other forms.
 const BY_VALUE: [Function; 18] = [
     Function::Equal,
     Function::Greater,
@@ -213,10 +215,11 @@ const BY_VALUE: [Function; 18] = [
     Function::Bnot,
 ];
 
-/// Division in the field, which is by the inverse.
+/// Division in the field, which uses the inverse.
 const DIV: usize = 58;
 
-/// What numbers are, whatever their form: the value; or the limbs of those in Montgomery form that are no element of the field.
+/// The value of a number regardless of its form; for a number in Montgomery form that is not a field element, its
+/// limbs.
 fn values(numbers: &[u8]) -> Vec<(bool, BigInteger256)> {
     let value = |number: &[u8]| {
         let kind = u32::from_le_bytes(number[4..8].try_into().unwrap());
@@ -237,8 +240,8 @@ fn values(numbers: &[u8]) -> Vec<(bool, BigInteger256)> {
     numbers.chunks(NUMBER as usize).map(value).collect()
 }
 
-/// By which results may be short where circom's are long: nothing is made of a number's form. But for the low word of a long
-/// number, which is asked for only where none is negative.
+/// This permits results to be short where circom's are long: no function depends on the form of a number, except for
+/// the low word of a long number, which is only asked for where it is not negative.
 #[test]
 fn functions_take_a_number_in_any_form_for_its_value() {
     const LOW_WORD: usize = 42;
@@ -261,7 +264,7 @@ fn functions_take_a_number_in_any_form_for_its_value() {
             let montgomery = long(runtime::LONG | runtime::MONTGOMERY, Fr::from(value) * Fr::from(Fr::R));
             let forms = [short, long(runtime::LONG, Fr::from(value)), montgomery];
             for ((function, params), bench) in functions.iter().flat_map(|f| [(f, 0), (f, 1)]) {
-                // Operands go behind the place of the result, where it goes to memory.
+                // Operands follow the place of the result, if the result is in memory.
                 let of_operands = [Function::Equal, Function::Greater].map(|f| f as usize).contains(function);
                 let first = usize::from(*params > 1 && !of_operands);
                 let at = first + which.min(*params - first - 1);
@@ -293,7 +296,7 @@ fn integers_are_divided_as_integers() {
         [&[0; 4], &runtime::LONG.to_le_bytes()[..], limbs.map(u64::to_le_bytes).as_flattened()].concat()
     };
     let integer = |limbs: [u64; 4]| -> num_bigint::BigUint { BigInteger256::new(limbs).into() };
-    // Digits at which an estimate of the quotient's next digit is too large by one and by two, among them.
+    // Includes digits at which the estimate of the quotient's next digit is too large by one and by two.
     let digits = [0u64, 1, 2, 0x7fff_ffff, 0x8000_0000, 0x8000_0001, 0xffff_fffe, 0xffff_ffff];
     let limbs: Vec<u64> = digits.iter().flat_map(|high| digits.map(|low| high << 32 | low)).collect();
     let mut state = Fr::from(11u64);
@@ -317,7 +320,7 @@ fn integers_are_divided_as_integers() {
     }
 }
 
-/// Or a constant of the program would be long from then on, and with it all that is computed from it.
+/// Otherwise a constant of the program would be long from then on, and with it everything computed from it.
 #[test]
 fn short_operands_stay_short() {
     let mut bench = both(&opened(OPERATORS, &[])).into_iter().next_back().unwrap();
@@ -335,13 +338,13 @@ fn short_operands_stay_short() {
     let [first, second, third] = PLACES;
     let arithmetic = [Function::Add, Function::Sub, Function::Mul];
     for function in arithmetic.into_iter().chain(BY_VALUE).filter(|f| *f != Function::Inverse) {
-        // The result's place goes before the operands', where it has one.
+        // The place of the result comes before the operands', if there is one.
         let to_memory = ![Function::Equal, Function::Greater].contains(&function);
         let (a, c) = if to_memory { (second, third) } else { (first, second) };
         assert!(is_short_after(function, &[(a, &short(121)), (c, &short(1))], 0), "{function:?} of two");
         assert!(is_short_after(function, &[(a, &short(1)), (c, &short(121))], 1), "{function:?} of two");
         assert!(is_short_after(function, &[(a, &long), (c, &short(121))], 1), "{function:?} of a long one and it");
-        // Powers of long exponents and shifts by long numbers are circom's own.
+        // Powers with long exponents and shifts by long numbers are left to circom's own functions.
         if ![Function::Pow, Function::Shl, Function::Shr].contains(&function) {
             assert!(is_short_after(function, &[(a, &short(121)), (c, &long)], 0), "{function:?} of it and a long one");
         }
@@ -400,7 +403,7 @@ fn functions_on_numbers_do_what_circoms_do() {
     let mut benches = both(&opened(OPERATORS, &[]));
     let functions: Vec<(usize, usize)> = on_numbers().map(|f| (f, benches[0].params(f))).collect();
     let benches = std::cell::RefCell::new(benches);
-    // Aliased in all ways: the places of result and operands.
+    // Aliased in every way: the places of the result and the operands.
     let places = prop_oneof![
         3 => Just([0usize, 1, 2]),
         1 => prop::array::uniform3(0..3usize),
@@ -441,7 +444,7 @@ fn functions_on_numbers_do_what_circoms_do() {
 #[test]
 fn functions_on_limbs_do_what_circoms_do() {
     let mut benches = both(&opened(OPERATORS, &[]));
-    // Those of one and of two operands; result last. Division gives two results.
+    // Functions of one and of two operands; the result comes last. Division gives two results.
     let functions = [(15, 3), (16, 3), (17, 3), (18, 2), (20, 3), (21, 2), (23, 2), (24, 2)];
     let places = prop_oneof![Just([0usize, 1, 2]), prop::array::uniform3(0..3usize)];
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
@@ -548,7 +551,7 @@ fn rows(copies: &[(i32, i32)], copy: u32) -> wasm_encoder::Function {
 fn rows_of_copies_do_what_the_copies_do() {
     let copy = Parts::read(OPERATORS).unwrap().imported + Function::Copy as u32;
     let (at, n) = (1 << 17, NUMBER as i32);
-    // Rows of each kind, mixtures, gaps, an index that goes back, and sources that overlap each other in part.
+    // Rows of each kind, mixtures, gaps, an index that goes back, and sources that partly overlap.
     let neighbours: Vec<_> = (0..100).map(|i| (i, at + n * i)).collect();
     let same: Vec<_> = (3..60).map(|i| (i, at)).collect();
     let scattered: Vec<_> = (0..50).map(|i| (i, at + n * (i * 7 % 31))).collect();
@@ -566,7 +569,7 @@ fn rows_of_copies_do_what_the_copies_do() {
     let mut benches = both(&wasm);
     for set in 0..sets.len() {
         // Apart; the same place; overlapping from below and above, by whole numbers and by parts of one; at the end of
-        // the memory and beyond; round the end of addresses.
+        // memory and beyond; wrapping around the end of the address space.
         let size = benches[0].bytes().len() as i32;
         for to in [
             at + 100 * n,
@@ -639,7 +642,7 @@ fn body_range(wasm: &[u8], own: usize) -> std::ops::Range<usize> {
 #[test]
 fn a_runtime_that_is_not_circoms_is_left_alone() {
     assert!(rewrite(OPERATORS).is_some());
-    // Each instruction of the product, of the sum and of others, changed where that leaves a module.
+    // Each instruction of the product, of the sum and of others, changed wherever the module stays valid.
     let mut tried = 0;
     for own in [0usize, 7, 20, 33, 43, 54, 80] {
         let range = body_range(OPERATORS, own);
@@ -664,7 +667,7 @@ fn constants_that_are_not_circoms_are_left_alone() {
     for at in (0..wasm.len() - 32).filter(|at| wasm[*at..].starts_with(&r)) {
         let mut changed = wasm.to_vec();
         changed[at] ^= 2;
-        // The second one is shown, and not computed with.
+        // The second one is only shown, not computed with.
         found += 1;
         assert_eq!(rewrite(&changed).is_none(), found == 1, "at {at}");
     }
@@ -704,7 +707,7 @@ fn modules_of_another_form_are_left_alone() {
         }
     };
     assert!(rewrite(&sections(&|id, data| vec![(id, data.to_vec())])).is_some());
-    // One global of type i32 that may change, 0 at the start.
+    // One mutable global of type i32, initially 0.
     let global = sections(&before(SectionId::Export, SectionId::Global, &[1, 0x7f, 1, 0x41, 0, 0x0b]));
     assert!(rewrite(&global).is_none());
     let start = sections(&before(SectionId::Element, SectionId::Start, &[90]));
@@ -712,7 +715,7 @@ fn modules_of_another_form_are_left_alone() {
     let segment = sections(&|id, data| {
         let mut data = data.to_vec();
         if id == SectionId::Data as u8 {
-            // One more: memory 0, at 608, one byte.
+            // One more segment: memory 0, at 608, one byte.
             data[0] += 1;
             data.extend([0, 0x41, 0xe0, 0x04, 0x0b, 1, 7]);
         }
@@ -722,7 +725,7 @@ fn modules_of_another_form_are_left_alone() {
     assert!(rewrite(&segment).is_none());
 }
 
-/// Compiled modules are kept by the version.
+/// The version identifies cached modules.
 #[test]
 fn what_is_written_has_its_own_version() {
     let written = hex::encode(Sha256::digest(rewrite(OPERATORS).unwrap().0));
@@ -754,7 +757,7 @@ fn instructions_that_circom_does_not_write_are_left_alone() {
     assert!(with(&|b| _ = b.op().i32_const(0).i32_const(0).i32_const(0).memory_fill(0)).is_none());
     assert!(with(&|b| _ = b.op().i32_const(0).i32_const(0).i32_const(0).memory_copy(0, 0)).is_none());
     assert!(with(&|b| _ = b.op().i32_const(0).i32_extend8_s().drop()).is_none());
-    // What rewriting adds is not there to be used: the global, the second memory, functions behind the module's own.
+    // A module cannot use what rewriting adds: the global, the second memory, functions after its own.
     assert!(with(&|b| _ = b.op().i64_const(1 << 62).global_set(0)).is_none());
     let second = wasm_encoder::MemArg { memory_index: 1, ..emit::at(0) };
     assert!(with(&|b| _ = b.op().i32_const(0).i32_load(second).drop()).is_none());
@@ -769,7 +772,7 @@ const AMPLE: Limits = Limits {
     compile_memory: 4 << 30,
 };
 
-/// What a module gives as it comes and rewritten, which must be the same.
+/// The result of a module unmodified and rewritten, which must be the same.
 fn generated(wasm: &[u8], limits: Limits) -> Result<usize, String> {
     let [plain, rewritten] = [false, true].map(|rewrite| {
         let cache = ModuleCache { dir: None, compiler: None, rewrite };
@@ -790,7 +793,7 @@ fn a_module_cannot_ask_for_time_by_itself() {
     asks.op().i32_const(ASK).call(handler);
     let wasm = altered(OPERATORS, &[(Function::ToNormal, asks.finish())], "memory", &[("init", 0)]);
     let e = generated(&wasm, AMPLE).unwrap_err();
-    assert!(e.contains(&format!("exception {ASK} out of place")), "{e}");
+    assert!(e.contains(&format!("unexpected exception {ASK}")), "{e}");
 }
 
 #[test]
@@ -806,13 +809,13 @@ fn what_rewriting_adds_does_not_count_as_the_programs_memory() {
     let pages = 11 << 16;
     assert_eq!(generated(OPERATORS, Limits { memory: pages, ..AMPLE }), Ok(46));
     let e = generated(OPERATORS, Limits { memory: pages - 1, ..AMPLE }).unwrap_err();
-    assert!(e.contains(&format!("more than the {} bytes", pages - 1)), "{e}");
+    assert!(e.contains(&format!("limit of {} bytes", pages - 1)), "{e}");
 }
 
 #[test]
 fn a_module_that_would_grow_beyond_the_formats_limits_stays_as_it_is() {
     let copy = Parts::read(OPERATORS).unwrap().imported + Function::Copy as u32;
-    // A function has 50,000 locals at most, its parameters included, and where a copy is inlined it gets two more.
+    // A function has at most 50,000 locals, parameters included, and inlining a copy adds two.
     let locals = |own: u32| {
         let mut body = wasm_encoder::Function::new([(own, wasm_encoder::ValType::I32)]);
         body.instructions().i32_const(0).i32_const(4000).call(copy).end();
@@ -829,7 +832,7 @@ fn a_module_that_would_grow_beyond_the_formats_limits_stays_as_it_is() {
         assert_eq!(program.generate(&inputs, &StopToken::new()).unwrap().len(), 46, "{own}");
     }
     assert!(!valid(&locals(49_998)));
-    // A loop becomes some 18 bytes longer, and a function has 7,654,321 at most.
+    // Rewriting a loop adds some 18 bytes, and a function has at most 7,654,321.
     let mut loops = wasm_encoder::Function::new([]);
     for _ in 0..400_000 {
         loops.instructions().loop_(wasm_encoder::BlockType::Empty).end();
@@ -841,7 +844,7 @@ fn a_module_that_would_grow_beyond_the_formats_limits_stays_as_it_is() {
 
 #[test]
 fn what_takes_long_is_paid_for() {
-    // An endless loop in a function of the circuit's asks again and again.
+    // An endless loop in one of the circuit's functions asks again and again.
     let copy = Parts::read(OPERATORS).unwrap().imported + Function::Copy as u32;
     let mut endless = emit::Body::new(3);
     endless.op().loop_(wasm_encoder::BlockType::Empty).i32_const(0).i32_const(0).call(copy).br(0).end();
@@ -862,7 +865,7 @@ fn what_takes_long_is_paid_for() {
     for function in FUNCTIONS..FUNCTIONS + 3 {
         let mut linker: Linker<u32> = Linker::new(&engine);
         for import in module.imports() {
-            let ExternType::Func(ty) = import.ty() else { panic!("{} is no function", import.name()) };
+            let ExternType::Func(ty) = import.ty() else { panic!("{} is not a function", import.name()) };
             let add = |mut caller: wasmtime::Caller<'_, u32>, params: &[Val], _: &mut [Val]| {
                 *caller.data_mut() += 1;
                 assert!(matches!(params, [Val::I32(clock::ASK)]));

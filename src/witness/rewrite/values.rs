@@ -1,10 +1,10 @@
-//! Functions of circom's runtime that keep to the values of its own, and not to their forms.
+//! Replacements for functions of circom's runtime that preserve values, but not their forms.
 //!
-//! A result is short where it fits, and an operand that is short stays so. circom's own give long results, and turn short
-//! operands into long ones where they lie: the bits of a number, `(x >> i) & 1`, are long, and after `1 << 121` so is the
-//! constant 1 of the whole program, and every counter that it is added to. All that comes after is arithmetic of 256 bits
-//! then. The runtime's functions, circom's and those here, take a number in any form for its value, which a test holds (but
-//! for the low word of a negative one, which none of them asks for).
+//! A result is short if it fits, and a short operand stays short. circom's own functions give long results, and convert
+//! short operands to long ones in place: the bits of a number, `(x >> i) & 1`, are long, and after `1 << 121` so is the
+//! constant 1 of the whole program, along with every counter that it is added to. From then on, everything is 256-bit
+//! arithmetic. The functions of the runtime, circom's and the replacements, use only the value of a number, whatever
+//! its form, which a test verifies (except for the low word of a negative number, which none of them asks for).
 
 use wasm_encoder::{Function as Code, InstructionSink};
 
@@ -12,11 +12,11 @@ use super::bodies::{IS_LONG, LIMBS, Links};
 use super::emit::{Body, Limbs, Wide, at};
 use super::runtime::{Function, LONG, MONTGOMERY, ONE, R, R_AT};
 
-/// Shifts by so many bits and more are circom's own, as by less than none.
+/// Shifts by this many bits or more, or by a negative number, are left to circom's own function.
 const TOO_FAR: i64 = 254;
 
 impl Body {
-    /// The normal value of a number of this kind. One in Montgomery form is put into its normal form where it is.
+    /// The normal value of a number of this kind. A number in Montgomery form is converted to normal form in place.
     pub(super) fn normal(&mut self, links: &Links, number: u32, kind: u32) -> Wide {
         let x = self.wide();
         self.has(kind, IS_LONG);
@@ -40,7 +40,7 @@ impl Body {
         x
     }
 
-    /// Writes a normal number: short where it fits.
+    /// Writes a normal number, in short form if it fits.
     fn store_normal(&mut self, number: u32, x: Wide) {
         self.op().local_get(x[0]).i64_const(31).i64_shr_u();
         for limb in &x[1..] {
@@ -56,23 +56,23 @@ impl Body {
         );
     }
 
-    /// The low 254 bits of x, less r where they are as much: what circom makes of bits that may be too many.
+    /// The low 254 bits of x, minus r if they are at least r: how circom reduces a result that may have too many bits.
     fn adjust(&mut self, x: Wide) {
         self.op().local_get(x[3]).i64_const((1 << 62) - 1).i64_and().local_set(x[3]);
         self.reduce(x);
     }
 
-    /// x shifted to the right, or to the left modulo 2^256, by so many bits, fewer than 256. Changes x.
+    /// x shifted right, or left modulo 2^256, by `bits` bits, fewer than 256. Changes x.
     fn shifted(&mut self, mut x: Wide, bits: u32, left: bool) -> Wide {
         let right: fn(&mut InstructionSink<'_>) = |op| _ = op.i64_shr_u();
         let mut ways = [right, |op| _ = op.i64_shl()];
         if left {
-            // The same with limbs and bits the other way round.
+            // A left shift is a right shift with limbs and bits in reverse order.
             x.reverse();
             ways.reverse();
         }
         let zero = self.i64();
-        // By whole limbs, then by what is left.
+        // First by whole limbs, then by the remaining bits.
         for limbs in [2, 1] {
             self.op().local_get(bits).i64_const(64 * limbs as i64).i64_and().i64_eqz().i32_eqz();
             self.when(|b| {
@@ -85,7 +85,7 @@ impl Body {
         for (i, to) in z.into_iter().enumerate() {
             self.op().local_get(x[i]).local_get(bits);
             ways[0](&mut self.op());
-            // In two steps, for shifts are taken modulo 64.
+            // In two steps, because shift counts are taken modulo 64.
             self.op().local_get(*x.get(i + 1).unwrap_or(&zero)).i64_const(1);
             ways[1](&mut self.op());
             self.op().i64_const(63).local_get(bits).i64_sub();
@@ -98,8 +98,8 @@ impl Body {
         z
     }
 
-    /// Ends the function by circom's own body of it where a place is the other of its pair: where circom's makes something of
-    /// its own of that.
+    /// Ends the function with circom's own body if the two places of a pair are the same, in cases where that changes
+    /// circom's result.
     fn leave_if_same(&mut self, pairs: &[(u32, u32)], own: u32, params: &[u32]) {
         for (place, other) in pairs {
             self.op().local_get(*place).local_get(*other).i32_eq();
@@ -110,7 +110,7 @@ impl Body {
         }
     }
 
-    /// Does something with each two limbs.
+    /// Applies an operator to each pair of limbs.
     fn limbwise(&mut self, x: Wide, y: Wide, operator: fn(&mut InstructionSink<'_>)) -> Wide {
         let z = self.wide();
         for (z, (x, y)) in z.into_iter().zip(x.into_iter().zip(y)) {
@@ -121,7 +121,7 @@ impl Body {
         z
     }
 
-    /// Puts into a new local what limbs have in any of them.
+    /// Puts the bitwise OR of limbs into a new local.
     fn any(&mut self, limbs: &[u32]) -> u32 {
         let any = self.i64();
         self.op().i64_const(0);
@@ -138,7 +138,7 @@ pub(super) fn shift(links: &Links, which: Function) -> Code {
     let [to, a, by] = [0, 1, 2];
     let mut b = Body::new(3);
     let (kinds, bits) = ([b.kind(a), b.kind(by)], b.i64());
-    // circom's own writes some limbs before it reads others.
+    // circom's own function writes some limbs before it reads others.
     b.leave_if_same(&[(to, a)], links.own(which), &[to, a, by]);
     b.has(kinds[1], IS_LONG);
     b.op().i32_eqz().local_get(by).i64_load32_u(at(0)).local_tee(bits).i64_const(TOO_FAR).i64_lt_u().i32_and();
@@ -155,7 +155,7 @@ pub(super) fn shift(links: &Links, which: Function) -> Code {
     b.finish()
 }
 
-/// An operation on two numbers bit by bit.
+/// A bitwise operation on two numbers.
 pub(super) fn bitwise(links: &Links, operator: fn(&mut InstructionSink<'_>)) -> Code {
     let [to, a, c] = [0, 1, 2];
     let mut b = Body::new(3);
@@ -167,7 +167,7 @@ pub(super) fn bitwise(links: &Links, operator: fn(&mut InstructionSink<'_>)) -> 
     b.finish()
 }
 
-/// All bits of a number the other way round.
+/// Inverts all bits of a number.
 pub(super) fn bnot(links: &Links) -> Code {
     let [to, a] = [0, 1];
     let mut b = Body::new(2);
@@ -180,14 +180,15 @@ pub(super) fn bnot(links: &Links) -> Code {
     b.finish()
 }
 
-/// The quotient of two numbers as integers, or what is left. By the divisors that programs have for the most part: those of 64
-/// bits, and powers of two; and of what is below 2^64. By others, and by zero, as circom does.
+/// The quotient or remainder of two numbers as integers, for dividends below 2^64 and for the divisors that programs
+/// mostly use: 64-bit ones and powers of two. Other cases, division by zero among them, are left to circom's own
+/// function.
 pub(super) fn divide(links: &Links, quotient: bool) -> Code {
     let [to, a, c] = [0, 1, 2];
     let own = links.own(if quotient { Function::IntegerQuotient } else { Function::Remainder });
     let mut b = Body::new(3);
     let kinds = [b.kind(a), b.kind(c)];
-    // circom's own remainder is written before the divisor is read.
+    // circom's own function writes the remainder before it reads the divisor.
     b.leave_if_same(&[(to, c)], own, &[to, a, c]);
     let (x, y) = (b.normal(links, a, kinds[0]), b.normal(links, c, kinds[1]));
     let (zero, low) = (b.i64(), b.i64());
@@ -232,12 +233,12 @@ pub(super) fn divide(links: &Links, quotient: bool) -> Code {
     b.finish()
 }
 
-/// The quotient by a number of 64 bits that is not zero; what is left goes to `rest`. Knuth's algorithm D in digits of 32 bits
+/// The quotient by a 64-bit number that is not zero; the remainder goes to `rest`. Knuth's algorithm D in 32-bit digits
 /// (*The Art of Computer Programming*, volume 2, 4.3.1), of which the divisor has two.
 fn by_limb(b: &mut Body, x: Wide, divisor: u32, rest: u32) -> Wide {
     let (z, half, shift) = (b.wide(), b.i64(), b.i64());
     let d = Divisor { whole: b.i64(), high: b.i64(), low: b.i64() };
-    // Both shifted so that the divisor's highest bit is set.
+    // Both are shifted so that the divisor's highest bit is set.
     b.op().local_get(divisor).i64_clz().local_set(shift);
     b.op().local_get(divisor).local_get(shift).i64_shl().local_tee(d.whole).i64_const(32).i64_shr_u().local_set(d.high);
     b.op().local_get(d.whole).i64_const(LOW_HALF).i64_and().local_set(d.low);
@@ -261,7 +262,7 @@ fn by_limb(b: &mut Body, x: Wide, divisor: u32, rest: u32) -> Wide {
     z
 }
 
-/// Low half of a limb.
+/// Mask of the low half of a limb.
 const LOW_HALF: i64 = u32::MAX as i64;
 
 /// A divisor whose highest bit is set, and its digits.
@@ -271,10 +272,10 @@ struct Divisor {
     low: u32,
 }
 
-/// Adds a digit to a quotient: that of `rest`, which is below the divisor, with the digit `next` behind it. What is left is the
-/// new rest.
+/// Appends a digit to a quotient: that of `rest`, which is below the divisor, followed by the digit `next`. The
+/// remainder becomes the new `rest`.
 fn digit(b: &mut Body, d: &Divisor, rest: u32, next: u32, quotient: u32) {
-    // By the first digit of the divisor, which is too much by two at most.
+    // Estimate from the divisor's first digit, too large by two at most.
     let (q, left) = (b.i64(), b.i64());
     b.op().local_get(rest).local_get(d.high).i64_div_u().local_set(q);
     b.op().local_get(rest).local_get(q).local_get(d.high).i64_mul().i64_sub().local_set(left);
@@ -318,13 +319,13 @@ pub(super) fn inverse(links: &Links) -> Code {
     b.finish()
 }
 
-/// Powers by exponents below 2^31; by others as circom does, whose squarings are always 256.
+/// Powers with exponents below 2^31; others are left to circom's own function, which always makes 256 squarings.
 pub(super) fn pow(links: &Links) -> Code {
     let [to, a, exponent] = [0, 1, 2];
     let mut b = Body::new(3);
     let (kinds, e) = ([b.kind(a), b.kind(exponent)], b.i32());
-    // circom's own puts the base into Montgomery form, and the exponent out of it, and writes its result while it reads the
-    // exponent.
+    // circom's own function converts the base to Montgomery form and the exponent out of it, and writes its result
+    // while it still reads the exponent.
     b.leave_if_same(&[(exponent, a), (exponent, to)], links.own(Function::Pow), &[to, a, exponent]);
     let y = b.normal(links, exponent, kinds[1]);
     let above = b.any(&y[1..]);
@@ -349,7 +350,7 @@ pub(super) fn pow(links: &Links) -> Code {
     b.finish()
 }
 
-/// Ends the function with the power of a short number where that, and all on the way to it, is short.
+/// Returns the power of a short number if it and all intermediate results are short.
 fn return_short_power(b: &mut Body, links: &Links, to: u32, a: u32, e: u32) {
     let (result, square, left) = (b.i64(), b.i64(), b.i32());
     let leave_if_long = |b: &mut Body, x: u32| {
@@ -371,7 +372,7 @@ fn return_short_power(b: &mut Body, links: &Links, to: u32, a: u32, e: u32) {
     });
 }
 
-/// x to a power of 32 bits, both numbers in Montgomery form, from the highest bit on.
+/// Raises x to a power of at most 32 bits, from the highest bit on; x and the result are in Montgomery form.
 fn power(b: &mut Body, x: Wide, e: u32) -> Wide {
     let (z, bit) = (b.wide(), b.i32());
     for (limb, one) in z.into_iter().zip(ONE) {
