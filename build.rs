@@ -1,8 +1,9 @@
-//! Compiles `kernels/`: by nvcc for GPUs (feature `cuda`), by the C++ compiler for this processor (`kernels-on-host`).
+//! Compiles `kernels/`: with nvcc for GPUs (feature `cuda`), with the C++ compiler for the host CPU
+//! (`kernels-on-host`).
 
 use std::path::Path;
 
-/// Sources that are compiled for a GPU and for the processor alike.
+/// Sources that are compiled both for GPUs and for the host CPU.
 fn kernel_sources() -> Vec<String> {
     let mut sources: Vec<String> = std::fs::read_dir("kernels")
         .into_iter()
@@ -35,8 +36,8 @@ mod on_host {
     use std::env;
     use std::path::PathBuf;
 
-    /// Not a part of the program but a library that it loads when it starts, so that scripts/kernels.sh can put one with
-    /// the sanitizers in its place: the tests need not be compiled again for that.
+    /// A shared library that the program loads at startup, so that scripts/kernels.sh can replace it with one that has
+    /// the sanitizers, without recompiling the tests.
     const LIBRARY: &str = "libkernels_on_host.so";
 
     pub fn build() {
@@ -52,9 +53,9 @@ mod on_host {
             .warnings(true)
             .warnings_into_errors(env::var_os("CI").is_some())
             .flag("-pthread")
-            // The flag of carries is a variable of the thread, touched several times a multiplication.
+            // The carry flag is a thread-local variable that is accessed several times per multiplication.
             .flag("-ftls-model=initial-exec")
-            // Calls within the library are direct: nobody replaces a part of it.
+            // Calls within the library are direct: its symbols are never replaced.
             .flag("-fvisibility=hidden")
             .files(["kernels/host/host.cc", "kernels/host/fibers.cc"]);
         let Some(out) = env::var_os("OUT_DIR").map(PathBuf::from) else {
@@ -66,7 +67,7 @@ mod on_host {
         assert!(status.as_ref().is_ok_and(|status| status.success()), "{link:?} failed: {status:?}");
         println!("cargo::rustc-link-search=native={}", out.display());
         println!("cargo::rustc-link-lib=dylib=kernels_on_host");
-        // Cargo says where it is to what it runs; this is for what is run by hand.
+        // Cargo sets the library path for programs that it runs; this is for programs that are run by hand.
         println!("cargo::rustc-link-arg=-Wl,-rpath,{}", out.display());
     }
 }
@@ -81,15 +82,17 @@ mod cuda {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::thread;
 
-    /// Turing, Ampere, Ada, Hopper, and Blackwell in data centres and in workstations; a driver compiles PTX for others. A GPU runs code for its own major architecture at its own minor number or a lower one.
+    /// Turing, Ampere, Ada, Hopper, and Blackwell in data centres and in workstations; for others, the driver compiles
+    /// PTX. A GPU runs code for its own major architecture with its own or a lower minor number.
     const ARCHS: &str = "75 80 86 89 90 100 120";
 
     const NO_NVCC: &str = "The feature `cuda` needs nvcc, which was not found by NVCC, in PATH, under CUDA_HOME or \
-        /usr/local/cuda, nor in target/nvcc. Install CUDA's toolkit (13.0 or later), or run scripts/nvcc.sh, which puts \
+        /usr/local/cuda, nor in target/nvcc. Install CUDA's toolkit (13.0 or later), or run scripts/nvcc.sh, which \
+        puts \
         nvcc into target/nvcc, or set CUDA_ARCHS=none to build without device code.";
 
     pub fn build() -> Result<(), String> {
-        // Not PATH, which differs from shell to shell: compiling takes minutes.
+        // PATH is left out because it differs from shell to shell, and compiling takes minutes.
         for variable in ["CUDA_ARCHS", "NVCC", "CUDA_HOME"] {
             println!("cargo::rerun-if-env-changed={variable}");
         }
@@ -109,7 +112,8 @@ mod cuda {
         for (part, arch) in parts.iter().zip(&archs) {
             join.arg(option(&format!("--image3=kind=elf,sm={arch},file="), &part.code));
         }
-        // For all other GPUs from the oldest on, those newer than this build too, the driver assembles it itself.
+        // For all other GPUs from the oldest architecture on, including those newer than this build, the driver
+        // assembles PTX.
         join.arg(option(&format!("--image3=kind=ptx,sm={},file=", archs[0]), &intermediate));
         run(&mut join)?;
 
@@ -119,9 +123,9 @@ mod cuda {
         write(&out.join("kernels.rs"), &declarations(&fatbin, &archs))
     }
 
-    /// The architectures asked for, ascending; none for `none`.
+    /// Returns the requested architectures, ascending; empty for `none`.
     fn archs() -> Result<Vec<u32>, String> {
-        // Empty is unset: so Compose 1 passes a build argument that its environment does not have.
+        // Empty counts as unset: Compose 1 passes a build argument that is missing from its environment as empty.
         let text = env::var("CUDA_ARCHS").ok().filter(|text| !text.is_empty()).unwrap_or_else(|| ARCHS.into());
         if text.trim() == "none" {
             return Ok(Vec::new());
@@ -146,7 +150,7 @@ mod cuda {
     fn nvcc() -> Option<PathBuf> {
         if let Some(named) = env::var_os("NVCC").filter(|name| !name.is_empty()) {
             let named = PathBuf::from(named);
-            // A bare name is looked for in PATH, as a shell would.
+            // A bare name is looked up in PATH, as by a shell.
             return if named.components().count() > 1 { real(&named) } else { in_path(&named) };
         }
         let in_root = |root: &Path| real(&root.join("bin/nvcc"));
@@ -160,13 +164,13 @@ mod cuda {
         env::split_paths(&env::var_os("PATH")?).find_map(|folder| real(&folder.join(name)))
     }
 
-    /// The program behind links: nvcc looks for its companions beside itself, and so do we.
+    /// Resolves links to a program: nvcc looks for its companions in its own folder, and so does this script.
     fn real(path: &Path) -> Option<PathBuf> {
         fs::canonicalize(path).ok().filter(|path| path.is_file())
     }
 
-    /// PTX for the oldest architecture, which is good for all of them: the sources must not ask for which one they are
-    /// compiled. It takes most of the time, so it is made once.
+    /// Compiles PTX for the oldest architecture, which works for all of them, because the sources must not depend on
+    /// the architecture. This takes most of the time, so it is done once.
     fn intermediate(nvcc: &Path, archs: &[u32], out: &Path) -> Result<PathBuf, String> {
         for source in super::kernel_sources() {
             let text = fs::read_to_string(&source).map_err(|error| format!("{source}: {error}"))?;
@@ -185,20 +189,20 @@ mod cuda {
         Ok(intermediate)
     }
 
-    /// What is made for one architecture.
+    /// Machine code for one architecture, and the assembler's report.
     struct Part {
         code: PathBuf,
         report: String,
     }
 
-    /// Machine code for each architecture, several at a time.
+    /// Assembles machine code for each architecture, several at a time.
     fn assemble(nvcc: &Path, archs: &[u32], intermediate: &Path, out: &Path) -> Result<Vec<Part>, String> {
         let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1).clamp(1, archs.len());
         let next = AtomicUsize::new(0);
         let mut parts = thread::scope(|scope| {
             let worker = || {
                 let mut parts = Vec::new();
-                // The newest first: it takes longest.
+                // The newest first, because it takes longest.
                 while let Some(index) = archs.len().checked_sub(1 + next.fetch_add(1, Ordering::Relaxed)) {
                     parts.push((index, assemble_one(nvcc, archs[index], intermediate, out)?));
                 }
@@ -229,7 +233,7 @@ mod cuda {
         Ok(Part { code, report })
     }
 
-    /// Runs to the end and gives what was said.
+    /// Runs a command to its end and returns its output.
     fn run(command: &mut Command) -> Result<String, String> {
         let name = command.get_program().to_string_lossy().into_owned();
         let output = command.output().map_err(|error| format!("{name} could not be run: {error}"))?;
@@ -244,9 +248,9 @@ mod cuda {
         option
     }
 
-    /// The Rust that `src/backend/cuda/driver/nvidia.rs` includes.
+    /// Returns the Rust code that `src/backend/cuda/driver/nvidia.rs` includes.
     fn declarations(fatbin: &Path, archs: &[u32]) -> String {
-        // The driver reads words of it.
+        // Aligned because the driver reads the image in words.
         let image = format!(
             "#[repr(C, align(64))]\nstruct Aligned<T: ?Sized>(T);\n\
              static IMAGE: &Aligned<[u8]> = &Aligned(*include_bytes!({fatbin:?}));\n"
@@ -254,8 +258,8 @@ mod cuda {
         image + &constants("Some(&IMAGE.0)", archs)
     }
 
-    /// The same for a build without device code. The tests' twin of the driver's library, which has kernels of its own, is
-    /// shown an image all the same.
+    /// Returns the same declarations for a build without device code. The test double of the driver's library, which
+    /// has its own kernels, still gets an image.
     fn without_code() -> String {
         if cfg!(feature = "kernels-on-host") {
             constants("Some(b\"the twin's\")", &[75])
@@ -266,7 +270,7 @@ mod cuda {
 
     fn constants(value: &str, archs: &[u32]) -> String {
         format!(
-            "/// Machine code for each of [`ARCHS`], and PTX for the oldest; nothing where the build left it out.\n\
+            "/// Machine code for each of [`ARCHS`], and PTX for the oldest; `None` in a build without device code.\n\
              pub static FATBIN: Option<&[u8]> = {value};\n\
              /// Compute capabilities, as ten times the major number plus the minor one, ascending.\n\
              pub const ARCHS: &[u32] = &{archs:?};\n"

@@ -1,11 +1,11 @@
-//! What a fleet adds to proving, with Redis and Postgres beside it: jobs a second when proving costs nothing, the time
-//! from submit to start on an idle worker, and the throughput against proving back to back.
+//! The overhead of a fleet over proving, with Redis and Postgres: jobs per second when proving costs nothing, the time
+//! from submit to start on an idle worker, and the throughput compared with proving back to back.
 //!
-//! Servers: TEST_POSTGRES_URL and TEST_REDIS_URL, or those on the usual ports of this machine. The bench makes a
+//! Servers: TEST_POSTGRES_URL and TEST_REDIS_URL, or those on the standard ports of this machine. The bench creates a
 //! database and a queue of its own, and drops them.
 //!
-//! What is proved are `$PROVER_BENCH_DIR/merkle10` and `tx14` (each `circuit.zkey`, `circuit.wasm`, `input.json`) where that is
-//! set; else a chain of as many squares as tx14 has constraints, whose jobs bring their whole witness.
+//! Proves `$PROVER_BENCH_DIR/merkle10` and `tx14` (each `circuit.zkey`, `circuit.wasm`, `input.json`) if that is set;
+//! otherwise a chain of as many squares as tx14 has constraints, whose jobs carry their whole witness.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::path::{Path, PathBuf};
@@ -29,13 +29,13 @@ use prover_worker::registry::{Registry, RegistryLimits};
 use prover_worker::seal::Keyring;
 use prover_worker::store::{JobFilter, PostgresStore, Store, StoreSettings};
 use prover_worker::witness::{Inputs, ModuleCache, WasmWitness, WitnessGenerator};
-use prover_worker::worker::{JobService, Options, Rooms, ServiceOptions, SubmitRequest, Work, Worker};
+use prover_worker::worker::{JobService, Rooms, ServiceOptions, SubmitRequest, Work, Worker, WorkerOptions};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
 
-/// Multiplications of the circuit that is proved: as many as a transfer with two Merkle paths has (tx14).
+/// Multiplications of the proved circuit: as many as a transfer with two Merkle paths has (tx14).
 const CONSTRAINTS: u32 = 14_906;
 
 fn server(variable: &str, usual: &str) -> String {
@@ -164,11 +164,11 @@ impl Site {
 
     async fn work(&self, work: Option<Arc<dyn Work>>, concurrency: Option<usize>, files: bool) -> Worker {
         let config = Config::from_lookup(|n| (n == "PROVER_DATA_DIR").then(|| "unused".to_owned())).unwrap();
-        let options = Options { concurrency, ..Options::from(&config) };
+        let options = WorkerOptions { concurrency, ..WorkerOptions::from(&config) };
         let rooms = Rooms {
             store: self.store.clone(),
             heartbeat: Arc::new(PostgresStore::open(&self.url, settings(&self.name)).await.unwrap()),
-            // One of its own: it is closed when the worker drains.
+            // Its own queue, because it is closed when the worker drains.
             queue: queue(&self.name).await,
             artifacts: if files { self.artifacts.clone() } else { self.artifacts.clone().without_proofs() },
             registry: self.registry.clone(),
@@ -191,7 +191,8 @@ impl Site {
         self.service.submit(request).await.unwrap().job().id
     }
 
-    /// Submits `n` jobs, `abreast` at a time, and waits until all are done; the time from the first to the last.
+    /// Submits `n` jobs, `abreast` at a time, and waits until all are done; returns the time from the first to the
+    /// last.
     async fn run(self: &Arc<Self>, circuit: &'static str, n: u64, abreast: usize, input: &Arc<Vec<u8>>) -> Duration {
         let before = self.done().await;
         let begun = Instant::now();
@@ -211,7 +212,7 @@ impl Site {
         while let Some(done) = submitters.join_next().await {
             last.extend(done.unwrap());
         }
-        // By id, and seldom: looking costs the cores that are measured.
+        // By id, and rarely: polling uses the cores that are measured.
         for id in last {
             while !self.store.job(id).await.unwrap().unwrap().state.is_final() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -229,7 +230,7 @@ impl Site {
         took
     }
 
-    /// Every one counted: the store estimates many.
+    /// Counts every job; the store would estimate a large number.
     async fn done(&self) -> i64 {
         let mut connection = PgConnection::connect(&self.url).await.unwrap();
         let count = sqlx::query("SELECT count(*) FROM jobs WHERE state = 'done'");
@@ -270,13 +271,13 @@ fn fleet(c: &mut Criterion) {
     group.sample_size(10).throughput(Throughput::Elements(1));
 
     let small = Arc::new(br#"{"a": "3", "b": "11"}"#.to_vec());
-    // First without files, as if PROVER_PROOF_FILES were off: where many files were removed a moment before, as at the end of
-    // this bench, ext4 is slow to make new ones.
+    // First without files, as if PROVER_PROOF_FILES were off: right after many files were removed, as at the end of
+    // this bench, ext4 creates new ones slowly.
     for (files, name) in [(false, "proving nothing, without files"), (true, "proving nothing")] {
         let worker = runtime.block_on(site.work(Some(Arc::new(Nothing)), Some(128), files));
         group.bench_function(format!("a job from submit to done, 128 abreast, {name}"), |b| {
             b.iter_custom(|n| {
-                // Long enough that the start and the end do not count.
+                // Long enough that the start and the end do not matter.
                 let jobs = n.max(6400);
                 runtime.block_on(site.run("tiny", jobs, 128, &small)) / (jobs / n) as u32
             });
@@ -315,7 +316,7 @@ fn fleet(c: &mut Criterion) {
     runtime.block_on(site.close());
 }
 
-/// A circuit's proofs by themselves, with their witnesses, and as jobs.
+/// Measures a circuit's proofs alone, with their witnesses, and as jobs.
 fn proving(group: &mut BenchmarkGroup<'_, WallTime>, runtime: &Runtime, site: &Arc<Site>, subject: &Subject) {
     let key = Arc::new(zkey::parse(map_file(&subject.zkey).unwrap()).unwrap());
     let verifier = Verifier::new(&key.header.vk);
@@ -334,7 +335,7 @@ fn proving(group: &mut BenchmarkGroup<'_, WallTime>, runtime: &Runtime, site: &A
         });
     });
     let worker = runtime.block_on(site.work(None, None, true));
-    // Long enough that the start and the end hardly count: some four seconds.
+    // Long enough that the start and the end hardly matter: about four seconds.
     let (most, abreast) = if name == "merkle10" { (400, 16) } else { (60, 4) };
     group.bench_function(format!("{name}: proofs as jobs"), |b| {
         b.iter_custom(|n| {

@@ -1,7 +1,7 @@
-//! The kernels of the processor, each instruction set beside arkworks in the same run: field products, multi-scalar
+//! The kernels of the CPU backend, each instruction set next to arkworks in the same run: field products, multi-scalar
 //! multiplication in G1 and G2, the quotient.
 //!
-//! `cargo bench --bench kernels` takes sizes 2^10 to 2^16; `PROVER_BENCH_LOG_MAX=20` goes further. One thread, or
+//! `cargo bench --bench kernels` uses sizes 2^10 to 2^16; `PROVER_BENCH_LOG_MAX=20` goes further. One thread, or
 //! `PROVER_BENCH_THREADS`. `scripts/plot.py` draws the result.
 
 use std::time::Duration;
@@ -34,7 +34,8 @@ type G2 = Projective<ark_bn254::g2::Config>;
 /// Scalars of one kind.
 type Scalars = fn(&mut StdRng, usize) -> Vec<Fr>;
 
-/// Kinds of scalars: dense; as in a circuit of bits; and what buckets do not like: few values, all of one length.
+/// Kinds of scalars: dense; as in a circuit of bits; and bad cases for buckets: few different values, all of one
+/// length.
 const KINDS: [(&str, Scalars); 4] = [
     ("random", |rng, n| (0..n).map(|_| Fr::rand(rng)).collect()),
     ("0 and 1", |rng, n| (0..n).map(|_| Fr::from(rng.gen_range(0..2u64))).collect()),
@@ -45,8 +46,8 @@ const KINDS: [(&str, Scalars); 4] = [
     ("one value", |rng, n| vec![Fr::rand(rng); n]),
 ];
 
-/// n different points, cheaply: a walk whose step changes by a step that changes. With a constant step the sums of many
-/// pairs would be equal, as they are in no key, and points that are equal take longer to add.
+/// n different points, computed cheaply: a walk whose step changes by a step that changes. With a constant step the
+/// sums of many pairs would be equal, as they are in no key, and equal points take longer to add.
 fn points<G: CurveGroup>(rng: &mut StdRng, n: usize) -> Vec<G::Affine> {
     let mut at: [G; 4] = std::array::from_fn(|_| G::rand(rng));
     let walk: Vec<G> = (0..n)
@@ -81,7 +82,7 @@ fn field(c: &mut Criterion, labs: &[Lab]) {
     group.finish();
 }
 
-/// A group that both have.
+/// A group that both implement.
 trait Curve: CurveGroup<ScalarField = Fr> + VariableBaseMSM<MulBase = Self::Affine> {
     const NAME: &'static str;
     fn section(points: &[Self::Affine]) -> Vec<u8>;
@@ -157,7 +158,7 @@ fn rows(n: usize) -> ProvingKey {
     }
 }
 
-/// From a witness to the quotient's values: products with the rows, three polynomials from the domain to its coset.
+/// From a witness to the quotient's values: products with the rows, and three polynomials from the domain to its coset.
 fn quotient(c: &mut Criterion, labs: &[Lab], logs: &[usize]) {
     let mut rng = StdRng::seed_from_u64(3);
     let mut group = group(c, "quotient");

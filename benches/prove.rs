@@ -1,8 +1,8 @@
-//! Whole proofs, beside arkworks' own prover on the same key and witness in the same run.
+//! Whole proofs, next to arkworks' own prover with the same key and witness in the same run.
 //!
-//! `cargo bench --bench prove` runs the bundled circuits' sizes by a chain of squarings made on the spot; with
-//! `PROVER_BENCH_DIR` set, also every folder in it that holds `circuit.zkey` and `witness.wtns`. Before these, 64 proofs
-//! verified one by one and together.
+//! `cargo bench --bench prove` proves a chain of squarings with the sizes of the bundled circuits; with
+//! `PROVER_BENCH_DIR` set, also every folder in it that holds `circuit.zkey` and `witness.wtns`. Before these, 64
+//! proofs are verified one by one and together.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,7 +25,8 @@ use prover_worker::groth16::{BatchJob, Verifier, prove, prove_batch, setup};
 use prover_worker::model::{Fr, Proof, ProvingKey, StopToken, Witness, g1_raw, g2_raw};
 use rayon::prelude::*;
 
-/// The quotient as snarkjs's keys want it, on arkworks' own transforms: a·b − c on the odd coset of the double domain.
+/// The quotient as snarkjs's keys need it, with arkworks' own transforms: a·b − c on the odd coset of the double
+/// domain.
 struct OddCoset;
 
 impl R1CSToQAP for OddCoset {
@@ -138,7 +139,7 @@ fn montgomery_r() -> Fr {
     Fr::from(2u64).pow([256u64])
 }
 
-/// x ↦ x² + w₁, n times over: a dense witness of full-width values.
+/// x ↦ x² + w₁, n times: a dense witness of full-width values.
 fn chain(n: u32) -> (ProvingKey, Witness) {
     let mut w = vec![Fr::from(1u64), Fr::from(0u64), Fr::from(0x1234_5678u64)];
     let mut constraints = Constraints { offsets: vec![0], terms: Vec::new() };

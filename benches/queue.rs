@@ -1,5 +1,4 @@
-//! What the queue and the store cost for each job. The store's numbers are mostly those of the disk: each change is
-//! one sync.
+//! The cost of queue and store per job. The store's numbers are mostly those of the disk: each change is one sync.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::path::Path;
@@ -107,7 +106,7 @@ fn store(c: &mut Criterion) {
         let id = runtime.block_on(submit(&store));
         b.iter(|| runtime.block_on(store.job(id)).unwrap());
     });
-    // Thousands of jobs are in there by now.
+    // There are thousands of jobs by now.
     group.bench_function("due", |b| b.iter(|| runtime.block_on(store.due(100)).unwrap()));
     group.bench_function("load", |b| b.iter(|| runtime.block_on(store.load()).unwrap()));
     group.bench_function("look for changes", |b| b.iter(|| runtime.block_on(store.changed(Duration::ZERO)).unwrap()));

@@ -1,7 +1,7 @@
-//! Witness generation, rewritten beside plain, in this process: inputs read, program run, witness read out.
+//! Witness generation, rewritten and plain, in this process: inputs read, program run, witness read out.
 //!
 //! `cargo bench --bench witness` runs bundled circuits; with `PROVER_BENCH_DIR` set, also every folder in it that holds
-//! `circuit.wasm` and `input.json`. Compiling is timed apart, without a cache.
+//! `circuit.wasm` and `input.json`. Compilation is timed separately, without a cache.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Witness programs of every circom on npm, rewritten against plain: compiles circuits/operators.circom by each version of
-# the package circom2 and runs the fuzz target on it, for so many seconds each (60 unless given). Needs Node.js and npm.
+# Usage: scripts/circom_versions.sh [SECONDS]
+#
+# Compares rewritten with plain witness programs of every circom on npm: compiles circuits/operators.circom with each
+# version of the package circom2 and fuzzes it for SECONDS (60) each. Needs Node.js and npm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

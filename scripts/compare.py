@@ -1,14 +1,19 @@
 #!/usr/bin/env python3
-"""Whole proofs beside another prover, from files to proof, alternating, in one run.
+"""Compares whole proofs, from files to proof, with those of other provers in one run.
+
+Usage:
 
     scripts/compare.py --ours target/release/prover-worker --peer /path/to/rapidsnark/prover keys/pos18 keys/tx14 …
 
-Each folder holds circuit.zkey and witness.wtns. The peer is called as rapidsnark's `prover` is: ZKEY WITNESS PROOF
-PUBLIC; so is groth16-prover, which --small names, instead of --ours or beside it. Of several peers (--peer NAME=PROGRAM,
-where others than rapidsnark want a script that calls them so) the first is the one that all are compared with. Every way of proving runs once
-unmeasured, then once in each of --rounds rounds, in an order of its own; the table has medians of wall time, the ratio
-to the peer's, and the peak memory of one more run. Our own process verifies each proof before it ends, the peer's does
-not. Needs nothing but Python 3 and GNU time.
+Each folder holds circuit.zkey and witness.wtns. Needs only Python 3 and GNU time.
+
+A peer is called like rapidsnark's `prover`, ZKEY WITNESS PROOF PUBLIC; other provers need a script that takes these
+arguments. groth16-prover (--small, instead of --ours or in addition to it) is called the same way. With several peers
+(--peer NAME=PROGRAM), all are compared with the first one.
+
+Every way of proving runs once unmeasured, then once in each of --rounds rounds, each in a different order. The table
+has medians of wall time, the ratio to the peer's, and the peak memory of one more run. Our own process verifies each
+proof before it ends; the peer's does not.
 """
 
 import argparse
@@ -24,7 +29,7 @@ import time
 
 
 def run(command, extra):
-    """Seconds of wall time of one run."""
+    """Wall time of one run, in seconds."""
     env = dict(os.environ, **extra)
     start = time.monotonic()
     child = subprocess.run(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -35,9 +40,9 @@ def run(command, extra):
 
 
 def peak_memory(command, extra):
-    """Peak memory in MB of one run.
+    """Peak memory of one run, in MB.
 
-    Asked of GNU time, which is small: what a process held before it became another program counts as that one's, so that
+    Measured by GNU time, which is small: what a process held before `exec` counts towards the program it becomes, so
     for a child of Python nothing below Python's own 15 MB would show.
     """
     env = dict(os.environ, **extra)
@@ -49,8 +54,8 @@ def peak_memory(command, extra):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ours", help="the prover-worker binary")
-    parser.add_argument("--small", help="the groth16-prover binary")
+    parser.add_argument("--ours", help="the prover-worker program")
+    parser.add_argument("--small", help="the groth16-prover program")
     parser.add_argument("--peer", action="append", default=[], help="rapidsnark's prover, or NAME=PROGRAM; repeatable")
     parser.add_argument("--peer-env", action="append", default=[], help="NAME=VALUE for the peers")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of our proofs")
@@ -87,7 +92,7 @@ def main():
                 run(command, env)
             seen = {name: [] for name, _, _ in ways}
             for i in range(args.rounds):
-                # What ran before leaves a machine slower or faster for a while, so no way always follows the same one.
+                # A run leaves the machine slower or faster for a while, so the order changes from round to round.
                 order = random.Random(i).sample(ways, len(ways))
                 for name, command, env in order:
                     seen[name].append(run(command, env))

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# The project on systems that this machine is not, from a Debian machine with x86-64, as root:
+# Usage:
+#   scripts/cross.sh linux [NEXTEST ARGUMENT...]   aarch64 Linux: runs all tests under qemu
+#   scripts/cross.sh macos                         Apple silicon: type-checks only, because nothing can be run here
 #
-#   scripts/cross.sh linux [ARGUMENTS OF NEXTEST]   aarch64 Linux: all tests, run by qemu
-#   scripts/cross.sh macos                          Apple silicon: type-checked, for nothing of it can be run here
+# Checks the project on other systems, from a Debian machine with x86-64, as root. The target's standard library is
+# rustup's, if it is installed (`rustup target add`); otherwise a toolchain is unpacked from Debian packages (rustc-web).
+# Installs a cross compiler and qemu, or zig, whose C compiler supports macOS, from PyPI. Everything it builds is in
+# target/cross. CI does not run this: it takes half an hour, and the tests an hour more.
 #
-# The target's standard library is rustup's, if it is installed (`rustup target add`); otherwise a toolchain is unpacked from
-# Debian's packages (rustc-web). Installs a cross compiler and qemu, or zig, whose C compiler knows macOS, from PyPI.
-# Everything it builds lies in target/cross. CI does not run this: it takes half an hour, and the tests an hour more.
-#
-# qemu 7.2 fails some tests by itself: it keeps no limit on memory, needs files of its own under `ulimit -f`, says something
-# when a program aborts, tells the start of a missing program as exit code 127, and is slow for tests that bound a time.
+# qemu 7.2 itself fails some tests: it enforces no memory limit, needs files of its own under `ulimit -f`, prints a
+# message when a program aborts, reports a missing program as exit code 127, and is slow for tests with a time limit.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cross=$PWD/target/cross
@@ -29,7 +29,7 @@ debian() {
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" </dev/null
 }
 
-# A compiler with the standard libraries of this machine and of aarch64 Linux, and their source.
+# debian_toolchain: unpacks a compiler with the standard libraries of this machine and of aarch64 Linux, and their source.
 debian_toolchain() {
     local root=$cross/toolchain std llvm
     if [ ! -x "$root/usr/bin/rustc" ]; then
@@ -47,7 +47,7 @@ debian_toolchain() {
 build_std=()
 if [ ! -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ]; then
     debian_toolchain
-    # Debian has no standard library for macOS: it is compiled, which takes the compiler's unstable options.
+    # Debian has no standard library for macOS: it is compiled, which needs unstable options of the compiler.
     if [ "$system" = macos ]; then
         build_std=(-Z build-std=std,panic_abort)
         export RUSTC_BOOTSTRAP=1
@@ -58,7 +58,7 @@ export CARGO_TARGET_DIR=$cross/target CARGO_INCREMENTAL=0 CUDA_ARCHS=none
 if [ "$system" = macos ]; then
     zig=$cross/zig
     [ -x "$zig/bin/python" ] || { python3 -m venv "$zig" && "$zig/bin/pip" install -q ziglang; }
-    # What crates with C in them ask of Apple's compiler, without its names for the target.
+    # A C compiler that drops the options by which crates name the target to Apple's compiler.
     cat >"$cross/cc" <<EOF
 #!/bin/bash
 given=()
@@ -75,7 +75,7 @@ fi
 
 debian gcc-aarch64-linux-gnu g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 export QEMU_LD_PREFIX=/usr/aarch64-linux-gnu
-# Tests start programs, which the kernel has to hand to qemu.
+# Tests start programs, which the kernel must run by qemu.
 binfmt=/proc/sys/fs/binfmt_misc
 [ -e $binfmt/register ] || mount -t binfmt_misc binfmt_misc $binfmt
 [ -e $binfmt/qemu-aarch64 ] || printf '%s' ':qemu-aarch64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00:\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:/usr/bin/qemu-aarch64:' >$binfmt/register

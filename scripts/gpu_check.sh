@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Builds the check of an NVIDIA GPU (benches/gpu) into target/gpu-check, a folder that is carried to where the GPU is:
-# neither Rust nor a network is needed there. Runs it at once if this machine has a GPU, and says what to do otherwise.
-# docs/gpu/README.md has more.
+# Usage: scripts/gpu_check.sh [--build] [OPTION...]
 #
-#     scripts/gpu_check.sh [--build] [OPTION...]
+# Builds the check of an NVIDIA GPU (benches/gpu) into target/gpu-check, a folder that can be copied to a machine with a
+# GPU; neither Rust nor a network is needed there. Runs it at once if this machine has a GPU, and says what to do
+# otherwise. Results go to docs/gpu. See docs/gpu/README.md.
 #
-# --build: only builds. Other options are the program's, such as --only msm. Needs nvcc, like any build with the feature
-# cuda; CUDA_ARCHS chooses architectures. Results go to docs/gpu.
+# --build only builds. Other options are passed to the program, such as --only msm. Needs nvcc, like any build with the
+# feature cuda; CUDA_ARCHS selects architectures.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
@@ -35,12 +35,12 @@ cp "$built" "$folder/gpu"
 if command -v strip >/dev/null; then
     strip "$folder/gpu"
 fi
-# The C library it was linked with and the loader, for a machine whose own are older.
+# The C library it was linked with and the loader, for a machine with older ones.
 ldd "$folder/gpu" | sed -n 's/.*[[:space:]]\(\/[^[:space:]]*\)[[:space:]].*/\1/p' | while read -r library; do
     cp -L "$library" "$folder/lib/"
 done
-# And what the driver's library needs: on a machine whose C library is older than 2.34 these hold a part of it, which does not
-# go with this one, and without them there would seem to be no driver.
+# These are needed by the driver's library. In a C library older than 2.34 they are separate and incompatible with this
+# one; without them no driver would be found.
 libc=$(ldd "$folder/gpu" | sed -n 's/.*=> \(\/.*\)\/libc\.so\.6 .*/\1/p')
 for part in libdl.so.2 libpthread.so.0 librt.so.1; do
     if [ -e "$libc/$part" ]; then
@@ -50,15 +50,17 @@ done
 
 cat >"$folder/run.sh" <<'EOF'
 #!/usr/bin/env bash
-# The check of an NVIDIA GPU. Results go to the folder given, or to results/ beside this script.
+# Usage: run.sh [FOLDER] [OPTION...]
 #
-#     run.sh [FOLDER] [OPTION...]
+# Checks an NVIDIA GPU. Results go to FOLDER, by default results/ next to this script. Then runs the checks again, at
+# small sizes: on three cores, and under compute-sanitizer, if there is one at COMPUTE_SANITIZER, in PATH or in a CUDA
+# toolkit.
 #
-# CHECK_SECONDS (1800) bounds it: of one that hangs, the files have what it got to. Streams have as many connections to the
-# device as CUDA_DEVICE_MAX_CONNECTIONS says (32 here, 8 by the driver's own).
-#
-# Then the checks once more, at small sizes: on three cores, and under compute-sanitizer, the one at COMPUTE_SANITIZER, in PATH or of
-# a CUDA toolkit, if there is any; COMPUTE_SANITIZER=no does without. SANITIZER_SECONDS (600) bounds each of these runs.
+# Environment:
+#   CHECK_SECONDS                (1800) time limit; if the check hangs, the files have its results up to there
+#   CUDA_DEVICE_MAX_CONNECTIONS  (32; the driver's default is 8) connections to the device for streams
+#   COMPUTE_SANITIZER            path of compute-sanitizer; "no" skips it
+#   SANITIZER_SECONDS            (600) time limit for each of the runs at small sizes
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$here/results
@@ -70,7 +72,7 @@ mkdir -p "$out"
 
 gpu=("$here/gpu")
 if ! "${gpu[@]}" --list >/dev/null 2>&1; then
-    # This machine's C library does not serve: the one that was carried.
+    # This machine's C library does not work with it: use the one in lib/.
     for loader in "$here"/lib/ld-*; do
         gpu=("$loader" --library-path "$here/lib" "$here/gpu")
     done

@@ -1,9 +1,9 @@
-"""What nvcc's assembler says of kernels/: checks it against kernels/budget.txt. scripts/kernels.sh calls it.
+"""Checks the report of nvcc's assembler on kernels/ against kernels/budget.txt. scripts/kernels.sh calls it.
 
-Reads cargo's messages (--message-format=json) to find what build.rs left, or takes that folder by --out.
+Reads cargo's messages (--message-format=json) to find the output folder of build.rs, unless --out names it.
 
   --write   writes docs/gpu/compiler.md
-  --budget  writes kernels/budget.txt from what was found; registers then are what they are
+  --budget  writes kernels/budget.txt from the report, which then passes
 """
 
 import argparse

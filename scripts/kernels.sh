@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Checks kernels/ without a GPU: the fibers that run kernels on a processor and the backend's tests over them, under the
-# sanitizers (gcc's); and what nvcc makes of the kernels for every architecture (CUDA_ARCHS), with warnings as errors,
-# against kernels/budget.txt. With --write it writes docs/gpu/compiler.md, with --budget kernels/budget.txt anew. nvcc
-# comes from PyPI where there is none.
+# Usage: scripts/kernels.sh [--write] [--budget]
+#
+# Checks kernels/ without a GPU: the fibers that run kernels on a CPU and the backend's tests over them, under gcc's
+# sanitizers; and the output of nvcc for every architecture (CUDA_ARCHS), with warnings as errors, against
+# kernels/budget.txt. --write rewrites docs/gpu/compiler.md, --budget kernels/budget.txt. Installs nvcc from PyPI where
+# there is none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,15 +29,15 @@ echo "kernels on this processor, with the sanitizers"
 compile=("${CXX:-c++}" -std=c++17 -g1 -Wall -Wextra -Werror -pthread -fsanitize=address,undefined
     -fno-sanitize-recover=all)
 library=$target/kernels/libkernels_on_host.so
-# As build.rs makes it, but for the sanitizers.
+# As build.rs builds it, plus the sanitizers.
 "${compile[@]}" -O2 -fPIC -shared -ftls-model=initial-exec -fvisibility=hidden -Wl,-soname,libkernels_on_host.so \
     kernels/host/host.cc kernels/host/fibers.cc -o "$library"
 "${compile[@]}" -O1 kernels/host/check.cc "$library" -o "$target/kernels/check"
 LD_LIBRARY_PATH=$target/kernels "$target/kernels/check"
 
-# The same for the host code and every kernel, by the Rust tests that scripts/test.sh runs without the sanitizers: this
-# library in the place of theirs, but for the tests that take minutes with sanitizers and launch nothing that others do
-# not. The runtime has to be the first library of the process; Rust's own threads and caches look like leaks to it.
+# The same for the host code and every kernel, by the Rust tests that scripts/test.sh runs without the sanitizers, with
+# this library instead of theirs. Skipped are tests that take minutes with sanitizers and launch nothing that others do
+# not. The sanitizer's runtime must be the first library of the process; Rust's own threads and caches look like leaks.
 echo "the backend's tests on this processor, with the sanitizers"
 triple=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 sanitized() {
@@ -46,7 +48,7 @@ sanitized() {
 sanitized backend::cuda -- --skip stray_writes \
     --skip cuda::tests::any_ --skip cuda::tests::many_ --skip kernel_that_does_nothing --skip transforms_of \
     --skip many_scalars --skip cuda::key::
-# And they are there: they end the test of a kernel that writes where it may not.
+# The sanitizers must be active: they abort the test of a kernel that writes out of bounds.
 if sanitized stray_writes >"$target/kernels/stray.txt" 2>&1 ||
     ! grep -q "ERROR: AddressSanitizer" "$target/kernels/stray.txt"; then
     cat "$target/kernels/stray.txt"
@@ -59,7 +61,7 @@ if [ "${CUDA_ARCHS:-}" = none ]; then
     exit 0
 fi
 echo "kernels for GPUs"
-# With the examples, which nobody looks at here: thus the features of the packages below are those of clippy's run in
-# scripts/test.sh, and none is compiled again.
+# With the examples, so that dependencies have the same features as in the clippy run of scripts/test.sh and are not
+# compiled again.
 cargo check --locked --all-features --lib --examples --message-format=json-render-diagnostics |
     python3 scripts/kernels.py "${options[@]}"

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# moto's server, an S3 on this machine, for tests/artifacts: target/moto/bin/moto_server. Does nothing when it is there.
-# Needs python3 (3.9 or later) with pip, or with venv.
+# Usage: scripts/moto.sh
+#
+# Installs moto's server, a local S3 server for tests/artifacts, as target/moto/bin/moto_server. Does nothing if it is
+# there already. Needs python3 (3.9 or later) with pip or venv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,7 +19,7 @@ quiet=(--quiet --disable-pip-version-check --no-input)
 if python3 -m venv "$dir" >/dev/null 2>&1; then
     "$dir/bin/python" -m pip install "${quiet[@]}" "moto[server]==$version" </dev/null
 else
-    # Debian has venv in a package of its own; pip can install into a folder without it.
+    # On Debian venv is a separate package; pip can install into a folder without it.
     rm -rf "$dir"
     mkdir -p "$dir/bin"
     python3 -m pip install "${quiet[@]}" --target "$dir/lib" "moto[server]==$version" </dev/null

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# nvcc from PyPI, for machines without CUDA's toolkit: target/nvcc/nvcc, where build.rs finds it. Does nothing when it is
-# there. Compiling needs no GPU. Needs python3 with venv or pip, and a C++ compiler.
+# Usage: scripts/nvcc.sh
+#
+# Installs nvcc from PyPI as target/nvcc/nvcc, where build.rs finds it, for machines without a CUDA toolkit. Does nothing
+# if it is there already. Needs python3 with venv or pip, and a C++ compiler, but no GPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,12 +26,12 @@ if python3 -m venv "$dir/venv" >/dev/null 2>&1; then
     "$dir/venv/bin/python" -m pip install "${quiet[@]}" "${packages[@]}" </dev/null
     found=("$dir"/venv/lib/python3*/site-packages/nvidia/cu13/bin/nvcc)
 else
-    # Debian has venv in a package of its own; pip can install into a folder without it.
+    # On Debian venv is a separate package; pip can install into a folder without it.
     rm -rf "$dir/venv"
     python3 -m pip install "${quiet[@]}" --target "$dir/lib" "${packages[@]}" </dev/null
     found=("$dir"/lib/nvidia/cu13/bin/nvcc)
 fi
-# Wheels do not always keep the right to run.
+# Wheels do not always keep the executable bit.
 bin=$(dirname "${found[0]}")
 chmod +x "$bin"/* "$bin/../nvvm/bin"/* 2>/dev/null || true
 ln -sfn "${found[0]}" "$dir/nvcc"

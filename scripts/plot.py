@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Draws what `cargo bench --bench kernels` measured: one SVG, a panel a bench group, a line an implementation.
+"""Draws the results of `cargo bench --bench kernels` as one SVG: a panel per bench group, a line per implementation.
+
+Usage:
 
     scripts/plot.py [target/criterion] [docs/kernels.svg]
 
-Reads criterion's medians of groups whose benches are named IMPLEMENTATION/LOG2-OF-THE-SIZE. Vertical: nanoseconds an
-element (logarithmic); horizontal: log2 of the size. Needs nothing but Python 3.
+Reads criterion's medians of groups whose benches are named IMPLEMENTATION/LOG2-OF-THE-SIZE. Vertical axis: nanoseconds
+per element (logarithmic); horizontal axis: log2 of the size. Needs only Python 3.
 """
 
 import json

@@ -1,9 +1,20 @@
 #!/usr/bin/env bash
-# Every check of the project, on a Debian machine that has Rust. Installs what is missing: compilers for C and C++,
-# Node.js, PostgreSQL and Redis from Debian's packages, cargo-nextest, snarkjs, jsdom, a validator of OpenAPI descriptions,
-# Azurite, moto and nvcc from their registries. No check needs a GPU; those that do are scripts/gpu_check.sh's. Uses the servers at TEST_POSTGRES_URL and TEST_REDIS_URL, or
-# those on the usual ports of this machine, or starts its own for the time of the tests. The tests' closing line comes
-# last.
+# Usage: scripts/test.sh
+#
+# Runs every check of the project on a Debian machine that has Rust; the summary of the tests comes last. No check needs
+# a GPU: those that do are in scripts/gpu_check.sh.
+#
+# Installs what is missing: compilers for C and C++, Node.js, PostgreSQL and Redis from Debian packages; cargo-nextest,
+# snarkjs, jsdom, a validator of OpenAPI descriptions, Azurite, moto and nvcc from their registries.
+#
+# Environment:
+#   TEST_POSTGRES_URL, TEST_REDIS_URL  servers to test with; by default those on the standard ports of this machine, or
+#                                      servers that are started for the duration of the tests
+#   SNARKJS, TEST_NODE_MODULES         an installation of snarkjs and a node_modules folder to use instead of
+#                                      target/snarkjs
+#   NEXTEST_TEST_THREADS               tests that run at once; by default one per CPU, at least 4
+#   CI                                 if set, a tool that cannot be installed and a test that would be skipped are
+#                                      errors
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
@@ -24,9 +35,8 @@ debian() {
     DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "$@" </dev/null
 }
 
-# The other prover, for tests/cross; for tests/http a browser without a screen and a reader of the API's description; and
-# Azure's storage on this machine, for tests/artifacts.
-# Without them those tests are skipped; in CI that is an error.
+# from_npm: installs snarkjs (for tests/cross), jsdom and an OpenAPI validator (for tests/http) and Azurite (for
+# tests/artifacts). Without them those tests are skipped; in CI that is an error.
 from_npm() {
     local modules=$PWD/target/snarkjs/node_modules needed=(snarkjs@0.7.6 jsdom@26.1.0 azurite@3.35.0)
     needed+=(@seriousme/openapi-schema-validator@2.11.0)
@@ -45,8 +55,8 @@ from_npm() {
     [ -d ../shared/cases ] || note "../shared/cases is not there: the tests on those circuits are SKIPPED"
 }
 
-# The kernels, for this processor and as nvcc compiles them for GPUs. Where nvcc cannot be had these are left out; in CI
-# that is an error.
+# kernels: checks the kernels on this CPU and compiles them for GPUs with nvcc. If nvcc cannot be installed, the latter
+# is skipped; in CI that is an error.
 kernels() {
     if [ -z "${NVCC:-}" ] && ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
         scripts/nvcc.sh || {
@@ -60,14 +70,14 @@ kernels() {
 
 debian cc gcc libc6-dev
 debian c++ g++
-step "packages of npm's"
+step "npm packages"
 from_npm
 if ! command -v cargo-nextest >/dev/null; then
     step "install cargo-nextest"
     cargo install cargo-nextest --locked </dev/null
 fi
 
-# A folder for servers that are started here; they end with this script.
+# The folder of the servers that this script starts and stops.
 SERVERS=
 stop_servers() {
     [ -n "$SERVERS" ] || return 0
@@ -98,7 +108,7 @@ free_port() {
     return 1
 }
 
-# The tests of faults start and stop servers of their own, so the programs are needed even where servers run.
+# tests/faults starts and stops its own servers, so the programs are needed even where servers run.
 find_postgres() {
     local found
     found=$(command -v initdb || ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null | tail -1 || true)
@@ -140,7 +150,7 @@ if [ -z "${TEST_REDIS_URL:-}" ]; then
 fi
 export TEST_POSTGRES_URL TEST_REDIS_URL
 
-# An S3 server, for tests/artifacts, too.
+# An S3 server for tests/artifacts.
 step "moto"
 scripts/moto.sh
 
@@ -153,7 +163,7 @@ fi
 if command -v cargo-deny >/dev/null; then
     step "licences, doubled crates, sources"
     cargo deny --locked --log-level error check licenses bans sources
-    # The advisory database lives on a git host, which not every machine reaches.
+    # The advisory database is on a git host that not every machine can reach.
     if cargo deny --locked --log-level off fetch db; then
         cargo deny --locked --log-level error check advisories
     else
@@ -162,19 +172,19 @@ if command -v cargo-deny >/dev/null; then
 else
     note "cargo-deny is not installed: licences and sources are not checked"
 fi
-# Without code for GPUs, which lints and pages do not need.
+# Without GPU code, which lints and documentation do not need.
 step "clippy"
 CUDA_ARCHS=none cargo clippy --locked --all-targets --all-features -- -D warnings
 cargo clippy --locked --no-default-features --all-targets -- -D warnings
 step "documentation"
-# With the examples, so that the features of the packages below are those of clippy's run, and none is compiled again.
+# With the examples, so that dependencies have the same features as in the clippy run and are not compiled again.
 CUDA_ARCHS=none RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --all-features --lib \
     --examples
 step "kernels"
 kernels
 step "tests"
-# Many tests wait: for leases to end, for servers, for the disk. So that few processors do not wait with them, no less than
-# four run at a time.
-processors=$(nproc)
-export NEXTEST_TEST_THREADS="${NEXTEST_TEST_THREADS:-$((processors < 4 ? 4 : processors))}"
+# Many tests wait: for leases to end, for servers, for the disk. At least four run at once, so that few CPUs are not
+# idle meanwhile.
+cpus=$(nproc)
+export NEXTEST_TEST_THREADS="${NEXTEST_TEST_THREADS:-$((cpus < 4 ? 4 : cpus))}"
 cargo nextest run --locked --all-features

@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
-"""Witness generation, from files to a .wtns file, rewritten and plain and beside others, alternating, in one run.
+"""Compares witness generation, from files to a .wtns file: rewritten, plain, and by other programs, in one run.
 
-    scripts/witness.py --ours target/release/prover-worker --snarkjs node_modules/.bin/snarkjs --native DIR circuits/tx14 …
+Usage:
 
-Each folder holds circuit.wasm and input.json. The native program, if given, is DIR/NAME_cpp/NAME as `circom --c` and its
-Makefile leave it, and is called as it wants: INPUT WITNESS. Every way runs once unmeasured (which compiles for ours what
-it keeps), then once in each of --rounds rounds, in an order of its own. All witnesses of a circuit must be the same, byte
-for byte. With --prove, whole proofs from input are timed as well, by the folder's circuit.zkey, and the witness's share of
-them, which our program tells. Needs nothing but Python 3.
+    scripts/witness.py --ours target/release/prover-worker --snarkjs node_modules/.bin/snarkjs --native DIR circuits/tx14
+
+Each folder holds circuit.wasm and input.json. The native program, if given, is DIR/NAME_cpp/NAME, as `circom --c` and
+its Makefile build it, and is called with INPUT WITNESS. Needs only Python 3.
+
+Every way runs once unmeasured (in which ours compiles the module that it keeps), then once in each of --rounds rounds,
+each in a different order. All witnesses of a circuit must be equal, byte for byte. --prove also times whole proofs from
+inputs, with the folder's circuit.zkey, and reports the share of the witness in them, as our program measures it.
 """
 
 import argparse
@@ -23,7 +26,7 @@ import time
 
 
 def run(command, extra):
-    """Seconds of wall time of one run, and what it printed."""
+    """Wall time of one run, in seconds, and its output."""
     start = time.monotonic()
     done = subprocess.run(list(map(str, command)), env=dict(os.environ, **extra), capture_output=True)
     seconds = time.monotonic() - start
@@ -42,7 +45,7 @@ def row(circuit, way, times, base):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ours", required=True, help="the prover-worker binary")
+    parser.add_argument("--ours", required=True, help="the prover-worker program")
     parser.add_argument("--snarkjs", help="snarkjs' program")
     parser.add_argument("--native", type=pathlib.Path, help="folder of circom's C++ programs")
     parser.add_argument("--rounds", type=int, default=7)
@@ -75,7 +78,7 @@ def main():
                 sys.exit(f"{name}: the witnesses differ")
             seen = [[] for _ in ways]
             for i in range(args.rounds):
-                # As in compare.py: no way always follows the same one.
+                # As in compare.py, the order changes from round to round.
                 for k in random.Random(i).sample(range(len(ways)), len(ways)):
                     _, command, env = ways[k]
                     seen[k].append(run(command(wtns[k]), env)[0])

@@ -1,28 +1,29 @@
-//! The environment, read once.
+//! The configuration, read once from the environment.
 //!
-//! This is the only reader of environment variables in the crate, and of files that hold what they would. [`CATALOGUE`] is the
-//! one list of them: it is what `doctor` prints and what the documentation's table is made from.
+//! No other module reads environment variables, or the files that may hold their values. [`CATALOGUE`] is the single
+//! list of them: `doctor` prints it, and the table in the documentation is generated from it.
 
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
-use crate::model::{Cloud, io_reason};
+use crate::model::{BackendChoice, Cloud, Instructions, clip, io_reason};
 
-/// A variable as documented.
+/// The documentation of a variable.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub struct Variable {
-    /// Its name.
+    /// Name of the variable.
     pub name: &'static str,
-    /// What holds when it is unset, in words.
+    /// Value when unset, or a description of it.
     pub default: &'static str,
-    /// What it does and what it may be.
+    /// What the variable controls and the values it accepts.
     pub meaning: &'static str,
 }
 
@@ -30,255 +31,325 @@ const fn var(name: &'static str, default: &'static str, meaning: &'static str) -
     Variable { name, default, meaning }
 }
 
-/// What is logged unless told otherwise. The library for object stores reports each of its own tries, without saying of what: what comes
-/// of them is in the worker's own lines.
+/// Default log filter. The object store library logs each of its retries without saying what it retries; the outcome is
+/// in the worker's own log lines.
 const LOG_LEVEL: &str = "info,object_store=warn";
 
-/// Every variable the program reads.
+/// Every variable that the program reads.
 pub const CATALOGUE: &[Variable] = &[
     var(
         "DATABASE_URL",
-        "prover-worker.db in the data folder",
-        "where jobs are kept: sqlite://PATH, or postgres://USER:PASSWORD@HOST:PORT/NAME (sslmode=require for TLS)",
+        "prover-worker.db in PROVER_DATA_DIR",
+        "database of circuits and jobs: sqlite://PATH, or postgres://USER:PASSWORD@HOST:PORT/NAME (?sslmode=require \
+         for TLS)",
     ),
-    var("DATABASE_URL_FILE", "none", "file of DATABASE_URL, as Docker and Kubernetes mount secrets"),
+    var(
+        "DATABASE_URL_FILE",
+        "none",
+        "file that contains DATABASE_URL, such as a secret mounted by Docker or Kubernetes",
+    ),
     var(
         "REDIS_URL",
-        "in-process queue",
-        "queue that workers share: redis://USER:PASSWORD@HOST:PORT/DB, or rediss:// for TLS; needs a Postgres DATABASE_URL",
+        "none: each worker has an in-process queue",
+        "job queue shared by all workers: redis://USER:PASSWORD@HOST:PORT/DB, or rediss:// for TLS; requires a \
+         Postgres DATABASE_URL",
     ),
-    var("REDIS_URL_FILE", "none", "file of REDIS_URL"),
+    var("REDIS_URL_FILE", "none", "file that contains REDIS_URL"),
     var("QUEUE_NAME", "prove", "name of the job queue: 1 to 64 characters of A-Z a-z 0-9 . _ -"),
-    var("WORKER_CONCURRENCY", "sized per device", "most jobs in hand at once, over all devices: 1 to 1024"),
+    var(
+        "WORKER_CONCURRENCY",
+        "chosen for each device",
+        "maximum number of jobs in progress at once, over all devices: 1 to 1024",
+    ),
     var(
         "LOG_LEVEL",
         LOG_LEVEL,
-        "off, error, warn, info, debug or trace, or a filter such as info,prover_worker::worker=debug",
+        "what is logged: off, error, warn, info, debug or trace, or a filter such as info,prover_worker::worker=debug",
     ),
-    var("LOG_FORMAT", "text on a terminal, else json", "text or json"),
-    var("METRICS_PORT", "9101", "port of /metrics, /healthz and /readyz; 0 takes a free one, off closes it"),
-    var("METRICS_ADDR", "0.0.0.0", "address that port is opened on: nothing secret is served there"),
+    var("LOG_FORMAT", "text on a terminal, json otherwise", "format of log lines: text or json"),
+    var(
+        "METRICS_PORT",
+        "9101",
+        "port of /metrics, /healthz and /readyz; 0 picks a free port, off disables the endpoints",
+    ),
+    var("METRICS_ADDR", "0.0.0.0", "IP address on which METRICS_PORT is opened; nothing secret is served there"),
     var(
         "PROVER_API_ADDR",
         "127.0.0.1:9180",
-        "address and port of the HTTP API, or off. It stays on loopback unless told otherwise",
+        "IP address and port of the HTTP API, or off. By default, only this machine can reach it",
     ),
     var(
         "PROVER_API_TOKENS",
-        "none: whoever reaches the API may use it",
-        "tokens of which each request to the API has to bring one: each 16 to 256 characters of A-Z a-z 0-9 . _ ~ + / = -, several \
-         parted by commas",
+        "none: any client that can reach the API may use it",
+        "comma-separated tokens, one of which each request to the API must present: each 16 to 256 characters of A-Z \
+         a-z 0-9 . _ ~ + / = -",
     ),
-    var("PROVER_API_TOKENS_FILE", "none", "file of PROVER_API_TOKENS"),
+    var("PROVER_API_TOKENS_FILE", "none", "file that contains PROVER_API_TOKENS"),
     var(
         "PROVER_DATA_DIR",
         "prover-worker in the user's data folder",
-        "keys, witness programs, proofs and the embedded database",
+        "folder for keys, witness programs, proofs and the embedded database",
     ),
-    var("PROVER_BACKEND", "auto", "auto, cuda, icicle or cpu"),
+    var(
+        "PROVER_BACKEND",
+        "auto",
+        "backend that computes proofs: cuda, icicle or cpu, or auto for the first of these with a usable device",
+    ),
     var(
         "PROVER_CPU",
-        "auto: the fastest this processor has",
-        "instructions for the CPU: auto, avx512ifma, avx2 or portable",
+        "auto: the fastest one that the CPU supports",
+        "instruction set for proofs on the CPU: auto, avx512ifma, avx2 or portable",
     ),
     var(
         "PROVER_CUDA_GRAPHS",
         "auto",
-        "auto: NVIDIA GPUs get the work of a small proof as one launch (a CUDA graph); off: each kernel is a launch of its own",
+        "auto: the kernels of a small proof are launched together on NVIDIA GPUs, as a CUDA graph; off: each kernel is \
+         launched separately",
     ),
     var(
         "ICICLE_LIB_DIR",
         "/opt/icicle/lib",
-        "folder of ICICLE's libraries: libicicle_device, libicicle_field_bn254 and libicicle_curve_bn254, of one release",
+        "folder of ICICLE's libraries, all of the same release: libicicle_device, libicicle_field_bn254 and \
+         libicicle_curve_bn254",
     ),
     var(
         "ICICLE_BACKEND_INSTALL_DIR",
-        "backend in the folder of ICICLE's libraries",
-        "folder of ICICLE's backends, of the same release",
+        "the subfolder backend of ICICLE_LIB_DIR",
+        "folder of ICICLE's backends, of the same release as its libraries",
     ),
     var(
         "PROVER_ICICLE_DEVICE",
-        "auto: CUDA, METAL or VULKAN, whichever there is first",
-        "type of ICICLE's devices: auto, or a name of its own such as CUDA, METAL, VULKAN or CPU (slow: for tests)",
+        "auto: the first available of CUDA, METAL and VULKAN",
+        "type of the ICICLE devices to use: auto, or a type that ICICLE knows, such as CUDA, METAL, VULKAN or CPU \
+         (slow, for tests)",
     ),
     var(
         "PROVER_THREADS",
         "one per core",
-        "most threads of a proof on the CPU; proofs that run side by side have fewer: 1 to 1024",
+        "maximum number of threads of a proof on the CPU: 1 to 1024; proofs that run concurrently get fewer",
     ),
-    var("PROVER_LEASE_SECS", "30", "a worker that is silent for so long has lost its job: 1 to 3600"),
+    var(
+        "PROVER_LEASE_SECS",
+        "30",
+        "duration of a worker's lease on a job, in seconds: 1 to 3600; a worker that does not renew it in time loses \
+         the job",
+    ),
     var(
         "PROVER_WITNESS",
         "auto",
-        "auto: witness programs get a faster field arithmetic where theirs is circom's; plain: they run as they come",
+        "auto: circom's field arithmetic in a witness program is replaced with a faster implementation where it is \
+         recognised; plain: witness programs run unmodified",
     ),
-    var("PROVER_WITNESS_TIMEOUT_SECS", "60", "longest witness generation: 1 to 86400"),
+    var("PROVER_WITNESS_TIMEOUT_SECS", "60", "time limit for generating a witness, in seconds: 1 to 86400"),
     var(
         "PROVER_WITNESS_MEMORY_BYTES",
         "4G",
-        "most memory a witness program may have: 16M to 4G; K, M and G mean 1024, 1024², …",
+        "memory limit of a witness program, in bytes: 16M to 4G; K, M and G stand for 1024, 1024², …",
     ),
-    var("PROVER_PROVE_TIMEOUT_SECS", "1800", "longest proof, once its turn on the device has come: 1 to 86400"),
+    var(
+        "PROVER_PROVE_TIMEOUT_SECS",
+        "1800",
+        "time limit for a proof, in seconds, not counting the wait for the device: 1 to 86400",
+    ),
     var(
         "PROVER_JOB_TIMEOUT_SECS",
         "3600",
-        "longest attempt at a job, all stages, without its wait for a turn on the device: 1 to 604800",
+        "time limit for one attempt at a job, all stages, in seconds, not counting the wait for the device: 1 to \
+         604800",
     ),
     var(
         "PROVER_QUEUE_TIMEOUT_SECS",
         "off",
-        "longest wait for a worker before a job fails, under a pause too: 1 to 31536000, or off",
+        "how long a job may wait for a worker (pauses included) before it fails, in seconds: 1 to 31536000, or off for \
+         no limit",
     ),
     var(
         "PROVER_RETENTION_SECS",
         "off",
-        "how long jobs that ended are kept, with their proofs, before they are forgotten: 60 to 3153600000, or off",
+        "how long finished jobs are kept, with their proofs, before they are deleted, in seconds: 60 to 3153600000, or \
+         off to keep them for ever",
     ),
     var(
         "PROVER_PROOF_FILES",
         "on",
-        "on: each proof is copied to files among the artifacts; off: it is in the database alone, where commands and API find it",
+        "on: each proof is also copied to files among the artifacts; off: it is kept in the database only, where the \
+         commands and the API find it",
     ),
     var(
         "PROVER_KEEP_FAILED_INPUT_SECS",
         "86400",
-        "how long the input of a failed job is kept for `jobs requeue`; bad input never is: 0 to 31536000",
+        "how long the input of a failed job is kept for `jobs requeue`, in seconds: 0 to 31536000; invalid input is \
+         never kept",
     ),
     var(
         "PROVER_ENCRYPTION_KEYS",
-        "none: inputs lie in the store in the clear",
-        "keys that seal inputs at rest: NAME:KEY, several parted by commas, KEY 32 bytes in base64. The first seals, all open",
+        "none: inputs are stored unencrypted",
+        "keys that encrypt inputs at rest: comma-separated NAME:KEY pairs, each KEY 32 bytes in base64. The first one \
+         encrypts, all of them decrypt",
     ),
-    var("PROVER_ENCRYPTION_KEYS_FILE", "none", "file of PROVER_ENCRYPTION_KEYS"),
+    var("PROVER_ENCRYPTION_KEYS_FILE", "none", "file that contains PROVER_ENCRYPTION_KEYS"),
     var(
         "PROVER_ARTIFACTS_URL",
         "the data folder",
-        "where keys, witness programs and proofs are shared: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX (Google), \
+        "shared storage for keys, witness programs and proofs: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX (Google), \
          az://CONTAINER/PREFIX (Azure), or file:///FOLDER",
     ),
     var(
         "PROVER_ARTIFACT_CACHE_BYTES",
         "64G",
-        "keys and programs kept on the local disk where artifacts are remote; K, M, G and T mean 1024, 1024², …",
+        "size of the local disk cache for keys and witness programs in remote storage, in bytes; K, M, G and T stand \
+         for 1024, 1024², …",
     ),
-    var("AWS_ENDPOINT_URL", "Amazon's", "address of another S3-compatible server, such as http://127.0.0.1:9000"),
+    var("AWS_ENDPOINT_URL", "Amazon's", "URL of another S3-compatible server, such as http://127.0.0.1:9000"),
     var("AWS_REGION", "us-east-1", "region of the bucket"),
-    var("AWS_ACCESS_KEY_ID", "the machine's role", "name of the key for S3"),
-    var("AWS_SECRET_ACCESS_KEY", "the machine's role", "the key for S3"),
-    var("AWS_SESSION_TOKEN", "none", "token of a temporary key for S3"),
-    var("AWS_ROLE_ARN", "none", "role for S3 that a token in a file stands for (EKS sets this and the next)"),
-    var("AWS_WEB_IDENTITY_TOKEN_FILE", "none", "file of that token"),
-    var("AWS_ROLE_SESSION_NAME", "the library's", "name of sessions in that role"),
-    var("AWS_ENDPOINT_URL_STS", "Amazon's", "address of who gives keys for that token"),
-    var("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "none", "where ECS has keys for S3 (ECS sets it)"),
+    var("AWS_ACCESS_KEY_ID", "the machine's role", "ID of the access key for S3"),
+    var("AWS_SECRET_ACCESS_KEY", "the machine's role", "secret of the access key for S3"),
+    var("AWS_SESSION_TOKEN", "none", "session token of temporary credentials for S3"),
+    var(
+        "AWS_ROLE_ARN",
+        "none",
+        "IAM role to assume for S3, by the token in AWS_WEB_IDENTITY_TOKEN_FILE (EKS sets both)",
+    ),
+    var("AWS_WEB_IDENTITY_TOKEN_FILE", "none", "file that contains the token that AWS_ROLE_ARN is assumed with"),
+    var("AWS_ROLE_SESSION_NAME", "the library's", "session name for AWS_ROLE_ARN"),
+    var(
+        "AWS_ENDPOINT_URL_STS",
+        "Amazon's",
+        "URL of the security token service (STS) that issues credentials for AWS_ROLE_ARN",
+    ),
+    var(
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "none",
+        "path that credentials for S3 are fetched from on ECS (ECS sets it)",
+    ),
     var(
         "AWS_CONTAINER_CREDENTIALS_FULL_URI",
         "none",
-        "where EKS's pod identity has keys for S3 (EKS sets this and the next)",
+        "URL that credentials for S3 are fetched from with EKS Pod Identity, by the token in \
+         AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE (EKS sets both)",
     ),
-    var("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "none", "file of the token for that"),
+    var(
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+        "none",
+        "file that contains the token for AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    ),
     var(
         "GOOGLE_APPLICATION_CREDENTIALS",
-        "gcloud's in the home folder, else the machine's account",
-        "file of a service account's key, or of a user's credentials, for gs://",
+        "gcloud's in the home folder, otherwise the machine's service account",
+        "file of the credentials for gs://: a service account's key or a user's credentials",
     ),
     var(
         "STORAGE_EMULATOR_HOST",
         "Google's",
-        "address of another server for gs://, such as 127.0.0.1:4443, which is asked without credentials",
+        "address of another server for gs://, such as 127.0.0.1:4443; it is used without credentials",
     ),
-    var("AZURE_STORAGE_ACCOUNT_NAME", "none", "storage account of az://"),
+    var("AZURE_STORAGE_ACCOUNT_NAME", "none", "storage account for az://"),
     var(
         "AZURE_STORAGE_ACCOUNT_KEY",
         "none",
-        "its key; without this and the next, a client's or the machine's identity is used",
+        "key of the storage account; without it and AZURE_STORAGE_SAS_TOKEN, a client's or the machine's identity is \
+         used",
     ),
-    var("AZURE_STORAGE_SAS_TOKEN", "none", "shared access signature of the container"),
+    var("AZURE_STORAGE_SAS_TOKEN", "none", "shared access signature (SAS) for the container"),
     var(
         "AZURE_STORAGE_ENDPOINT",
         "https://ACCOUNT.blob.core.windows.net",
-        "address of another server, or another cloud's, for az://, such as http://127.0.0.1:10000/devstoreaccount1",
+        "URL of another server or another cloud's endpoint for az://, such as http://127.0.0.1:10000/devstoreaccount1",
     ),
-    var("AZURE_TENANT_ID", "none", "tenant of the client (AKS sets these four)"),
-    var("AZURE_CLIENT_ID", "the machine's identity", "client, or one of the machine's identities, for az://"),
-    var("AZURE_FEDERATED_TOKEN_FILE", "none", "file of the client's token"),
-    var("AZURE_AUTHORITY_HOST", "https://login.microsoftonline.com", "who gives the client access"),
-    var("AZURE_CLIENT_SECRET", "none", "the client's password, where it has no such file"),
+    var(
+        "AZURE_TENANT_ID",
+        "none",
+        "tenant of the client (AKS sets this, AZURE_CLIENT_ID, AZURE_FEDERATED_TOKEN_FILE and AZURE_AUTHORITY_HOST)",
+    ),
+    var("AZURE_CLIENT_ID", "the machine's identity", "client for az://, or the one of the machine's identities to use"),
+    var("AZURE_FEDERATED_TOKEN_FILE", "none", "file that contains the client's federated token"),
+    var(
+        "AZURE_AUTHORITY_HOST",
+        "https://login.microsoftonline.com",
+        "URL of the authority that authenticates the client",
+    ),
+    var("AZURE_CLIENT_SECRET", "none", "secret of the client, if it has no AZURE_FEDERATED_TOKEN_FILE"),
     var(
         "PROVER_BATCH_MAX",
-        "what the device is best at",
-        "most proofs of one circuit given to a GPU at once: 1 to 1024",
+        "the best size for the device",
+        "maximum number of proofs of one circuit that a GPU is given at once: 1 to 1024",
     ),
     var(
         "PROVER_BATCH_LINGER_MS",
         "0",
-        "how long a device waits for more jobs of a circuit before it begins a batch that is not full: 0 to 10000",
+        "how long a device waits for more jobs of a circuit before it starts a batch that is not full, in \
+         milliseconds: 0 to 10000",
     ),
     var(
         "PROVER_CPU_OVERFLOW",
         "off",
-        "on: the CPU takes jobs too while every GPU is full; off: it is the fallback only",
+        "on: the CPU also takes jobs while every GPU is full; off: the CPU is only a fallback",
     ),
     var(
         "PROVER_EXIT_ON_DEAD_DEVICE",
         "all",
-        "whether the worker ends, with exit code 1, for its supervisor to start it anew, when devices other than the CPU do not \
-         come back in ten minutes: all, when all of them are dead; any, when one is; off",
+        "when the worker exits, with code 1, so that its supervisor restarts it: all, when every device other than the \
+         CPU has been unusable for ten minutes; any, when at least one has; off, never",
     ),
     var(
         "PROVER_GRACE_SECS",
         "25",
-        "time that proofs begun have to finish after SIGTERM before their jobs are handed back, as those of all others are at \
-         once: 0 to 86400. Ending takes a second or two more, and 25 s where a device or the database does not answer. \
-         Kubernetes kills after 30 s unless told otherwise",
+        "how long proofs in progress may continue after SIGTERM before their jobs are handed back, in seconds: 0 to \
+         86400; all other jobs are handed back at once. Shutdown takes a second or two more, or 25 s more if a device \
+         or the database does not respond. Kubernetes kills after 30 s by default",
     ),
     var(
         "PROVER_KEY_CACHE_BYTES",
-        "half of the memory there is",
-        "keys kept open, on each device and in the host; K, M, G and T mean 1024, 1024², …",
+        "half of the memory",
+        "size of the cache of proving keys, in bytes, on each device and on the host; K, M, G and T stand for 1024, \
+         1024², …",
     ),
-    var("PROVER_MAX_INPUT_BYTES", "64M", "largest input of a job; K, M and G as above"),
+    var(
+        "PROVER_MAX_INPUT_BYTES",
+        "64M",
+        "maximum size of a job's input, in bytes: up to 1G; K, M and G stand for 1024, 1024², …",
+    ),
 ];
 
-/// Variables whose value may lie in a file that another names.
+/// Variables whose value may be read from a file, each with the variable that names the file.
 const IN_FILES: [(&str, &str); 4] = [
     ("DATABASE_URL", "DATABASE_URL_FILE"),
     ("REDIS_URL", "REDIS_URL_FILE"),
     ("PROVER_API_TOKENS", "PROVER_API_TOKENS_FILE"),
     ("PROVER_ENCRYPTION_KEYS", "PROVER_ENCRYPTION_KEYS_FILE"),
 ];
-/// Bytes of such a file at most: far more than any such value has.
+/// Maximum size of such a file, in bytes: far more than any of these values needs.
 const LARGEST_FILE: u64 = 64 << 10;
 
-/// A variable that does not read as it should.
+/// An invalid value of a variable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name}: expected {expected}, got {got}")]
 pub struct ConfigError {
-    /// The variable.
+    /// Name of the variable.
     pub name: &'static str,
-    /// What it may be.
+    /// The values it accepts.
     pub expected: String,
-    /// What it is, with passwords masked.
+    /// Its value, with passwords masked.
     pub got: String,
 }
 
-/// A setting as it holds.
+/// The effective value of a variable.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Setting {
-    /// The variable.
+    /// Name of the variable.
     pub name: &'static str,
-    /// Its value, with passwords masked; the default in words when it is unset.
+    /// Its value, with passwords masked; the catalogue's default when it is unset.
     pub value: String,
-    /// Whether the environment sets it.
+    /// Whether it is set.
     pub set: bool,
 }
 
-/// Text that is not shown.
+/// Text that `Debug` does not reveal.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// The text.
+    /// Returns the text.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -290,12 +361,12 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Where jobs are kept.
+/// The database of circuits and jobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Database {
-    /// A file of this machine.
+    /// A local file.
     Sqlite(PathBuf),
-    /// A server, by URL.
+    /// A server, by its URL.
     Postgres(Secret),
 }
 
@@ -308,19 +379,19 @@ impl fmt::Display for Database {
     }
 }
 
-/// For how many dead devices a worker ends, which only a new process may have back.
+/// When a worker exits because of dead devices, which may only come back in a new process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitOnDead {
-    /// For all that it has beside the processor.
+    /// When all of its devices other than the CPU are dead.
     All,
-    /// For one.
+    /// When at least one of them is dead.
     Any,
-    /// It does not.
+    /// Never.
     Off,
 }
 
 impl ExitOnDead {
-    /// Whether `dead` of so many are enough.
+    /// Whether the worker exits when `dead` of its `of` devices other than the CPU are dead.
     pub fn is_reached(self, dead: usize, of: usize) -> bool {
         match self {
             Self::All => dead > 0 && dead == of,
@@ -330,23 +401,23 @@ impl ExitOnDead {
     }
 }
 
-/// Where artifacts are shared.
+/// Shared storage for artifacts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ArtifactsUrl {
-    /// A folder.
+    /// A local or mounted folder.
     Folder(PathBuf),
     /// An object store.
     Bucket {
-        /// Whose.
+        /// The cloud that provides it.
         cloud: Cloud,
-        /// The bucket, or container.
+        /// Name of the bucket or container.
         bucket: String,
-        /// What its objects' names begin with (empty, or ending in no slash).
+        /// Prefix of the objects' names; may be empty, and has no trailing slash.
         prefix: String,
     },
 }
 
-/// The variables that give access to it, and whether their values are secret.
+/// The variables with credentials for `cloud`, and whether their values are secret.
 fn variables(cloud: Cloud) -> &'static [(&'static str, bool)] {
     match cloud {
         Cloud::Amazon => &[
@@ -376,209 +447,22 @@ fn variables(cloud: Cloud) -> &'static [(&'static str, bool)] {
     }
 }
 
-/// Access to an object store.
+/// Endpoint and credentials of an object store.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BucketAccess {
-    /// Another server than the cloud's own.
+    /// URL of the server, if it is not the cloud's own.
     pub endpoint: Option<String>,
-    /// Of the variables that give access to it, those that are set.
+    /// The variables with credentials that are set, with their values.
     pub variables: Vec<(&'static str, Secret)>,
 }
 
-/// What the environment says of proofs on the processor: all that a program needs which does nothing else.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Processor {
-    /// `auto`, `avx512ifma`, `avx2` or `portable`.
-    pub instructions: String,
-    /// Threads of a proof; one per core when unset.
-    pub threads: Option<usize>,
-}
-
-impl Processor {
-    /// As the process was started with.
-    pub fn from_env() -> Result<Self, ConfigError> {
-        Self::read(&mut Reader { lookup: &environment, settings: Vec::new() })
-    }
-
-    fn read(r: &mut Reader<'_>) -> Result<Self, ConfigError> {
-        let instructions = r.parse("PROVER_CPU", "auto, avx512ifma, avx2 or portable", cpu)?;
-        let instructions = instructions.unwrap_or_else(|| "auto".to_owned());
-        Ok(Self { instructions, threads: r.number("PROVER_THREADS", 1, 1024)? })
-    }
-}
-
-/// A variable of the process.
-fn environment(name: &str) -> Option<String> {
-    std::env::var_os(name).map(|v| v.to_string_lossy().into_owned())
-}
-
-/// The configuration: typed and checked.
-#[derive(Clone)]
-pub struct Config {
-    /// Where jobs are kept.
-    pub database: Database,
-    /// The shared queue, if there is one.
-    pub redis: Option<Secret>,
-    /// Folder of keys, witness programs, proofs and the embedded database.
-    pub data_dir: PathBuf,
-    /// Name of the job queue.
-    pub queue_name: String,
-    /// Most jobs in hand at once; sized per device when unset.
-    pub concurrency: Option<usize>,
-    /// Log filter.
-    pub log_level: String,
-    /// Whether log lines are JSON; when unset, unless they go to a terminal.
-    pub log_json: Option<bool>,
-    /// Where metrics and health are served.
-    pub metrics_addr: Option<SocketAddr>,
-    /// Where the API is served.
-    pub api_addr: Option<SocketAddr>,
-    /// What requests to it have to bring one of; nothing, where there are none.
-    pub api_tokens: Vec<Secret>,
-    /// `auto`, `cuda`, `icicle` or `cpu`.
-    pub backend: String,
-    /// `auto`, `avx512ifma`, `avx2` or `portable`.
-    pub cpu: String,
-    /// Whether the work of a small proof on an NVIDIA GPU may be one launch.
-    pub cuda_graphs: bool,
-    /// Folder of ICICLE's libraries; where its installer puts them, if unset.
-    pub icicle_libraries: Option<PathBuf>,
-    /// Folder of ICICLE's backends; beside its libraries, if unset.
-    pub icicle_backends: Option<PathBuf>,
-    /// Type of ICICLE's devices, in capitals; any, if unset.
-    pub icicle_device: Option<String>,
-    /// Threads of a CPU proof.
-    pub threads: Option<usize>,
-    /// How long a lease lasts without a heartbeat.
-    pub lease: Duration,
-    /// Whether witness programs may be rewritten to run faster.
-    pub witness_rewritten: bool,
-    /// Longest witness generation.
-    pub witness_timeout: Duration,
-    /// Most memory of a witness program, bytes.
-    pub witness_memory: u64,
-    /// Longest proof.
-    pub prove_timeout: Duration,
-    /// Longest attempt.
-    pub job_timeout: Duration,
-    /// Longest wait for a worker, if it is bounded.
-    pub queue_timeout: Option<Duration>,
-    /// How long ended jobs are kept, if not for ever.
-    pub retention: Option<Duration>,
-    /// How long a failed job keeps its input.
-    pub keep_failed_inputs: Duration,
-    /// Whether proofs are copied to files.
-    pub proof_files: bool,
-    /// Keys that seal inputs, as written.
-    pub encryption_keys: Option<Secret>,
-    /// Where artifacts are shared; the data folder when unset.
-    pub artifacts: Option<ArtifactsUrl>,
-    /// Bytes of remote artifacts kept on the local disk.
-    pub artifact_cache_bytes: u64,
-    /// Access to the object store that has the artifacts, if one has.
-    pub bucket_access: BucketAccess,
-    /// Most proofs given to a device at once; the device's own when unset.
-    pub batch_max: Option<usize>,
-    /// How long a batch that is not full waits.
-    pub batch_linger: Duration,
-    /// Whether the CPU takes jobs while every GPU is full.
-    pub cpu_overflow: bool,
-    /// Whether the worker ends when devices do not come back.
-    pub exit_on_dead: ExitOnDead,
-    /// Time to finish after a signal.
-    pub grace: Duration,
-    /// Bytes of keys kept open, each for the host and for a device; half of the memory when unset.
-    pub key_cache_bytes: Option<u64>,
-    /// Largest input, bytes.
-    pub max_input_bytes: usize,
-    settings: Vec<Setting>,
-}
-
-impl Config {
-    /// The configuration the process was started with.
-    pub fn from_env() -> Result<Self, ConfigError> {
-        Self::from_lookup(environment)
-    }
-
-    /// Variables of the environment that look like this program's and are none of its: a misspelt one changes nothing
-    /// and says nothing.
-    pub fn unknown_variables() -> Vec<String> {
-        // Kubernetes makes the others for a service called prover.
-        let ours = |n: &str| n.starts_with("PROVER_") && !n.contains("_SERVICE_") && !n.contains("_PORT");
-        let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
-        let mut unknown: Vec<String> = names.filter(|n| ours(n) && CATALOGUE.iter().all(|v| v.name != n)).collect();
-        unknown.sort();
-        unknown
-    }
-
-    /// Whether the environment sets a variable.
-    pub fn sets(&self, name: &str) -> bool {
-        self.settings.iter().any(|s| s.name == name && s.set)
-    }
-
-    /// The configuration by any source of variables. An empty variable counts as unset.
-    pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let mut r = Reader { lookup: &lookup, settings: Vec::with_capacity(CATALOGUE.len()) };
-        let in_files = r.files()?;
-        let lookup =
-            |name: &str| in_files.iter().find(|(n, _)| *n == name).map(|f| f.1.clone()).or_else(|| lookup(name));
-        r.lookup = &lookup;
-        let database_url = r.text("DATABASE_URL");
-        let redis = r.parse("REDIS_URL", "redis://HOST:PORT/DB or rediss://HOST:PORT/DB", redis_url)?;
-        let queue_name = r.parse("QUEUE_NAME", "1 to 64 characters of A-Z a-z 0-9 . _ -", queue_name)?;
-        let concurrency = r.number("WORKER_CONCURRENCY", 1, 1024)?;
-        let log_level = r.parse("LOG_LEVEL", "off, error, warn, info, debug, trace or a filter", log_filter)?;
-        let log_json = r.parse("LOG_FORMAT", "text or json", log_json)?;
-        let metrics_port = r.parse("METRICS_PORT", "a port from 0 to 65535, or off", port)?.unwrap_or(Some(9101));
-        let metrics_ip = r.parse("METRICS_ADDR", "an IP address, such as 0.0.0.0", |s| s.parse::<IpAddr>().ok())?;
-        let api = r.parse("PROVER_API_ADDR", "an address and port, such as 127.0.0.1:9180, or off", api_addr)?;
-        let api_tokens = match r.secret("PROVER_API_TOKENS").map(|list| api_tokens(&list)) {
-            None => Vec::new(),
-            Some(Ok(tokens)) => tokens,
-            // Where one that is wrong stands is said, and nothing of what it is.
-            Some(Err(nth)) => return Err(r.wrong("PROVER_API_TOKENS", wrong_token(nth))),
-        };
-        let data_dir = match r.text("PROVER_DATA_DIR") {
-            Some(dir) => PathBuf::from(dir),
-            None => default_data_dir().ok_or_else(|| r.wrong("PROVER_DATA_DIR", "a folder, since no home is known"))?,
-        };
-        let backend = r.parse("PROVER_BACKEND", "auto, cuda, icicle or cpu", backend)?;
-        let Processor { instructions: cpu, threads } = Processor::read(&mut r)?;
-        let cuda_graphs = r.parse("PROVER_CUDA_GRAPHS", "auto or off", auto_off)?;
-        let icicle_libraries = r.text("ICICLE_LIB_DIR").map(PathBuf::from);
-        let icicle_backends = r.text("ICICLE_BACKEND_INSTALL_DIR").map(PathBuf::from);
-        let icicle_device = r.parse("PROVER_ICICLE_DEVICE", "auto, or a type such as CUDA or METAL", icicle_device)?;
-        let witness_rewritten = r.parse("PROVER_WITNESS", "auto or plain", |s| match s {
-            "auto" => Some(true),
-            "plain" => Some(false),
-            _ => None,
-        })?;
-        let mut secs = |name, default, low, high| -> Result<Duration, ConfigError> {
-            Ok(Duration::from_secs(r.number(name, low, high)?.unwrap_or(default)))
-        };
-        let lease = secs("PROVER_LEASE_SECS", 30, 1, 3600)?;
-        let witness_timeout = secs("PROVER_WITNESS_TIMEOUT_SECS", 60, 1, 86_400)?;
-        let prove_timeout = secs("PROVER_PROVE_TIMEOUT_SECS", 1800, 1, 86_400)?;
-        let job_timeout = secs("PROVER_JOB_TIMEOUT_SECS", 3600, 1, 604_800)?;
-        let grace = secs("PROVER_GRACE_SECS", 25, 0, 86_400)?;
-        let keep_failed_inputs = secs("PROVER_KEEP_FAILED_INPUT_SECS", 86_400, 0, 31_536_000)?;
-        let mut secs_or_off = |name, low: u64, high: u64| -> Result<Option<Duration>, ConfigError> {
-            let value = r.parse(name, &format!("a whole number from {low} to {high}, or off"), |s| match s {
-                "off" => Some(None),
-                n => n.parse().ok().filter(|n| (low..=high).contains(n)).map(Some),
-            })?;
-            Ok(value.flatten().map(Duration::from_secs))
-        };
-        let queue_timeout = secs_or_off("PROVER_QUEUE_TIMEOUT_SECS", 1, 31_536_000)?;
-        let retention = secs_or_off("PROVER_RETENTION_SECS", 60, 3_153_600_000)?;
-        let proof_files = r.parse("PROVER_PROOF_FILES", "on or off", on_off)?;
-        let encryption_keys = r.secret("PROVER_ENCRYPTION_KEYS");
-        let expected = "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///FOLDER";
-        let artifacts = r.parse("PROVER_ARTIFACTS_URL", expected, artifacts_url)?;
-        let artifact_cache_bytes = r.parse("PROVER_ARTIFACT_CACHE_BYTES", "bytes, such as 64G", byte_count)?;
-        let mut bucket_access = BucketAccess::default();
+impl BucketAccess {
+    /// Reads the variables of every cloud, so that all of them are checked, and returns those of the cloud in
+    /// `artifacts`.
+    fn read(r: &mut Reader<'_>, artifacts: Option<&ArtifactsUrl>) -> Result<Self, ConfigError> {
+        let mut used = Self::default();
         for cloud in Cloud::ALL {
-            let access = BucketAccess {
+            let access = Self {
                 endpoint: match cloud {
                     Cloud::Amazon => r.parse("AWS_ENDPOINT_URL", "an http:// or https:// address", http_url)?,
                     Cloud::Google => {
@@ -588,75 +472,248 @@ impl Config {
                 },
                 variables: variables(cloud).iter().filter_map(|v| Some((v.0, r.value(v.0, v.1)?))).collect(),
             };
-            if matches!(artifacts, Some(ArtifactsUrl::Bucket { cloud: c, .. }) if c == cloud) {
-                bucket_access = access;
+            if matches!(artifacts, Some(ArtifactsUrl::Bucket { cloud: c, .. }) if *c == cloud) {
+                used = access;
             }
         }
-        let batch_max = r.number("PROVER_BATCH_MAX", 1, 1024)?;
-        let linger_ms = r.number("PROVER_BATCH_LINGER_MS", 0, 10_000)?;
-        let cpu_overflow = r.parse("PROVER_CPU_OVERFLOW", "on or off", on_off)?;
-        let exit_on_dead = r.parse("PROVER_EXIT_ON_DEAD_DEVICE", "all, any or off", exit_on_dead)?;
-        let witness_memory = r.parse("PROVER_WITNESS_MEMORY_BYTES", "16M to 4G, such as 512M", |s| {
-            byte_count(s).filter(|n| (16 << 20..=4 << 30).contains(n))
-        })?;
-        let key_cache_bytes = r.parse("PROVER_KEY_CACHE_BYTES", "bytes, such as 8G", byte_count)?;
-        let max_input = r.parse("PROVER_MAX_INPUT_BYTES", "1 byte to 1G, such as 64M", |s| {
-            byte_count(s).filter(|n| (1..=1 << 30).contains(n)).and_then(|n| usize::try_from(n).ok())
-        })?;
-        let database = match database_url {
-            None => Database::Sqlite(data_dir.join("prover-worker.db")),
-            Some(url) => database(&url).map_err(|expected| r.wrong("DATABASE_URL", expected))?,
-        };
-        if redis.is_some() && matches!(database, Database::Sqlite(_)) {
-            let expected = "no value while jobs are kept in SQLite: workers on one SQLite file need no other queue, and \
-                            workers elsewhere could not reach it. Set DATABASE_URL=postgres://… too";
-            return Err(r.wrong("REDIS_URL", expected));
-        }
-        let ip = metrics_ip.unwrap_or(IpAddr::from([0, 0, 0, 0]));
-        Ok(Self {
-            database,
-            redis,
-            data_dir,
-            queue_name: queue_name.unwrap_or_else(|| "prove".to_owned()),
-            concurrency,
-            log_level: log_level.unwrap_or_else(|| LOG_LEVEL.to_owned()),
-            log_json,
-            metrics_addr: metrics_port.map(|p| SocketAddr::new(ip, p)),
-            api_addr: api.unwrap_or(Some(SocketAddr::from(([127, 0, 0, 1], 9180)))),
-            api_tokens,
-            backend: backend.unwrap_or_else(|| "auto".to_owned()),
-            cuda_graphs: cuda_graphs.unwrap_or(true),
-            cpu,
-            icicle_libraries,
-            icicle_backends,
-            icicle_device: icicle_device.flatten(),
-            threads,
-            lease,
-            witness_rewritten: witness_rewritten.unwrap_or(true),
-            witness_timeout,
-            witness_memory: witness_memory.unwrap_or(4 << 30),
-            prove_timeout,
-            job_timeout,
-            queue_timeout,
-            retention,
-            proof_files: proof_files.unwrap_or(true),
-            keep_failed_inputs,
-            encryption_keys,
-            artifacts,
-            artifact_cache_bytes: artifact_cache_bytes.unwrap_or(64 << 30),
-            bucket_access,
-            batch_max,
-            batch_linger: Duration::from_millis(linger_ms.unwrap_or(0)),
-            cpu_overflow: cpu_overflow.unwrap_or(false),
-            exit_on_dead: exit_on_dead.unwrap_or(ExitOnDead::All),
-            grace,
-            key_cache_bytes,
-            max_input_bytes: max_input.unwrap_or(64 << 20),
-            settings: r.settings,
-        })
+        Ok(used)
+    }
+}
+
+/// The configuration of proofs on the CPU, which is all that `groth16-prover` reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Processor {
+    /// Instruction set.
+    pub instructions: Instructions,
+    /// Maximum number of threads of a proof; one per core when `None`.
+    pub threads: Option<usize>,
+}
+
+impl Processor {
+    /// Reads the environment of the process.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::read(&mut Reader { lookup: &environment, settings: Vec::new() })
     }
 
-    /// The same on one machine, with everything kept in another folder: an SQLite database, an in-process queue.
+    fn read(r: &mut Reader<'_>) -> Result<Self, ConfigError> {
+        let instructions = r.parse("PROVER_CPU", "auto, avx512ifma, avx2 or portable", |s| s.parse().ok())?;
+        Ok(Self { instructions: instructions.unwrap_or_default(), threads: r.number("PROVER_THREADS", 1, 1024)? })
+    }
+}
+
+/// The configuration of ICICLE.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Icicle {
+    /// Folder of its libraries; where its installer puts them when `None`.
+    pub libraries: Option<PathBuf>,
+    /// Folder of its backends; `backend` in the folder of its libraries when `None`.
+    pub backends: Option<PathBuf>,
+    /// Type of its devices, in capitals; any type when `None`.
+    pub device: Option<String>,
+}
+
+impl Icicle {
+    fn read(r: &mut Reader<'_>) -> Result<Self, ConfigError> {
+        let device = r.parse("PROVER_ICICLE_DEVICE", "auto, or a type such as CUDA or METAL", icicle_device)?;
+        Ok(Self {
+            libraries: r.text("ICICLE_LIB_DIR").map(PathBuf::from),
+            backends: r.text("ICICLE_BACKEND_INSTALL_DIR").map(PathBuf::from),
+            device: device.flatten(),
+        })
+    }
+}
+
+/// Returns an environment variable of the process.
+fn environment(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|v| v.to_string_lossy().into_owned())
+}
+
+/// The configuration, parsed and validated.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The database of circuits and jobs.
+    pub database: Database,
+    /// URL of the shared queue; the queue is in-process when `None`.
+    pub redis: Option<Secret>,
+    /// Folder for keys, witness programs, proofs and the embedded database.
+    pub data_dir: PathBuf,
+    /// Name of the job queue.
+    pub queue_name: String,
+    /// Maximum number of jobs in progress at once; chosen for each device when `None`.
+    pub concurrency: Option<usize>,
+    /// Log filter.
+    pub log_level: String,
+    /// Whether log lines are JSON; when `None`, they are unless they go to a terminal.
+    pub log_json: Option<bool>,
+    /// Address of the metrics and health endpoints, unless they are disabled.
+    pub metrics_addr: Option<SocketAddr>,
+    /// Address of the API, unless it is disabled.
+    pub api_addr: Option<SocketAddr>,
+    /// Tokens of which each request to the API must present one; no token is required when empty.
+    pub api_tokens: Vec<Secret>,
+    /// The backend that computes proofs.
+    pub backend: BackendChoice,
+    /// Proofs on the CPU.
+    pub processor: Processor,
+    /// Whether the kernels of a small proof on an NVIDIA GPU may be launched as a CUDA graph.
+    pub cuda_graphs: bool,
+    /// ICICLE.
+    pub icicle: Icicle,
+    /// How long a lease lasts without a heartbeat.
+    pub lease: Duration,
+    /// Whether witness programs may be rewritten to run faster.
+    pub witness_rewritten: bool,
+    /// Time limit for generating a witness.
+    pub witness_timeout: Duration,
+    /// Memory limit of a witness program, in bytes.
+    pub witness_memory: u64,
+    /// Time limit for a proof.
+    pub prove_timeout: Duration,
+    /// Time limit for an attempt at a job.
+    pub job_timeout: Duration,
+    /// Time limit for a job's wait for a worker, if there is one.
+    pub queue_timeout: Option<Duration>,
+    /// How long finished jobs are kept; for ever when `None`.
+    pub retention: Option<Duration>,
+    /// How long the input of a failed job is kept.
+    pub keep_failed_inputs: Duration,
+    /// Whether proofs are copied to files.
+    pub proof_files: bool,
+    /// Keys that encrypt inputs, unparsed.
+    pub encryption_keys: Option<Secret>,
+    /// Shared storage for artifacts; the data folder when `None`.
+    pub artifacts: Option<ArtifactsUrl>,
+    /// Size of the local disk cache for remote artifacts, in bytes.
+    pub artifact_cache_bytes: u64,
+    /// Endpoint and credentials of the object store in `artifacts`, if it is one.
+    pub bucket_access: BucketAccess,
+    /// Maximum number of proofs given to a device at once; chosen by the device when `None`.
+    pub batch_max: Option<usize>,
+    /// How long a device waits for more jobs before it starts a batch that is not full.
+    pub batch_linger: Duration,
+    /// Whether the CPU takes jobs while every GPU is full.
+    pub cpu_overflow: bool,
+    /// When the worker exits because of dead devices.
+    pub exit_on_dead: ExitOnDead,
+    /// How long proofs in progress may continue after a shutdown signal.
+    pub grace: Duration,
+    /// Size of the cache of proving keys, in bytes, on the host and on each device; half of the memory when `None`.
+    pub key_cache_bytes: Option<u64>,
+    /// Maximum size of an input, in bytes.
+    pub max_input_bytes: usize,
+    settings: Vec<Setting>,
+}
+
+impl Config {
+    /// Reads the environment of the process.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_lookup(environment)
+    }
+
+    /// Returns the names of environment variables that begin with `PROVER_` but are not in [`CATALOGUE`], sorted. A
+    /// misspelt variable would otherwise be ignored silently.
+    pub fn unknown_variables() -> Vec<String> {
+        // Kubernetes sets PROVER_SERVICE_HOST, PROVER_PORT and the like for a service called prover.
+        let ours = |n: &str| n.starts_with("PROVER_") && !n.contains("_SERVICE_") && !n.contains("_PORT");
+        let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+        let mut unknown: Vec<String> = names.filter(|n| ours(n) && CATALOGUE.iter().all(|v| v.name != n)).collect();
+        unknown.sort();
+        unknown
+    }
+
+    /// Whether a variable is set.
+    pub fn sets(&self, name: &str) -> bool {
+        self.settings.iter().any(|s| s.name == name && s.set)
+    }
+
+    /// Reads variables from `lookup`. An empty or blank variable counts as unset.
+    ///
+    /// # Errors
+    ///
+    /// The first variable with an invalid value, or one that conflicts with another variable.
+    pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let mut r = Reader { lookup: &lookup, settings: Vec::with_capacity(CATALOGUE.len()) };
+        let in_files = r.files()?;
+        let lookup =
+            |name: &str| in_files.iter().find(|(n, _)| *n == name).map(|f| f.1.clone()).or_else(|| lookup(name));
+        r.lookup = &lookup;
+        let data_dir = data_dir(&mut r)?;
+        let expected = "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///FOLDER";
+        let artifacts = r.parse("PROVER_ARTIFACTS_URL", expected, artifacts_url)?;
+        let mut config = Self {
+            database: database(&mut r, &data_dir)?,
+            redis: r.parse("REDIS_URL", "redis://HOST:PORT/DB or rediss://HOST:PORT/DB", redis_url)?,
+            queue_name: r
+                .parse("QUEUE_NAME", "1 to 64 characters of A-Z a-z 0-9 . _ -", queue_name)?
+                .unwrap_or_else(|| "prove".to_owned()),
+            concurrency: r.number("WORKER_CONCURRENCY", 1, 1024)?,
+            log_level: r
+                .parse("LOG_LEVEL", "off, error, warn, info, debug, trace or a filter", log_filter)?
+                .unwrap_or_else(|| LOG_LEVEL.to_owned()),
+            log_json: r.one_of("LOG_FORMAT", &[("text", false), ("json", true)])?,
+            metrics_addr: metrics_addr(&mut r)?,
+            api_addr: r
+                .parse("PROVER_API_ADDR", "an address and port, such as 127.0.0.1:9180, or off", or_off)?
+                .unwrap_or(Some(SocketAddr::from(([127, 0, 0, 1], 9180)))),
+            api_tokens: api_tokens(&mut r)?,
+            backend: r.parse("PROVER_BACKEND", "auto, cuda, icicle or cpu", |s| s.parse().ok())?.unwrap_or_default(),
+            processor: Processor::read(&mut r)?,
+            cuda_graphs: r.one_of("PROVER_CUDA_GRAPHS", &[("auto", true), ("off", false)])?.unwrap_or(true),
+            icicle: Icicle::read(&mut r)?,
+            lease: r.secs("PROVER_LEASE_SECS", 30, 1, 3600)?,
+            witness_rewritten: r.one_of("PROVER_WITNESS", &[("auto", true), ("plain", false)])?.unwrap_or(true),
+            witness_timeout: r.secs("PROVER_WITNESS_TIMEOUT_SECS", 60, 1, 86_400)?,
+            witness_memory: r
+                .bytes("PROVER_WITNESS_MEMORY_BYTES", "16M to 4G, such as 512M", 16 << 20..=4 << 30)?
+                .unwrap_or(4 << 30),
+            prove_timeout: r.secs("PROVER_PROVE_TIMEOUT_SECS", 1800, 1, 86_400)?,
+            job_timeout: r.secs("PROVER_JOB_TIMEOUT_SECS", 3600, 1, 604_800)?,
+            queue_timeout: r.secs_or_off("PROVER_QUEUE_TIMEOUT_SECS", 1, 31_536_000)?,
+            retention: r.secs_or_off("PROVER_RETENTION_SECS", 60, 3_153_600_000)?,
+            keep_failed_inputs: r.secs("PROVER_KEEP_FAILED_INPUT_SECS", 86_400, 0, 31_536_000)?,
+            proof_files: r.on_off("PROVER_PROOF_FILES", true)?,
+            encryption_keys: r.secret("PROVER_ENCRYPTION_KEYS"),
+            artifact_cache_bytes: r
+                .bytes("PROVER_ARTIFACT_CACHE_BYTES", "bytes, such as 64G", 0..=u64::MAX)?
+                .unwrap_or(64 << 30),
+            bucket_access: BucketAccess::read(&mut r, artifacts.as_ref())?,
+            batch_max: r.number("PROVER_BATCH_MAX", 1, 1024)?,
+            batch_linger: Duration::from_millis(r.number("PROVER_BATCH_LINGER_MS", 0, 10_000)?.unwrap_or(0)),
+            cpu_overflow: r.on_off("PROVER_CPU_OVERFLOW", false)?,
+            exit_on_dead: r
+                .one_of(
+                    "PROVER_EXIT_ON_DEAD_DEVICE",
+                    &[("all", ExitOnDead::All), ("any", ExitOnDead::Any), ("off", ExitOnDead::Off)],
+                )?
+                .unwrap_or(ExitOnDead::All),
+            grace: r.secs("PROVER_GRACE_SECS", 25, 0, 86_400)?,
+            key_cache_bytes: r.bytes("PROVER_KEY_CACHE_BYTES", "bytes, such as 8G", 0..=u64::MAX)?,
+            max_input_bytes: r
+                .bytes("PROVER_MAX_INPUT_BYTES", "1 byte to 1G, such as 64M", 1..=1 << 30)?
+                .and_then(|n| usize::try_from(n).ok())
+                .unwrap_or(64 << 20),
+            artifacts,
+            data_dir,
+            settings: Vec::new(),
+        };
+        config.settings = r.settings;
+        config.check_together()?;
+        Ok(config)
+    }
+
+    /// Checks the rules that concern more than one variable.
+    fn check_together(&self) -> Result<(), ConfigError> {
+        if self.redis.is_some() && matches!(self.database, Database::Sqlite(_)) {
+            let expected = "no value while jobs are kept in SQLite: workers that share an SQLite file need no other \
+                            queue, and workers on other machines could not reach the file. Set \
+                            DATABASE_URL=postgres://… too";
+            return Err(wrong(&self.settings, "REDIS_URL", expected));
+        }
+        Ok(())
+    }
+
+    /// Returns the configuration with everything kept in `dir`: an SQLite database, an in-process queue, local
+    /// artifacts.
     pub fn in_dir(mut self, dir: &Path) -> Self {
         self.database = Database::Sqlite(dir.join("prover-worker.db"));
         (self.redis, self.artifacts) = (None, None);
@@ -664,7 +721,7 @@ impl Config {
         self
     }
 
-    /// Every variable and what holds, in the catalogue's order, passwords masked.
+    /// Returns the effective value of every variable, in the order of [`CATALOGUE`], with passwords masked.
     pub fn settings(&self) -> Vec<Setting> {
         let of = |v: &Variable| self.settings.iter().find(|s| s.name == v.name).cloned();
         CATALOGUE.iter().filter_map(of).collect()
@@ -677,7 +734,7 @@ impl fmt::Debug for Config {
     }
 }
 
-/// The catalogue as a Markdown table, for the documentation.
+/// Returns [`CATALOGUE`] as a Markdown table, for the documentation.
 pub fn markdown_table() -> String {
     let mut out = String::from("| variable | meaning | default |\n|---|---|---|\n");
     for v in CATALOGUE {
@@ -686,12 +743,13 @@ pub fn markdown_table() -> String {
     out
 }
 
-/// A URL or other text with the password of `user:password@` and those among the parameters replaced. What is no sound
-/// URL is shown less, not more: a scheme may be missing, and a password hold any character.
+/// Returns a URL or other text with the password in `user:password@` and passwords among the parameters replaced by
+/// `***`. Malformed URLs are masked more rather than less: the scheme may be missing, and a password may contain any
+/// character.
 pub fn mask(value: &str) -> String {
     let is_scheme = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '.' | '-'));
     let (scheme, rest) = match value.split_once("://") {
-        // Some readers take more slashes for two.
+        // Some URL parsers accept more than two slashes.
         Some((scheme, _)) if is_scheme(scheme) => {
             let rest = value[scheme.len() + 1..].trim_start_matches('/');
             value.split_at(value.len() - rest.len())
@@ -700,8 +758,8 @@ pub fn mask(value: &str) -> String {
     };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, tail) = rest.split_at(end);
-    // The last @ ends the user part: a password may hold one itself, and where it is not encoded, a slash or a question
-    // mark too. Then what looks like a port is no number, or the path has an @.
+    // The last @ ends the user part: a password may contain an @ and, if it is not encoded, a slash or a question mark.
+    // In that case what looks like the port is not a number, or the path contains an @.
     let port = authority.rsplit_once(':').filter(|_| !authority.contains('@')).map(|(_, port)| port);
     let open = match port {
         Some(port) if port.chars().any(|c| !c.is_ascii_digit()) => tail.contains('@'),
@@ -726,7 +784,7 @@ fn mask_parameters(tail: &str) -> String {
     format!("{path}?{}", masked.collect::<Vec<_>>().join("&"))
 }
 
-/// Reads variables and notes what holds.
+/// Reads variables and records their effective values.
 struct Reader<'a> {
     lookup: &'a dyn Fn(&str) -> Option<String>,
     settings: Vec<Setting>,
@@ -741,7 +799,7 @@ impl Reader<'_> {
         value
     }
 
-    /// What lies in files in place of variables.
+    /// Returns the values of the variables that are read from files.
     fn files(&mut self) -> Result<Vec<(&'static str, String)>, ConfigError> {
         let mut found = Vec::new();
         for (name, file) in IN_FILES {
@@ -749,9 +807,9 @@ impl Reader<'_> {
             if (self.lookup)(name).is_some_and(|v| !v.trim().is_empty()) {
                 return Err(self.wrong(file, format!("no value while {name} is set")));
             }
-            let wrong = |got: String| ConfigError { name: file, expected: format!("a file of {name}"), got };
+            let wrong = |got: String| ConfigError { name: file, expected: format!("a file that contains {name}"), got };
             let text = small_file(Path::new(&path)).map_err(|e| wrong(format!("{path:?}: {}", io_reason(&e))))?;
-            // It was to be set: to go on without it would be to go on with something else.
+            // The variable was meant to be set: its default would be something else.
             if text.trim().is_empty() {
                 return Err(wrong(format!("{path:?}, which is empty")));
             }
@@ -760,12 +818,12 @@ impl Reader<'_> {
         Ok(found)
     }
 
-    /// A variable whose value is never shown.
+    /// Reads a variable whose value is never shown.
     fn secret(&mut self, name: &'static str) -> Option<Secret> {
         self.value(name, true)
     }
 
-    /// A variable that goes to others as it is; whether it is shown among the settings.
+    /// Reads a variable that is passed on as it is. If `secret`, its value is masked in the settings.
     fn value(&mut self, name: &'static str, secret: bool) -> Option<Secret> {
         let value = self.text(name)?;
         if let Some(shown) = self.settings.last_mut().filter(|_| secret) {
@@ -794,14 +852,54 @@ impl Reader<'_> {
         self.parse(name, &expected, |s| s.parse::<T>().ok().filter(|n| *n >= low && *n <= high))
     }
 
-    fn wrong(&self, name: &'static str, expected: impl Into<String>) -> ConfigError {
-        let shown = self.settings.iter().rev().find(|s| s.name == name);
-        let got = match shown {
-            Some(s) if s.set => format!("{:?}", s.value.chars().take(120).collect::<String>()),
-            _ => "nothing".to_owned(),
+    /// Reads a variable whose value is one of the given words, each with what it stands for.
+    fn one_of<T: Copy>(&mut self, name: &'static str, words: &[(&str, T)]) -> Result<Option<T>, ConfigError> {
+        let names: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+        let expected = match names.as_slice() {
+            [others @ .., last] if !others.is_empty() => format!("{} or {last}", others.join(", ")),
+            few => few.concat(),
         };
-        ConfigError { name, expected: expected.into(), got }
+        self.parse(name, &expected, |s| words.iter().find(|(word, _)| *word == s).map(|(_, value)| *value))
     }
+
+    fn on_off(&mut self, name: &'static str, default: bool) -> Result<bool, ConfigError> {
+        Ok(self.one_of(name, &[("on", true), ("off", false)])?.unwrap_or(default))
+    }
+
+    fn secs(&mut self, name: &'static str, default: u64, low: u64, high: u64) -> Result<Duration, ConfigError> {
+        Ok(Duration::from_secs(self.number(name, low, high)?.unwrap_or(default)))
+    }
+
+    /// Reads a number of seconds; `None` when it is `off` or unset.
+    fn secs_or_off(&mut self, name: &'static str, low: u64, high: u64) -> Result<Option<Duration>, ConfigError> {
+        let value = self.parse(name, &format!("a whole number from {low} to {high}, or off"), |s| match s {
+            "off" => Some(None),
+            n => n.parse().ok().filter(|n| (low..=high).contains(n)).map(Some),
+        })?;
+        Ok(value.flatten().map(Duration::from_secs))
+    }
+
+    fn bytes(
+        &mut self,
+        name: &'static str,
+        expected: &str,
+        range: RangeInclusive<u64>,
+    ) -> Result<Option<u64>, ConfigError> {
+        self.parse(name, expected, |s| byte_count(s).filter(|n| range.contains(n)))
+    }
+
+    fn wrong(&self, name: &'static str, expected: impl Into<String>) -> ConfigError {
+        wrong(&self.settings, name, expected)
+    }
+}
+
+/// The error for a variable whose value is not what was expected.
+fn wrong(settings: &[Setting], name: &'static str, expected: impl Into<String>) -> ConfigError {
+    let got = match settings.iter().rev().find(|s| s.name == name) {
+        Some(s) if s.set => format!("{:?}", clip(&s.value, 120)),
+        _ => "nothing".to_owned(),
+    };
+    ConfigError { name, expected: expected.into(), got }
 }
 
 fn small_file(path: &Path) -> std::io::Result<String> {
@@ -813,12 +911,43 @@ fn small_file(path: &Path) -> std::io::Result<String> {
     Ok(text)
 }
 
-fn default_data_dir() -> Option<PathBuf> {
-    directories::BaseDirs::new().map(|d| d.data_dir().join("prover-worker"))
+fn data_dir(r: &mut Reader<'_>) -> Result<PathBuf, ConfigError> {
+    match r.text("PROVER_DATA_DIR") {
+        Some(dir) => Ok(PathBuf::from(dir)),
+        None => {
+            let dirs = directories::BaseDirs::new();
+            let dirs =
+                dirs.ok_or_else(|| r.wrong("PROVER_DATA_DIR", "a folder, because the home folder is unknown"))?;
+            Ok(dirs.data_dir().join("prover-worker"))
+        }
+    }
 }
 
-/// The database of a `postgres://…` or a `sqlite://PATH` (also `sqlite:PATH`), or what would have been right.
-fn database(url: &str) -> Result<Database, &'static str> {
+fn database(r: &mut Reader<'_>, data_dir: &Path) -> Result<Database, ConfigError> {
+    match r.text("DATABASE_URL") {
+        None => Ok(Database::Sqlite(data_dir.join("prover-worker.db"))),
+        Some(url) => database_url(&url).map_err(|expected| r.wrong("DATABASE_URL", expected)),
+    }
+}
+
+fn metrics_addr(r: &mut Reader<'_>) -> Result<Option<SocketAddr>, ConfigError> {
+    let port = r.parse("METRICS_PORT", "a port from 0 to 65535, or off", or_off)?.unwrap_or(Some(9101));
+    let ip = r.parse("METRICS_ADDR", "an IP address, such as 0.0.0.0", |s| s.parse::<IpAddr>().ok())?;
+    let ip = ip.unwrap_or(IpAddr::from([0, 0, 0, 0]));
+    Ok(port.map(|port| SocketAddr::new(ip, port)))
+}
+
+fn api_tokens(r: &mut Reader<'_>) -> Result<Vec<Secret>, ConfigError> {
+    let Some(list) = r.secret("PROVER_API_TOKENS") else { return Ok(Vec::new()) };
+    // The error gives the position of the invalid token, not its text.
+    split_tokens(&list).map_err(|nth| {
+        let each = "comma-separated tokens, each 16 to 256 characters of A-Z a-z 0-9 . _ ~ + / = -";
+        r.wrong("PROVER_API_TOKENS", format!("{each} (number {nth} is not)"))
+    })
+}
+
+/// Parses `postgres://…`, `postgresql://…`, `sqlite://PATH` or `sqlite:PATH`. An error says what was expected.
+fn database_url(url: &str) -> Result<Database, &'static str> {
     let lower = url.to_ascii_lowercase();
     if lower.starts_with("postgres://") || lower.starts_with("postgresql://") {
         return Ok(Database::Postgres(Secret(url.to_owned())));
@@ -826,7 +955,7 @@ fn database(url: &str) -> Result<Database, &'static str> {
     let rest = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"));
     match rest.unwrap_or_default() {
         "" => Err("sqlite://PATH or postgres://USER:PASSWORD@HOST:PORT/NAME"),
-        // The store has the one mode it is safe in; to skip the parameters would promise another.
+        // The store has one mode only, the safe one; ignoring parameters would suggest that they took effect.
         path if path.contains('?') => Err("sqlite://PATH without parameters"),
         ":memory:" => Err("sqlite://PATH of a file: jobs must outlive the process"),
         path => Ok(Database::Sqlite(PathBuf::from(path))),
@@ -851,41 +980,17 @@ fn artifacts_url(s: &str) -> Option<ArtifactsUrl> {
     let (cloud, rest) = Cloud::ALL.iter().find_map(|cloud| Some((*cloud, s.strip_prefix(cloud.scheme())?)))?;
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     let prefix = prefix.trim_matches('/').to_owned();
-    // No cloud has others; with them it is something else, such as a key before a bucket.
+    // No cloud permits other characters in these names; text with others is something else, such as a key before the
+    // name.
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '$');
     let sound = !bucket.is_empty() && bucket.chars().all(is_name);
     sound.then(|| ArtifactsUrl::Bucket { cloud, bucket: bucket.to_owned(), prefix })
 }
 
-/// Google's own libraries take either.
+/// Parses a host or a URL: Google's own libraries accept either.
 fn host_or_url(s: &str) -> Option<String> {
     let is_host = |s: &str| !s.contains("://") && !s.contains(char::is_whitespace);
     http_url(s).or_else(|| is_host(s).then(|| format!("http://{s}")))
-}
-
-fn on_off(s: &str) -> Option<bool> {
-    match s {
-        "on" => Some(true),
-        "off" => Some(false),
-        _ => None,
-    }
-}
-
-fn auto_off(s: &str) -> Option<bool> {
-    match s {
-        "auto" => Some(true),
-        "off" => Some(false),
-        _ => None,
-    }
-}
-
-fn exit_on_dead(s: &str) -> Option<ExitOnDead> {
-    match s {
-        "all" => Some(ExitOnDead::All),
-        "any" => Some(ExitOnDead::Any),
-        "off" => Some(ExitOnDead::Off),
-        _ => None,
-    }
 }
 
 fn queue_name(s: &str) -> Option<String> {
@@ -893,8 +998,8 @@ fn queue_name(s: &str) -> Option<String> {
     (s.len() <= 64 && s.chars().all(plain)).then(|| s.to_owned())
 }
 
-/// A filter in tracing's syntax. A bare word must be a level: the syntax takes any other for the name of a module,
-/// and a misspelt level would then silence nothing and say nothing.
+/// Parses a filter in tracing's syntax. A bare word must be a level: the syntax takes any other word for the name of a
+/// module, so a misspelt level would be ignored silently.
 fn log_filter(s: &str) -> Option<String> {
     let level = |w: &str| matches!(w, "off" | "error" | "warn" | "info" | "debug" | "trace");
     let lower = s.to_ascii_lowercase();
@@ -905,25 +1010,14 @@ fn log_filter(s: &str) -> Option<String> {
     (parts_ok && EnvFilter::try_new(s).is_ok()).then(|| s.to_owned())
 }
 
-fn log_json(s: &str) -> Option<bool> {
-    match s {
-        "text" => Some(false),
-        "json" => Some(true),
-        _ => None,
-    }
-}
-
-fn port(s: &str) -> Option<Option<u16>> {
+/// Parses a value, or `off` as `Some(None)`.
+fn or_off<T: FromStr>(s: &str) -> Option<Option<T>> {
     if s == "off" { Some(None) } else { s.parse().ok().map(Some) }
 }
 
-fn api_addr(s: &str) -> Option<Option<SocketAddr>> {
-    if s == "off" { Some(None) } else { s.parse().ok().map(Some) }
-}
-
-/// The tokens of a list, or which of them, from 1 on, is none. Their characters are those that a header may bring (RFC 6750),
-/// and they are as long as to be hard to guess.
-fn api_tokens(list: &Secret) -> Result<Vec<Secret>, usize> {
+/// Splits a list into tokens. An error is the position, from 1, of the first invalid one. A token consists of the
+/// characters that a bearer token may have in a header (RFC 6750), and its minimum length makes it hard to guess.
+fn split_tokens(list: &Secret) -> Result<Vec<Secret>, usize> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '~' | '+' | '/' | '=' | '-');
     let token = |(n, t): (usize, &str)| {
         let sound = (16..=256).contains(&t.len()) && t.chars().all(plain);
@@ -932,15 +1026,7 @@ fn api_tokens(list: &Secret) -> Result<Vec<Secret>, usize> {
     list.reveal().split(',').map(str::trim).enumerate().map(token).collect()
 }
 
-fn wrong_token(nth: usize) -> String {
-    format!("tokens parted by commas, each 16 to 256 characters of A-Z a-z 0-9 . _ ~ + / = - (number {nth} is not)")
-}
-
-fn cpu(s: &str) -> Option<String> {
-    matches!(s, "auto" | "avx512ifma" | "avx2" | "portable").then(|| s.to_owned())
-}
-
-/// The type in capitals, as ICICLE has it; none where any will do.
+/// Parses a type of ICICLE device and returns it in capitals, as ICICLE spells it; `auto` is `Some(None)`.
 fn icicle_device(s: &str) -> Option<Option<String>> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
     match s {
@@ -949,11 +1035,7 @@ fn icicle_device(s: &str) -> Option<Option<String>> {
     }
 }
 
-fn backend(s: &str) -> Option<String> {
-    matches!(s, "auto" | "cuda" | "icicle" | "cpu").then(|| s.to_owned())
-}
-
-/// `4096`, `512M`, `8G`: powers of 1024.
+/// Parses a number of bytes such as `4096`, `512M` or `8G`; the units are powers of 1024.
 fn byte_count(s: &str) -> Option<u64> {
     let digits = s.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match s[digits.len()..].to_ascii_uppercase().as_str() {

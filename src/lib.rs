@@ -6,24 +6,25 @@
 //!                                      verified)   artifacts)
 //! ```
 //!
-//! Everything the program does is one trip along this line. The command `prove` walks it once; a worker walks it
-//! for ever.
+//! Everything the program does is one pass along this line. The command `prove` makes one pass; a worker makes one per
+//! job.
 //!
 //! | layer | module | what it may touch |
 //! |---|---|---|
 //! | 7 | [`cli`] | arguments, terminal |
 //! | 6 | [`http`] | requests |
-//! | 5 | [`worker`] | joins the rooms below; no SQL, no FFI |
+//! | 5 | [`worker`] | joins the layers below; no SQL, no FFI |
 //! | 4 | [`registry`], [`prover`] | circuits, the loaded-key cache; files in, files out |
-//! | 3 | [`groth16`], [`store`], [`queue`], [`artifacts`], [`witness`] | randomness; SQL; job ids; objects; the sandbox |
+//! | 3 | [`groth16`], [`store`], [`queue`], [`artifacts`], [`witness`] | randomness; SQL; job ids; objects; sandbox |
 //! | 2 | [`backend`] | devices, FFI, SIMD: the only `unsafe` in the crate |
 //! | 1 | [`formats`], [`config`], [`telemetry`], [`seal`] | bytes; the environment; the subscriber; ciphers |
-//! | 0 | [`model`] | plain nouns |
+//! | 0 | [`model`] | plain data types |
 //!
-//! Arrows point down only; `tests/layering` fails on one that points up.
+//! A module depends only on modules of lower layers; `tests/layering` enforces this.
 //!
-//! Without the feature `worker`, which is on by default, there is what turns a key and a witness into a proof, and the
-//! program `groth16-prover` over it: [`model`], [`formats`], [`config`], [`backend`], [`groth16`] and [`prover`].
+//! Without the feature `worker`, which is on by default, the crate consists of what turns a key and a witness into a
+//! proof, and of the program `groth16-prover`: [`model`], [`formats`], [`config`], [`backend`], [`groth16`] and
+//! [`prover`].
 
 #[cfg(feature = "worker")]
 pub mod artifacts;

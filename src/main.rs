@@ -1,4 +1,4 @@
-//! Exit codes only: 0 success, 1 failed, 2 usage.
+//! Entry point. The exit code is 0 for success, 1 for failure, 2 for wrong usage.
 
 use std::process::ExitCode;
 

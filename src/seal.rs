@@ -1,12 +1,13 @@
-//! Inputs sealed at rest.
+//! Encryption of inputs at rest.
 //!
 //! ```text
 //! sealed input = nonce (24 bytes, random) ‖ ciphertext ‖ tag (16 bytes)          XChaCha20-Poly1305
 //! bound to     = "prover-worker input v1" ‖ the job's id (16 bytes) ‖ the key's name
 //! ```
 //!
-//! Being bound to its job, an input that somebody moves to another job in the database does not open there. The key's
-//! name is kept beside the sealed bytes, so keys can change while jobs wait: the first key of the ring seals, all open.
+//! Because a sealed input is bound to its job, it cannot be opened if it is moved to another job in the database. The
+//! key's name is stored alongside the sealed bytes, so that keys can change while jobs wait: the first key of the ring
+//! seals, all open.
 
 use std::fmt;
 
@@ -24,16 +25,16 @@ use crate::model::{ContentHash, JobId};
 const KEY: usize = 32;
 const NONCE: usize = 24;
 const TAG: usize = 16;
-/// SHA-256 works on blocks of so many bytes.
+/// Block size of SHA-256, in bytes.
 const BLOCK: usize = 64;
 
-/// Longest name of a key, characters.
+/// Longest name of a key, in characters.
 const MAX_NAME: usize = 32;
 
-/// What a sealed input is bound to, in front of the job's id and the key's name.
+/// Prefix of the data that a sealed input is bound to; followed by the job's id and the key's name.
 const INPUT: &[u8] = b"prover-worker input v1";
 
-/// What the key that hashes request bodies is derived by.
+/// Label from which the key that hashes request bodies is derived.
 const BODY: &[u8] = b"prover-worker body v1";
 
 const BASE64: GeneralPurposeConfig =
@@ -41,15 +42,15 @@ const BASE64: GeneralPurposeConfig =
 const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, BASE64);
 const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, BASE64);
 
-/// Why an input cannot be sealed or opened. Never says anything of a key but its name.
+/// Why an input could not be sealed or opened. Of keys, only their names are revealed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
-    /// The list of keys does not read as it should.
+    /// The list of keys is malformed.
     #[error("PROVER_ENCRYPTION_KEYS: expected {expected}, got {got}")]
     Spec {
-        /// What it may be.
+        /// The expected format.
         expected: &'static str,
-        /// What it is instead; quotes nothing of it, since parts may be in the wrong place.
+        /// What was found instead. Quotes no part of the list, because parts may be in the wrong place.
         got: String,
     },
     /// The input is sealed with a key that is not in the ring.
@@ -57,24 +58,24 @@ pub enum SealError {
     UnknownKey {
         /// The key's name.
         name: String,
-        /// The names that are there, parted by commas.
+        /// The names in the ring, separated by commas.
         known: String,
     },
     /// The bytes are not what was sealed for this job with this key.
     #[error(
-        "the sealed input does not open: it was changed, or sealed for another job or with another key of that name"
+        "the sealed input cannot be opened: it was changed, or sealed for another job or with another key of that name"
     )]
     Damaged,
-    /// The operating system gave no random bytes.
+    /// The operating system provided no random bytes.
     #[error("no randomness to seal the input with: {0}")]
     Randomness(String),
 }
 
 /// An input as it is stored.
 pub struct Sealed {
-    /// Name of the key it is sealed with; empty when it is in the clear.
+    /// Name of the key it is sealed with; empty if it is not sealed.
     pub key: String,
-    /// Its bytes, wiped when dropped, since they may be in the clear.
+    /// Its bytes. Wiped when dropped, because they may be in the clear.
     pub bytes: Zeroizing<Vec<u8>>,
 }
 
@@ -106,13 +107,13 @@ impl fmt::Debug for Keyring {
 }
 
 impl Keyring {
-    /// A ring without keys: seals nothing.
+    /// Creates a keyring without keys, which seals nothing.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// Keys as `NAME:KEY[,NAME:KEY…]`: names of 1 to 32 characters of A-Z a-z 0-9 . _ -, each once; keys of 32 bytes in
-    /// base64, standard or URL-safe, padded or not. White space around an entry does not count.
+    /// Parses keys given as `NAME:KEY[,NAME:KEY…]`: names of 1 to 32 characters of A-Z a-z 0-9 . _ -, each once; keys
+    /// of 32 bytes in base64, standard or URL-safe, padded or not. White space around an entry is ignored.
     pub fn parse(text: &str) -> Result<Self, SealError> {
         let mut keys: Vec<NamedKey> = Vec::new();
         for (n, entry) in text.split(',').enumerate() {
@@ -131,12 +132,12 @@ impl Keyring {
         !self.keys.is_empty()
     }
 
-    /// Names of the keys, the one that seals first.
+    /// Returns the names of the keys, starting with the one that seals.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.keys.iter().map(|k| k.name.as_str())
     }
 
-    /// Seals the input of a job with the first key; without keys it stays in the clear.
+    /// Seals the input of a job with the first key; without keys the input stays in the clear.
     pub fn seal(&self, job: JobId, plain: &[u8]) -> Result<Sealed, SealError> {
         let Some(key) = self.keys.first() else {
             return Ok(Sealed { key: String::new(), bytes: Zeroizing::new(plain.to_vec()) });
@@ -147,8 +148,8 @@ impl Keyring {
         Ok(Sealed { key: key.name.clone(), bytes })
     }
 
-    /// The input of a job as it was submitted, given what is stored and the name of its key. Where that is empty it was
-    /// stored in the clear: jobs from before there were keys still run.
+    /// Returns the input of a job as it was submitted, given the stored bytes and the name of their key. If the name is
+    /// empty, the input was stored in the clear: jobs from before keys were configured still run.
     pub fn open(&self, job: JobId, key: &str, mut bytes: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, SealError> {
         if key.is_empty() {
             return Ok(bytes);
@@ -171,10 +172,10 @@ impl Keyring {
         Ok(bytes)
     }
 
-    /// What tells a repeated request from a conflicting one: the hash that is stored, and those that a request from
-    /// before the present key may have been stored with (any of them is a match).
+    /// Returns the hash by which a repeated request is distinguished from a conflicting one, and the hashes that a
+    /// request from before the present key may have been stored with (any of them is a match).
     ///
-    /// With keys it is HMAC-SHA256 under a key derived from the first, so that whoever has the database but no key
+    /// With keys it is HMAC-SHA256 under a key derived from the first, so that anyone with the database but no key
     /// cannot test guesses of a short input; without keys it is SHA-256.
     pub fn body_hashes(&self, parts: &[&[u8]]) -> (ContentHash, Vec<ContentHash>) {
         let mut hashes: Vec<ContentHash> = self.keys.iter().map(|k| keyed_hash(&k.body, parts)).collect();
@@ -186,7 +187,7 @@ impl Keyring {
 
 fn named_key(n: usize, entry: &str) -> Result<NamedKey, SealError> {
     let wrong = |got: String| SealError::Spec {
-        expected: "NAME:KEY, several parted by commas, KEY 32 bytes in base64",
+        expected: "NAME:KEY, several separated by commas, KEY 32 bytes in base64",
         got: format!("{got} in entry {n}"),
     };
     if entry.is_empty() {
@@ -197,7 +198,7 @@ fn named_key(n: usize, entry: &str) -> Result<NamedKey, SealError> {
     if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(allowed) {
         return Err(wrong(format!("a name that is not 1 to {MAX_NAME} characters of A-Z a-z 0-9 . _ -")));
     }
-    // As long as the text, so that it does not move while it is written.
+    // With capacity for the whole text, so that the buffer is not reallocated while it is written.
     let mut decoded = Zeroizing::new(Vec::with_capacity(text.len()));
     if STANDARD.decode_vec(text, &mut decoded).is_err() {
         decoded.clear();
@@ -219,7 +220,7 @@ fn cipher(key: &NamedKey) -> XChaCha20Poly1305 {
     cipher
 }
 
-/// Unambiguous, since all but the last part have one length.
+/// Unambiguous, because all parts but the last have a fixed length.
 fn bound_to(job: JobId, name: &str) -> Vec<u8> {
     [INPUT, job.0.as_bytes(), name.as_bytes()].concat()
 }
@@ -230,14 +231,14 @@ fn seal_with(key: &NamedKey, nonce: &[u8; NONCE], job: JobId, plain: &[u8]) -> R
     bytes.extend_from_slice(plain);
     let tag = cipher(key)
         .encrypt_inout_detached(&XNonce::from(*nonce), &bound_to(job, &key.name), (&mut bytes[NONCE..]).into())
-        // Only for messages of more than 256 GiB.
+        // Only fails for messages of more than 256 GiB.
         .map_err(|_| SealError::Damaged)?;
     bytes.extend_from_slice(&tag);
     Ok(bytes)
 }
 
 fn hmac(key: &[u8; KEY], parts: &[&[u8]]) -> [u8; 32] {
-    // HMAC fills a short key up to the hash's block with zeros; done here, no length can be wrong.
+    // HMAC pads a short key with zeros to the hash's block size; padding it here rules out an invalid length.
     let mut block = Zeroizing::new([0; BLOCK]);
     block[..KEY].copy_from_slice(key);
     let mut mac = <Hmac<Sha256> as hmac::KeyInit>::new((&*block).into());
@@ -247,7 +248,7 @@ fn hmac(key: &[u8; KEY], parts: &[&[u8]]) -> [u8; 32] {
     mac.finalize().into_bytes().into()
 }
 
-/// Hash of the parts, each behind its length, so that no two lists of parts run together.
+/// Returns the hash of the parts, each preceded by its length, so that different lists of parts have different hashes.
 fn keyed_hash(key: &[u8; KEY], parts: &[&[u8]]) -> ContentHash {
     let lengths: Vec<[u8; 8]> = parts.iter().map(|p| (p.len() as u64).to_le_bytes()).collect();
     let pieces: Vec<&[u8]> = lengths.iter().zip(parts).flat_map(|(l, p)| [&l[..], *p]).collect();

@@ -1,7 +1,7 @@
 //! Logs and metrics.
 //!
-//! Logs go to standard error. Metrics are a catalogue first ([`METRICS`]: name, type, labels, help): descriptions,
-//! buckets, the documentation's table and the series that are there from the start all come from it.
+//! Logs go to standard error. Metrics are defined in a catalogue ([`METRICS`]: name, type, labels, help), from which
+//! descriptions, buckets, the documentation's table and the initial series are derived.
 
 use std::io::IsTerminal;
 use std::sync::OnceLock;
@@ -16,15 +16,15 @@ use crate::model::{FailureClass, Stage};
 /// A metric's type.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum MetricKind {
-    /// Only grows.
+    /// A value that only grows.
     Counter,
-    /// A present value.
+    /// A current value.
     Gauge,
-    /// A distribution, with these upper bounds.
+    /// A distribution, with these upper bounds of buckets.
     Histogram(&'static [f64]),
 }
 
-/// A metric as documented.
+/// A documented metric.
 #[derive(Debug, Clone, Copy)]
 pub struct Metric {
     /// Name.
@@ -33,17 +33,17 @@ pub struct Metric {
     pub kind: MetricKind,
     /// Label names.
     pub labels: &'static [&'static str],
-    /// What it counts, in one sentence.
+    /// What it measures.
     pub help: &'static str,
 }
 
-/// Seconds, from a small circuit's proof to a very large one's.
+/// Buckets in seconds, from the proof of a small circuit to that of a very large one.
 const SECONDS: &[f64] =
     &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0, 900.0, 3600.0];
 
-/// Numbers of things.
+/// Buckets for counts.
 const COUNTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
-/// What becomes of a producer's message.
+/// What may happen to a producer's message.
 pub const MESSAGE_OUTCOMES: [&str; 3] = ["recorded", "rejected", "set_aside"];
 
 macro_rules! catalogue {
@@ -57,53 +57,54 @@ macro_rules! catalogue {
 use MetricKind::{Counter, Gauge, Histogram};
 
 catalogue! {
-    JOBS_PROCESSED "jobs_processed_total" Counter, [], "Jobs this worker brought to an end, with a proof or failed for good.";
-    JOB_DURATION "job_duration_seconds" Histogram(SECONDS), [], "Time from claim to the end of a job, for jobs that ended with a proof or failed for good.";
+    JOBS_PROCESSED "jobs_processed_total" Counter, [], "Jobs this worker ended, with a proof or failed for good.";
+    JOB_DURATION "job_duration_seconds" Histogram(SECONDS), [], "Time from the claim to the end of a job, for jobs that ended with a proof or failed for good.";
     JOB_FAILURES "job_failures_total" Counter, ["class"], "Jobs that failed for good, by class of the last error.";
-    QUEUE_DEPTH "queue_depth" Gauge, [], "Jobs waiting in the store, those that wait for a retry included. Where more than 10,000 wait, as of the last full count, which is as old as a hundred times what it takes (a minute or so for a million).";
-    QUEUE_OLDEST "queue_oldest_seconds" Gauge, [], "How long the oldest job that could run has waited since it was due. Where more than 10,000 wait, as old as `queue_depth`.";
-    QUEUE_DRAIN "queue_drain_seconds" Gauge, [], "Predicted time until the jobs that wait are done, at the pace of all workers within the last minute; +Inf while nothing was done and something waits. Jobs that are held back count among these.";
-    QUEUE_PAUSED "queue_paused" Gauge, [], "1 while the queue is held back (`queue pause`). Its jobs wait, and `queue_oldest_seconds` does not count them.";
-    CIRCUITS_PAUSED "circuits_paused" Gauge, [], "Circuits that are held back (`circuits pause`), in whatever queue. `queue_oldest_seconds` does not count their jobs.";
-    STORE_UP "store_up" Gauge, [], "1 while the store answers and takes writes, by a look each second; 0 while it does not: then `queue_depth`, `queue_oldest_seconds`, `queue_drain_seconds` and `jobs_running` are of when it last did.";
-    QUEUE_UP "queue_up" Gauge, [], "1 while the queue answers; 0 from a call that it did not answer, or refused as for workers of another database, until it answers again. Jobs are found in the store meanwhile, messages of producers wait.";
-    QUEUE_ERRORS "queue_errors_total" Counter, [], "Calls the queue did not answer. In an outage it is asked seldom: `queue_up` says that one lasts.";
+    QUEUE_DEPTH "queue_depth" Gauge, [], "Jobs waiting in the store, including those that wait for a retry. Above 10,000, as of the last full count, whose age is up to a hundred times its duration (about a minute for a million jobs).";
+    QUEUE_OLDEST "queue_oldest_seconds" Gauge, [], "How long the oldest job that could run has waited since it was due. Above 10,000 waiting jobs, as old as `queue_depth`.";
+    QUEUE_DRAIN "queue_drain_seconds" Gauge, [], "Predicted time until all waiting jobs are done, at the rate of all workers in the last minute; +Inf while jobs wait and none was done. Includes paused jobs.";
+    QUEUE_PAUSED "queue_paused" Gauge, [], "1 while the queue is paused (`queue pause`). Its jobs wait, and `queue_oldest_seconds` does not include them.";
+    CIRCUITS_PAUSED "circuits_paused" Gauge, [], "Paused circuits (`circuits pause`), in any queue. `queue_oldest_seconds` does not include their jobs.";
+    STORE_UP "store_up" Gauge, [], "1 while the store answers and accepts writes, checked every second. While 0, `queue_depth`, `queue_oldest_seconds`, `queue_drain_seconds` and `jobs_running` keep their last values.";
+    QUEUE_UP "queue_up" Gauge, [], "1 while the queue answers; 0 after a call that it did not answer, or refused because it serves workers of another database, until it answers again. Jobs are then taken from the store, and messages of producers wait.";
+    QUEUE_ERRORS "queue_errors_total" Counter, [], "Calls the queue did not answer. It is called seldom during an outage, so watch `queue_up` for those.";
     MESSAGES "messages_total" Counter, ["outcome"], "Messages of producers taken from the queue: recorded as a job, rejected under their id, or set aside.";
-    JOBS_EXPIRED "jobs_expired_total" Counter, [], "Jobs that failed because no worker began them in time, which `job_failures_total` has as class timeout.";
-    JOBS_PURGED "jobs_purged_total" Counter, [], "Ended jobs forgotten after the retention.";
-    JOBS_RUNNING "jobs_running" Gauge, [], "Jobs held by any worker on this store.";
+    JOBS_EXPIRED "jobs_expired_total" Counter, [], "Jobs that failed because no worker claimed them in time; also counted in `job_failures_total` with class timeout.";
+    JOBS_PURGED "jobs_purged_total" Counter, [], "Ended jobs deleted after the retention.";
+    JOBS_RUNNING "jobs_running" Gauge, [], "Jobs running on any worker of this store.";
     JOB_WAIT "job_wait_seconds" Histogram(SECONDS), [], "Time from the moment a job was due to its claim.";
     JOB_STAGE_DURATION "job_stage_duration_seconds" Histogram(SECONDS), ["stage"], "Time a job spent in a stage.";
     JOB_RETRIES "job_retries_total" Counter, ["class"], "Attempts that failed and were queued again, by class of error.";
-    JOBS_CANCELLED "jobs_cancelled_total" Counter, [], "Running jobs this worker ended because somebody cancelled them.";
-    JOBS_RELEASED "jobs_released_total" Counter, [], "Jobs handed back unharmed at shutdown.";
+    JOBS_CANCELLED "jobs_cancelled_total" Counter, [], "Running jobs this worker ended because they were cancelled.";
+    JOBS_RELEASED "jobs_released_total" Counter, [], "Jobs handed back without a failed attempt, as at shutdown.";
     JOBS_RECLAIMED "jobs_reclaimed_total" Counter, [], "Jobs claimed from a worker whose lease had lapsed.";
     LEASES_LOST "leases_lost_total" Counter, [], "Leases this worker lost: its result or error was not written.";
-    HEARTBEAT_ERRORS "heartbeat_errors_total" Counter, [], "Heartbeats the store did not take because it failed.";
+    HEARTBEAT_ERRORS "heartbeat_errors_total" Counter, [], "Heartbeats that failed because the store did.";
     DEVICE_PROOFS "device_proofs_total" Counter, ["device"], "Verified proofs made on a device.";
-    DEVICE_PROOF_DURATION "device_proof_seconds" Histogram(SECONDS), ["device"], "Time a verified proof took on a device; of a batch, its share.";
+    DEVICE_PROOF_DURATION "device_proof_seconds" Histogram(SECONDS), ["device"], "Time a verified proof took on a device; for a batch, divided by the number of proofs.";
     BATCH_SIZE "device_batch_size" Histogram(COUNTS), ["device"], "Proofs given to a device at once.";
-    DEVICE_BUSY "device_busy_seconds_total" Counter, ["device"], "Whole seconds a device spent on proofs, failed ones included; of proofs side by side on the CPU, their shares of its threads.";
+    DEVICE_BUSY "device_busy_seconds_total" Counter, ["device"], "Whole seconds a device spent on proofs, including failed ones; for concurrent proofs on the CPU, in proportion to their share of its threads.";
     DEVICE_FAILURES "device_failures_total" Counter, ["device", "class"], "Proofs that failed on a device, by class of error.";
-    DEVICE_QUARANTINED "device_quarantined" Gauge, ["device"], "1 while a device gets no jobs because it failed its canary proof.";
-    WORKER_SLOTS "worker_slots" Gauge, [], "Jobs this worker can have in hand at once.";
-    WORKER_SLOTS_BUSY "worker_slots_busy" Gauge, [], "Jobs this worker has in hand.";
-    WORKER_DOUBTED "worker_doubted" Gauge, [], "1 while this worker takes jobs one at a time, with pauses: several in a row failed for what is around it.";
-    PROOF_FILES_FAILED "proof_files_failed_total" Counter, [], "Proofs whose files this worker could not write to the artifacts. They are in the store, and their files are made when somebody asks the API or the command line for the proof.";
+    DEVICE_QUARANTINED "device_quarantined" Gauge, ["device"], "1 while a device gets no jobs because it hangs or failed its canary proof.";
+    WORKER_SLOTS "worker_slots" Gauge, [], "Jobs this worker can have in progress at the same time.";
+    WORKER_SLOTS_BUSY "worker_slots_busy" Gauge, [], "Jobs in progress on this worker.";
+    WORKER_DOUBTED "worker_doubted" Gauge, [], "1 while this worker takes jobs one at a time, with pauses, because several in a row failed due to its environment.";
+    PROOF_FILES_FAILED "proof_files_failed_total" Counter, [], "Proofs whose files this worker could not write to the artifacts. The proofs are in the store, and their files are written when the API or the command line is asked for the proof.";
     KEYS_LOADED "keys_loaded_bytes" Gauge, ["device"], "Bytes of proving keys loaded on a device.";
     KEY_LOADS "key_loads_total" Counter, ["device"], "Proving keys loaded on a device.";
     BUILD_INFO "build_info" Gauge, ["version"], "1, with the program's version as a label.";
 }
 
-/// Sets tracing up: JSON or text as told, otherwise text on a terminal only. A second call does nothing.
+/// Initialises logging: as JSON or text if `json` is set, otherwise as text on a terminal only. A second call does
+/// nothing.
 pub fn init_logs(filter: &str, json: Option<bool>) {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let json = json.unwrap_or_else(|| !std::io::stderr().is_terminal());
-    // A line that cannot be written is lost. By default the loss is reported on standard error too, by a macro that
-    // panics there: whoever closed that pipe would end the worker.
+    // A line that cannot be written is lost. By default the loss is also reported on standard error, by a macro that
+    // panics if that fails: closing that pipe would end the worker.
     let logs =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
-    // An error means that a subscriber is there already.
+    // An error means that a subscriber is installed already.
     let _ = if json {
         logs.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
     } else {
@@ -118,9 +119,9 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Installs the recorder, once for the process, with every metric described and every counter whose labels are
-    /// known at 0: a counter that appears only with its first event hides that event from `rate()`. Every series
-    /// carries the queue's name as its label `queue`.
+    /// Installs the recorder once per process, with every metric described and every counter with known labels at 0: a
+    /// counter that appears only with its first event hides that event from `rate()`. Every series has the queue's name
+    /// as its label `queue`.
     pub fn install(queue: &str) -> Self {
         static INSTALLED: OnceLock<Metrics> = OnceLock::new();
         INSTALLED.get_or_init(|| Self::install_once(queue)).clone()
@@ -132,14 +133,14 @@ impl Metrics {
             if let Histogram(buckets) = m.kind {
                 builder = match builder.set_buckets_for_metric(Matcher::Full(m.name.to_owned()), buckets) {
                     Ok(b) => b,
-                    // Only an empty list of buckets is refused, and a test sees that there is none.
+                    // Only an empty list of buckets is refused, which a test rules out.
                     Err(_) => PrometheusBuilder::new().add_global_label("queue", queue),
                 };
             }
         }
         let recorder = builder.build_recorder();
         let handle = recorder.handle();
-        // An error means that another recorder is installed; then this one stays empty.
+        // An error means that another recorder is installed; this one then stays empty.
         let _ = metrics::set_global_recorder(recorder);
         describe();
         start_at_zero();
@@ -147,12 +148,12 @@ impl Metrics {
         Self { handle }
     }
 
-    /// All metrics in Prometheus' text format.
+    /// Renders all metrics in the Prometheus text format.
     pub fn render(&self) -> String {
         self.handle.render()
     }
 
-    /// Folds recorded samples into their buckets for ever. Without it they pile up until somebody scrapes.
+    /// Folds recorded samples into their buckets, forever. Without it they accumulate until the next scrape.
     pub async fn upkeep(self) {
         let mut tick = tokio::time::interval(Duration::from_secs(5));
         loop {
@@ -203,20 +204,20 @@ fn start_at_zero() {
                 }
             }
             (Gauge, []) => gauge!(m.name).set(0.0),
-            // A histogram appears when it is registered; it needs no sample.
+            // A histogram appears when it is registered, even without a sample.
             (Histogram(_), []) => drop(metrics::histogram!(m.name)),
             (Histogram(_), ["stage"]) => {
                 for stage in Stage::ALL {
                     drop(metrics::histogram!(m.name, "stage" => stage.as_str()));
                 }
             }
-            // Devices start when they are known.
+            // The series of devices start once they are known.
             _ => {}
         }
     }
 }
 
-/// The catalogue as a Markdown table, for the documentation.
+/// Returns the catalogue as a Markdown table, for the documentation.
 pub fn markdown_table() -> String {
     let mut out = String::from(
         "Every series has the label `queue` too.\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n",

@@ -1,4 +1,4 @@
-//! Products of points with scalars, transforms and whole commitments: checked against known answers and the processor's
+//! Products of points with scalars, transforms and whole commitments: checked against known answers and the CPU
 //! backend, and timed.
 
 use std::sync::Arc;
@@ -19,9 +19,9 @@ use prover_worker::model::{
 
 use super::{Adding, Msm, Record, Run};
 
-/// Different points; larger sets repeat them.
+/// Number of different points; larger sets repeat them.
 const POINTS: usize = 1 << 12;
-/// As many multiples of each point as there are windows.
+/// Multiples of each point: one for each window.
 const ALL: u64 = 256;
 
 /// Coordinates of a point as a key has them.
@@ -62,11 +62,11 @@ where
     bytes.iter().copied().cycle().take(n * each).collect()
 }
 
-/// Which scalars.
+/// Distribution of scalars.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     Random,
-    /// Three fifths 0 or 1, as witnesses of many circuits.
+    /// Three fifths are 0 or 1, as in the witnesses of many circuits.
     Circuit,
     ZeroOrOne,
     Equal,
@@ -94,7 +94,7 @@ fn plain(scalars: &[Fr]) -> Vec<BigInteger256> {
     scalars.iter().map(|s| s.into_bigint()).collect()
 }
 
-/// Σ sᵢ·Pᵢ for the points of `section`.
+/// Returns Σ sᵢ·Pᵢ for the points of `section`.
 fn known<C: SWCurveConfig<ScalarField = Fr>>(scalars: &[Fr]) -> Projective<C> {
     let sum: Fr = scalars.iter().enumerate().map(|(i, s)| *s * Fr::from((i % POINTS) as u64 + 1)).sum();
     Projective::<C>::generator() * sum
@@ -114,7 +114,7 @@ macro_rules! check_products {
             let mut done = 0;
             for n in sizes(run, $largest) {
                 let section = section::<$config>(n);
-                // Bundles are looked for at sizes, too, for which they are too slow to be chosen.
+                // Bundles are also tested at sizes for which they are too slow to be chosen.
                 for (multiples, window) in [(ALL, None), (2, None), (ALL, Some((13, 3)))] {
                     if window.is_some() && n > 1 << 16 {
                         continue;
@@ -139,13 +139,13 @@ macro_rules! check_products {
 check_products!(products_g1, InG1, ark_bn254::g1::Config, 1 << 22);
 check_products!(products_g2, InG2, ark_bn254::g2::Config, 1 << 20);
 
-/// The device as the program would use it, or as it was told to.
+/// The device as the program would use it, or as the options say.
 fn backend(run: &Run) -> CudaBackend {
     let backend = CudaBackend::new(run.driver.clone());
     if run.graphs { backend } else { backend.without_graphs() }
 }
 
-/// Graphs launched since, and what kept others from it, where there should be some.
+/// Returns the graphs launched since, and why others were not, if there should be some.
 fn graphs_since(run: &Run, before: &GraphCounts, wanted: bool) -> String {
     let now = run.driver.graph_counts();
     let launches = now.launches - before.launches;
@@ -158,7 +158,7 @@ pub(super) fn self_test(run: &Run) -> Result<String, String> {
     selftest::run(&backend(run)).map(|()| String::new()).map_err(|e| e.to_string())
 }
 
-/// Against arkworks, and there and back.
+/// Against arkworks, forwards and back.
 pub(super) fn transforms(run: &Run) -> Result<String, String> {
     let told = |e: BackendError| e.to_string();
     let lab = Lab::new(run.driver.clone()).map_err(told)?;
@@ -189,7 +189,7 @@ pub(super) fn transforms(run: &Run) -> Result<String, String> {
     Ok(format!("{} sizes", logs.len()))
 }
 
-/// A key of 2^log rows and wires, of points whose sums mean nothing but can be compared.
+/// A key of 2^log rows and wires, with points whose sums mean nothing but can be compared.
 fn key(log: u32) -> ProvingKey {
     let n = 1usize << log;
     let (g1, g2) = (section::<ark_bn254::g1::Config>(n), section::<ark_bn254::g2::Config>(n));
@@ -226,10 +226,10 @@ fn witness(kind: Kind, log: u32) -> Witness {
     Witness::from_canonical(plain(&scalars(kind, 1 << log, 5)))
 }
 
-/// What is said of a check that is about graphs alone.
+/// Remark on a check that is only about graphs.
 const LEFT_OUT: &str = "left out: --no-graphs";
 
-/// Small products, as one launch, again and again.
+/// Small products as one launch, repeatedly.
 pub(super) fn batches(run: &Run) -> Result<String, String> {
     if !run.graphs {
         return Ok(LEFT_OUT.into());
@@ -259,7 +259,7 @@ pub(super) fn batches(run: &Run) -> Result<String, String> {
     Ok(format!("{done} products"))
 }
 
-/// So many products with these points, in streams of their own, as one launch.
+/// `count` products with these points, each in its own stream, as one launch.
 fn batch<G: Lettered>(
     run: &Run,
     section: &[u8],
@@ -271,7 +271,7 @@ fn batch<G: Lettered>(
     let labs = [&lab].into_iter().chain(&beside);
     let products =
         labs.map(|lab| product::<G>(lab, section, n, Kind::Random, ALL, None)).collect::<Result<Vec<_>, _>>()?;
-    // Once by themselves, so that all code is there.
+    // Run each alone once, so that all code is loaded.
     for product in &products {
         product.run()?;
         product.wait()?;
@@ -279,12 +279,12 @@ fn batch<G: Lettered>(
     lab.as_one(&beside, products, |products| products.iter().try_for_each(Product::run))
 }
 
-/// Whole commitments, each kernel a launch of its own.
+/// Whole commitments, with each kernel a separate launch.
 pub(super) fn one_by_one(run: &Run) -> Result<String, String> {
     commitments(run, &CudaBackend::new(run.driver.clone()).without_graphs())
 }
 
-/// Whole commitments, each one launch; and that they were.
+/// Whole commitments, each one launch; and checks that they were.
 pub(super) fn as_one_launch(run: &Run) -> Result<String, String> {
     if !run.graphs {
         return Ok(LEFT_OUT.into());
@@ -292,11 +292,12 @@ pub(super) fn as_one_launch(run: &Run) -> Result<String, String> {
     commitments(run, &CudaBackend::new(run.driver.clone()))
 }
 
-/// Whole commitments, equal to the processor's: alone and several at a time.
+/// Checks that whole commitments equal those of the CPU backend: alone and several at a time.
 fn commitments(run: &Run, gpu: &CudaBackend) -> Result<String, String> {
     let told = |e: BackendError| e.to_string();
-    // Of the small ones, too, the larger has more buckets than are sorted in one step, on a device of many multiprocessors.
-    // The second proof takes the memory of the first, and is one launch; the third is the same launch.
+    // Even of the small ones, the larger has more buckets than are sorted in one step, on a device with many
+    // multiprocessors. The second proof reuses the memory of the first, and is one launch; the third is the same
+    // launch.
     let (logs, kinds, rounds): (&[u32], _, _) =
         if run.small { (&[4, 10], &[Kind::Circuit; 2][..], 1) } else { (&[2, 6, 10, 14, 18], &KINDS[..], 3) };
     let begun = run.driver.graph_counts();
@@ -324,7 +325,7 @@ fn commitments(run: &Run, gpu: &CudaBackend) -> Result<String, String> {
                 return Err(format!("2^{log} rows, a batch: {}", wrong(got)));
             }
         }
-        // All but the first proof of each memory are a launch each.
+        // All but the first proof in each memory are one launch each.
         let least = 2 * rounds * all.len() - on_gpu.preferred_batch().min(all.len());
         let launches = run.driver.graph_counts().launches - before.launches;
         if gpu.makes_graphs(&key) && launches < least as u64 {
@@ -336,7 +337,7 @@ fn commitments(run: &Run, gpu: &CudaBackend) -> Result<String, String> {
     Ok(format!("{} sizes, {kinds} kinds of witness, {}", logs.len(), graphs_since(run, &begun, false)))
 }
 
-/// What is wrong with commitments that are not the processor's.
+/// Says how commitments differ from those of the CPU backend.
 fn wrong(got: &Result<Commitments, BackendError>) -> String {
     got.as_ref().map_or_else(ToString::to_string, |_| "not the processor's commitments".into())
 }
@@ -443,7 +444,7 @@ pub(super) fn ntt(run: &Run) -> Result<Vec<Record>, BackendError> {
     Ok(records)
 }
 
-/// Small products in G1, so many as one launch.
+/// Small products in G1, several as one launch.
 pub(super) fn batched(run: &Run) -> Result<Vec<Record>, BackendError> {
     let lab = Lab::new(run.driver.clone())?;
     let mut records = Vec::new();
@@ -470,8 +471,8 @@ pub(super) fn batched(run: &Run) -> Result<Vec<Record>, BackendError> {
     Ok(records)
 }
 
-/// Bytes of the device that a proof takes beside its footprint, of a batch made twice: streams, a graph if it has one, and what
-/// the driver rounds up, for it gives memory in pieces of some megabytes.
+/// Device memory in bytes that a proof takes in addition to its footprint, measured on a batch made twice: streams, a
+/// graph if it has one, and what the driver rounds up, because it allocates in pieces of some megabytes.
 fn beside_footprint(run: &Run, gpu: &CudaBackend, key: &dyn LoadedKey, witness: &Witness) -> Result<i64, BackendError> {
     let (stop, batch) = (StopToken::new(), key.preferred_batch());
     let before = run.driver.free_memory()?;
@@ -489,7 +490,7 @@ pub(super) fn commit(run: &Run) -> Result<Vec<Record>, BackendError> {
     for log2 in [10, 12, 16, 18, 20] {
         let key = Arc::new(key(log2));
         let gpu = backend(run);
-        // Larger ones are begun one by one anyhow.
+        // Larger ones are launched one by one anyway.
         let singly = gpu.makes_graphs(&key).then(|| (gpu.without_graphs(), "commitments, one by one"));
         for (gpu, how) in singly.into_iter().chain([(gpu, "commitments")]) {
             let start = std::time::Instant::now();
@@ -499,7 +500,7 @@ pub(super) fn commit(run: &Run) -> Result<Vec<Record>, BackendError> {
             for (kind, note) in [(Kind::Random, "dense"), (Kind::Circuit, "3/5 are 0 or 1")] {
                 let w = witness(kind, log2);
                 let before = run.driver.graph_counts();
-                // A round more, which makes the launches one.
+                // One more round, after which proofs are one launch.
                 loaded.commit(&w, &StopToken::new(), &Quiet)?;
                 let mut times = Vec::new();
                 for _ in 0..=run.rounds {
@@ -516,7 +517,7 @@ pub(super) fn commit(run: &Run) -> Result<Vec<Record>, BackendError> {
     Ok(records)
 }
 
-/// Proofs a second, several at a time: threads with one each, or two threads with batches, as the worker has them.
+/// Proofs per second, several at a time: threads with one each, or two threads with batches, as in the worker.
 pub(super) fn throughput(run: &Run) -> Result<Vec<Record>, BackendError> {
     let gpu = backend(run);
     let mut records = Vec::new();
@@ -527,8 +528,8 @@ pub(super) fn throughput(run: &Run) -> Result<Vec<Record>, BackendError> {
         let each = if log2 > 18 { 6 } else { 40 };
         let best = loaded.preferred_batch();
         let mut ways = vec![(1, 1), (2, 1)];
-        // Of larger ones, no more than two proofs' memory stays with a key, and the worker makes no more at a time: what more
-        // would show is how long the driver takes to give memory and to take it back.
+        // For larger ones, at most two proofs' memory stays with a key, and the worker makes no more at a time: more
+        // would measure how long the driver takes to allocate and free memory.
         if best > 1 {
             ways.extend([(4, 1), (1, best), (2, best)]);
         }

@@ -1,7 +1,8 @@
-//! The check of an NVIDIA GPU: known answers and comparisons, then times, beside a model of the least that the device
-//! could take; written down as RESULTS-CARD.json and .md, anew after each of them.
+//! The check of an NVIDIA GPU: known answers and comparisons, then times next to a model of the least that the device
+//! could take. Results go to RESULTS-CARD.json and .md, rewritten after each step.
 //!
-//! A program that is built where Rust is and carried to where the GPU is: `scripts/gpu_check.sh`, docs/gpu/README.md.
+//! The program is built where Rust is and copied to where the GPU is: see `scripts/gpu_check.sh` and
+//! docs/gpu/README.md.
 
 mod kernels;
 
@@ -17,8 +18,8 @@ use prover_worker::backend::cuda::driver::nvidia::NvidiaDriver;
 use prover_worker::backend::cuda::lab::{Arithmetic, Lab};
 use serde_json::{Value, json};
 
-/// What is checked, in this order: the oldest first, since a fault of a kernel is the end of the device for all that comes
-/// after it. The answer is a remark, or what is wrong.
+/// The checks, in this order: the oldest first, because a kernel's fault disables the device for all that come after
+/// it. Each returns a remark, or what is wrong.
 const CHECKS: &[(&str, Check)] = &[
     ("bytes to the device and back", echo),
     ("an empty kernel", nothing),
@@ -32,7 +33,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("self-test", kernels::self_test),
 ];
 
-/// What is timed, in this order.
+/// The benches, in this order.
 const BENCHES: &[(&str, Bench)] = &[
     ("upload", upload),
     ("launch", launch),
@@ -53,19 +54,20 @@ const USAGE: &str = "\
 usage: gpu --out DIR [--device N] [--rounds N] [--small] [--checks] [--no-graphs] [--trace] [--only TEXT]
        gpu --list | --floor | --help
 
-  --out DIR     where RESULTS-CARD.json and RESULTS-CARD.md go, anew after each check and bench
-  --device N    which GPU, as the driver counts them (0)
+  --out DIR     folder for RESULTS-CARD.json and RESULTS-CARD.md, rewritten after each check and bench
+  --device N    GPU to use, as the driver counts them (0)
   --rounds N    rounds of each bench (15)
-  --small       the checks alone, at sizes that compute-sanitizer can bear; writes nothing without --out
-  --checks      the checks alone, at all sizes
-  --no-graphs   each kernel a launch of its own; what is about graphs is left out
-  --trace       also the times of single kernels, and other windows and radices, on standard output
-  --only TEXT   only the checks and benches with this in their name
-  --list        what there is
-  --floor       the model's figures for an H200; needs no GPU
+  --small       run only the checks, at sizes small enough for compute-sanitizer; writes nothing without --out
+  --checks      run only the checks, at all sizes
+  --no-graphs   launch each kernel separately, and skip what is about graphs
+  --trace       also print the times of single kernels, and of other windows and radices
+  --only TEXT   run only the checks and benches with TEXT in their name
+  --list        list the checks and benches
+  --floor       print the model's figures for an H200; needs no GPU
 ";
 
-/// Exit statuses: a check failed; the arguments are wrong; there is no GPU to use; the device ended before the checks did.
+/// Exit statuses: a check failed; the arguments are wrong; there is no usable GPU; the device failed before the checks
+/// were done.
 const FAILED: u8 = 1;
 const WRONG_USE: u8 = 2;
 const NO_GPU: u8 = 3;
@@ -116,7 +118,7 @@ impl Options {
                 "--list" => options.list = true,
                 "--floor" => options.floor = true,
                 "--help" => options.help = true,
-                // Cargo's own.
+                // Passed by cargo.
                 "--bench" => {}
                 other => return Err(format!("{other}: not an option")),
             }
@@ -136,20 +138,20 @@ fn number(name: &str, text: &str) -> Result<usize, String> {
     text.parse().map_err(|_| format!("{name}: expected a number, got {text:?}"))
 }
 
-/// What checks and benches are given.
+/// Input of checks and benches.
 struct Run {
     driver: Arc<NvidiaDriver>,
     floor: Floor,
     rounds: usize,
-    /// Sizes that compute-sanitizer can bear.
+    /// Whether sizes are small enough for compute-sanitizer.
     small: bool,
-    /// A proof's work may be one launch.
+    /// Whether a proof may be one launch.
     graphs: bool,
-    /// Times of single kernels are printed.
+    /// Whether times of single kernels are printed.
     trace: bool,
 }
 
-/// One line of the results. Times in milliseconds.
+/// One line of the results, with times in milliseconds.
 struct Record {
     name: String,
     log2: Option<u32>,
@@ -162,7 +164,7 @@ struct Record {
 }
 
 impl Record {
-    /// Of the times of all rounds but the first, which loads code and wakes the clocks.
+    /// Summarizes the times of all rounds but the first, which loads code and raises the clocks.
     fn of(name: &str, log2: Option<u32>, times: &[f64]) -> Self {
         let mut times = times.get(1..).unwrap_or_default().to_vec();
         times.sort_by(f64::total_cmp);
@@ -215,7 +217,7 @@ fn nothing(run: &Run) -> Result<String, String> {
     run.driver.time_launches(10, 1).map(|_| String::new()).map_err(|e| e.to_string())
 }
 
-// Benches. Each times one round more than asked for: `Record::of` leaves the first out.
+// Benches. Each runs one more round than asked for: `Record::of` omits the first.
 
 fn upload(run: &Run) -> Result<Vec<Record>, BackendError> {
     let record = |log2: u32| {
@@ -244,7 +246,7 @@ fn memory(run: &Run) -> Result<Vec<Record>, BackendError> {
     Ok(vec![record.floor(bytes as f64 / run.floor.memory * 1e3).note(format!("{rate:.0} GB/s"))])
 }
 
-/// What the arithmetic alone comes to: kernels that do nothing else, on as many threads as the device holds.
+/// Throughput of the arithmetic alone: kernels that do nothing else, on as many threads as the device holds.
 fn arithmetic(run: &Run) -> Result<Vec<Record>, BackendError> {
     const THREADS: u32 = 2048;
     let lab = Lab::new(run.driver.clone())?;
@@ -273,13 +275,13 @@ fn arithmetic(run: &Run) -> Result<Vec<Record>, BackendError> {
 
 /// The least time that the arithmetic and the memory of a device allow, by counting instructions.
 ///
-/// A multiprocessor issues 64 slots of 32-bit multiply-adds a clock; a wide multiply-add, or the high half of one,
+/// A multiprocessor issues 64 slots of 32-bit multiply-adds per clock; a wide multiply-add, or the high half of one,
 /// takes two of them, the low half one. Counts are of compiled code for products in BN254's fields.
 #[derive(Clone, Copy)]
 struct Floor {
-    /// Slots a second.
+    /// Slots per second.
     slots: f64,
-    /// Bytes a second at the memory's highest clock.
+    /// Bytes per second at the memory's highest clock.
     memory: f64,
 }
 
@@ -288,7 +290,7 @@ const PRODUCT: f64 = 121.0 * 2.0 + 8.0 * 2.0 + 9.0;
 const SQUARE: f64 = 89.0 * 2.0 + 11.0 * 2.0 + 11.0;
 const WIDE: f64 = 64.0 * 2.0;
 const REDUCTION: f64 = PRODUCT - WIDE;
-/// The same in the quadratic extension: three wide products and two reductions, and two products.
+/// Likewise in the quadratic extension: three wide products and two reductions, and two products.
 const PRODUCT2: f64 = 3.0 * WIDE + 2.0 * REDUCTION;
 const SQUARE2: f64 = 2.0 * PRODUCT;
 
@@ -301,7 +303,7 @@ enum Adding {
     Affine,
 }
 
-/// A multi-scalar product. `log2` of the number of points.
+/// A multi-scalar product. `log2` is that of the number of points.
 #[derive(Clone, Copy)]
 struct Msm {
     log2: u32,
@@ -310,7 +312,7 @@ struct Msm {
     /// With a table of the points' multiples for each window, so that all windows share their buckets.
     tables: bool,
     adding: Adding,
-    /// Which part of the digits is not zero.
+    /// Fraction of digits that are not zero.
     density: f64,
 }
 
@@ -323,41 +325,42 @@ fn mixed_addition(second: bool, adding: Adding) -> f64 {
     }
 }
 
-/// Slots of a product, a square, and the reductions that a merged sum of two products saves, in the field of G2 or G1.
+/// Returns the slots of a product, of a square, and of the reductions that a merged sum of two products saves, in the
+/// field of G2 or G1.
 fn field(second: bool) -> (f64, f64, f64) {
     if second { (PRODUCT2, SQUARE2, 2.0 * REDUCTION) } else { (PRODUCT, SQUARE, REDUCTION) }
 }
 
 impl Floor {
-    /// Of so many multiprocessors at a clock in Hz, and of memory with so many bytes a second.
+    /// The model for a number of multiprocessors at a clock in Hz, and a memory bandwidth in bytes per second.
     fn new(multiprocessors: u32, clock: f64, memory: f64) -> Self {
         Self { slots: f64::from(multiprocessors) * 64.0 * clock, memory }
     }
 
     fn of(driver: &NvidiaDriver) -> Self {
         let card = driver.card();
-        // Two transfers a clock.
+        // Two transfers per clock.
         let memory = 2e3 * f64::from(card.memory_clock_khz) * f64::from(card.bus_bits) / 8.0;
         Self::new(driver.properties().multiprocessors, 1e3 * f64::from(card.clock_khz), memory)
     }
 
-    /// Milliseconds of so many slots.
+    /// Returns the milliseconds for this many slots.
     fn slots(&self, slots: f64) -> f64 {
         slots / self.slots * 1e3
     }
 
-    /// Milliseconds of n products in Fq.
+    /// Returns the milliseconds for n products in Fq.
     fn products(&self, n: f64) -> f64 {
         self.slots(n * PRODUCT)
     }
 
-    /// Milliseconds to sort n pairs by keys of so many bits: 8 bits a pass, 16 bytes read and written, at 70 % of the
-    /// memory's rate, and 50 µs to begin.
+    /// Returns the milliseconds to sort n pairs by keys of this many bits: 8 bits per pass, 16 bytes read and written,
+    /// at 70 % of the memory's bandwidth, and 50 µs to start.
     fn sort(&self, n: f64, bits: u32) -> f64 {
         n * 16.0 * f64::from(bits.div_ceil(8)) / (0.7 * self.memory) * 1e3 + 0.05
     }
 
-    /// Milliseconds of a multi-scalar product, and the bits of a window that it is least with.
+    /// Returns the milliseconds of a multi-scalar product, and the window size in bits that minimizes them.
     fn msm(&self, msm: Msm) -> (f64, u32) {
         let (product, square, reduction) = field(msm.second);
         let full = 12.0 * product + 2.0 * square - reduction;
@@ -368,7 +371,7 @@ impl Floor {
         for bits in 12..25 {
             let windows = 254u32.div_ceil(bits);
             let digits = points * f64::from(windows) * msm.density;
-            // Tables of more than 30 GB leave no room for the rest of a key.
+            // Tables of more than 30 GB leave no memory for the rest of a key.
             if msm.tables && points * f64::from(windows) * point_bytes > 30e9 {
                 continue;
             }
@@ -383,8 +386,8 @@ impl Floor {
         best
     }
 
-    /// Milliseconds of a number-theoretic transform: its products, or two passes over memory (three beyond 2^22) at
-    /// five sixths of its rate, whichever takes longer.
+    /// Returns the milliseconds of a number-theoretic transform: its products, or two passes over memory (three beyond
+    /// 2^22) at five sixths of its bandwidth, whichever takes longer.
     fn ntt(&self, log2: u32) -> f64 {
         let n = f64::from(log2).exp2();
         let passes = if log2 <= 22 { 2.0 } else { 3.0 };
@@ -392,7 +395,7 @@ impl Floor {
         self.products(n / 2.0 * f64::from(log2)).max(memory)
     }
 
-    /// The model's figures, for people.
+    /// Prints the model's figures.
     fn print(&self) {
         println!("The floor (in brackets, bits of a window)");
         println!("products in Fq: {:.1} G/s", 1e-6 / self.products(1.0));
@@ -425,16 +428,16 @@ struct Checked {
 }
 
 struct Results {
-    /// Where they are written, if anywhere, and of which card they are.
+    /// Folder that they are written to, if any, and the card they are for.
     folder: Option<PathBuf>,
     card: String,
-    /// What is fixed: name and value, for both files.
+    /// Fixed facts: name and value, for both files.
     facts: Vec<(&'static str, Value)>,
     checks: Vec<Checked>,
     records: Vec<Record>,
     /// Benches that ended with an error.
     failed: Vec<(&'static str, String)>,
-    /// What is still to come or why nothing more does; nothing when all is done.
+    /// What is still to come, or why nothing more does; `None` when all is done.
     unfinished: Option<String>,
 }
 
@@ -496,12 +499,12 @@ impl Results {
         text
     }
 
-    /// The two files.
+    /// Returns the paths of the two files.
     fn paths(&self, folder: &Path) -> [PathBuf; 2] {
         ["json", "md"].map(|ending| folder.join(format!("RESULTS-{}.{ending}", slug(&self.card))))
     }
 
-    /// Writes both, each whole or not at all: this program may be ended at any time.
+    /// Writes both, each atomically: this program may be killed at any time.
     fn write(&self) -> std::io::Result<()> {
         let Some(folder) = &self.folder else { return Ok(()) };
         std::fs::create_dir_all(folder)?;
@@ -514,42 +517,42 @@ impl Results {
         Ok(())
     }
 
-    /// Notes what comes next, so that of what hangs the name is there.
+    /// Records what comes next, so that the name of what hangs is there.
     fn begin(&mut self, what: &str, name: &str) -> std::io::Result<()> {
         self.unfinished = Some(format!("{what} {name} had begun and not ended"));
         self.write()
     }
 }
 
-/// Four significant digits.
+/// Formats with four significant digits.
 fn digits(ms: f64) -> String {
     let whole = if ms > 0.0 { ms.log10().floor() as i32 } else { 0 };
     format!("{ms:.*}", (3 - whole).clamp(0, 6) as usize)
 }
 
-/// Text that does not end its cell of a table.
+/// Escapes text for a cell of a table.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ")
 }
 
-/// A card's name in a file's name: `NVIDIA H100 80GB HBM3` is `H100-80GB-HBM3`.
+/// Returns a card's name for a file name: `NVIDIA H100 80GB HBM3` becomes `H100-80GB-HBM3`.
 fn slug(card: &str) -> String {
     let words = card.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !["", "NVIDIA", "GeForce"].contains(w));
     let slug = words.collect::<Vec<_>>().join("-");
     if slug.is_empty() { "GPU".into() } else { slug }
 }
 
-/// What a program prints, on one line.
-fn told(program: &str, arguments: &[&str]) -> Option<String> {
+/// Returns what a program prints, on one line.
+fn output_of(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).output().ok().filter(|o| o.status.success())?;
     let text = String::from_utf8_lossy(&output.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
     Some(text).filter(|text| !text.is_empty())
 }
 
-/// What nvidia-smi says of a card; it counts cards as the driver does unless CUDA_VISIBLE_DEVICES is set.
+/// Returns what nvidia-smi says about a card; it counts cards as the driver does unless CUDA_VISIBLE_DEVICES is set.
 fn smi(ordinal: u32, what: &str) -> Value {
     let (card, query) = (ordinal.to_string(), format!("--query-gpu={what}"));
-    told("nvidia-smi", &["-i", &card, &query, "--format=csv,noheader"]).map_or(Value::Null, Value::from)
+    output_of("nvidia-smi", &["-i", &card, &query, "--format=csv,noheader"]).map_or(Value::Null, Value::from)
 }
 
 const CLOCKS: &str = "clocks.sm,clocks.mem,temperature.gpu,power.draw";
@@ -578,19 +581,19 @@ fn facts(driver: &NvidiaDriver) -> Vec<(&'static str, Value)> {
         ("clocks_before", smi(ordinal, CLOCKS)),
         ("processor", json!(cpu)),
         ("threads", threads.into()),
-        ("date", told("date", &["-u", "+%Y-%m-%dT%H:%MZ"]).into()),
+        ("date", output_of("date", &["-u", "+%Y-%m-%dT%H:%MZ"]).into()),
         ("commit", option_env!("PROVER_GPU_CHECK_COMMIT").into()),
         ("cuda_device_max_connections", std::env::var("CUDA_DEVICE_MAX_CONNECTIONS").ok().into()),
     ]
 }
 
-/// Why nothing more is done, where the device ended with this: nothing runs on one any more that a kernel's fault has killed.
+/// Returns why nothing more is done if this ended the device: nothing runs on a device after a kernel's fault.
 fn dead(run: &Run, what: &str, name: &str) -> Option<String> {
     let why = run.driver.time_launches(1, 1).err()?;
     Some(format!("{what} {name} was the end of the device, on which nothing runs any more: {why}"))
 }
 
-/// Does all that was asked for, or what can be done.
+/// Does everything that was asked for, as far as possible.
 fn all(run: &Run, options: &Options, results: &mut Results) -> std::io::Result<()> {
     let benches = !options.small && !options.checks;
     let stopped = match check(run, options, results)? {
@@ -605,7 +608,7 @@ fn all(run: &Run, options: &Options, results: &mut Results) -> std::io::Result<(
     results.write()
 }
 
-/// Checks; says why nothing more can be done, if so.
+/// Runs the checks; returns why nothing more can be done, if so.
 fn check(run: &Run, options: &Options, results: &mut Results) -> std::io::Result<Option<String>> {
     for (name, check) in CHECKS.iter().filter(|(name, _)| options.wants(name)) {
         results.begin("check", name)?;
@@ -625,7 +628,7 @@ fn check(run: &Run, options: &Options, results: &mut Results) -> std::io::Result
     Ok(None)
 }
 
-/// Times; says why nothing more can be done, if so.
+/// Runs the benches; returns why nothing more can be done, if so.
 fn time(run: &Run, options: &Options, results: &mut Results) -> std::io::Result<Option<String>> {
     for (name, bench) in BENCHES.iter().filter(|(name, _)| options.wants(name)) {
         results.begin("bench", name)?;
@@ -652,7 +655,7 @@ fn time(run: &Run, options: &Options, results: &mut Results) -> std::io::Result<
     Ok(None)
 }
 
-/// The device asked for, or why not. No other is opened: it may hang, or be somebody else's.
+/// Opens the requested device. No other is opened: it may hang, or be in use by others.
 fn device(ordinal: usize) -> Result<NvidiaDriver, String> {
     let mut shown = NvidiaDriver::shown()?;
     let count = shown.len();
@@ -684,7 +687,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let driver = match device(options.device) {
-        // Under compute-sanitizer, buffers lie apart: what is written between them is to be seen.
+        // Under compute-sanitizer, buffers are separate allocations, so that writes between them are noticed.
         Ok(driver) => Arc::new(if options.small { driver.without_carving() } else { driver }),
         Err(why) => {
             eprintln!("{why}");

@@ -1,8 +1,8 @@
-//! Whole commitments on a device by ICICLE, beside the processor and, with the feature `cuda`, our own kernels: equal, and
-//! their times.
+//! Whole commitments on a device through ICICLE, compared with the CPU backend and, with the feature `cuda`, our own
+//! kernels: checks that they are equal, and times them.
 //!
-//! A program that can be carried to where the device is, with `prover-worker` (built with the feature `icicle`) beside it:
-//! docs/icicle.md.
+//! The program can be copied to where the device is, together with `prover-worker` (built with the feature `icicle`):
+//! see docs/icicle.md.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,12 +23,12 @@ use prover_worker::model::{Fr, ProvingKey, StopToken, Witness};
 const USAGE: &str = "\
 usage: icicle --libraries DIR [--program FILE] [--device TYPE] [--rounds N] [--logs N,N] [CASE...]
 
-  --libraries DIR  ICICLE's libraries, their backends in DIR/backend
-  --program FILE   prover-worker, built with the feature icicle (the one beside this program)
-  --device TYPE    CUDA, METAL, VULKAN or CPU (the first of them that there is, but CPU)
+  --libraries DIR  folder of ICICLE's libraries, with their backends in DIR/backend
+  --program FILE   prover-worker, built with the feature icicle (default: next to this program)
+  --device TYPE    CUDA, METAL, VULKAN or CPU (default: the first available one other than CPU)
   --rounds N       commitments of each case, after one that does not count (7)
-  --logs N,N       log2 of the rows of made-up circuits (12,16,18)
-  CASE             a folder with circuit.zkey and witness.wtns
+  --logs N,N       log2 of the rows of generated circuits (12,16,18)
+  CASE             folder with circuit.zkey and witness.wtns
 ";
 
 struct Arguments {
@@ -56,7 +56,7 @@ impl Arguments {
                 "--logs" => {
                     logs = value()?.split(',').filter(|log| !log.is_empty()).map(number).collect::<Result<_, _>>()?;
                 }
-                // Cargo's own.
+                // Passed by cargo.
                 "--bench" => {}
                 other if other.starts_with('-') => return Err(format!("{other}: not an option")),
                 case => cases.push(case.into()),
@@ -73,7 +73,7 @@ struct Case {
     witness: Witness,
 }
 
-/// A chain of squarings with so many rows, less one for the public value.
+/// A chain of squarings with 2^log rows, less one for the public value.
 fn chain(log: u32) -> Result<Case, String> {
     let one = Fr::from(1u64).into_bigint();
     let mut values = vec![Fr::from(1u64), Fr::from(3u64)];
@@ -101,7 +101,7 @@ fn read(folder: &Path) -> Result<Case, String> {
     Ok(Case { name: format!("{name}, {} rows", key.header.domain_size), key: Arc::new(key), witness })
 }
 
-/// The processor, and GPUs by our own kernels where there are any.
+/// The CPU, and GPUs with our own kernels if there are any.
 fn others() -> Result<Discovery, String> {
     let (cpu, icicle) = (ProcessorOptions::default(), IcicleOptions::default());
     discover(BackendChoice::Auto, &cpu, true, &icicle).map_err(|e| e.to_string())

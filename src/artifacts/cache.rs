@@ -1,13 +1,13 @@
-//! Remote objects on the local disk.
+//! Remote objects cached on the local disk.
 //!
 //! ```text
 //! <dir>/{zkeys,wasms}/<sha256>                  whole, read-only
-//! <dir>/{zkeys,wasms}/<sha256>.part#<random>    being fetched, locked by whoever writes it
+//! <dir>/{zkeys,wasms}/<sha256>.part#<random>    being downloaded, locked by the process that writes it
 //! ```
 //!
-//! An object arrives piece by piece, is hashed as it arrives, and gets its name only when the hash is right. A `.part`
-//! that nobody has locked is what a fetch left that broke off: the next one goes on from there. Files can be removed at
-//! any time: whoever has one open or mapped keeps it until done. So any number of processes may share the folder.
+//! An object is downloaded piece by piece, hashed on the way, and gets its name only if the hash is right. An unlocked
+//! `.part` file was left by an interrupted download; the next download resumes it. Files can be removed at any time:
+//! processes that have one open or mapped keep it until done. So any number of processes may share the folder.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -29,10 +29,10 @@ use super::remote::describe;
 use super::{ArtifactError, CHUNK, Kind, LANES, name};
 use crate::model::{ContentHash, locked};
 
-/// How often a fetch goes on after a failure before it gives up; counted anew whenever a piece arrived.
+/// How often a download is resumed after a failure before it gives up; the count starts again whenever a piece arrives.
 const TRIES: u32 = 4;
 
-/// The first wait after a failure; each further one is three times as long.
+/// The wait after the first failure; each further one is three times as long.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
 type Turns = HashMap<(Kind, ContentHash), Weak<tokio::sync::Mutex<()>>>;
@@ -43,7 +43,7 @@ pub(super) struct Cache {
     what: Arc<str>,
     dir: PathBuf,
     budget: u64,
-    /// Who fetches what: one at a time for each object.
+    /// Admits one download at a time for each object.
     turns: Mutex<Turns>,
 }
 
@@ -65,22 +65,22 @@ impl Cache {
         self.dir.join(kind.folder()).join(hash.to_string())
     }
 
-    /// The file of an object, open; fetched if need be. By name it may be gone the next moment, when others need its
-    /// place.
+    /// Returns an object's file, open, downloading it if needed. Its path may be gone the next moment, if others need
+    /// the space.
     pub(super) async fn fetch(&self, kind: Kind, hash: ContentHash) -> Result<File, ArtifactError> {
         let path = self.path(kind, hash);
         if let Some(file) = touch(&path).await? {
             return Ok(file);
         }
         let turn = self.turn(kind, hash).lock_owned().await;
-        // Whoever was before us may have fetched it.
+        // The previous holder of the turn may have downloaded it.
         if let Some(file) = touch(&path).await? {
             return Ok(file);
         }
         self.download(kind, hash, turn).await
     }
 
-    /// Forgets the local copy of an object; none is fine.
+    /// Removes the local copy of an object, if there is one.
     pub(super) async fn forget(&self, kind: Kind, hash: ContentHash) -> Result<(), ArtifactError> {
         let path = self.path(kind, hash);
         blocking(move || remove_if_there(&path)).await
@@ -108,12 +108,12 @@ impl Cache {
             let got = part.hash();
             if got == hash {
                 let file = blocking(move || part.finish()).await?;
-                // Others may have fetched at the same time, each with an eye on the room there was.
+                // Others may have downloaded at the same time, each with only its own object in mind.
                 self.make_room(kind, hash, size).await?;
                 return Ok(file);
             }
             if part.mended && !again {
-                // What was there before, or was replaced meanwhile, may be at fault: once more, all in one go.
+                // The resumed part, or an object replaced meanwhile, may be at fault: once more, without interruption.
                 again = true;
                 part = blocking(move || part.restart()).await?;
                 continue;
@@ -124,8 +124,8 @@ impl Cache {
         }
     }
 
-    /// Fetches what a part lacks. When that fails for good, what has arrived stays for another time, unless it is the
-    /// disk that is at fault.
+    /// Downloads what a part lacks. On a final failure, what has arrived is kept for another time, unless the disk is
+    /// at fault.
     async fn fill(&self, kind: Kind, hash: ContentHash, mut part: Part, size: u64) -> Result<Part, ArtifactError> {
         let mut failures = 0;
         while part.len < size {
@@ -150,7 +150,7 @@ impl Cache {
         Ok(part)
     }
 
-    /// One piece, on a task of its own, so that it arrives while another is written.
+    /// Downloads one piece, in a separate task, so that it arrives while another is written.
     async fn piece(&self, at: ObjectPath, from: u64, to: u64) -> Result<Bytes, object_store::Error> {
         let store = self.store.clone();
         let bytes = tokio::spawn(async move { store.get_range(&at, from..to).await }).await??;
@@ -172,7 +172,7 @@ impl Cache {
             part = back;
             match written {
                 Ok(()) => return Ok(part),
-                // Other files can be fetched again.
+                // Make space: other files can be downloaded again.
                 Err(why) if is_full(&why) && self.make_way(kind, hash).await? => {}
                 Err(why) => {
                     let path = part.path.clone();
@@ -203,7 +203,7 @@ impl Cache {
         use object_store::Error as E;
         match why {
             E::NotFound { .. } => return Err(ArtifactError::Missing { what: self.name(kind, hash) }),
-            // These will be the same at the next try.
+            // A retry would give the same result.
             E::PermissionDenied { .. } | E::Unauthenticated { .. } | E::NotImplemented { .. } => {}
             _ if *failures < TRIES => {
                 tokio::time::sleep(BACK_OFF * 3_u32.pow(*failures)).await;
@@ -215,7 +215,7 @@ impl Cache {
         Err(ArtifactError::Store { what: self.name(kind, hash), why: describe(&why) })
     }
 
-    /// Leaves word for the next import, since an object's size alone does not show that it is damaged.
+    /// Marks the object as damaged for the next import, because its size alone does not show the damage.
     async fn report_damage(&self, kind: Kind, hash: ContentHash) {
         if let Err(e) = self.store.put(&kind.damage_at(hash), Bytes::new().into()).await {
             let what = self.name(kind, hash);
@@ -227,12 +227,13 @@ impl Cache {
         format!("{}/{}", self.what, name(kind, hash))
     }
 
-    /// Removes files, least recently used first, until `size` bytes of this object fit the budget with the rest.
+    /// Removes files, least recently used first, until `size` bytes of this object and the remaining files fit into the
+    /// budget.
     async fn make_room(&self, kind: Kind, hash: ContentHash, size: u64) -> Result<(), ArtifactError> {
         let (dir, keep, budget) = (self.dir.clone(), self.path(kind, hash), self.budget);
         blocking(move || {
             let mut entries = entries(&dir, &keep);
-            // A size is what a server says.
+            // The size comes from a server and may be wrong.
             let mut total = size.saturating_add(entries.iter().map(|e| e.bytes).sum::<u64>());
             entries.sort_by_key(|e| e.used);
             for entry in entries {
@@ -248,7 +249,7 @@ impl Cache {
         .await
     }
 
-    /// Removes the least recently used file that is not of this object, if there is one.
+    /// Removes the least recently used file that is not of this object. Returns whether there was one.
     async fn make_way(&self, kind: Kind, hash: ContentHash) -> Result<bool, ArtifactError> {
         let (dir, keep) = (self.dir.clone(), self.path(kind, hash));
         blocking(move || {
@@ -273,9 +274,9 @@ struct Entry {
 }
 
 impl Entry {
-    /// Whether it was removed. A part that somebody is writing is not.
+    /// Removes the file, unless it is a part that is being written. Returns whether it was removed.
     fn remove(&self) -> Result<bool, ArtifactError> {
-        let _lock = if self.path.to_string_lossy().contains('#') {
+        let _lock = if self.path.file_name().is_some_and(|name| name.to_string_lossy().contains('#')) {
             match lock(&self.path).map_err(|why| io_error(&self.path, why))? {
                 Some(lock) => Some(lock),
                 None => return Ok(false),
@@ -288,14 +289,14 @@ impl Entry {
     }
 }
 
-/// The cache's files, but for that at `keep` and its parts.
+/// Lists the cache's files, except the one at `keep` and its parts.
 fn entries(dir: &Path, keep: &Path) -> Vec<Entry> {
     let mut found = Vec::new();
     for kind in Kind::ALL {
         let Ok(files) = std::fs::read_dir(dir.join(kind.folder())) else { continue };
         for file in files.filter_map(Result::ok) {
             let path = file.path();
-            // One that has just gone needs no place.
+            // A file that was just removed takes no space.
             if let Ok(meta) = file.metadata()
                 && meta.is_file()
                 && path.with_extension("") != keep
@@ -307,12 +308,12 @@ fn entries(dir: &Path, keep: &Path) -> Vec<Entry> {
     found
 }
 
-/// Opens a file, if there is one, and marks it as used now.
+/// Opens a file, if it exists, and marks it as used now.
 async fn touch(path: &Path) -> Result<Option<File>, ArtifactError> {
     let path = path.to_path_buf();
     blocking(move || match File::open(&path) {
         Ok(file) => {
-            // Without the mark it goes earlier than it should, no more.
+            // Without the mark it is only removed earlier than it should be.
             let _ = file.set_modified(SystemTime::now());
             Ok(Some(file))
         }
@@ -329,7 +330,7 @@ fn remove_if_there(path: &Path) -> Result<(), ArtifactError> {
     }
 }
 
-/// A part, locked; none if somebody else has the lock, or the part has gone.
+/// Opens and locks a part. `None` if another process has it locked, or it is gone.
 fn lock(path: &Path) -> io::Result<Option<File>> {
     let file = match OpenOptions::new().read(true).write(true).open(path) {
         Ok(file) => file,
@@ -341,7 +342,7 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
         Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(e)) => return Err(e),
     }
-    // Whoever had the lock may have removed or renamed the file before letting go.
+    // The previous holder of the lock may have removed or renamed the file before releasing it.
     match std::fs::metadata(path) {
         Ok(there) if there.ino() == file.metadata()?.ino() => Ok(Some(file)),
         Ok(_) => Ok(None),
@@ -350,22 +351,22 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// An object on its way in. Its file is locked, and its object has no other fetch in this process, until it is dropped.
+/// An object being downloaded. Until dropped, its file is locked, and no other download of it runs in this process.
 struct Part {
     file: File,
     path: PathBuf,
-    /// Where the object goes.
+    /// The final path of the object.
     target: PathBuf,
-    /// Bytes that are there, and their hash.
+    /// Bytes downloaded, and their hash.
     len: u64,
     hash: Sha256,
-    /// Whether it was not all fetched in one go.
+    /// Whether the download was interrupted.
     mended: bool,
     _turn: OwnedMutexGuard<()>,
 }
 
 impl Part {
-    /// The longest part that a broken fetch of `target` left, or a new one. The others are removed.
+    /// Opens the longest part that an interrupted download of `target` left, or a new one. The others are removed.
     fn open(target: PathBuf, size: u64, turn: OwnedMutexGuard<()>) -> Result<Self, ArtifactError> {
         let failed = |path: &Path| {
             let path = path.to_path_buf();
@@ -400,14 +401,14 @@ impl Part {
                 Ok(()) if path.exists() => {
                     return Ok(Self { file, path, target, len: 0, hash, mended: false, _turn: turn });
                 }
-                // Another process has taken it for one that was left.
+                // Another process took it for an abandoned one.
                 Ok(()) | Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(why)) => return Err(io_error(&path, why)),
             }
         }
     }
 
-    /// Adds bytes. After a failure it is as before.
+    /// Appends bytes. After a failure the part is as before.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all_at(bytes, self.len)?;
         self.hash.update(bytes);
@@ -419,14 +420,15 @@ impl Part {
         ContentHash(self.hash.clone().finalize().into())
     }
 
-    /// Empties it.
+    /// Discards the downloaded bytes.
     fn restart(mut self) -> Result<Self, ArtifactError> {
         self.file.set_len(0).map_err(|why| io_error(&self.path, why))?;
         (self.len, self.hash, self.mended) = (0, Sha256::new(), false);
         Ok(self)
     }
 
-    /// Gives it its name. Nothing waits for the disk: after a loss of power the hash, which every user checks, tells.
+    /// Gives the file its final name. It is not synced: after a loss of power, the hash, which every user checks,
+    /// reveals damage.
     fn finish(self) -> Result<File, ArtifactError> {
         let done = self
             .file

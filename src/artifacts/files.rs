@@ -1,4 +1,4 @@
-//! Files and folders of this machine.
+//! Local files and folders.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -12,17 +12,17 @@ use sha2::{Digest, Sha256};
 use super::ArtifactError;
 use crate::model::ContentHash;
 
-/// How long a half-written object is left alone. Longer than any import takes, so it belongs to a process that died.
+/// How long a half-written object is left alone. No import takes that long, so it belongs to a process that died.
 pub(super) const STALE: Duration = Duration::from_secs(24 * 3600);
 
-/// Makes a folder that only its owner may look into.
+/// Creates a folder, and its parents, that only the owner may access.
 pub fn private_dir(dir: &Path) -> Result<(), ArtifactError> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|why| io_error(dir, why))
 }
 
-/// Removes old half-written objects, which have a `#` after their name until they are whole. One that cannot be removed
-/// does no harm.
+/// Removes old half-written objects, which have a `#` after their name until they are complete. Failures are ignored:
+/// such files do no harm.
 pub(super) fn sweep(folder: &Path) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     for entry in entries.filter_map(Result::ok) {
@@ -39,12 +39,12 @@ pub(super) fn set_mode(path: &Path, mode: u32) -> Result<(), ArtifactError> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(|why| io_error(path, why))
 }
 
-/// Opens a file for reading. A pipe that nobody writes to would keep an ordinary open waiting for ever.
+/// Opens a file for reading without blocking: an ordinary open of a pipe without a writer would wait forever.
 pub(super) fn open_without_waiting(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)
 }
 
-/// Hash and size of a regular file.
+/// Returns the hash and the size in bytes of a regular file.
 pub(super) fn hash_file(path: &Path) -> Result<(ContentHash, u64), ArtifactError> {
     let failed = |why| io_error(path, why);
     let mut file = open_without_waiting(path).map_err(failed)?;
@@ -56,7 +56,7 @@ pub(super) fn hash_file(path: &Path) -> Result<(ContentHash, u64), ArtifactError
     Ok((ContentHash(hash.finalize().into()), size))
 }
 
-/// Feeds the rest of a file to a hash and returns how many bytes that was.
+/// Feeds the rest of a file to a hash and returns the number of bytes.
 pub(super) fn hash_into(hash: &mut Sha256, file: &mut File) -> io::Result<u64> {
     let mut piece = vec![0; 1 << 20];
     let mut size = 0;
@@ -77,12 +77,12 @@ pub(super) fn io_error(path: &Path, why: io::Error) -> ArtifactError {
     ArtifactError::Io { what: path.display().to_string(), why }
 }
 
-/// Whether the disk, or what of it this user may have, is full.
+/// Whether the disk, or the user's quota, is full.
 pub(super) fn is_full(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Work on files, off the threads that must not wait.
+/// Runs file operations on a blocking thread.
 pub(super) async fn blocking<T: Send + 'static>(
     f: impl FnOnce() -> Result<T, ArtifactError> + Send + 'static,
 ) -> Result<T, ArtifactError> {

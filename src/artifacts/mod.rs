@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! zkeys/<sha256>   wasms/<sha256>          by content: written once, never changed, verified by hash
-//! proofs/<job>/{proof,public}.json          copies for people; the store has the authoritative ones
-//! damaged/{zkeys,wasms}/<sha256>            remote only: a download showed damage, which the next import mends
+//! proofs/<job>/{proof,public}.json          copies for people; the database has the authoritative ones
+//! damaged/{zkeys,wasms}/<sha256>            remote only: damage found by a download, repaired by the next import
 //! ```
 //!
-//! They lie in a folder ([`Artifacts::local`]), or in a store that many machines share ([`Artifacts::bucket`]); then keys
-//! and programs are kept on the local disk too, within a budget. A reader sees all of an object or none of it. On a
-//! file system the folders are the owner's alone (0700) and the content is read-only (0400).
+//! Objects are in a folder ([`Artifacts::local`]), or in a store shared by many machines ([`Artifacts::bucket`]); keys
+//! and programs are then cached on the local disk, within a budget. A reader sees all of an object or none of it. On a
+//! file system the folders are accessible to the owner only (0700) and the content is read-only (0400).
 
 mod cache;
 mod files;
@@ -36,16 +36,16 @@ use remote::describe;
 pub use files::private_dir;
 pub use remote::BucketSpec;
 
-/// Bytes of a piece, in which objects are copied.
+/// Size of the pieces in which objects are copied, in bytes.
 const CHUNK: usize = 8 << 20;
 
-/// Pieces under way at a time to or from a remote store; bounds the memory.
+/// Most pieces in transfer at a time to or from a remote store; bounds the memory.
 const LANES: usize = 4;
 
-/// S3 and Google take 10,000 pieces of an object; of larger objects the pieces are larger.
+/// Most pieces of an object, below the limit of S3 and Google (10,000); larger objects have larger pieces.
 const MAX_PIECES: u64 = 9_000;
 
-/// What an object by content is.
+/// The kind of an object that is stored by content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A proving key.
@@ -68,60 +68,60 @@ impl Kind {
         ObjectPath::from_iter([self.folder(), &hash.to_string()])
     }
 
-    /// Where it is written down that the object is damaged.
+    /// The path of the mark that the object is damaged.
     fn damage_at(self, hash: ContentHash) -> ObjectPath {
         ObjectPath::from_iter(["damaged", self.folder(), &hash.to_string()])
     }
 }
 
-/// What can go wrong with an object.
+/// Why an operation on an object failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ArtifactError {
-    /// It is not there.
+    /// The object does not exist.
     #[error("{what} is not among the artifacts")]
     Missing {
-        /// Which object.
+        /// The object.
         what: String,
     },
-    /// Its content is not what its name says.
+    /// The object's content does not match its hash.
     #[error("{what} is damaged: its SHA-256 is {got}")]
     Damaged {
-        /// Which object.
+        /// The object.
         what: String,
-        /// The hash it has.
+        /// The hash of its content.
         got: ContentHash,
     },
-    /// The file changed while it was copied in.
+    /// The file changed while it was imported.
     #[error("{0} changed while it was read")]
     Changed(String),
     /// A file could not be read or written.
     #[error("{what}: {}", io_reason(why))]
     Io {
-        /// Which file.
+        /// The file.
         what: String,
-        /// Why not.
+        /// The reason.
         why: io::Error,
     },
     /// The object store failed.
     #[error("{what}: {why}")]
     Store {
-        /// Which object, or the store.
+        /// The object, or the store.
         what: String,
-        /// What it said, without secrets.
+        /// The store's message, without secrets.
         why: String,
     },
 }
 
-/// An object in memory or on disk, as content.
+/// The content of an object, in memory or on disk.
 #[derive(Debug, Clone)]
 pub enum Content {
-    /// A file that can be mapped.
+    /// A file that can be memory-mapped.
     File(PathBuf),
     /// Its bytes.
     Bytes(Bytes),
 }
 
-/// Where objects lie.
+/// Where objects are stored.
 #[derive(Clone)]
 enum Place {
     Folder(PathBuf),
@@ -129,12 +129,12 @@ enum Place {
     Remote(Arc<Cache>),
 }
 
-/// The objects.
+/// A store of objects.
 #[derive(Clone)]
 pub struct Artifacts {
     store: Arc<dyn ObjectStore>,
-    /// The same for proofs. On a file system they are not synced: the database has them, and what a loss of power spoils
-    /// is written again.
+    /// The store for proofs. On a file system they are not synced: the database has them, and files damaged by a loss
+    /// of power are written again.
     proofs: Arc<dyn ObjectStore>,
     /// Whether copies of proofs are written.
     keeps_proofs: bool,
@@ -144,7 +144,7 @@ pub struct Artifacts {
 }
 
 impl Artifacts {
-    /// Objects as files in `root`, which is made if need be. What processes that died left half-written is removed.
+    /// Stores objects as files in `root`, which is created if needed. Half-written files of dead processes are removed.
     pub fn local(root: &Path) -> Result<Self, ArtifactError> {
         for folder in ["", "zkeys", "wasms", "proofs"] {
             private_dir(&root.join(folder))?;
@@ -162,15 +162,15 @@ impl Artifacts {
         Ok(Self { store, proofs, keeps_proofs: true, what, place: Place::Folder(root.to_path_buf()) })
     }
 
-    /// Objects in memory, for tests.
+    /// Stores objects in memory, for tests.
     pub fn memory() -> Self {
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
         Self { proofs: store.clone(), store, keeps_proofs: true, what: "memory".into(), place: Place::Memory }
     }
 
-    /// Objects in a store elsewhere, called `what` in errors. Keys and programs that are used are kept in `cache_dir`,
-    /// which must be a folder of its own (any number of processes may share it), in at most `cache_bytes` bytes; the
-    /// one in use is kept even if it is larger.
+    /// Stores objects in a remote store, called `what` in errors. Keys and programs that are used are cached in
+    /// `cache_dir`, which must be a folder for that alone (any number of processes may share it), in at most
+    /// `cache_bytes` bytes; the one in use is kept even if it is larger.
     pub fn remote(
         store: Arc<dyn ObjectStore>,
         what: String,
@@ -182,19 +182,19 @@ impl Artifacts {
         Ok(Self { proofs: store.clone(), store, keeps_proofs: true, what, place: Place::Remote(Arc::new(cache)) })
     }
 
-    /// The same without copies of proofs: those that there are stay until their jobs are forgotten.
+    /// Stops writing copies of proofs. Existing ones stay until their jobs are purged.
     pub fn without_proofs(mut self) -> Self {
         self.keeps_proofs = false;
         self
     }
 
-    /// Objects in a bucket, as by [`Artifacts::remote`]. Asks nothing of the server yet.
+    /// Stores objects in a bucket, as by [`Artifacts::remote`]. Makes no request to the server yet.
     pub fn bucket(spec: &BucketSpec, cache_dir: &Path, cache_bytes: u64) -> Result<Self, ArtifactError> {
         Self::remote(spec.open()?, spec.url(), cache_dir, cache_bytes)
     }
 
-    /// Copies a file in, a piece at a time, and returns its hash and size. A sound object that is there already stays;
-    /// of a remote one only the size is looked at, and whether a download has shown it damaged.
+    /// Imports a file, a piece at a time, and returns its hash and size in bytes. An existing intact object stays. Of a
+    /// remote object, only the size is checked, and whether a download has shown it to be damaged.
     pub async fn import(&self, kind: Kind, file: &Path) -> Result<(ContentHash, u64), ArtifactError> {
         let source = file.to_path_buf();
         let (hash, size) = blocking(move || hash_file(&source)).await?;
@@ -220,7 +220,7 @@ impl Artifacts {
             Err(e) => Err(e),
         };
         if copied.is_err() {
-            // The first error is the one to tell.
+            // The first error is the one to report.
             let _ = upload.abort().await;
         }
         copied?;
@@ -228,7 +228,7 @@ impl Artifacts {
         Ok((hash, size))
     }
 
-    /// Stores bytes under their hash.
+    /// Stores bytes under their hash, which it returns.
     pub async fn put(&self, kind: Kind, bytes: Bytes) -> Result<ContentHash, ArtifactError> {
         let hash = ContentHash::of(&bytes);
         if !self.is_sound(kind, hash, bytes.len() as u64).await? {
@@ -237,7 +237,7 @@ impl Artifacts {
         Ok(hash)
     }
 
-    /// An object's bytes, verified by hash.
+    /// Returns an object's bytes, verified by hash.
     pub async fn get(&self, kind: Kind, hash: ContentHash) -> Result<Bytes, ArtifactError> {
         if let Place::Remote(cache) = &self.place {
             return self.get_copy(cache, kind, hash).await;
@@ -248,9 +248,8 @@ impl Artifacts {
         Ok(bytes)
     }
 
-    /// Where an object is: its file, to be mapped and then verified by [`verify`], or its bytes, verified. A remote
-    /// object is fetched first. When what is done with the file fails, [`Artifacts::try_again`] says whether to ask
-    /// once more.
+    /// Returns an object's file, to be mapped and then verified by [`verify`], or its verified bytes. A remote object
+    /// is downloaded first. If using the file fails, [`Artifacts::try_again`] says whether to ask once more.
     pub async fn content(&self, kind: Kind, hash: ContentHash) -> Result<Content, ArtifactError> {
         match &self.place {
             Place::Memory => self.get(kind, hash).await.map(Content::Bytes),
@@ -262,9 +261,9 @@ impl Artifacts {
         }
     }
 
-    /// Whether [`Artifacts::content`] may give a better file after the one it gave could not be used for this reason:
-    /// local copies of remote objects are removed when others need the room, and a damaged one (which is now forgotten)
-    /// can be fetched anew.
+    /// Whether [`Artifacts::content`] may return a better file after the previous one was unusable for this reason:
+    /// cached files are removed when others need the space, and a damaged one (which is removed now) can be downloaded
+    /// again.
     pub async fn try_again(&self, kind: Kind, hash: ContentHash, why: &ArtifactError) -> Result<bool, ArtifactError> {
         let Place::Remote(cache) = &self.place else { return Ok(false) };
         match why {
@@ -274,8 +273,8 @@ impl Artifacts {
         }
     }
 
-    /// The file of an object on this machine: where it lies, or its local copy. It may not be there. None for objects
-    /// in memory.
+    /// Returns the path of an object on this machine: its file, or its cached copy. The file may not exist. `None` for
+    /// objects in memory.
     pub fn local_path(&self, kind: Kind, hash: ContentHash) -> Option<PathBuf> {
         match &self.place {
             Place::Folder(root) => Some(in_folder(root, kind, hash)),
@@ -284,12 +283,12 @@ impl Artifacts {
         }
     }
 
-    /// Whether there is such an object; says nothing on its content.
+    /// Whether the object exists. Its content is not checked.
     pub async fn contains(&self, kind: Kind, hash: ContentHash) -> Result<bool, ArtifactError> {
         Ok(self.size_of(&kind.at(hash)).await?.is_some())
     }
 
-    /// Removes an object and its copy on this machine; none is fine. Whoever has it mapped keeps it until done.
+    /// Removes an object and its cached copy, if they exist. Processes that have it mapped keep it until done.
     pub async fn remove(&self, kind: Kind, hash: ContentHash) -> Result<(), ArtifactError> {
         self.delete(&kind.at(hash)).await?;
         if let Place::Remote(cache) = &self.place {
@@ -299,14 +298,14 @@ impl Artifacts {
         Ok(())
     }
 
-    /// Writes a job's proof.json and public.json, unless there are to be no copies of proofs. The second is written last:
-    /// where it is, both are.
+    /// Writes a job's proof.json and public.json, unless copies of proofs are disabled. public.json is written last: if
+    /// it exists, both do.
     pub async fn put_proof(&self, job: JobId, proof: &str, public: &str) -> Result<(), ArtifactError> {
         if !self.keeps_proofs {
             return Ok(());
         }
         if let Some(dir) = self.proof_dir(job) {
-            private_dir(&dir)?;
+            blocking(move || private_dir(&dir)).await?;
         }
         for (file, text) in [("proof.json", proof), ("public.json", public)] {
             let at = proof_at(job, file);
@@ -315,7 +314,7 @@ impl Artifacts {
         Ok(())
     }
 
-    /// Whether a job's proof files are there, if they are to be, and not empty as a loss of power may leave files.
+    /// Whether a job's proof files exist, if they are to, and are not empty, as files may be after a loss of power.
     pub async fn has_proof(&self, job: JobId) -> Result<bool, ArtifactError> {
         if !self.keeps_proofs {
             return Ok(true);
@@ -332,24 +331,23 @@ impl Artifacts {
         Ok(true)
     }
 
-    /// Removes a job's proof files; none is fine.
+    /// Removes a job's proof files, if they exist.
     pub async fn remove_proof(&self, job: JobId) -> Result<(), ArtifactError> {
-        // In this order, for where public.json is, both are.
+        // In this order, because where public.json exists, both do.
         for file in ["public.json", "proof.json"] {
             self.delete(&proof_at(job, file)).await?;
         }
-        if let Some(dir) = self.folder_of(job) {
-            match std::fs::remove_dir(&dir) {
-                Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
-                    return Err(io_error(&dir, e));
-                }
-                _ => {}
+        let Some(dir) = self.folder_of(job) else { return Ok(()) };
+        let remove = move || match std::fs::remove_dir(&dir) {
+            Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+                Err(io_error(&dir, e))
             }
-        }
-        Ok(())
+            _ => Ok(()),
+        };
+        blocking(remove).await
     }
 
-    /// The folder of a job's proof files, when objects are files of this machine and there are to be copies.
+    /// Returns the folder of a job's proof files, if objects are local files and copies of proofs are written.
     pub fn proof_dir(&self, job: JobId) -> Option<PathBuf> {
         self.folder_of(job).filter(|_| self.keeps_proofs)
     }
@@ -361,7 +359,7 @@ impl Artifacts {
         }
     }
 
-    /// A remote object's bytes by way of its copy. A damaged copy is fetched anew, once.
+    /// Reads a remote object through the cache. A damaged copy is downloaded again, once.
     async fn get_copy(&self, cache: &Cache, kind: Kind, hash: ContentHash) -> Result<Bytes, ArtifactError> {
         let mut last = false;
         loop {
@@ -385,7 +383,7 @@ impl Artifacts {
         self.written(kind, hash).await
     }
 
-    /// What is to be done when an object has been written.
+    /// Completes the writing of an object.
     async fn written(&self, kind: Kind, hash: ContentHash) -> Result<(), ArtifactError> {
         match &self.place {
             Place::Folder(root) => set_mode(&in_folder(root, kind, hash), 0o400),
@@ -410,7 +408,7 @@ impl Artifacts {
         }
     }
 
-    /// Uploads a file piece by piece and returns the hash of what was uploaded.
+    /// Uploads a file piece by piece and returns the hash of the uploaded bytes.
     async fn copy_in(
         &self,
         upload: &mut dyn MultipartUpload,
@@ -472,7 +470,7 @@ impl Artifacts {
 
     fn failed(&self, object: &str, e: object_store::Error) -> ArtifactError {
         let what = format!("{}/{object}", self.what);
-        // In a folder it is the file system that failed.
+        // In a folder, the cause is the file system.
         match io_cause(&e) {
             Some(cause) if matches!(self.place, Place::Folder(_)) => {
                 let by_words = || io::Error::new(cause.kind(), cause.to_string());
@@ -502,7 +500,7 @@ fn name(kind: Kind, hash: ContentHash) -> String {
     format!("{}/{hash}", kind.folder())
 }
 
-/// The innermost error of the file system, if it is one.
+/// Returns the innermost I/O error, if there is one.
 fn io_cause(e: &object_store::Error) -> Option<&io::Error> {
     let mut inner = std::error::Error::source(e);
     let mut found = None;
@@ -519,7 +517,7 @@ fn read_piece(mut source: File, most: u64) -> (File, io::Result<Vec<u8>>) {
     (source, read.map(|_| piece))
 }
 
-/// The first `most` bytes of a file.
+/// Reads the first `most` bytes of a file.
 fn read_up_to(path: &Path, most: usize) -> Result<Vec<u8>, ArtifactError> {
     let source = open_without_waiting(path).map_err(|why| io_error(path, why))?;
     read_piece(source, most as u64).1.map_err(|why| io_error(path, why))

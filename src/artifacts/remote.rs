@@ -1,4 +1,4 @@
-//! Object stores elsewhere: how they are reached, and what their errors may say.
+//! Remote object stores: how to connect to them, and how to report their errors.
 
 use std::error::Error;
 use std::fmt;
@@ -16,29 +16,29 @@ use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig, Stati
 use super::ArtifactError;
 use crate::model::Cloud;
 
-/// Longest time for one request with its body, which has at most one piece of an object.
+/// Longest time for one request with its body, which is at most one piece of an object.
 const REQUEST: Duration = Duration::from_secs(120);
 
-/// Longest time for a connection.
+/// Longest time to establish a connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Longest text of an error, characters.
+/// Longest text of an error, in characters.
 const LONGEST: usize = 400;
 
-/// A bucket and how to get at it.
+/// A bucket and how to access it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BucketSpec {
-    /// Whose.
+    /// The cloud.
     pub cloud: Cloud,
     /// The bucket, or container.
     pub bucket: String,
-    /// What the objects' names begin with, as folders parted by slashes; may be empty.
+    /// Prefix of the objects' names, as folders separated by slashes; may be empty.
     pub prefix: String,
-    /// Another server than the cloud's own, such as `http://127.0.0.1:9000`. One in S3's place is asked with the bucket in
-    /// the path, one in Google's without credentials.
+    /// A server other than the cloud's own, such as `http://127.0.0.1:9000`. One that stands in for S3 is addressed
+    /// with the bucket in the path, one for Google without credentials.
     pub endpoint: Option<String>,
-    /// Region, account, keys, tokens: what the cloud's own programs take, by the names of their variables. Without keys,
-    /// those are asked for that the machine, its container or its pod has.
+    /// Region, account, keys, tokens: the variables that the cloud's own tools read, by name. Without keys, those
+    /// available to the machine, its container or its pod are requested.
     pub variables: Vec<(&'static str, String)>,
 }
 
@@ -53,7 +53,7 @@ impl fmt::Debug for BucketSpec {
 }
 
 impl BucketSpec {
-    /// As a person would write it.
+    /// Returns the URL as a user would write it.
     pub(super) fn url(&self) -> String {
         match self.prefix.trim_matches('/') {
             "" => format!("{}{}", self.cloud.scheme(), self.bucket),
@@ -65,7 +65,7 @@ impl BucketSpec {
         self.variables.iter().any(|(n, _)| *n == name)
     }
 
-    /// The store. Opening it asks nothing of the server.
+    /// Opens the store. Makes no request to the server.
     pub(super) fn open(&self) -> Result<Arc<dyn ObjectStore>, ArtifactError> {
         install_tls();
         let failed = |e: &dyn Error| ArtifactError::Store { what: self.url(), why: describe(e) };
@@ -82,7 +82,7 @@ impl BucketSpec {
         Ok(if prefix.as_ref().is_empty() { bucket } else { Arc::new(PrefixStore::new(bucket, prefix)) })
     }
 
-    /// The library's own names of its settings are those of the variables, in small letters.
+    /// Applies the variables as settings of the library, whose names are those of the variables in lower case.
     fn settings<K: FromStr<Err = object_store::Error>, B>(
         &self,
         builder: B,
@@ -104,9 +104,9 @@ impl BucketSpec {
             .with_bucket_name(&self.bucket)
             .with_region("us-east-1")
             .with_client_options(self.client())
-            // Servers other than Amazon's seldom answer to the bucket as a host name.
+            // Servers other than Amazon's seldom support the bucket as a host name.
             .with_virtual_hosted_style_request(self.endpoint.is_none())
-            // And not all of them know how to delete many objects at once.
+            // Not all of them support deleting many objects at once.
             .with_disable_bulk_delete(true)
             .with_retry(retries());
         if let Some(endpoint) = &self.endpoint {
@@ -133,7 +133,9 @@ impl BucketSpec {
 
     fn azure(&self) -> Result<Arc<dyn ObjectStore>, Unfit> {
         if !self.has("AZURE_STORAGE_ACCOUNT_NAME") {
-            return Err(Unfit::Setting("whose container it is, AZURE_STORAGE_ACCOUNT_NAME must say".to_owned()));
+            return Err(Unfit::Setting(
+                "AZURE_STORAGE_ACCOUNT_NAME must name the storage account of the container".to_owned(),
+            ));
         }
         let mut builder = MicrosoftAzureBuilder::new()
             .with_container_name(&self.bucket)
@@ -143,7 +145,7 @@ impl BucketSpec {
             builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
         }
         let mut builder = self.settings(builder, |b, key, value| b.with_config(key, value))?;
-        // AKS sets those of a client in every pod that has one. What somebody set goes before.
+        // AKS sets the variables of a client identity in every pod that has one. Explicit settings take precedence.
         if self.has("AZURE_STORAGE_SAS_TOKEN") && !self.has("AZURE_STORAGE_ACCOUNT_KEY") {
             builder = builder.with_credential_type("sas_token");
         }
@@ -156,7 +158,7 @@ impl BucketSpec {
     }
 }
 
-/// Why a store does not open.
+/// Why a store cannot be opened.
 enum Unfit {
     Setting(String),
     Refused(object_store::Error),
@@ -174,7 +176,7 @@ fn retries() -> RetryConfig {
     RetryConfig { backoff, max_retries: 4, retry_timeout: Duration::from_secs(60) }
 }
 
-/// TLS needs one provider of ciphers in the process; whoever was first decides.
+/// Installs the process's TLS provider, unless another part of the process did.
 fn install_tls() {
     if rustls::crypto::CryptoProvider::get_default().is_none() {
         // An error means that another thread has just done so.
@@ -182,11 +184,11 @@ fn install_tls() {
     }
 }
 
-/// An object store's error in one line. A server's answer may repeat what it was sent, temporary tokens too: of an
-/// answer in XML only code and message are kept, and of a URL neither the user nor the query.
+/// Describes an object store's error in one line. A server's answer may repeat what it was sent, including temporary
+/// tokens: of an answer in XML only the code and the message are kept, and URLs lose user and query.
 pub(super) fn describe(e: &dyn Error) -> String {
     let mut text = e.to_string();
-    // The outermost error does not always say all.
+    // The outermost error does not always include its causes.
     let mut inner = e.source();
     while let Some(cause) = inner {
         let cause_text = cause.to_string();
@@ -209,7 +211,7 @@ pub(super) fn describe(e: &dyn Error) -> String {
     clean_urls(&line).chars().take(LONGEST).collect()
 }
 
-/// Text whose URLs have neither user nor query.
+/// Removes user and query from the URLs in a text.
 fn clean_urls(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;

@@ -48,7 +48,7 @@ fn what_a_killed_copy_left_is_swept_when_it_is_old() {
     assert_eq!((there("aa"), there("aa#1"), there("bb#1")), (true, false, true));
 }
 
-/// The operating system's number says nothing to whom the path would.
+/// An error number of the operating system helps nobody; the path does.
 #[tokio::test]
 async fn an_error_of_the_file_system_is_a_path_with_a_reason_and_keeps_its_kind() {
     let dir = tempfile::tempdir().unwrap();
@@ -64,7 +64,7 @@ async fn an_error_of_the_file_system_is_a_path_with_a_reason_and_keeps_its_kind(
     std::fs::write(&keys, b"in the way").unwrap();
     let error = artifacts.put(Kind::Zkey, Bytes::from_static(b"x")).await.unwrap_err();
     let at = keys.join(ContentHash::of(b"x").to_string());
-    assert_eq!(error.to_string(), format!("{}: a part of its path is no folder", at.display()));
+    assert_eq!(error.to_string(), format!("{}: a part of its path is not a folder", at.display()));
     assert!(matches!(&error, ArtifactError::Io { why, .. } if why.raw_os_error().is_some()), "{error:?}");
 }
 
@@ -88,14 +88,14 @@ async fn what_a_dead_process_left_half_written_is_removed_after_a_day() {
     let dir = tempfile::tempdir().unwrap();
     let artifacts = Artifacts::local(dir.path()).unwrap();
     let whole = artifacts.put(Kind::Zkey, Bytes::from_static(b"x")).await.unwrap();
-    // What an import leaves that is cut short.
+    // What an interrupted import leaves.
     let cut = ContentHash::of(b"y");
     let upload = artifacts.store.put_multipart(&Kind::Zkey.at(cut)).await.unwrap();
     std::mem::forget(upload);
     let folder = dir.path().join("zkeys");
     let files = || std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>();
     Artifacts::local(dir.path()).unwrap();
-    assert_eq!(files().len(), 2, "an import may be at work on it");
+    assert_eq!(files().len(), 2, "an import may be writing it");
     for file in files() {
         let long_ago = SystemTime::now() - 2 * STALE;
         set_mode(&file, 0o600).unwrap();
@@ -132,7 +132,7 @@ async fn proofs_are_files_by_job() {
     assert_eq!(std::fs::read_to_string(folder.join("public.json")).unwrap(), "[]");
     assert_eq!(mode(&folder), 0o700);
 
-    // From now on there are to be none, and what there is goes with its job.
+    // From now on no copies are written; the existing ones are removed with their jobs.
     let (artifacts, later) = (artifacts.without_proofs(), JobId::new());
     artifacts.put_proof(later, "{}", "[]").await.unwrap();
     assert_eq!((artifacts.proof_dir(later), artifacts.has_proof(later).await.unwrap()), (None, true));

@@ -1,15 +1,15 @@
 //! Finds the devices and chooses which to use.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::cpu::{CpuBackend, Instructions};
+use super::cpu::CpuBackend;
 use super::{Backend, BackendError, DeviceInfo, DeviceKind, Plainer, selftest};
+use crate::model::{BackendChoice, Instructions};
 
 /// Time limit for the driver to list its GPUs, and then for opening them: for a GPU newer than this build, the driver
 /// assembles the kernels, which takes minutes.
@@ -20,34 +20,6 @@ const LONGEST_TEST: Duration = Duration::from_secs(60);
 
 const NOT_COMPILED: &str = "not compiled in";
 const NOT_REQUESTED: &str = "not probed because another kind was requested";
-
-/// The backend the user wants.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum BackendChoice {
-    /// The best available one: cuda, then icicle, then cpu.
-    #[default]
-    Auto,
-    /// NVIDIA GPUs, driven by our own kernels, or an error.
-    Cuda,
-    /// ICICLE's libraries, or an error.
-    Icicle,
-    /// The CPU.
-    Cpu,
-}
-
-impl FromStr for BackendChoice {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s {
-            "auto" => Ok(Self::Auto),
-            "cuda" => Ok(Self::Cuda),
-            "icicle" => Ok(Self::Icicle),
-            "cpu" => Ok(Self::Cpu),
-            _ => Err(format!("expected auto, cuda, icicle or cpu, got {:?}", s.chars().take(40).collect::<String>())),
-        }
-    }
-}
 
 /// Where to find ICICLE, and which of its devices to use.
 #[derive(Clone, Debug, Default)]

@@ -16,8 +16,9 @@ pub mod selftest;
 
 use std::sync::Arc;
 
-pub use discover::{BackendChoice, DeviceReport, Discovery, IcicleOptions, ProcessorOptions, discover};
+pub use discover::{DeviceReport, Discovery, IcicleOptions, ProcessorOptions, discover};
 
+pub use crate::model::BackendChoice;
 use crate::model::{G1, G2, ProvingKey, StopReason, StopToken, Witness};
 
 /// The kind of device a backend drives.
@@ -147,20 +148,20 @@ pub enum BackendError {
 /// `Shape` for the first section with another size.
 #[cfg(any(feature = "cuda", feature = "kernels-on-host", feature = "icicle"))]
 fn check_lengths(key: &ProvingKey) -> Result<(), BackendError> {
-    let (h, s) = (&key.header, &key.sections);
-    let (wires, domain) = (u64::from(h.n_vars), u64::from(h.domain_size));
-    let Some(private) = wires.checked_sub(u64::from(h.n_public) + 1) else {
+    let h = &key.header;
+    if h.n_public >= h.n_vars {
         let (what, expected) = ("wires of a key, at least", u64::from(h.n_public) + 1);
-        return Err(BackendError::Shape { what, expected, got: wires });
-    };
-    for (what, section, count, bytes) in [
-        ("bytes of A's points", &s.a, wires, crate::model::G1_BYTES),
-        ("bytes of B's points in G1", &s.b1, wires, crate::model::G1_BYTES),
-        ("bytes of B's points in G2", &s.b2, wires, crate::model::G2_BYTES),
-        ("bytes of C's points", &s.c, private, crate::model::G1_BYTES),
-        ("bytes of H's points", &s.h, domain, crate::model::G1_BYTES),
-    ] {
-        let (expected, got) = (count * bytes as u64, section.len() as u64);
+        return Err(BackendError::Shape { what, expected, got: h.n_vars.into() });
+    }
+    let names = [
+        "bytes of A's points",
+        "bytes of B's points in G1",
+        "bytes of B's points in G2",
+        "bytes of C's points",
+        "bytes of H's points",
+    ];
+    for (what, section) in names.into_iter().zip(key.sections.points(h.n_vars, h.n_public, h.domain_size)) {
+        let (expected, got) = (section.expected(), section.bytes as u64);
         if got != expected {
             return Err(BackendError::Shape { what, expected, got });
         }

@@ -1,4 +1,4 @@
-//! `circuits`: register, list, show, hold back, forget.
+//! `circuits`: register, list, show, pause, resume and remove circuits.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,47 +12,47 @@ use crate::worker::Workspace;
 /// Subcommands of `circuits`.
 #[derive(clap::Subcommand)]
 pub enum Args {
-    /// Register a circuit: its key is checked byte by byte and copied into the data folder.
+    /// Register a circuit. Its key is checked byte by byte and copied to the artifacts.
     Add {
-        /// Its name.
+        /// Name of the circuit.
         #[arg(value_parser = circuit_name)]
         name: CircuitName,
         /// Proving key.
         #[arg(long, value_name = "FILE")]
         zkey: PathBuf,
-        /// Witness program; without one, jobs bring a .wtns file.
+        /// Witness program; without one, jobs supply a .wtns file.
         #[arg(long, value_name = "FILE")]
         wasm: Option<PathBuf>,
     },
     /// List the registered circuits.
     List,
-    /// Show one.
+    /// Show a circuit.
     Show {
-        /// Its name.
+        /// Name of the circuit.
         #[arg(value_parser = circuit_name)]
         name: CircuitName,
     },
-    /// Hold its queued jobs back; running ones go on.
+    /// Pause the queued jobs of a circuit; running jobs continue.
     Pause {
-        /// Its name.
+        /// Name of the circuit.
         #[arg(value_parser = circuit_name)]
         name: CircuitName,
     },
-    /// Let its queued jobs go again.
+    /// Resume the queued jobs of a circuit.
     Resume {
-        /// Its name.
+        /// Name of the circuit.
         #[arg(value_parser = circuit_name)]
         name: CircuitName,
     },
-    /// Forget one, unless unfinished jobs need it.
+    /// Remove a circuit, unless unfinished jobs need it.
     Rm {
-        /// Its name.
+        /// Name of the circuit.
         #[arg(value_parser = circuit_name)]
         name: CircuitName,
     },
 }
 
-/// Runs one of them.
+/// Runs a subcommand of `circuits`.
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     with_workspace(|w| async move {
         match args {
@@ -70,7 +70,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
                 if !w.registry().remove(&name).await.map_err(CliError::failed)? {
                     return Err(unknown(&name));
                 }
-                out.result(&serde_json::json!({ "removed": name }), || format!("circuit {name} is forgotten"));
+                out.result(&serde_json::json!({ "removed": name }), || format!("circuit {name} is removed"));
                 Ok(())
             }
         }
@@ -108,7 +108,7 @@ async fn add(
         Some(old) if (old.zkey, old.wasm) == (circuit.zkey, circuit.wasm) => "registered as before".to_owned(),
         Some(old) => {
             let wasm = old.wasm.map_or_else(|| "none".to_owned(), |wasm| wasm.to_string());
-            format!("registered in the place of zkey {}, wasm {wasm}", old.zkey)
+            format!("registered in place of zkey {}, wasm {wasm}", old.zkey)
         }
     };
     out.result(&circuit, || format!("{how}\n{}", describe(&circuit)));
@@ -119,7 +119,7 @@ async fn list(w: &Workspace, out: &Output) -> Result<(), CliError> {
     let circuits = w.store().circuits().await.map_err(CliError::failed)?;
     out.result(&circuits, || {
         if circuits.is_empty() {
-            return "no circuit is registered; see `prover-worker circuits add --help`".to_owned();
+            return "no circuits are registered; see `prover-worker circuits add --help`".to_owned();
         }
         let row = |c: &Circuit| {
             let input = if c.wasm.is_some() { "inputs" } else { "witness" };
@@ -127,13 +127,13 @@ async fn list(w: &Workspace, out: &Output) -> Result<(), CliError> {
             [c.name.to_string()].into_iter().chain(numbers).chain([input.to_owned(), time(c.created_at)]).collect()
         };
         let rows: Vec<Vec<String>> = circuits.iter().map(row).collect();
-        table(&["name", "wires", "public", "domain", "jobs bring", "registered"], &rows)
+        table(&["name", "wires", "public", "domain", "job input", "registered"], &rows)
     });
     Ok(())
 }
 
 fn describe(c: &Circuit) -> String {
-    let wasm = c.wasm.map_or_else(|| "none: jobs bring a .wtns file".to_owned(), |h| h.to_string());
+    let wasm = c.wasm.map_or_else(|| "none: jobs supply a .wtns file".to_owned(), |h| h.to_string());
     format!(
         "name        {}\nwires       {}\npublic      {}\ndomain      {}\nzkey        {}\nwasm        {wasm}\n\
          registered  {}",

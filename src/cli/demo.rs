@@ -1,4 +1,4 @@
-//! `demo`: a bundled circuit, real inputs, the whole way through the queue.
+//! `demo`: proves real inputs of a bundled circuit, all the way through the queue.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,13 +14,13 @@ use crate::groth16::{Verifier, setup};
 use crate::model::{CircuitName, ContentHash, Job, JobId, JobState, Priority};
 use crate::registry::CircuitContent;
 use crate::telemetry;
-use crate::worker::{JobService, Options, SubmitRequest, Worker, Workspace};
+use crate::worker::{JobService, SubmitRequest, Worker, WorkerOptions, Workspace};
 
-/// Twelve amounts, each below 2^32, whose sum is at most a ceiling. The amounts stay secret.
+/// The circuit proves that each of twelve secret amounts is below 2^32, and that their sum is at most a ceiling.
 const CIRCUIT: &str = "range_check";
 const R1CS: &[u8] = include_bytes!("../../circuits/range_check.r1cs");
 const WASM: &[u8] = include_bytes!("../../circuits/range_check.wasm");
-/// How long the demo waits for its jobs.
+/// Maximum time that the demo waits for its jobs.
 const LONGEST: Duration = Duration::from_secs(600);
 
 /// Inputs as a user would send them: numbers, decimal strings and hexadecimal ones.
@@ -35,7 +35,7 @@ const INPUTS: [&str; 5] = [
 /// Arguments of `demo`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Where its data go; `demo` in the data folder by default.
+    /// Folder for the demo's data; by default, `demo` in the data folder.
     #[arg(long, value_name = "DIR", value_parser = super::files::folder_name())]
     dir: Option<PathBuf>,
 }
@@ -60,10 +60,10 @@ struct Report {
     proofs: Vec<Proved>,
 }
 
-/// Registers the circuit, runs a worker in this process, proves the inputs, verifies each proof once more.
+/// Registers the circuit, runs a worker in this process, proves the inputs and verifies each proof once more.
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let config = session::config()?;
-    // Logs are for the server; here only what goes wrong.
+    // Detailed logs are for `serve`; the demo logs errors only.
     let level = if config.sets("LOG_LEVEL") { config.log_level.as_str() } else { "error" };
     telemetry::init_logs(level, config.log_json);
     let dir = args.dir.unwrap_or_else(|| config.data_dir.join("demo"));
@@ -75,7 +75,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
         let found = session::devices(workspace.config())?;
         out.note(&found.summary);
         let rooms = workspace.rooms().await.map_err(CliError::failed)?;
-        let options = Options::from(workspace.config());
+        let options = WorkerOptions::from(workspace.config());
         let worker = Worker::start(rooms, found.devices, options).await.map_err(CliError::failed)?;
         let proved = prove_all(&workspace, &name, out).await;
         worker.drain().await;
@@ -85,15 +85,17 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     })
 }
 
-/// Registers the bundled circuit with a development key, unless an earlier demo has.
+/// Registers the bundled circuit with a development key, unless an earlier demo has done so.
 async fn register(workspace: &Workspace, name: &CircuitName, out: &Output) -> Result<(), CliError> {
     let wasm = ContentHash::of(WASM);
     let there = workspace.store().circuit(name).await.map_err(CliError::failed)?;
     if there.is_some_and(|c| c.wasm == Some(wasm)) {
-        out.note(format!("circuit {name} is registered from an earlier demo"));
+        out.note(format!("circuit {name} is already registered by an earlier demo"));
         return Ok(());
     }
-    out.note(format!("making a development key for {name} (not for production: whoever makes a key alone can forge)"));
+    out.note(format!(
+        "generating a development key for {name} (not for production: its sole generator could forge proofs)"
+    ));
     let folder = tempfile::tempdir().map_err(CliError::failed)?;
     let (zkey_file, wasm_file) = (folder.path().join("key.zkey"), folder.path().join("circuit.wasm"));
     let circuit = r1cs::parse(R1CS).map_err(CliError::failed)?;
@@ -145,7 +147,7 @@ async fn prove_all(workspace: &Workspace, name: &CircuitName, out: &Output) -> R
     Ok(proved)
 }
 
-/// Verifies a finished job's proof from what the store gives out, as its receiver would.
+/// Verifies a finished job's proof as published by the store, as its recipient would.
 async fn check(workspace: &Workspace, service: &JobService, job: Job) -> Result<Proved, CliError> {
     if job.state != JobState::Done {
         let why = job.error.map(|e| format!(": {}", e.message)).unwrap_or_default();
@@ -183,8 +185,9 @@ fn describe(report: &Report) -> String {
         ));
     }
     lines.push(format!(
-        "\n{} proofs, each verified: that twelve secret amounts are below 2^32 and add up to a total under a ceiling.\n\
-         Its data are in {}.\n\n\
+        "\n{} proofs, each verified: twelve secret amounts are below 2^32 and add up to a total of at most the \
+         ceiling.\n\
+         The data is in {}.\n\n\
          Next, a circuit of your own:\n  \
          prover-worker circuits add NAME --zkey circuit.zkey --wasm circuit.wasm\n  \
          prover-worker serve\n  \

@@ -1,4 +1,4 @@
-//! `devices`: what there is to prove with, and what is used.
+//! `devices`: the devices that were found, and which of them are used.
 
 use serde::Serialize;
 
@@ -16,7 +16,7 @@ struct Report<'a> {
     devices: &'a [DeviceReport],
 }
 
-/// Finds and tests devices, and shows them.
+/// Finds, tests and lists devices.
 pub fn run(_: Args, out: &Output) -> Result<(), CliError> {
     let found = session::devices(&session::config()?)?;
     let report = Report { summary: &found.summary, devices: &found.report };

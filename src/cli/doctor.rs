@@ -1,4 +1,4 @@
-//! `doctor`: whether the set-up is sound, and what to mend.
+//! `doctor`: checks the installation and reports what needs fixing.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
@@ -19,13 +19,13 @@ use crate::store::{Scope, Store};
 use crate::witness::{Inputs, WasmWitness, WitnessError, WitnessGenerator};
 use crate::worker::{Canary, OpenError, Workspace, module_cache, open_queue};
 
-/// Free space below which keys and proofs may soon not fit, bytes.
+/// Free space below which keys and proofs may soon not fit, in bytes.
 const LITTLE_SPACE: u64 = 1 << 30;
-/// Bytes written to the data folder, to see that it takes them.
+/// Size of a test file in the data folder, in bytes.
 const PIECE: usize = 64 << 10;
-/// How long the artifacts have to take a proof's files.
+/// Time limit for writing a proof's files to the artifacts.
 const ANSWER: Duration = Duration::from_secs(15);
-/// A bundled witness program, to see that compiling works.
+/// A bundled witness program, to test compiling.
 const WASM: &[u8] = include_bytes!("../../circuits/multiplier.wasm");
 
 /// Arguments of `doctor`.
@@ -66,7 +66,7 @@ impl Report {
     }
 }
 
-/// Looks at everything; exit code 1 if anything must be mended.
+/// Runs all checks; the exit code is 1 if any of them fails.
 pub fn run(_: Args, out: &Output) -> Result<(), CliError> {
     let config = session::config()?;
     let mut report = Report { checks: Vec::new(), settings: config.settings() };
@@ -82,16 +82,16 @@ pub fn run(_: Args, out: &Output) -> Result<(), CliError> {
     if failed { Err(CliError::Said) } else { Ok(()) }
 }
 
-/// A misspelt variable changes nothing and says nothing, so it is looked for.
+/// Looks for misspelt variables, which are otherwise ignored silently.
 fn settings(report: &mut Report) {
     let unknown = Config::unknown_variables();
     if unknown.is_empty() {
-        report.note("settings", Verdict::Ok, "every variable reads as it should");
+        report.note("settings", Verdict::Ok, "every variable is valid");
     } else {
         report.note(
             "settings",
             Verdict::Warning,
-            format!("unknown variables, which do nothing: {}", unknown.join(", ")),
+            format!("unknown variables, which have no effect: {}", unknown.join(", ")),
         );
     }
 }
@@ -99,14 +99,14 @@ fn settings(report: &mut Report) {
 fn data_folder(dir: &Path) -> Result<String, String> {
     use std::os::unix::fs::PermissionsExt;
     let mend = |e: &dyn std::fmt::Display| {
-        format!("{}: {e}; set PROVER_DATA_DIR to a folder you own, on a disk with room", dir.display())
+        format!("{}: {e}; set PROVER_DATA_DIR to a folder you own, on a disk with free space", dir.display())
     };
     private_dir(dir).map_err(|e| match e {
-        // The folder is named already.
+        // `mend` names the folder already.
         ArtifactError::Io { why, .. } => mend(&io_reason(&why)),
         e => mend(&e),
     })?;
-    // A disk that is full takes an empty file.
+    // An empty file can be written even to a full disk.
     let written = tempfile::tempfile_in(dir).and_then(|mut file| file.write_all(&[0; PIECE]));
     written.map_err(|e| mend(&io_reason(&e)))?;
     let mode = std::fs::metadata(dir).map_err(|e| mend(&io_reason(&e)))?.permissions().mode() & 0o777;
@@ -123,19 +123,19 @@ fn space(dir: &Path, report: &mut Report) {
             let verdict = if free < LITTLE_SPACE { Verdict::Warning } else { Verdict::Ok };
             report.note("disk space", verdict, format!("{:.1} GiB free", free as f64 / (1u64 << 30) as f64));
         }
-        Err(e) => report.note("disk space", Verdict::Warning, format!("cannot be told: {e}")),
+        Err(e) => report.note("disk space", Verdict::Warning, format!("cannot be determined: {e}")),
     }
 }
 
-/// Keys of inputs, queue, store, artifacts and every registered circuit: each by itself, so that one that fails is named and
-/// hides no other.
+/// Checks the keys of inputs, the queue, the store, the artifacts and every registered circuit, each by itself, so that
+/// a failure of one does not hide that of another.
 async fn rooms(config: &Config, report: &mut Report) {
     let keyring = keys(config, report);
     let mut alone = config.clone();
     (alone.redis, alone.encryption_keys) = (None, None);
     let opened = Workspace::open(alone).await;
     let identity = match &opened {
-        // What is wrong with the store comes below.
+        // An error of the store is reported below.
         Ok(workspace) => workspace.store().identity().await.ok().flatten(),
         Err(_) => None,
     };
@@ -144,7 +144,11 @@ async fn rooms(config: &Config, report: &mut Report) {
         Ok(w) => w,
         Err(e) => {
             report.note(part(&e), Verdict::Failed, e);
-            return report.note("circuits", Verdict::Warning, "not looked at, since what has them did not open");
+            return report.note(
+                "circuits",
+                Verdict::Warning,
+                "not checked, because the store or the artifacts did not open",
+            );
         }
     };
     store(config, workspace.store().as_ref(), keyring.as_ref(), report).await;
@@ -154,13 +158,13 @@ async fn rooms(config: &Config, report: &mut Report) {
     circuits(&workspace, report).await;
 }
 
-/// Whether a proof's files can be written where a worker writes them: the folder or bucket may be another place than the data
-/// folder.
+/// Checks that a proof's files can be written where a worker writes them, which may be a folder or bucket outside the
+/// data folder.
 async fn artifacts(workspace: &Workspace, report: &mut Report) {
     let (artifacts, probe, text) = (workspace.artifacts(), JobId::new(), " ".repeat(PIECE));
     let tried = async {
         let written = artifacts.put_proof(probe, &text, &text).await;
-        // What was written in part goes, too.
+        // Files that were written in part are removed, too.
         let removed = artifacts.remove_proof(probe).await;
         written.and(removed).map_err(|e| e.to_string())
     };
@@ -169,7 +173,7 @@ async fn artifacts(workspace: &Workspace, report: &mut Report) {
     report.result("artifacts", tried.map(|()| "a proof's files can be written".to_owned()));
 }
 
-/// What an error of opening is about.
+/// Returns the check that an error of opening belongs to.
 fn part(e: &OpenError) -> &'static str {
     match e {
         OpenError::Store(_) => "store",
@@ -179,7 +183,7 @@ fn part(e: &OpenError) -> &'static str {
     }
 }
 
-/// The keys that seal inputs, if they read as they should.
+/// Returns the keys that encrypt inputs, if they are valid.
 fn keys(config: &Config, report: &mut Report) -> Option<Keyring> {
     match config.encryption_keys.as_ref().map(|keys| Keyring::parse(keys.reveal())).transpose() {
         Ok(keyring) => Some(keyring.unwrap_or_else(Keyring::none)),
@@ -199,10 +203,10 @@ async fn queue(config: &Config, database: &str, report: &mut Report) {
         Err(e) => Err(e),
     };
     match answers {
-        Ok(()) => report.note("queue", Verdict::Ok, "answers"),
-        // A worker does not start with it.
+        Ok(()) => report.note("queue", Verdict::Ok, "responds"),
+        // A worker does not start with such a queue.
         Err(e @ QueueError::Unfit(_)) => report.note("queue", Verdict::Failed, e),
-        Err(e) => report.note("queue", Verdict::Failed, format!("{e}; jobs are found in the store meanwhile")),
+        Err(e) => report.note("queue", Verdict::Failed, format!("{e}; meanwhile, workers take jobs from the store")),
     }
 }
 
@@ -242,7 +246,7 @@ async fn circuits(workspace: &Workspace, report: &mut Report) {
         }
     }
     if broken.is_empty() {
-        report.note("circuits", Verdict::Ok, format!("{} registered, each opens", circuits.len()));
+        report.note("circuits", Verdict::Ok, format!("{} registered, all of them open", circuits.len()));
     } else {
         report.note("circuits", Verdict::Failed, broken.join("; "));
     }
@@ -260,7 +264,7 @@ fn is_of_its_files(e: &RegistryError) -> bool {
     )
 }
 
-/// By which keys held inputs are sealed, and whether they are there.
+/// Counts stored inputs by encryption key, and checks that the keys are configured.
 fn inputs(held: &[(String, u64)], keyring: &Keyring, report: &mut Report) {
     let missing: Vec<&str> = held
         .iter()
@@ -269,21 +273,21 @@ fn inputs(held: &[(String, u64)], keyring: &Keyring, report: &mut Report) {
         .collect();
     if !missing.is_empty() {
         let missing = missing.join(", ");
-        let why = format!("some are sealed with keys that PROVER_ENCRYPTION_KEYS lacks: {missing}");
+        let why = format!("some are encrypted with keys that PROVER_ENCRYPTION_KEYS lacks: {missing}");
         return report.note("inputs", Verdict::Failed, why);
     }
     let by_key = held.iter().map(|(key, n)| match key.as_str() {
-        "" => format!("{n} in the clear"),
-        key => format!("{n} sealed with {key}"),
+        "" => format!("{n} unencrypted"),
+        key => format!("{n} encrypted with {key}"),
     });
     let by_key: Vec<String> = by_key.collect();
-    report.note("inputs", Verdict::Ok, if by_key.is_empty() { "none held".to_owned() } else { by_key.join(", ") });
+    report.note("inputs", Verdict::Ok, if by_key.is_empty() { "none stored".to_owned() } else { by_key.join(", ") });
 }
 
-/// What is held back, which somebody may have forgotten.
+/// Warns about pauses, which may have been forgotten.
 fn pauses(paused: &[(Scope, i64)], queue: &str, report: &mut Report) {
     if paused.is_empty() {
-        return report.note("pauses", Verdict::Ok, "nothing is held back");
+        return report.note("pauses", Verdict::Ok, "nothing is paused");
     }
     let held = paused.iter().map(|(scope, since)| match scope {
         Scope::Queue => format!("queue {queue} has been paused since {} (`queue resume`)", session::time(*since)),
@@ -292,7 +296,7 @@ fn pauses(paused: &[(Scope, i64)], queue: &str, report: &mut Report) {
         }
     });
     let held = held.collect::<Vec<_>>().join("; ");
-    let found = format!("{held}; jobs wait, no longer than PROVER_QUEUE_TIMEOUT_SECS where that is set");
+    let found = format!("{held}; jobs wait, but no longer than PROVER_QUEUE_TIMEOUT_SECS if that is set");
     report.note("pauses", Verdict::Warning, found);
 }
 
@@ -318,17 +322,17 @@ fn devices(config: &Config, report: &mut Report) {
     };
     for device in &found.devices {
         let label = device.device().label();
-        let sung = canary.sing(device.as_ref());
+        let result = canary.run(device.as_ref());
         report.result(
             "canary",
-            sung.map(|()| format!("{label} proves and verifies")).map_err(|e| format!("{label}: {e}")),
+            result.map(|()| format!("{label} proves and verifies")).map_err(|e| format!("{label}: {e}")),
         );
     }
 }
 
 fn ports(config: &Config, report: &mut Report) {
     if let Some(addr) = config.api_addr.filter(|a| !a.ip().is_loopback() && config.api_tokens.is_empty()) {
-        let why = format!("{addr} is open to other machines, and asks for no token: set PROVER_API_TOKENS");
+        let why = format!("{addr} is open to other machines and requires no token: set PROVER_API_TOKENS");
         report.note("api", Verdict::Warning, why);
     }
     let doors = [("METRICS_PORT", config.metrics_addr), ("PROVER_API_ADDR", config.api_addr)];
@@ -337,7 +341,7 @@ fn ports(config: &Config, report: &mut Report) {
         match TcpListener::bind::<SocketAddr>(addr) {
             Ok(_) => report.note("port", Verdict::Ok, format!("{addr} is free")),
             Err(e) => {
-                let why = format!("{addr}: {e}; a worker may be running already, or set {variable}");
+                let why = format!("{addr}: {e}; a worker may already be running; otherwise, set {variable}");
                 report.note("port", Verdict::Warning, why);
             }
         }
@@ -374,7 +378,7 @@ mod tests {
         Config::from_lookup(|name| of(name).or_else(|| folder_is(name))).unwrap()
     }
 
-    /// What is found of these settings, without their sentences.
+    /// Returns the verdicts for these settings, without their sentences.
     async fn verdicts(env: &[(&str, &str)]) -> Vec<(&'static str, Verdict)> {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path(), env);
@@ -387,13 +391,13 @@ mod tests {
     async fn a_room_that_fails_is_named_and_hides_no_other() {
         let (ok, failed, warning) = (Verdict::Ok, Verdict::Failed, Verdict::Warning);
         let sound = verdicts(&[]).await;
-        let (rest, beside) = ([("pauses", ok), ("artifacts", ok), ("circuits", ok)], ("inputs", ok));
-        assert_eq!(sound, [[("queue", ok), ("store", ok), beside].as_slice(), &rest].concat());
+        let (rest, inputs) = ([("pauses", ok), ("artifacts", ok), ("circuits", ok)], ("inputs", ok));
+        assert_eq!(sound, [[("queue", ok), ("store", ok), inputs].as_slice(), &rest].concat());
         let without = verdicts(&[("PROVER_PROOF_FILES", "off")]).await;
         assert!(without.iter().all(|(what, _)| *what != "artifacts"), "nothing is written there: {without:?}");
         let keys = verdicts(&[("PROVER_ENCRYPTION_KEYS", "a:short")]).await;
         assert_eq!(keys, [[("inputs", failed), ("queue", ok), ("store", ok)].as_slice(), &rest].concat());
-        // Nobody listens at port 1.
+        // Nothing listens on port 1.
         let away = [("DATABASE_URL", "postgres://127.0.0.1:1/jobs"), ("REDIS_URL", "redis://127.0.0.1:1")];
         assert_eq!(verdicts(&away).await, [("queue", failed), ("store", failed), ("circuits", warning)]);
     }

@@ -1,4 +1,4 @@
-//! The JSON documents that subcommands read: proofs, public values, verification keys.
+//! JSON documents that subcommands read: proofs, public values, verification keys.
 
 use std::fmt;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::formats::snarkjs::{self, MAX_VKEY_JSON};
 use crate::formats::{FileKind, FormatError};
 use crate::model::{Proof, PublicInputs, VerificationKey};
 
-/// What a document is.
+/// A kind of document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Document {
     Proof,
@@ -30,8 +30,8 @@ impl fmt::Display for Document {
     }
 }
 
-/// What tells a proof from a verification key. Nothing else is kept: a document of small numbers would take a hundred
-/// times its size as a tree of values.
+/// The members that distinguish a proof from a verification key. Nothing else is kept: as a tree of values, a document
+/// of small numbers would take a hundred times its size.
 #[derive(Deserialize)]
 struct Shape {
     pi_a: Option<IgnoredAny>,
@@ -39,7 +39,7 @@ struct Shape {
 }
 
 impl Document {
-    /// By its shape; none where it is JSON of something else.
+    /// Recognises a document by its shape; `None` if the JSON is something else.
     pub fn of(text: &str) -> Result<Option<Self>, serde_json::Error> {
         if text.trim_start().starts_with('[') {
             return Ok(Some(Self::PublicValues));
@@ -68,7 +68,8 @@ pub fn verification_key(path: &Path) -> Result<VerificationKey, CliError> {
     read(path, Document::VerificationKey, snarkjs::vkey_from_json)
 }
 
-/// Where it is another document than expected, that says more than what its parser misses.
+/// Reads a document. If it is of another kind than expected, the error says so, which is more helpful than what the
+/// parser misses.
 fn read<T>(path: &Path, expected: Document, parse: impl Fn(&str) -> Result<T, FormatError>) -> Result<T, CliError> {
     let bytes = files::mapped_or_copied(path, MAX_VKEY_JSON, "document")?;
     match FileKind::of(&bytes) {
@@ -85,7 +86,7 @@ fn read<T>(path: &Path, expected: Document, parse: impl Fn(&str) -> Result<T, Fo
         }
     }
     let text = text(path, &bytes)?.ok_or_else(|| {
-        about(path, format!("expected the JSON of {expected}, got what is no UTF-8 text and of no known kind"))
+        about(path, format!("expected the JSON of {expected}, got data that is neither UTF-8 text nor of a known kind"))
     })?;
     parse(&text).map_err(|e| match Document::of(&text) {
         Ok(Some(got)) if got != expected => about(path, format!("expected the JSON of {expected}, got that of {got}")),
@@ -93,7 +94,7 @@ fn read<T>(path: &Path, expected: Document, parse: impl Fn(&str) -> Result<T, Fo
     })
 }
 
-/// The text of a document, if it is text. A verification key is the largest of them.
+/// Returns the text of a document, or `None` if it is not UTF-8. The largest documents are verification keys.
 pub fn text(path: &Path, bytes: &[u8]) -> Result<Option<String>, CliError> {
     if bytes.len() > MAX_VKEY_JSON {
         return Err(about(path, format!("expected at most {MAX_VKEY_JSON} bytes, got {}", bytes.len())));

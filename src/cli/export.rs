@@ -11,15 +11,15 @@ use crate::formats::{calldata, snarkjs};
 /// Arguments of `export`.
 #[derive(clap::Subcommand)]
 pub enum Args {
-    /// Write the verification key that a proving key holds.
+    /// Write the verification key that a proving key contains.
     Vkey {
         /// Proving key.
         zkey: PathBuf,
-        /// Where the verification key goes; standard output without it, or with -.
+        /// Output file of the verification key; standard output if omitted or -.
         #[arg(value_parser = files::output_name())]
         out: Option<PathBuf>,
     },
-    /// Print a proof as the arguments of a Solidity verifier's verifyProof.
+    /// Print a proof as arguments for a Solidity verifier's verifyProof.
     Calldata {
         /// Proof as JSON; - is standard input.
         #[arg(long, value_name = "FILE", value_parser = files::input_name())]
@@ -30,7 +30,7 @@ pub enum Args {
     },
 }
 
-/// Exports.
+/// Runs `export`.
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     match args {
         Args::Vkey { zkey, out: None } => {

@@ -1,4 +1,4 @@
-//! The files that subcommands name.
+//! Files named on the command line.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -14,50 +14,54 @@ use crate::model::io_reason;
 pub use crate::prover::files::*;
 use crate::witness::Inputs;
 
-/// Standard input by name.
+/// The path of standard input.
 const STDIN: &str = "/dev/stdin";
-/// First room for an input that does not say how long it is, bytes.
+/// Initial buffer size for an input of unknown length, in bytes.
 const FIRST_ROOM: usize = 64 << 10;
 
-/// An error about a file, with its name.
+/// Returns an error that names the file.
 pub fn about(path: &Path, why: impl std::fmt::Display) -> CliError {
     crate::prover::files::about(path, why).into()
 }
 
-/// The name of an input on the command line, where `-` is standard input.
+/// Parser of an input's name, where `-` is standard input.
 pub fn input_name() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().map(|path| unless_dash(path, STDIN))
 }
 
-/// The name of a result on the command line, where `-` is standard output.
+/// Parser of an output's name, where `-` is standard output.
 pub fn output_name() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().map(output)
 }
 
-/// The name of a folder on the command line. Several files do not go to standard output.
+/// Parser of a folder's name. It rejects `-`, because several files cannot go to standard output.
 pub fn folder_name() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().try_map(|path| {
-        if path == Path::new("-") { Err("expected a folder, got - (one of this name is ./-)") } else { Ok(path) }
+        if path == Path::new("-") {
+            Err("expected a folder, got - (for a folder of this name, use ./-)")
+        } else {
+            Ok(path)
+        }
     })
 }
 
-/// A result's name, where `-` is standard output.
+/// Returns the path of an output, where `-` is standard output.
 pub fn output(path: PathBuf) -> PathBuf {
     unless_dash(path, STDOUT)
 }
 
-/// What is named, or where that is `-` what it stands for. A file of this name is `./-`.
+/// Returns `path`, or `stands_for` if it is `-`. A file of this name can be named as `./-`.
 fn unless_dash(path: PathBuf, stands_for: &str) -> PathBuf {
     if path == Path::new("-") { stands_for.into() } else { path }
 }
 
-/// The JSON of a witness program's inputs, which is a secret: see [`mapped_or_copied`].
+/// Reads the JSON of a witness program's inputs, which is a secret: see [`mapped_or_copied`].
 pub fn input(path: &Path) -> Result<Bytes, CliError> {
     mapped_or_copied(path, Inputs::MAX_BYTES, "input")
 }
 
-/// A file mapped, so that no copy of it is made; standard input and pipes as [`input_copy`] has them. `what` it is that may
-/// be no longer than `limit` bytes.
+/// Maps a file, so that it is not copied; reads standard input and pipes as [`input_copy`] does, up to `limit` bytes.
+/// `what` names the content in errors.
 pub fn mapped_or_copied(path: &Path, limit: usize, what: &str) -> Result<Bytes, CliError> {
     if path != Path::new(STDIN) && fs::metadata(path).is_ok_and(|m| m.is_file()) {
         return Ok(map(path)?);
@@ -65,7 +69,7 @@ pub fn mapped_or_copied(path: &Path, limit: usize, what: &str) -> Result<Bytes, 
     Ok(Bytes::from_owner(copied(path, limit, what, "")?))
 }
 
-/// Fails where more than one of these inputs is standard input, of which the first would leave nothing.
+/// Fails if more than one of these inputs is standard input: the first would consume it.
 pub fn one_of_stdin(inputs: &[&Path]) -> Result<(), CliError> {
     if inputs.iter().filter(|path| **path == Path::new(STDIN)).count() > 1 {
         return Err(CliError::Usage("expected at most one input from standard input, got more".into()));
@@ -73,8 +77,8 @@ pub fn one_of_stdin(inputs: &[&Path]) -> Result<(), CliError> {
     Ok(())
 }
 
-/// A copy of an input, overwritten when dropped. It is read to its end, whatever it is, but not far beyond `limit` bytes;
-/// a pipe that nobody writes to yet is waited for. `set_by` says what sets the bound.
+/// Reads a copy of an input of any kind, which is overwritten when dropped. Blocks while a pipe has no data yet; fails
+/// if there are more than `limit` bytes. `set_by` names the setting of that limit in the error.
 pub fn input_copy(path: &Path, limit: usize, set_by: &str) -> Result<Zeroizing<Vec<u8>>, CliError> {
     copied(path, limit, "input", set_by)
 }
@@ -85,13 +89,14 @@ fn copied(path: &Path, limit: usize, what: &str, set_by: &str) -> Result<Zeroizi
     read.ok_or_else(|| about(path, format!("the {what} is too long: expected at most {limit} bytes{set_by}, got more")))
 }
 
-/// Standard input is taken as it was handed over: by its name, a socket or somebody else's terminal cannot be opened, and a
-/// file would be read from its beginning. Around it there is no buffer, in which a part of the input would stay.
+/// Opens an input. The existing descriptor of standard input is used: by its path, a socket or another user's terminal
+/// cannot be opened, and a file would be read from its beginning. It is not buffered, because a part of the input would
+/// stay in the buffer.
 fn open(path: &Path) -> io::Result<File> {
     if path == Path::new(STDIN) { Ok(io::stdin().as_fd().try_clone_to_owned()?.into()) } else { File::open(path) }
 }
 
-/// All there is to read, or nothing where that is more than `limit` bytes.
+/// Reads to the end; returns `None` if there are more than `limit` bytes.
 fn read_secret(mut source: impl Read, limit: usize) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
     let mut bytes = Zeroizing::new(vec![0; FIRST_ROOM]);
     let mut read = 0;
@@ -106,7 +111,7 @@ fn read_secret(mut source: impl Read, limit: usize) -> io::Result<Option<Zeroizi
             return Ok(None);
         }
         if read == bytes.len() {
-            // Not by the vector itself, which would leave what it has outgrown as it is.
+            // The vector's own reallocation would not wipe the old buffer.
             let mut larger = Zeroizing::new(vec![0; 2 * read]);
             larger[..read].copy_from_slice(&bytes);
             bytes = larger;
@@ -121,7 +126,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    /// Gives a few bytes at a time, as a pipe may.
+    /// Returns a few bytes at a time, as a pipe may.
     struct Drops<'a>(&'a [u8]);
 
     impl Read for Drops<'_> {
@@ -147,7 +152,7 @@ mod tests {
                 assert!(read_secret(Drops(content), less).unwrap().is_none(), "{length} bytes, at most {less}");
             }
         }
-        // One without an end is given up.
+        // An endless input is given up.
         assert!(read_secret(io::repeat(b' '), 1 << 20).unwrap().is_none());
     }
 }

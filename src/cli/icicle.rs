@@ -11,10 +11,10 @@ pub struct Args {
     /// Folder of ICICLE's libraries.
     #[arg(long)]
     libraries: PathBuf,
-    /// Folder of its backends.
+    /// Folder of ICICLE's backends.
     #[arg(long)]
     backends: PathBuf,
-    /// Type of the device; any, if none is given.
+    /// Type of the device; any type if omitted.
     #[arg(long)]
     kind: Option<String>,
     /// Number of the device.

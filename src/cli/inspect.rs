@@ -1,4 +1,4 @@
-//! `inspect`: what is in a file, and with --check whether all of it is sound.
+//! `inspect`: shows the contents of a file and, with --check, checks all of it.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use crate::model::ContentHash;
 pub struct Args {
     /// A zkey, wtns, r1cs or wasm file, or the JSON of a proof, of public values or of a verification key.
     file: PathBuf,
-    /// Look at every byte: points on their curves and in their groups, indices in range, numbers reduced.
+    /// Check every byte: points on their curves and in their groups, indices in range, numbers reduced.
     #[arg(long)]
     check: bool,
 }
@@ -33,7 +33,7 @@ struct Report {
     details: serde_json::Map<String, Value>,
 }
 
-/// Prints what the file holds.
+/// Prints the contents of the file.
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let bytes = files::map(&args.file)?;
     let bar = out.bar("inspect");
@@ -51,13 +51,13 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
                 Value::Object(parts) => {
                     parts.iter().map(|(name, value)| format!("{value} {name}")).collect::<Vec<_>>().join(", ")
                 }
-                Value::Null if name == "rewritten" => "no, it runs as it comes".into(),
+                Value::Null if name == "rewritten" => "no, it runs unmodified".into(),
                 value => value.to_string(),
             };
             lines.push(format!("  {}: {value}", name.replace('_', " ")));
         }
         if args.check {
-            lines.push("  check: every value is sound".into());
+            lines.push("  check: every value is valid".into());
         }
         lines.join("\n")
     });
@@ -82,7 +82,7 @@ fn look(path: &Path, bytes: &bytes::Bytes, check: bool, out: &Output) -> Result<
                 }),
             ))
         }
-        // A witness is read whole in any case: every value is checked.
+        // Reading a witness checks every value in any case.
         Some(b"wtns") => {
             let w = files::parsed(path, wtns::parse(bytes))?;
             Ok(("witness on BN254", json!({ "values": w.len() })))
@@ -110,7 +110,7 @@ fn look(path: &Path, bytes: &bytes::Bytes, check: bool, out: &Output) -> Result<
     }
 }
 
-/// Proof, verification key and public values tell themselves apart by their shape.
+/// Recognises a proof, a verification key or public values by their shape.
 fn json_document(path: &Path, bytes: &[u8]) -> Result<(&'static str, Value), CliError> {
     let unknown = || {
         about(
@@ -132,6 +132,6 @@ fn json_document(path: &Path, bytes: &[u8]) -> Result<(&'static str, Value), Cli
             let key = files::parsed(path, snarkjs::vkey_from_json(&text))?;
             Ok(("Groth16 verification key on BN254", json!({ "public_values": key.n_public() })))
         }
-        None => Err(about(path, "JSON, but not of a proof, a verification key or public values")),
+        None => Err(about(path, "JSON, but not a proof, a verification key or public values")),
     }
 }

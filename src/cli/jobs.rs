@@ -1,4 +1,4 @@
-//! `submit`, `status`, `jobs`, `proof`, `cancel`: jobs, straight on the store. No server is needed.
+//! `submit`, `status`, `jobs`, `proof` and `cancel`, which access the store directly. No server is needed.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -8,33 +8,33 @@ use serde::Serialize;
 use super::files::{self, about};
 use super::session::{circuit_name, job_id, table, time, with_workspace};
 use super::{CliError, Output};
-use crate::model::{CircuitName, FailedAttempt, FailureClass, Job, JobId, JobState, Priority, io_reason};
+use crate::model::{CircuitName, FailedAttempt, FailureClass, Job, JobId, JobState, Priority, clip, io_reason};
 use crate::store::{Cancelled, JobFilter, Scope};
 use crate::worker::{JobService, ServiceError, SubmitRequest};
 
-/// How often a waiting command looks.
+/// How often a waiting command polls.
 const LOOK: Duration = Duration::from_millis(100);
-/// After so long in the queue, a waiting command wonders whether there is a worker.
+/// How long a job may be queued before a waiting command suggests that no worker is running.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What sets how long an input may be.
+/// The setting of the maximum input size, for errors.
 const JOB_BOUND: &str = " (PROVER_MAX_INPUT_BYTES)";
 
 /// Arguments of `submit`.
 #[derive(clap::Args)]
 pub struct SubmitArgs {
-    /// Circuit by name.
+    /// Name of the circuit.
     #[arg(value_parser = circuit_name)]
     circuit: CircuitName,
-    /// Inputs as JSON, or a .wtns file where the circuit has no witness program; - is standard input.
+    /// Inputs as JSON, or a .wtns file if the circuit has no witness program; - is standard input.
     #[arg(long, value_name = "FILE", value_parser = files::input_name())]
     input: PathBuf,
-    /// Wait until the job ends; exit code 1 unless it ends with a proof.
+    /// Wait until the job ends; the exit code is 1 unless it ends with a proof.
     #[arg(long)]
     wait: bool,
-    /// Your own name for the job: the same key with the same circuit and input gives the same job again.
+    /// Your own name for the job: the same key with the same circuit and input returns the same job.
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
-    /// Higher goes first.
+    /// Jobs with a higher priority run first.
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     priority: i16,
 }
@@ -64,7 +64,7 @@ fn ended_badly(job: &Job) -> CliError {
     CliError::failed(format!("job {} is {}{why}", job.id, job.state))
 }
 
-/// Waits for a job's end, with its progress on a terminal, and a remark on what keeps it from its end.
+/// Waits until a job ends. Shows its progress on a terminal, and remarks on what delays it.
 async fn wait(service: &JobService, id: JobId, out: &Output) -> Result<Job, CliError> {
     let bar = out.bar("queued");
     let begun = Instant::now();
@@ -77,24 +77,24 @@ async fn wait(service: &JobService, id: JobId, out: &Output) -> Result<Job, CliE
         }
         bar.set_message(job.stage.map_or("queued", |s| s.as_str()));
         bar.set_position((job.progress * 1000.0) as u64);
-        if !wondered && job.state == JobState::Queued && job.attempt.0 == 0 && begun.elapsed() > PATIENCE {
+        if !wondered && job.state == JobState::Queued && job.attempt.number == 0 && begun.elapsed() > PATIENCE {
             wondered = true;
             let why = held_back(service, &job).await;
             let why = why.unwrap_or("is a worker running? `prover-worker serve` starts one".into());
             bar.suspend(|| out.note(format_args!("still queued; {why}")));
         }
-        // By its history, for by now another attempt may have begun.
+        // The last failure is in the history, because the next attempt may have started already.
         if let Some(FailedAttempt { attempt, error, .. }) = job.history.last()
             && told != Some(*attempt)
         {
             told = Some(*attempt);
-            bar.suspend(|| out.note(format_args!("attempt {} failed: {}", attempt.0, error.message)));
+            bar.suspend(|| out.note(format_args!("attempt {attempt} failed: {}", error.message)));
         }
         tokio::time::sleep(LOOK).await;
     }
 }
 
-/// What pause a job waits under, if it does.
+/// Returns which pause a job waits for, if any.
 async fn held_back(service: &JobService, job: &Job) -> Option<String> {
     let paused = service.paused().await.ok()?;
     paused.into_iter().find_map(|(scope, _)| match scope {
@@ -109,10 +109,10 @@ async fn held_back(service: &JobService, job: &Job) -> Option<String> {
 /// Arguments of `status`.
 #[derive(clap::Args)]
 pub struct StatusArgs {
-    /// The job.
+    /// Id of the job.
     #[arg(value_parser = job_id)]
     id: JobId,
-    /// Wait until it ends; exit code 0 however it does.
+    /// Wait until it ends; the exit code is 0 even if it fails.
     #[arg(long)]
     watch: bool,
 }
@@ -144,21 +144,21 @@ pub struct JobsArgs {
 /// Subcommands of `jobs`; without one, jobs are listed.
 #[derive(clap::Subcommand)]
 enum JobsCommand {
-    /// List jobs, newest first; as JSON without their results and histories, which `status` has.
+    /// List jobs, newest first; as JSON without results and histories, which `status` shows.
     List(ListArgs),
-    /// List jobs that failed for good, with their reasons.
+    /// List jobs that failed permanently, with their errors.
     Dead {
-        /// At most so many, newest first.
+        /// Maximum number of jobs, newest first.
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         limit: u32,
     },
     /// Queue failed or cancelled jobs again, with fresh retry budgets.
     Requeue(RequeueArgs),
-    /// Forget jobs that ended long ago, and their proofs.
+    /// Delete jobs that ended long ago, and their proofs.
     Purge(PurgeArgs),
 }
 
-/// Runs one of them.
+/// Runs a subcommand of `jobs`.
 pub fn run(args: JobsArgs, out: &Output) -> Result<(), CliError> {
     match args.command.unwrap_or(JobsCommand::List(args.list)) {
         JobsCommand::List(a) => list(a, out),
@@ -176,29 +176,29 @@ pub fn run(args: JobsArgs, out: &Output) -> Result<(), CliError> {
 #[command(override_usage = "prover-worker jobs requeue <IDS>... [--input <FILE>]\n       \
                       prover-worker jobs requeue --failed [--class <CLASS>] [--circuit <CIRCUIT>] [--limit <LIMIT>]")]
 struct RequeueArgs {
-    /// The jobs.
+    /// Ids of the jobs.
     #[arg(value_parser = job_id, required_unless_present = "failed", conflicts_with = "failed")]
     ids: Vec<JobId>,
-    /// Another input, where the old one is no longer held; for one job only; - is standard input.
+    /// A new input, for when the old one is no longer stored; for a single job only; - is standard input.
     #[arg(long, value_name = "FILE", value_parser = files::input_name(), conflicts_with = "failed")]
     input: Option<PathBuf>,
-    /// All that failed and whose input is still held, the oldest first, as after an outage.
+    /// Requeue all failed jobs whose input is still stored, oldest first, such as after an outage.
     #[arg(long)]
     failed: bool,
-    /// Of these, only those whose last error is of this class, such as transient.
+    /// With --failed, only jobs whose last error is of this class, such as transient.
     #[arg(long, requires = "failed")]
     class: Option<FailureClass>,
-    /// Of these, only those of this circuit.
+    /// With --failed, only jobs of this circuit.
     #[arg(long, requires = "failed", value_parser = circuit_name)]
     circuit: Option<CircuitName>,
-    /// Look at so many that failed, the newest.
+    /// With --failed, how many failed jobs to consider, starting with the newest.
     #[arg(long, requires = "failed", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
 }
 
 fn requeue(args: RequeueArgs, out: &Output) -> Result<(), CliError> {
     if args.input.is_some() && args.ids.len() > 1 {
-        return Err(CliError::Usage("--input is for one job, got several".to_owned()));
+        return Err(CliError::Usage("--input: expected a single job, got several".to_owned()));
     }
     with_workspace(|w| async move {
         let service = w.service();
@@ -231,7 +231,8 @@ async fn requeue_failed(service: &JobService, args: &RequeueArgs, out: &Output) 
     for job in failed.iter().rev().filter(|job| args.class.is_none() || class_of(job) == args.class) {
         match service.requeue(job.id, None).await {
             Ok(job) => queued.push(job),
-            // Of bad input, of long ago, or refused before it had a circuit; or somebody else was faster.
+            // Its input was bad or is no longer stored, it was rejected before its circuit was known, or another client
+            // has changed it meanwhile.
             Err(
                 ServiceError::InputGone(_)
                 | ServiceError::NotRequeued { .. }
@@ -242,7 +243,7 @@ async fn requeue_failed(service: &JobService, args: &RequeueArgs, out: &Output) 
         }
     }
     out.note(format!(
-        "{} jobs are queued again; {left} are not, for their input or their circuit is no longer there",
+        "{} jobs are queued again; {left} are not, because their input or circuit is gone or their state has changed",
         queued.len()
     ));
     Ok(queued)
@@ -251,10 +252,10 @@ async fn requeue_failed(service: &JobService, args: &RequeueArgs, out: &Output) 
 /// Arguments of `jobs purge`.
 #[derive(clap::Args)]
 struct PurgeArgs {
-    /// How long ago they must have ended: a number with s, m, h or d.
+    /// Only jobs that ended at least this long ago: a number with s, m, h or d.
     #[arg(long, value_name = "TIME", value_parser = span)]
     older_than: Duration,
-    /// Only jobs in these final states; done, failed and cancelled when none is given.
+    /// Only jobs in these final states; by default done, failed and cancelled.
     #[arg(long, value_name = "STATE")]
     state: Vec<JobState>,
 }
@@ -267,12 +268,12 @@ fn purge(args: PurgeArgs, out: &Output) -> Result<(), CliError> {
     }
     with_workspace(|w| async move {
         let n = w.service().purge(&states, args.older_than).await.map_err(CliError::failed)?;
-        out.result(&serde_json::json!({ "purged": n }), || format!("{n} jobs are forgotten"));
+        out.result(&serde_json::json!({ "purged": n }), || format!("{n} jobs are deleted"));
         Ok(())
     })
 }
 
-/// A time such as `90s`, `15m`, `12h` or `30d`.
+/// Parses a time such as `90s`, `15m`, `12h` or `30d`.
 fn span(text: &str) -> Result<Duration, String> {
     let expected = || format!("expected a number with s, m, h or d, such as 30d, got {text:?}");
     let unit = match text.chars().last() {
@@ -295,13 +296,13 @@ struct ListArgs {
     /// Only jobs of this circuit.
     #[arg(long, value_parser = circuit_name)]
     circuit: Option<CircuitName>,
-    /// Only the job of this idempotency key.
+    /// Only the job with this idempotency key.
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
-    /// Only jobs submitted before this one: what follows the last of a list.
+    /// Only jobs submitted before this one; the last job of a list gives the next page.
     #[arg(long, value_name = "ID", value_parser = job_id)]
     before: Option<JobId>,
-    /// At most so many, newest first.
+    /// Maximum number of jobs, newest first.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
 }
@@ -326,20 +327,20 @@ fn list(args: ListArgs, out: &Output) -> Result<(), CliError> {
 fn row(job: &Job) -> Vec<String> {
     let remark = match (job.state, &job.error, job.stage) {
         (JobState::Running, _, Some(stage)) => format!("{} {:.0} %", stage.as_str(), job.progress * 100.0),
-        (_, Some(e), _) => e.message.chars().take(80).collect(),
+        (_, Some(e), _) => clip(&e.message, 80),
         _ => String::new(),
     };
-    let (id, attempt) = (job.id.to_string(), job.attempt.0.to_string());
+    let (id, attempt) = (job.id.to_string(), job.attempt.number.to_string());
     vec![id, job.circuit.to_string(), job.state.to_string(), attempt, time(job.created_at), remark]
 }
 
 /// Arguments of `proof`.
 #[derive(clap::Args)]
 pub struct ProofArgs {
-    /// The job.
+    /// Id of the job.
     #[arg(value_parser = job_id)]
     id: JobId,
-    /// Folder that gets proof.json and public.json.
+    /// Folder for proof.json and public.json.
     #[arg(long, value_name = "DIR", value_parser = files::folder_name())]
     out: PathBuf,
 }
@@ -368,7 +369,7 @@ pub fn proof(args: ProofArgs, out: &Output) -> Result<(), CliError> {
 /// Arguments of `cancel`.
 #[derive(clap::Args)]
 pub struct CancelArgs {
-    /// The job.
+    /// Id of the job.
     #[arg(value_parser = job_id)]
     id: JobId,
 }
@@ -381,7 +382,7 @@ pub fn cancel(args: CancelArgs, out: &Output) -> Result<(), CliError> {
             Cancelled::Now => "is cancelled",
             Cancelled::Requested => "is running; its worker will stop it",
             Cancelled::TooLate(state) => {
-                return Err(CliError::failed(format!("job {} is {state} already", args.id)));
+                return Err(CliError::failed(format!("job {} is already {state}", args.id)));
             }
             Cancelled::Unknown => return Err(CliError::failed(format!("there is no job {}", args.id))),
         };
@@ -391,14 +392,14 @@ pub fn cancel(args: CancelArgs, out: &Output) -> Result<(), CliError> {
     })
 }
 
-/// A job for people.
+/// Formats a job as text.
 fn describe(job: &Job, service: &JobService) -> String {
     let mut lines = vec![
         format!("job        {}", job.id),
         format!("circuit    {}", job.circuit),
         format!("state      {}{}", job.state, if job.cancel_requested { ", cancel requested" } else { "" }),
         format!("submitted  {}", time(job.created_at)),
-        format!("attempt    {}", job.attempt.0),
+        format!("attempt    {}", job.attempt.number),
     ];
     if let (JobState::Running, Some(stage)) = (job.state, job.stage) {
         lines.push(format!("stage      {}, {:.0} %", stage.as_str(), job.progress * 100.0));
@@ -411,7 +412,7 @@ fn describe(job: &Job, service: &JobService) -> String {
     }
     for past in &job.history {
         let FailedAttempt { attempt, at, error, .. } = past;
-        lines.push(format!("attempt {:<3}{}, {} ({})", attempt.0, time(*at), error.message, error.class.as_str()));
+        lines.push(format!("attempt {attempt:<3}{}, {} ({})", time(*at), error.message, error.class.as_str()));
     }
     if let Some(result) = &job.result {
         let t = &result.times;

@@ -7,7 +7,7 @@ use super::{CliError, Output};
 #[derive(clap::Args)]
 pub struct Args {}
 
-/// Opens the store, which migrates it. A worker does the same when it starts; this is for whoever wants it done before.
+/// Opens the store, which migrates it. A worker does the same when it starts; this command does it beforehand.
 pub fn run(_: Args, out: &Output) -> Result<(), CliError> {
     with_workspace(|w| async move {
         w.store().ping().await.map_err(CliError::failed)?;

@@ -1,7 +1,8 @@
-//! The command line: one file a subcommand.
+//! The command line, with one file per subcommand.
 //!
-//! Results go to standard output (`--json`: one JSON document), everything else to standard error. Exit code 0 is
-//! success, 1 failed, 2 usage. An error is one sentence on standard error, beginning with `error: `.
+//! Results go to standard output (with `--json`, as one JSON document), everything else to standard error. The exit
+//! code is 0 for success, 1 for failure, 2 for wrong usage. An error is one line on standard error that begins with
+//! `error: `.
 
 mod circuits;
 mod demo;
@@ -56,9 +57,9 @@ enum Command {
     Witness(witness::Args),
     /// Verify a proof: OK, or INVALID and exit code 1.
     Verify(verify::Args),
-    /// Make a throw-away development key. Unsafe for production.
+    /// Generate a throw-away development key. Unsafe for production.
     Setup(setup::Args),
-    /// Show what is in a zkey, wtns, r1cs, wasm, proof or key file.
+    /// Show the contents of a zkey, wtns, r1cs, wasm, proof or key file.
     Inspect(inspect::Args),
     /// Write a verification key, or a proof as Solidity calldata.
     #[command(subcommand)]
@@ -70,26 +71,26 @@ enum Command {
     Submit(jobs::SubmitArgs),
     /// Show a job.
     Status(jobs::StatusArgs),
-    /// List jobs, queue failed ones again, forget old ones.
+    /// List jobs, requeue failed ones, delete old ones.
     Jobs(jobs::JobsArgs),
     /// Write a finished job's proof to files.
     Proof(jobs::ProofArgs),
     /// Cancel a job.
     Cancel(jobs::CancelArgs),
-    /// Look at the queue, hold it back, let it go.
+    /// Show, pause and resume the queue.
     #[command(subcommand)]
     Queue(queue::Args),
     /// Bring the database's schema up to date.
     Migrate(migrate::Args),
     /// Run the worker.
     Serve(serve::Args),
-    /// Show the devices found and which one is used.
+    /// Show the devices that were found and which of them are used.
     Devices(devices::Args),
-    /// Check the set-up and say what to mend.
+    /// Check the installation and report what needs fixing.
     Doctor(doctor::Args),
     /// Register a bundled circuit and prove real inputs through the queue.
     Demo(demo::Args),
-    /// Compile one witness program into the module cache (run by the program itself, as a bounded child).
+    /// Compile one witness program into the module cache (run by the program itself, as a child with limits).
     #[command(name = "compile-witness", hide = true)]
     CompileWitness(witness::CompileArgs),
     /// Drive one of ICICLE's devices (run by the program itself, as its child).
@@ -98,7 +99,7 @@ enum Command {
     IcicleDevice(icicle::Args),
 }
 
-/// Parses the arguments, runs the subcommand, reports its error.
+/// Parses the arguments, runs the subcommand and reports its error.
 pub fn main() -> ExitCode {
     files::survive_size_limit();
     let cli = Cli::parse();

@@ -1,4 +1,4 @@
-//! What the command line prints.
+//! Output of the command line.
 
 use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, Write};
@@ -13,14 +13,14 @@ use super::files::{FileError, on_stdout};
 use crate::model::{io_reason, locked};
 use crate::prover::one_line;
 
-/// Why a subcommand ends without success.
+/// Error of a subcommand.
 #[derive(Debug)]
 pub enum CliError {
-    /// It failed (exit code 1); the sentence says why.
+    /// The subcommand failed (exit code 1) for this reason.
     Failed(String),
-    /// It failed (exit code 1) and has said so itself, as `verify` does with INVALID.
+    /// The subcommand failed (exit code 1) and has reported it already, as `verify` does with INVALID.
     Said,
-    /// Its arguments do not fit together (exit code 2).
+    /// The usage is wrong (exit code 2), for this reason.
     Usage(String),
 }
 
@@ -34,12 +34,12 @@ impl From<FileError> for CliError {
 }
 
 impl CliError {
-    /// A failure with its sentence.
+    /// Creates a failure with its reason.
     pub fn failed(why: impl Display) -> Self {
         Self::Failed(why.to_string())
     }
 
-    /// Exit code.
+    /// Returns the exit code.
     pub fn code(&self) -> u8 {
         match self {
             Self::Failed(_) | Self::Said => 1,
@@ -48,12 +48,12 @@ impl CliError {
     }
 }
 
-/// A path in a JSON document: text, whatever bytes it is of.
+/// Serializes a path as text, even if it is not UTF-8.
 pub fn shown<S: Serializer>(path: &impl AsRef<Path>, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(&path.as_ref().display())
 }
 
-/// The same for one that may not be there.
+/// Serializes an optional path as [`shown`] does.
 pub fn maybe_shown<S: Serializer>(path: &Option<impl AsRef<Path>>, to: S) -> Result<S::Ok, S::Error> {
     match path {
         Some(path) => shown(path, to),
@@ -61,25 +61,25 @@ pub fn maybe_shown<S: Serializer>(path: &Option<impl AsRef<Path>>, to: S) -> Res
     }
 }
 
-/// Where results go: text for people or one JSON document.
+/// Prints results, as text or as one JSON document.
 pub struct Output {
     json: bool,
-    /// Why a result could not be printed.
+    /// Error of a result that could not be printed.
     lost: Mutex<Option<io::Error>>,
 }
 
 impl Output {
-    /// Text, or JSON.
+    /// Creates an output for text or, if `json`, JSON.
     pub fn new(json: bool) -> Self {
         Self { json, lost: Mutex::default() }
     }
 
-    /// Whether JSON is asked for.
+    /// Whether results are printed as JSON.
     pub fn is_json(&self) -> bool {
         self.json
     }
 
-    /// Prints a result: `value` as JSON, or the text.
+    /// Prints a result: `value` as JSON, or `text`.
     pub fn result(&self, value: &impl Serialize, text: impl FnOnce() -> String) {
         let line = if self.json { serde_json::to_string(value).map_err(io::Error::from) } else { Ok(text()) };
         match line {
@@ -89,7 +89,7 @@ impl Output {
         }
     }
 
-    /// Prints the report on files that were written, on standard error where one of them is standard output.
+    /// Prints a report on written files; on standard error if one of the files is standard output.
     pub fn report(&self, files: &[&Path], value: &impl Serialize, text: impl FnOnce() -> String) {
         if on_stdout(files) { self.note(text()) } else { self.result(value, text) }
     }
@@ -99,7 +99,7 @@ impl Output {
         self.print(format_args!("{text}"));
     }
 
-    /// A closed pipe is no error: whoever reads has seen enough. Any other failure is kept for [`Self::end`].
+    /// A closed pipe is not an error: the reader has seen enough. Any other failure is kept for [`Self::end`].
     fn print(&self, text: fmt::Arguments<'_>) {
         let mut stdout = io::stdout().lock();
         match stdout.write_fmt(text).and_then(|()| stdout.flush()) {
@@ -120,14 +120,14 @@ impl Output {
         }
     }
 
-    /// Prints a remark for people; silent with `--json`.
+    /// Prints a remark on standard error, unless JSON was asked for.
     pub fn note(&self, line: impl Display) {
         if !self.json {
             let _ = writeln!(io::stderr(), "{line}");
         }
     }
 
-    /// Prints an error as one line, whatever line breaks its sources carry.
+    /// Prints an error as one line, even if its sources contain line breaks.
     pub fn error(&self, e: &CliError) {
         let text = match e {
             CliError::Failed(t) | CliError::Usage(t) => t,
@@ -136,7 +136,8 @@ impl Output {
         let _ = writeln!(io::stderr(), "error: {}", one_line(text));
     }
 
-    /// A progress bar on standard error, hidden unless that is a terminal and text is asked for. Runs from 0 to 1000.
+    /// Creates a progress bar on standard error, from 0 to 1000. It is hidden with JSON or if standard error is not a
+    /// terminal.
     pub fn bar(&self, what: &'static str) -> ProgressBar {
         let bar = ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::hidden());
         if !self.json && std::io::stderr().is_terminal() {

@@ -2,23 +2,23 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::files::{self, about};
 use super::{CliError, Output, session, witness};
-use crate::backend::{BackendError, Progress};
+use crate::backend::{Backend, BackendError, Progress};
 use crate::formats::snarkjs;
-use crate::groth16::{self, ProveError, Verifier};
-use crate::model::StopToken;
+use crate::groth16::{self, ProveError, Proved, Verifier};
+use crate::model::{ProvingKey, StopToken, Witness};
 
 /// Arguments of `prove`.
 #[derive(clap::Args)]
 #[command(override_usage = "prover-worker prove <ZKEY> <WITNESS.wtns> <PROOF.json> <PUBLIC.json>\n       \
                       prover-worker prove --zkey Z (--wasm W --input I | --witness X.wtns) --proof P --public U")]
 pub struct Args {
-    /// Proving key, witness, and where the proof and the public values go, in rapidsnark's order.
+    /// Proving key, witness, output file of the proof, and of the public values, in rapidsnark's order.
     #[arg(value_names = ["ZKEY", "WITNESS", "PROOF", "PUBLIC"], num_args = 4,
           conflicts_with_all = ["zkey", "wasm", "input", "witness", "proof", "public"])]
     files: Vec<PathBuf>,
@@ -31,21 +31,21 @@ pub struct Args {
     /// Inputs as JSON, with --wasm; - is standard input.
     #[arg(long, value_name = "FILE", value_parser = files::input_name(), requires = "wasm")]
     input: Option<PathBuf>,
-    /// A witness that is there already.
+    /// Existing witness, as a .wtns file.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["wasm", "input"], required_unless_present_any = ["files", "wasm"])]
     witness: Option<PathBuf>,
-    /// Where the proof goes; - is standard output.
+    /// Output file of the proof; - is standard output.
     #[arg(long, value_name = "FILE", value_parser = files::output_name(), required_unless_present = "files")]
     proof: Option<PathBuf>,
-    /// Where the public values go; - is standard output.
+    /// Output file of the public values; - is standard output.
     #[arg(long, value_name = "FILE", value_parser = files::output_name(), required_unless_present = "files")]
     public: Option<PathBuf>,
-    /// Threads for the proof; all cores by default.
+    /// Maximum number of threads for the proof; by default one per core.
     #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
     threads: Option<usize>,
 }
 
-/// The same, resolved.
+/// The files of a proof, whichever way they were given.
 struct Plan {
     zkey: PathBuf,
     witness: Source,
@@ -93,7 +93,7 @@ struct Report<'a> {
     verify_ms: f64,
 }
 
-/// Proves, verifies, and only then writes the two files.
+/// Proves and verifies, and only then writes the two files.
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let plan = args.plan()?;
     let mut inputs = vec![plan.zkey.as_path()];
@@ -103,7 +103,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     }
     files::distinct(&inputs, &[&plan.proof, &plan.public])?;
     let mut config = session::config()?;
-    config.threads = args.threads.or(config.threads);
+    config.processor.threads = args.threads.or(config.processor.threads);
     let bar = out.bar("witness");
     let start = Instant::now();
     let key = files::proving_key(&plan.zkey)?;
@@ -117,29 +117,11 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let witness_ms = ms(start.elapsed());
 
     bar.set_message("load");
-    // Prepared while the devices test themselves, which takes as long as a small proof.
+    // The verifier is prepared while the devices run their self-tests, which take as long as a small proof.
     let (found, verifier) = rayon::join(|| session::devices(&config), || Verifier::new(&key.header.vk));
     let found = found?;
     let key = Arc::new(key);
-    let mut devices = found.devices.iter().peekable();
-    let (device, load_time, proved) = loop {
-        let device = devices.next().ok_or_else(|| CliError::failed("no device passed its self-test"))?;
-        let start = Instant::now();
-        let loaded = device.load(key.clone()).map_err(ProveError::from);
-        let load_time = start.elapsed();
-        bar.set_message("prove");
-        let proved = loaded
-            .and_then(|loaded| groth16::prove(loaded.as_ref(), &verifier, &witness, &StopToken::new(), &Bar(&bar)));
-        match proved {
-            Ok(proved) => break (device, load_time, proved),
-            Err(ProveError::Backend(e @ BackendError::Shape { .. })) => return Err(about(&plan.zkey, e)),
-            // What may be the device's fault is tried on the next one; the processor is the last.
-            Err(e @ (ProveError::Backend(_) | ProveError::Invalid)) if devices.peek().is_some() => {
-                out.note(format!("{}: {e}; trying the next device", device.device().label()));
-            }
-            Err(e) => return Err(CliError::failed(e)),
-        }
-    };
+    let (device, load_time, proved) = prove_on(&found.devices, &key, &verifier, &witness, &plan.zkey, &bar, out)?;
     let key_ms = ms(parse_time + load_time);
     bar.finish_and_clear();
 
@@ -170,6 +152,37 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     Ok(())
 }
 
+/// Proves on the first device that succeeds. Returns that device and the time it took to load the key.
+fn prove_on<'a>(
+    devices: &'a [Arc<dyn Backend>],
+    key: &Arc<ProvingKey>,
+    verifier: &Verifier,
+    witness: &Witness,
+    zkey: &Path,
+    bar: &indicatif::ProgressBar,
+    out: &Output,
+) -> Result<(&'a dyn Backend, Duration, Proved), CliError> {
+    let mut devices = devices.iter().peekable();
+    loop {
+        let device = devices.next().ok_or_else(|| CliError::failed("no device passed its self-test"))?;
+        let start = Instant::now();
+        let loaded = device.load(key.clone()).map_err(ProveError::from);
+        let load_time = start.elapsed();
+        bar.set_message("prove");
+        let proved =
+            loaded.and_then(|loaded| groth16::prove(loaded.as_ref(), verifier, witness, &StopToken::new(), &Bar(bar)));
+        match proved {
+            Ok(proved) => return Ok((device.as_ref(), load_time, proved)),
+            Err(ProveError::Backend(e @ BackendError::Shape { .. })) => return Err(about(zkey, e)),
+            // An error that may be the device's fault is retried on the next device; the CPU is the last.
+            Err(e @ (ProveError::Backend(_) | ProveError::Invalid)) if devices.peek().is_some() => {
+                out.note(format!("{}: {e}; trying the next device", device.device().label()));
+            }
+            Err(e) => return Err(CliError::failed(e)),
+        }
+    }
+}
+
 struct Bar<'a>(&'a indicatif::ProgressBar);
 
 impl Progress for Bar<'_> {
@@ -178,6 +191,6 @@ impl Progress for Bar<'_> {
     }
 }
 
-fn ms(d: std::time::Duration) -> f64 {
+fn ms(d: Duration) -> f64 {
     d.as_secs_f64() * 1e3
 }

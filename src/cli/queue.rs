@@ -1,4 +1,4 @@
-//! `queue`: how busy it is, hold it back, let it go, and what nobody could use.
+//! `queue`: show, pause and resume the queue, and list unusable messages.
 
 use serde::Serialize;
 
@@ -11,15 +11,15 @@ use crate::worker::JobService;
 /// Subcommands of `queue`.
 #[derive(clap::Subcommand)]
 pub enum Args {
-    /// Show how busy the queue is and what is held back.
+    /// Show the load of the queue and what is paused.
     Status,
-    /// Hold every queued job back; running ones go on.
+    /// Pause all queued jobs; running jobs continue.
     Pause,
-    /// Let queued jobs go again.
+    /// Resume queued jobs.
     Resume,
-    /// List producers' messages that nobody could use, newest first.
+    /// List producers' messages that were unusable, newest first.
     Aside {
-        /// At most so many.
+        /// Maximum number of messages.
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
         limit: u32,
     },
@@ -32,7 +32,7 @@ struct Paused {
     since: i64,
 }
 
-/// A scope as one member for the queue and another for a circuit.
+/// A scope, serialized as a member named `queue` or `circuit`.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Held {
@@ -48,7 +48,7 @@ struct Status {
     paused: Vec<Paused>,
 }
 
-/// Runs one of them.
+/// Runs a subcommand of `queue`.
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     with_workspace(|w| async move {
         let service = w.service();
@@ -66,7 +66,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     })
 }
 
-/// Holds something back or lets it go; says whether that changed anything.
+/// Pauses or resumes a scope, and reports whether that changed anything.
 pub async fn set_paused(
     service: &JobService,
     scope: &Scope,
@@ -76,8 +76,8 @@ pub async fn set_paused(
 ) -> Result<(), CliError> {
     let changed = service.set_paused(scope, paused).await.map_err(CliError::failed)?;
     let state = if paused { "paused" } else { "running" };
-    let already = if changed { "" } else { " already" };
-    out.result(&serde_json::json!({ "paused": paused, "changed": changed }), || format!("{what} is {state}{already}"));
+    let already = if changed { "" } else { "already " };
+    out.result(&serde_json::json!({ "paused": paused, "changed": changed }), || format!("{what} is {already}{state}"));
     Ok(())
 }
 

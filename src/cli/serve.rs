@@ -1,4 +1,4 @@
-//! `serve`: the worker, until a signal.
+//! `serve`: runs the worker until a signal.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -18,31 +18,32 @@ use crate::config::{Config, Secret};
 use crate::http::{self, Access, App, Health};
 use crate::store::StoreError;
 use crate::telemetry::{self, Metrics};
-use crate::worker::{Faults, OpenError, Options, Readiness, Status, View, Worker, Workspace};
+use crate::worker::{Faults, OpenError, Readiness, Status, View, Worker, WorkerOptions, Workspace};
 
-/// How long a worker that starts waits for its database.
+/// How long a starting worker waits for its database.
 const DATABASE_WAIT: Duration = Duration::from_secs(300);
-/// How often it tries.
+/// Interval between attempts to open the database.
 const DATABASE_AGAIN: Duration = Duration::from_secs(2);
-/// Signals that come within this time of the first are the same wish: `timeout` signals its child and then the child's group,
-/// and so do some supervisors.
+/// Signals within this time of the first are the same request: `timeout` signals its child and then the child's process
+/// group, and so do some supervisors.
 const SAME_WISH: Duration = Duration::from_secs(1);
-/// How long open HTTP requests have to finish at the end.
+/// Time limit for open HTTP requests to finish at shutdown.
 const HTTP_WAIT: Duration = Duration::from_secs(3);
 
-/// How long the process may take to end once all its jobs have ended or been handed back.
+/// Time limit for the process to exit once all its jobs have ended or been handed back.
 const END_WAIT: Duration = Duration::from_secs(30);
 
 /// Arguments of `serve`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// End or hold the worker at a named point (for tests).
+    /// Kill or suspend the worker at a named point (for tests).
     #[arg(long, hide = true, value_name = "POINT:ACT")]
     fault_at: Option<Faults>,
 }
 
-/// Runs the worker. The first signal drains it; a second one, a second later or more, has it hand back at once what is left,
-/// and then it fails. Devices that do not come back drain it too, and then it fails.
+/// Runs the worker. The first signal drains it. A second signal, at least a second later, makes it hand back the
+/// remaining jobs at once and fail. Dead devices, according to `PROVER_EXIT_ON_DEAD_DEVICE`, also make it drain and
+/// fail.
 pub fn run(args: Args, _: &Output) -> Result<(), CliError> {
     let config = session::config()?;
     telemetry::init_logs(&config.log_level, config.log_json);
@@ -50,7 +51,7 @@ pub fn run(args: Args, _: &Output) -> Result<(), CliError> {
     raise_open_files();
     let runtime = session::runtime()?;
     let done = runtime.block_on(serve(config, args.fault_at.unwrap_or_default(), metrics));
-    // A proof that did not stop in time is not waited for: its lease has been handed back.
+    // Proofs that did not stop in time are not waited for: their leases have been handed back.
     runtime.shutdown_background();
     done
 }
@@ -59,14 +60,14 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
     let mut signals = Signals::new()?;
     let (stop_http, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
-    // Metrics and health come first: a worker that waits for its database is seen to, and is not taken for dead.
+    // Metrics and health come first, so that a worker that waits for its database is not taken for dead.
     let readiness = Readiness::starting("waiting for its store");
     let health = Health::new(metrics.clone(), readiness.clone());
     if let Some(addr) = config.metrics_addr {
         let router = http::ops_router(health.clone());
         open_door(("metrics", addr, "METRICS_PORT"), router, &stopped, &mut tasks).await?;
     }
-    // In a set of its own: it has no end to be waited for.
+    // In a set of its own, because it never ends.
     let mut upkeep = JoinSet::new();
     upkeep.spawn(metrics.clone().upkeep());
     let workspace = tokio::select! {
@@ -77,17 +78,8 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
     readiness.set(Status::Starting("testing devices"));
     let view = View::default();
     if let Some(addr) = workspace.config().api_addr {
-        let tokens = workspace.config().api_tokens.iter().map(Secret::reveal);
-        let access = Access::new(addr.ip().is_loopback(), tokens);
-        if access.is_everybodys() {
-            tracing::warn!(
-                %addr,
-                "the API is open to other machines and asks for no token: set PROVER_API_TOKENS, or have it reached by way of \
-                 something that knows its users"
-            );
-        }
         let app = App { jobs: workspace.service(), metrics, readiness: readiness.clone(), worker: view.clone() };
-        let router = http::api_router(app, access);
+        let router = api(app, addr, &workspace.config().api_tokens);
         open_door(("api", addr, "PROVER_API_ADDR"), router, &stopped, &mut tasks).await?;
     }
 
@@ -101,14 +93,31 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
         () = signals.next() => None,
     };
     if let Some(why) = &dead {
-        tracing::error!(why, "the worker ends, to be started anew: a new process may have its devices back");
+        tracing::error!(why, "the worker exits, to be restarted: the devices may work again in a new process");
     }
 
     readiness.set(Status::Draining);
+    let (left, hurried) = drain(worker, &mut signals, dead.is_none()).await;
+    stop_http.send_replace(true);
+    let _ = tokio::time::timeout(HTTP_WAIT, async { while tasks.join_next().await.is_some() {} }).await;
+    tracing::info!(handed_back = left, "end");
+    end_within(END_WAIT, kill);
+    match dead {
+        Some(why) => Err(CliError::failed(why)),
+        None if hurried => {
+            Err(CliError::failed("hurried by a second signal: jobs in progress may have been handed back"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Drains the worker. Returns how many jobs were handed back, and whether a second signal hurried it. `signalled` says
+/// whether there has been a first one.
+async fn drain(worker: Worker, signals: &mut Signals, signalled: bool) -> (usize, bool) {
     let hurried = Cell::new(false);
     let hurry = async {
-        // A worker that drains since its devices are dead has had no signal yet.
-        let mut asked = dead.is_none().then(Instant::now);
+        // A worker that drains because its devices are dead has had no signal yet.
+        let mut asked = signalled.then(Instant::now);
         loop {
             signals.next().await;
             match asked {
@@ -118,45 +127,50 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
             }
         }
         hurried.set(true);
-        tracing::warn!("second signal: what is in hand is handed back at once");
+        tracing::warn!("second signal: jobs in progress are handed back at once");
     };
     let left = worker.drain_until(hurry).await;
-    stop_http.send_replace(true);
-    let _ = tokio::time::timeout(HTTP_WAIT, async { while tasks.join_next().await.is_some() {} }).await;
-    tracing::info!(handed_back = left, "end");
-    end_within(END_WAIT, kill);
-    match dead {
-        Some(why) => Err(CliError::failed(why)),
-        None if hurried.get() => {
-            Err(CliError::failed("hurried by a second signal: jobs in hand may have been handed back"))
-        }
-        None => Ok(()),
-    }
+    (left, hurried.get())
 }
 
-/// Ends this process by force if it is still there after so long. A device that hangs may keep whoever gives its memory back
-/// waiting for ever, or the driver's own end; and where devices were lost, nobody else would end a worker that ends by itself.
+/// Returns the API's routes, and warns if other machines can use them without a token.
+fn api(app: App, addr: SocketAddr, tokens: &[Secret]) -> Router {
+    let access = Access::new(addr.ip().is_loopback(), tokens.iter().map(Secret::reveal));
+    if access.is_everybodys() {
+        tracing::warn!(
+            %addr,
+            "the API is open to other machines and requires no token: set PROVER_API_TOKENS, or put it behind a proxy \
+             that \
+             authenticates its users"
+        );
+    }
+    http::api_router(app, access)
+}
+
+/// Kills this process, by calling `by`, if it still exists after `wait`. A device that hangs may block the thread that
+/// frees its memory, or the driver's own cleanup, for ever; and no one else kills a worker that exits by itself because
+/// of lost devices.
 fn end_within(wait: Duration, by: fn()) {
     let end = move || {
         std::thread::sleep(wait);
         by();
     };
-    // Without a thread it ends as it does.
+    // If no thread can be started, the process ends without this safeguard.
     let _ = std::thread::Builder::new().name("end".into()).spawn(end);
 }
 
 fn kill() {
-    tracing::error!("the worker has ended, but a device keeps its process: it is killed");
+    tracing::error!("the worker has ended, but a device keeps the process from exiting: killing it");
     let _ = kill_process(getpid(), process::Signal::KILL);
 }
 
-/// Opens the workspace, as soon as its database is there: who starts both at once should not have to see to their order.
+/// Opens the workspace once its database is available, so that both can be started at the same time, in any order.
 async fn open(config: Config) -> Result<Workspace, CliError> {
     let begun = Instant::now();
     loop {
         match Workspace::open(config.clone()).await {
             Err(OpenError::Store(error @ StoreError::Away { .. })) if begun.elapsed() < DATABASE_WAIT => {
-                tracing::warn!(%error, "the worker starts once its database is there");
+                tracing::warn!(%error, "the worker starts once its database is available");
             }
             opened => return opened.map_err(CliError::failed),
         }
@@ -164,14 +178,14 @@ async fn open(config: Config) -> Result<Workspace, CliError> {
     }
 }
 
-/// Asks for as many open files as it may have: by default a process gets 1,024 on most systems, which a worker with many
-/// clients uses up.
+/// Raises the limit on open files to the maximum: the default is 1,024 on most systems, which a worker with many
+/// clients exceeds.
 fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
-    // macOS names no maximum, and refuses more than 10,240.
+    // macOS reports no maximum, and rejects more than 10,240.
     let most = limit.maximum.unwrap_or(10_240);
     if limit.current.is_some_and(|now| now < most) {
-        // Where that is refused, it goes on with what it has.
+        // If that is refused, the limit stays as it is.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: limit.maximum });
     }
 }
@@ -182,12 +196,12 @@ async fn start(workspace: &Workspace, faults: Faults) -> Result<Worker, CliError
     let found = found.await.map_err(CliError::failed)??;
     tracing::info!("{}", found.summary);
     let devices: Vec<Arc<dyn Backend>> = found.devices;
-    let options = Options { faults, ..Options::from(workspace.config()) };
+    let options = WorkerOptions { faults, ..WorkerOptions::from(workspace.config()) };
     let rooms = workspace.rooms().await.map_err(CliError::failed)?;
     Worker::start(rooms, devices, options).await.map_err(CliError::failed)
 }
 
-/// Opens a listener, of this name and address, which that variable sets.
+/// Opens a listener and serves `router` on it. `what` is its name in the log, `variable` the setting of its address.
 async fn open_door(
     (what, addr, variable): (&'static str, SocketAddr, &'static str),
     router: Router,
@@ -209,7 +223,7 @@ struct Signals {
 
 impl Signals {
     fn new() -> Result<Self, CliError> {
-        let open = |kind| signal(kind).map_err(|e| CliError::failed(format!("signals cannot be heard: {e}")));
+        let open = |kind| signal(kind).map_err(|e| CliError::failed(format!("signals cannot be handled: {e}")));
         Ok(Self { terminate: open(SignalKind::terminate())?, interrupt: open(SignalKind::interrupt())? })
     }
 
@@ -228,7 +242,7 @@ mod tests {
 
     static ENDED: Barrier = Barrier::new(2);
 
-    /// Whoever is kept is not asked.
+    /// The blocked thread is not involved.
     #[test]
     fn a_process_that_a_device_keeps_is_ended_by_another_thread() {
         end_within(Duration::ZERO, || _ = ENDED.wait());

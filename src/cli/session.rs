@@ -1,21 +1,20 @@
-//! What subcommands that work on jobs share: the configuration, a runtime, and the workspace opened.
+//! Shared parts of subcommands that work on jobs: the configuration, the runtime and the open workspace.
 
 use std::future::Future;
 
 use super::CliError;
-use crate::backend::cpu::Instructions;
-use crate::backend::{BackendChoice, Discovery, IcicleOptions, ProcessorOptions, discover};
+use crate::backend::{Discovery, IcicleOptions, ProcessorOptions, discover};
 use crate::config::{CATALOGUE, Config};
 use crate::model::{CircuitName, JobId};
 use crate::registry::host_keys;
 use crate::worker::{Workspace, running_program};
 
-/// The configuration; a wrong one is wrong usage.
+/// Reads the configuration. An invalid one is a usage error.
 pub fn config() -> Result<Config, CliError> {
     Config::from_env().map_err(|e| CliError::Usage(e.to_string()))
 }
 
-/// A runtime.
+/// Starts a runtime.
 pub fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     let built = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     built.map_err(|e| CliError::failed(format!("the runtime could not be started: {e}")))
@@ -33,37 +32,36 @@ where
     })
 }
 
-/// The devices the configuration permits.
+/// Finds the devices that the configuration permits.
 pub fn devices(config: &Config) -> Result<Discovery, CliError> {
-    let choice = config.backend.parse::<BackendChoice>().map_err(CliError::Usage)?;
     let cpu = ProcessorOptions {
-        threads: config.threads,
-        instructions: config.cpu.parse::<Instructions>().map_err(CliError::Usage)?,
-        // Beside the keys themselves.
+        threads: config.processor.threads,
+        instructions: config.processor.instructions,
+        // In addition to the keys themselves.
         multiples: host_keys(config.key_cache_bytes) / 4,
     };
     let icicle = IcicleOptions {
         program: running_program(),
-        libraries: config.icicle_libraries.clone(),
-        backends: config.icicle_backends.clone(),
-        kind: config.icicle_device.clone(),
-        // Passwords are among them, and the libraries are somebody else's.
+        libraries: config.icicle.libraries.clone(),
+        backends: config.icicle.backends.clone(),
+        kind: config.icicle.device.clone(),
+        // Some of them contain passwords, and the libraries are third-party code.
         withheld: CATALOGUE.iter().map(|v| v.name).collect(),
     };
-    discover(choice, &cpu, config.cuda_graphs, &icicle).map_err(CliError::failed)
+    discover(config.backend, &cpu, config.cuda_graphs, &icicle).map_err(CliError::failed)
 }
 
-/// A circuit's name from the command line.
+/// Parses a circuit's name from the command line.
 pub fn circuit_name(text: &str) -> Result<CircuitName, String> {
     text.parse().map_err(|e| format!("{e}"))
 }
 
-/// A job's id from the command line.
+/// Parses a job's id from the command line.
 pub fn job_id(text: &str) -> Result<JobId, String> {
     text.parse()
 }
 
-/// A table with its columns lined up, the last one ragged.
+/// Formats a table with aligned columns, without padding after the last one.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let width = |c: usize| rows.iter().map(|r| r[c].chars().count()).chain([head[c].len()]).max().unwrap_or(0);
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
@@ -75,7 +73,7 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     [line(head.to_vec())].into_iter().chain(rows).collect::<Vec<_>>().join("\n")
 }
 
-/// Milliseconds since 1970 as a date and time in UTC.
+/// Formats milliseconds since 1970 as a date and time in UTC.
 pub fn time(ms: i64) -> String {
     let (days, in_day) = (ms.div_euclid(86_400_000), ms.rem_euclid(86_400_000) / 1000);
     // Days to a date: Howard Hinnant's civil_from_days, with years that begin in March.

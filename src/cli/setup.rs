@@ -1,4 +1,4 @@
-//! `setup`: a throw-away development key.
+//! `setup`: generates a throw-away development key.
 
 use std::path::{Path, PathBuf};
 
@@ -14,13 +14,13 @@ use crate::groth16::setup;
 pub struct Args {
     /// Circuit, as circom compiles it.
     r1cs: PathBuf,
-    /// Where the proving key goes; - is standard output.
+    /// Output file of the proving key; - is standard output.
     #[arg(value_parser = files::output_name())]
     zkey: PathBuf,
-    /// Where the verification key goes; - is standard output.
+    /// Output file of the verification key; - is standard output.
     #[arg(long, value_name = "FILE", value_parser = files::output_name())]
     vkey: Option<PathBuf>,
-    /// Says that you know this key is unsafe for production: whoever makes it can forge proofs.
+    /// Confirm that you know that this key is unsafe for production: whoever generates it can forge proofs.
     #[arg(long)]
     insecure_dev_only: bool,
 }
@@ -38,11 +38,13 @@ struct Report<'a> {
     insecure: bool,
 }
 
-/// Makes the keys, with a warning nobody can miss.
+/// Generates the keys, with a prominent warning.
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     if !args.insecure_dev_only {
         return Err(CliError::Usage(
-            "setup makes keys whose maker can forge proofs; if that is what you want, say --insecure-dev-only".into(),
+            "setup generates keys with which their generator can forge proofs; if you want that, pass \
+             --insecure-dev-only"
+                .into(),
         ));
     }
     let outputs: Vec<&Path> =
@@ -54,7 +56,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let key = key.map_err(|e| files::about(&args.r1cs, e))?;
     bar.set_message("write");
     let vkey = args.vkey.as_deref().map(|path| (path, snarkjs::vkey_to_json(&key.header.vk)));
-    // Both or neither: a key beside the verification key of another would prove what does not verify.
+    // Both or neither: proofs by one key do not verify with the verification key of another.
     let mut ready = vec![files::Ready::new(&args.zkey, |to| zkey::write(&key, to))?];
     if let Some((path, text)) = &vkey {
         ready.push(files::Ready::new(path, |to| to.write_all(text.as_bytes()))?);
@@ -63,7 +65,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     bar.finish_and_clear();
     out.note(
         "WARNING: this key is for development only. Its toxic waste was drawn by one process on this machine; \
-         anybody who kept it could forge proofs. Use a multi-party ceremony for production.",
+         anyone who kept it could forge proofs. Use a multi-party ceremony for production.",
     );
     let report = Report {
         zkey: &args.zkey,

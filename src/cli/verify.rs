@@ -1,4 +1,4 @@
-//! `verify`: is this proof right?
+//! `verify`: verifies a proof.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ pub struct Args {
     /// Verification key as JSON; - is standard input.
     #[arg(long, value_name = "FILE", value_parser = files::input_name())]
     vkey: Option<PathBuf>,
-    /// Proving key, which holds the verification key too.
+    /// Proving key, which contains the verification key.
     #[arg(long, value_name = "FILE")]
     zkey: Option<PathBuf>,
     /// Public values as JSON; - is standard input.
@@ -33,7 +33,7 @@ struct Report {
     valid: bool,
 }
 
-/// Prints OK, or INVALID with exit code 1. Files that cannot be read as what they should be are errors.
+/// Prints OK, or INVALID with exit code 1. Files that cannot be parsed are errors.
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let documents = [Some(&args.public), Some(&args.proof), args.vkey.as_ref()];
     files::one_of_stdin(&documents.into_iter().flatten().map(PathBuf::as_path).collect::<Vec<_>>())?;
@@ -53,7 +53,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     if valid { Ok(()) } else { Err(CliError::Said) }
 }
 
-/// Opens a proving key. Whoever gives a verification key in its place means the other option.
+/// Opens a proving key. If it is a verification key instead, the error points to `--vkey`.
 fn proving_key(path: &Path) -> Result<ProvingKey, CliError> {
     let bytes = files::map(path)?;
     if FileKind::of(&bytes) == Some(FileKind::Json) {

@@ -1,4 +1,4 @@
-//! `witness`: from inputs to a .wtns file; and the bounded child that compiles a witness program.
+//! `witness`: computes a .wtns file from inputs; and the child process, with limits, that compiles a witness program.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -24,7 +24,7 @@ pub struct Args {
     /// Inputs as JSON; - is standard input.
     #[arg(long, value_name = "FILE", value_parser = files::input_name())]
     input: PathBuf,
-    /// Where the witness goes; - is standard output. It is a secret: the file is readable by its owner only.
+    /// Output file of the witness; - is standard output. The witness is secret: only the file's owner can read it.
     #[arg(long, value_name = "FILE", value_parser = files::output_name())]
     out: PathBuf,
 }
@@ -48,7 +48,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Computes the witness of the inputs in a file by the program in another.
+/// Computes the witness for the inputs in the file `input` with the program in the file `wasm`.
 pub fn compute(wasm: &Path, input: &Path, config: &Config, out: &Output) -> Result<Witness, CliError> {
     let inputs = {
         let json = files::input(input)?;
@@ -62,7 +62,8 @@ pub fn compute(wasm: &Path, input: &Path, config: &Config, out: &Output) -> Resu
     })
 }
 
-/// A program that ran out of time, by the bound's name: nothing else stops one here.
+/// Formats an error. A program that was stopped ran out of time, because nothing else stops it here, so the error names
+/// the time limit.
 pub fn in_time(e: WitnessError, config: &Config) -> String {
     match e {
         WitnessError::Stopped(_) => format!(
@@ -73,15 +74,15 @@ pub fn in_time(e: WitnessError, config: &Config) -> String {
     }
 }
 
-/// Loads a witness program within the configured bounds. Where what is compiled cannot be kept in the data folder, it is in
-/// a folder that goes with this process: that costs time and no more.
+/// Loads a witness program within the configured limits. If the compiled program cannot be kept in the data folder, it
+/// is kept in a temporary folder of this process, which only costs time.
 pub fn load(program: &[u8], config: &Config, out: &Output) -> Result<WasmWitness, WitnessError> {
     let limits = RegistryLimits::for_witness(config.witness_timeout, config.witness_memory).witness;
     let mut cache = module_cache(config);
     let mut passing = None;
     if let Err(why) = cache.usable() {
-        out.note(format_args!("compiled witness programs are not kept: {why} (PROVER_DATA_DIR names another folder)"));
-        // For this user alone, whatever the umask: machine code is run from it.
+        out.note(format_args!("compiled witness programs are not kept: {why} (PROVER_DATA_DIR sets another folder)"));
+        // Only this user has access, whatever the umask: machine code is run from it.
         let alone = Permissions::from_mode(0o700);
         passing = tempfile::Builder::new().prefix("prover-worker-").permissions(alone).tempdir().ok();
         cache.dir = passing.as_ref().map(|folder| folder.path().to_owned());
@@ -100,15 +101,15 @@ pub struct CompileArgs {
     /// Cache folder.
     #[arg(long)]
     cache: PathBuf,
-    /// Most memory the compiler may take, bytes.
+    /// Memory limit of the compiler, in bytes.
     #[arg(long)]
     memory: u64,
-    /// The program as it comes.
+    /// Compile the program unmodified.
     #[arg(long)]
     plain: bool,
 }
 
-/// Compiles into the cache, under a memory limit of its own; the parent bounds the time.
+/// Compiles into the cache under a memory limit; the parent limits the time.
 pub fn compile(args: CompileArgs) -> Result<(), CliError> {
     compile_into_cache(&args.wasm, &args.cache, args.memory, !args.plain).map_err(CliError::failed)
 }

@@ -28,6 +28,27 @@ fn defaults_are_the_documented_ones() {
     assert!(api.ip().is_loopback(), "an API without a password stays on loopback, got {api}");
 }
 
+/// Checks the defaults in the catalogue that are values, not descriptions.
+#[test]
+fn setting_a_variable_to_its_default_changes_nothing() {
+    let unset = Config { settings: Vec::new(), ..with(&[]).unwrap() };
+    // Config leaves this one to the backend, which knows where ICICLE is installed.
+    let is_literal =
+        |name, default: &str| name != "ICICLE_LIB_DIR" && default != "none" && !default.contains([' ', '\'']);
+    let mut checked = 0;
+    for v in CATALOGUE {
+        // A value may be followed by a description.
+        let default = v.default.split_once(": ").map_or(v.default, |(value, _)| value);
+        if !is_literal(v.name, default) {
+            continue;
+        }
+        let set = with(&[(v.name, default)]).unwrap_or_else(|e| panic!("{e}"));
+        assert!(Config { settings: Vec::new(), ..set } == unset, "{}={default}", v.name);
+        checked += 1;
+    }
+    assert!(checked > 25, "{checked}");
+}
+
 #[test]
 fn every_catalogued_variable_is_read_and_no_other() {
     let seen = std::cell::RefCell::new(Vec::new());
@@ -79,11 +100,11 @@ fn a_wrong_value_names_variable_expected_and_got() {
 
 #[test]
 fn a_type_of_icicles_devices_is_in_capitals_and_any_will_do_unless_one_is_named() {
-    let kind = |value| with(&[("PROVER_ICICLE_DEVICE", value)]).unwrap().icicle_device;
-    assert_eq!((kind("metal"), kind("auto"), with(&[]).unwrap().icicle_device), (Some("METAL".into()), None, None));
+    let kind = |value| with(&[("PROVER_ICICLE_DEVICE", value)]).unwrap().icicle.device;
+    assert_eq!((kind("metal"), kind("auto"), with(&[]).unwrap().icicle.device), (Some("METAL".into()), None, None));
     let there = with(&[("ICICLE_LIB_DIR", "/i/lib"), ("ICICLE_BACKEND_INSTALL_DIR", "/i/backends")]).unwrap();
     let folders = (Some("/i/lib".into()), Some("/i/backends".into()));
-    assert_eq!((there.icicle_libraries, there.icicle_backends), folders);
+    assert_eq!((there.icicle.libraries, there.icicle.backends), folders);
 }
 
 const POSTGRES: &str = "postgres://me:hunter2@db/jobs?sslmode=require";
@@ -118,7 +139,7 @@ fn a_fleet_is_read_and_its_secrets_are_not_shown() {
     assert_eq!((alone.redis, alone.artifacts), (None, None));
 }
 
-/// Each cloud's by its own variables, and by no other's that happen to be set.
+/// Each cloud uses its own variables, and none of another cloud's that happen to be set.
 #[test]
 fn artifacts_may_be_in_three_clouds() {
     let of = |url: &str| {
@@ -223,7 +244,7 @@ fn secrets_are_read_from_files() {
     assert_eq!(wrong.name, "REDIS_URL");
 
     let error = |text: &[u8], vars: &[(&str, &str)]| of(text, vars).unwrap_err().to_string();
-    let redis = "REDIS_URL_FILE: expected a file of REDIS_URL, got ";
+    let redis = "REDIS_URL_FILE: expected a file that contains REDIS_URL, got ";
     let empty = error(b" \n", &[("REDIS_URL_FILE", path)]);
     assert!(empty.starts_with(redis) && empty.ends_with("which is empty"), "{empty}");
     assert!(error(b"", &[("REDIS_URL_FILE", "/nowhere")]).starts_with(&format!("{redis}\"/nowhere\": ")));

@@ -5,11 +5,11 @@ use ark_ff::{BigInteger, PrimeField};
 
 use crate::model::{Fq, Fq2, G1Affine, Proof, PublicInputs};
 
-/// The arguments of the verifier contract's `verifyProof`, in the text that `snarkjs zkey export soliditycalldata`
-/// prints: a, b, c and the public values, each number as `"0x"` and 64 hexadecimal digits. A coordinate of G2 is the
-/// pair c1, c0, as the EVM's pairing takes it: the other way round than in proof.json.
+/// Returns the arguments of the verifier contract's `verifyProof`, as text in the format of `snarkjs zkey export
+/// soliditycalldata`: a, b, c and the public values, each number as `"0x"` and 64 hexadecimal digits. A coordinate of
+/// G2 is the pair c1, c0, as in the EVM's pairing: the opposite order of proof.json.
 ///
-/// Infinity is (0, 0), as the EVM has it. (snarkjs prints (0, 1), which the EVM refuses.)
+/// Infinity is (0, 0), as in the EVM. (snarkjs prints (0, 1), which the EVM rejects.)
 pub fn solidity(p: &Proof, public: &PublicInputs) -> String {
     let (bx, by) = p.b.xy().unwrap_or_default();
     let inputs: Vec<String> = public.0.iter().map(hex).collect();

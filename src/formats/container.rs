@@ -1,12 +1,11 @@
-//! The section files of iden3: zkey, wtns and r1cs share one container.
+//! The container of sections that iden3's file formats zkey, wtns and r1cs share.
 //!
 //! ```text
 //! magic (4 bytes) │ u32 version │ u32 number of sections │ { u32 id │ u64 length │ data } …
 //! ```
 //!
-//! Sections come in any order and ids that nobody asked for are skipped. The last section ends where the file ends:
-//! bytes after it belong to nothing, which no writer produces and which a wrong section count would leave, so they
-//! are an error.
+//! Sections may come in any order, and sections with unknown ids are skipped. The last section must end where the file
+//! ends: no writer produces bytes after it, but a wrong number of sections would leave some, so they are an error.
 
 use std::fmt;
 use std::ops::Range;
@@ -15,22 +14,22 @@ use num_bigint::BigUint;
 
 use super::{FileKind, FormatError};
 
-/// Bytes before the first section.
+/// Size of what precedes the first section, in bytes.
 const PREAMBLE: usize = 12;
-/// Bytes before a section's data.
+/// Size of what precedes a section's data, in bytes.
 const SECTION_HEADER: usize = 12;
 
-/// One kind of file.
+/// A file format.
 pub(super) struct Format {
-    /// First four bytes; also its name in messages.
+    /// First four bytes; also the format's name in messages.
     pub magic: &'static str,
-    /// The version that is understood.
+    /// The supported version.
     pub version: u32,
-    /// Ids and names of the sections that are read. Each may be there once.
+    /// Ids and names of the sections that are read. Each may occur at most once.
     pub sections: &'static [(u32, &'static str)],
 }
 
-/// Where the sections of a file are.
+/// The positions of a file's sections.
 pub(super) struct Sections<'a> {
     file: &'a [u8],
     format: &'static Format,
@@ -38,7 +37,7 @@ pub(super) struct Sections<'a> {
 }
 
 impl<'a> Sections<'a> {
-    /// Finds the sections of `file`. Takes time and memory for the section headers only.
+    /// Finds the sections of `file`, reading only the section headers.
     pub fn read(file: &'a [u8], format: &'static Format) -> Result<Self, FormatError> {
         let mut at = Cursor { file, at: 0, end: file.len(), section: Place::File(format.magic) };
         let magic = at.take(4, "magic")?;
@@ -90,12 +89,12 @@ impl<'a> Sections<'a> {
         Ok(Self { file, format, found })
     }
 
-    /// A section that must be there.
+    /// Returns a required section.
     pub fn section(&self, id: u32) -> Result<Cursor<'a>, FormatError> {
         self.optional(id).ok_or(FormatError::MissingSection { id, name: self.name(id) })
     }
 
-    /// A section that may be there.
+    /// Returns an optional section.
     pub fn optional(&self, id: u32) -> Option<Cursor<'a>> {
         let k = self.format.sections.iter().position(|s| s.0 == id)?;
         let range = self.found[k].clone()?;
@@ -108,17 +107,17 @@ impl<'a> Sections<'a> {
     }
 }
 
-/// What the first bytes of a file say of it.
+/// Describes a file by its first bytes.
 fn beginning(magic: &[u8]) -> String {
     FileKind::of(magic).map_or_else(|| format!("\"{}\"", magic.escape_ascii()), |kind| kind.to_string())
 }
 
-/// How messages call a section.
+/// Returns the name of a section for messages.
 pub(super) fn section_name((id, name): (u32, &str)) -> String {
     format!("section {id} ({name})")
 }
 
-/// What a cursor is in; put into words only for a message, since a file may have very many sections.
+/// What a cursor is in. It is formatted only for messages, because a file may have very many sections.
 #[derive(Clone, Copy)]
 enum Place {
     File(&'static str),
@@ -138,7 +137,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// Reads one section from its front.
+/// Reads one section from front to back.
 pub(super) struct Cursor<'a> {
     file: &'a [u8],
     at: usize,
@@ -147,43 +146,43 @@ pub(super) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    /// The section's name, with a place in it, for messages.
+    /// Returns the section's name and a place in it, for messages.
     pub fn place(&self, what: &str) -> String {
         format!("{}, {what}", self.section)
     }
 
-    /// Bytes not read yet.
+    /// Returns the number of unread bytes.
     pub fn remaining(&self) -> usize {
         self.end - self.at
     }
 
-    /// Where the bytes not read yet are in the file.
+    /// Returns the range of the unread bytes in the file.
     pub fn rest(&self) -> Range<usize> {
         self.at..self.end
     }
 
-    /// The next `n` bytes.
+    /// Reads the next `n` bytes.
     pub fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8], FormatError> {
         let start = self.at;
         self.skip(n as u64, what)?;
         Ok(&self.file[start..self.at])
     }
 
-    /// The next four bytes as a number.
+    /// Reads the next four bytes as a number.
     pub fn u32(&mut self, what: &str) -> Result<u32, FormatError> {
         let mut word = [0; 4];
         word.copy_from_slice(self.take(4, what)?);
         Ok(u32::from_le_bytes(word))
     }
 
-    /// The next eight bytes as a number.
+    /// Reads the next eight bytes as a number.
     pub fn u64(&mut self, what: &str) -> Result<u64, FormatError> {
         let mut word = [0; 8];
         word.copy_from_slice(self.take(8, what)?);
         Ok(u64::from_le_bytes(word))
     }
 
-    /// Steps over `n` bytes, a claim of the file.
+    /// Skips `n` bytes, where `n` is a claim of the file.
     fn skip(&mut self, n: u64, what: &str) -> Result<(), FormatError> {
         let available = self.remaining() as u64;
         if n > available {
@@ -198,11 +197,11 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    /// A u32 byte length and a prime of that many bytes, which must be `expected`, a prime of 32 bytes given in
+    /// Reads a u32 byte length and a prime of that many bytes, which must equal `expected`, a prime of 32 bytes in
     /// decimal.
     pub fn prime(&mut self, what: &str, expected: &str) -> Result<(), FormatError> {
         let n8 = self.u32(&format!("bytes of {what}"))?;
-        // A longer number than any field's is not worth naming.
+        // Longer than the prime of any known field, so the error does not print the number.
         if n8 == 0 || n8 > 128 {
             return Err(mismatch(self.place(&format!("bytes of {what}")), 32, n8));
         }
@@ -217,7 +216,7 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    /// Refuses bytes left over.
+    /// Fails if there are unread bytes.
     pub fn finish(&self) -> Result<(), FormatError> {
         if self.at == self.end {
             return Ok(());
@@ -227,7 +226,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// The field a prime belongs to, among those that circom and snarkjs know.
+/// Returns the name of a prime's field, among the fields that circom and snarkjs know.
 fn curve_name(prime: &str) -> Option<&'static str> {
     Some(match prime {
         crate::model::FQ_MODULUS_DEC => "the base field of BN254",
@@ -254,7 +253,7 @@ fn curve_name(prime: &str) -> Option<&'static str> {
     })
 }
 
-/// Shorthand for the commonest error.
+/// Creates the most common error.
 pub(super) fn mismatch(what: impl Into<String>, expected: impl ToString, got: impl ToString) -> FormatError {
     FormatError::Mismatch { what: what.into(), expected: expected.to_string(), got: got.to_string() }
 }

@@ -1,11 +1,11 @@
-//! What a file is by how it begins, for messages to whoever gave another one.
+//! Recognises files by their first bytes, for errors about a file of the wrong kind.
 
 use std::fmt;
 
-/// Bytes that are looked at: JSON may begin with some white space.
+/// Number of bytes that are examined: JSON may begin with some white space.
 const BEGINNING: usize = 64;
 
-/// A kind of file that there is beside a circuit.
+/// A kind of file that circom and snarkjs work with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
     /// A proving key.
@@ -16,12 +16,12 @@ pub enum FileKind {
     R1cs,
     /// A WebAssembly module, as witness programs are.
     Wasm,
-    /// JSON, or what begins as it does.
+    /// JSON, or data that begins like JSON.
     Json,
 }
 
 impl FileKind {
-    /// By the first bytes; none where they are of no such file. A file of any size may be given.
+    /// Recognises a file by its first bytes; `None` if it is of another kind. `bytes` may be the whole file.
     pub fn of(bytes: &[u8]) -> Option<Self> {
         let bytes = &bytes[..bytes.len().min(BEGINNING)];
         let binary = match bytes.get(..4) {

@@ -1,7 +1,7 @@
-//! File formats: untrusted bytes in, model out. No panic, no allocation that the bytes do not pay for.
+//! File formats: untrusted bytes in, model out. No panics, and no allocations larger than the bytes justify.
 //!
-//! All integers are little-endian. A length in a file is a claim: it is checked, without wrapping, against the bytes
-//! that are there before anything is allocated.
+//! All integers are little-endian. A length in a file is only a claim: it is checked, without wrapping, against the
+//! bytes that are there, before anything is allocated.
 
 pub mod calldata;
 mod container;
@@ -13,53 +13,53 @@ pub mod zkey;
 
 pub use kind::FileKind;
 
-/// Why bytes are not what they are taken for.
+/// Error of malformed or unsupported data.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
-    /// Something has another value than it must have.
+    /// A value is not what it must be.
     #[error("{what}: expected {expected}, got {got}")]
     Mismatch {
-        /// What was looked at, with its place.
+        /// The value and its place.
         what: String,
-        /// What it must be.
+        /// The values it may have.
         expected: String,
-        /// What it is.
+        /// The value it has.
         got: String,
     },
-    /// The bytes end too early.
-    #[error("{what}: {needed} bytes needed at offset {offset}, {available} there")]
+    /// The data ends too early.
+    #[error("{what}: {needed} bytes needed at offset {offset}, {available} available")]
     Truncated {
-        /// What was to be read.
+        /// What was being read.
         what: String,
-        /// Where.
+        /// Its offset in the file.
         offset: u64,
-        /// Bytes it takes.
+        /// Number of bytes that it needs.
         needed: u64,
-        /// Bytes left.
+        /// Number of bytes that are left.
         available: u64,
     },
-    /// A section is not there.
+    /// A section is missing.
     #[error("section {id} ({name}) is missing")]
     MissingSection {
-        /// Its number.
+        /// Number of the section.
         id: u32,
-        /// What it holds.
+        /// Name of its content.
         name: &'static str,
     },
-    /// A section is there twice.
-    #[error("section {id} ({name}) is there twice")]
+    /// A section occurs twice.
+    #[error("section {id} ({name}) occurs twice")]
     DuplicateSection {
-        /// Its number.
+        /// Number of the section.
         id: u32,
-        /// What it holds.
+        /// Name of its content.
         name: &'static str,
     },
-    /// JSON that does not read as what it should be.
+    /// Invalid JSON, or JSON of another shape.
     #[error("{what}: {why}")]
     Json {
-        /// Which document or field.
+        /// The document or field.
         what: String,
-        /// Why not.
+        /// What is wrong with it.
         why: String,
     },
 }

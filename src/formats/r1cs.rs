@@ -1,11 +1,12 @@
-//! The constraint system of circom, r1cs version 1.
+//! circom's constraint system, r1cs version 1.
 //!
-//! Section 1: u32 bytes a value (32), the prime r, u32 nWires, nPubOut, nPubIn, nPrvIn, u64 nLabels,
-//! u32 nConstraints. Section 2: for each constraint A, B and C, each u32 n and n terms of {u32 wire, 32-byte plain
-//! value}. A witness w satisfies the constraint if (A·w)·(B·w) = C·w. Wires are in the order 1, outputs, public
-//! inputs, private inputs, internal.
+//! Section 1: u32 bytes per value (32), the prime r, u32 nWires, nPubOut, nPubIn, nPrvIn, u64 nLabels, u32
+//! nConstraints. Section 2: for each constraint A, B and C, each of them u32 n and n terms of {u32 wire, 32-byte plain
+//! value}. A witness w satisfies the constraint if (A·w)·(B·w) = C·w. The order of wires is 1, outputs, public inputs,
+//! private inputs, internal.
 //!
-//! Section 3 (u64 label of each wire) is not read, but its length vouches for nWires. Sections 4 and 5 hold custom gates, which Groth16 has none of.
+//! Section 3 (u64 label of each wire) is not read, but its length confirms nWires. Sections 4 and 5 are custom gates,
+//! which Groth16 does not support.
 
 use std::fmt;
 
@@ -24,63 +25,64 @@ static R1CS: Format = Format {
     sections: &[(1, "header"), (2, "constraints"), (3, "labels"), (4, "custom gates"), (5, "uses of custom gates")],
 };
 
-/// Bytes of a term.
+/// Size of a term, in bytes.
 const TERM_BYTES: usize = 36;
-/// Bytes of a wire's label.
+/// Size of a wire's label, in bytes.
 const LABEL_BYTES: u64 = 8;
-/// Bytes of a constraint without terms.
+/// Size of a constraint without terms, in bytes.
 const CONSTRAINT_BYTES: usize = 12;
 
 /// A constraint system.
 #[derive(Debug, Clone)]
 pub struct R1cs {
-    /// Wires, the constant 1 included.
+    /// Number of wires, including the constant 1.
     pub n_wires: u32,
-    /// Public outputs: wires 1 to nPubOut.
+    /// Number of public outputs: wires 1 to nPubOut.
     pub n_pub_out: u32,
-    /// Public inputs: the wires after the outputs.
+    /// Number of public inputs: the wires after the outputs.
     pub n_pub_in: u32,
-    /// Private inputs: the wires after the public inputs. circom counts those, too, that the circuit does not use, which have
-    /// no wire.
+    /// Number of private inputs: the wires after the public inputs. circom also counts inputs that the circuit does not
+    /// use, which have no wire.
     pub n_prv_in: u32,
-    /// Signals of the source before the compiler simplified; as the file says, unchecked.
+    /// Number of signals in the source before the compiler's simplification; not checked.
     pub n_labels: u64,
     /// The constraints.
     pub constraints: Constraints,
 }
 
 impl R1cs {
-    /// Public values of a proof: outputs and public inputs. Less than `n_wires` in a parsed file.
+    /// Returns the number of public values, outputs and inputs, which is less than `n_wires` in a parsed file.
     pub fn n_public(&self) -> u32 {
         self.n_pub_out + self.n_pub_in
     }
 }
 
-/// Compressed rows, three a constraint (A, B, C).
+/// Constraints as compressed rows, three per constraint (A, B, C).
 #[derive(Debug, Clone, Default)]
 pub struct Constraints {
-    /// Terms `offsets[3*i + m] .. offsets[3*i + m + 1]` are those of matrix m of constraint i; 3n + 1 numbers (or
-    /// none at all, which is no constraints).
+    /// Terms `offsets[3*i + m] .. offsets[3*i + m + 1]` belong to matrix m of constraint i. The length is 3n + 1, or 0
+    /// if there are no constraints.
     pub offsets: Vec<u64>,
-    /// Terms: a wire below `n_wires` and a coefficient, plain (not Montgomery), below r. A wire may come twice in a
-    /// row: its coefficients add up.
+    /// Terms: a wire below `n_wires`, and a coefficient, plain (not Montgomery) and below r. If a wire occurs twice in
+    /// a row, its coefficients add up.
     pub terms: Vec<(u32, BigInteger256)>,
 }
 
 impl Constraints {
-    /// Number of constraints.
+    /// Returns the number of constraints.
     pub fn len(&self) -> usize {
         self.offsets.len().saturating_sub(1) / 3
     }
 
-    /// Whether there is none.
+    /// Whether there are no constraints.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The terms of one row; m is 0 for A, 1 for B, 2 for C.
+    /// Returns the terms of one row; m is 0 for A, 1 for B, 2 for C.
     ///
     /// # Panics
+    ///
     /// If there is no such constraint.
     pub fn row(&self, constraint: usize, m: usize) -> &[(u32, BigInteger256)] {
         let i = 3 * constraint + m;
@@ -88,14 +90,15 @@ impl Constraints {
     }
 }
 
-/// Reads a constraint system. Takes about twice the memory that the file does.
+/// Parses a constraint system. Takes about twice the memory of the file.
 ///
 /// # Errors
-/// Another prime, custom gates, counts that disagree, a wire not below nWires, a coefficient not below r.
+///
+/// Another prime, custom gates, inconsistent counts, a wire not below nWires, a coefficient not below r.
 pub fn parse(file: &[u8]) -> Result<R1cs, FormatError> {
     let sections = Sections::read(file, &R1CS)?;
     for id in [4, 5] {
-        // No gate at all is a count of 0.
+        // A count of 0 means that there are no gates.
         if let Some(mut gates) = sections.optional(id)
             && (gates.u32("count")? != 0 || gates.remaining() != 0)
         {
@@ -111,13 +114,13 @@ pub fn parse(file: &[u8]) -> Result<R1cs, FormatError> {
     let n_labels = h.u64("nLabels")?;
     let n_constraints = h.u32("nConstraints")?;
     h.finish()?;
-    // Private inputs may be more than there are wires: circom counts those too that it gives none, as nothing asks for them.
+    // There may be more private inputs than wires: circom also counts unused inputs, which have no wire.
     let named = 1 + u64::from(n_pub_out) + u64::from(n_pub_in);
     if named > u64::from(n_wires) {
         let expected = format!("at least {named}: the constant 1, public outputs and public inputs");
         return Err(mismatch(h.place("nWires"), expected, n_wires));
     }
-    // nWires decides how large a key gets: what claims it has to pay for it in bytes.
+    // nWires determines the size of a key, so a file must contain a corresponding number of bytes.
     let labels = LABEL_BYTES * u64::from(n_wires);
     if let Some(at) = sections.optional(3) {
         if at.remaining() as u64 != labels {
@@ -138,7 +141,7 @@ fn read_constraints(mut at: Cursor<'_>, n: u32, n_wires: u32) -> Result<Constrai
         let got = format!("{} bytes", at.remaining());
         return Err(mismatch(at.place("length"), format!("at least {needed} bytes for {n} constraints"), got));
     }
-    // Exact unless the counts lie, which is found below; never more than the bytes there are.
+    // Exact unless the counts are wrong, which is detected below; never larger than the file.
     let mut terms = Vec::with_capacity((at.remaining() - needed as usize) / TERM_BYTES);
     let mut offsets = Vec::with_capacity(3 * n as usize + 1);
     offsets.push(0);
@@ -168,7 +171,7 @@ fn read_constraints(mut at: Cursor<'_>, n: u32, n_wires: u32) -> Result<Constrai
     Ok(Constraints { offsets, terms })
 }
 
-/// Says which row an error is about.
+/// Adds the row to an error.
 fn at_row(e: FormatError, place: &str) -> FormatError {
     match e {
         FormatError::Truncated { offset, needed, available, .. } => {
@@ -181,11 +184,11 @@ fn at_row(e: FormatError, place: &str) -> FormatError {
 /// Why a witness does not satisfy a constraint system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unsatisfied {
-    /// The witness has another number of values than there are wires.
+    /// The number of values differs from the number of wires.
     Length {
-        /// Wires of the circuit.
+        /// Number of wires of the circuit.
         expected: usize,
-        /// Values of the witness.
+        /// Number of values of the witness.
         got: usize,
     },
     /// The first constraint that does not hold.
@@ -196,7 +199,7 @@ impl fmt::Display for Unsatisfied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Length { expected, got } => {
-                write!(f, "the circuit has {expected} wires, the witness {got} values: they do not belong together")
+                write!(f, "the circuit has {expected} wires, the witness has {got} values: they do not belong together")
             }
             Self::Constraint(i) => write!(f, "the witness does not satisfy constraint {i}"),
         }
@@ -208,16 +211,17 @@ impl std::error::Error for Unsatisfied {}
 /// Checks that a witness satisfies every constraint, in parallel.
 ///
 /// # Errors
+///
 /// The first constraint that does not hold, or a witness of the wrong length.
-pub fn is_satisfied(r1cs: &R1cs, witness: &Witness) -> Result<(), Unsatisfied> {
+pub fn check_witness(r1cs: &R1cs, witness: &Witness) -> Result<(), Unsatisfied> {
     let (expected, got) = (r1cs.n_wires as usize, witness.len());
     if expected != got {
         return Err(Unsatisfied::Length { expected, got });
     }
     let mut w = Zeroizing::new(Vec::with_capacity(got));
     w.extend(witness.values().iter().map(|v| Fr::new(*v)));
-    // A Montgomery product takes a factor R off. A coefficient is plain and a wire's value carries R, so a row's sum
-    // is plain; A·B then lacks R, and so C·w is multiplied by a plain 1 to lack it too.
+    // A Montgomery product divides by R. A coefficient is plain and a wire's value carries a factor R, so a row's sum
+    // is plain. The product A·B is then divided by R, so C·w is multiplied by a plain 1, which also divides it by R.
     let plain = |v: BigInteger256| Fr::new_unchecked(v);
     let sum = |i: usize, m: usize| -> Fr {
         r1cs.constraints.row(i, m).iter().map(|(wire, value)| plain(*value) * w[*wire as usize]).sum()

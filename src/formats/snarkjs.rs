@@ -1,12 +1,12 @@
-//! The JSON of snarkjs: proof.json, public.json, verification_key.json.
+//! snarkjs's JSON: proof.json, public.json, verification_key.json.
 //!
-//! Writers give, byte for byte, the files that the snarkjs command line writes: one space of indentation a level, no
-//! line end at the end of the file. Numbers are decimal strings, points projective: `[x, y, "1"]`, and infinity is
-//! `["0", "1", "0"]`.
+//! The writers' output is identical, byte for byte, to the files of the snarkjs command line: one space of indentation
+//! per level, no line end at the end of the file. Numbers are decimal strings, points are projective: `[x, y, "1"]`,
+//! and infinity is `["0", "1", "0"]`.
 //!
-//! Readers take what snarkjs takes as long as it is exact: numbers as decimal strings, `"0x…"` strings or JSON
-//! integers; fields in any order; unknown fields are skipped. Stricter than snarkjs, they refuse coordinates not
-//! below q, public values not below r, points off the curve or outside G2, and coordinates z other than 0 and 1.
+//! The readers accept what snarkjs accepts as long as it is exact: numbers as decimal strings, `"0x…"` strings or JSON
+//! integers; fields in any order; unknown fields are ignored. Unlike snarkjs, they reject coordinates not below q,
+//! public values not below r, points off the curve or outside G2, and coordinates z other than 0 and 1.
 
 use std::fmt::{self, Write as _};
 
@@ -17,28 +17,29 @@ use ark_ff::{BigInteger256, PrimeField};
 use serde::de::{Deserialize, Deserializer, Error as _, SeqAccess, Unexpected, Visitor};
 
 use super::FormatError;
+use super::container::mismatch;
 use crate::model::{
-    FQ_MODULUS_DEC, FR_MODULUS_DEC, Fq, Fq2, Fr, G1Affine, G2Affine, Proof, PublicInputs, VerificationKey,
+    FQ_MODULUS_DEC, FR_MODULUS_DEC, Fq, Fq2, Fr, G1Affine, G2Affine, Proof, PublicInputs, VerificationKey, clip,
 };
 
-/// Largest proof.json that is read, bytes; snarkjs writes about 800.
+/// Maximum size of a proof.json, in bytes; snarkjs writes about 800.
 pub const MAX_PROOF_JSON: usize = 1 << 16;
-/// Largest public.json that is read, bytes: about 200 000 values.
+/// Maximum size of a public.json, in bytes: about 200 000 values.
 pub const MAX_PUBLIC_JSON: usize = 1 << 24;
-/// Largest verification_key.json that is read, bytes: about 400 000 points of IC.
+/// Maximum size of a verification_key.json, in bytes: about 400 000 points of IC.
 pub const MAX_VKEY_JSON: usize = 1 << 26;
 
-/// Most public values, and most points of IC, that are read: short ones would otherwise take many times the bytes in
-/// memory that they take in the document.
+/// Maximum number of public values, and of points of IC: short ones could otherwise take many times their size in the
+/// document in memory.
 const MAX_ITEMS: usize = 1 << 20;
 
-/// Longest number that is read, characters: 78 digits make 2^256.
+/// Maximum length of a number, in characters: 2^256 has 78 digits.
 const MAX_NUMBER: usize = 100;
 
 // ---------------------------------------------------------------------------------------------------------------
 // Writing
 
-/// proof.json.
+/// Writes a proof.json.
 pub fn proof_to_json(p: &Proof) -> String {
     let mut w = Writer::new('{');
     w.key("pi_a").g1(&p.a);
@@ -49,7 +50,7 @@ pub fn proof_to_json(p: &Proof) -> String {
     w.finish('}')
 }
 
-/// public.json.
+/// Writes a public.json.
 pub fn public_to_json(p: &PublicInputs) -> String {
     let mut w = Writer::new('[');
     for v in &p.0 {
@@ -58,7 +59,7 @@ pub fn public_to_json(p: &PublicInputs) -> String {
     w.finish(']')
 }
 
-/// verification_key.json. Computes e(α, β), which the file holds for those who verify with three pairings.
+/// Writes a verification_key.json. Computes e(α, β), which the file contains for verifiers that use three pairings.
 pub fn vkey_to_json(k: &VerificationKey) -> String {
     let mut w = Writer::new('{');
     w.key("protocol").string("groth16");
@@ -77,7 +78,7 @@ pub fn vkey_to_json(k: &VerificationKey) -> String {
     w.finish('}')
 }
 
-/// Lays JSON out as snarkjs's writer does: every item on its own line, an empty list as `[`, line end, `]`.
+/// Writes JSON in snarkjs's layout: every item on its own line, an empty list as `[`, line end, `]`.
 struct Writer {
     out: String,
     depth: usize,
@@ -133,7 +134,7 @@ impl Writer {
         self.out.push_str(text);
     }
 
-    /// Text that needs no escapes.
+    /// Writes text that needs no escapes.
     fn string(&mut self, text: &str) {
         let _ = write!(self.out, "\"{text}\"");
     }
@@ -215,9 +216,10 @@ struct VkeyJson {
 type G1Json = [Number; 3];
 type G2Json = [[Number; 2]; 3];
 
-/// proof.json. `protocol` and `curve` may be left out, as some provers do.
+/// Parses a proof.json. `protocol` and `curve` may be missing, because some provers omit them.
 ///
 /// # Errors
+///
 /// Text that is not such a document, another protocol or curve, a point that is not in its group.
 pub fn proof_from_json(s: &str) -> Result<Proof, FormatError> {
     let p: ProofJson = read("proof", s, MAX_PROOF_JSON)?;
@@ -230,9 +232,10 @@ pub fn proof_from_json(s: &str) -> Result<Proof, FormatError> {
     Ok(Proof { a: g1("proof, pi_a", &p.pi_a)?, b: g2("proof, pi_b", &p.pi_b)?, c: g1("proof, pi_c", &p.pi_c)? })
 }
 
-/// public.json.
+/// Parses a public.json.
 ///
 /// # Errors
+///
 /// Text that is not a list of numbers, a value not below r.
 pub fn public_from_json(s: &str) -> Result<PublicInputs, FormatError> {
     let Items(values) = read::<Items<Number>>("public values", s, MAX_PUBLIC_JSON)?;
@@ -242,9 +245,10 @@ pub fn public_from_json(s: &str) -> Result<PublicInputs, FormatError> {
     Ok(PublicInputs(values.iter().enumerate().map(below_r).collect::<Result<_, _>>()?))
 }
 
-/// verification_key.json. `vk_alphabeta_12` is not read: it follows from α and β.
+/// Parses a verification_key.json. `vk_alphabeta_12` is ignored, because it follows from α and β.
 ///
 /// # Errors
+///
 /// Text that is not such a document, another protocol or curve, a point that is not in its group, α, β, γ or δ at
 /// infinity, a number of IC points other than nPublic + 1.
 pub fn vkey_from_json(s: &str) -> Result<VerificationKey, FormatError> {
@@ -253,9 +257,9 @@ pub fn vkey_from_json(s: &str) -> Result<VerificationKey, FormatError> {
     check_protocol(DOC, &k.protocol)?;
     check_curve(DOC, &k.curve)?;
     if k.n_public.checked_add(1) != Some(k.ic.0.len() as u64) {
-        return Err(super::container::mismatch(
+        return Err(mismatch(
             format!("{DOC}, IC"),
-            format!("one point more than nPublic, {}", k.n_public),
+            format!("one more point than nPublic, {}", k.n_public),
             format!("{} points", k.ic.0.len()),
         ));
     }
@@ -275,34 +279,33 @@ fn read<T: serde::de::DeserializeOwned>(document: &str, text: &str, max: usize) 
         let why = format!("expected at most {max} bytes, got {}", text.len());
         return Err(FormatError::Json { what: document.to_owned(), why });
     }
-    serde_json::from_str(text).map_err(|e| {
-        let why = e.to_string().chars().take(200).collect();
-        FormatError::Json { what: document.to_owned(), why }
-    })
+    serde_json::from_str(text)
+        .map_err(|e| FormatError::Json { what: document.to_owned(), why: clip(&e.to_string(), 200) })
 }
 
 fn check_protocol(document: &str, got: &str) -> Result<(), FormatError> {
     if got == "groth16" {
         return Ok(());
     }
-    Err(super::container::mismatch(format!("{document}, protocol"), "\"groth16\"", quoted(got)))
+    Err(mismatch(format!("{document}, protocol"), "\"groth16\"", quoted(got)))
 }
 
-/// snarkjs writes "bn128" and takes two more names, in any case and with whatever there is between letters and digits.
+/// Checks the curve. snarkjs writes "bn128" and accepts two more names, in any case, and with any other characters
+/// between letters and digits.
 fn check_curve(document: &str, got: &str) -> Result<(), FormatError> {
     let letters = || got.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase());
     if ["bn128", "bn254", "altbn128"].iter().any(|name| letters().eq(name.chars())) {
         return Ok(());
     }
-    Err(super::container::mismatch(format!("{document}, curve"), "\"bn128\"", quoted(got)))
+    Err(mismatch(format!("{document}, curve"), "\"bn128\"", quoted(got)))
 }
 
 fn quoted(s: &str) -> String {
-    format!("{:?}", s.chars().take(40).collect::<String>())
+    format!("{:?}", clip(s, 40))
 }
 
 fn not_below(what: String, name: &str, modulus: &str, got: &Number) -> FormatError {
-    super::container::mismatch(what, format!("below {name}, {modulus}"), got.0)
+    mismatch(what, format!("below {name}, {modulus}"), got.0)
 }
 
 fn fq(what: &str, name: &str, v: &Number) -> Result<Fq, FormatError> {
@@ -317,12 +320,12 @@ fn g1(what: &str, [x, y, z]: &G1Json) -> Result<G1Affine, FormatError> {
         return Ok(G1Affine::zero());
     }
     if !one(z) {
-        return Err(bad_z(what));
+        return Err(bad_z(what, z.0));
     }
     let p = G1Affine::new_unchecked(px, py);
-    // (0, 0) is how infinity is held in memory, but no point of the curve.
+    // (0, 0) represents infinity in memory, but is not a point on the curve.
     if p.is_zero() || !p.is_on_curve() {
-        return Err(super::container::mismatch(what, "a point on y^2 = x^3 + 3", "one that is not on it"));
+        return Err(mismatch(what, "a point on y^2 = x^3 + 3", "one that is not on it"));
     }
     Ok(p)
 }
@@ -337,24 +340,25 @@ fn g2(what: &str, [x, y, z]: &G2Json) -> Result<G2Affine, FormatError> {
         return Ok(G2Affine::zero());
     }
     if !is(z, 1) {
-        return Err(bad_z(what));
+        return Err(bad_z(what, format_args!("{} + {}*u", z[0].0, z[1].0)));
     }
     let p = G2Affine::new_unchecked(px, py);
     if p.is_zero() || !p.is_on_curve() {
-        return Err(super::container::mismatch(what, "a point on y^2 = x^3 + 3/(9+u)", "one that is not on it"));
+        return Err(mismatch(what, "a point on y^2 = x^3 + 3/(9+u)", "one that is not on it"));
     }
     if !p.is_in_correct_subgroup_assuming_on_curve() {
         let got = "one on the curve outside the group";
-        return Err(super::container::mismatch(what, "a point in the group of order r", got));
+        return Err(mismatch(what, "a point in the group of order r", got));
     }
     Ok(p)
 }
 
-fn bad_z(what: &str) -> FormatError {
-    super::container::mismatch(format!("{what}, z"), "1, or infinity as x = 0, y = 1, z = 0", "another number")
+fn bad_z(what: &str, got: impl ToString) -> FormatError {
+    mismatch(format!("{what}, z"), "1, or infinity as x = 0, y = 1, z = 0", got)
 }
 
-/// A point other than infinity, which would make α, β, γ or δ zero: with it anybody can make proofs.
+/// Decodes a point other than infinity. Infinity would mean that α, β, γ or δ is zero, and then anyone could forge
+/// proofs.
 fn finite<J, P: AffineRepr>(
     document: &str,
     field: &str,
@@ -364,12 +368,12 @@ fn finite<J, P: AffineRepr>(
     let what = format!("{document}, {field}");
     let p = decode(&what, json)?;
     if p.is_zero() {
-        return Err(super::container::mismatch(what, "a point other than infinity", "infinity"));
+        return Err(mismatch(what, "a point other than infinity", "infinity"));
     }
     Ok(p)
 }
 
-/// A list of at most [`MAX_ITEMS`].
+/// A list of at most [`MAX_ITEMS`] items.
 struct Items<T>(Vec<T>);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Items<T> {
@@ -443,7 +447,7 @@ impl<'de> Deserialize<'de> for Number {
                 Ok(Number(BigInteger256::from(n)))
             }
 
-            // serde_json hands an integer over with all its digits, as a map of its own making.
+            // serde_json passes an integer with all its digits as a special map.
             fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Number, A::Error> {
                 let n = serde_json::Number::deserialize(serde::de::value::MapAccessDeserializer::new(map))
                     .map_err(|_| A::Error::invalid_type(Unexpected::Map, &self))?;

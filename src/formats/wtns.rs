@@ -1,6 +1,6 @@
-//! The witness file of snarkjs, wtns version 2.
+//! snarkjs's witness file, wtns version 2.
 //!
-//! Section 1: u32 bytes a value (32), the prime r, u32 count. Section 2: the values, 32 bytes each, little-endian,
+//! Section 1: u32 bytes per value (32), the prime r, u32 count. Section 2: the values, 32 bytes each, little-endian,
 //! plain. Value 0 is the constant 1.
 
 use std::io;
@@ -14,13 +14,14 @@ use crate::model::{FR_MODULUS_DEC, Fr, Witness, limbs};
 
 static WTNS: Format = Format { magic: "wtns", version: 2, sections: &[(1, "header"), (2, "values")] };
 
-/// Values that are checked or copied at a time.
+/// Number of values that are checked or copied at a time.
 const VALUES_PER_PART: usize = 1 << 12;
 
-/// Reads a witness.
+/// Parses a witness.
 ///
 /// # Errors
-/// Another prime, lengths that disagree, a value not below r, value 0 other than 1. Messages tell a value's index,
+///
+/// Another prime, inconsistent lengths, a value not below r, value 0 other than 1. Messages contain a value's index,
 /// never the value.
 pub fn parse(file: &[u8]) -> Result<Witness, FormatError> {
     let sections = Sections::read(file, &WTNS)?;
@@ -49,7 +50,7 @@ pub fn parse(file: &[u8]) -> Result<Witness, FormatError> {
         return Err(mismatch("section 2 (values), value 0", "the constant 1", got));
     }
     let too_big = values.par_chunks(VALUES_PER_PART).enumerate().find_map_first(|(part, values)| {
-        // Almost every value is told by its highest limb.
+        // For almost every value, the highest limb decides.
         let i = values.iter().position(|v| v.0[3] >= Fr::MODULUS.0[3] && *v >= Fr::MODULUS)?;
         Some(part * VALUES_PER_PART + i)
     });
@@ -71,7 +72,7 @@ pub fn write(witness: &Witness, out: &mut dyn io::Write) -> io::Result<()> {
     values.chunks(VALUES_PER_PART).try_for_each(|part| out.write_all(&bytes_of(part)))
 }
 
-/// Little-endian bytes, wiped after use since they may be a witness.
+/// Returns the values as little-endian bytes, which are wiped when dropped because they may be a witness.
 fn bytes_of(values: &[BigInteger256]) -> zeroize::Zeroizing<Vec<u8>> {
     let mut out = Vec::with_capacity(values.len() * 32);
     values.iter().flat_map(|v| v.0).for_each(|limb| out.extend(limb.to_le_bytes()));

@@ -1,9 +1,9 @@
-//! The zkey of snarkjs: a Groth16 proving key.
+//! snarkjs's zkey: a Groth16 proving key.
 //!
-//! [`parse`] is cheap: it decodes and checks the header and finds the other sections, which stay where they are.
-//! [`check`] looks at every byte of them. [`write()`] makes a file that snarkjs reads.
+//! [`parse`] is cheap: it decodes and checks the header, and finds the other sections, which stay where they are.
+//! [`check`] checks every byte of them. [`write()`] writes a file that snarkjs can read.
 //!
-//! | section | holds |
+//! | section | content |
 //! |---|---|
 //! | 1 | u32 protocol: 1 Groth16, 2 PLONK, 10 fflonk |
 //! | 2 | primes, counts, α₁ β₁ β₂ γ₂ δ₁ δ₂ |
@@ -13,7 +13,7 @@
 //! | 7 | B, nVars points of G2 |
 //! | 8 | C, nVars − nPublic − 1 points of G1 |
 //! | 9 | H, domainSize points of G1 |
-//! | 10 | the set-up's contributions: not read |
+//! | 10 | contributions to the setup: not read |
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,7 +33,7 @@ use super::FormatError;
 use super::container::{Cursor, Format, Sections, mismatch, section_name, write_preamble, write_section};
 use crate::model::{
     CoefficientEntry, ENTRY_BYTES, FQ_MODULUS_DEC, FR_MODULUS_DEC, Fq, Fr, G1_BYTES, G1Affine, G2, G2_BYTES, G2Affine,
-    KeyHeader, KeySections, ProvingKey, VerificationKey, entry, g1_raw, g2_raw, limbs,
+    KeyHeader, KeySections, PointSection, ProvingKey, VerificationKey, entry, g1_raw, g2_raw, limbs,
 };
 
 static ZKEY: Format = Format {
@@ -50,16 +50,17 @@ const B2: (u32, &str) = (7, "B2");
 const C: (u32, &str) = (8, "C");
 const H: (u32, &str) = (9, "H");
 
-/// Largest evaluation domain: r − 1 is divisible by 2^28 and no higher power of two.
+/// Maximum size of the evaluation domain: r − 1 is divisible by 2^28 and no higher power of two.
 const MAX_DOMAIN: u32 = 1 << 28;
 
-/// Reads a key: the header is decoded and checked, sections are found and have the lengths that the header calls
-/// for. What is in sections 4 to 9 is not looked at: [`check`] does that.
+/// Parses a key: decodes and checks the header, finds the sections, and checks that their lengths match the header. The
+/// content of sections 4 to 9 is not checked: see [`check`].
 ///
-/// The key keeps `file` (a memory map, as a rule) alive; nothing of sections 4 to 9 is copied.
+/// The key keeps `file` (usually a memory map) alive; sections 4 to 9 are not copied.
 ///
 /// # Errors
-/// Anything but a well-formed Groth16 key on BN254; other protocols and curves are named.
+///
+/// Anything but a well-formed Groth16 key on BN254; the error names other protocols and curves.
 pub fn parse(file: Bytes) -> Result<ProvingKey, FormatError> {
     let sections = Sections::read(&file, &ZKEY)?;
 
@@ -127,31 +128,32 @@ pub fn parse(file: Bytes) -> Result<ProvingKey, FormatError> {
     })
 }
 
-/// Looks at every byte of a key, in parallel:
+/// Checks every byte of a key, in parallel:
 ///
-/// - all coordinates are below q, all points on their curve, those of G2 in the group of order r;
+/// - all coordinates are below q, all points are on their curve, and those of G2 are in the group of order r;
 /// - matrix numbers are 0 or 1, rows below domainSize, signals below nVars, values below r;
-/// - the last nPublic + 1 rows are the set-up's own, A\[row\]\[s\] = 1 for s = 0 … nPublic, which keep the
+/// - the last nPublic + 1 rows are those added by the setup, A\[row\]\[s\] = 1 for s = 0 … nPublic, which keep the
 ///   polynomials of public wires linearly independent;
 /// - β and δ are the same number in G1 and in G2.
 ///
-/// It cannot tell whether the points belong to the matrices: only the set-up's transcript could. A wrong key makes
-/// proofs that do not verify.
+/// It cannot check that the points belong to the matrices; that would take the transcript of the setup. Proofs by a
+/// wrong key do not verify.
 ///
 /// # Errors
-/// The first fault, by section number and then by place in the section.
+///
+/// The first fault, by section number and then by position in the section.
 pub fn check(key: &ProvingKey) -> Result<(), FormatError> {
     check_reporting(key, &|_| {})
 }
 
-/// [`check`], telling `on` from time to time how far it is, 0 to 1.
+/// [`check`], which from time to time reports its progress, 0 to 1, to `on`.
 pub fn check_reporting(key: &ProvingKey, on: &(dyn Fn(f32) + Sync)) -> Result<(), FormatError> {
     let (header, s) = (&key.header, &key.sections);
     check_counts(header.n_vars, header.n_public, header.domain_size)?;
     check_lengths(Counts::of(header), header.vk.ic.len() * G1_BYTES, s)?;
     check_header_points(header)?;
 
-    // A point of G2 takes about eight times as long as one of G1, an entry next to nothing: weights in bytes.
+    // Weights in bytes: a point of G2 takes about eight times as long as one of G1, an entry almost no time.
     let total = (s.coefficients.len() + s.a.len() + s.b1.len() + 4 * s.b2.len() + s.c.len() + s.h.len()) as u64;
     let done = AtomicU64::new(0);
     let progress = |bytes: usize| {
@@ -168,10 +170,10 @@ pub fn check_reporting(key: &ProvingKey, on: &(dyn Fn(f32) + Sync)) -> Result<()
     Ok(())
 }
 
-/// Writes a key as snarkjs does, sections 1 to 10 in order.
+/// Writes a key as snarkjs does, with sections 1 to 10 in order.
 ///
-/// Section 10 says that the circuit's hash is unknown (64 zeros) and that nobody contributed: snarkjs proves with
-/// such a key, exports its verification key and can contribute to it, but `snarkjs zkey verify` will refuse it.
+/// Section 10 says that the circuit's hash is unknown (64 zeros) and that there are no contributions. snarkjs can prove
+/// with such a key, export its verification key and contribute to it, but `snarkjs zkey verify` rejects it.
 pub fn write(key: &ProvingKey, out: &mut dyn io::Write) -> io::Result<()> {
     let (h, s) = (&key.header, &key.sections);
     write_preamble(&ZKEY, 10, out)?;
@@ -203,18 +205,18 @@ pub fn write(key: &ProvingKey, out: &mut dyn io::Write) -> io::Result<()> {
     write_section(10, &[&[0; 64], &0u32.to_le_bytes()], out)
 }
 
-/// Points of G1 as a zkey holds them: 64 bytes each.
+/// Encodes points of G1 as in a zkey: 64 bytes each.
 pub fn encode_g1(points: &[G1Affine]) -> Vec<u8> {
     encode(points, G1_BYTES, push_g1)
 }
 
-/// Points of G2 as a zkey holds them: 128 bytes each.
+/// Encodes points of G2 as in a zkey: 128 bytes each.
 pub fn encode_g2(points: &[G2Affine]) -> Vec<u8> {
     encode(points, G2_BYTES, push_g2)
 }
 
-/// Matrix entries (matrix: 0 = A, 1 = B; row; signal; value) as a zkey holds them: 44 bytes each, the value v as
-/// v·R² mod r, without the leading count.
+/// Encodes matrix entries (matrix: 0 = A, 1 = B; row; signal; value) as in a zkey, without the leading count: 44 bytes
+/// each, the value v as v·R² mod r.
 pub fn encode_coefficients(entries: impl IntoIterator<Item = (u32, u32, u32, Fr)>) -> Vec<u8> {
     // The field element R, whose Montgomery form is R².
     let r = Fr::new_unchecked(FrConfig::R2);
@@ -229,9 +231,9 @@ pub fn encode_coefficients(entries: impl IntoIterator<Item = (u32, u32, u32, Fr)
     out
 }
 
-/// The value of a matrix entry, if it is canonical: the inverse of what [`encode_coefficients`] does to it.
+/// Decodes the value of a matrix entry, the inverse of [`encode_coefficients`]; `None` if it is not canonical.
 pub fn decode_coefficient(entry: &CoefficientEntry) -> Option<Fr> {
-    // Taken as a Montgomery form, v·R² is v·R; converted out of Montgomery form, that is v in Montgomery form.
+    // Read as a Montgomery form, v·R² represents v·R, which is the Montgomery form of v.
     (entry.value < Fr::MODULUS).then(|| Fr::new_unchecked(Fr::new_unchecked(entry.value).into_bigint()))
 }
 
@@ -265,26 +267,20 @@ fn check_counts(n_vars: u32, n_public: u32, domain_size: u32) -> Result<(), Form
     if n_public >= domain_size {
         return Err(mismatch(
             header_place("domainSize"),
-            format!("room for a row for each of 1 + {n_public} public wires"),
+            format!("more than {n_public}: a row for the constant and for each public wire"),
             domain_size,
         ));
     }
     Ok(())
 }
 
-/// The lengths of all sections follow from the counts.
+/// Checks the lengths of all sections, which follow from the counts.
 fn check_lengths(n: Counts, ic_bytes: usize, s: &KeySections) -> Result<(), FormatError> {
-    let exact = [
-        (IC, n.n_public + 1, G1_BYTES, ic_bytes),
-        (A, n.n_vars, G1_BYTES, s.a.len()),
-        (B1, n.n_vars, G1_BYTES, s.b1.len()),
-        (B2, n.n_vars, G2_BYTES, s.b2.len()),
-        (C, n.n_vars - n.n_public - 1, G1_BYTES, s.c.len()),
-        (H, n.domain_size, G1_BYTES, s.h.len()),
-    ];
-    for (section, items, size, got) in exact {
-        if u64::from(items) * size as u64 != got as u64 {
-            return Err(wrong_length(section, items, size, got));
+    let ic = PointSection { points: n.n_public + 1, point_bytes: G1_BYTES, bytes: ic_bytes };
+    let others = [A, B1, B2, C, H].into_iter().zip(s.points(n.n_vars, n.n_public, n.domain_size));
+    for (section, p) in [(IC, ic)].into_iter().chain(others) {
+        if p.expected() != p.bytes as u64 {
+            return Err(wrong_length(section, p.points, p.point_bytes, p.bytes));
         }
     }
     if !s.coefficients.len().is_multiple_of(ENTRY_BYTES) {
@@ -305,16 +301,16 @@ fn wrong_length(section: (u32, &str), items: u32, size: usize, got: usize) -> Fo
 // ---------------------------------------------------------------------------------------------------------------
 // Points
 
-/// What is wrong with a point.
+/// A fault of a point.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Fault {
-    /// A coordinate is not below q.
+    /// A coordinate is not below q: its name and value.
     Coordinate(&'static str, BigInteger256),
-    /// Not on the curve.
+    /// The point is not on the curve, with this equation.
     Curve(&'static str),
-    /// On the curve, but outside the group of order r.
+    /// The point is on the curve, but outside the group of order r.
     Subgroup,
-    /// The point at infinity where it makes no sense.
+    /// The point is infinity where that is invalid.
     Infinity,
 }
 
@@ -345,28 +341,28 @@ fn canonical(bytes: &[u8], names: &[&'static str]) -> Result<(), Fault> {
     Ok(())
 }
 
-/// A point of G1 from 64 bytes, checked. The whole curve has order r.
+/// Decodes and checks a point of G1 from 64 bytes. The whole curve has order r.
 fn decode_g1(bytes: &[u8]) -> Result<G1Affine, Fault> {
     canonical(bytes, &["x", "y"])?;
     let p = g1_raw(bytes);
     if p.is_on_curve() { Ok(p) } else { Err(Fault::Curve("y^2 = x^3 + 3")) }
 }
 
-/// A point of the curve that G2 is part of, from 128 bytes.
+/// Decodes a point of the curve that G2 is a subgroup of, from 128 bytes.
 fn decode_twist(bytes: &[u8]) -> Result<G2Affine, Fault> {
     canonical(bytes, &["x.c0", "x.c1", "y.c0", "y.c1"])?;
     let p = g2_raw(bytes);
     if p.is_on_curve() { Ok(p) } else { Err(Fault::Curve("y^2 = x^3 + 3/(9+u)")) }
 }
 
-/// A point of G2 from 128 bytes, checked.
+/// Decodes and checks a point of G2 from 128 bytes.
 fn decode_g2(bytes: &[u8]) -> Result<G2Affine, Fault> {
     let p = decode_twist(bytes)?;
     if p.is_in_correct_subgroup_assuming_on_curve() { Ok(p) } else { Err(Fault::Subgroup) }
 }
 
-/// The next point of the header. Infinity would stand for a zero α, β, γ or δ: with γ or δ there is no key at all,
-/// with α or β anybody can make proofs.
+/// Reads the next point of the header. Infinity would mean that α, β, γ or δ is zero: with γ or δ zero there is no key
+/// at all, with α or β zero anyone could forge proofs.
 fn header_point<P: AffineRepr>(
     at: &mut Cursor<'_>,
     name: &str,
@@ -378,7 +374,7 @@ fn header_point<P: AffineRepr>(
         .map_err(|fault| fault.in_place(at.place(name)))
 }
 
-/// Header and IC once more, for a key that did not come from [`parse`], and β and δ in both groups.
+/// Checks header and IC, for a key that does not come from [`parse`], and that β and δ are the same in both groups.
 fn check_header_points(h: &KeyHeader) -> Result<(), FormatError> {
     let g1 = |name: &str, p: &G1Affine| {
         let fault = decode_g1(&encode_g1(&[*p])).err().or(p.is_zero().then_some(Fault::Infinity));
@@ -400,16 +396,16 @@ fn check_header_points(h: &KeyHeader) -> Result<(), FormatError> {
         // e(x·G₁, G₂) · e(−G₁, y·G₂) is 1 only if x = y.
         let g1 = [in_g1, -G1Affine::generator()];
         if !Bn254::multi_pairing(g1, [G2Affine::generator(), in_g2]).is_zero() {
-            return Err(mismatch(header_place(name), "the same number in G1 and in G2", "two numbers"));
+            return Err(mismatch(header_place(name), "the same number in G1 and in G2", "different numbers"));
         }
     }
     Ok(())
 }
 
-/// Points that one task looks at.
+/// Number of points that one task checks.
 const POINTS_PER_TASK: usize = 1 << 13;
 
-/// Points of G2 in a batch: enough that the buckets of [`all_in_g2`] pay, and 32 MiB.
+/// Number of points of G2 in a batch: enough for the buckets of [`all_in_g2`] to pay off, and 32 MiB.
 const POINTS_PER_BATCH: usize = 1 << 18;
 
 fn check_points_g1(section: (u32, &str), bytes: &[u8], done: &(dyn Fn(usize) + Sync)) -> Result<(), FormatError> {
@@ -422,7 +418,7 @@ fn check_points_g1(section: (u32, &str), bytes: &[u8], done: &(dyn Fn(usize) + S
     fault.map_or(Ok(()), Err)
 }
 
-/// Batch after batch, each in parallel.
+/// Checks points of G2 batch by batch, each batch in parallel.
 fn check_points_g2(section: (u32, &str), bytes: &[u8], done: &(dyn Fn(usize) + Sync)) -> Result<(), FormatError> {
     for (batch, part) in bytes.chunks(G2_BYTES * POINTS_PER_BATCH).enumerate() {
         let off_curve = part.par_chunks_exact(G2_BYTES).position_first(|p| decode_twist(p).is_err());
@@ -438,14 +434,14 @@ fn check_points_g2(section: (u32, &str), bytes: &[u8], done: &(dyn Fn(usize) + S
     Ok(())
 }
 
-/// Rounds of [`all_in_g2`].
+/// Number of rounds of [`all_in_g2`].
 const ROUNDS: usize = 8;
-/// Bits of a coefficient in each round: the cofactor of G2 has no divisor between 1 and 2^13.
+/// Number of bits of a coefficient in each round: the cofactor of G2 has no divisor between 1 and 2^13.
 const ROUND_BITS: usize = 13;
-/// Below this many points each is tested by itself.
+/// Fewer points than this are tested one by one.
 const BATCH_FROM: usize = 1 << 12;
 
-/// The first of `points`, all on the twist, that is not in G2; `bytes` is what they were decoded from.
+/// Returns the index of the first of `points`, all on the twist, that is not in G2. `bytes` are their encodings.
 fn first_outside_g2(points: &[G2Affine], bytes: &[u8]) -> Option<usize> {
     if points.len() < BATCH_FROM {
         return points.par_iter().position_first(|p| !p.is_in_correct_subgroup_assuming_on_curve());
@@ -460,15 +456,15 @@ fn first_outside_g2(points: &[G2Affine], bytes: &[u8]) -> Option<usize> {
 
 /// Whether all `points`, which are on the twist, are in G2.
 ///
-/// One random combination would not do: the index of G2 in the twist's group is divisible by 10069, so a point
-/// outside can hide with probability 1/10069 however long the coefficients are. But with coefficients below 2^13,
-/// less than the least prime factor of the index, a point outside G2 spoils the sum for all values of its own
-/// coefficient but one at most, whatever the others are. It so passes a round with probability 2^−13 at most, eight
-/// rounds with 2^−104. Coefficients come from a hash of the points (`bytes`, which they were decoded from), so the
-/// answer is always the same, and who wants to choose points that fit their coefficients has to hash about 2^104
-/// sections: more work than to break the curve, about 2^100.
+/// One random combination would not suffice: the index of G2 in the twist's group is divisible by 10069, so a point
+/// outside G2 passes with probability 1/10069, however long the coefficients are. But with coefficients below 2^13,
+/// which is less than the smallest prime factor of the index, a point outside G2 spoils the sum for all values of its
+/// coefficient except at most one, whatever the other coefficients are. So it passes a round with probability at most
+/// 2^−13, and eight rounds with 2^−104. The coefficients are derived from a hash of the points (`bytes`, their
+/// encodings), so the result is deterministic, and an attacker who searches for points that match their coefficients
+/// must hash about 2^104 sections: more work than breaking the curve, which takes about 2^100.
 ///
-/// A round costs one addition a point, by buckets; a test of a single point costs about 190.
+/// With buckets, a round costs one addition per point; testing a single point costs about 190.
 fn all_in_g2(points: &[G2Affine], bytes: &[u8]) -> bool {
     let seed = Sha256::digest(bytes);
     let coefficients: Vec<[u16; ROUNDS]> = (0..points.len() as u64)
@@ -483,13 +479,14 @@ fn all_in_g2(points: &[G2Affine], bytes: &[u8]) -> bool {
         for (p, k) in points.iter().zip(&coefficients) {
             buckets[usize::from(k[round])] += p;
         }
-        // Σ k·bucket[k] as a sum of running sums; bucket 0 does not count.
+        // Σ k·bucket[k] as a sum of running sums, without bucket 0.
         let (mut running, mut sum) = (Bucket::ZERO, Bucket::ZERO);
         for bucket in buckets.iter().skip(1).rev() {
             running += bucket;
             sum += &running;
         }
-        // By way of Jacobian coordinates: in ark-ec 0.6 the direct way to affine ones gives another point.
+        // Converted through Jacobian coordinates: in ark-ec 0.6, the direct conversion to affine coordinates gives
+        // another point.
         G2::from(sum).into_affine().is_in_correct_subgroup_assuming_on_curve()
     })
 }
@@ -524,7 +521,7 @@ fn check_entries(h: &KeyHeader, bytes: &[u8], done: &(dyn Fn(usize) + Sync)) -> 
     fault.map_or_else(|| check_public_rows(h, bytes), Err)
 }
 
-/// The last nPublic + 1 rows: A\[row\]\[s\] = 1 and nothing else.
+/// Checks the last nPublic + 1 rows: A\[row\]\[s\] = 1 and nothing else.
 fn check_public_rows(h: &KeyHeader, bytes: &[u8]) -> Result<(), FormatError> {
     let rows = h.n_public + 1;
     let last = bytes.par_chunks_exact(ENTRY_BYTES).map(|e| entry(e).row).max();
@@ -598,7 +595,7 @@ mod tests {
 
     use super::*;
 
-    /// What [`all_in_g2`] rests on: no number from 2 to 2^13 divides the cofactor.
+    /// The assumption of [`all_in_g2`]: no number from 2 to 2^13 divides the cofactor.
     #[test]
     fn the_cofactor_has_no_small_divisor() {
         let cofactor = <TwistConfig as CurveConfig>::COFACTOR.iter().rev().fold(BigUint::ZERO, |n, l| (n << 64) + l);
@@ -606,7 +603,7 @@ mod tests {
         assert_eq!(&cofactor % 10069u32, BigUint::ZERO);
     }
 
-    /// A point of order 10069 hides from one combination in 10069; the batch must find it wherever it is.
+    /// A point of order 10069 passes one combination in 10069; the batch test must find it at any position.
     #[test]
     fn a_point_of_small_order_does_not_hide_in_a_batch() {
         let cofactor = <TwistConfig as CurveConfig>::COFACTOR.iter().rev().fold(BigUint::ZERO, |n, l| (n << 64) + l);

@@ -11,51 +11,56 @@ use super::Verifier;
 use crate::backend::{BackendError, Commitments, LoadedKey, Progress};
 use crate::model::{Fr, G1, KeyHeader, Proof, PublicInputs, StopToken, Witness};
 
-/// Why there is no proof.
+/// Error of a proof.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProveError {
     /// The witness has the wrong number of values.
     #[error("the witness has {got} values, the key is for {expected}: they belong to different circuits")]
     WitnessLength {
-        /// Wires of the key.
+        /// Number of wires of the key.
         expected: usize,
-        /// Values in the witness.
+        /// Number of values in the witness.
         got: usize,
     },
     /// The witness does not begin with the constant 1.
     #[error("value 0 of the witness must be 1")]
     WitnessOne,
-    /// The proof does not verify: a bad witness, a damaged key, or a device that computed wrong.
+    /// The proof does not verify: the witness is bad, the key is damaged, or the device made a mistake.
     #[error(
-        "the proof does not verify: the witness does not satisfy the circuit, or belongs to another one, or the key \
+        "the proof does not verify: the witness does not satisfy the circuit or belongs to another circuit, or the key \
          is damaged"
     )]
     Invalid,
     /// The device failed.
     #[error(transparent)]
     Backend(#[from] BackendError),
-    /// The operating system gave no random bytes.
-    #[error("the operating system gave no random bytes: {0}")]
-    Randomness(String),
+    /// No random bytes for the blinding.
+    #[error(transparent)]
+    Randomness(#[from] NoRandomness),
 }
 
-/// A verified proof and what it proves.
+/// The operating system gave no random bytes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the operating system gave no random bytes: {0}")]
+pub struct NoRandomness(String);
+
+/// A verified proof with its public values.
 #[derive(Clone, Debug)]
 pub struct Proved {
     /// The proof.
     pub proof: Proof,
-    /// The public values it is for.
+    /// The public values.
     pub public: PublicInputs,
-    /// Time the device took for the commitments; of a batch, an equal share.
+    /// Time that the device took for the commitments; for a proof of a batch, an equal share.
     pub commit_time: Duration,
-    /// Time verification took; of a batch, an equal share.
+    /// Time that verification took; for a proof of a batch, an equal share.
     pub verify_time: Duration,
 }
 
-/// Proves: commitments on the device, blinding from the operating system, assembly, and verification. A proof that
-/// does not verify is an error, never a result.
+/// Proves: computes the commitments on the device, draws the blinding from the operating system, assembles the proof
+/// and verifies it. A proof that does not verify is an error, never a result.
 ///
-/// Blocks for as long as the device works; looks at `stop` between its steps.
+/// Blocks while the device works; checks `stop` between its steps.
 pub fn prove(
     key: &dyn LoadedKey,
     verifier: &Verifier,
@@ -76,21 +81,21 @@ pub fn prove(
     Ok(Proved { proof, public, commit_time, verify_time: start.elapsed() })
 }
 
-/// One of several proofs to be made together.
+/// One proof of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchJob<'a> {
-    /// Its witness.
+    /// The witness.
     pub witness: &'a Witness,
-    /// Stops this one alone.
+    /// Stops this proof only.
     pub stop: &'a StopToken,
 }
 
-/// Proves several witnesses of one circuit: commitments as a batch on the device, blinding drawn for each, and all
-/// proofs verified together ([`Verifier::verify_batch`]). One result a job, in their order, each what [`prove`] would
-/// have made of it: a witness that is wrong or a job that is stopped costs the others nothing but time. A job whose
-/// witness does not fit or that is stopped already never reaches the device.
+/// Proves several witnesses of one circuit: computes the commitments as a batch on the device, draws the blinding of
+/// each, and verifies all proofs together ([`Verifier::verify_batch`]). Returns one result per job, in the order of the
+/// jobs, each the same as [`prove`] would return: a wrong witness or a stopped job only costs the others time. A job
+/// whose witness has the wrong shape, or that is stopped already, never reaches the device.
 ///
-/// Blocks for as long as the device works.
+/// Blocks while the device works.
 pub fn prove_batch(key: &dyn LoadedKey, verifier: &Verifier, jobs: &[BatchJob<'_>]) -> Vec<Result<Proved, ProveError>> {
     let header = &key.key().header;
     let mut results: Vec<Result<PublicInputs, ProveError>> = jobs.iter().map(|job| admit(header, job)).collect();
@@ -102,8 +107,9 @@ pub fn prove_batch(key: &dyn LoadedKey, verifier: &Verifier, jobs: &[BatchJob<'_
     let commitments = if admitted.is_empty() { Vec::new() } else { key.commit_batch(&witnesses, &stops) };
     let commit_time = share(start.elapsed(), admitted.len());
     if commitments.len() != admitted.len() {
-        // A fault of the device's code, not of the witnesses: which result is whose cannot be known.
-        let error = BackendError::Device { op: "a batch with so many results", code: commitments.len() as i64 };
+        // This is a fault of the device's code, not of the witnesses. Results cannot be assigned to jobs.
+        let why = format!("expected {} results from a batch, got {}", admitted.len(), commitments.len());
+        let error = BackendError::Unavailable { device: "the device".into(), why };
         return results.into_iter().map(|r| r.and(Err(error.clone().into()))).collect();
     }
 
@@ -131,7 +137,7 @@ pub fn prove_batch(key: &dyn LoadedKey, verifier: &Verifier, jobs: &[BatchJob<'_
     results.into_iter().zip(proofs).map(prove).collect()
 }
 
-/// The public values of a job that may go to the device.
+/// Checks that a job may go to the device, and returns its public values.
 fn admit(header: &KeyHeader, job: &BatchJob<'_>) -> Result<PublicInputs, ProveError> {
     let public = public_inputs(header, job.witness)?;
     match job.stop.stopped() {
@@ -140,12 +146,12 @@ fn admit(header: &KeyHeader, job: &BatchJob<'_>) -> Result<PublicInputs, ProveEr
     }
 }
 
-/// An n-th of the time.
+/// Returns an equal share of `time` among `n`.
 fn share(time: Duration, n: usize) -> Duration {
     time / u32::try_from(n).unwrap_or(u32::MAX).max(1)
 }
 
-/// The public values of a witness that fits the key.
+/// Checks that a witness has the shape that the key requires, and returns its public values.
 fn public_inputs(header: &KeyHeader, witness: &Witness) -> Result<PublicInputs, ProveError> {
     let w = witness.values();
     if w.len() != header.n_vars as usize {
@@ -166,14 +172,14 @@ fn bytes(v: &BigInteger256) -> [u8; 32] {
     out
 }
 
-/// The proof, with blinding from the operating system.
+/// Assembles a proof with blinding from the operating system.
 fn blind(header: &KeyHeader, sums: &Commitments) -> Result<Proof, ProveError> {
     let blinding = Zeroizing::new([random_scalar()?, random_scalar()?]);
     Ok(assemble(header, sums, blinding[0], blinding[1]))
 }
 
-/// π_A = α + a + r·δ, π_B = β + b + s·δ, π_C = c + h + s·π_A + r·π_B¹ − r·s·δ, where π_B¹ is π_B in G1; that is
-/// c + h + s·(α + a) + r·(β + b¹) + r·s·δ.
+/// Assembles π_A = α + a + r·δ, π_B = β + b + s·δ, π_C = c + h + s·π_A + r·π_B¹ − r·s·δ, where π_B¹ is π_B in G1; π_C
+/// equals c + h + s·(α + a) + r·(β + b¹) + r·s·δ.
 fn assemble(header: &KeyHeader, sums: &Commitments, r: Fr, s: Fr) -> Proof {
     let vk = &header.vk;
     let in_g1 = || {
@@ -188,8 +194,8 @@ fn assemble(header: &KeyHeader, sums: &Commitments, r: Fr, s: Fr) -> Proof {
     Proof { a, b, c }
 }
 
-/// Σ kᵢ·Pᵢ, bit by bit, with doublings in common. arkworks' products by the endomorphism would be a little faster, but leave
-/// copies of the scalars, which are secret, in freed memory.
+/// Computes Σ kᵢ·Pᵢ bit by bit, with shared doublings. arkworks' products by the endomorphism would be a little faster,
+/// but they leave copies of the scalars, which are secret, in freed memory.
 fn sum_of_products<P, const N: usize>(terms: [(Affine<P>, Fr); N]) -> Projective<P>
 where
     P: SWCurveConfig<ScalarField = Fr>,
@@ -205,9 +211,9 @@ where
     sum
 }
 
-/// A uniform scalar from the operating system's generator: 512 bits reduced, so that the bias is below 2^-256.
-pub(super) fn random_scalar() -> Result<Fr, ProveError> {
+/// Draws a uniform scalar from the operating system's generator: 512 bits, reduced, so that the bias is below 2^-256.
+pub(super) fn random_scalar() -> Result<Fr, NoRandomness> {
     let mut wide = Zeroizing::new([0u8; 64]);
-    getrandom::fill(&mut *wide).map_err(|e| ProveError::Randomness(e.to_string()))?;
+    getrandom::fill(&mut *wide).map_err(|e| NoRandomness(e.to_string()))?;
     Ok(Fr::from_le_bytes_mod_order(&*wide))
 }

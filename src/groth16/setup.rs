@@ -1,7 +1,7 @@
-//! Development keys: a one-person set-up with toxic waste drawn and thrown away in this process.
+//! Development keys: a single-party setup, which draws the toxic waste in this process and discards it.
 //!
-//! **Unsafe for production.** Whoever runs it could keep the waste and forge proofs; nothing in the key shows that
-//! they did not. Production keys come from a multi-party ceremony (snarkjs's `powersoftau` and `zkey contribute`).
+//! **Unsafe for production.** The person who runs it could keep the waste and forge proofs; nothing in the key shows
+//! that they did not. Production keys come from a multi-party ceremony (snarkjs's `powersoftau` and `zkey contribute`).
 
 use ark_ec::scalar_mul::BatchMulPreprocessing;
 use ark_ec::{CurveGroup, PrimeGroup};
@@ -9,29 +9,32 @@ use ark_ff::{BigInteger256, FftField, Field, One, PrimeField, Zero, batch_invers
 use rayon::prelude::*;
 use zeroize::Zeroize;
 
-use super::prove::{ProveError, random_scalar};
+use super::prove::{NoRandomness, random_scalar};
 use crate::formats::r1cs::R1cs;
 use crate::formats::zkey;
 use crate::model::{Fr, G1, G1Affine, G2, KeyHeader, KeySections, ProvingKey, VerificationKey};
 
-/// Why there is no key.
+/// Error of a setup.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SetupError {
     /// The circuit is too large for this field.
     #[error("the circuit needs a domain of {needed} points, the field has one of at most 2^28")]
     TooLarge {
-        /// Constraints and public values together.
+        /// Number of constraints and public values together.
         needed: u64,
     },
     /// A wire number or a coefficient is out of range.
-    #[error("constraint {constraint} of the circuit names a wire or a coefficient out of range")]
+    #[error("constraint {constraint} of the circuit has a wire or a coefficient that is out of range")]
     Circuit {
-        /// Which constraint.
+        /// Index of the constraint.
         constraint: usize,
     },
-    /// The operating system gave no random bytes.
+    /// The drawn randomness is unusable, which happens with probability below 2^-220.
+    #[error("the drawn random numbers are unusable for a key; try again")]
+    Unlucky,
+    /// No random bytes for the toxic waste.
     #[error(transparent)]
-    Randomness(#[from] ProveError),
+    Randomness(#[from] NoRandomness),
 }
 
 /// The toxic waste.
@@ -63,7 +66,7 @@ impl Drop for Waste {
     }
 }
 
-/// Makes a key for the circuit, in the layout of a zkey. `on` hears the share that is done, 0 to 1.
+/// Generates a key for the circuit, in the layout of a zkey. `on` is called with the progress, 0 to 1.
 pub fn generate(circuit: &R1cs, on: &(dyn Fn(f32) + Sync)) -> Result<ProvingKey, SetupError> {
     let waste = Waste::draw()?;
     let n_constraints = circuit.constraints.len();
@@ -134,12 +137,12 @@ pub fn generate(circuit: &R1cs, on: &(dyn Fn(f32) + Sync)) -> Result<ProvingKey,
     Ok(ProvingKey { header, sections })
 }
 
-/// Scalars a task multiplies by the generator.
+/// Number of scalars that a task multiplies by the generator.
 const CHUNK: usize = 1 << 12;
 
 fn inverses(waste: &Waste) -> Result<[Fr; 2], SetupError> {
-    // Both are drawn from the non-zero scalars.
-    let inverse = |v: &Fr| v.inverse().ok_or(SetupError::Circuit { constraint: 0 });
+    // Cannot fail: both are drawn from the non-zero scalars.
+    let inverse = |v: &Fr| v.inverse().ok_or(SetupError::Unlucky);
     Ok([inverse(&waste.gamma)?, inverse(&waste.delta)?])
 }
 
@@ -151,19 +154,19 @@ enum Points {
     OddOfDouble,
 }
 
-/// Lagrange polynomials at τ: Lⱼ(τ) = (τᵐ − 1)·ωʲ / (m·(τ − ωʲ)) over a domain of m points.
+/// Evaluates Lagrange polynomials at τ: Lⱼ(τ) = (τᵐ − 1)·ωʲ / (m·(τ − ωʲ)) over a domain of m points.
 fn lagrange(n: u64, waste: &Waste, which: Points) -> Result<Vec<Fr>, SetupError> {
-    let too_large = SetupError::TooLarge { needed: 2 * n };
-    let (m, first) = match which {
+    let (m, odd) = match which {
         Points::Domain => (n, false),
         Points::OddOfDouble => (2 * n, true),
     };
     let root = match Fr::get_root_of_unity(m) {
         Some(root) => root,
-        // 2^28 has no double; snarkjs shifts by 25 there, which this set-up does not follow.
-        None => return Err(too_large),
+        // There is no domain of twice 2^28 points; snarkjs shifts by 25 in this case, which this setup does not
+        // support.
+        None => return Err(SetupError::TooLarge { needed: 2 * n }),
     };
-    let (step, start) = if first { (root.square(), root) } else { (root, Fr::one()) };
+    let (step, start) = if odd { (root.square(), root) } else { (root, Fr::one()) };
     let mut points = Vec::with_capacity(n as usize);
     let mut x = start;
     for _ in 0..n {
@@ -173,7 +176,7 @@ fn lagrange(n: u64, waste: &Waste, which: Points) -> Result<Vec<Fr>, SetupError>
     let mut denominators: Vec<Fr> = points.par_iter().map(|x| waste.tau - x).collect();
     // τ is on the domain with probability below 2^-220; a zero would be skipped by the inversion and give a wrong key.
     if denominators.par_iter().any(|d| d.is_zero()) {
-        return Err(too_large);
+        return Err(SetupError::Unlucky);
     }
     batch_inversion(&mut denominators);
     let scale = (waste.tau.pow([m]) - Fr::one()) * Fr::from(m).inverse().unwrap_or_default();
@@ -203,7 +206,7 @@ fn wire_polynomials(circuit: &R1cs, l: &[Fr], n_public: usize) -> Result<WirePol
     };
     let (a, (b, c)) = rayon::join(|| matrix(0), || rayon::join(|| matrix(1), || matrix(2)));
     let (mut a, b, c) = (a?, b?, c?);
-    // One more row for each public wire, so that the proof binds them even where no constraint uses them.
+    // One more row for each public wire, so that the proof binds it even if no constraint uses it.
     for (wire, slot) in a.iter_mut().enumerate().take(n_public + 1) {
         *slot += l[rows.len() + wire];
     }
@@ -214,12 +217,12 @@ fn scalar(value: &BigInteger256, constraint: usize) -> Result<Fr, SetupError> {
     Fr::from_bigint(*value).ok_or(SetupError::Circuit { constraint })
 }
 
-/// The matrix entries in snarkjs's order: by constraint, A before B, then the public rows.
+/// Encodes the matrix entries in snarkjs's order: by constraint, A before B, then the public rows.
 fn coefficients(circuit: &R1cs, n_public: usize) -> Vec<u8> {
     let rows = &circuit.constraints;
     let constraints = (0..rows.len()).flat_map(|i| {
         [0u32, 1].into_iter().flat_map(move |m| {
-            // `wire_polynomials` has seen every value to be below r.
+            // `wire_polynomials` has checked that every value is below r.
             let terms = rows.row(i, m as usize).iter();
             terms.map(move |(wire, v)| (m, i as u32, *wire, Fr::from_bigint(*v).unwrap_or_default()))
         })

@@ -10,19 +10,19 @@ use rayon::prelude::*;
 
 use crate::model::{Fr, G1, G1Affine, Proof, PublicInputs, VerificationKey};
 
-/// Largest set that is verified one by one once it is known to hold a bad proof.
+/// Maximum size of a set that is verified one by one once it is known to contain a bad proof.
 const SMALL: usize = 4;
 
-/// Most public values whose products are cheaper one by one than together.
+/// Maximum number of public values whose products are cheaper one by one than together.
 const FEW_INPUTS: usize = 8;
 
-/// A verification key made ready: the pairing e(α, β) and the line functions of −γ and −δ are computed once.
+/// A prepared verification key: the pairing e(α, β) and the line functions of −γ and −δ are computed once.
 pub struct Verifier {
     key: PreparedVerifyingKey<Bn254>,
 }
 
 impl Verifier {
-    /// Prepares `key`, whose points must be on the curve and in the group (as every parser here sees to).
+    /// Prepares `key`, whose points must be on the curve and in the group (which every parser of this crate checks).
     pub fn new(key: &VerificationKey) -> Self {
         Self {
             key: prepare_verifying_key(&VerifyingKey {
@@ -35,31 +35,32 @@ impl Verifier {
         }
     }
 
-    /// Number of public values a proof must come with.
+    /// Returns the number of public values that a proof must have.
     pub fn n_public(&self) -> usize {
         self.key.vk.gamma_abc_g1.len().saturating_sub(1)
     }
 
     /// Whether e(π_A, π_B) = e(α, β) · e(Σ xᵢ·ICᵢ, γ) · e(π_C, δ).
     ///
-    /// False too for a wrong number of public values and for points that are at infinity where a real proof has none,
-    /// not on the curve, or not in the group.
+    /// Also false for a wrong number of public values, and for points that are not on the curve, not in the group, or
+    /// at infinity where a genuine proof has none.
     pub fn verify(&self, proof: &Proof, public: &PublicInputs) -> bool {
         self.fits(proof, public) && self.holds(proof, public)
     }
 
-    /// What [`verify`](Self::verify) says of each, for much less than one by one when all or nearly all are good.
+    /// Returns the result of [`verify`](Self::verify) for each proof. Much cheaper than one by one if all or nearly all
+    /// are good.
     ///
     /// Proofs are checked together: each one's equation is raised to a random power rᵢ and the product must hold,
     /// Π e(rᵢ·Aᵢ, Bᵢ) = e(α, β)^Σrᵢ · e(Σᵢ rᵢ·Σⱼ xᵢⱼ·ICⱼ, γ) · e(Σ rᵢ·Cᵢ, δ), with n + 2 Miller loops and one final
     /// exponentiation. This is the small-exponents test of Bellare, Garay and Rabin, "Fast Batch Verification for
     /// Modular Exponentiation and Digital Signatures", EUROCRYPT 1998. All groups have prime order r > 2^128, so
     /// whatever the other powers are, at most one of the 2^128 − 1 values of rᵢ hides a wrong equation i: a set with a
-    /// bad proof passes with probability below 2^-127, however it was made, since the powers are drawn afterwards, and
-    /// anew for each check. A set that does not pass is halved, small ones are verified one by one.
+    /// bad proof passes with probability below 2^-127, however it was made, because the powers are drawn afterwards and
+    /// independently for each check. A set that does not pass is halved; small sets are verified one by one.
     ///
-    /// Malformed proofs (as for `verify`) are false at once and take no part. Where the operating system gives no
-    /// random bytes, each is verified alone.
+    /// Malformed proofs (as in `verify`) are false at once and excluded from the check. If the operating system gives
+    /// no random bytes, each proof is verified by itself.
     pub fn verify_batch(&self, proofs: &[(&Proof, &PublicInputs)]) -> Vec<bool> {
         let mut good = vec![false; proofs.len()];
         let fit = |i: &usize| self.fits(proofs[*i].0, proofs[*i].1);
@@ -68,7 +69,7 @@ impl Verifier {
         good
     }
 
-    /// Marks the good ones among `which`. `bad` says that not all of them are.
+    /// Marks the good proofs among `which`. `bad` says that at least one of them is known to be bad.
     fn settle(&self, proofs: &[(&Proof, &PublicInputs)], which: &[usize], bad: bool, good: &mut [bool]) {
         let joint = which.len() > 1 && !bad;
         let Some(all) = (if joint { self.all_hold(proofs, which) } else { Some(false) }) else {
@@ -81,7 +82,7 @@ impl Verifier {
         } else {
             let (left, right) = which.split_at(which.len() / 2);
             self.settle(proofs, left, false, good);
-            // If nothing is wrong on the left, something is on the right.
+            // If all on the left are good, one on the right is bad.
             let bad = left.iter().all(|i| good[*i]);
             self.settle(proofs, right, bad, good);
         }
@@ -91,7 +92,7 @@ impl Verifier {
         which.iter().for_each(|i| good[*i] = self.holds(proofs[*i].0, proofs[*i].1));
     }
 
-    /// Whether the proofs among `which`, all well-formed, hold together; `None` without random bytes.
+    /// Whether the joint equation of the proofs `which`, all well-formed, holds; `None` if there are no random bytes.
     fn all_hold(&self, proofs: &[(&Proof, &PublicInputs)], which: &[usize]) -> Option<bool> {
         let powers = which.iter().map(|_| random_power()).collect::<Option<Vec<u128>>>()?;
         let scalars: Vec<Fr> = powers.iter().map(|r| Fr::from(*r)).collect();
@@ -120,12 +121,12 @@ impl Verifier {
         Some(product == PairingOutput(self.key.alpha_g1_beta_g2) * sum)
     }
 
-    /// Whether the equation is worth computing.
+    /// Whether the proof is well-formed, so that its equation needs to be checked.
     fn fits(&self, proof: &Proof, public: &PublicInputs) -> bool {
         self.key.vk.gamma_abc_g1.len() == public.0.len() + 1 && well_formed(proof)
     }
 
-    /// The equation itself.
+    /// Whether the equation holds.
     fn holds(&self, proof: &Proof, public: &PublicInputs) -> bool {
         let (left, right) = rayon::join(
             || Bn254::miller_loop(proof.a, proof.b),
@@ -138,7 +139,7 @@ impl Verifier {
         product == Some(PairingOutput(self.key.alpha_g1_beta_g2))
     }
 
-    /// IC₀ + Σ xᵢ·ICᵢ
+    /// Computes IC₀ + Σ xᵢ·ICᵢ.
     fn inputs(&self, public: &PublicInputs) -> G1 {
         let ic = &self.key.vk.gamma_abc_g1;
         if public.0.len() > FEW_INPUTS {
@@ -150,7 +151,7 @@ impl Verifier {
     }
 }
 
-/// Uniform from 1 to 2^128 − 1, from the operating system's generator.
+/// Draws a uniform number from 1 to 2^128 − 1 from the operating system's generator.
 fn random_power() -> Option<u128> {
     loop {
         let mut bytes = [0; 16];
@@ -162,7 +163,8 @@ fn random_power() -> Option<u128> {
     }
 }
 
-/// Points on their curves, the one in G2 in its subgroup (E itself has prime order).
+/// Whether the points are on their curves, that of G2 is in its subgroup (E itself has prime order), and A and B are
+/// not infinity.
 fn well_formed(p: &Proof) -> bool {
     let curves = p.a.is_on_curve() && p.b.is_on_curve() && p.c.is_on_curve();
     curves && p.b.is_in_correct_subgroup_assuming_on_curve() && !p.a.is_zero() && !p.b.is_zero()

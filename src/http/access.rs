@@ -1,12 +1,12 @@
-//! Whose requests the API takes. A request is looked at before anything of its body is read.
+//! Access control of the API. Requests are checked before any of their body is read.
 //!
-//! - Where there are tokens (`PROVER_API_TOKENS`), it has to bring one: as a bearer token (RFC 6750), or as the password of
-//!   whatever user (RFC 7617), which browsers ask for.
-//! - Where there are none and the API is on loopback, its `Host` has to name this machine: otherwise a web page whose own
-//!   name was made to point here could have a browser ask in its place (DNS rebinding). A browser keeps a token from such a
-//!   page, so that with tokens, any name will do, such as a proxy's.
-//! - Either way, what changes something may not come from a page of another site: with a password that it remembers, or
-//!   without any, a browser sends a POST without a body anywhere, unasked.
+//! - If there are tokens (`PROVER_API_TOKENS`), a request must present one: as a bearer token (RFC 6750), or as the
+//!   password of any user (RFC 7617), which browsers prompt for.
+//! - If there are none and the API is on loopback, the `Host` must name this machine: otherwise a web page whose own
+//!   host name was made to resolve to this machine could send requests through the user's browser (DNS rebinding). A
+//!   browser does not send such a page's requests with a token, so with tokens any name is accepted, such as a proxy's.
+//! - In both cases, a request that changes something must not come from a page of another site: a browser sends a POST
+//!   without a body to any site, together with a password that it remembers.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -23,39 +23,40 @@ use super::problem::Problem;
 use crate::model::ContentHash;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-/// What a browser asks its user by, and what other clients are told.
+/// The challenges of a 401 response. Browsers prompt for a password because of the first one.
 const CHALLENGES: [&str; 2] = [r#"Basic realm="prover-worker", charset="UTF-8""#, r#"Bearer realm="prover-worker""#];
 
 /// Who may use the API.
 #[derive(Clone)]
 pub struct Access {
     loopback: bool,
-    /// Hashes: how long it takes to compare them says nothing of the tokens.
+    /// Hashes of the tokens: the time it takes to compare hashes reveals nothing about the tokens.
     tokens: Arc<[ContentHash]>,
 }
 
 impl Access {
-    /// Who knows one of `tokens`; where there are none, who can reach it. `loopback` says that only this machine can.
+    /// Admits clients that present one of `tokens` or, if there are none, every client that can reach the API.
+    /// `loopback` says that only this machine can reach it.
     pub fn new<'a>(loopback: bool, tokens: impl IntoIterator<Item = &'a str>) -> Self {
         Self { loopback, tokens: tokens.into_iter().map(|t| ContentHash::of(t.as_bytes())).collect() }
     }
 
-    /// Whether other machines reach it, and nothing is asked of them.
+    /// Whether other machines can reach the API without a token.
     pub fn is_everybodys(&self) -> bool {
         !self.loopback && self.tokens.is_empty()
     }
 
-    /// The routes for those who have access.
+    /// Restricts the routes to clients that have access.
     pub(super) fn guard<S: Clone + Send + Sync + 'static>(self, routes: Router<S>) -> Router<S> {
         routes.layer(middleware::from_fn_with_state(self, admit))
     }
 
-    /// Why a request is refused, if it is.
+    /// Returns the response to a request that is refused, or `None` if it is admitted.
     fn refusal(&self, request: &Request) -> Option<Response> {
         let headers = request.headers();
         let forbidden = |why: &str| Some(Problem::new(StatusCode::FORBIDDEN, why).into_response());
         if self.loopback && self.tokens.is_empty() && !is_for_this_machine(headers) {
-            return forbidden("this API is for this machine only; call it as localhost or by its address");
+            return forbidden("this API is for this machine only; call it as localhost or by its loopback address");
         }
         if !request.method().is_safe() && from_another_site(headers) {
             return forbidden("pages of other sites cannot use this API");
@@ -65,7 +66,7 @@ impl Access {
         }
         match token(headers) {
             Some(token) if self.tokens.contains(&ContentHash::of(&token)) => None,
-            Some(_) => Some(unauthorized("the token is none of PROVER_API_TOKENS")),
+            Some(_) => Some(unauthorized("the token is not one of PROVER_API_TOKENS")),
             None => Some(unauthorized("expected the header Authorization with Bearer TOKEN, or a TOKEN as password")),
         }
     }
@@ -86,7 +87,7 @@ fn unauthorized(why: &str) -> Response {
     answer
 }
 
-/// The token that a request brings.
+/// Returns the token that a request presents.
 fn token(headers: &HeaderMap) -> Option<Vec<u8>> {
     let (scheme, value) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     if scheme.eq_ignore_ascii_case("bearer") {
@@ -100,7 +101,7 @@ fn token(headers: &HeaderMap) -> Option<Vec<u8>> {
     Some(pair[colon + 1..].to_vec())
 }
 
-/// Whether the `Host` names this machine. Clients that are no browsers may send none.
+/// Whether the `Host` names this machine. Clients other than browsers may omit it.
 fn is_for_this_machine(headers: &HeaderMap) -> bool {
     headers.get(header::HOST).is_none_or(|host| names_this_machine(host.to_str().unwrap_or("?")))
 }
@@ -113,8 +114,8 @@ fn names_this_machine(host: &str) -> bool {
     name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// What a browser says of the page that made it send a request: in `Sec-Fetch-Site`, or older ones in `Origin`.
-/// Other clients send neither.
+/// Whether a page of another site made the browser send this request, according to `Sec-Fetch-Site` or, in older
+/// browsers, `Origin`. Other clients send neither.
 fn from_another_site(headers: &HeaderMap) -> bool {
     let text = |name| headers.get(name).map(|v: &HeaderValue| v.to_str().unwrap_or("?"));
     match (text(SEC_FETCH_SITE), text(header::ORIGIN)) {
@@ -151,7 +152,7 @@ mod tests {
         for own in [&[host][..], &[host, ("origin", "http://localhost:9180")]] {
             assert!(!foreign(own), "{own:?}");
         }
-        // Behind a proxy that calls itself otherwise, too.
+        // Also behind a proxy with another name.
         assert!(!foreign(&[host, ("origin", "https://prover.example"), ("sec-fetch-site", "same-origin")]));
         for other in ["http://localhost:3000", "https://example.org", "null", "?"] {
             assert!(foreign(&[host, ("origin", other)]), "{other}");
@@ -170,7 +171,7 @@ mod tests {
             assert_eq!(token(value), found, "{value}");
         }
         assert_eq!((basic("me:s3cret:token"), basic(":s3cret:token")), (found.clone(), found));
-        // An empty one is none of a list that has only long ones.
+        // An empty token never matches: configured tokens are at least 16 characters long.
         assert_eq!(basic("me:"), Some(String::new()));
         for value in ["", "Bearer", "s3cret", "Digest s3cret", "Basic ?", "Basic", "Basic czNjcmV0"] {
             assert_eq!(token(value), None, "{value}");
@@ -197,7 +198,7 @@ mod tests {
             for wrong in ["Bearer fedcba987654321", "Bearer fedcba9876543210x", "Bearer ", "Basic OmZlZGNiYQ=="] {
                 assert_eq!(ask(access, "GET", &[named, ("authorization", wrong)]), Some(401), "{wrong}");
             }
-            // A browser sends a password that it remembers.
+            // A browser sends a remembered password.
             assert_eq!(ask(access, "POST", &[named, known, page]), Some(403));
         }
         assert_eq!([&open, &local].map(Access::is_everybodys), [true, false]);

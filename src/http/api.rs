@@ -1,7 +1,7 @@
 //! The job API.
 //!
-//! docs/api.md describes each request, its answers and its statuses. What is decided here beside that: a parameter that a
-//! request does not take, or that it has twice, is refused with 400, lest it is thought to have had an effect.
+//! docs/api.md describes each request, its responses and their statuses. In addition, an unknown or duplicate query
+//! parameter is rejected with 400, so that the client does not believe that it had an effect.
 
 use std::time::Duration;
 
@@ -13,20 +13,21 @@ use axum::routing::{get, post};
 use axum::{Extension, Router};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use zeroize::Zeroizing;
 
 use super::App;
 use super::problem::Problem;
 use super::server::{Body, ENVELOPE, Room, Stopping, body};
-use crate::model::{Circuit, CircuitName, Job, JobId, JobState, Priority};
+use crate::model::{Circuit, CircuitName, Job, JobId, JobState, Priority, clip};
 use crate::store::{Cancelled, JobFilter, Scope, Submitted};
 use crate::worker::{Status, SubmitRequest, request};
 
-/// Jobs in a list at most.
+/// Maximum number of jobs in a list.
 const MOST: u32 = 1000;
-/// Longest wait for a job, seconds.
+/// Maximum time that a request may wait for a job, in seconds.
 const LONGEST_WAIT: u64 = 300;
-/// As much of the name of a parameter as a problem repeats, characters.
-const LONGEST_NAME: usize = 60;
+/// Maximum length of a client's text that a problem repeats, in characters.
+const LONGEST_GOT: usize = 60;
 
 pub(super) fn routes(app: &App) -> Router<App> {
     let largest = app.jobs.max_input().saturating_add(ENVELOPE);
@@ -49,6 +50,10 @@ fn json(status: StatusCode, value: &impl Serialize) -> Result<Response, Problem>
     Ok((status, [(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
+fn invalid(why: impl ToString) -> Problem {
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why)
+}
+
 async fn submit(
     State(app): State<App>,
     Extension(stopping): Extension<Stopping>,
@@ -58,56 +63,21 @@ async fn submit(
     request: Request,
 ) -> Result<Response, Problem> {
     let Body { bytes, room } = body(&room, request, app.jobs.max_input()).await?;
-    let invalid = |why: String| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why);
-    let (parts, at_most) = match content_type(&headers).as_str() {
-        "application/json" => {
-            let at_most = Query::of(&uri, &["wait"])?.patience()?;
-            let parts = request::parse(&bytes).map_err(invalid)?;
-            // They have a copy of the input, so one less is held from here on.
-            drop(bytes);
-            (parts, at_most)
-        }
-        "application/octet-stream" => {
-            let query = Query::of(&uri, &["circuit", "priority", "idempotency_key", "wait"])?;
-            let circuit = query.get("circuit").ok_or_else(|| invalid("expected ?circuit=NAME".to_owned()))?.to_owned();
-            let priority = match query.get("priority") {
-                None => 0,
-                Some(p) => p.parse().map_err(|_| invalid("priority: expected -32768 to 32767".to_owned()))?,
-            };
-            let idempotency_key = query.get("idempotency_key").map(str::to_owned);
-            (request::Parts { id: None, circuit, input: bytes, idempotency_key, priority }, query.patience()?)
-        }
-        _ => return Err(unsupported()),
-    };
-    let mut keys = headers.get_all("idempotency-key").iter();
-    let header_key = match (keys.next(), keys.next()) {
-        (None, _) => None,
-        (Some(_), Some(_)) => {
-            return Err(invalid("the header Idempotency-Key is there twice; expected it once".to_owned()));
-        }
-        (Some(v), None) => {
-            Some(v.to_str().map_err(|_| invalid("Idempotency-Key: expected plain text".to_owned()))?.to_owned())
-        }
-    };
-    let idempotency_key = match (parts.idempotency_key, header_key) {
-        (Some(a), Some(b)) if a != b => {
-            return Err(invalid("the header Idempotency-Key and \"idempotency_key\" differ".to_owned()));
-        }
-        (a, b) => a.or(b),
-    };
-    let circuit: CircuitName = parts.circuit.parse().map_err(|e| invalid(format!("{e}")))?;
+    let (parts, at_most) = parts_of(bytes, &uri, &headers)?;
+    let idempotency_key = idempotency_key(&headers, parts.idempotency_key)?;
+    let circuit: CircuitName = parts.circuit.parse().map_err(invalid)?;
     let id = parts.id.as_deref().map(str::parse::<JobId>).transpose().map_err(invalid)?;
     let request =
         SubmitRequest { id, circuit, input: parts.input, idempotency_key, priority: Priority(parts.priority) };
     let submitted = app.jobs.submit(request).await?;
-    // Until it was written down there were copies of the input in memory. While somebody waits there are none.
+    // There are no more copies of the input in memory, so its capacity is released before the wait.
     drop(room);
     let status = match &submitted {
         Submitted::Created(_) => StatusCode::CREATED,
         Submitted::Existing(_) => StatusCode::OK,
     };
     let job = submitted.job();
-    // It is written down: whatever comes of the wait, whoever submitted it is to know it.
+    // The job is stored: the client is told about it even if the wait fails.
     let waited = if at_most.is_zero() { None } else { wait(&app, stopping, job.id, at_most).await.ok() };
     let mut answer = json(status, waited.as_ref().unwrap_or(job))?;
     if status == StatusCode::CREATED
@@ -118,17 +88,63 @@ async fn submit(
     Ok(answer)
 }
 
+/// Reads a job from its body and query, and how long the client is willing to wait for it. The body is dropped on
+/// return: the parts hold the only copy of the input from here on.
+fn parts_of(bytes: Zeroizing<Vec<u8>>, uri: &Uri, headers: &HeaderMap) -> Result<(request::Parts, Duration), Problem> {
+    match content_type(headers).as_str() {
+        "application/json" => {
+            let at_most = Query::of(uri, &["wait"])?.patience()?;
+            Ok((request::parse(&bytes).map_err(invalid)?, at_most))
+        }
+        "application/octet-stream" => {
+            let query = Query::of(uri, &["circuit", "priority", "idempotency_key", "wait"])?;
+            let circuit = query.get("circuit").ok_or_else(|| invalid("expected ?circuit=NAME"))?.to_owned();
+            let priority = match query.get("priority") {
+                None => 0,
+                Some(p) => p.parse().map_err(|_| {
+                    invalid(format!("priority: expected -32768 to 32767, got {:?}", clip(p, LONGEST_GOT)))
+                })?,
+            };
+            let idempotency_key = query.get("idempotency_key").map(str::to_owned);
+            Ok((request::Parts { id: None, circuit, input: bytes, idempotency_key, priority }, query.patience()?))
+        }
+        _ => Err(unsupported()),
+    }
+}
+
+/// Returns the idempotency key of a request, which may be in the header, among the parts of the job, or in both.
+fn idempotency_key(headers: &HeaderMap, among_parts: Option<String>) -> Result<Option<String>, Problem> {
+    let mut keys = headers.get_all("idempotency-key").iter();
+    let header_key = match (keys.next(), keys.next()) {
+        (None, _) => None,
+        (Some(_), Some(_)) => {
+            return Err(invalid("duplicate header Idempotency-Key; expected it once"));
+        }
+        (Some(v), None) => {
+            let key = v.to_str().map_err(|_| {
+                let got = clip(&String::from_utf8_lossy(v.as_bytes()), LONGEST_GOT);
+                invalid(format!("Idempotency-Key: expected visible ASCII characters, got {got:?}"))
+            })?;
+            Some(key.to_owned())
+        }
+    };
+    match (among_parts, header_key) {
+        (Some(a), Some(b)) if a != b => Err(invalid("the header Idempotency-Key and \"idempotency_key\" differ")),
+        (a, b) => Ok(a.or(b)),
+    }
+}
+
 fn unsupported() -> Problem {
     let why = "expected Content-Type application/json, or application/octet-stream for a .wtns file";
     Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why)
 }
 
-/// How long a request is ready to wait for its job, where that is all that its query may say.
+/// Parses the query of a request that takes only `wait`.
 fn patience(uri: &Uri) -> Result<Duration, Problem> {
     Query::of(uri, &["wait"])?.patience()
 }
 
-/// A job when it has ended, or as it is after `at_most`, or when the server is about to end.
+/// Returns the job once it has ended, or as it is after `at_most` or when the server is about to stop.
 async fn wait(app: &App, stopping: Stopping, id: JobId, at_most: Duration) -> Result<Job, Problem> {
     let job = tokio::select! {
         job = app.jobs.wait(id, at_most) => job,
@@ -137,23 +153,24 @@ async fn wait(app: &App, stopping: Stopping, id: JobId, at_most: Duration) -> Re
     Ok(job?)
 }
 
-/// The media type of a body, in small letters: it means the same in any.
+/// Returns the media type of a body in lower case: media types are case-insensitive.
 fn content_type(headers: &HeaderMap) -> String {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 async fn list(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
-    let invalid = |why: String| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why);
     let query = Query::of(&uri, &["state", "circuit", "idempotency_key", "limit", "before"])?;
     let state = query.get("state").map(str::parse::<JobState>).transpose().map_err(invalid)?;
-    let limit = match query.get("limit").map(str::parse::<u32>) {
+    let limit = match query.get("limit") {
         None => 100,
-        Some(Ok(n)) if (1..=MOST).contains(&n) => n,
-        Some(_) => return Err(invalid(format!("limit: expected 1 to {MOST}"))),
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|n| (1..=MOST).contains(n))
+            .ok_or_else(|| invalid(format!("limit: expected 1 to {MOST}, got {:?}", clip(text, LONGEST_GOT))))?,
     };
-    let circuit = query.get("circuit").map(str::parse::<CircuitName>).transpose();
-    let circuit = circuit.map_err(|e| invalid(e.to_string()))?;
+    let circuit = query.get("circuit").map(str::parse::<CircuitName>).transpose().map_err(invalid)?;
     let before = query.get("before").map(str::parse::<JobId>).transpose().map_err(invalid)?;
     let idempotency_key = query.get("idempotency_key").map(str::to_owned);
     let jobs: Vec<Job> = app.jobs.jobs(JobFilter { state, circuit, idempotency_key, before, limit }).await?;
@@ -181,7 +198,7 @@ async fn proof(
         wait(&app, stopping, id, at_most).await?;
     }
     let result = app.jobs.result(id).await?;
-    // Both are JSON already, in snarkjs's own order of members.
+    // Both are JSON already, with their members in snarkjs's order.
     let body = format!("{{\"id\":\"{id}\",\"proof\":{},\"public\":{}}}", result.proof_json, result.public_json);
     Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
@@ -192,7 +209,7 @@ async fn cancel(State(app): State<App>, Path(id): Path<String>, _: NoQuery) -> R
         Cancelled::Now => StatusCode::OK,
         Cancelled::Requested => StatusCode::ACCEPTED,
         Cancelled::TooLate(state) => {
-            return Err(Problem::new(StatusCode::CONFLICT, format!("job {id} is {state} already")));
+            return Err(Problem::new(StatusCode::CONFLICT, format!("job {id} is already {state}")));
         }
         Cancelled::Unknown => return Err(Problem::new(StatusCode::NOT_FOUND, format!("there is no job {id}"))),
     };
@@ -207,9 +224,9 @@ async fn requeue(
     headers: HeaderMap,
     request: Request,
 ) -> Result<Response, Problem> {
-    // Its part of the room is held until the job is written down.
+    // Its share of the capacity is held until the job is stored.
     let Body { bytes, room: _room } = body(&room, request, app.jobs.max_input()).await?;
-    // A browser sends these two only where the server permits it.
+    // A browser sends these two types to another site only if that site permits it.
     let kind = content_type(&headers);
     if !bytes.is_empty() && !matches!(kind.as_str(), "application/json" | "application/octet-stream") {
         return Err(unsupported());
@@ -220,7 +237,7 @@ async fn requeue(
 
 async fn queue(State(app): State<App>, _: NoQuery) -> Result<Response, Problem> {
     let load = app.jobs.load().await?;
-    // How busy it is, is shown whether or not what has ended could be counted.
+    // The load is reported even if the jobs could not be counted.
     let counts = app.jobs.counts().await.inspect_err(|error| tracing::warn!(%error, "jobs could not be counted")).ok();
     let since = |(scope, since)| serde_json::json!({ "scope": scope, "since": since });
     let paused: Vec<_> = app.jobs.paused().await?.into_iter().map(since).collect();
@@ -244,7 +261,10 @@ async fn set_paused(app: &App, scope: &Scope, act: &str) -> Result<Response, Pro
     let paused = match act {
         "pause" => true,
         "resume" => false,
-        _ => return Err(Problem::new(StatusCode::NOT_FOUND, "expected pause or resume")),
+        _ => {
+            let why = format!("expected pause or resume, got {:?}", clip(act, LONGEST_GOT));
+            return Err(Problem::new(StatusCode::NOT_FOUND, why));
+        }
     };
     let changed = app.jobs.set_paused(scope, paused).await?;
     json(StatusCode::OK, &serde_json::json!({ "paused": paused, "changed": changed }))
@@ -267,12 +287,12 @@ async fn worker(State(app): State<App>, _: NoQuery) -> Result<Response, Problem>
     json(StatusCode::OK, &about)
 }
 
-/// All this for programs that make clients.
+/// The OpenAPI description, for client generators.
 async fn description(_: NoQuery) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json"))
 }
 
-/// The parts of a path that vary. What is no text names nothing.
+/// The variable parts of a path. A part that is not valid text is answered with 404.
 struct Path<T>(T);
 
 impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
@@ -286,7 +306,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T>
     }
 }
 
-/// A request takes no parameters, and has none.
+/// Extractor for requests that take no query parameters: rejects any.
 struct NoQuery;
 
 impl<S: Send + Sync> FromRequestParts<S> for NoQuery {
@@ -297,12 +317,12 @@ impl<S: Send + Sync> FromRequestParts<S> for NoQuery {
     }
 }
 
-/// An id that is none names no job.
+/// Parses a job's id. An invalid id is answered with 404: there is no such job.
 fn job_id(text: &str) -> Result<JobId, Problem> {
     text.parse().map_err(|e| Problem::new(StatusCode::NOT_FOUND, e))
 }
 
-/// The parameters of a request, each of them known and there once.
+/// The query parameters of a request, each of them known and unique.
 struct Query(Vec<(&'static str, String)>);
 
 impl Query {
@@ -312,16 +332,16 @@ impl Query {
         for parameter in uri.query().unwrap_or_default().split('&').filter(|p| !p.is_empty()) {
             let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
             let Some(name) = known.iter().copied().find(|k| *k == name) else {
-                let got: String = name.chars().take(LONGEST_NAME).collect();
+                let got = clip(name, LONGEST_GOT);
                 let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-                return Err(refuse(format!("unknown parameter {got:?} in the query; known here: {known}")));
+                return Err(refuse(format!("unknown query parameter {got:?}; known here: {known}")));
             };
             if found.iter().any(|(n, _)| *n == name) {
-                return Err(refuse(format!("parameter {name} is in the query twice; expected it once")));
+                return Err(refuse(format!("duplicate query parameter {name}; expected it once")));
             }
             let Some(value) = decoded(value) else {
-                let why = "expected UTF-8 with %XX for bytes, got a % without two digits or no UTF-8";
-                return Err(refuse(format!("parameter {name} of the query: {why}")));
+                let why = "expected UTF-8 with %XX for bytes, got a % without two digits or invalid UTF-8";
+                return Err(refuse(format!("query parameter {name}: {why}")));
             };
             found.push((name, value));
         }
@@ -332,20 +352,17 @@ impl Query {
         self.0.iter().find(|(n, _)| *n == name).map(|(_, value)| value.as_str())
     }
 
-    /// How long the request is ready to wait for its job: `?wait=`.
+    /// Returns how long the request is willing to wait for its job: `?wait=`.
     fn patience(&self) -> Result<Duration, Problem> {
-        match self.get("wait").map(str::parse::<u64>) {
-            None => Ok(Duration::ZERO),
-            Some(Ok(seconds)) if seconds <= LONGEST_WAIT => Ok(Duration::from_secs(seconds)),
-            Some(_) => {
-                let why = format!("wait: expected seconds, 0 to {LONGEST_WAIT}");
-                Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why))
-            }
-        }
+        let Some(text) = self.get("wait") else { return Ok(Duration::ZERO) };
+        let seconds = text.parse().ok().filter(|n| *n <= LONGEST_WAIT).ok_or_else(|| {
+            invalid(format!("wait: expected seconds, 0 to {LONGEST_WAIT}, got {:?}", clip(text, LONGEST_GOT)))
+        })?;
+        Ok(Duration::from_secs(seconds))
     }
 }
 
-/// A value of a query as a form writes it: `+` is a space, and `%` begins a byte in hexadecimal.
+/// Decodes a form-encoded value: `+` is a space, `%XX` a byte in hexadecimal. `None` if it is malformed or not UTF-8.
 fn decoded(value: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(value.len());
     let mut rest = value.as_bytes();
@@ -406,7 +423,7 @@ mod tests {
         let all = room.free();
         let (stop, stopped) = watch::channel(false);
 
-        // Until another's transaction ends, nothing can be written.
+        // Nothing can be written until another connection's transaction ends.
         let mut other = SqliteConnectOptions::new().filename(&file).connect().await.unwrap();
         sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
         let uri = Uri::from_static("/v1/jobs?wait=300");

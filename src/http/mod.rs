@@ -1,8 +1,8 @@
 //! HTTP: metrics and health for machines, and the job API.
 //!
-//! Two listeners. The one for metrics (`METRICS_PORT`) serves nothing secret. The API (`PROVER_API_ADDR`) is on loopback
-//! by default, and [`access`] says whose requests it takes. A body that is not declared as JSON or bytes is refused: pages of
-//! other sites can have no others sent.
+//! There are two listeners. The one for metrics (`METRICS_PORT`) serves nothing secret. The API (`PROVER_API_ADDR`) is
+//! on loopback by default; [`access`] decides which requests it accepts. A body that is not declared as JSON or bytes
+//! is rejected: pages of other sites can only send bodies of other types.
 
 mod access;
 mod api;
@@ -25,7 +25,7 @@ pub use access::Access;
 use problem::Problem;
 pub use server::serve;
 
-/// What requests are answered from.
+/// State of the API's request handlers.
 #[derive(Clone)]
 pub struct App {
     /// Jobs.
@@ -34,11 +34,11 @@ pub struct App {
     pub metrics: Metrics,
     /// Whether the worker is ready.
     pub readiness: Readiness,
-    /// The worker.
+    /// State of the worker.
     pub worker: View,
 }
 
-/// What metrics and health are answered from: all but the jobs is there before the store is.
+/// State of the metrics and health handlers. The jobs are added once the store is open.
 #[derive(Clone)]
 pub struct Health {
     metrics: Metrics,
@@ -47,14 +47,14 @@ pub struct Health {
 }
 
 impl Health {
-    /// Of a worker that has no store yet.
+    /// Health of a worker whose store is not open yet.
     pub fn new(metrics: Metrics, readiness: Readiness) -> Self {
         Self { metrics, readiness, jobs: Arc::default() }
     }
 
-    /// Has its store asked from now on.
+    /// Makes readiness checks query the store from now on.
     pub fn opened(&self, jobs: JobService) {
-        // A second one would be of the same store.
+        // A second call would be with the same store.
         let _ = self.jobs.set(jobs);
     }
 }
@@ -65,12 +65,13 @@ impl From<App> for Health {
     }
 }
 
-/// `/metrics`, `/healthz` and `/readyz`.
+/// Returns the router of `/metrics`, `/healthz` and `/readyz`.
 pub fn ops_router(health: impl Into<Health>) -> Router {
     ops::routes().fallback(unknown).method_not_allowed_fallback(wrong_method).with_state(health.into())
 }
 
-/// The job API and the live page, for those who have access, with health beside them for everybody.
+/// Returns the router of the job API and the live page, for clients with access, and of the health endpoints, for
+/// everyone.
 pub fn api_router(app: App, access: Access) -> Router {
     access
         .guard(api::routes(&app).merge(page::routes()))
@@ -88,19 +89,19 @@ async fn wrong_method() -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this address does not take that method")
 }
 
-/// A listener that could not be opened.
+/// Error of a listener that could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {addr} ({variable}): {}", io_reason(why))]
 pub struct ListenError {
     /// The address.
     pub addr: SocketAddr,
-    /// The variable that names it.
+    /// The environment variable that sets the address.
     pub variable: &'static str,
-    /// Why not.
+    /// Cause of the failure.
     pub why: std::io::Error,
 }
 
-/// Opens a listener. Port 0 takes a free one.
+/// Opens a listener. Port 0 picks a free port.
 pub async fn listen(addr: SocketAddr, variable: &'static str) -> Result<TcpListener, ListenError> {
     TcpListener::bind(addr).await.map_err(|why| ListenError { addr, variable, why })
 }

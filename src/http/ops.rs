@@ -12,7 +12,7 @@ use super::Health;
 use super::problem::Problem;
 use crate::worker::Status;
 
-/// How long the store has to answer.
+/// Time limit for the store to respond.
 const PING: Duration = Duration::from_secs(2);
 
 pub(super) fn routes() -> Router<Health> {
@@ -28,24 +28,25 @@ async fn metrics(State(health): State<Health>) -> Response {
     ([(header::CONTENT_TYPE, kind)], health.metrics.render()).into_response()
 }
 
-/// The process answers.
+/// Always answers: the process is alive.
 async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// The worker takes jobs, on the devices that it is there for, and its store answers and takes writes.
+/// Whether the worker takes jobs on its own devices, not only on the CPU in their place, and its store responds and
+/// accepts writes.
 async fn readyz(State(health): State<Health>) -> Result<&'static str, Problem> {
     let not = |why: &str| Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, why));
     match health.readiness.get() {
         Status::Starting(at) => return not(&format!("starting: {at}")),
         Status::Draining => return not("draining: takes no more jobs"),
-        Status::StandIn(why) => return not(&format!("only the processor is there to prove: {why}")),
+        Status::StandIn(why) => return not(&format!("only the CPU is available for proofs: {why}")),
         Status::Ready => {}
     }
-    let Some(jobs) = health.jobs.get() else { return not("starting: opening its store") };
+    let Some(jobs) = health.jobs.get() else { return not("starting: opening the store") };
     match tokio::time::timeout(PING, jobs.ping()).await {
         Ok(Ok(())) => Ok("ready\n"),
-        Ok(Err(_)) => not("the store fails or takes no writes; see the server's log"),
-        Err(_) => not("the store does not answer"),
+        Ok(Err(_)) => not("the store fails or accepts no writes; see the server's log"),
+        Err(_) => not("the store does not respond"),
     }
 }

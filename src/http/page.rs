@@ -1,8 +1,8 @@
-//! The live page: queue, devices, circuits and jobs for people, at `/` of the API.
+//! The live page, at `/` of the API: queue, devices, circuits and jobs, for people.
 //!
-//! Three files, compiled into the program, which fetch what they show from the API beside them and nothing from elsewhere.
-//! What they show is put into the page as text and never as markup, for names, errors and ids are other people's; the
-//! policy below has browsers refuse what would be a script all the same.
+//! It consists of three files, compiled into the program, which fetch their data from the same server's API and nothing
+//! from elsewhere. Names, errors and ids are untrusted, so the page inserts them as text, never as markup; in addition,
+//! the policy below makes browsers refuse injected scripts.
 
 use axum::Router;
 use axum::http::{HeaderName, HeaderValue, header};
@@ -29,7 +29,7 @@ fn shown(kind: &'static str, text: &'static str) -> impl IntoResponse {
         fixed(header::CONTENT_SECURITY_POLICY, POLICY),
         fixed(header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         fixed(header::REFERRER_POLICY, "no-referrer"),
-        // Another version of the program has other files.
+        // Another version of the program may have other files.
         fixed(header::CACHE_CONTROL, "no-cache"),
     ];
     (headers, text)

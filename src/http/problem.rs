@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use crate::worker::ServiceError;
 
-/// A refusal: a status and one sentence.
+/// An error response: a status and one sentence.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Problem {
-    /// The status says what kind of problem it is; there is no page on it.
+    /// Always `about:blank`: the status alone identifies the kind of problem.
     #[serde(rename = "type")]
     kind: &'static str,
     title: &'static str,
@@ -48,13 +48,13 @@ impl From<ServiceError> for Problem {
             }
         };
         if status == StatusCode::SERVICE_UNAVAILABLE {
-            // Paths and queries are for the log, not for the client. Of an outage the worker tells once for all requests.
+            // Paths and queries are logged, not sent to the client. The worker logs an outage once for all requests.
             if matches!(&e, ServiceError::Store(error) if error.is_outage()) {
                 tracing::debug!(error = %e, "request failed");
             } else {
                 tracing::error!(error = %e, "request failed");
             }
-            return Self::new(status, "the store does not answer as it should; see the server's log");
+            return Self::new(status, "the store does not respond as expected; see the server's log");
         }
         Self::new(status, e)
     }

@@ -1,10 +1,11 @@
-//! Connections: how many, and how long a client may take.
+//! Limits on connections, and on the time that a client may take.
 //!
-//! A client that is slow, or means harm, costs a connection, and a connection costs a file descriptor, of which the
-//! process needs some for its database, queue and keys. So there is a bound on connections, on the time a request's head
-//! takes to arrive (idle connections are closed by it, too), on the time an answer waits to be read and, in [`body`], on
-//! that of a request's body. Large bodies cost memory besides, which there is a bound on as well: they share a room, and
-//! one that arrives too slowly loses its part of it, lest a few clients keep it from all others.
+//! A slow or malicious client occupies a connection, and with it a file descriptor, some of which the process needs for
+//! its database, queue and keys. Therefore, the number of connections is limited, and so is the time that the head of a
+//! request may take to arrive (this limit also closes idle connections), that a response may wait to be read and, in
+//! [`body`], that a request's body may take to arrive. Large bodies also occupy memory, which is limited as well: they
+//! share a capacity ([`Room`]), and a body that arrives too slowly loses its share, so that a few clients cannot block
+//! all others.
 
 use std::io;
 use std::sync::Arc;
@@ -28,50 +29,50 @@ use zeroize::Zeroizing;
 
 use super::problem::Problem;
 
-/// How long the head of a request may take, and how long a connection may be idle.
+/// Maximum time for the head of a request to arrive, and for a connection to be idle.
 const HEAD_TIME: Duration = Duration::from_secs(30);
-/// How long an answer may wait for a client that takes nothing of it.
+/// Maximum time that a response may wait for a client that reads none of it.
 const WRITE_TIME: Duration = Duration::from_secs(30);
-/// What is asked of bodies.
+/// The required pace of bodies.
 const PACE: Pace = Pace { total: Duration::from_secs(300), grace: Duration::from_secs(10), rate: 64 << 10 };
-/// Open connections of a listener: so many, where files can be opened four times as often.
+/// Maximum number of open connections of a listener, if the limit on open files is at least four times that.
 const CONNECTIONS: usize = 4096;
-/// Bytes of a JSON submit beside its input.
+/// Maximum size of a JSON submission without its input, in bytes.
 pub(super) const ENVELOPE: usize = 64 << 10;
-/// Bodies of up to so many bytes are read as they come.
+/// Bodies of up to this size, in bytes, are read without a share of the capacity.
 const SMALL: usize = 64 << 10;
-/// Bytes of larger ones at a time: of four as large as one may be, and so many at least.
+/// Minimum capacity for larger bodies, in bytes; it is larger if four bodies of the maximum size need more.
 const LARGE_BYTES: usize = 256 << 20;
-/// How long one of them waits for others.
+/// Maximum time that a large body waits for capacity.
 const TURN: Duration = Duration::from_secs(10);
-/// How long a listener rests that cannot accept.
+/// Pause after a failure to accept a connection.
 const REST: Duration = Duration::from_secs(1);
 
-/// The end of the server.
+/// Notifies handlers that the server is stopping.
 #[derive(Clone)]
 pub(super) struct Stopping(pub(super) watch::Receiver<bool>);
 
 impl Stopping {
-    /// Returns when the server is to end.
+    /// Waits until the server is stopping.
     pub(super) async fn now(mut self) {
-        // An error means that whoever could say stop is gone.
+        // An error means that the sender is gone.
         let _ = self.0.wait_for(|stop| *stop).await;
     }
 }
 
-/// How fast bodies have to arrive.
+/// The minimum pace at which bodies must arrive.
 #[derive(Debug, Clone, Copy)]
 struct Pace {
-    /// How long any may take.
+    /// Maximum time for any body.
     total: Duration,
-    /// How long one that holds room may take before a rate is asked of it.
+    /// Time before the minimum rate applies to a body that holds capacity.
     grace: Duration,
-    /// Bytes a second from then on, on average since it was given its room.
+    /// Minimum rate after that in bytes per second, on average since the body got its capacity.
     rate: u32,
 }
 
 impl Pace {
-    /// For how long after its beginning a body is waited for of which so much has arrived.
+    /// Returns the deadline for more of a body, counted from its start, when `arrived` bytes have arrived.
     fn patience(self, arrived: usize, holds_room: bool) -> Duration {
         if !holds_room {
             return self.total;
@@ -79,7 +80,7 @@ impl Pace {
         (Duration::from_secs(arrived as u64) / self.rate).max(self.grace).min(self.total)
     }
 
-    /// What a body is told that was waited for in vain.
+    /// Returns the error for a body that missed its deadline.
     fn missed(self, arrived: usize, patience: Duration) -> Problem {
         let why = if patience == self.total {
             format!("expected the whole body within {} s, got {arrived} bytes of it", self.total.as_secs())
@@ -96,7 +97,7 @@ impl Pace {
     }
 }
 
-/// Room for large bodies, in units of [`SMALL`], and how fast they have to arrive there.
+/// The capacity for large bodies, in units of [`SMALL`], and the pace at which they must arrive.
 #[derive(Clone)]
 pub(super) struct Room {
     units: Arc<Semaphore>,
@@ -104,28 +105,28 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// Room for several bodies that are as large as one may be.
+    /// Creates capacity for four bodies of up to `most` bytes, and at least [`LARGE_BYTES`].
     pub(super) fn for_bodies_of(most: usize) -> Self {
         let bytes = most.saturating_mul(4).max(LARGE_BYTES);
         Self { units: Arc::new(Semaphore::new(bytes.div_ceil(SMALL).min(Semaphore::MAX_PERMITS))), pace: PACE }
     }
 
-    /// Units that nobody holds.
+    /// Returns the number of free units.
     #[cfg(test)]
     pub(super) fn free(&self) -> usize {
         self.units.available_permits()
     }
 }
 
-/// A body that has arrived.
+/// A complete body.
 pub(super) struct Body {
-    /// All of it. It may be a secret.
+    /// Its content, which may be secret.
     pub(super) bytes: Zeroizing<Vec<u8>>,
-    /// Its part of the room, to be held for as long as there is a copy of it in memory.
+    /// Its share of the capacity, to be held as long as a copy of the content is in memory.
     pub(super) room: Option<OwnedSemaphorePermit>,
 }
 
-/// How the server treats its clients.
+/// Limits of a server on its clients.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
     connections: usize,
@@ -133,7 +134,7 @@ struct Limits {
     write_time: Duration,
 }
 
-/// Serves until `stop` turns true; open requests are finished first, and those that wait for a job wait no longer.
+/// Serves until `stop` turns true. Open requests are finished first; those that wait for a job stop waiting.
 pub async fn serve(listener: TcpListener, router: Router, stop: watch::Receiver<bool>) {
     let files = getrlimit(Resource::Nofile).current.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
     let connections = (files / 4).clamp(16, CONNECTIONS);
@@ -156,11 +157,11 @@ async fn serve_within(limits: Limits, listener: TcpListener, router: Router, sto
             () = &mut end => break,
         };
         let mut stream = TimeoutStream::new(stream);
-        // It runs while a write is pending only, so a client that waits for its job has all the time it asked for.
+        // The timeout runs only while a write is pending, so it does not affect clients that wait for a job.
         stream.set_write_timeout(Some(limits.write_time));
         let connection = graceful.watch(http.serve_connection(TokioIo::new(Box::pin(stream)), service.clone()));
         tokio::spawn(async move {
-            // An error is the client's: it went away, took too long, or did not speak HTTP.
+            // An error is the client's: it disconnected, took too long, or did not speak HTTP.
             let _ = connection.await;
             drop(place);
         });
@@ -169,7 +170,7 @@ async fn serve_within(limits: Limits, listener: TcpListener, router: Router, sto
     graceful.shutdown().await;
 }
 
-/// The next connection, once there is a place for it.
+/// Waits for a free connection slot, then for the next connection.
 async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, Option<OwnedSemaphorePermit>) {
     // The semaphore is never closed.
     let place = places.clone().acquire_owned().await.ok();
@@ -185,16 +186,16 @@ async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, 
     }
 }
 
-/// Whether an error is that of the connection, not of the listener.
+/// Whether an error concerns the connection, not the listener.
 fn is_of_connection(e: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(e.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// A request's body, where inputs may have `most` bytes.
+/// Reads the body of a request whose input may have up to `most` bytes.
 pub(super) async fn body(room: &Room, request: Request, most: usize) -> Result<Body, Problem> {
     let size = request.body().size_hint();
-    // Before it waits for room, and before anything of it has arrived.
+    // Checked before it waits for capacity, and before any of it has arrived.
     if size.lower() > most.saturating_add(ENVELOPE) as u64 {
         return Err(too_large(most));
     }
@@ -202,7 +203,7 @@ pub(super) async fn body(room: &Room, request: Request, most: usize) -> Result<B
     let part = if arrives <= SMALL as u64 {
         None
     } else {
-        // One that is larger than it may be is refused before it has filled its part.
+        // A body that turns out to be too large is rejected before it has filled this share.
         let units = arrives.min(largest).div_ceil(SMALL as u64).max(1);
         Some(turn(room, u32::try_from(units).unwrap_or(u32::MAX)).await?)
     };
@@ -215,14 +216,14 @@ fn too_large(most: usize) -> Problem {
 }
 
 async fn turn(room: &Room, units: u32) -> Result<OwnedSemaphorePermit, Problem> {
-    let late = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many large inputs arrive just now; try again");
+    let late = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many large inputs are arriving; try again");
     match tokio::time::timeout(TURN, room.units.clone().acquire_many_owned(units)).await {
         Ok(Ok(permit)) => Ok(permit),
         _ => Err(late()),
     }
 }
 
-/// The bytes of a body, as long as it keeps the pace.
+/// Reads the bytes of a body, as long as it keeps the pace.
 async fn arrived(pace: Pace, request: Request, most: usize, holds_room: bool) -> Result<Vec<u8>, Problem> {
     let begun = Instant::now();
     let limit = most.saturating_add(ENVELOPE);
@@ -259,7 +260,8 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(600);
 
-    /// A server within such limits, and what ends it: `/` answers at once, `/late` after a while and `/endless` for ever.
+    /// Starts a server with these limits and returns what stops it. `/` responds at once, `/late` after a while, and
+    /// the response of `/endless` never ends.
     async fn server_within(limits: Limits) -> (SocketAddr, watch::Sender<bool>, JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -281,7 +283,7 @@ mod tests {
         server_within(Limits { connections, head_time, write_time: LONG }).await
     }
 
-    /// Asks on a new connection, which stays open.
+    /// Sends a request on a new connection, which stays open.
     async fn ask(addr: SocketAddr) -> TcpStream {
         ask_for("/", addr).await
     }
@@ -292,7 +294,7 @@ mod tests {
         stream
     }
 
-    /// Reads until the answer is there.
+    /// Reads until the response is complete.
     async fn answer(stream: &mut TcpStream) -> String {
         let mut got = Vec::new();
         while !got.ends_with(b"here") {
@@ -327,7 +329,7 @@ mod tests {
         let write_time = Duration::from_millis(50);
         let (addr, _stop, _) = server_within(Limits { connections: 1, head_time: LONG, write_time }).await;
         let _deaf = ask_for("/endless", addr).await;
-        // Without the limit there would never be a place for this one.
+        // Without the limit there would never be a slot for this one.
         assert!(answer(&mut ask(addr).await).await.starts_with("HTTP/1.1 200"));
     }
 
@@ -346,7 +348,7 @@ mod tests {
         answer(&mut first).await;
         let mut second = ask(addr).await;
         let early = tokio::time::timeout(Duration::from_millis(100), answer(&mut second)).await;
-        assert!(early.is_err(), "served beside the first");
+        assert!(early.is_err(), "served alongside the first");
         drop(first);
         answer(&mut second).await;
     }
@@ -360,7 +362,7 @@ mod tests {
         done.await.unwrap();
     }
 
-    /// A POST whose body is `first`, then after a while `then`; without `then` it does not end.
+    /// A POST whose body is `first` bytes and, after a while, `then` more; without `then` it never ends.
     fn post(first: usize, then: Option<usize>) -> Request {
         let piece = |bytes: usize| Ok::<_, io::Error>(Bytes::from(vec![b' '; bytes]));
         let pause = tokio::time::sleep(Duration::from_millis(50));
@@ -375,7 +377,7 @@ mod tests {
         Request::post("/").body(Body::from_stream(pieces)).unwrap()
     }
 
-    /// What a refused body is told.
+    /// Returns the status and text of a rejection.
     async fn refusal(of: Result<super::Body, Problem>) -> (StatusCode, String) {
         let answer = of.err().unwrap().into_response();
         let (status, text) = (answer.status(), to_bytes(answer.into_body(), 4096).await.unwrap());
@@ -427,7 +429,7 @@ mod tests {
         assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{why}");
     }
 
-    /// A body of which nothing arrives.
+    /// A body of this announced size of which nothing arrives.
     struct Announced(u64);
 
     impl HttpBody for Announced {
@@ -450,7 +452,7 @@ mod tests {
         let answer = body(&room, post(most + ENVELOPE + 1), most).await.err().unwrap().into_response();
         assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
         let within = body(&room, post(most + ENVELOPE), most);
-        assert!(tokio::time::timeout(Duration::from_millis(50), within).await.is_err(), "waits for room");
+        assert!(tokio::time::timeout(Duration::from_millis(50), within).await.is_err(), "waits for capacity");
     }
 
     #[tokio::test]
@@ -462,7 +464,7 @@ mod tests {
         assert_eq!(first.bytes.len(), most);
         let second = body(&room, post(SMALL + 1), most);
         tokio::pin!(second);
-        assert!(tokio::time::timeout(Duration::from_millis(50), &mut second).await.is_err(), "beside the first");
+        assert!(tokio::time::timeout(Duration::from_millis(50), &mut second).await.is_err(), "alongside the first");
         assert_eq!(body(&room, post(SMALL), most).await.unwrap().bytes.len(), SMALL);
         drop(first);
         assert_eq!(second.await.unwrap().bytes.len(), SMALL + 1);

@@ -5,14 +5,14 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::ContentHash;
+use super::{ContentHash, clip};
 
 /// A circuit's name: 1 to 128 characters of `A–Z a–z 0–9 . _ -`, the first a letter or a digit.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct CircuitName(String);
 
-/// A name that is not a circuit's.
+/// Error of an invalid circuit name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a circuit's name is 1 to 128 characters of A-Z a-z 0-9 . _ - and begins with a letter or digit, got {0:?}")]
 pub struct InvalidName(String);
@@ -33,7 +33,7 @@ impl FromStr for CircuitName {
         if first && s.len() <= 128 && s.chars().all(plain) {
             Ok(Self(s.to_owned()))
         } else {
-            Err(InvalidName(s.chars().take(140).collect()))
+            Err(InvalidName(clip(s, 140)))
         }
     }
 }
@@ -64,21 +64,21 @@ impl fmt::Debug for CircuitName {
     }
 }
 
-/// A registered circuit: a name for a proving key and, where there is one, the witness program, each by content.
+/// A registered circuit: a name for a proving key and, if it has one, a witness program, each identified by content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Circuit {
-    /// Its name, unique in a store. Registering other content under a name replaces it for jobs submitted later.
+    /// Name, unique in a store. Registering other content under the same name replaces it for jobs submitted later.
     pub name: CircuitName,
     /// Content of the zkey.
     pub zkey: ContentHash,
-    /// Content of the witness wasm; without one, jobs bring a witness in place of inputs.
+    /// Content of the witness program; without one, jobs supply a witness instead of inputs.
     pub wasm: Option<ContentHash>,
-    /// Wires of the circuit, the constant 1 included.
+    /// Number of wires, including the constant 1.
     pub n_vars: u32,
-    /// Public inputs and outputs.
+    /// Number of public inputs and outputs.
     pub n_public: u32,
     /// Size of the evaluation domain, a power of two.
     pub domain_size: u32,
-    /// When it was registered, milliseconds since 1970 (the store's clock; 0 before it is stored).
+    /// Time of registration, in milliseconds since 1970 by the store's clock; 0 before it is stored.
     pub created_at: i64,
 }

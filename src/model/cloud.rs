@@ -1,21 +1,21 @@
-//! Object stores by whose they are.
+//! Cloud providers of object stores.
 
-/// Whose object store, or whose protocol a store speaks.
+/// The provider of an object store, or the provider whose protocol the store speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cloud {
-    /// Amazon's S3, and the many that are like it.
+    /// Amazon S3, and the many stores compatible with it.
     Amazon,
-    /// Google's Cloud Storage.
+    /// Google Cloud Storage.
     Google,
-    /// Azure's Blob Storage.
+    /// Azure Blob Storage.
     Azure,
 }
 
 impl Cloud {
-    /// Each of them.
+    /// All providers.
     pub const ALL: [Self; 3] = [Self::Amazon, Self::Google, Self::Azure];
 
-    /// What an address in it begins with.
+    /// Returns the URL scheme, such as `s3://`.
     pub fn scheme(self) -> &'static str {
         match self {
             Self::Amazon => "s3://",

@@ -2,7 +2,7 @@
 //!
 //! E: y² = x³ + 3 over Fq, E′: y² = x³ + 3/(9+u) over Fq2 = Fq\[u\]/(u²+1); both groups have prime order r.
 //! About 100 bits of security (Kim–Barbulescu). Field elements are four 64-bit limbs, little-endian, in Montgomery
-//! form with R = 2^256: the very bytes a zkey file holds.
+//! form with R = 2^256: the same bytes as in a zkey file.
 
 /// Base field, q = 21888242871839275222246405745257275088696311157297823662689037894645226208583.
 pub type Fq = ark_bn254::Fq;

@@ -13,18 +13,18 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
 use super::{CircuitName, ContentHash, clip};
 
-/// A job's identity; made by the submitter (a time-ordered UUID by default), so that a repeated submit is recognised.
+/// A job's id, chosen by the submitter (a time-ordered UUID by default), so that a repeated submission is recognised.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Debug)]
 #[serde(transparent)]
 pub struct JobId(pub Uuid);
 
 impl JobId {
-    /// A new, time-ordered identity.
+    /// Creates a new, time-ordered id.
     pub fn new() -> Self {
         Self(Uuid::now_v7())
     }
@@ -50,30 +50,48 @@ impl FromStr for JobId {
     }
 }
 
-/// The fencing token: grows by one with each claim. Whoever writes to a running job says which attempt is its own,
-/// and a token that no longer holds changes nothing.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Debug)]
-#[serde(transparent)]
-pub struct Attempt(pub u32);
+/// The fencing token of a claim. Every change to a running job carries the attempt it belongs to, and a token that no
+/// longer holds changes nothing. Serialized as its number.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Attempt {
+    /// Number of claims of the job so far.
+    pub number: u32,
+    /// Identifies the submission of the job: if a job is forgotten and its id submitted again, the numbers start again,
+    /// but a token of the former job does not hold the new one.
+    pub submission: i64,
+}
 
-/// A worker process: unique for each start of it.
+impl Attempt {
+    /// Returns another attempt at the same submission.
+    pub fn numbered(self, number: u32) -> Self {
+        Self { number, ..self }
+    }
+}
+
+impl Serialize for Attempt {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.number.serialize(serializer)
+    }
+}
+
+/// Id of a worker process, unique for each start.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize, Debug)]
 #[serde(transparent)]
 pub struct WorkerId(pub String);
 
-/// Where a job stands.
+/// State of a job.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Debug)]
 #[serde(rename_all = "lowercase")]
 pub enum JobState {
-    /// Waits for a worker, or for its time.
+    /// Waits for a worker, or for the time of its next attempt.
     Queued,
     /// A worker holds a lease on it.
     Running,
     /// Has a verified proof.
     Done,
-    /// Has an error and will not be tried again.
+    /// Has an error and will not be retried.
     Failed,
-    /// Somebody cancelled it.
+    /// Was cancelled by a client.
     Cancelled,
 }
 
@@ -81,7 +99,7 @@ impl JobState {
     /// All states.
     pub const ALL: [Self; 5] = [Self::Queued, Self::Running, Self::Done, Self::Failed, Self::Cancelled];
 
-    /// As stored and printed.
+    /// Returns the name, as stored and printed.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -113,7 +131,7 @@ impl fmt::Display for JobState {
     }
 }
 
-/// What a running job is at.
+/// Stage of a running job.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Debug)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
@@ -125,7 +143,7 @@ pub enum Stage {
     Prove,
     /// Verifying the proof.
     Verify,
-    /// Writing the result down.
+    /// Storing the result.
     Store,
 }
 
@@ -133,7 +151,7 @@ impl Stage {
     /// All stages, in order.
     pub const ALL: [Self; 5] = [Self::Load, Self::Witness, Self::Prove, Self::Verify, Self::Store];
 
-    /// As stored and printed.
+    /// Returns the name, as stored and printed.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Load => "load",
@@ -154,7 +172,7 @@ impl FromStr for Stage {
     }
 }
 
-/// Order among queued jobs: higher first, 0 by default.
+/// Order among queued jobs: higher priorities first, 0 by default.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Debug, Default)]
 #[serde(transparent)]
 pub struct Priority(pub i16);
@@ -163,10 +181,10 @@ pub struct Priority(pub i16);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Debug)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureClass {
-    /// The input, the circuit or the witness is at fault: trying again cannot help.
+    /// The input, the circuit or the witness is at fault: a retry cannot help.
     BadInput,
-    /// Something outside failed and may recover, or a worker's limit was met that another may not have: storage, the database,
-    /// memory.
+    /// A resource such as storage, the database or memory failed and may recover, or the worker reached a limit that
+    /// another worker may not have.
     Transient,
     /// The worker died or lost its lease.
     LostWorker,
@@ -174,9 +192,9 @@ pub enum FailureClass {
     Device,
     /// A device returned a proof that does not verify.
     InvalidProof,
-    /// The time allowed was over.
+    /// A time limit was exceeded.
     Timeout,
-    /// A class that this version does not know: a newer one wrote it.
+    /// A class unknown to this version, written by a newer one.
     #[serde(other)]
     Unknown,
 }
@@ -186,7 +204,7 @@ impl FailureClass {
     pub const ALL: [Self; 6] =
         [Self::BadInput, Self::Transient, Self::LostWorker, Self::Device, Self::InvalidProof, Self::Timeout];
 
-    /// As stored and printed.
+    /// Returns the name, as stored and printed.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::BadInput => "bad_input",
@@ -211,27 +229,27 @@ impl FromStr for FailureClass {
     }
 }
 
-/// Why a job failed.
+/// Error of a job or an attempt.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub struct JobError {
-    /// Its class.
+    /// Class of the error.
     pub class: FailureClass,
-    /// One sentence for a person. Names signals and sizes, never values of inputs.
+    /// One human-readable sentence. It names signals and sizes, never values of inputs.
     pub message: String,
 }
 
 /// Failed attempts of a job so far, by retry budget.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
 pub struct Tries {
-    /// Charged to transient faults and time-outs.
+    /// Transient errors and exceeded time limits.
     pub transient: u32,
-    /// Charged to devices and invalid proofs.
+    /// Device errors and invalid proofs.
     pub device: u32,
-    /// Leases that lapsed: workers that died with the job in hand.
+    /// Lapsed leases: workers that died while they ran the job.
     pub lost: u32,
 }
 
-/// How long the stages took, milliseconds.
+/// Time that each stage took, in milliseconds.
 #[derive(Clone, Copy, PartialEq, Serialize, Deserialize, Debug, Default)]
 pub struct StageTimes {
     /// Opening the circuit.
@@ -244,106 +262,107 @@ pub struct StageTimes {
     pub verify_ms: f64,
 }
 
-/// An attempt that came to nothing, for a job's history.
+/// A failed attempt in a job's history.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub struct FailedAttempt {
-    /// Which one.
-    pub attempt: Attempt,
-    /// Who made it.
+    /// Number of the attempt.
+    pub attempt: u32,
+    /// The worker that made it.
     pub worker: Option<WorkerId>,
-    /// When it was written down, by the store's clock.
+    /// When the failure was recorded, by the store's clock.
     pub at: i64,
-    /// Why it failed.
+    /// Why the attempt failed.
     pub error: JobError,
 }
 
-/// What a finished job has to show.
+/// The result of a job that is done.
 #[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
 pub struct JobResult {
     /// proof.json as snarkjs writes it.
     pub proof_json: String,
     /// public.json as snarkjs writes it.
     pub public_json: String,
-    /// Device that made the proof.
+    /// Label of the device that computed the proof.
     pub device: String,
-    /// Where the time went.
+    /// Time that each stage took.
     pub times: StageTimes,
 }
 
-/// A job to submit. Its input travels beside it, since it is a secret.
+/// A job to submit. Its input is passed separately, because it is a secret.
 #[derive(Clone, Debug)]
 pub struct NewJob {
-    /// Identity, chosen by the submitter.
+    /// Id, chosen by the submitter.
     pub id: JobId,
-    /// Circuit by name; its content at submit time is what is proved.
+    /// Name of the circuit; what is proved is its content at the time of submission.
     pub circuit: CircuitName,
-    /// The submitter's own name for this job: the same key with the same body gives the same job.
+    /// The submitter's own name for the job: the same key with the same body returns the same job.
     pub idempotency_key: Option<String>,
-    /// Hash of what was asked (circuit and input), which tells a repeat from a conflict.
+    /// Hash of the request (circuit and input), which distinguishes a repetition from a conflict.
     pub body: ContentHash,
-    /// The same by keys that were used before: a job written down then is recognised too.
+    /// The same hash by keys in use earlier, so that a job stored at that time is recognised too.
     pub former_bodies: Vec<ContentHash>,
     /// Order among queued jobs.
     pub priority: Priority,
-    /// Fails the job if no worker has begun it within this time of its submission.
+    /// The job fails if no worker has started it within this time after its submission.
     pub start_within: Option<Duration>,
 }
 
 impl NewJob {
-    /// The body of a job that no request can repeat, since it has neither an id nor a key of its submitter's. The hash
-    /// outlives the input, and so this one says nothing about it.
+    /// Returns the body hash of a job that no request can repeat, because it has neither an id nor a key from its
+    /// submitter. The hash outlives the input, so this one does not depend on the input.
     pub fn unrepeatable(id: JobId) -> ContentHash {
         ContentHash::of(id.0.as_bytes())
     }
 }
 
-/// A job as the store has it.
-#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+/// A job in the store.
+#[derive(Clone, PartialEq, Serialize, Debug)]
 pub struct Job {
-    /// Identity.
+    /// Id.
     pub id: JobId,
     /// The queue it was submitted to.
     pub queue: String,
-    /// Circuit by name.
+    /// Name of the circuit.
     pub circuit: CircuitName,
-    /// Content of the circuit's key when the job was submitted; zeros for one that was refused before it had a circuit.
+    /// Content of the circuit's key when the job was submitted; zeros for a job that was rejected before its circuit
+    /// was known.
     pub zkey: ContentHash,
-    /// Content of the circuit's witness program then.
+    /// Content of the circuit's witness program when the job was submitted.
     pub wasm: Option<ContentHash>,
-    /// Where it stands.
+    /// State.
     pub state: JobState,
-    /// What a running job is at.
+    /// Current stage of a running job.
     pub stage: Option<Stage>,
-    /// How far it is, 0 to 1.
+    /// Progress of the current stage, 0 to 1.
     pub progress: f32,
-    /// Claims so far: the fencing token of the present or last holder.
+    /// Number of claims so far: the fencing token of the current or last holder.
     pub attempt: Attempt,
     /// Failed attempts so far.
     pub tries: Tries,
     /// Order among queued jobs.
     pub priority: Priority,
-    /// The submitter's own name for it.
+    /// The submitter's own name for the job.
     pub idempotency_key: Option<String>,
-    /// Holder of the lease, or the last one.
+    /// Current or last holder of the lease.
     pub worker: Option<WorkerId>,
-    /// Last error; a queued job that has one is being retried.
+    /// Last error; a queued job with an error is being retried.
     pub error: Option<JobError>,
-    /// Attempts that failed and workers that died with it, oldest first; at most the last 50.
+    /// Failed attempts, including those whose worker died, oldest first; at most the last 50.
     pub history: Vec<FailedAttempt>,
     /// Result of a job that is done.
     pub result: Option<JobResult>,
-    /// Somebody asked to cancel it while it runs.
+    /// Whether a client has asked to cancel the job while it runs.
     pub cancel_requested: bool,
-    /// Submitted, milliseconds since 1970 by the store's clock, as all times here.
+    /// Time of submission, in milliseconds since 1970 by the store's clock, as are all times here.
     pub created_at: i64,
-    /// Not before this time.
+    /// The job does not start before this time.
     pub run_at: i64,
-    /// Fails if it was not begun before this time; none once a worker has begun it.
+    /// The job fails if it has not started by this time; `None` once a worker has started it.
     pub start_by: Option<i64>,
-    /// First claimed.
+    /// Time of the first claim.
     pub started_at: Option<i64>,
-    /// Reached a final state.
+    /// Time when the job reached a final state.
     pub finished_at: Option<i64>,
-    /// When the present lease lapses.
+    /// Time when the current lease lapses.
     pub lease_expires_at: Option<i64>,
 }

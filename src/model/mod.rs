@@ -1,5 +1,6 @@
-//! Plain nouns: what a job, a circuit, a key, a witness and a proof are. No I/O.
+//! Plain data types: jobs, circuits, keys, witnesses and proofs. No I/O.
 
+mod choice;
 mod circuit;
 mod cloud;
 mod curve;
@@ -13,6 +14,7 @@ mod sync;
 mod text;
 mod witness;
 
+pub use choice::{BackendChoice, Instructions};
 pub use circuit::{Circuit, CircuitName, InvalidName};
 pub use cloud::Cloud;
 pub use curve::{FQ_MODULUS_DEC, FR_MODULUS_DEC, Fq, Fq2, Fr, G1, G1Affine, G2, G2Affine};
@@ -22,7 +24,7 @@ pub use job::{
     StageTimes, Tries, WorkerId,
 };
 pub use key::{CoefficientEntry, KeyHeader, KeySections, ProvingKey, g1_raw, g2_raw};
-pub(crate) use key::{ENTRY_BYTES, G1_BYTES, G2_BYTES, entry, limbs};
+pub(crate) use key::{ENTRY_BYTES, G1_BYTES, G2_BYTES, PointSection, entry, limbs};
 pub use proof::{Proof, PublicInputs, VerificationKey};
 pub use reason::io_reason;
 pub use stop::{StopReason, StopToken};

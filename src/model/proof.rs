@@ -17,7 +17,7 @@ pub struct Proof {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicInputs(pub Vec<Fr>);
 
-/// What a verifier needs. `ic` has one point more than there are public values.
+/// The verification key. `ic` has one more point than there are public values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerificationKey {
     /// \[α\]₁
@@ -28,12 +28,12 @@ pub struct VerificationKey {
     pub gamma_g2: G2Affine,
     /// \[δ\]₂
     pub delta_g2: G2Affine,
-    /// Per public value, and first for the constant 1: \[(β·Aᵢ + α·Bᵢ + Cᵢ)(τ)/γ\]₁
+    /// First for the constant 1, then for each public value: \[(β·Aᵢ + α·Bᵢ + Cᵢ)(τ)/γ\]₁
     pub ic: Vec<G1Affine>,
 }
 
 impl VerificationKey {
-    /// Number of public values.
+    /// Returns the number of public values.
     pub fn n_public(&self) -> usize {
         self.ic.len().saturating_sub(1)
     }

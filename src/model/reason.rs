@@ -1,24 +1,24 @@
-//! What the operating system's errors say.
+//! Messages for the operating system's errors.
 
 use std::io;
 
-/// The words for an error of a file, without the operating system's number. Whoever shows them says which file it was.
+/// Describes an error of a file, without the operating system's error number. The caller adds the file's name.
 pub fn io_reason(e: &io::Error) -> String {
     match e.kind() {
         io::ErrorKind::NotFound => "no such file".into(),
         io::ErrorKind::PermissionDenied => "permission denied".into(),
-        io::ErrorKind::AlreadyExists => "something else is there already".into(),
+        io::ErrorKind::AlreadyExists => "something else already exists there".into(),
         io::ErrorKind::StorageFull => "no space is left on the device".into(),
-        io::ErrorKind::QuotaExceeded => "the disk quota is used up".into(),
+        io::ErrorKind::QuotaExceeded => "the disk quota is exceeded".into(),
         io::ErrorKind::FileTooLarge => "the file would be larger than is allowed (ulimit -f)".into(),
         io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only".into(),
         io::ErrorKind::IsADirectory => "it is a folder".into(),
-        io::ErrorKind::NotADirectory => "a part of its path is no folder".into(),
+        io::ErrorKind::NotADirectory => "a part of its path is not a folder".into(),
         _ => without_number(&e.to_string()),
     }
 }
 
-/// Rust adds the number to the operating system's words.
+/// Removes the error number, which Rust adds to the operating system's message.
 fn without_number(text: &str) -> String {
     let cut = text.split_once(" (os error ").and_then(|(words, rest)| {
         let (number, more) = rest.split_once(')')?;
@@ -33,8 +33,9 @@ mod tests {
 
     #[test]
     fn errors_are_words_without_a_number() {
-        // By the numbers of Linux.
-        for (number, words) in [(2, "no such file"), (21, "it is a folder"), (20, "a part of its path is no folder")] {
+        // Linux's error numbers.
+        for (number, words) in [(2, "no such file"), (21, "it is a folder"), (20, "a part of its path is not a folder")]
+        {
             assert_eq!(io_reason(&io::Error::from_raw_os_error(number)), words);
         }
         for number in 1..134 {

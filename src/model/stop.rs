@@ -1,4 +1,4 @@
-//! Asking running work to stop.
+//! Requests to running work to stop.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,9 +8,9 @@ use std::time::Instant;
 /// Why work is asked to stop.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StopReason {
-    /// Somebody cancelled the job.
+    /// A client cancelled the job.
     Cancelled,
-    /// The time allowed for it is over.
+    /// The time limit was exceeded.
     TimedOut,
     /// The worker is shutting down.
     Draining,
@@ -29,7 +29,8 @@ impl fmt::Display for StopReason {
     }
 }
 
-/// A shared flag that long work looks at between its steps. Clones share the flag; the first reason given stays.
+/// A shared flag that long-running work checks between its steps. Clones share the flag; the first reason given is
+/// kept.
 #[derive(Clone, Debug, Default)]
 pub struct StopToken {
     flag: Arc<AtomicU8>,
@@ -37,24 +38,24 @@ pub struct StopToken {
 }
 
 impl StopToken {
-    /// A token that nobody has stopped.
+    /// Creates a token that is not stopped.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The same flag with a deadline of its own: past it the token reads as [`StopReason::TimedOut`]. The nearer of
-    /// two deadlines holds.
+    /// Returns a token with the same flag and a deadline, after which it is stopped with [`StopReason::TimedOut`]. If
+    /// it has a deadline already, the earlier one applies.
     pub fn with_deadline(&self, at: Instant) -> Self {
         let deadline = Some(self.deadline.map_or(at, |d| d.min(at)));
         Self { flag: self.flag.clone(), deadline }
     }
 
-    /// The same flag without a deadline.
+    /// Returns a token with the same flag and no deadline.
     pub fn without_deadline(&self) -> Self {
         Self { flag: self.flag.clone(), deadline: None }
     }
 
-    /// The deadline, if there is one.
+    /// Returns the deadline, if there is one.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
@@ -70,7 +71,7 @@ impl StopToken {
         let _ = self.flag.compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// Whether and why the work is to stop.
+    /// Returns why the work must stop, or `None` if it may continue.
     pub fn stopped(&self) -> Option<StopReason> {
         match self.flag.load(Ordering::Acquire) {
             0 if self.deadline.is_some_and(|d| Instant::now() >= d) => Some(StopReason::TimedOut),

@@ -1,14 +1,14 @@
-//! The witness: a secret.
+//! The witness, which is secret.
 
 use std::fmt;
 
 use ark_ff::BigInteger256;
 use zeroize::Zeroizing;
 
-/// Values of all wires, w\[0\] = 1, then outputs, public inputs, private inputs and internal wires.
+/// Values of all wires: w\[0\] = 1, then outputs, public inputs, private inputs and internal wires.
 ///
-/// Each is four 64-bit limbs, little-endian, plain (not Montgomery), below r: whoever builds one has checked that.
-/// Overwritten with zeros when dropped; `Debug` shows the length only.
+/// Each is four 64-bit limbs, little-endian, plain (not Montgomery) and below r, which its constructor's caller has
+/// checked. Overwritten with zeros when dropped; `Debug` shows only the length.
 pub struct Witness(Zeroizing<Vec<BigInteger256>>);
 
 impl Witness {
@@ -17,17 +17,17 @@ impl Witness {
         Self(Zeroizing::new(values))
     }
 
-    /// The values, one a wire.
+    /// Returns the values, one per wire.
     pub fn values(&self) -> &[BigInteger256] {
         &self.0
     }
 
-    /// Number of wires.
+    /// Returns the number of wires.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is no wire at all.
+    /// Whether there are no wires.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

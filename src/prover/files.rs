@@ -1,4 +1,4 @@
-//! Reading and writing the files that a command names.
+//! Reading and writing files named on the command line.
 
 use std::fs;
 use std::io::{self, BufWriter, Write};
@@ -13,18 +13,18 @@ use crate::backend::mapped::map_file;
 use crate::formats::{FormatError, wtns, zkey};
 use crate::model::{ProvingKey, Witness, io_reason};
 
-/// Why a command on files did not do what was asked: one sentence, with the file's name.
+/// Error of a command on files: one sentence, with the file's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FileError {
-    /// A file cannot be read or written, or is not what it should be.
+    /// A file cannot be read or written, or its content is invalid.
     #[error("{0}")]
     Failed(String),
-    /// The files named do not go together.
+    /// The arguments are wrong.
     #[error("{0}")]
     Usage(String),
 }
 
-/// An error about a file, with its name.
+/// Returns an error that names the file.
 pub fn about(path: &Path, why: impl std::fmt::Display) -> FileError {
     FileError::Failed(format!("{}: {why}", path.display()))
 }
@@ -34,7 +34,7 @@ pub fn map(path: &Path) -> Result<Bytes, FileError> {
     map_file(path).map_err(|e| about(path, io_reason(&e)))
 }
 
-/// Opens a proving key.
+/// Opens a proving key: maps and parses it.
 pub fn proving_key(path: &Path) -> Result<ProvingKey, FileError> {
     parsed(path, zkey::parse(map(path)?))
 }
@@ -44,29 +44,29 @@ pub fn witness(path: &Path) -> Result<Witness, FileError> {
     parsed(path, wtns::parse(&map(path)?))
 }
 
-/// Names the file in a format's error.
+/// Adds the file's name to a format error.
 pub fn parsed<T>(path: &Path, result: Result<T, FormatError>) -> Result<T, FileError> {
     result.map_err(|e| about(path, e))
 }
 
-/// Has a write fail that would make a file larger than the process may (`ulimit -f`), as on a full disk. Otherwise its signal
-/// ends the process, which then removes no temporary file and says nothing.
+/// Makes a write that exceeds the file size limit (`ulimit -f`) fail, as on a full disk. Otherwise, a signal ends the
+/// process without an error message and leaves temporary files behind.
 pub fn survive_size_limit() {
-    // That the signal is handled is all; where that cannot be had, it ends the process as it did.
+    // The signal only has to be handled. If that fails, it ends the process as before.
     let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::<AtomicBool>::default());
 }
 
-/// Whether one of these results goes to standard output by its name: then nothing else may be printed there.
+/// Whether one of these outputs is standard output. If so, nothing else may be printed there.
 pub fn on_stdout(outputs: &[&Path]) -> bool {
     outputs.contains(&Path::new(STDOUT))
 }
 
-/// Links followed one after the other at most, as many as Linux follows.
+/// Maximum number of symbolic links to follow in a row, as on Linux.
 const MOST_LINKS: usize = 40;
-/// Standard output by name.
+/// The path of standard output.
 pub const STDOUT: &str = "/dev/stdout";
 
-/// Fails if a command would write over a file that it reads, or write two results to one file.
+/// Fails if a command would overwrite a file that it reads, or write two results to the same file.
 pub fn distinct(inputs: &[&Path], outputs: &[&Path]) -> Result<(), FileError> {
     for (i, out) in outputs.iter().enumerate() {
         if *out == Path::new(STDOUT) && outputs[..i].contains(out) {
@@ -80,13 +80,13 @@ pub fn distinct(inputs: &[&Path], outputs: &[&Path]) -> Result<(), FileError> {
             return Err(FileError::Usage(format!("{}: is read, and would be written over", out.display())));
         }
         if outputs[..i].iter().any(|p| self::place(p) == place) {
-            return Err(FileError::Usage(format!("{}: two results would go to this one file", out.display())));
+            return Err(FileError::Usage(format!("{}: two results would go to this file", out.display())));
         }
     }
     Ok(())
 }
 
-/// Where a file is, or would be: links and dots resolved as far as there is something.
+/// Returns where a file is or would be, with links and dots resolved as far as the path exists.
 fn place(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| {
         let path = &resolved(path).unwrap_or_else(|_| path.to_path_buf());
@@ -98,7 +98,7 @@ fn place(path: &Path) -> PathBuf {
     })
 }
 
-/// The file that a path leads to by its links, whether or not it is there.
+/// Follows the links of a path to a file, which need not exist.
 fn resolved(path: &Path) -> io::Result<PathBuf> {
     if let Ok(there) = fs::canonicalize(path) {
         return Ok(there);
@@ -113,32 +113,32 @@ fn resolved(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::other("its links lead nowhere"))
 }
 
-/// Writes a file so that it is there whole or not at all: a temporary neighbour, renamed into place. An existing file
-/// that is no regular one (a pipe, a terminal) is written to directly, and so is standard output by its name, whatever
-/// it is: that name is a link of the whole machine's, not to be renamed over. Another link stays, its file is
-/// replaced, or made.
+/// Writes a file atomically: to a temporary file in the same folder, renamed into place. An existing file that is not a
+/// regular file (a pipe, a terminal) is written to directly. So is standard output of any kind, because its path is a
+/// link of the whole machine, which must not be replaced. Any other link stays, and the file it points to is replaced
+/// or created.
 pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), FileError> {
     write_as(path, 0o666, fill)
 }
 
-/// The same for a secret: only its owner may read the file.
+/// Writes a secret as [`write()`] does, to a file that only its owner can read.
 pub fn write_secret(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), FileError> {
     write_as(path, 0o600, fill)
 }
 
-/// Writes text that is no secret to a file, as [`write()`] does.
+/// Writes text that is not secret to a file, as [`write()`] does.
 pub fn write_text(path: &Path, text: &str) -> Result<(), FileError> {
     write(path, |out| out.write_all(text.as_bytes()))
 }
 
-/// Writes the text of several files, none of them secret, as [`write()`] does: those that stay are all ready before the
-/// first takes its place, so that one that cannot be written leaves no other behind.
+/// Writes the texts of several files, none of them secret, as [`write()`] does. All regular files are complete before
+/// the first is renamed into place, so that if one cannot be written, none of the others appears.
 pub fn write_texts(files: &[(&Path, &str)]) -> Result<(), FileError> {
     let ready = files.iter().map(|(path, text)| Ready::new(path, |out| out.write_all(text.as_bytes())));
     place_all(ready.collect::<Result<Vec<_>, _>>()?)
 }
 
-/// Puts files into their places that are all ready.
+/// Renames complete files into place.
 pub fn place_all(files: Vec<Ready>) -> Result<(), FileError> {
     files.into_iter().try_for_each(Ready::place)
 }
@@ -147,20 +147,20 @@ fn write_as(path: &Path, mode: u32, fill: impl FnOnce(&mut dyn Write) -> io::Res
     Ready::with_mode(path, mode, fill)?.place()
 }
 
-/// A file that is written and not yet in its place. Dropped before, it is gone.
+/// A file that is complete and not yet renamed into place. It is removed when dropped before that.
 pub struct Ready {
     path: PathBuf,
-    /// None where it was written in place.
+    /// `None` if the file was written in place.
     temporary: Option<tempfile::NamedTempFile>,
 }
 
 impl Ready {
-    /// Writes a file that is no secret, as [`write()`] does.
+    /// Writes a file that is not secret, as [`write()`] does.
     pub fn new(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<Self, FileError> {
         Self::with_mode(path, 0o666, fill)
     }
 
-    /// `mode` is that of a new file, less what the process's umask takes away, as with any other program.
+    /// Writes a file. `mode` is the mode of a new file, before the process's umask is applied.
     fn with_mode(
         path: &Path,
         mode: u32,

@@ -1,8 +1,8 @@
-//! From a key's and a witness's file to a proof's, on the processor: the program `groth16-prover`.
+//! The program `groth16-prover`, which proves on the CPU, from files to files.
 //!
-//! It takes the place of rapidsnark's `prover`: the same four arguments, and nothing printed unless something is wrong.
-//! Beyond that it tests itself, and verifies the proof before it writes it. It is small, for those who start a process a
-//! proof; for anything else there is `prover-worker`.
+//! It is a drop-in replacement for rapidsnark's `prover`: it takes the same four arguments and prints nothing unless it
+//! fails. In addition, it tests itself, and verifies the proof before writing it. It is small, for users who start a
+//! process per proof; for everything else, there is `prover-worker`.
 
 pub mod files;
 
@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
-use crate::backend::cpu::{CpuBackend, Instructions};
+use crate::backend::cpu::CpuBackend;
 use crate::backend::{Backend, BackendError, Quiet, selftest};
 use crate::config::Processor;
 use crate::formats::snarkjs;
@@ -23,16 +23,16 @@ use crate::model::{StopToken, io_reason};
 use files::{FileError, about};
 
 const USAGE: &str = "\
-A Groth16 proof on BN254 from files, on the processor, verified before it is written.
+Computes a Groth16 proof on BN254 from files, on the CPU, and verifies it before writing it.
 
 Usage: groth16-prover <ZKEY> <WITNESS.wtns> <PROOF.json> <PUBLIC.json>
 
 Environment:
-  PROVER_THREADS  threads it may use: 1 to 1024 (default: one per core)
-  PROVER_CPU      instructions: auto, avx512ifma, avx2 or portable (default: auto, the fastest there are)
+  PROVER_THREADS  maximum number of threads: 1 to 1024 (default: one per core)
+  PROVER_CPU      instruction set: auto, avx512ifma, avx2 or portable (default: auto, the fastest available)
 ";
 
-/// Runs the program on its arguments. An error is one sentence on standard error, beginning with `error: `.
+/// Runs the program with the process's arguments. An error is one line on standard error that begins with `error: `.
 pub fn main() -> ExitCode {
     files::survive_size_limit();
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -43,7 +43,7 @@ pub fn main() -> ExitCode {
     };
     let ran = match told {
         Some(text) => match std::io::stdout().write_all(text.as_bytes()) {
-            // A closed pipe is no error: whoever reads has seen enough.
+            // A closed pipe is not an error: the reader has seen enough.
             Err(e) if e.kind() != ErrorKind::BrokenPipe => {
                 Err(failed(format!("standard output cannot be written: {}", io_reason(&e))))
             }
@@ -56,7 +56,7 @@ pub fn main() -> ExitCode {
     ExitCode::from(if matches!(why, FileError::Usage(_)) { 2 } else { 1 })
 }
 
-/// Proves, verifies, and only then writes the two files.
+/// Proves and verifies, and only then writes the two files.
 fn run(arguments: &[OsString]) -> Result<(), FileError> {
     let [zkey, witness, proof, public] = arguments else {
         let got = arguments.len();
@@ -67,19 +67,18 @@ fn run(arguments: &[OsString]) -> Result<(), FileError> {
     let [zkey, witness, proof, public] = [zkey, witness, proof, public].map(Path::new);
     files::distinct(&[zkey, witness], &[proof, public])?;
     let processor = Processor::from_env().map_err(|e| FileError::Usage(e.to_string()))?;
-    let instructions: Instructions = processor.instructions.parse().map_err(FileError::Usage)?;
     let threads = processor.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZero::get));
-    let device = CpuBackend::with(threads, instructions).map_err(failed)?;
+    let device = CpuBackend::with(threads, processor.instructions).map_err(failed)?;
     let proved = device.on(|| prove(&device, zkey, witness))?;
     let (told, known) = (snarkjs::proof_to_json(&proved.proof), snarkjs::public_to_json(&proved.public));
     files::write_texts(&[(proof, &told), (public, &known)])
 }
 
-/// A proof that verifies.
+/// Returns a verified proof.
 fn prove(device: &CpuBackend, zkey: &Path, witness: &Path) -> Result<Proved, FileError> {
     let key = files::proving_key(zkey)?;
     let values = files::witness(witness)?;
-    // Prepared while the processor tests itself, which takes as long as a small proof.
+    // The verifier is prepared during the CPU's self-test, which takes as long as a small proof.
     let (fit, verifier) = rayon::join(|| selftest::run(device), || Verifier::new(&key.header.vk));
     fit.map_err(failed)?;
     let loaded = device.load(Arc::new(key)).map_err(|e| about(zkey, e))?;
@@ -94,7 +93,7 @@ fn failed(why: impl std::fmt::Display) -> FileError {
     FileError::Failed(why.to_string())
 }
 
-/// An error as one line, whatever line breaks and other control characters its sources carry.
+/// Formats an error as one line, even if it contains line breaks or other control characters.
 pub fn one_line(text: &str) -> String {
     let line = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" | ");
     line.replace(char::is_control, "?")

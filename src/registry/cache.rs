@@ -1,4 +1,4 @@
-//! A cache bounded by bytes that loads each thing once.
+//! A cache bounded by bytes that loads each value once.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -8,14 +8,15 @@ use crate::model::locked;
 use tokio::sync::OnceCell;
 use tokio::task::JoinError;
 
-/// An error that all are told who waited for the same load.
+/// An error that can be given to every caller that waited for the same load.
 pub(super) trait Told: From<JoinError> + Send + Sync + 'static {
-    /// The same for another one.
+    /// Returns an equivalent error for another caller.
     fn again(&self) -> Self;
 }
 
-/// Values by key, each loaded once however many ask at the same time, forgotten least recently used first when their
-/// bytes exceed the limit. A value that somebody still holds is forgotten last, since forgetting it frees nothing.
+/// Values by key. Each is loaded once, however many callers ask for it at the same time. The least recently used ones
+/// are evicted when their total size exceeds the limit. Values still in use elsewhere are evicted last, because that
+/// frees nothing.
 pub(super) struct Cache<K, V: ?Sized, E> {
     inner: Arc<Mutex<Inner<K, V, E>>>,
 }
@@ -28,12 +29,12 @@ struct Inner<K, V: ?Sized, E> {
 
 struct Entry<V: ?Sized, E> {
     cell: Arc<Cell<V, E>>,
-    /// 0 until loaded.
+    /// Size of the value; 0 until it is loaded.
     bytes: u64,
     used: u64,
 }
 
-/// One load and those who wait for it.
+/// A load in progress or done, shared by all that wait for it.
 struct Cell<V: ?Sized, E> {
     value: OnceCell<Arc<V>>,
     failed: OnceLock<E>,
@@ -59,10 +60,11 @@ where
         locked(&self.inner)
     }
 
-    /// The value, loaded by `load` if need be, which also says how many bytes it takes.
+    /// Returns the value, loading it by `load` if needed, which also returns its size in bytes.
     ///
-    /// Loading goes on to its end when the caller stops waiting, so that the next one finds it done. A failed load is
-    /// told to all who wait for it, lest each of them waits for one of his own in turn, and is not remembered.
+    /// The load continues when the caller stops waiting, so that the next caller finds it done. A failure is given to
+    /// all callers that wait for the load, so that they do not each start a load of their own in turn, and is not
+    /// remembered.
     pub(super) async fn get_or_load<F>(&self, key: K, load: F) -> Result<Arc<V>, E>
     where
         F: Future<Output = Result<(Arc<V>, u64), E>> + Send + 'static,
@@ -94,7 +96,7 @@ where
                 (Ok(_), Some(bytes)) => {
                     let evicted = cache.lock().loaded(&key, &cell, bytes);
                     if !evicted.is_empty() {
-                        // What the cache held last is closed here, and a GPU does that when its work has ended.
+                        // The last reference may be dropped here, which on a GPU waits for its work to end.
                         tokio::task::spawn_blocking(move || drop(evicted));
                     }
                 }
@@ -111,30 +113,42 @@ where
         self.lock().entries.get(key).is_some_and(|e| e.cell.value.initialized())
     }
 
-    /// Bytes of all that is loaded.
+    /// Returns the total size of the loaded values, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.lock().bytes()
     }
 
-    /// Forgets whatever nobody holds; answers whether there was any.
+    /// Evicts a value, unless it is being loaded. Those who use it keep it until they are done.
+    pub(super) async fn forget(&self, key: &K) {
+        let evicted = self.lock().remove_loaded(key);
+        // On a blocking thread, as below.
+        let _ = tokio::task::spawn_blocking(move || drop(evicted)).await;
+    }
+
+    /// Evicts all values that are not in use elsewhere. Returns whether there were any.
     pub(super) async fn forget_idle(&self) -> bool {
-        // Closed when the lock is free again, and aside: that may take as long as a device works.
+        // Dropped without the lock and on a blocking thread: that may take as long as the device works.
         let idle: Vec<_> = self.lock().entries.extract_if(|_, e| e.is_idle()).collect();
         let any = !idle.is_empty();
-        // It is gone all the same where closing it panics.
+        // It is evicted even if dropping it panics.
         let _ = tokio::task::spawn_blocking(move || drop(idle)).await;
         any
     }
 }
 
 impl<V: ?Sized, E> Entry<V, E> {
-    /// Loaded, and held by nobody but the cache.
+    /// Whether the value is loaded and referenced by the cache only.
     fn is_idle(&self) -> bool {
         self.cell.value.get().is_some_and(|v| Arc::strong_count(v) == 1)
     }
 }
 
 impl<K: Eq + Hash + Clone, V: ?Sized, E> Inner<K, V, E> {
+    fn remove_loaded(&mut self, key: &K) -> Option<Entry<V, E>> {
+        self.entries.get(key).filter(|e| e.cell.value.initialized())?;
+        self.entries.remove(key)
+    }
+
     fn cell(&mut self, key: &K) -> Arc<Cell<V, E>> {
         self.clock += 1;
         let used = self.clock;
@@ -148,7 +162,7 @@ impl<K: Eq + Hash + Clone, V: ?Sized, E> Inner<K, V, E> {
         self.entries.values().map(|e| e.bytes).sum()
     }
 
-    /// Notes the size of what was loaded; gives what has to go for it.
+    /// Records the size of a loaded value. Returns the entries evicted for it.
     fn loaded(&mut self, key: &K, cell: &Arc<Cell<V, E>>, bytes: u64) -> Vec<Entry<V, E>> {
         let mut evicted = Vec::new();
         if let Some(entry) = self.entries.get_mut(key)
@@ -163,7 +177,7 @@ impl<K: Eq + Hash + Clone, V: ?Sized, E> Inner<K, V, E> {
                 .filter(|(k, e)| *k != key && e.cell.value.initialized())
                 .min_by_key(|(_, e)| (!e.is_idle(), e.used))
                 .map(|(k, _)| k.clone());
-            // One value larger than the limit stays alone: it is needed now.
+            // A single value larger than the limit stays: it is needed now.
             let Some(oldest) = oldest else { break };
             evicted.extend(self.entries.remove(&oldest));
         }
@@ -171,7 +185,7 @@ impl<K: Eq + Hash + Clone, V: ?Sized, E> Inner<K, V, E> {
     }
 
     fn forget_failed(&mut self, key: &K, cell: &Arc<Cell<V, E>>) {
-        // Whoever else waits for this cell holds it and is told. The next one who asks begins anew.
+        // Others that wait for this cell hold it and get the error. The next caller starts again.
         if self.entries.get(key).is_some_and(|e| Arc::ptr_eq(&e.cell, cell)) {
             self.entries.remove(key);
         }

@@ -1,14 +1,15 @@
-//! Circuits by content: registration, opening, and the keys kept loaded on each device.
+//! Circuits by content: registering them, opening them, and keeping their keys loaded on each device.
 //!
-//! A circuit is registered once, with a look at every byte of its key. From then on jobs name content, not files: what
-//! a job was submitted for is what is proved, whatever is registered under the name since.
+//! A circuit is registered once, with a check of every byte of its key. From then on jobs refer to content, not files:
+//! what a job was submitted for is what is proved, whatever is registered under the name later.
 
 mod cache;
+mod host_memory;
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use metrics::{counter, gauge};
@@ -22,48 +23,49 @@ use crate::groth16::Verifier;
 use crate::model::{Circuit, CircuitName, ContentHash, ProvingKey, locked};
 use crate::store::{Store, StoreError};
 use crate::telemetry;
-use crate::witness::{Limits, ModuleCache, WasmWitness, WitnessError};
+use crate::witness::{self, ModuleCache, WasmWitness, WitnessError};
 use cache::{Cache, Told};
 
-/// Removals by others that a registration outlives.
+pub use host_memory::host_keys;
+
+/// Number of concurrent removals that a registration recovers from.
 const MOST_CROSSED: usize = 5;
-/// How often it is looked how much memory there is.
-const LOOK_AT_MEMORY_EVERY: Duration = Duration::from_secs(10);
-/// Witness programs that are loaded at once, each of which may have to be compiled.
+/// Witness programs loaded at the same time, each of which may have to be compiled.
 const COMPILED_AT_ONCE: usize = 2;
 
-/// What can go wrong with a circuit.
+/// Why an operation on a circuit failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// The key is not a sound Groth16 key on BN254.
+    /// The key is not a valid Groth16 key on BN254.
     #[error("the zkey: {0}")]
     Key(#[from] FormatError),
-    /// The witness program cannot be used.
+    /// The witness program is unusable.
     #[error("the wasm: {0}")]
     Witness(#[from] WitnessError),
     /// Key and witness program belong to different circuits.
     #[error("the wasm computes {wasm} values, the zkey is for {zkey}: they belong to different circuits")]
     Mismatch {
-        /// Wires by the witness program.
+        /// Number of wires in the witness program.
         wasm: u32,
-        /// Wires by the key.
+        /// Number of wires in the key.
         zkey: u32,
     },
-    /// The device did not take the key.
+    /// The device could not load the key.
     #[error(transparent)]
     Backend(#[from] BackendError),
-    /// The key is larger than the device, whatever else is there.
+    /// The key does not fit into the device's memory, whatever else is there.
     #[error(
-        "{device} is too small for the key: it takes {resident} bytes and {per_proof} for a proof, of {memory} for both"
+        "{device} is too small for the key: {resident} bytes for the key and {per_proof} for a proof are needed, \
+         {memory} are available"
     )]
     TooLarge {
-        /// Which device.
+        /// The device's label.
         device: String,
-        /// Bytes that the key takes.
+        /// Bytes that the key needs.
         resident: u64,
-        /// More for a proof.
+        /// Bytes that a proof needs in addition.
         per_proof: u64,
-        /// Bytes that the device has for keys and proofs.
+        /// Bytes that the device has for keys and proofs together.
         memory: u64,
     },
     /// An artifact could not be read or written.
@@ -72,10 +74,10 @@ pub enum RegistryError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A loading task ended before its time.
-    #[error("loading a circuit was cut short: {0}")]
+    /// A loading task panicked or was cancelled.
+    #[error("loading a circuit was interrupted: {0}")]
     Cut(#[from] tokio::task::JoinError),
-    /// Somebody else's load of the same, for which this one waited, failed for what is around the program.
+    /// A concurrent load of the same content, which this call waited for, failed for a reason outside the program.
     #[error("{0}")]
     Elsewhere(String),
 }
@@ -100,47 +102,48 @@ impl Told for RegistryError {
     }
 }
 
-/// What a circuit is made of.
+/// The content of a circuit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CircuitContent {
-    /// Its key.
+    /// Hash of its key.
     pub zkey: ContentHash,
-    /// Its witness program, if it has one.
+    /// Hash of its witness program, if it has one.
     pub wasm: Option<ContentHash>,
 }
 
 /// An open circuit.
 pub struct ReadyCircuit {
-    /// What it is made of.
+    /// Its content.
     pub content: CircuitContent,
-    /// The key, mapped.
+    /// The memory-mapped key.
     pub key: Arc<ProvingKey>,
-    /// The verification key, prepared.
+    /// The prepared verification key.
     pub verifier: Verifier,
-    /// The witness program; without one, jobs bring a witness.
+    /// The witness program; if there is none, jobs bring a witness.
     pub witness: Option<WasmWitness>,
 }
 
-/// How the registry keeps to its means.
+/// Limits on the resources of a registry.
 #[derive(Debug, Clone)]
 pub struct RegistryLimits {
-    /// Bounds on witness programs.
-    pub witness: Limits,
-    /// Bytes of keys kept open in the host, and of those loaded on each device; by the memory there is when unset.
+    /// Limits on witness programs.
+    pub witness: witness::Limits,
+    /// Bytes of keys kept open in host memory, and of those loaded on each device; derived from the memory size when
+    /// unset.
     pub key_cache_bytes: Option<u64>,
 }
 
 impl RegistryLimits {
-    /// The usual ones, with these bounds on the time and the memory (bytes) of a witness program's run. Its compile,
-    /// which is made once, has at least a minute and 1 GiB.
+    /// The defaults, with these limits on the time and the memory (in bytes) of a run of a witness program. Its
+    /// compilation, which happens once, gets at least a minute and 1 GiB.
     pub fn for_witness(time: Duration, memory: u64) -> Self {
         let (compile_time, compile_memory) = (time.max(Duration::from_secs(60)), memory.max(1 << 30));
-        let witness = Limits { time, memory, compile_time, compile_memory };
+        let witness = witness::Limits { time, memory, compile_time, compile_memory };
         Self { witness, key_cache_bytes: None }
     }
 }
 
-/// Hears what a registration is at: a word and how far, 0 to 1.
+/// Receives the progress of a registration: its step, and the fraction done from 0 to 1.
 pub type Listener = Arc<dyn Fn(&'static str, f32) + Send + Sync>;
 
 /// The keys loaded on one device, by content.
@@ -154,16 +157,16 @@ pub struct Registry {
     modules: ModuleCache,
     limits: RegistryLimits,
     open: Cache<CircuitContent, ReadyCircuit, RegistryError>,
-    /// By the device's label.
+    /// Caches by the device's label.
     loaded: Arc<Mutex<HashMap<String, DeviceCache>>>,
-    /// Held while keys go for another to come.
+    /// Held while keys are evicted to load another.
     making_room: Arc<tokio::sync::Mutex<()>>,
-    /// Held while a witness program is compiled, which takes a child with memory of its own.
+    /// Limits concurrent compilations of witness programs, each in a child process with memory of its own.
     compiling: Arc<Semaphore>,
 }
 
 impl Registry {
-    /// A registry over a store and its artifacts.
+    /// Creates a registry over a store and its artifacts.
     pub fn new(store: Arc<dyn Store>, artifacts: Artifacts, modules: ModuleCache, limits: RegistryLimits) -> Self {
         let host = host_keys(limits.key_cache_bytes);
         let (loaded, making_room) = Default::default();
@@ -171,9 +174,9 @@ impl Registry {
         Self { store, artifacts, modules, limits, open: Cache::new(host), loaded, making_room, compiling }
     }
 
-    /// Registers a circuit: copies its files in, checks every byte of the key, compiles the witness program, and
-    /// writes it down. Other content under the same name replaces it for jobs submitted later; what nothing needs any
-    /// more is removed.
+    /// Registers a circuit: imports its files, checks every byte of the key, compiles the witness program, and records
+    /// the circuit. Different content under the same name replaces it for jobs submitted later; content that nothing
+    /// needs any more is removed.
     pub async fn add(
         &self,
         name: CircuitName,
@@ -189,13 +192,14 @@ impl Registry {
         let circuit = loop {
             match self.examine(name.clone(), content, on.clone()).await {
                 Ok(circuit) => break circuit,
-                // A removal of the same content, of a circuit that another process knows, crossed: it goes in again.
+                // The same content, of a circuit that another process registered, was removed meanwhile: import it
+                // again.
                 Err(RegistryError::Artifact(ArtifactError::Missing { .. })) if crossed < MOST_CROSSED => {
                     crossed += 1;
                     content = self.import(zkey, wasm).await?;
                 }
                 Err(e) => {
-                    // What failed its check is not kept.
+                    // Content that failed the check is not kept.
                     self.discard(content).await;
                     return Err(e);
                 }
@@ -206,7 +210,7 @@ impl Registry {
         if let Some(old) = replaced {
             self.discard(CircuitContent { zkey: old.zkey, wasm: old.wasm }).await;
         }
-        // From here on nobody removes it; but somebody may have done so just before.
+        // From here on the content is safe from removal; but it may have been removed just before.
         if !self.artifacts.contains(Kind::Zkey, content.zkey).await? {
             self.artifacts.import(Kind::Zkey, zkey).await?;
         }
@@ -258,7 +262,8 @@ impl Registry {
         })
     }
 
-    /// Forgets a circuit and removes what no other circuit has. Refused while unfinished jobs need it.
+    /// Removes a circuit, and its content unless another circuit has it. Refused while unfinished jobs need it. Returns
+    /// whether there was such a circuit.
     pub async fn remove(&self, name: &CircuitName) -> Result<bool, RegistryError> {
         let Some(circuit) = self.store.circuit(name).await? else { return Ok(false) };
         let removed = self.store.remove_circuit(name).await?;
@@ -268,7 +273,7 @@ impl Registry {
         Ok(removed)
     }
 
-    /// An open circuit by content.
+    /// Returns an open circuit by content, opening it if needed.
     pub async fn open(&self, content: CircuitContent) -> Result<Arc<ReadyCircuit>, RegistryError> {
         let me = self.clone();
         let load = async move {
@@ -289,13 +294,25 @@ impl Registry {
         self.open.get_or_load(content, load).await
     }
 
+    /// Returns an open circuit that has just been read from its files and verified by its hashes, and has the device
+    /// load its key again: if there are doubts about what is in memory.
+    pub async fn reopen(
+        &self,
+        device: &dyn Backend,
+        content: CircuitContent,
+    ) -> Result<Arc<ReadyCircuit>, RegistryError> {
+        self.open.forget(&content).await;
+        self.device_cache(device).forget(&content.zkey).await;
+        self.open(content).await
+    }
+
     /// Whether a circuit is open.
     pub fn is_open(&self, content: CircuitContent) -> bool {
         self.open.has(&content)
     }
 
-    /// A circuit's key on a device. When its memory does not suffice, keys that no proof uses make room, unless that would
-    /// not do: then nothing is uploaded and nothing has to go.
+    /// Returns a circuit's key on a device, loading it if needed. If the memory does not suffice, keys that no proof
+    /// uses are evicted; if even that would not suffice, nothing is loaded or evicted.
     pub async fn load(
         &self,
         device: &Arc<dyn Backend>,
@@ -305,7 +322,8 @@ impl Registry {
         let cache = self.device_cache(device.as_ref());
         let mut loaded = load_into(&cache, device, circuit).await;
         if matches!(loaded, Err(RegistryError::Backend(BackendError::OutOfMemory { .. }))) {
-            // One by one: of those who were told of the same failure, the first makes room and the others find the key.
+            // One at a time: of the callers that got the same failure, the first evicts and loads, and the others find
+            // the key loaded.
             let _room = self.making_room.lock().await;
             if cache.has(&circuit.content.zkey) || cache.forget_idle().await {
                 loaded = load_into(&cache, device, circuit).await;
@@ -315,7 +333,8 @@ impl Registry {
         loaded
     }
 
-    /// Fails where the key is larger than the device, whatever else is there, and is not loaded; asks nothing of the device.
+    /// Fails if the key is not loaded and does not fit into the device's memory, whatever else is there. Does not call
+    /// the device.
     pub fn check_fits(&self, device: &dyn Backend, circuit: &ReadyCircuit) -> Result<(), RegistryError> {
         if self.has_loaded(device, circuit.content.zkey) { Ok(()) } else { check_fits(device, &circuit.key) }
     }
@@ -343,7 +362,7 @@ impl Registry {
         blocking(move || Ok(WasmWitness::load(&bytes, limits, &modules)?)).await
     }
 
-    /// Content that circuits or unfinished jobs need, sorted.
+    /// Returns the content that circuits or unfinished jobs need, sorted.
     async fn needed(&self) -> Result<Vec<ContentHash>, RegistryError> {
         let mut held = Vec::new();
         for circuit in self.store.circuits().await? {
@@ -355,12 +374,14 @@ impl Registry {
         Ok(held)
     }
 
-    /// Removes content that no circuit and no unfinished job needs at this moment: others may have registered it since
-    /// the caller began. A failure leaves a file that nobody needs, no more.
+    /// Removes content that no circuit and no unfinished job needs at this moment; others may have registered it since
+    /// the caller started. A failure only leaves a file that nothing needs.
     async fn discard(&self, content: CircuitContent) {
         let needed = match self.needed().await {
             Ok(needed) => needed,
-            Err(error) => return tracing::warn!(%error, "could not tell which artifacts are needed; none is removed"),
+            Err(error) => {
+                return tracing::warn!(%error, "could not find out which artifacts are needed; none is removed");
+            }
         };
         let parts = [(Kind::Zkey, Some(content.zkey)), (Kind::Wasm, content.wasm)];
         for (kind, hash) in parts {
@@ -374,8 +395,8 @@ impl Registry {
     }
 }
 
-/// That a device whose memory is known has enough for the key and one proof. One that just does not fit would be loaded, and
-/// then no proof would find memory, again and again.
+/// Checks that a device whose memory size is known has enough for the key and one proof. A key that just fits would be
+/// loaded, and then every proof would run out of memory.
 fn check_fits(device: &dyn Backend, key: &ProvingKey) -> Result<(), RegistryError> {
     let (info, Footprint { resident, per_proof, .. }) = (device.device(), device.footprint(key));
     let memory = beside_driver(info.memory);
@@ -385,8 +406,9 @@ fn check_fits(device: &dyn Backend, key: &ProvingKey) -> Result<(), RegistryErro
     Err(RegistryError::TooLarge { device: info.label(), resident, per_proof, memory })
 }
 
-/// What keys and proofs may have of a device's memory, bytes: its driver has contexts, code and stacks of kernels there, some
-/// hundred megabytes, and other programs may have something. Of a small device an eighth.
+/// Returns the bytes of a device's memory available to keys and proofs. The rest is for the driver's contexts, code and
+/// kernel stacks, some hundred megabytes, and for other programs: a sixteenth, but at least 512 MiB, or an eighth on a
+/// small device.
 fn beside_driver(memory: u64) -> u64 {
     memory - (memory / 16).max((512 << 20).min(memory / 8))
 }
@@ -400,7 +422,7 @@ async fn load_into(
     let load = blocking(move || {
         let declared = device.footprint(&key);
         let loaded = device.load(key)?;
-        // What lies there now counts, and not what was guessed of it.
+        // The actual size counts, not the estimate.
         let bytes = Footprint { resident: loaded.resident().unwrap_or(declared.resident), ..declared }.lasting();
         counter!(telemetry::KEY_LOADS, "device" => device.device().label()).increment(1);
         Ok((loaded, bytes))
@@ -408,7 +430,7 @@ async fn load_into(
     cache.get_or_load(circuit.content.zkey, load).await
 }
 
-/// An artifact's bytes, mapped where it is a file, verified by hash either way.
+/// Returns an artifact's bytes, memory-mapped if it is a file, and verified by hash.
 async fn fetch(artifacts: &Artifacts, kind: Kind, hash: ContentHash) -> Result<Bytes, RegistryError> {
     let mut tries = 3;
     loop {
@@ -433,7 +455,7 @@ async fn fetch(artifacts: &Artifacts, kind: Kind, hash: ContentHash) -> Result<B
     }
 }
 
-/// Refuses files that are plainly something else before they are copied: they may be of any size.
+/// Refuses files that are obviously something else before they are imported, because they may be of any size.
 fn glance(key: &Path, program: Option<&Path>) -> Result<(), RegistryError> {
     let map = |file: &Path| map_file(file).map_err(|why| ArtifactError::Io { what: file.display().to_string(), why });
     zkey::parse(map(key)?)?;
@@ -451,52 +473,6 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(f).await?
 }
 
-/// Bytes that keys kept open in the host may take: `limit`, or by the memory there is.
-pub fn host_keys(limit: Option<u64>) -> u64 {
-    limit.unwrap_or_else(|| known_memory() / 2)
-}
-
-/// The memory there is, by a look some seconds old at most: each job asks, and a look reads half a dozen files.
-fn known_memory() -> u64 {
-    static KNOWN: Mutex<Option<(Instant, u64)>> = Mutex::new(None);
-    let mut known = locked(&KNOWN);
-    match *known {
-        Some((at, memory)) if at.elapsed() < LOOK_AT_MEMORY_EVERY => memory,
-        _ => known.insert((Instant::now(), host_memory())).1,
-    }
-}
-
-/// Memory this process may use, bytes: the machine's or its control group's, whichever is less.
-fn host_memory() -> u64 {
-    let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
-    });
-    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let group = group_memory(&groups, |file| std::fs::read_to_string(file).ok());
-    // No such files: not Linux. A modest machine.
-    machine.into_iter().chain(group).min().unwrap_or(8 << 30)
-}
-
-/// The least limit of memory among a process' control groups, of either version, and the groups above them. `groups` is
-/// /proc/self/cgroup. In a container it may name groups of the host, which are not to be seen there; then the container's
-/// own lies at the root.
-fn group_memory(groups: &str, read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
-    let limits = groups.lines().flat_map(|line| {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-        let (root, file) = match controllers {
-            "" => ("/sys/fs/cgroup", "memory.max"),
-            _ => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
-        };
-        let has_memory = controllers.is_empty() || controllers.split(',').any(|name| name == "memory");
-        let above = Path::new(path).ancestors().filter(move |_| has_memory);
-        above.map(move |group| Path::new(root).join(group.strip_prefix("/").unwrap_or(group)).join(file))
-    });
-    // Of no limit, version 2 says "max", and version 1 a number larger than any machine.
-    limits.filter_map(|file| read(&file)?.trim().parse().ok()).min()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -505,30 +481,6 @@ mod tests {
     fn a_part_of_a_device_is_its_drivers() {
         for (memory, left) in [(0, 0), (1 << 30, 896 << 20), (8 << 30, 7680 << 20), (80 << 30, 75 << 30)] {
             assert_eq!(beside_driver(memory), left, "of {memory}");
-        }
-    }
-
-    #[test]
-    fn memory_is_the_least_that_a_control_group_leaves() {
-        let files = [
-            ("/sys/fs/cgroup/memory.max", "900\n"),
-            ("/sys/fs/cgroup/system.slice/memory.max", "700\n"),
-            ("/sys/fs/cgroup/system.slice/worker.service/memory.max", "max\n"),
-            ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "800\n"),
-            ("/sys/fs/cgroup/memory/docker/memory.limit_in_bytes", "9223372036854771712\n"),
-        ];
-        let read =
-            |file: &Path| files.iter().find(|(name, _)| Path::new(name) == file).map(|(_, text)| (*text).to_owned());
-        for (groups, least) in [
-            ("", None),
-            ("3:cpu,cpuacct:/docker/0a\n", None),
-            // A container of its own, and what the host calls it.
-            ("0::/\n", Some(900)),
-            ("12:cpu:/\n4:memory:/docker/0a\n", Some(800)),
-            ("4:hugetlb,memory:/docker\n0::/none\n", Some(800)),
-            ("0::/system.slice/worker.service\n", Some(700)),
-        ] {
-            assert_eq!(group_memory(groups, read), least, "of {groups:?}");
         }
     }
 }

@@ -26,8 +26,8 @@ fn refused(spec: &str) -> String {
     error.to_string()
 }
 
-/// Computed by another implementation (Python, checked on the example of draft-irtf-cfrg-xchacha). If this fails, the
-/// inputs that lie sealed in databases can no longer be opened.
+/// Computed by another implementation (Python, checked against the example of draft-irtf-cfrg-xchacha). If this fails,
+/// the sealed inputs in databases can no longer be opened.
 #[test]
 fn the_sealed_format_is_as_it_ever_was() {
     let ring = ring(&format!("k1:{COUNTING}"));
@@ -151,7 +151,7 @@ fn an_input_opens_for_its_own_job_and_key_only() {
     let both = ring(&format!("a:{COUNTING},b:{COUNTING},c:{}", base64_of(5)));
     let sealed = both.seal(job(), b"input").unwrap();
     assert_eq!(both.open(JobId::new(), "a", sealed.bytes.clone()), Err(SealError::Damaged));
-    // The same key by another name is another key.
+    // The same key under another name is another key.
     assert_eq!(both.open(job(), "b", sealed.bytes.clone()), Err(SealError::Damaged));
     assert_eq!(both.open(job(), "c", sealed.bytes.clone()), Err(SealError::Damaged));
     assert_eq!(both.open(job(), "a", sealed.bytes).unwrap()[..], b"input"[..]);

@@ -407,9 +407,12 @@ pub trait Store: Send + Sync + 'static {
     /// Fails queued jobs of this queue that are past their `start_by`, and deletes the inputs that failed jobs no
     /// longer keep; at most `limit` of each.
     async fn sweep(&self, limit: u32) -> Result<Swept, StoreError>;
-    /// Deletes up to `limit` jobs of this queue that are in these final states and ended longer than `older_than` ago,
-    /// and returns their ids. Their proof files can be deleted, too.
-    async fn purge(&self, states: &[JobState], older_than: Duration, limit: u32) -> Result<Vec<JobId>, StoreError>;
+    /// Returns up to `limit` jobs of this queue that are in these final states and ended longer than `older_than` ago,
+    /// oldest first: to remove their proof files, and then the jobs ([`Store::purge`]). In this order, because nothing
+    /// would come back for the files of jobs that are gone.
+    async fn purgeable(&self, states: &[JobState], older_than: Duration, limit: u32) -> Result<Vec<JobId>, StoreError>;
+    /// Deletes those of these jobs that ended longer than `older_than` ago, and returns their ids.
+    async fn purge(&self, jobs: &[JobId], older_than: Duration) -> Result<Vec<JobId>, StoreError>;
     /// Returns how busy the queue is.
     async fn load(&self) -> Result<Load, StoreError>;
     /// Returns the content (zkeys and wasms) that jobs of any queue need, without duplicates: unfinished jobs, and

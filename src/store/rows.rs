@@ -126,7 +126,7 @@ pub(super) fn job(row: &impl Columns) -> Result<Job, StoreError> {
         state: state(row)?,
         stage: row.text("stage")?.and_then(|s| s.parse::<Stage>().ok()),
         progress: some("progress", row.real("progress")?)? as f32,
-        attempt: Attempt(number(row, "attempt")?),
+        attempt: Attempt { number: number(row, "attempt")?, submission: number(row, "seq")? },
         tries: Tries {
             transient: number(row, "tries_transient")?,
             device: number(row, "tries_device")?,
@@ -200,7 +200,7 @@ pub(super) fn repeat(row: &impl Columns, new: &NewJob) -> Result<Repeat, StoreEr
 /// statements have the same condition.
 fn was_rejected(job: &Job) -> Option<&str> {
     let error = job.error.as_ref().filter(|e| e.class == FailureClass::BadInput)?;
-    (job.state == JobState::Failed && job.attempt == Attempt(0)).then_some(error.message.as_str())
+    (job.state == JobState::Failed && job.attempt.number == 0).then_some(error.message.as_str())
 }
 
 /// Reads what is paused and since when, from `scope`, `name` and `since`.

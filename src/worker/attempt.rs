@@ -1,15 +1,15 @@
-//! One attempt at a job, from claim to its end in the store.
+//! One attempt at a job, from its claim to its end in the store.
 //!
 //! ```text
-//! claim ─► load ─► witness ─► prove and verify ─► commit ─► copy of the proof
+//! claim ─► load ─► witness ─► prove and verify ─► commit ─► proof files
 //!            │        │            │                │
-//!            └────────┴────────────┴── fail, release, confirm the cancel, or nothing where the lease was lost
+//!            └────────┴────────────┴── fail, release, confirm the cancellation, or nothing if the lease was lost
 //! ```
 //!
-//! The copies of a proof for people are written after the commit, by whoever committed: the fencing token lets one
-//! attempt alone get there, so a stale worker cannot write over another's proof. The job's place is free by then, for a
-//! store of artifacts may be slow. What a crash between the two leaves out, the next start or the first who asks for
-//! the proof puts back.
+//! The files of a proof, copies for people, are written after the commit, by the attempt that committed: the fencing
+//! token admits only one, so a stale worker cannot overwrite another's proof. The job's slot is free by then, because
+//! an artifact store may be slow. What a crash between the two leaves out is restored at the next start, or when
+//! someone asks for the proof.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -19,44 +19,40 @@ use metrics::{counter, histogram};
 use zeroize::Zeroizing;
 
 use super::device::Device;
-use super::failure::{Blame, Ended};
+use super::failure::{Blame, Outcome};
 use super::faults::Point;
 use super::fleet::Placement;
 use super::lease::Hold;
 use super::loading;
 use super::outage::say;
 use super::retry::{self, LOST_WORKERS};
-use super::{Context, briefly};
+use super::{Context, POLL_EVERY, briefly};
 use crate::backend::LoadedKey;
 use crate::formats::{snarkjs, wtns};
 use crate::groth16::Proved;
 use crate::model::{
-    FailedAttempt, FailureClass, Job, JobError, JobId, JobResult, JobState, Stage, StageTimes, StopReason, StopToken,
-    Witness,
+    FailedAttempt, FailureClass, Job, JobError, JobResult, JobState, Stage, StageTimes, StopReason, StopToken, Witness,
 };
 use crate::registry::{CircuitContent, ReadyCircuit};
 use crate::store::{Claim, Held, Retry, StoreError};
 use crate::telemetry;
 use crate::witness::{Inputs, WitnessGenerator};
 
-/// Inputs of so many bytes are unsealed on a thread of their own.
+/// Inputs of at least this many bytes are unsealed on a blocking thread.
 const LARGE: usize = 256 << 10;
-/// How often waiting looks at the stop token.
-const LOOK: Duration = Duration::from_millis(20);
-/// How long a job waits for its circuit in its own place.
-const NEAR: Duration = Duration::from_secs(1);
-/// How long it waits for room beside those that are at work already. Then it is for other workers, or for later.
-const HANDS: Duration = Duration::from_secs(10);
-/// A write that takes longer says how the database is, and nothing of jobs.
+/// How long a job that waits for its circuit keeps its slot to itself.
+const LEND_AFTER: Duration = Duration::from_secs(1);
+/// How long a job waits for room alongside the running ones. After that it is left to other workers, or for later.
+const JOB_ROOM_WAIT: Duration = Duration::from_secs(10);
+/// A write that takes longer reflects the state of the database and says nothing about the pace of jobs.
 const LONG_WRITE: Duration = Duration::from_secs(5);
-/// How long a store that is away is tried with a proof, which others would have to make again.
+/// How long writing a proof is retried while the store is unavailable: without it, another worker would have to make
+/// the proof again.
 const PROOF_KEPT: Duration = Duration::from_secs(3600);
-/// Longest wait for the copies of a proof, which whoever asks for it puts back if need be.
-const COPY: Duration = Duration::from_secs(10);
 
-/// How an attempt ended its job.
+/// How a job ended.
 pub(super) enum End {
-    /// With a proof, of which there are to be [copies](copy).
+    /// With a proof, whose [files](super::proof_files::copy) are to be written.
     Done(JobResult),
     Failed,
     Cancelled,
@@ -72,9 +68,10 @@ impl End {
     }
 }
 
-/// Works on a claimed job and writes down how it ended. Returns the job with its end, where it has come to that.
+/// Processes a claimed job and records how it ended. Returns the job and its end, unless it gets another attempt or the
+/// lease was lost.
 ///
-/// `alone` says that nothing else is to be in hand meanwhile.
+/// If `alone`, first waits until no other job is in progress.
 pub(super) async fn run(ctx: &Context, place: &Placement, claim: Claim, alone: bool) -> Option<(Job, End)> {
     let (Claim { job, input, input_key }, device) = (claim, &place.device);
     let held = StopToken::new();
@@ -87,49 +84,39 @@ pub(super) async fn run(ctx: &Context, place: &Placement, claim: Claim, alone: b
     if reclaimed(&job) {
         counter!(telemetry::JOBS_RECLAIMED).increment(1);
     }
-    tracing::info!(job = %job.id, circuit = %job.circuit, attempt = job.attempt.0, "job claimed");
+    tracing::info!(job = %job.id, circuit = %job.circuit, attempt = job.attempt.number, "job claimed");
     let outcome = match poisoned(&job) {
-        Some(error) => Err(Ended::Failed(error)),
+        Some(error) => Err(Outcome::Failed(error)),
         None => match unseal(ctx, &job, input_key, input).await {
             Ok(input) => work(ctx, place, &job, input, &lease, &stop).await,
             Err(ended) => Err(ended),
         },
     };
-    let by_device = matches!(&outcome, Err(Ended::Failed(e)) if e.class == FailureClass::Device);
+    let by_device = matches!(&outcome, Err(Outcome::Failed(e)) if e.class == FailureClass::Device);
     ctx.fleet.remember(job.id, by_device.then_some(device));
     let witness = outcome.as_ref().map(|result| Duration::from_secs_f64(result.times.witness_ms / 1e3));
-    let (witness, begun) = (witness.ok(), Instant::now());
+    let (witness, since) = (witness.ok(), Instant::now());
     let end = conclude(ctx, &job, lease, outcome, &stop, started).await;
-    let wrote = begun.elapsed();
+    let wrote = since.elapsed();
     if let Some(witness) = witness.filter(|_| wrote < LONG_WRITE) {
-        device.took_beside(witness + wrote);
+        device.capacity.note_beside(witness + wrote);
     }
     end.map(|end| (job, end))
 }
 
-/// Waits until no other job is in hand, or this one is told to stop.
+/// Waits until no other job is in progress, or until this one is told to stop.
 async fn others_ended(ctx: &Context, stop: &StopToken) {
     while ctx.fleet.in_hand() > 1 && stop.stopped().is_none() {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_EVERY).await;
     }
 }
 
-/// Writes the copies of a proof that is in the store, if there is a place for that soon.
-pub(super) async fn copy(ctx: &Context, job: JobId, result: &JobResult) {
-    let write = async {
-        let _place = ctx.copies.acquire().await;
-        ctx.artifacts.put_proof(job, &result.proof_json, &result.public_json).await
-    };
-    let why = match tokio::time::timeout(COPY, write).await {
-        Ok(Ok(())) => return,
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("not within {} s", COPY.as_secs()),
-    };
-    counter!(telemetry::PROOF_FILES_FAILED).increment(1);
-    tracing::warn!(%job, error = why, "the proof is in the store, but its files could not be written");
-}
-
-async fn unseal(ctx: &Context, job: &Job, key: String, input: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, Ended> {
+async fn unseal(
+    ctx: &Context,
+    job: &Job,
+    key: String,
+    input: Zeroizing<Vec<u8>>,
+) -> Result<Zeroizing<Vec<u8>>, Outcome> {
     if input.len() < LARGE {
         return Ok(ctx.keyring.open(job.id, &key, input)?);
     }
@@ -137,20 +124,20 @@ async fn unseal(ctx: &Context, job: &Job, key: String, input: Zeroizing<Vec<u8>>
     offload(move || Ok(keyring.open(id, &key, input)?)).await
 }
 
-/// Whether the attempt before this one ended with its lease.
+/// Whether the previous attempt ended because its lease lapsed.
 fn reclaimed(job: &Job) -> bool {
-    let lost = |e: &FailedAttempt| e.error.class == FailureClass::LostWorker && e.attempt.0 + 1 == job.attempt.0;
+    let lost = |e: &FailedAttempt| e.error.class == FailureClass::LostWorker && e.attempt + 1 == job.attempt.number;
     job.tries.lost > 0 && job.history.last().is_some_and(lost)
 }
 
-/// A job that took down too many workers gets no further one.
+/// Returns the error of a job that took down too many workers and gets no further attempt.
 fn poisoned(job: &Job) -> Option<JobError> {
     (job.tries.lost >= LOST_WORKERS).then(|| {
         let last = job.error.as_ref().map(|e| format!("; its last error was: {}", e.message)).unwrap_or_default();
         let message = format!(
-            "{} workers died or fell silent with this job in hand, so it is put aside after {} attempts{last}",
+            "{} workers died or fell silent while running this job, so it is given up after {} attempts{last}",
             job.tries.lost,
-            job.attempt.0.saturating_sub(1)
+            job.attempt.number.saturating_sub(1)
         );
         JobError { class: FailureClass::LostWorker, message }
     })
@@ -163,7 +150,7 @@ async fn work(
     input: Zeroizing<Vec<u8>>,
     lease: &Hold,
     stop: &StopToken,
-) -> Result<JobResult, Ended> {
+) -> Result<JobResult, Outcome> {
     let device = &place.device;
     ctx.pass(Point::AfterClaim, stop).await;
     if let Some(work) = &ctx.work {
@@ -173,30 +160,39 @@ async fn work(
 
     let load = async {
         let content = CircuitContent { zkey: job.zkey, wasm: job.wasm };
-        let circuit = unless_stopped(stop, aside(place, ctx.registry.open(content))).await??;
-        let hands = tokio::time::timeout(HANDS, device.hands(&circuit.key));
-        let hands = unless_stopped(stop, hands).await?.map_err(|_| {
-            device.is_crowded(&circuit.key);
-            Ended::NoRoom
+        let circuit = unless_stopped(stop, lend_until(place, ctx.registry.open(content))).await??;
+        let room = tokio::time::timeout(JOB_ROOM_WAIT, device.capacity.job_room(&circuit.key));
+        let room = unless_stopped(stop, room).await?.map_err(|_| {
+            device.capacity.note_crowded(&circuit.key);
+            Outcome::NoRoom
         })?;
         let loaded = loading::load(&ctx.registry, device, &circuit, ctx.options.load_patience);
-        let loaded = unless_stopped(stop, aside(place, loaded)).await??;
-        Ok((circuit, loaded, hands))
+        let loaded = unless_stopped(stop, lend_until(place, loaded)).await??;
+        Ok((circuit, loaded, room))
     };
-    let (circuit, loaded, _hands) = timed(lease, Stage::Load, &mut times.load_ms, load).await?;
+    let (circuit, loaded, _room) = timed(lease, Stage::Load, &mut times.load_ms, load).await?;
 
     let allowed = ctx.options.witness_timeout;
     let witness = generate(circuit.clone(), input, stop.with_deadline(Instant::now() + allowed));
     let witness = timed(lease, Stage::Witness, &mut times.witness_ms, witness).await;
-    if matches!(witness, Ok(_) | Err(Ended::Failed(_))) {
+    if matches!(witness, Ok(_) | Err(Outcome::Failed(_))) {
         ctx.surroundings.served();
     }
     let witness = witness.map_err(|e| e.within(stop, "the witness", allowed))?;
     ctx.pass(Point::AfterWitness, stop).await;
 
-    let prove = prove(device, circuit, loaded, witness, lease, stop);
+    let witness = Arc::new(witness);
+    let proving = async {
+        let proved = prove(device, circuit.clone(), loaded, witness.clone(), lease, stop).await;
+        match proved {
+            Err(Outcome::Failed(error)) if error.class == FailureClass::InvalidProof && device.is_cpu() => {
+                prove_from_file(ctx, device, circuit.content, witness, lease, stop).await
+            }
+            proved => proved,
+        }
+    };
     let mut stage_ms = 0.0;
-    let proved = timed(lease, Stage::Prove, &mut stage_ms, prove).await?;
+    let proved = timed(lease, Stage::Prove, &mut stage_ms, proving).await?;
     times.prove_ms = proved.commit_time.as_secs_f64() * 1e3;
     times.verify_ms = proved.verify_time.as_secs_f64() * 1e3;
     histogram!(telemetry::JOB_STAGE_DURATION, "stage" => Stage::Verify.as_str())
@@ -210,14 +206,14 @@ async fn work(
     })
 }
 
-/// Waits for a circuit, whose files may come from far away: not for long in the place of another job, for whose circuit
-/// everything may be ready.
-async fn aside<T>(place: &Placement, ready: impl Future<Output = T>) -> T {
+/// Waits for a circuit, whose files may have to be downloaded. Soon lends the slot to another job, whose circuit may be
+/// ready.
+async fn lend_until<T>(place: &Placement, ready: impl Future<Output = T>) -> T {
     let (mut ready, mut lent) = (std::pin::pin!(ready), None);
     let ready = loop {
-        match tokio::time::timeout(NEAR, &mut ready).await {
+        match tokio::time::timeout(LEND_AFTER, &mut ready).await {
             Ok(ready) => break ready,
-            // Others may have done so and have their places back.
+            // Lending may have failed because too many jobs had lent their slots; some may have them back by now.
             Err(_) => lent = lent.or_else(|| place.lend()),
         }
     };
@@ -227,12 +223,12 @@ async fn aside<T>(place: &Placement, ready: impl Future<Output = T>) -> T {
     ready
 }
 
-/// The witness: by the circuit's program, or the one the job brought.
-async fn generate(circuit: Arc<ReadyCircuit>, input: Zeroizing<Vec<u8>>, stop: StopToken) -> Result<Witness, Ended> {
+/// Returns the witness: made by the circuit's program, or supplied with the job.
+async fn generate(circuit: Arc<ReadyCircuit>, input: Zeroizing<Vec<u8>>, stop: StopToken) -> Result<Witness, Outcome> {
     offload(move || match &circuit.witness {
-        None => wtns::parse(&input).map_err(|e| Ended::failed(FailureClass::BadInput, e)),
+        None => wtns::parse(&input).map_err(|e| Outcome::failed(FailureClass::BadInput, e)),
         Some(program) => {
-            let inputs = Inputs::parse(&input).map_err(|e| Ended::failed(FailureClass::BadInput, e))?;
+            let inputs = Inputs::parse(&input).map_err(|e| Outcome::failed(FailureClass::BadInput, e))?;
             drop(input);
             Ok(program.generate(&inputs, &stop)?)
         }
@@ -240,18 +236,44 @@ async fn generate(circuit: Arc<ReadyCircuit>, input: Zeroizing<Vec<u8>>, stop: S
     .await
 }
 
-/// Leaves the witness on the device's desk and waits for its proof.
+/// Proves once more on the CPU, with the key read again from its file and verified by its hash. Only if that proof
+/// does not verify either is the witness at fault, and with it the input, which is then not retried; the key in
+/// memory may be damaged.
+async fn prove_from_file(
+    ctx: &Context,
+    device: &Arc<Device>,
+    content: CircuitContent,
+    witness: Arc<Witness>,
+    lease: &Hold,
+    stop: &StopToken,
+) -> Result<Proved, Outcome> {
+    let circuit = unless_stopped(stop, ctx.registry.reopen(device.backend.as_ref(), content)).await??;
+    let loaded = loading::load(&ctx.registry, device, &circuit, ctx.options.load_patience);
+    let loaded = unless_stopped(stop, loaded).await??;
+    match prove(device, circuit, loaded, witness, lease, stop).await {
+        Err(Outcome::Failed(error)) if error.class == FailureClass::InvalidProof => {
+            Err(Outcome::Failed(JobError { class: FailureClass::BadInput, ..error }))
+        }
+        Ok(proved) => {
+            tracing::error!(zkey = %content.zkey, "the key was damaged in memory; it has been read again from its file");
+            Ok(proved)
+        }
+        failed => failed,
+    }
+}
+
+/// Leaves the witness on the device's desk and waits for the proof.
 async fn prove(
     device: &Arc<Device>,
     circuit: Arc<ReadyCircuit>,
     loaded: Arc<dyn LoadedKey>,
-    witness: Witness,
+    witness: Arc<Witness>,
     lease: &Hold,
     stop: &StopToken,
-) -> Result<Proved, Ended> {
+) -> Result<Proved, Outcome> {
     let answered = device.desk.leave(loaded, circuit, witness, stop, Arc::clone(lease));
-    // The desk itself looks at the token between steps of a proof; one that waits behind others' does not. The job's time
-    // is the desk's affair, which knows when the wait is over.
+    // The desk checks the token between the steps of a proof, but not while the order waits behind others, so it is
+    // checked here. The deadline is left to the desk, which knows when the wait is over.
     match unless_stopped(&stop.without_deadline(), answered).await? {
         Ok(done) => done,
         Err(_) => {
@@ -261,102 +283,98 @@ async fn prove(
     }
 }
 
-/// A panic is this program's bug, and is charged to the budget of devices: another device or the processor may do
-/// without it.
-fn panicked() -> Ended {
-    Ended::failed(FailureClass::Device, "the worker's code panicked; see its log")
+/// The outcome of a panic. It is a bug of this program, but is charged to the budget of devices: another device or the
+/// CPU may avoid it.
+fn panicked() -> Outcome {
+    Outcome::failed(FailureClass::Device, "the worker panicked; see its log")
 }
 
-/// Enters a stage and notes how long it takes.
+/// Enters a stage and records its duration.
 async fn timed<T>(
     lease: &Hold,
     stage: Stage,
     ms: &mut f64,
-    work: impl Future<Output = Result<T, Ended>>,
-) -> Result<T, Ended> {
+    work: impl Future<Output = Result<T, Outcome>>,
+) -> Result<T, Outcome> {
     lease.enter(stage);
-    let begun = Instant::now();
+    let since = Instant::now();
     let done = work.await;
-    let took = begun.elapsed().as_secs_f64();
+    let took = since.elapsed().as_secs_f64();
     *ms = took * 1e3;
     histogram!(telemetry::JOB_STAGE_DURATION, "stage" => stage.as_str()).record(took);
     done
 }
 
-/// Runs CPU-bound work on a thread of its own, so that the runtime stays free.
-async fn offload<T: Send + 'static>(work: impl FnOnce() -> Result<T, Ended> + Send + 'static) -> Result<T, Ended> {
+/// Runs CPU-bound work on a blocking thread, so that the runtime stays responsive.
+async fn offload<T: Send + 'static>(work: impl FnOnce() -> Result<T, Outcome> + Send + 'static) -> Result<T, Outcome> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(e) if e.is_panic() => Err(panicked()),
-        Err(_) => Err(Ended::Stopped(StopReason::Draining)),
+        Err(_) => Err(Outcome::Stopped(StopReason::Draining)),
     }
 }
 
-/// Waits for `work`, or for the token to say stop.
-async fn unless_stopped<T>(stop: &StopToken, work: impl Future<Output = T>) -> Result<T, Ended> {
+/// Waits for `work`, or until the token says to stop.
+async fn unless_stopped<T>(stop: &StopToken, work: impl Future<Output = T>) -> Result<T, Outcome> {
     let stopped = async {
         loop {
             if let Some(why) = stop.stopped() {
                 return why;
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_EVERY).await;
         }
     };
     tokio::select! {
         biased;
-        why = stopped => Err(Ended::Stopped(why)),
+        why = stopped => Err(Outcome::Stopped(why)),
         done = work => Ok(done),
     }
 }
 
-/// Writes down how the attempt ended. Returns the end of the job, where that was written down.
+/// Records how the attempt ended. Returns the end of the job, if it was recorded.
 ///
-/// A job that is to have another attempt is held no longer when it is offered: a worker passes over what it holds, and the
-/// offer may come before the queue has answered.
+/// The lease on a job that gets another attempt is dropped before the job is offered: a worker ignores offers of jobs
+/// it holds, and the offer may arrive before the queue has replied.
 async fn conclude(
     ctx: &Context,
     job: &Job,
     lease: Hold,
-    outcome: Result<JobResult, Ended>,
+    outcome: Result<JobResult, Outcome>,
     stop: &StopToken,
     started: Instant,
 ) -> Option<End> {
     let (id, attempt) = (job.id, job.attempt);
     match outcome {
         Ok(result) => {
-            let begun = Instant::now();
+            let since = Instant::now();
             ctx.pass(Point::BeforeCommit, stop).await;
             let held = persist_for(ctx, PROOF_KEPT, stop, || ctx.store.finish(id, attempt, &result)).await;
-            if !was_held(job, held) {
-                return None;
-            }
+            note_held(job, held)?;
             ctx.pass(Point::AfterCommit, stop).await;
             histogram!(telemetry::JOB_STAGE_DURATION, "stage" => Stage::Store.as_str())
-                .record(begun.elapsed().as_secs_f64());
+                .record(since.elapsed().as_secs_f64());
             processed(started);
             tracing::info!(job = %id, device = %result.device, ms = ms(started), "job done");
             return Some(End::Done(result));
         }
-        Err(Ended::Stopped(StopReason::LeaseLost)) => drop(was_held(job, Some(Held::Lost))),
-        Err(Ended::Stopped(StopReason::Cancelled)) => {
-            if was_held(job, persist(ctx, stop, || ctx.store.confirm_cancel(id, attempt)).await) {
-                counter!(telemetry::JOBS_CANCELLED).increment(1);
-                tracing::info!(job = %id, "job cancelled");
-                return Some(End::Cancelled);
+        Err(Outcome::Stopped(StopReason::LeaseLost)) => lease_lost(job),
+        Err(Outcome::Stopped(StopReason::Cancelled)) => {
+            if note_held(job, persist(ctx, stop, || ctx.store.confirm_cancel(id, attempt)).await).is_some() {
+                return Some(cancelled(job));
             }
         }
-        Err(Ended::Stopped(StopReason::Draining) | Ended::NoRoom) => {
-            give_back(ctx, job, Some(lease), stop).await;
+        Err(Outcome::Stopped(StopReason::Draining) | Outcome::NoRoom) => {
+            return give_back(ctx, job, Some(lease), stop).await;
         }
-        Err(Ended::Stopped(StopReason::TimedOut)) => {
+        Err(Outcome::Stopped(StopReason::TimedOut)) => {
             let allowed = ctx.options.job_timeout.as_secs();
             let message = format!("the attempt took longer than {allowed} s");
             let error = JobError { class: FailureClass::Timeout, message };
             return failed(ctx, job, lease, error, stop, started).await;
         }
-        Err(Ended::Failed(error)) => return failed(ctx, job, lease, error, stop, started).await,
-        Err(Ended::Around(error, blame)) => {
-            // One that failed before for what may pass tells nothing new, and may be alone in that.
+        Err(Outcome::Failed(error)) => return failed(ctx, job, lease, error, stop, started).await,
+        Err(Outcome::Environment(error, blame)) => {
+            // A job that failed transiently before tells nothing new, and may be the only one affected.
             if blame == Blame::Worker || job.tries.transient == 0 {
                 ctx.surroundings.failed(Instant::now(), &error.message, blame);
             }
@@ -366,20 +384,30 @@ async fn conclude(
     None
 }
 
-/// Gives a claimed job back that is not to be worked on.
-pub(super) async fn hand_back(ctx: &Context, job: &Job) {
-    give_back(ctx, job, None, &StopToken::new()).await;
+/// Releases a claimed job without working on it. Returns its end if its cancellation was requested, as [`run`] does.
+pub(super) async fn hand_back(ctx: &Context, job: &Job) -> Option<End> {
+    give_back(ctx, job, None, &StopToken::new()).await
 }
 
-async fn give_back(ctx: &Context, job: &Job, lease: Option<Hold>, stop: &StopToken) {
-    if was_held(job, persist(ctx, stop, || ctx.store.release(job.id, job.attempt)).await) {
-        drop(lease);
-        counter!(telemetry::JOBS_RELEASED).increment(1);
-        // Others need not wait for their reconcilers.
-        let (queue, offer) = (ctx.queue.clone(), [(job.id, job.priority)]);
-        let _ = briefly(async move { queue.push_again(&offer).await }).await;
-        tracing::info!(job = %job.id, "job handed back");
+async fn give_back(ctx: &Context, job: &Job, lease: Option<Hold>, stop: &StopToken) -> Option<End> {
+    let cancel = note_held(job, persist(ctx, stop, || ctx.store.release(job.id, job.attempt)).await)?;
+    drop(lease);
+    if cancel {
+        return Some(cancelled(job));
     }
+    counter!(telemetry::JOBS_RELEASED).increment(1);
+    // So that other workers need not wait for their reconcilers.
+    let (queue, offer) = (ctx.queue.clone(), [(job.id, job.priority)]);
+    let _ = briefly(async move { queue.push_again(&offer).await }).await;
+    tracing::info!(job = %job.id, "job handed back");
+    None
+}
+
+/// Counts and logs a job that the store has cancelled, since its cancellation was requested.
+fn cancelled(job: &Job) -> End {
+    counter!(telemetry::JOBS_CANCELLED).increment(1);
+    tracing::info!(job = %job.id, "job cancelled");
+    End::Cancelled
 }
 
 async fn failed(
@@ -397,16 +425,15 @@ async fn failed(
         other => other,
     };
     let held = persist(ctx, stop, || ctx.store.fail(job.id, job.attempt, &error, retry)).await;
-    if !was_held(job, held) {
-        return None;
-    }
+    let cancel = note_held(job, held)?;
     drop(lease);
     let class = error.class.as_str();
     match retry {
+        Retry::After(_) if cancel => Some(cancelled(job)),
         Retry::After(wait) => {
             let passing = matches!(error.class, FailureClass::Transient | FailureClass::Timeout);
-            // Should it fail, or if this was not the first time, the reconciler finds the job when its time has come. One that
-            // goes on failing then waits in its turn.
+            // If this fails, or this was not the first transient failure, the reconciler finds the job when it is due.
+            // A job that keeps failing then waits its turn.
             if !passing || job.tries.transient == 0 {
                 let (queue, id, priority) = (ctx.queue.clone(), job.id, job.priority);
                 let _ = briefly(async move { queue.push_after(id, priority, wait).await }).await;
@@ -430,19 +457,24 @@ fn processed(started: Instant) {
     histogram!(telemetry::JOB_DURATION).record(started.elapsed().as_secs_f64());
 }
 
-fn was_held(job: &Job, held: Option<Held>) -> bool {
-    match held {
-        Some(Held::Yes { .. }) => return true,
-        Some(Held::Lost) => {
-            counter!(telemetry::LEASES_LOST).increment(1);
-            tracing::warn!(job = %job.id, attempt = job.attempt.0, "lease lost: another worker has the job, or it ended");
-        }
-        None => tracing::error!(job = %job.id, "the end of the attempt could not be written; its lease will lapse"),
-    }
-    false
+/// Counts and logs a lost lease.
+fn lease_lost(job: &Job) {
+    counter!(telemetry::LEASES_LOST).increment(1);
+    tracing::warn!(job = %job.id, attempt = job.attempt.number, "lease lost: another worker has the job, or it ended");
 }
 
-/// Writes to the store, again and again while the lease may still hold.
+/// Returns whether cancellation was requested, if the attempt still held its lease when its end was written; counts and
+/// logs it if not.
+fn note_held(job: &Job, held: Option<Held>) -> Option<bool> {
+    match held {
+        Some(Held::Yes { cancel }) => return Some(cancel),
+        Some(Held::Lost) => lease_lost(job),
+        None => tracing::error!(job = %job.id, "the end of the attempt could not be written; its lease will lapse"),
+    }
+    None
+}
+
+/// Writes to the store, retrying while the lease may still be valid.
 async fn persist<F>(ctx: &Context, stop: &StopToken, write: impl Fn() -> F) -> Option<Held>
 where
     F: Future<Output = Result<Held, StoreError>>,
@@ -450,23 +482,23 @@ where
     persist_for(ctx, Duration::ZERO, stop, write).await
 }
 
-/// The same, and for so long in an outage, unless the lease is known to be lost.
+/// Like [`persist`], but retries for `in_outage` during an outage, unless the lease is known to be lost.
 async fn persist_for<F>(ctx: &Context, in_outage: Duration, stop: &StopToken, write: impl Fn() -> F) -> Option<Held>
 where
     F: Future<Output = Result<Held, StoreError>>,
 {
-    let begun = Instant::now();
+    let since = Instant::now();
     let mut pause = Duration::from_millis(50);
     loop {
         let error = match write().await {
             Ok(held) => return Some(held),
             Err(error) => error,
         };
-        let outage = ctx.outage.covers(&error);
+        let outage = ctx.outage.note_failure(&error);
         say!(outage, warn, %error, "the store failed; trying again");
-        // What it refuses for its content it refuses for ever.
+        // What the store rejects for its content it rejects every time.
         let patience = if outage { in_outage } else { Duration::ZERO };
-        if stop.stopped() == Some(StopReason::LeaseLost) || begun.elapsed() > patience.max(ctx.options.lease * 2) {
+        if stop.stopped() == Some(StopReason::LeaseLost) || since.elapsed() > patience.max(ctx.options.lease * 2) {
             return None;
         }
         tokio::time::sleep(pause).await;

@@ -1,4 +1,4 @@
-//! The canary: a tiny circuit of the program's own, proved and verified on a device before it gets jobs.
+//! The canary: a tiny built-in circuit, proved and verified on a device before the device gets jobs.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::formats::r1cs::{Constraints, R1cs};
 use crate::groth16::{Verifier, prove, setup};
 use crate::model::{Fr, ProvingKey, StopToken, Witness};
 
-/// A key that is made when the worker starts, and forgotten with it: nobody trusts its proofs.
+/// The canary's key. It is made when the worker starts and discarded with it: nobody trusts its proofs.
 pub struct Canary {
     key: Arc<ProvingKey>,
     verifier: Verifier,
@@ -19,7 +19,7 @@ pub struct Canary {
 const WIRES: u32 = 5;
 
 impl Canary {
-    /// Makes the circuit and its key.
+    /// Generates the circuit and its key.
     pub fn new() -> Result<Self, setup::SetupError> {
         let one = Fr::one().into_bigint();
         let square = |of: u32, is: u32| [vec![(of, one)], vec![(of, one)], vec![(is, one)]];
@@ -34,16 +34,16 @@ impl Canary {
         Ok(Self { verifier: Verifier::new(&key.header.vk), key: Arc::new(key) })
     }
 
-    /// Has the device pass its self-test once more, for its own circuit is too small for most that a device does; then proves
-    /// there and verifies. The error says why it gets no jobs.
-    pub fn sing(&self, device: &dyn Backend) -> Result<(), String> {
+    /// Repeats the device's self-test, because the canary's circuit is too small for most of what a device does; then
+    /// proves on the device and verifies. The error says why the device is unfit.
+    pub fn run(&self, device: &dyn Backend) -> Result<(), String> {
         selftest::run(device).map_err(|e| e.to_string())?;
         let loaded = device.load(self.key.clone()).map_err(|e| e.to_string())?;
         let x = Fr::from(0x6361_6e61_7279_u64);
         let (x2, x4) = (x.square(), x.square().square());
         let values = [Fr::ONE, x4.square(), x, x2, x4].map(|v| v.into_bigint());
         let witness = Witness::from_canonical(values.to_vec());
-        // As in the self-test: other devices than the processor may go about a later proof in another way.
+        // As in the self-test: devices other than the CPU may compute later proofs in a different way.
         let proofs = if device.device().kind == DeviceKind::Cpu { 1 } else { 3 };
         for _ in 0..proofs {
             let proved = prove(loaded.as_ref(), &self.verifier, &witness, &StopToken::new(), &Quiet);
@@ -64,11 +64,11 @@ mod tests {
     use crate::backend::{BackendError, DeviceInfo, Footprint, LoadedKey};
 
     #[test]
-    fn the_processor_sings() {
-        Canary::new().unwrap().sing(&CpuBackend::new(2).unwrap()).unwrap();
+    fn cpu_canary_passes() {
+        Canary::new().unwrap().run(&CpuBackend::new(2).unwrap()).unwrap();
     }
 
-    /// A device that is right with small keys alone.
+    /// A device that is correct with small keys only.
     struct Shallow(CpuBackend);
 
     impl Backend for Shallow {
@@ -90,9 +90,9 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_is_right_with_small_keys_alone_does_not_sing() {
+    fn a_device_that_is_right_with_small_keys_alone_fails_its_canary() {
         let shallow = Shallow(CpuBackend::new(1).unwrap());
         let why = "msm_place failed on the device with code 719".to_owned();
-        assert_eq!(Canary::new().unwrap().sing(&shallow), Err(why));
+        assert_eq!(Canary::new().unwrap().run(&shallow), Err(why));
     }
 }

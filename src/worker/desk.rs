@@ -1,4 +1,4 @@
-//! A device's desk: witnesses wait here for the device, and those of one circuit go to it together.
+//! A device's desk, where witnesses wait for the device and those of the same circuit are batched.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use metrics::histogram;
 use tokio::sync::{Notify, oneshot};
 
-use super::device::{Device, Room};
-use super::failure::Ended;
+use super::capacity::Room;
+use super::device::Device;
+use super::failure::Outcome;
 use super::lease::Lease;
 use crate::backend::{BackendError, LoadedKey};
 use crate::groth16::{self, BatchJob, ProveError, Proved};
@@ -16,19 +17,19 @@ use crate::model::{FailureClass, StopToken, Witness, locked};
 use crate::registry::ReadyCircuit;
 use crate::telemetry;
 
-/// Beyond its time-out, which it looks at between steps, a proof on a GPU has as long again for its step, up to this.
-/// Then it hangs.
+/// A proof on a GPU checks its timeout between steps. Beyond that it has as long again to finish its step, up to this;
+/// then it counts as hanging.
 const LONGEST_STEP: Duration = Duration::from_secs(30);
 
-/// Where an answer goes.
-type Answer = oneshot::Sender<Result<Proved, Ended>>;
+/// Receives the result of an order.
+type Answer = oneshot::Sender<Result<Proved, Outcome>>;
 
-/// How batches are gathered.
+/// How batches are formed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Batching {
-    /// Most proofs at once; what the device is best at when unset.
+    /// Most proofs in a batch; the number the device prefers when unset.
     pub(super) most: Option<usize>,
-    /// How long a batch that is not full waits for more.
+    /// How long a batch that is not full waits for more orders.
     pub(super) linger: Duration,
 }
 
@@ -36,16 +37,16 @@ pub(super) struct Batching {
 pub(super) struct Order {
     pub(super) key: Arc<dyn LoadedKey>,
     circuit: Arc<ReadyCircuit>,
-    witness: Witness,
-    /// The job's own token, without a deadline: its time stands still while it waits here.
+    witness: Arc<Witness>,
+    /// The job's token, without its deadline: the wait on the desk does not count as the job's time.
     stop: StopToken,
-    /// What is left of the job's time when its turn comes.
+    /// What is left of the job's time when its proof starts.
     left: Duration,
     lease: Arc<Lease>,
 }
 
 impl Order {
-    /// The job's token, for work that begins now.
+    /// Returns the job's token, with the deadline for work that starts now.
     fn job(&self, now: Instant) -> StopToken {
         now.checked_add(self.left).map_or_else(|| self.stop.clone(), |at| self.stop.with_deadline(at))
     }
@@ -55,11 +56,11 @@ impl Order {
 #[derive(Default)]
 struct Waiting {
     orders: VecDeque<(Order, Answer)>,
-    /// Why no orders are taken, once for each call to the device that does not come back.
+    /// Why no orders are taken: an entry for each call to the device that does not return.
     closed: Vec<String>,
 }
 
-/// Orders that wait, and who waits for them.
+/// Orders that wait for a device.
 pub(super) struct Desk {
     waiting: Mutex<Waiting>,
     came: Notify,
@@ -76,7 +77,7 @@ impl Desk {
         locked(&self.waiting)
     }
 
-    /// Takes no more orders, and refuses those that wait, until it is opened as often as it was closed.
+    /// Refuses new orders and those that wait, until the desk is opened as often as it was closed.
     pub(super) fn close(&self, why: &str) {
         let refused = {
             let mut waiting = self.lock();
@@ -87,7 +88,7 @@ impl Desk {
         refuse(refused.into_iter().map(|(_, answer)| answer), why);
     }
 
-    /// Returns why it is closed, as soon as it is.
+    /// Waits until the desk is closed, and returns the reason.
     pub(super) async fn closed(&self) -> String {
         loop {
             let closing = self.closing.notified();
@@ -106,16 +107,16 @@ impl Desk {
         !self.lock().closed.is_empty()
     }
 
-    /// Leaves an order; its answer comes when the device has dealt with it, or never where the worker's code panicked.
-    /// `stop` has the job's deadline, which is put off by as long as the order waits here.
+    /// Leaves an order. The result arrives when the device has processed it; the sender is dropped without one if the
+    /// worker panicked. `stop` has the job's deadline, which is extended by the time that the order waits here.
     pub(super) fn leave(
         &self,
         key: Arc<dyn LoadedKey>,
         circuit: Arc<ReadyCircuit>,
-        witness: Witness,
+        witness: Arc<Witness>,
         stop: &StopToken,
         lease: Arc<Lease>,
-    ) -> oneshot::Receiver<Result<Proved, Ended>> {
+    ) -> oneshot::Receiver<Result<Proved, Outcome>> {
         let (answer, answered) = oneshot::channel();
         let mut waiting = self.lock();
         match waiting.closed.last() {
@@ -131,21 +132,22 @@ impl Desk {
         answered
     }
 
-    /// The oldest order and others of its circuit, as many as the device likes at once.
+    /// Waits for the oldest order, and returns it with others of its circuit, up to the batch size.
     async fn next(&self) -> Vec<(Order, Answer)> {
         let (mut batch, most) = self.first().await;
         let until = tokio::time::Instant::now() + self.batching.linger;
         while batch.len() < most && tokio::time::timeout_at(until, self.came.notified()).await.is_ok() {
             gather(&mut self.lock().orders, &mut batch, most);
         }
-        // The wake-up of an order that is left for another batch may have been heard here.
+        // The notification of an order left for another batch may have been consumed here.
         if !self.lock().orders.is_empty() {
             self.came.notify_one();
         }
         batch
     }
 
-    /// The oldest order and what waits with it, taken at once: the device may have others at the desk, who would take it.
+    /// Waits for the oldest order, and takes it and others of its circuit at once, before another call of the device
+    /// does. Returns them with the batch size.
     async fn first(&self) -> (Vec<(Order, Answer)>, usize) {
         loop {
             if let Some(begun) = self.begin() {
@@ -155,7 +157,7 @@ impl Desk {
         }
     }
 
-    /// Proofs of an order's circuit that the device likes in a batch, as far as it may have them.
+    /// Returns the batch size for an order's circuit: what the device prefers, up to the configured maximum.
     pub(super) fn at_once(&self, order: &Order) -> usize {
         let likes = order.key.preferred_batch().max(1);
         self.batching.most.map_or(likes, |most| likes.min(most))
@@ -170,7 +172,7 @@ impl Desk {
     }
 }
 
-/// Takes orders of the batch's circuit to it, up to `most`.
+/// Moves orders of the batch's circuit to the batch, up to `most`.
 fn gather(orders: &mut VecDeque<(Order, Answer)>, batch: &mut Vec<(Order, Answer)>, most: usize) {
     let mut at = 0;
     while batch.len() < most
@@ -186,16 +188,16 @@ fn gather(orders: &mut VecDeque<(Order, Answer)>, batch: &mut Vec<(Order, Answer
 
 fn refuse(answers: impl IntoIterator<Item = Answer>, why: &str) {
     for answer in answers {
-        let _ = answer.send(Err(Ended::failed(FailureClass::Device, why)));
+        let _ = answer.send(Err(Outcome::failed(FailureClass::Device, why)));
     }
 }
 
-/// Takes batches from a device's desk to the device, for ever.
+/// Takes batches from a device's desk to the device, forever.
 pub(super) async fn serve(device: Arc<Device>, allowed: Duration) {
     loop {
         let (batch, answers): (Vec<_>, Vec<_>) = device.desk.next().await.into_iter().unzip();
         histogram!(telemetry::BATCH_SIZE, "device" => device.label.clone()).record(batch.len() as f64);
-        let room = async { (device.room_for(&batch).await, device.turn().await) };
+        let room = async { (device.capacity.room_for(&batch).await, device.capacity.turn().await) };
         let room = tokio::select! {
             biased;
             why = device.desk.closed() => {
@@ -205,13 +207,13 @@ pub(super) async fn serve(device: Arc<Device>, allowed: Duration) {
             room = room => room,
         };
         let within = allowed * turns(&batch);
-        batch.iter().for_each(|order| order.lease.begin());
+        batch.iter().for_each(|order| order.lease.begin_proof());
         let at_work = device.clone();
         let mut proving = tokio::task::spawn_blocking(move || {
             let (room, _turn) = room;
             prove(&at_work, batch, room.as_ref(), allowed)
         });
-        // The processor may be slow in a step, and does not hang.
+        // The CPU may be slow in a step, but does not hang.
         let patience = (!device.is_cpu()).then(|| within + allowed.min(LONGEST_STEP));
         let proved = match patience {
             Some(patience) => tokio::time::timeout(patience, &mut proving).await,
@@ -220,19 +222,19 @@ pub(super) async fn serve(device: Arc<Device>, allowed: Duration) {
         match proved {
             Ok(Ok(proved)) => {
                 for (answer, done) in answers.into_iter().zip(proved) {
-                    // Whoever left the order may have stopped waiting.
+                    // The job may have stopped waiting.
                     let _ = answer.send(done);
                 }
             }
-            // They are told by the loss of their answer's sender.
+            // The jobs notice that the sender is dropped.
             Ok(Err(_)) => drop(answers),
             Err(_) => {
                 let patience = patience.unwrap_or_default();
                 let why =
-                    format!("{} hangs: a proof did not come back in {:.0} s", device.label, patience.as_secs_f64());
-                device.hangs(&why, patience);
+                    format!("{} hangs: a proof did not finish within {:.0} s", device.label, patience.as_secs_f64());
+                device.take_out_of_use(&why, patience);
                 refuse(answers, &why);
-                // Nothing can end the call, and more of them would only hang, too.
+                // Nothing can end the call, and further calls would only hang too.
                 let _ = proving.await;
                 device.desk.open();
             }
@@ -240,7 +242,8 @@ pub(super) async fn serve(device: Arc<Device>, allowed: Duration) {
     }
 }
 
-/// How often a device has to do as many proofs as it likes at once, for a batch. Each time takes as long as a proof.
+/// Returns the number of rounds a device needs for a batch, at the number of proofs it prefers at a time. Each takes as
+/// long as a proof.
 fn turns(batch: &[Order]) -> u32 {
     turns_of(batch.len(), batch.first().map_or(1, |order| order.key.preferred_batch()))
 }
@@ -249,8 +252,9 @@ fn turns_of(proofs: usize, at_once: usize) -> u32 {
     u32::try_from(proofs.div_ceil(at_once.max(1))).unwrap_or(u32::MAX)
 }
 
-/// Proves a batch: one result an order. Each has the time of all, since all wait for each other.
-fn prove(device: &Device, batch: Vec<Order>, room: Option<&Room>, allowed: Duration) -> Vec<Result<Proved, Ended>> {
+/// Proves a batch and returns one result per order. Each order gets the time of the whole batch, because all wait for
+/// each other.
+fn prove(device: &Device, batch: Vec<Order>, room: Option<&Room>, allowed: Duration) -> Vec<Result<Proved, Outcome>> {
     let n = u32::try_from(batch.len()).unwrap_or(u32::MAX);
     let begun = Instant::now();
     let until = begun + allowed * turns(&batch);
@@ -278,27 +282,29 @@ fn prove(device: &Device, batch: Vec<Order>, room: Option<&Room>, allowed: Durat
     judged.collect()
 }
 
-/// Notes that there is no proof, and whose fault that is.
+/// Records a failed proof, and determines what is at fault.
 fn judge(
     device: &Device,
     job: &StopToken,
     error: ProveError,
     (took, share): (Duration, Duration),
     allowed: Duration,
-) -> Ended {
+) -> Outcome {
     if let ProveError::Backend(e @ BackendError::OutOfMemory { .. }) = error {
         device.lacked_memory(share);
         return e.into();
     }
-    match Ended::from(error).within(job, "the proof", allowed) {
-        Ended::Failed(mut error) => {
-            if error.class == FailureClass::InvalidProof && device.is_cpu() {
-                // The reference arithmetic computed it: the witness does not satisfy the circuit.
-                error.class = FailureClass::BadInput;
-                device.judged(took, share);
+    match Outcome::from(error).within(job, "the proof", allowed) {
+        Outcome::Failed(error) => {
+            let mut class = error.class;
+            if class == FailureClass::InvalidProof && device.is_cpu() {
+                // The CPU is not at fault: either the witness does not satisfy the circuit, or the key in memory is
+                // damaged. The attempt finds out which.
+                class = FailureClass::BadInput;
+                device.capacity.note_proof(took, share, None);
             }
-            device.failed(error.class, share);
-            Ended::Failed(error)
+            device.failed(class, share);
+            Outcome::Failed(error)
         }
         stopped => stopped,
     }

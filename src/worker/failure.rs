@@ -1,4 +1,4 @@
-//! How an attempt ends without a proof.
+//! The outcome of an attempt that made no proof.
 
 use std::time::Duration;
 
@@ -8,22 +8,23 @@ use crate::groth16::ProveError;
 use crate::model::{FailureClass, JobError, StopReason, StopToken};
 use crate::registry::RegistryError;
 use crate::seal::SealError;
-use crate::witness::{Limits, WitnessError};
+use crate::witness::{self, WitnessError};
 
-/// How an attempt ends without a proof.
+/// The outcome of an attempt that made no proof.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Ended {
+pub(super) enum Outcome {
     /// It failed.
     Failed(JobError),
-    /// It failed for something around this worker that says nothing about the job: another worker may have it.
-    Around(JobError, Blame),
+    /// It failed because of this worker's environment, which says nothing about the job: it may succeed on another
+    /// worker.
+    Environment(JobError, Blame),
     /// It was stopped.
     Stopped(StopReason),
-    /// There is no room for it here for now.
+    /// There is no room for the job on this worker for now.
     NoRoom,
 }
 
-/// Whom it may lie with that something is not there.
+/// What may be at fault when something is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Blame {
     /// The worker and what it depends on.
@@ -32,17 +33,17 @@ pub(super) enum Blame {
     Either,
 }
 
-impl Ended {
+impl Outcome {
     pub(super) fn failed(class: FailureClass, why: impl ToString) -> Self {
         Self::Failed(JobError { class, message: why.to_string() })
     }
 
-    /// Something around this worker failed, which may recover.
-    fn around(why: impl ToString, blame: Blame) -> Self {
-        Self::Around(JobError { class: FailureClass::Transient, message: why.to_string() }, blame)
+    /// Something in this worker's environment failed, and may recover.
+    fn environment(why: impl ToString, blame: Blame) -> Self {
+        Self::Environment(JobError { class: FailureClass::Transient, message: why.to_string() }, blame)
     }
 
-    /// A time-out is the stage's own, unless the job's as a whole is over.
+    /// Turns a timeout into a failure of the stage, unless the time of the whole job is over.
     pub(super) fn within(self, job: &StopToken, what: &str, allowed: Duration) -> Self {
         match self {
             Self::Stopped(StopReason::TimedOut) if job.stopped().is_none() => {
@@ -53,17 +54,19 @@ impl Ended {
     }
 }
 
-impl From<WitnessError> for Ended {
+impl From<WitnessError> for Outcome {
     fn from(e: WitnessError) -> Self {
         match e {
             WitnessError::Stopped(why) => Self::Stopped(why),
-            // More than any worker may give a program is never to be had.
-            WitnessError::Memory { limit } if limit >= Limits::MOST_MEMORY => Self::failed(FailureClass::BadInput, e),
-            // Compiling is bounded in time and memory, and another moment or machine may have more of both. The memory of a
-            // run is this worker's limit, not the input's fault: another may have a higher one, or this one when it is started
-            // again. Once that has come, the job can be queued again, for its input is kept.
+            // No worker may give a program more memory than this.
+            WitnessError::Memory { limit } if limit >= witness::Limits::MOST_MEMORY => {
+                Self::failed(FailureClass::BadInput, e)
+            }
+            // Compilation is bounded in time and memory, and another moment or machine may have more of both. The
+            // memory limit of a run is a setting of this worker and no fault of the input: another worker may have a
+            // higher one, or this one after a restart. The job can then be queued again, because its input is kept.
             WitnessError::Compile(_) | WitnessError::Memory { .. } => Self::failed(FailureClass::Transient, e),
-            WitnessError::Host(_) => Self::around(e, Blame::Worker),
+            WitnessError::Host(_) => Self::environment(e, Blame::Worker),
             WitnessError::Input(_) | WitnessError::Module(_) | WitnessError::Assert(_) | WitnessError::Trap(_) => {
                 Self::failed(FailureClass::BadInput, e)
             }
@@ -71,15 +74,15 @@ impl From<WitnessError> for Ended {
     }
 }
 
-impl From<SealError> for Ended {
+impl From<SealError> for Outcome {
     fn from(e: SealError) -> Self {
-        // Another worker may have the key, or the right one by that name, and this one when it is started again. As bad
-        // input it would be deleted, for what may be a slip in one worker's settings.
-        Self::around(e, Blame::Either)
+        // Another worker may have the key, or the right key by that name, and this one may after a restart. As bad
+        // input it would be deleted, for what may be a mistake in one worker's settings.
+        Self::environment(e, Blame::Either)
     }
 }
 
-impl From<BackendError> for Ended {
+impl From<BackendError> for Outcome {
     fn from(e: BackendError) -> Self {
         match e {
             BackendError::Stopped(why) => Self::Stopped(why),
@@ -91,36 +94,36 @@ impl From<BackendError> for Ended {
     }
 }
 
-impl From<ProveError> for Ended {
+impl From<ProveError> for Outcome {
     fn from(e: ProveError) -> Self {
         match e {
             ProveError::Backend(e) => e.into(),
             ProveError::WitnessLength { .. } | ProveError::WitnessOne => Self::failed(FailureClass::BadInput, e),
             ProveError::Invalid => Self::failed(FailureClass::InvalidProof, e),
-            ProveError::Randomness(_) => Self::around(e, Blame::Worker),
+            ProveError::Randomness(_) => Self::environment(e, Blame::Worker),
         }
     }
 }
 
-impl From<RegistryError> for Ended {
+impl From<RegistryError> for Outcome {
     fn from(e: RegistryError) -> Self {
         match e {
             RegistryError::Backend(e) => e.into(),
-            // Both were sound when the circuit was registered, so that it is this worker that cannot use them: an older
-            // one, maybe. The input is not at fault, and kept.
+            // Both were sound when the circuit was registered, so it is this worker that cannot use them; it may be an
+            // older version. The input is not at fault, and is kept.
             RegistryError::Witness(WitnessError::Module(_))
             | RegistryError::Key(_)
             | RegistryError::Mismatch { .. } => Self::failed(FailureClass::Transient, e),
             RegistryError::Witness(e) => e.into(),
             RegistryError::TooLarge { .. } => Self::failed(FailureClass::Device, e),
-            // A file that is gone or damaged can be put back by registering the circuit again.
+            // A missing or damaged file can be restored by registering the circuit again.
             RegistryError::Artifact(ArtifactError::Missing { .. } | ArtifactError::Damaged { .. }) => {
-                Self::around(format!("{e}; register the circuit again"), Blame::Either)
+                Self::environment(format!("{e}; register the circuit again"), Blame::Either)
             }
             RegistryError::Artifact(_) | RegistryError::Store(_) | RegistryError::Cut(_) => {
-                Self::around(e, Blame::Worker)
+                Self::environment(e, Blame::Worker)
             }
-            // Noted once, where it happened.
+            // Noted once, by the load that failed.
             RegistryError::Elsewhere(_) => Self::failed(FailureClass::Transient, e),
         }
     }
@@ -132,37 +135,37 @@ mod tests {
 
     #[test]
     fn an_input_that_does_not_open_here_is_not_bad_input() {
-        let ended = Ended::from(SealError::Damaged);
-        assert!(matches!(ended, Ended::Around(JobError { class: FailureClass::Transient, .. }, _)), "{ended:?}");
+        let ended = Outcome::from(SealError::Damaged);
+        assert!(matches!(ended, Outcome::Environment(JobError { class: FailureClass::Transient, .. }, _)), "{ended:?}");
     }
 
     #[test]
     fn what_the_circuit_or_the_host_is_at_fault_for_does_not_cost_the_input() {
         let module = || WitnessError::Module("no getWitness".to_owned());
         let ended = [
-            Ended::from(RegistryError::Mismatch { wasm: 3, zkey: 4 }),
-            Ended::from(RegistryError::Witness(module())),
-            Ended::from(WitnessError::Host("mmap failed".to_owned())),
-            Ended::from(WitnessError::Memory { limit: 1 << 30 }),
-            Ended::from(RegistryError::Witness(WitnessError::Memory { limit: 1 << 30 })),
+            Outcome::from(RegistryError::Mismatch { wasm: 3, zkey: 4 }),
+            Outcome::from(RegistryError::Witness(module())),
+            Outcome::from(WitnessError::Host("mmap failed".to_owned())),
+            Outcome::from(WitnessError::Memory { limit: 1 << 30 }),
+            Outcome::from(RegistryError::Witness(WitnessError::Memory { limit: 1 << 30 })),
         ];
         for ended in ended {
-            let (Ended::Failed(error) | Ended::Around(error, _)) = ended else { panic!("{ended:?}") };
+            let (Outcome::Failed(error) | Outcome::Environment(error, _)) = ended else { panic!("{ended:?}") };
             assert_eq!(error.class, FailureClass::Transient, "{}", error.message);
         }
     }
 
-    /// All attempts would end so.
+    /// Every attempt would end like this.
     #[test]
     fn a_program_that_asks_for_more_than_there_can_be_is_never_tried_again() {
-        let ended = Ended::from(WitnessError::Memory { limit: Limits::MOST_MEMORY });
-        assert!(matches!(ended, Ended::Failed(JobError { class: FailureClass::BadInput, .. })), "{ended:?}");
+        let ended = Outcome::from(WitnessError::Memory { limit: witness::Limits::MOST_MEMORY });
+        assert!(matches!(ended, Outcome::Failed(JobError { class: FailureClass::BadInput, .. })), "{ended:?}");
     }
 
-    /// The worker has all it needs, and other circuits' jobs are not held back.
+    /// The worker has all it needs, and the jobs of other circuits are not delayed.
     #[test]
     fn a_limit_on_memory_is_named_and_casts_no_doubt_on_the_worker() {
-        let Ended::Failed(error) = Ended::from(WitnessError::Memory { limit: 1 << 30 }) else {
+        let Outcome::Failed(error) = Outcome::from(WitnessError::Memory { limit: 1 << 30 }) else {
             panic!("it is of this job alone");
         };
         for words in ["1073741824 bytes", "PROVER_WITNESS_MEMORY_BYTES", "more"] {

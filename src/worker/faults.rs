@@ -1,40 +1,40 @@
-//! Named points at which a test can end or hold a worker. Inert unless the hidden `serve --fault-at` names one.
+//! Named points at which a test can kill or hold a worker. Inert unless the hidden `serve --fault-at` names one.
 
 use std::str::FromStr;
-use std::time::Duration;
 
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::signal::unix::SignalKind;
 
+use super::POLL_EVERY;
 use super::lease::Keeper;
 use crate::model::StopToken;
 
-/// Where.
+/// A point in the processing of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Point {
     /// A job is claimed; nothing else has happened.
     AfterClaim,
-    /// Its witness is there.
+    /// The witness is made.
     AfterWitness,
-    /// Its proof is there and verified.
+    /// The proof is made and verified.
     AfterProve,
     /// The result is about to be written.
     BeforeCommit,
-    /// The result is written; the proof's files are not, and the queue has not heard.
+    /// The result is written; the proof's files are not, and the queue does not know.
     AfterCommit,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Act {
-    /// The process dies at once, as by power loss.
+    /// The process dies at once, as after a loss of power.
     Abort,
     /// The job waits until it is told to stop.
     Sleep,
-    /// The whole process stands still until it gets SIGCONT, heartbeats too.
+    /// The whole process stops until it gets SIGCONT, heartbeats included.
     Freeze,
 }
 
-/// Which fault is armed, if any.
+/// The fault that is set, if any.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Faults(Option<(Point, Act)>);
 
@@ -66,7 +66,7 @@ impl FromStr for Faults {
 }
 
 impl Faults {
-    /// Passes the point, unless a fault is armed there. Says so first, for the test that waits.
+    /// Passes the point, unless a fault is set there. Logs that first, for the test that waits for it.
     pub(super) async fn pass(&self, at: Point, stop: &StopToken, keeper: &Keeper) {
         let Some((_, act)) = self.0.filter(|(point, _)| *point == at) else { return };
         tracing::warn!(point = ?at, ?act, "fault point reached");
@@ -75,15 +75,16 @@ impl Faults {
             Act::Freeze => freeze(keeper).await,
             Act::Sleep => {
                 while stop.stopped().is_none() {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    tokio::time::sleep(POLL_EVERY).await;
                 }
             }
         }
     }
 }
 
-/// Stops the process between two heartbeats: one that stopped in the middle of a write would hold the lock of an SQLite
-/// file for as long. The signal takes a moment to reach every thread, so this one goes on only when SIGCONT comes.
+/// Stops the process between two heartbeats: if it stopped in the middle of a write, it would keep an SQLite file
+/// locked all the time. The signal takes a moment to reach every thread, so this one continues only when SIGCONT
+/// arrives.
 async fn freeze(keeper: &Keeper) {
     let _silence = keeper.silence().await;
     let Ok(mut resumed) = tokio::signal::unix::signal(SignalKind::from_raw(Signal::CONT.as_raw())) else {

@@ -1,4 +1,4 @@
-//! The devices of a worker together: which one a job gets, and how many jobs there is room for.
+//! All devices of a worker: which one a job gets, and how many jobs there is capacity for.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,59 +9,59 @@ use metrics::gauge;
 use tokio::sync::Notify;
 
 use super::canary::Canary;
+use super::capacity::{Size, Slots, size};
 use super::desk::Batching;
-use super::device::{Device, Size, Slots, size};
+use super::device::Device;
+use super::{MOST_REMEMBERED, POLL_EVERY};
 use crate::backend::{Backend, DeviceKind};
 use crate::model::{ContentHash, FailureClass, Job, JobId, locked};
 use crate::telemetry;
 
-/// Jobs on the processor, since other devices failed at them, beside those that the places are for.
+/// Most jobs retried on the CPU after other devices failed at them, in addition to those in slots.
 const RETRIALS: usize = 4;
-/// Jobs whose failing device is remembered.
-const MOST_REMEMBERED: usize = 10_000;
 
-/// How a device's work is put together and shared out.
+/// How work is divided among the devices.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sizing {
-    /// Jobs in hand over all devices; sized by the devices when unset.
+    /// Most jobs in progress over all devices; sized by the devices when unset.
     pub(super) jobs: Option<usize>,
-    /// Whether the processor takes jobs while every other device is full.
+    /// Whether the CPU takes jobs while every other device is full.
     pub(super) cpu_overflow: bool,
-    /// How batches are gathered.
+    /// How batches are formed.
     pub(super) batching: Batching,
 }
 
-/// All devices, best first, and the slots over them.
+/// All devices, in order of preference, and their slots.
 pub(super) struct Fleet {
     devices: Vec<Arc<Device>>,
-    /// Devices by number that have slots of their own. While there is another device, the processor has none unless
-    /// it is told to take what is too much: it is the fallback, and busy with witnesses.
+    /// Indices of the devices that have slots of their own. While there is another device, the CPU has none unless it
+    /// is configured to take the overflow: it is the fallback, and busy with witnesses.
     workers: Vec<usize>,
-    /// Jobs in hand at once over all devices; by the devices when unset.
+    /// Configured number of jobs in progress over all devices; by the devices when unset.
     jobs: Option<usize>,
     busy: AtomicUsize,
-    /// Jobs in hand that lent their places to others.
+    /// Jobs in progress that lent their slots to others.
     aside: AtomicUsize,
-    /// Those of them that want their places back.
+    /// Those of them that wait to get their slots back.
     returning: AtomicUsize,
-    /// All jobs in hand.
+    /// All jobs in progress.
     in_hand: AtomicUsize,
-    /// Set while a job is to have the worker to itself.
+    /// Set while one job has the worker to itself.
     reserved: AtomicBool,
     freed: Notify,
-    /// Jobs on the processor that take no place, for other devices failed at them and work on meanwhile.
+    /// Jobs retried on the CPU without a slot: other devices failed at them, and keep working meanwhile.
     retrials: AtomicUsize,
-    /// When the processor has time for another one.
+    /// When the CPU has time for the next retrial.
     next_retrial: Mutex<Instant>,
-    /// Device by number on which a job failed last.
+    /// Index of the device on which a job last failed.
     failed_on: Mutex<HashMap<JobId, usize>>,
 }
 
-/// A place for one job on a device, until dropped.
+/// A job's slot on a device, until dropped.
 pub(super) struct Placement {
     fleet: Arc<Fleet>,
     pub(super) device: Arc<Device>,
-    /// Counted beside the places.
+    /// Whether it is a retrial, which takes no slot.
     retrial: bool,
 }
 
@@ -71,7 +71,7 @@ impl Drop for Placement {
         if self.retrial {
             self.fleet.retrials.fetch_sub(1, Ordering::Relaxed);
         } else {
-            self.device.let_go();
+            self.device.capacity.let_go();
             self.fleet.busy.fetch_sub(1, Ordering::Relaxed);
         }
         self.fleet.show();
@@ -80,14 +80,14 @@ impl Drop for Placement {
 }
 
 impl Placement {
-    /// Lets another job have the place, until it is wanted back. Not where as many jobs as there are places have done so.
+    /// Lends the slot to another job. `None` for a retrial, or if as many jobs as there are slots have lent theirs.
     pub(super) fn lend(&self) -> Option<LentPlace<'_>> {
         let most = self.fleet.slots();
         let one_more = |aside| (aside < most).then_some(aside + 1);
         if self.retrial || self.fleet.aside.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
             return None;
         }
-        self.device.let_go();
+        self.device.capacity.let_go();
         self.fleet.busy.fetch_sub(1, Ordering::Relaxed);
         self.fleet.show();
         self.fleet.freed.notify_one();
@@ -95,25 +95,23 @@ impl Placement {
     }
 }
 
-/// A place that its job does not need for now. Once dropped, there may be one job too many in hand.
+/// A slot that its job does not need for now. Once dropped, one job too many may be in progress.
 pub(super) struct LentPlace<'a>(&'a Placement);
 
 impl LentPlace<'_> {
-    /// Waits until there is a place again, before jobs that are not in hand yet.
+    /// Waits until a slot is free, ahead of jobs that have not started.
     pub(super) async fn back(self) {
         let fleet = &self.0.fleet;
         let _waits = Returning::new(fleet);
-        while fleet.busy.load(Ordering::Relaxed) >= fleet.slots() {
-            tokio::time::sleep(LOOK).await;
+        // A job that is to run alone has its place already, and waits until this one has ended.
+        while fleet.busy.load(Ordering::Relaxed) >= fleet.slots() && !fleet.reserved.load(Ordering::Acquire) {
+            tokio::time::sleep(POLL_EVERY).await;
         }
         drop(self);
     }
 }
 
-/// How often a job looks whether there is a place again.
-const LOOK: Duration = Duration::from_millis(20);
-
-/// A job that wants its place back, until dropped.
+/// A job that waits to get its slot back, until dropped.
 struct Returning<'a>(&'a Fleet);
 
 impl<'a> Returning<'a> {
@@ -133,14 +131,14 @@ impl Drop for Returning<'_> {
 impl Drop for LentPlace<'_> {
     fn drop(&mut self) {
         let Placement { fleet, device, .. } = self.0;
-        device.take();
+        device.capacity.take();
         fleet.busy.fetch_add(1, Ordering::Relaxed);
         fleet.aside.fetch_sub(1, Ordering::Relaxed);
         fleet.show();
     }
 }
 
-/// Counts as a job in hand, on no device, until dropped.
+/// A job in progress without a device, until dropped.
 pub(super) struct Occupied(Arc<Fleet>);
 
 impl Drop for Occupied {
@@ -151,7 +149,7 @@ impl Drop for Occupied {
     }
 }
 
-/// The worker for one job alone, until dropped.
+/// Exclusive use of the worker for one job, until dropped.
 pub(super) struct Reservation(Arc<Fleet>);
 
 impl Drop for Reservation {
@@ -161,13 +159,13 @@ impl Drop for Reservation {
     }
 }
 
-/// Jobs for each of `devices` of so many over all of them: as evenly as it goes, the first ones first.
+/// Divides `jobs` among `devices` as evenly as possible, the first ones getting the remainder.
 fn share(devices: usize, jobs: usize) -> Vec<usize> {
     (0..devices).map(|i| (jobs + devices - 1 - i) / devices).collect()
 }
 
 impl Fleet {
-    /// Sizes the devices.
+    /// Creates the devices with their sizes.
     pub(super) fn new(backends: Vec<Arc<dyn Backend>>, sizing: Sizing) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let is_cpu = |i: &usize| backends[*i].device().kind == DeviceKind::Cpu;
@@ -177,7 +175,7 @@ impl Fleet {
         let workers: Vec<_> = all.filter(|i| others == 0 || sizing.cpu_overflow || !is_cpu(i)).collect();
         let shares = sizing.jobs.map(|jobs| share(workers.len(), jobs));
         let size = |(i, own): (usize, Size)| match (&shares, workers.iter().position(|w| *w == i)) {
-            // Where jobs are fewer than devices, the others stand in for one that is unfit.
+            // With fewer jobs than devices, the surplus devices stand in for unfit ones.
             (Some(shares), Some(at)) => Size { slots: Slots::Fixed(shares[at].max(1)), ..own },
             _ => own,
         };
@@ -204,9 +202,9 @@ impl Fleet {
         }
     }
 
-    /// Jobs in hand at once, as things are.
+    /// Returns the number of jobs that the worker currently takes at the same time.
     pub(super) fn slots(&self) -> usize {
-        self.jobs.unwrap_or_else(|| self.workers.iter().map(|i| self.devices[*i].slots()).sum())
+        self.jobs.unwrap_or_else(|| self.workers.iter().map(|i| self.devices[*i].capacity.slots()).sum())
     }
 
     fn show(&self) {
@@ -218,12 +216,12 @@ impl Fleet {
         &self.devices
     }
 
-    /// The device that most jobs go to.
+    /// Returns the device that most jobs go to.
     pub(super) fn first(&self) -> Option<&Arc<Device>> {
         self.workers.first().map(|i| &self.devices[*i])
     }
 
-    /// Lets unfit devices sing whose time has come, and does not wait for them.
+    /// Starts the canaries of unfit devices that are due, and does not wait for them.
     pub(super) fn look_after(&self, canary: &Arc<Canary>) {
         for device in &self.devices {
             device.look_after(canary);
@@ -234,30 +232,31 @@ impl Fleet {
         self.workers.iter().copied().filter(|i| self.devices[*i].is_fit())
     }
 
-    /// The processor, where it may stand in for the other devices.
+    /// Returns the CPU, if it is fit to stand in for the other devices.
     fn stand_in(&self) -> Option<usize> {
         (0..self.devices.len()).find(|i| self.devices[*i].is_cpu() && self.devices[*i].is_fit())
     }
 
-    /// Jobs in hand, with a place or without.
+    /// Returns the number of jobs in progress, with or without a slot.
     pub(super) fn in_hand(&self) -> usize {
         self.in_hand.load(Ordering::Relaxed)
     }
 
-    /// A job in hand that needs no device.
+    /// Counts a job that needs no device.
     pub(super) fn occupy(self: &Arc<Self>) -> Occupied {
         self.busy.fetch_add(1, Ordering::Relaxed);
         self.in_hand.fetch_add(1, Ordering::Relaxed);
         Occupied(self.clone())
     }
 
-    /// The worker for one job alone, if no other has it: no more are begun until the reservation is dropped.
+    /// Reserves the worker for one job, unless it is reserved already: no other job is started until the reservation is
+    /// dropped.
     pub(super) fn reserve(self: &Arc<Self>) -> Option<Reservation> {
         let first = !self.reserved.swap(true, Ordering::AcqRel);
         first.then(|| Reservation(self.clone()))
     }
 
-    /// Jobs that could be begun now.
+    /// Returns the number of jobs that could be started now.
     pub(super) fn free(&self) -> usize {
         if self.reserved.load(Ordering::Acquire) {
             return 0;
@@ -266,23 +265,24 @@ impl Fleet {
         let left = self.slots().saturating_sub(taken);
         let mut fit = self.fit_workers().peekable();
         let free = match fit.peek() {
-            Some(_) => fit.map(|i| self.devices[i].free()).sum(),
-            None => self.stand_in().map_or(0, |cpu| self.devices[cpu].free()),
+            Some(_) => fit.map(|i| self.devices[i].capacity.free()).sum(),
+            None => self.stand_in().map_or(0, |cpu| self.devices[cpu].capacity.free()),
         };
         free.min(left)
     }
 
-    /// Returns when a slot was freed, maybe before the call.
+    /// Returns once a slot was freed, possibly before the call.
     pub(super) async fn freed(&self) {
         self.freed.notified().await;
     }
 
-    /// A place for a job. `resident` says whether a device has the job's key: such a device goes first among those
-    /// with room, then the one with most room, then the best. One that is known to be too small for the key goes last.
+    /// Assigns a job to a device. `resident` says whether a device has the job's key loaded: among devices with free
+    /// slots such a device comes first, then the one with the most free slots, then the first in order of preference. A
+    /// device known to be too small for the key comes last.
     pub(super) fn place(self: &Arc<Self>, job: &Job, resident: impl Fn(&Device) -> bool) -> Placement {
         let own = self.choose(resident, |device| device.may_take(job.zkey));
         let at = self.after_failures(own, job);
-        // Only the dispatcher places jobs, so that nothing is counted between the look and the count.
+        // Only the dispatcher places jobs, so the count does not change between this check and the increment.
         let room = self.retrials.load(Ordering::Relaxed) < RETRIALS;
         self.placed(at, at != own && self.devices[at].is_cpu() && room)
     }
@@ -293,7 +293,7 @@ impl Fleet {
         if retrial {
             self.retrials.fetch_add(1, Ordering::Relaxed);
         } else {
-            device.take();
+            device.capacity.take();
             self.busy.fetch_add(1, Ordering::Relaxed);
         }
         self.show();
@@ -301,8 +301,8 @@ impl Fleet {
     }
 
     fn choose(&self, resident: impl Fn(&Device) -> bool, may_take: impl Fn(&Device) -> bool) -> usize {
-        let room = |i: usize| self.devices[i].free();
-        // The processor takes what is too much for the others, and no more.
+        let room = |i: usize| self.devices[i].capacity.free();
+        // The CPU takes only the overflow of the others.
         let better = self.fit_workers().filter(|i| room(*i) > 0).max_by_key(|i| {
             let device = &self.devices[*i];
             let cpu_last = self.workers.len() == 1 || !device.is_cpu();
@@ -311,9 +311,9 @@ impl Fleet {
         better.or_else(|| self.stand_in()).or(self.workers.first().copied()).unwrap_or(0)
     }
 
-    /// The device for a job that would go to `own`: that one, unless the job failed there. Then another, and in the
-    /// end, or after a proof that did not verify, the processor: its arithmetic settles whether witness or device is at
-    /// fault.
+    /// Returns the device for a job that would go to `own`: that one, unless the job failed there, in which case
+    /// another. In the end, or after a proof that did not verify, the CPU: its arithmetic settles whether the witness
+    /// or the device is at fault.
     fn after_failures(&self, own: usize, job: &Job) -> usize {
         let cpu = self.devices.iter().position(|d| d.is_cpu()).unwrap_or(own);
         let doubtful = job.error.as_ref().is_some_and(|e| e.class == FailureClass::InvalidProof);
@@ -327,7 +327,7 @@ impl Fleet {
         }
     }
 
-    /// Whether a job that failed so goes to the processor next, noted by [`Fleet::remember`] already.
+    /// Whether a job that failed with this class, already noted by [`Fleet::remember`], goes to the CPU next.
     pub(super) fn falls_to_processor(&self, job: &Job, class: FailureClass) -> bool {
         let other = |own: &usize| self.other_than(*own, job.zkey).is_none_or(|other| self.devices[other].is_cpu());
         match class {
@@ -337,21 +337,22 @@ impl Fleet {
         }
     }
 
-    /// How long a job waits that goes to the processor next, to judge or for want of another device: such jobs come back no
-    /// faster than it deals with them, by its proofs so far, and not to be held here meanwhile.
+    /// Returns how long to delay a job that goes to the CPU next, to settle whose fault it is or for lack of another
+    /// device: such jobs return no faster than the CPU can process them, by its recent proofs, so that they do not pile
+    /// up here.
     pub(super) fn book_retrial(&self, now: Instant) -> Duration {
         let Some(cpu) = self.devices.iter().find(|d| d.is_cpu()) else { return Duration::ZERO };
-        let each = Duration::from_secs_f64(cpu.seconds_a_proof(RETRIALS));
+        let each = Duration::from_secs_f64(cpu.capacity.seconds_a_proof(RETRIALS));
         let mut next = locked(&self.next_retrial);
         let wait = next.saturating_duration_since(now);
         *next = now + wait + each;
         wait
     }
 
-    /// The next device that does not sit out and is not known to be too small for this key.
+    /// Returns the next device that is not in quarantine and not known to be too small for this key.
     fn other_than(&self, own: usize, zkey: ContentHash) -> Option<usize> {
         let n = self.devices.len();
-        let serves = |device: &Device| !device.is_quarantined() && device.may_take(zkey);
+        let serves = |device: &Device| !device.health.is_quarantined() && device.may_take(zkey);
         (1..n).map(|i| (own + i) % n).find(|i| serves(&self.devices[*i]))
     }
 
@@ -359,14 +360,14 @@ impl Fleet {
         locked(&self.failed_on)
     }
 
-    /// Remembers where a job failed, or forgets it. Only this process needs to know: to any other, its own devices are
-    /// others already.
+    /// Records on which device a job failed, or forgets it. Only this process needs to know: to any other, its own
+    /// devices are different ones anyway.
     pub(super) fn remember(&self, job: JobId, failed_on: Option<&Arc<Device>>) {
         let mut known = self.failed_on();
         let at = failed_on.and_then(|d| self.devices.iter().position(|o| Arc::ptr_eq(o, d)));
         match at {
             None => drop(known.remove(&job)),
-            // Jobs that other workers ended are never forgotten one by one.
+            // Jobs that end on other workers are never removed one by one.
             Some(_) if known.len() > MOST_REMEMBERED => known.clear(),
             Some(at) => drop(known.insert(job, at)),
         }
@@ -391,14 +392,14 @@ mod tests {
             vec![Arc::new(CpuBackend::new(1).unwrap())],
             Sizing { jobs: None, cpu_overflow: false, batching },
         );
-        small.devices[0].judged(each, each / 64);
+        small.devices[0].capacity.note_proof(each, each / 64, None);
         let four = each / RETRIALS as u32;
         assert_eq!(
             [0, 1].map(|_| small.book_retrial(now)),
             [Duration::ZERO, four],
-            "no more are in hand, whatever it could do"
+            "no more are in progress, whatever its capacity"
         );
-        fleet.devices[0].judged(each, each);
+        fleet.devices[0].capacity.note_proof(each, each, None);
         assert_eq!([0, 1, 2].map(|_| fleet.book_retrial(now)), [Duration::ZERO, each, each * 2]);
         assert_eq!(fleet.book_retrial(now + each), each * 2, "time passes");
     }
@@ -409,7 +410,7 @@ mod tests {
         let batching = Batching { most: None, linger: Duration::ZERO };
         let fleet = Fleet::new(devices, Sizing { jobs: Some(1), cpu_overflow: false, batching });
         assert_eq!((fleet.slots(), fleet.free()), (1, 1));
-        fleet.devices[0].quarantine(Some("made up"));
+        fleet.devices[0].health.quarantine("made up");
         assert_eq!(fleet.free(), 1);
     }
 
@@ -421,10 +422,10 @@ mod tests {
         let (large, small) = (ContentHash::of(b"large"), ContentHash::of(b"small"));
         let choose = |zkey| fleet.choose(|_| false, |device| device.may_take(zkey));
         assert_eq!((choose(large), choose(small)), (0, 0));
-        fleet.devices[0].is_too_small(large);
+        fleet.devices[0].note_too_large(large);
         assert_eq!((choose(large), choose(small)), (1, 0));
-        // Where all are too small, one of them says so.
-        fleet.devices[1].is_too_small(large);
+        // If all are too small, one of them reports it.
+        fleet.devices[1].note_too_large(large);
         assert_eq!((choose(large), choose(small)), (0, 0));
     }
 
@@ -434,10 +435,10 @@ mod tests {
         let batching = Batching { most: None, linger: Duration::ZERO };
         let fleet = Fleet::new(devices, Sizing { jobs: Some(4), cpu_overflow: false, batching });
         let (large, small) = (ContentHash::of(b"large"), ContentHash::of(b"small"));
-        fleet.devices[1].is_too_small(large);
+        fleet.devices[1].note_too_large(large);
         assert_eq!([large, small].map(|key| fleet.other_than(0, key)), [Some(2), Some(1)]);
-        fleet.devices[2].is_too_small(large);
-        assert_eq!(fleet.other_than(0, large), None, "the processor's turn");
+        fleet.devices[2].note_too_large(large);
+        assert_eq!(fleet.other_than(0, large), None, "left to the CPU");
     }
 
     #[tokio::test]
@@ -460,6 +461,24 @@ mod tests {
         assert_eq!((fleet.free(), fleet.in_hand()), (0, 1));
         drop(first.lend());
         drop(first);
+        assert_eq!((fleet.free(), fleet.in_hand()), (1, 0));
+    }
+
+    /// That one waits for this one to end.
+    #[tokio::test]
+    async fn a_lent_place_comes_back_although_a_job_that_is_to_run_alone_has_taken_it() {
+        let batching = Batching { most: None, linger: Duration::ZERO };
+        let device = Arc::new(CpuBackend::new(1).unwrap());
+        let fleet = Arc::new(Fleet::new(vec![device], Sizing { jobs: Some(1), cpu_overflow: false, batching }));
+        let first = fleet.placed(0, false);
+        let lent = first.lend().unwrap();
+        let reservation = fleet.reserve().unwrap();
+        let alone = fleet.placed(0, false);
+        // Without the reservation this would not end.
+        lent.back().await;
+        drop(first);
+        assert_eq!((fleet.free(), fleet.in_hand()), (0, 1));
+        drop((alone, reservation));
         assert_eq!((fleet.free(), fleet.in_hand()), (1, 0));
     }
 

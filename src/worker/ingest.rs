@@ -1,7 +1,8 @@
-//! Messages of producers who write straight into the queue: recorded in the store first, then jobs like any other.
+//! Messages of producers that write directly into the queue. They are recorded in the store first, and are then jobs
+//! like any other.
 //!
-//! A message is acknowledged only when the store has the job, or when it is rejected or set aside, so that it is
-//! offered again after a crash; recording is idempotent, since a message's job has the same id each time.
+//! A message is acknowledged only once the store has the job, or once the message is rejected or set aside, so that it
+//! is delivered again after a crash. Recording is idempotent, because a message's job has the same id each time.
 
 use metrics::counter;
 use uuid::Uuid;
@@ -15,26 +16,27 @@ use crate::queue::{Delivery, EndNotice, Message, Offer};
 use crate::store::{StoreError, Submitted};
 use crate::telemetry;
 
-/// What becomes of a message.
-enum Fate {
+/// What happens to a message.
+enum MessageFate {
     Recorded(JobId, Priority),
-    /// Nobody can use it, but it has an id under which its sender finds the reason.
+    /// It is unusable, but has an id under which its sender finds the reason.
     Rejected,
     SetAside(String),
-    /// The database fails: back to the queue at once, lest it waits in this worker's hands for longer than the outage.
+    /// The database fails: it goes back to the queue at once, so that it does not wait in this worker for longer than
+    /// the outage.
     Back,
-    /// It cannot be recorded for another reason: it is offered again when the worker has had it for too long.
+    /// It cannot be recorded for another reason: it is delivered again once the worker has held it for too long.
     Later,
 }
 
-/// A job's identity by its producer: a UUID as it is; any other text is the job's idempotency key, and its id is
-/// derived from queue and text.
+/// A job's identity as given by its producer: a UUID is the id; any other text is the job's idempotency key, and its id
+/// is derived from the queue's name and the text.
 struct Identity {
     id: JobId,
     key: Option<String>,
 }
 
-/// Names the derivation of ids, so that they meet no other program's.
+/// The namespace of derived ids, so that they do not collide with those of other programs.
 const NAMESPACE: Uuid = Uuid::from_u128(0x5072_7657_6d65_7373_8167_6500_7075_7265);
 
 fn derived(queue: &str, kind: &str, text: &str) -> JobId {
@@ -49,36 +51,36 @@ fn identity(queue: &str, text: &str) -> Result<Identity, String> {
         return Ok(Identity { id: derived(queue, "id", text), key: Some(text.to_owned()) });
     }
     let got = text.chars().count();
-    Err(format!("an id is 1 to {MAX_KEY} characters, none of them character 0; got {got}"))
+    Err(format!("an id must have 1 to {MAX_KEY} characters, none of them NUL; got {got}"))
 }
 
-/// Deals with a message.
+/// Processes a message.
 pub(super) async fn take(ctx: &Context, delivery: Delivery) {
     let Offer::Message(message) = &delivery.offer else { return };
     if ctx.outage.lasts() {
         return put_back(ctx, delivery).await;
     }
     let (fate, outcome) = match record(ctx, message).await {
-        Fate::Later => return,
-        Fate::Back => return put_back(ctx, delivery).await,
-        fate @ Fate::Recorded(..) => (fate, "recorded"),
-        fate @ Fate::Rejected => (fate, "rejected"),
-        fate @ Fate::SetAside(_) => (fate, "set_aside"),
+        MessageFate::Later => return,
+        MessageFate::Back => return put_back(ctx, delivery).await,
+        fate @ MessageFate::Recorded(..) => (fate, "recorded"),
+        fate @ MessageFate::Rejected => (fate, "rejected"),
+        fate @ MessageFate::SetAside(_) => (fate, "set_aside"),
     };
     counter!(telemetry::MESSAGES, "outcome" => outcome).increment(1);
     match fate {
-        Fate::Recorded(id, priority) => {
-            // Should this fail, the reconciler offers it.
+        MessageFate::Recorded(id, priority) => {
+            // If this fails, the reconciler offers the job.
             let _ = ctx.queue.push(&[(id, priority)]).await;
             acknowledge(ctx, &[delivery]).await;
         }
-        Fate::SetAside(why) => {
-            tracing::warn!(source = %message.source, why, "a message is set aside");
+        MessageFate::SetAside(why) => {
+            tracing::warn!(source = %message.source, why, "message set aside");
             if let Err(error) = ctx.queue.set_aside(delivery, &why).await {
                 tracing::warn!(%error, "a message could not be set aside; it will be offered again");
             }
         }
-        Fate::Rejected | Fate::Back | Fate::Later => acknowledge(ctx, &[delivery]).await,
+        MessageFate::Rejected | MessageFate::Back | MessageFate::Later => acknowledge(ctx, &[delivery]).await,
     }
 }
 
@@ -88,11 +90,11 @@ async fn put_back(ctx: &Context, delivery: Delivery) {
     }
 }
 
-async fn record(ctx: &Context, message: &Message) -> Fate {
+async fn record(ctx: &Context, message: &Message) -> MessageFate {
     let queue = &ctx.options.queue;
     let text = |name| request::text_member(&message.body, name);
     if message.size > message.body.len() as u64 {
-        let why = format!("the message has {} bytes, more than is allowed (PROVER_MAX_INPUT_BYTES)", message.size);
+        let why = format!("the message has {} bytes, more than allowed (PROVER_MAX_INPUT_BYTES)", message.size);
         return reject(ctx, text("id"), text("circuit"), why).await;
     }
     let parts = match request::parse(&message.body) {
@@ -101,7 +103,7 @@ async fn record(ctx: &Context, message: &Message) -> Fate {
     };
     let own = match parts.id.as_deref().map(|text| identity(queue, text)).transpose() {
         Ok(own) => own.unwrap_or_else(|| Identity { id: derived(queue, "entry", &message.source), key: None }),
-        Err(why) => return Fate::SetAside(why),
+        Err(why) => return MessageFate::SetAside(why),
     };
     let why = match parts.circuit.parse::<CircuitName>() {
         Err(e) => e.to_string(),
@@ -114,12 +116,12 @@ async fn record(ctx: &Context, message: &Message) -> Fate {
                 priority: Priority(parts.priority),
             };
             match ctx.service.record(request).await {
-                Ok(submitted) => return Fate::Recorded(submitted.job().id, submitted.job().priority),
-                Err(ServiceError::Conflict(why)) => return Fate::SetAside(why),
+                Ok(submitted) => return MessageFate::Recorded(submitted.job().id, submitted.job().priority),
+                Err(ServiceError::Conflict(why)) => return MessageFate::SetAside(why),
                 Err(e @ (ServiceError::Store(_) | ServiceError::Artifact(_) | ServiceError::Seal(_))) => {
-                    let covered = matches!(&e, ServiceError::Store(error) if ctx.outage.covers(error));
+                    let covered = matches!(&e, ServiceError::Store(error) if ctx.outage.note_failure(error));
                     say!(covered, warn, source = %message.source, error = %e, "a message could not be recorded yet");
-                    return if covered { Fate::Back } else { Fate::Later };
+                    return if covered { MessageFate::Back } else { MessageFate::Later };
                 }
                 Err(e) => e.to_string(),
             }
@@ -128,29 +130,33 @@ async fn record(ctx: &Context, message: &Message) -> Fate {
     reject(ctx, parts.id, Some(parts.circuit), why).await
 }
 
-/// Writes down why a message cannot be used under its id, if it has one.
-async fn reject(ctx: &Context, id: Option<String>, circuit: Option<String>, why: String) -> Fate {
-    let Some(own) = id.and_then(|text| identity(&ctx.options.queue, &text).ok()) else { return Fate::SetAside(why) };
-    // A name that is none cannot be kept as one.
+/// Records under its id why a message is unusable, if it has an id.
+async fn reject(ctx: &Context, id: Option<String>, circuit: Option<String>, why: String) -> MessageFate {
+    let Some(own) = id.and_then(|text| identity(&ctx.options.queue, &text).ok()) else {
+        return MessageFate::SetAside(why);
+    };
+    // An invalid name cannot be stored.
     let known = circuit.and_then(|name| name.parse().ok());
-    let Some(circuit) = known.or_else(|| "unknown".parse::<CircuitName>().ok()) else { return Fate::SetAside(why) };
+    let Some(circuit) = known.or_else(|| "unknown".parse::<CircuitName>().ok()) else {
+        return MessageFate::SetAside(why);
+    };
     let error = JobError { class: FailureClass::BadInput, message: why };
     match ctx.store.reject(&refuse(own.id, circuit, own.key, &error), &error).await {
         Ok(rejected) => {
-            tracing::warn!(job = %own.id, error = %error.message, "a message is rejected");
+            tracing::warn!(job = %own.id, error = %error.message, "message rejected");
             if let Submitted::Created(job) = rejected {
                 ctx.service.tell_ended(vec![EndNotice::of(&job, job.state)]).await;
             }
-            Fate::Rejected
+            MessageFate::Rejected
         }
-        // The id is another job's, which is left alone.
+        // The id belongs to another job, which is left alone.
         Err(StoreError::Conflict { what, id, .. }) => {
-            Fate::SetAside(format!("{}; {what} is taken by job {id}", error.message))
+            MessageFate::SetAside(format!("{}; {what} is taken by job {id}", error.message))
         }
         Err(error) => {
-            let covered = ctx.outage.covers(&error);
+            let covered = ctx.outage.note_failure(&error);
             say!(covered, warn, job = %own.id, %error, "a rejected message could not be recorded yet");
-            if covered { Fate::Back } else { Fate::Later }
+            if covered { MessageFate::Back } else { MessageFate::Later }
         }
     }
 }
@@ -170,7 +176,7 @@ mod tests {
         assert_eq!(own.id, identity("q", "order 7").unwrap().id, "the same each time");
         assert_ne!(own.id, identity("p", "order 7").unwrap().id);
         assert_ne!(own.id, derived("q", "entry", "order 7"));
-        // As docs/producers.md has it, so that producers can find their jobs.
+        // As documented in docs/producers.md, so that producers can find their jobs.
         let documented = identity("prove", "order-4711").unwrap().id;
         assert_eq!(documented.to_string(), "23c03d31-9234-5021-9ba0-fc8f67624ca0");
         for none in ["", "a\0b", &"x".repeat(257)] {

@@ -1,23 +1,26 @@
-//! The worker: jobs from the queue, through witness and proof, to the store.
+//! The worker: takes jobs from the queue through witness and proof to the store.
 //!
-//! A [`Worker`] has a dispatcher that takes as many jobs from the queue as there is room for; devices, each with slots
-//! and a desk where witnesses wait for it; a heartbeat thread that keeps the leases; and a reconciler that finds what
-//! the queue forgot. [`JobService`] is the other side: submit, look,
-//! cancel. [`Workspace`] opens the rooms both stand on.
+//! A [`Worker`] consists of a dispatcher that takes as many jobs from the queue as it has capacity for; devices, each
+//! with slots and a desk where witnesses wait for it; a heartbeat thread that renews the leases; and a reconciler that
+//! offers jobs the queue has lost. [`JobService`] is the submitters' side: submit, inspect, cancel. [`Workspace`] opens
+//! the store, queue and artifacts that both use.
 
 mod attempt;
 mod canary;
+mod capacity;
 mod desk;
 mod device;
 mod dispatch;
 mod failure;
 mod faults;
 mod fleet;
+mod health;
 mod ingest;
 mod lease;
 mod loading;
 mod outage;
 mod pauses;
+mod proof_files;
 mod readiness;
 mod reconcile;
 pub mod request;
@@ -47,15 +50,15 @@ pub use service::{JobService, ServiceError, ServiceOptions, SubmitRequest};
 pub use view::{DeviceView, View, WorkerView};
 pub use workspace::{OpenError, Workspace, module_cache, open_queue, running_program};
 
-use self::failure::Ended;
+use self::failure::Outcome;
 use crate::artifacts::Artifacts;
 use crate::backend::{Backend, DeviceKind};
 use crate::config::{Config, ExitOnDead};
-use crate::model::{Circuit, Job, JobError, JobResult, JobState, StopReason, StopToken, WorkerId};
+use crate::model::{Circuit, Job, JobError, JobResult, StopReason, StopToken, WorkerId};
 use crate::queue::Queue;
 use crate::registry::{CircuitContent, Registry};
 use crate::seal::Keyring;
-use crate::store::{Held, JobFilter, Store};
+use crate::store::{Held, Store};
 use crate::telemetry;
 use desk::Batching;
 use device::Device;
@@ -64,69 +67,69 @@ use lease::Keeper;
 use outage::Outage;
 use surroundings::Surroundings;
 
-/// How long a task that panicked waits before it is started again.
+/// Pause before a task that panicked is started again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long stopped jobs have to notice. They look between steps of a proof.
+/// How long stopped jobs have to notice. They check between the steps of a proof.
 const STOP_WAIT: Duration = Duration::from_secs(10);
-/// The same where whoever asked is in a hurry.
+/// The same after the grace period was ended early.
 const HURRY: Duration = Duration::from_secs(1);
-/// How often they are told.
+/// How often jobs are asked to stop.
 const STOP_AGAIN: Duration = Duration::from_millis(100);
-/// How long the store has to take back the jobs that did not.
+/// How long the store has to take back the jobs that did not stop.
 const HAND_BACK: Duration = Duration::from_secs(2);
-/// How long anybody waits for the queue to be told what the store has already.
+/// How long a caller waits for a call to the queue that only makes something happen sooner: the store has it already.
 const BRIEFLY: Duration = Duration::from_millis(500);
-/// Proofs whose files are written at once at most.
-const COPIES: usize = 32;
-/// Finished jobs whose proof files are looked for at start.
-const HEAL_LAST: u32 = 200;
-/// How long a device may take for the smallest key.
+/// How long a device may take to load the smallest key.
 const LOAD_PATIENCE: Duration = Duration::from_secs(300);
-/// How long a device may be unfit before it counts as dead: time for three canaries at least.
+/// How long a device may be unfit before it counts as dead: enough time for at least three canaries.
 const DEAD_AFTER: Duration = Duration::from_secs(600);
-/// Time between looks for circuits that other processes registered.
+/// Interval at which circuits registered by other processes are looked for.
 const WARM_EVERY: Duration = Duration::from_secs(15);
 
-/// Circuits opened side by side ahead of their jobs. Of their witness programs, the registry has fewer compiled at a time.
+/// Interval at which a stop token or a count of jobs is polled, neither of which notifies.
+const POLL_EVERY: Duration = Duration::from_millis(20);
+/// Most entries of a table of past failures, kept only to avoid attempts that would fail again.
+const MOST_REMEMBERED: usize = 10_000;
+/// Circuits opened concurrently ahead of their jobs. The registry compiles fewer of their witness programs at a time.
 const OPENED_AT_ONCE: usize = 4;
 
-/// How a worker works.
+/// Settings of a [`Worker`].
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct WorkerOptions {
     /// Name of the queue.
     pub queue: String,
-    /// Jobs in hand at once; sized by the devices when unset.
+    /// Most jobs in progress at the same time; sized by the devices when unset.
     pub concurrency: Option<usize>,
-    /// Whether the processor takes jobs while every other device is full.
+    /// Whether the CPU takes jobs while every other device is full.
     pub cpu_overflow: bool,
-    /// Most proofs of one circuit given to a device at once; what the device is best at when unset.
+    /// Most proofs of one circuit given to a device at a time; the number the device prefers when unset.
     pub batch_max: Option<usize>,
     /// How long a batch that is not full waits for more jobs.
     pub batch_linger: Duration,
-    /// How long ended jobs are kept; for ever when unset.
+    /// How long ended jobs are kept; forever when unset.
     pub retention: Option<Duration>,
     /// Length of a lease.
     pub lease: Duration,
-    /// Longest witness generation.
+    /// Timeout of witness generation.
     pub witness_timeout: Duration,
-    /// Longest proof.
+    /// Timeout of a proof.
     pub prove_timeout: Duration,
-    /// How long a device other than the processor may take for a key, beside the time that its bytes take. No setting:
-    /// what takes longer hangs.
+    /// How long a device other than the CPU may take to load a key, in addition to the time allowed for its size,
+    /// before it counts as hanging. Not configurable.
     pub load_patience: Duration,
-    /// Longest attempt.
+    /// Timeout of an attempt.
     pub job_timeout: Duration,
-    /// Whether the worker is to end when devices do not come back.
+    /// Whether the worker exits when devices do not recover.
     pub exit_on_dead: ExitOnDead,
-    /// How long a device may be unfit without a break before it counts as dead. No setting.
+    /// How long a device may be unfit without interruption before it counts as dead. Not configurable.
     pub dead_after: Duration,
-    /// Time that proofs begun have when draining.
+    /// Time that proofs already started have to finish when draining.
     pub grace: Duration,
-    /// Armed fault, for tests.
+    /// Injected fault, for tests.
     pub faults: Faults,
 }
 
-impl From<&Config> for Options {
+impl From<&Config> for WorkerOptions {
     fn from(c: &Config) -> Self {
         Self {
             queue: c.queue_name.clone(),
@@ -154,18 +157,18 @@ pub enum StartError {
     /// No device passed its canary.
     #[error("no device can be used: {0}")]
     NoDevice(String),
-    /// No canary could be made.
-    #[error("the canary's key could not be made: {0}")]
+    /// The canary could not be created.
+    #[error("the canary's key could not be generated: {0}")]
     Canary(#[from] crate::groth16::setup::SetupError),
-    /// The heartbeat has no thread.
+    /// The heartbeat's thread could not be started.
     #[error("the heartbeat's thread could not be started: {0}")]
     Heartbeat(#[from] std::io::Error),
-    /// A task ended before its time.
-    #[error("starting was cut short: {0}")]
+    /// A startup task panicked or was cancelled.
+    #[error("startup was interrupted: {0}")]
     Cut(#[from] tokio::task::JoinError),
 }
 
-/// What the rooms of a worker share.
+/// State shared by all tasks of a worker.
 struct Context {
     store: Arc<dyn Store>,
     queue: Arc<dyn Queue>,
@@ -177,48 +180,48 @@ struct Context {
     fleet: Arc<Fleet>,
     keeper: Keeper,
     canary: Arc<Canary>,
-    options: Options,
+    options: WorkerOptions,
     id: WorkerId,
-    /// Places for messages being recorded.
+    /// Limits the messages being recorded at the same time.
     messages: Arc<Semaphore>,
-    /// Places for proofs whose files are written.
+    /// Limits the proofs whose files are written at the same time.
     copies: Semaphore,
     surroundings: Surroundings,
-    /// The queue takes no offers: what is due is taken from the store.
+    /// Set while the queue takes no offers: due jobs are then taken from the store.
     unoffered: AtomicBool,
     outage: Outage,
 }
 
-/// Something that makes results in place of the worker's own devices, for measuring all the rest.
+/// Makes results instead of the worker's own devices, to measure everything else.
 #[doc(hidden)]
 #[async_trait::async_trait]
 pub trait Work: Send + Sync {
-    /// A result for this job.
+    /// Returns a result for this job.
     async fn make(&self, job: &Job, input: &[u8]) -> JobResult;
 }
 
 impl Context {
-    /// Passes a point at which a test may have armed a fault.
+    /// Passes a point at which a test may have injected a fault.
     async fn pass(&self, at: Point, stop: &StopToken) {
         self.options.faults.pass(at, stop, &self.keeper).await;
     }
 }
 
-/// What a worker stands on.
+/// The parts of the program that a worker uses.
 pub struct Rooms {
-    /// Jobs and circuits.
+    /// Holds jobs and circuits.
     pub store: Arc<dyn Store>,
-    /// The same store by a connection of its own, for the heartbeat.
+    /// The same store over a separate connection, for the heartbeat.
     pub heartbeat: Arc<dyn Store>,
-    /// Brings jobs.
+    /// Delivers jobs.
     pub queue: Arc<dyn Queue>,
-    /// Keys, programs and proofs.
+    /// Holds keys, witness programs and proof files.
     pub artifacts: Artifacts,
-    /// Open circuits.
+    /// Opens circuits and loads their keys.
     pub registry: Registry,
     /// Records what producers write into the queue.
     pub service: JobService,
-    /// Opens inputs.
+    /// Opens sealed inputs.
     pub keyring: Arc<Keyring>,
 }
 
@@ -228,25 +231,30 @@ pub struct Worker {
     dispatch: JoinSet<()>,
     others: JoinSet<()>,
     draining: watch::Sender<bool>,
-    /// Why devices other than the processor were no good from the start.
+    /// Why devices other than the CPU were unusable from the start.
     lost: Vec<String>,
 }
 
 impl Worker {
-    /// Starts the worker: each device sings first, and one that cannot gets no jobs. Jobs are taken at once.
+    /// Starts the worker. Each device runs its canary first; one that fails it gets no jobs. The worker takes jobs at
+    /// once.
     ///
-    /// `devices` are best first; the processor should be among them, as the fallback.
-    pub async fn start(rooms: Rooms, devices: Vec<Arc<dyn Backend>>, options: Options) -> Result<Self, StartError> {
+    /// `devices` are in order of preference; the CPU should be among them, as the fallback.
+    pub async fn start(
+        rooms: Rooms,
+        devices: Vec<Arc<dyn Backend>>,
+        options: WorkerOptions,
+    ) -> Result<Self, StartError> {
         Self::start_with(rooms, devices, None, options).await
     }
 
-    /// The same with other work in the devices' place.
+    /// Like [`Worker::start`], with `work` instead of the devices.
     #[doc(hidden)]
     pub async fn start_with(
         rooms: Rooms,
         devices: Vec<Arc<dyn Backend>>,
         work: Option<Arc<dyn Work>>,
-        options: Options,
+        options: WorkerOptions,
     ) -> Result<Self, StartError> {
         let canary = tokio::task::spawn_blocking(Canary::new).await??;
         let canary = Arc::new(canary);
@@ -273,7 +281,7 @@ impl Worker {
             options,
             id,
             messages,
-            copies: Semaphore::new(COPIES),
+            copies: Semaphore::new(proof_files::WRITTEN_AT_ONCE),
             surroundings: Surroundings::default(),
             unoffered: AtomicBool::new(false),
             outage,
@@ -283,63 +291,63 @@ impl Worker {
 
         let mut others = JoinSet::new();
         let reconciler = ctx.clone();
-        others.spawn(unbroken("reconciler", move || reconcile::run(reconciler.clone())));
+        others.spawn(supervised("reconciler", move || reconcile::run(reconciler.clone())));
         let tidier = ctx.clone();
-        others.spawn(unbroken("tidying", move || reconcile::tidy(tidier.clone())));
+        others.spawn(supervised("tidying", move || reconcile::tidy(tidier.clone())));
         let forgetter = ctx.clone();
-        others.spawn(unbroken("forgetting", move || reconcile::forget(forgetter.clone())));
+        others.spawn(supervised("forgetting", move || reconcile::forget(forgetter.clone())));
         let keeping = ctx.clone();
         let keep = move || reconcile::keep_queue(keeping.queue.clone(), keeping.store.clone());
-        others.spawn(unbroken("queue upkeep", keep));
-        others.spawn(heal(ctx.clone()));
+        others.spawn(supervised("queue upkeep", keep));
+        others.spawn(proof_files::restore_latest(ctx.clone()));
         others.spawn(warm(ctx.clone()));
         for device in ctx.fleet.devices() {
-            for _ in 0..device.calls() {
+            for _ in 0..device.capacity.calls() {
                 let (device, allowed) = (device.clone(), ctx.options.prove_timeout);
-                others.spawn(unbroken("desk", move || desk::serve(device.clone(), allowed)));
+                others.spawn(supervised("desk", move || desk::serve(device.clone(), allowed)));
             }
         }
         let (draining, _) = watch::channel(false);
         let mut dispatch = JoinSet::new();
         let (dispatcher, drains) = (ctx.clone(), draining.clone());
-        dispatch.spawn(unbroken("dispatcher", move || dispatch::run(dispatcher.clone(), drains.subscribe())));
+        dispatch.spawn(supervised("dispatcher", move || dispatch::run(dispatcher.clone(), drains.subscribe())));
         tracing::info!(worker = %ctx.id.0, slots = ctx.fleet.slots(), "worker started");
         Ok(Self { ctx, dispatch, others, draining, lost })
     }
 
-    /// Jobs it can have in hand at once.
+    /// Returns the number of jobs the worker can have in progress.
     pub fn slots(&self) -> usize {
         self.ctx.fleet.slots()
     }
 
-    /// Lets it be seen.
+    /// Publishes the worker's state in `view`.
     pub fn show(&self, view: &View) {
         let Context { id, fleet, options, .. } = &*self.ctx;
         view.show(id.clone(), options.queue.clone(), self.lost.clone(), fleet);
     }
 
-    /// Keeps `readiness` as long as the worker is of use. Returns why it is not any more: devices that only a new process may
-    /// have back.
+    /// Updates `readiness` while the worker is of use. Returns the reason once it no longer is: devices that only a new
+    /// process may get back.
     pub async fn watch(&self, readiness: &Readiness) -> String {
-        let Options { exit_on_dead, dead_after, .. } = &self.ctx.options;
+        let WorkerOptions { exit_on_dead, dead_after, .. } = &self.ctx.options;
         readiness::watch(&self.ctx.fleet, &self.lost, readiness, *exit_on_dead, *dead_after).await
     }
 
-    /// Stops claiming, hands back jobs whose proof has not begun, gives the others the grace period to finish, and hands back
-    /// what is left. Returns the number handed back or given up.
+    /// Stops claiming jobs, hands back those whose proof has not started, gives the others the grace period to finish,
+    /// and hands back what is left. Returns the number of jobs handed back or given up.
     pub async fn drain(self) -> usize {
         self.drain_until(std::future::pending()).await
     }
 
-    /// The same, but from the time that `hurry` is done no job has any more time: what does not stop within a second is handed
-    /// back as it is.
+    /// Like [`Worker::drain`], but ends the grace period when `hurry` completes: jobs that do not stop within a second
+    /// are then handed back as they are.
     pub async fn drain_until(mut self, hurry: impl Future<Output = ()>) -> usize {
         self.draining.send_replace(true);
         let grace = self.ctx.options.grace;
         tracing::info!(in_hand = self.ctx.keeper.held().len(), grace_s = grace.as_secs(), "draining");
         let begun = Instant::now();
         let mut left = 0;
-        // Not once: the dispatcher may have been about to begin some.
+        // Repeatedly: the dispatcher may have been about to start some.
         let mut again = tokio::time::interval(STOP_AGAIN);
         let late = tokio::time::sleep(grace + STOP_WAIT);
         tokio::pin!(late, hurry);
@@ -366,20 +374,20 @@ impl Worker {
         let patience = if hurried { HURRY } else { STOP_WAIT };
         let closed = tokio::time::timeout(patience, self.ctx.queue.close()).await;
         if !matches!(closed, Ok(Ok(()))) {
-            tracing::warn!("the queue did not hear that this worker ends; others will find out");
+            tracing::warn!("the queue could not be told that this worker exits; other workers will notice");
         }
         tracing::info!(handed_back = left, "worker stopped");
         left
     }
 
-    /// Gives up the leases of jobs that did not stop in time, so that others need not wait for them to lapse.
+    /// Releases the leases of jobs that did not stop in time, so that other workers need not wait for them to lapse.
     async fn hand_back(&self) {
         let held = self.ctx.keeper.held();
         let each = held.into_iter().map(|(job, attempt)| async move {
             match tokio::time::timeout(HAND_BACK, self.ctx.store.release(job, attempt)).await {
-                Ok(Ok(Held::Yes { .. })) => tracing::warn!(%job, "job handed back while still at work"),
-                // Its end was written, and only the answer to that has not come.
-                Ok(Ok(Held::Lost)) => tracing::info!(%job, "job had ended, or is another worker's by now"),
+                Ok(Ok(Held::Yes { .. })) => tracing::warn!(%job, "job handed back while still running"),
+                // The job's end was written; only the reply is missing.
+                Ok(Ok(Held::Lost)) => tracing::info!(%job, "job had ended, or another worker has it"),
                 _ => tracing::error!(%job, "job could not be handed back; its lease will lapse"),
             }
         });
@@ -387,12 +395,12 @@ impl Worker {
     }
 }
 
-/// Waits for a call that makes something happen sooner, but not for long: it goes on beside where nobody answers.
+/// Waits briefly for a call that makes something happen sooner. The call continues in the background after that.
 async fn briefly<T: Send + 'static>(call: impl Future<Output = T> + Send + 'static) -> Option<T> {
     tokio::time::timeout(BRIEFLY, tokio::spawn(call)).await.ok()?.ok()
 }
 
-/// Devices whose canary sings; and of those other than the processor that have none, why.
+/// Returns the devices that pass their canary, and the reasons why others except the CPU do not.
 async fn fit(
     devices: Vec<Arc<dyn Backend>>,
     canary: &Arc<Canary>,
@@ -402,10 +410,10 @@ async fn fit(
         let (mut fit, mut why, mut lost) = (Vec::new(), Vec::new(), Vec::new());
         for device in devices {
             let label = device.device().label();
-            match canary.sing(device.as_ref()) {
+            match canary.run(device.as_ref()) {
                 Ok(()) => fit.push(device),
                 Err(e) => {
-                    tracing::error!(device = %label, error = %e, "device is not used: its canary fails");
+                    tracing::error!(device = %label, error = %e, "device not used: its canary fails");
                     if device.device().kind != DeviceKind::Cpu {
                         lost.push(format!("the canary of {label} failed at the start: {e}"));
                     }
@@ -418,13 +426,14 @@ async fn fit(
     .await?
 }
 
-/// Runs a task to its end, and again should it panic: one bug must not leave a worker that looks alive and does nothing.
-async fn unbroken<F>(what: &'static str, start: impl Fn() -> F)
+/// Runs a task to its end, restarting it if it panics: a single bug must not leave a worker that looks alive and does
+/// nothing.
+async fn supervised<F>(what: &'static str, start: impl Fn() -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
     loop {
-        // In a set of its own, so that it ends with this task.
+        // In a set of its own, so that the task is aborted together with this one.
         let mut task = JoinSet::new();
         task.spawn(start());
         match task.join_next().await {
@@ -435,33 +444,18 @@ where
     }
 }
 
-/// Puts back proof files that a crash after the commit left out.
-async fn heal(ctx: Arc<Context>) {
-    let done = JobFilter { state: Some(JobState::Done), limit: HEAL_LAST, ..JobFilter::default() };
-    let Ok(jobs) = ctx.store.jobs(done).await else { return };
-    for job in jobs {
-        if matches!(ctx.artifacts.has_proof(job.id).await, Ok(false))
-            && let Ok(Some(job)) = ctx.store.job(job.id).await
-            && let Some(result) = &job.result
-            && ctx.artifacts.put_proof(job.id, &result.proof_json, &result.public_json).await.is_ok()
-        {
-            tracing::info!(job = %job.id, "proof files put back");
-        }
-    }
-}
-
-/// Opens the circuits there are, and those that other processes register later, so that the first job of each waits
-/// neither for a download nor for the compile of a witness program.
+/// Opens all registered circuits, and those that other processes register later, so that the first job of each waits
+/// neither for a download nor for the compilation of a witness program.
 async fn warm(ctx: Arc<Context>) {
     let content = |circuit: &Circuit| CircuitContent { zkey: circuit.zkey, wasm: circuit.wasm };
     let mut known = HashSet::new();
     let mut started = false;
     loop {
-        // A store that does not answer is asked again.
+        // If the store does not answer, the next round asks again.
         if let Ok(circuits) = ctx.store.circuits().await {
             known.retain(|opened| circuits.iter().any(|circuit| content(circuit) == *opened));
-            // One device is enough, the rest load what they need; and nothing, once there may be work, of which a key that
-            // nobody asked for might take the place.
+            // One device is enough; the others load keys as needed. Only in the first round: later there may be work,
+            // and a key that no job asked for might evict one that is in use.
             let device = if started { None } else { ctx.fleet.first() };
             let new: Vec<_> = circuits.iter().filter(|circuit| known.insert(content(circuit))).collect();
             some_at_once(new, |circuit| open_ahead(&ctx, device, circuit, content(circuit))).await;
@@ -471,7 +465,7 @@ async fn warm(ctx: Arc<Context>) {
     }
 }
 
-/// Opens circuits, some side by side: the download of one that is large keeps few others waiting.
+/// Opens circuits, a few concurrently, so that the download of a large one delays few others.
 async fn some_at_once<T, F: Future<Output = ()>>(circuits: Vec<T>, open: impl Fn(T) -> F) {
     futures::stream::iter(circuits).for_each_concurrent(OPENED_AT_ONCE, open).await;
 }
@@ -482,7 +476,7 @@ async fn open_ahead(ctx: &Context, device: Option<&Arc<Device>>, circuit: &Circu
         Err(error) => return tracing::warn!(circuit = %circuit.name, %error, "a registered circuit cannot be opened"),
     };
     if let Some(device) = device
-        && let Err(Ended::Failed(JobError { message, .. }) | Ended::Around(JobError { message, .. }, _)) =
+        && let Err(Outcome::Failed(JobError { message, .. }) | Outcome::Environment(JobError { message, .. }, _)) =
             loading::load(&ctx.registry, device, &open, ctx.options.load_patience).await
     {
         tracing::warn!(circuit = %circuit.name, error = message, "could not load a key ahead of its first job");
@@ -500,7 +494,7 @@ mod tests {
     #[tokio::test]
     async fn circuits_are_opened_some_at_once_and_no_more() {
         let circuits: Vec<usize> = (0..3 * OPENED_AT_ONCE).collect();
-        // Each goes on once as many as may be are under way: one after the other, none would.
+        // Each continues only once the full number is in progress: sequentially, none would.
         let (full, under_way, opened) = (Barrier::new(OPENED_AT_ONCE), AtomicUsize::new(0), AtomicUsize::new(0));
         some_at_once(circuits, async |_| {
             assert!(under_way.fetch_add(1, Ordering::SeqCst) < OPENED_AT_ONCE);

@@ -1,8 +1,9 @@
-//! An outage of the database, as a worker sees it: one state for all its calls, of which its log says the beginning, that
-//! it lasts, and the end.
+//! An outage of the database as seen by a worker: one state for all its calls. The log records its start, reminders
+//! while it lasts, and its end.
 //!
-//! Whatever call fails first begins it. The look that a worker takes each second ends it. In between the worker takes
-//! nothing from the queue: it could neither claim jobs nor record messages, which wait there for a worker that can.
+//! The first call that fails starts it; the check that a worker makes every second ends it. In between, the worker
+//! takes nothing from the queue, because it could neither claim jobs nor record messages: they wait there for a worker
+//! that can.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -10,11 +11,11 @@ use std::time::{Duration, Instant};
 use crate::model::locked;
 use crate::store::StoreError;
 
-/// How often the log says that it lasts.
+/// Interval of the reminders in the log.
 const REMIND_EVERY: Duration = Duration::from_secs(60);
 
-/// A line of the log on a failed call of the store. For debugging alone where `$covered`, since what the log says of the
-/// outage says it for all calls.
+/// Logs a failed call of the store: at debug level if `$covered`, because the lines about the outage stand for all
+/// calls.
 macro_rules! say {
     ($covered:expr, $level:ident, $($line:tt)*) => {
         if $covered { tracing::debug!($($line)*) } else { tracing::$level!($($line)*) }
@@ -22,7 +23,7 @@ macro_rules! say {
 }
 pub(super) use say;
 
-/// Shared by all that use a worker's store.
+/// The state shared by all users of a worker's store.
 #[derive(Debug, Clone)]
 pub(super) struct Outage(Arc<Shared>);
 
@@ -32,7 +33,7 @@ struct Shared {
     now: Mutex<Option<Spell>>,
 }
 
-/// One that lasts.
+/// The present outage.
 #[derive(Debug, Clone, Copy)]
 struct Spell {
     since: Instant,
@@ -40,7 +41,7 @@ struct Spell {
     failed: u64,
 }
 
-/// What a failed call has the log say.
+/// What to log about a failed call.
 #[derive(Debug, PartialEq)]
 enum News {
     Begins,
@@ -49,7 +50,7 @@ enum News {
 }
 
 impl Outage {
-    /// None yet, of the database of this name.
+    /// No outage, of the database at this address.
     pub(super) fn of(database: String) -> Self {
         Self(Arc::new(Shared { database, now: Mutex::default() }))
     }
@@ -58,18 +59,18 @@ impl Outage {
         locked(&self.0.now)
     }
 
-    /// Whether it lasts.
+    /// Whether there is an outage.
     pub(super) fn lasts(&self) -> bool {
         self.lock().is_some()
     }
 
-    /// How many of those there would be room for are to be taken from the queue.
+    /// Returns how many of `free` jobs to take from the queue.
     pub(super) fn room(&self, free: usize) -> usize {
         if self.lasts() { 0 } else { free }
     }
 
-    /// Notes a failed call. Whether it failed because the database did, of which the log tells here.
-    pub(super) fn covers(&self, error: &StoreError) -> bool {
+    /// Notes a failed call. Returns whether it failed because of an outage, which is logged here.
+    pub(super) fn note_failure(&self, error: &StoreError) -> bool {
         if !error.is_outage() {
             return false;
         }
@@ -79,7 +80,7 @@ impl Outage {
             News::Begins => tracing::error!(
                 database,
                 %error,
-                "the database fails: jobs and messages wait, and nothing is lost; see to the database"
+                "the database fails: jobs and messages wait, and nothing is lost; check the database"
             ),
             News::Lasts { since, failed } => {
                 let for_s = now.duration_since(since).as_secs();
@@ -104,7 +105,7 @@ impl Outage {
         News::Lasts { since: spell.since, failed: spell.failed }
     }
 
-    /// Notes that the database answers as it should.
+    /// Notes that the database answers, which ends the outage.
     pub(super) fn answered(&self) {
         if let Some(Spell { since, failed, .. }) = self.lock().take() {
             let (database, for_s) = (self.0.database.as_str(), since.elapsed().as_secs_f64());
@@ -140,9 +141,9 @@ mod tests {
     fn nothing_is_taken_while_it_lasts() {
         let outage = Outage::of("db".to_owned());
         assert_eq!(outage.room(7), 7);
-        assert!(outage.covers(&away()), "the log has its own line for it");
+        assert!(outage.note_failure(&away()), "the log has its own line for it");
         assert_eq!((outage.lasts(), outage.room(7)), (true, 0));
-        // Another's handle on the same state.
+        // Through another handle to the same state.
         outage.clone().answered();
         assert_eq!((outage.lasts(), outage.room(7)), (false, 7));
     }
@@ -151,8 +152,8 @@ mod tests {
     fn a_call_that_fails_by_itself_is_none() {
         let outage = Outage::of("db".to_owned());
         let own = StoreError::Corrupt { column: "state", why: "made up".to_owned() };
-        assert!(!outage.covers(&own) && !outage.lasts());
-        outage.covers(&away());
-        assert!(!outage.covers(&own), "its line is not hidden meanwhile");
+        assert!(!outage.note_failure(&own) && !outage.lasts());
+        outage.note_failure(&away());
+        assert!(!outage.note_failure(&own), "its line is not hidden meanwhile");
     }
 }

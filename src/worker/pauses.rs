@@ -1,11 +1,11 @@
-//! What is held back, for whoever watches: a pause that was left on leaves no trace in the other metrics.
+//! Metrics of what is paused: a pause that was left on leaves no trace in the other metrics.
 
 use metrics::gauge;
 
 use crate::store::Scope;
 use crate::telemetry;
 
-/// Shows whether the queue is paused, and how many circuits are.
+/// Publishes whether the queue is paused, and how many circuits are.
 pub(super) fn show(paused: &[(Scope, i64)]) {
     let (queue, circuits) = held(paused);
     gauge!(telemetry::QUEUE_PAUSED).set(f64::from(queue));

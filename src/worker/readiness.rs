@@ -1,4 +1,4 @@
-//! Whether the worker is ready for work, and whether it is of any more use.
+//! Whether the worker is ready for work, and whether it is still of use.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -7,23 +7,23 @@ use super::fleet::Fleet;
 use crate::config::ExitOnDead;
 use crate::model::locked;
 
-/// How often devices are looked at.
+/// How often devices are checked.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Where a worker stands.
+/// A worker's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Status {
-    /// Not yet, and what it is at.
+    /// Not ready yet, with the present step of the startup.
     Starting(&'static str),
     /// Takes jobs.
     Ready,
-    /// Takes jobs on the processor only, which stands in for the devices it has, and why.
+    /// Takes jobs on the CPU only, which stands in for the other devices, with the reason.
     StandIn(String),
     /// Takes no more jobs.
     Draining,
 }
 
-/// Shared between a worker and whoever asks for its health.
+/// The state of a worker, shared with those that check its health.
 #[derive(Debug, Clone)]
 pub struct Readiness(Arc<Mutex<Status>>);
 
@@ -33,12 +33,12 @@ impl Readiness {
         Self(Arc::new(Mutex::new(Status::Starting(at))))
     }
 
-    /// Where it stands.
+    /// Returns the state.
     pub fn get(&self) -> Status {
         locked(&self.0).clone()
     }
 
-    /// It stands elsewhere now. A worker that drains never becomes ready again.
+    /// Sets the state. A worker that drains never becomes ready again.
     pub fn set(&self, status: Status) {
         let mut now = locked(&self.0);
         if *now != Status::Draining {
@@ -47,9 +47,9 @@ impl Readiness {
     }
 }
 
-/// Keeps `readiness` by the devices other than the processor, those included that were `lost` at the start. Returns, with a
-/// sentence, when enough of them are dead for the worker to end: without a break unfit for `dead_after`, in which time one
-/// that can come back does.
+/// Keeps `readiness` in line with the devices other than the CPU, including those `lost` at the start. Returns with a
+/// description once enough of them are dead for the worker to exit: unfit without interruption for `dead_after`, in
+/// which time a device that can recover does.
 pub(super) async fn watch(
     fleet: &Fleet,
     lost: &[String],

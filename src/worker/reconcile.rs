@@ -1,53 +1,70 @@
-//! The reconciler: from the store, which knows, to the queue, which may forget. And regular care of both.
+//! The reconciler: offers what the store knows to be due to the queue, which may have lost it. Also the regular
+//! maintenance of both.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
 use metrics::{counter, gauge};
 
-use super::{Context, pauses, retry};
-use crate::model::{FailureClass, JobId, JobState};
+use super::{Context, pauses, proof_files, retry};
+use crate::model::{FailureClass, JobState};
 use crate::queue::{Queue, QueueError};
 use crate::store::{Due, Load, Store, StoreError};
 use crate::telemetry;
 
-/// How often overdue things are looked for, and how busy the queue is.
+/// How often overdue jobs are looked for and the load of the queue is measured.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
-/// How long a look at how busy it is may take before the store counts as gone. Millions of jobs are counted in less.
+/// How long measuring the load may take before the store counts as down. Millions of jobs are counted in less.
 const UNANSWERED: Duration = Duration::from_secs(10);
-/// How often all that is due is offered although as much waits.
+/// How often all due jobs are offered even though the queue holds as many.
 const OFFER_EVERY: Duration = Duration::from_secs(10);
-/// Least time between two looks for due jobs.
+/// Shortest interval between two queries for due jobs.
 const LEAST: Duration = Duration::from_millis(20);
-/// Jobs offered at a time. More than any worker starts before the next look.
+/// Most jobs offered at a time: more than any worker starts before the next query.
 const AT_A_TIME: u32 = 1000;
-/// Jobs failed, or forgotten, at a time.
+/// Most jobs expired or purged at a time.
 const SWEEP_LIMIT: u32 = 1000;
-/// Jobs whose proofs are removed at a time.
-const REMOVALS: usize = 32;
-/// How often the queue is cared for.
+/// Interval of the queue's maintenance.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
-/// How often it is told whose it is, which changes where another database takes the place of the one before.
+/// Number of such intervals after which the queue is told the identity of its database again, which changes where
+/// another database replaces it.
 const TELL_EVERY: u32 = 12;
 
-/// Offers due and lapsed jobs to the queue for ever: soon after another process changed the store, and at least every
+/// The failures of a task that retries every second: only the first of several in a row is logged.
+struct Failures {
+    what: &'static str,
+    failing: bool,
+}
+
+impl Failures {
+    fn of(what: &'static str) -> Self {
+        Self { what, failing: false }
+    }
+
+    /// Notes a result. `covered` says whether the log has the failure already, as part of an outage; it is only asked
+    /// about the first failure in a row.
+    fn note<T>(&mut self, result: &Result<T, StoreError>, covered: impl FnOnce(&StoreError) -> bool) {
+        if let Err(error) = result
+            && !self.failing
+            && !covered(error)
+        {
+            tracing::error!(%error, "{}; trying again every second", self.what);
+        }
+        self.failing = result.is_err();
+    }
+}
+
+/// Offers due and lapsed jobs to the queue forever: soon after another process changed the store, and at least every
 /// second or quarter of a lease, whichever is shorter.
 pub(super) async fn run(ctx: Arc<Context>) {
     let at_least = (ctx.options.lease / 4).min(Duration::from_secs(1));
-    let mut well = true;
+    let mut failures = Failures::of("cannot look for due jobs");
     let mut offered = None;
     loop {
         let looked = look(&ctx, &mut offered).await;
-        if let Err(error) = &looked
-            && well
-            && !ctx.outage.covers(error)
-        {
-            tracing::error!(%error, "cannot look for due jobs; trying again every second");
-        }
-        well = looked.is_ok();
-        // One change wakes every worker of a fleet without Redis: let many changes be one look.
+        failures.note(&looked, |error| ctx.outage.note_failure(error));
+        // One change wakes every worker of a fleet without Redis: combine many changes into one query.
         tokio::time::sleep(LEAST.mul_f64(1.0 + retry::jitter())).await;
         if ctx.store.changed(at_least).await.is_err() {
             tokio::time::sleep(at_least).await;
@@ -55,21 +72,21 @@ pub(super) async fn run(ctx: Arc<Context>) {
     }
 }
 
-/// `offered` is when all that was due was last offered, whether or not it waited already.
+/// `offered` is the last time that all due jobs were offered, whether or not they were in the queue already.
 async fn look(ctx: &Context, offered: &mut Option<Instant>) -> Result<(), StoreError> {
     let due = ctx.store.due(AT_A_TIME).await?;
     if due.is_empty() {
         return Ok(());
     }
-    // As many wait as are due: most likely those. To offer them all again each second would be much of the work of a
-    // Redis server that many workers share.
+    // The queue holds as many jobs as are due: most likely the same ones. To offer them all again each second would be
+    // much of the work of a Redis server that many workers share.
     let lately = offered.is_some_and(|at| at.elapsed() < OFFER_EVERY);
     if lately && matches!(ctx.queue.depth().await, Ok(waiting) if waiting >= due.len() as u64) {
         return Ok(());
     }
     *offered = Some(Instant::now());
     let offered = offer(ctx.queue.as_ref(), &due).await;
-    // The dispatcher goes to the store itself then; it cannot tell by what it is given, which may be nothing.
+    // Makes the dispatcher ask the store itself. It cannot tell from what the queue delivers, which may be nothing.
     let before = ctx.unoffered.swap(offered.is_err(), Ordering::Relaxed);
     match offered {
         Ok(()) if before => tracing::info!("the queue takes jobs again"),
@@ -84,18 +101,18 @@ async fn look(ctx: &Context, offered: &mut Option<Instant>) -> Result<(), StoreE
     Ok(())
 }
 
-/// Those that a worker had before come first: otherwise they would wait behind all that is newer.
+/// Offers jobs, those that a worker had before first: otherwise they would wait behind all newer ones.
 async fn offer(queue: &dyn Queue, due: &[Due]) -> Result<(), QueueError> {
     let those = |again| due.iter().filter(move |d| d.again == again).map(|d| (d.id, d.priority)).collect::<Vec<_>>();
     queue.push_again(&those(true)).await?;
     queue.push(&those(false)).await
 }
 
-/// Fails what is overdue and shows how busy the queue is, for ever.
+/// Fails overdue jobs and publishes the load of the queue, forever.
 pub(super) async fn tidy(ctx: Arc<Context>) {
     let mut tick = tokio::time::interval(TIDY_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut well = true;
+    let mut failures = Failures::of("cannot look for overdue jobs");
     loop {
         tick.tick().await;
         let looked = async {
@@ -108,21 +125,18 @@ pub(super) async fn tidy(ctx: Arc<Context>) {
             show(load);
             pauses::show(paused);
         }
-        // A look that fails by itself, for what it counts or who holds it, keeps nobody from work.
+        // A query that fails by itself, for what it counts or because of a lock, does not keep the worker from its
+        // jobs.
         if !tidied.as_ref().is_err_and(StoreError::is_outage) {
             ctx.outage.answered();
         }
-        if let Err(error) = &tidied
-            && !ctx.outage.covers(error)
-            && well
-        {
-            tracing::error!(%error, "cannot look for overdue jobs; trying again every second");
-        }
-        well = tidied.is_ok();
+        // Noted each time, so that an outage that lasts is logged again.
+        let covered = tidied.as_ref().is_err_and(|error| ctx.outage.note_failure(error));
+        failures.note(&tidied, |_| covered);
     }
 }
 
-/// Shows whether a call is answered: not while it takes longer than `patience` either.
+/// Reports whether a call is answered; one that takes longer than `patience` counts as unanswered until it is.
 async fn show_answers<T, E>(
     call: impl Future<Output = Result<T, E>>,
     patience: Duration,
@@ -143,57 +157,33 @@ async fn show_answers<T, E>(
 async fn sweep(ctx: &Context) -> Result<(), StoreError> {
     let done = ctx.store.sweep(SWEEP_LIMIT).await?;
     for job in &done.expired {
-        tracing::warn!(%job, "job failed: no worker began it in time");
+        tracing::warn!(%job, "job failed: no worker claimed it in time");
     }
     let expired = done.expired.len() as u64;
     counter!(telemetry::JOBS_EXPIRED).increment(expired);
     counter!(telemetry::JOB_FAILURES, "class" => FailureClass::Timeout.as_str()).increment(expired);
     if !done.expired.is_empty() {
-        // Beside this: there may be many, and each is looked up.
+        // In a task of its own: there may be many, and each is looked up.
         let service = ctx.service.clone();
-        tokio::spawn(async move { service.tell_ended_so(&done.expired, JobState::Failed).await });
+        tokio::spawn(async move { service.tell_ended_by_id(&done.expired, JobState::Failed).await });
     }
     Ok(())
 }
 
-/// Forgets jobs beyond the retention, for ever, if there is one. A task of its own: removing many proofs from a remote
-/// store takes long, and neither expiry nor the metrics may wait for it. Those that are forgotten are no more at a time
-/// than whose proofs are removed before the next.
+/// Purges jobs older than the retention forever, if one is set. A separate task, because removing many proofs from a
+/// remote store takes long, and neither expiry nor the metrics may wait for it.
 pub(super) async fn forget(ctx: Arc<Context>) {
     let Some(retention) = ctx.options.retention else { return std::future::pending().await };
-    let mut well = true;
+    let mut failures = Failures::of("cannot forget jobs beyond the retention");
     loop {
-        let purged = ctx.store.purge(&JobState::ALL, retention, SWEEP_LIMIT).await;
-        if let Err(error) = &purged
-            && well
-            && !ctx.outage.covers(error)
-        {
-            tracing::error!(%error, "cannot forget jobs beyond the retention; trying again every second");
-        }
-        well = purged.is_ok();
+        let purged = proof_files::purge(&ctx.store, &ctx.artifacts, &JobState::ALL, retention, SWEEP_LIMIT).await;
+        failures.note(&purged, |error| ctx.outage.note_failure(error));
         let purged = purged.unwrap_or_default();
-        counter!(telemetry::JOBS_PURGED).increment(purged.len() as u64);
-        many_at_once(&purged, |job| ctx.artifacts.remove_proof(job)).await;
-        if purged.len() < SWEEP_LIMIT as usize {
+        counter!(telemetry::JOBS_PURGED).increment(purged.jobs);
+        if !purged.more {
             tokio::time::sleep(TIDY_EVERY).await;
         }
     }
-}
-
-async fn many_at_once<E: std::fmt::Display, F>(jobs: &[JobId], remove: impl Fn(JobId) -> F)
-where
-    F: Future<Output = Result<(), E>>,
-{
-    let each = futures::stream::iter(jobs);
-    each.for_each_concurrent(REMOVALS, |job| {
-        let removed = remove(*job);
-        async move {
-            if let Err(error) = removed.await {
-                tracing::warn!(%job, %error, "the proof files of a forgotten job could not be removed");
-            }
-        }
-    })
-    .await;
 }
 
 fn show(load: &Load) {
@@ -203,34 +193,34 @@ fn show(load: &Load) {
     gauge!(telemetry::QUEUE_DRAIN).set(drain_seconds(load));
 }
 
-/// Seconds until what waits is done, if jobs go on ending as within the last minute.
+/// Returns the seconds until the queued jobs are done, if jobs keep ending at the rate of the last minute.
 fn drain_seconds(load: &Load) -> f64 {
     if load.queued == 0 { 0.0 } else { load.queued as f64 * 60.0 / load.ended_last_minute as f64 }
 }
 
-/// Cares for the queue, for ever.
+/// Maintains the queue, forever.
 pub(super) async fn keep_queue(queue: Arc<dyn Queue>, store: Arc<dyn Store>) {
     let mut tick = tokio::time::interval(UPKEEP_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut told: Option<u32> = None;
     for n in 0_u32.. {
         tick.tick().await;
-        // Never in the way of the care for longer than the queue would be its database's without.
+        // Does not delay the maintenance for longer than the queue keeps its database's name without it.
         if told.is_none_or(|at| n.wrapping_sub(at) >= TELL_EVERY) {
             match tokio::time::timeout(UPKEEP_EVERY, store.identity()).await {
                 Ok(Ok(identity)) => {
                     told = Some(n);
-                    // One that does not say just now is the one before, as far as anybody can tell.
+                    // A store without an answer now is the same as before, as far as can be known.
                     if let Some(identity) = identity {
                         queue.belong_to(&identity);
                     }
                 }
-                Ok(Err(error)) => tracing::debug!(%error, "the store did not say which it is"),
-                Err(_) => tracing::debug!("the store did not say in time which it is"),
+                Ok(Err(error)) => tracing::debug!(%error, "the store's identity could not be read"),
+                Err(_) => tracing::debug!("the store's identity could not be read in time"),
             }
         }
         if let Err(error) = queue.upkeep().await {
-            tracing::debug!(%error, "the queue could not be cared for");
+            tracing::debug!(%error, "the queue's maintenance failed");
         }
     }
 }
@@ -238,10 +228,8 @@ pub(super) async fn keep_queue(queue: Arc<dyn Queue>, store: Arc<dyn Store>) {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     use super::*;
-    use crate::model::Priority;
+    use crate::model::{JobId, Priority};
     use crate::queue::{MemoryQueue, Offer};
 
     #[tokio::test]
@@ -256,23 +244,6 @@ mod tests {
         assert_eq!(got, ids.iter().map(|id| format!("{:?}", Offer::Job(*id))).collect::<Vec<_>>());
     }
 
-    /// One after the other, a remote store would forget a few jobs a second.
-    #[tokio::test]
-    async fn proofs_are_removed_many_at_once_and_one_failure_ends_nothing() {
-        let jobs: Vec<JobId> = (0..100).map(|_| JobId::new()).collect();
-        let (begun, full) = (AtomicUsize::new(0), tokio::sync::Barrier::new(REMOVALS));
-        many_at_once(&jobs, async |_| {
-            let n = begun.fetch_add(1, Ordering::SeqCst) + 1;
-            if n <= REMOVALS {
-                // The first go on once as many as may be are under way.
-                full.wait().await;
-            }
-            if n % 2 == 0 { Err("made up") } else { Ok(()) }
-        })
-        .await;
-        assert_eq!(begun.into_inner(), 100);
-    }
-
     #[tokio::test]
     async fn a_store_that_fails_or_hangs_is_shown_to() {
         let shown = std::sync::Mutex::new(Vec::new());
@@ -280,7 +251,7 @@ mod tests {
         let long = Duration::from_secs(600);
         assert_eq!(show_answers(async { Ok::<_, ()>(1) }, long, show).await, Ok(1));
         assert_eq!(show_answers(async { Err::<(), _>(2) }, long, show).await, Err(2));
-        // One that answers only once it was given up.
+        // Answers only after it was given up.
         let answers = std::future::poll_fn(|cx| {
             if shown.lock().unwrap().len() > 2 {
                 return std::task::Poll::Ready(Ok::<_, ()>(3));

@@ -1,4 +1,4 @@
-//! A submit as JSON: the body of a request over HTTP, or a producer's message in the queue.
+//! A submission as JSON: the body of an HTTP request, or a producer's message in the queue.
 
 use std::ops::Range;
 
@@ -6,8 +6,8 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use zeroize::Zeroizing;
 
-/// A submit as JSON. The input is not decoded here: it goes on as the very bytes that came, so that no digit of a
-/// number is lost and no copy of a secret is made that nobody wipes.
+/// A submission as JSON. The input is not decoded here but passed on as the original bytes, so that no digit of a
+/// number is lost and no copy of a secret is made that would not be wiped.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Submit {
@@ -19,21 +19,21 @@ struct Submit {
     priority: Option<i16>,
 }
 
-/// The parts of a submit.
+/// The parts of a submission.
 pub struct Parts {
-    /// The submitter's own identity for the job.
+    /// The submitter's own id for the job.
     pub id: Option<String>,
-    /// The circuit by name.
+    /// The circuit's name.
     pub circuit: String,
-    /// The input's very bytes. A secret.
+    /// The original bytes of the input. Secret.
     pub input: Zeroizing<Vec<u8>>,
-    /// The submitter's own name for the job.
+    /// The submitter's own key for the job.
     pub idempotency_key: Option<String>,
-    /// Order among queued jobs, 0 if none was given.
+    /// Priority among queued jobs; 0 if none was given.
     pub priority: i16,
 }
 
-/// Takes a submit apart. The error names what is expected and where, never a value.
+/// Parses a submission. The error says what is expected and where, and never quotes a value.
 pub fn parse(body: &[u8]) -> Result<Parts, String> {
     let submit: Submit = serde_json::from_slice(body).map_err(|e| explain(&e))?;
     let span = member(body, "input").ok_or("the body has no member \"input\"")?;
@@ -46,7 +46,7 @@ pub fn parse(body: &[u8]) -> Result<Parts, String> {
     })
 }
 
-/// Where and what kind of error, without the text around it: serde's messages may quote values.
+/// Describes a JSON error by place and kind, without serde's text, which may quote values.
 fn explain(e: &serde_json::Error) -> String {
     let place = format!("line {} column {}", e.line(), e.column());
     if e.is_data() {
@@ -59,12 +59,12 @@ fn explain(e: &serde_json::Error) -> String {
     }
 }
 
-/// The text of a top-level member, as far as it can be told: the document may be cut off or no JSON behind it.
+/// Returns the text of a top-level member, if it can be found: the document may be truncated or invalid after it.
 pub(super) fn text_member(body: &[u8], name: &str) -> Option<String> {
     serde_json::from_slice(body.get(member(body, name)?)?).ok()
 }
 
-/// Where the value of a top-level member lies in a JSON document that is sound up to there.
+/// Returns the range of a top-level member's value in a JSON document that is valid up to there.
 fn member(json: &[u8], name: &str) -> Option<Range<usize>> {
     let mut at = skip_space(json, 0);
     if json.get(at) != Some(&b'{') {
@@ -77,7 +77,7 @@ fn member(json: &[u8], name: &str) -> Option<Range<usize>> {
             return None;
         }
         let key_end = skip_value(json, at)?;
-        // An escaped spelling of a name is read as serde reads it.
+        // Escapes in a name are decoded as serde does.
         let key: String = serde_json::from_slice(json.get(at..key_end)?).ok()?;
         at = skip_space(json, key_end) + 1;
         at = skip_space(json, at);
@@ -99,7 +99,7 @@ fn skip_space(json: &[u8], mut at: usize) -> usize {
     at
 }
 
-/// The end of the value that begins at `at`.
+/// Returns the end of the value that starts at `at`.
 fn skip_value(json: &[u8], mut at: usize) -> Option<usize> {
     let mut depth = 0usize;
     loop {

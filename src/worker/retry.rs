@@ -1,27 +1,27 @@
-//! Whether and when a failed job is tried again.
+//! Whether and when a failed job is retried.
 
 use std::time::Duration;
 
 use crate::model::{FailureClass, Tries};
 use crate::store::Retry;
 
-/// Attempts a job has at transient faults: the waits between them come to about an hour and a half, in which somebody
-/// may have mended what is broken. A worker for which nothing works takes jobs seldom (`surroundings.rs`).
+/// Attempts a job has in case of transient faults. The waits between them add up to about an hour and a half, in which
+/// someone may repair what is broken. A worker on which nothing works takes jobs seldom (`surroundings.rs`).
 pub const TRANSIENT_ATTEMPTS: u32 = 20;
-/// Attempts a job has at running into a time-out. Few: what was too slow once tends to be too slow again.
+/// Attempts a job has in case of timeouts. Few, because what was too slow once tends to be too slow again.
 pub const TIMEOUT_ATTEMPTS: u32 = 2;
-/// Attempts a job has at failing devices: the device, another one, the processor.
+/// Attempts a job has in case of failing devices: on the device, on another one, on the CPU.
 pub const DEVICE_ATTEMPTS: u32 = 3;
-/// Workers a job may take down. At the next claim it is put aside as poison.
+/// Workers a job may take down. At the next claim it is failed as poison.
 pub const LOST_WORKERS: u32 = 5;
 
 /// Longest wait before a retry.
 const LONGEST: Duration = Duration::from_secs(600);
 
-/// What becomes of a job whose attempt failed so, after `tries` (this failure not counted).
+/// Decides whether a job is retried whose attempt failed with `class`, after `tries`, which do not count this failure.
 ///
 /// `jitter` from 0 to 1 spreads the retries of jobs that failed together: the wait is between half and one and a half
-/// times an exponential back-off. Time-outs share the count of transient faults.
+/// times an exponential back-off. Timeouts share the count of transient faults.
 pub fn decide(class: FailureClass, tries: Tries, jitter: f64) -> Retry {
     let (failed, allowed, first) = match class {
         FailureClass::BadInput | FailureClass::LostWorker | FailureClass::Unknown => return Retry::Never,
@@ -34,13 +34,13 @@ pub fn decide(class: FailureClass, tries: Tries, jitter: f64) -> Retry {
     if failed + 1 >= allowed { Retry::Never } else { Retry::After(back_off(first, failed, jitter)) }
 }
 
-/// `first`, doubled with each failure, give or take a half.
+/// Returns `first`, doubled with each failure and varied by up to a half.
 fn back_off(first: Duration, failed: u32, jitter: f64) -> Duration {
     let doubled = first.saturating_mul(1 << failed.min(16)).min(LONGEST);
     doubled.mul_f64(0.5 + jitter.clamp(0.0, 1.0))
 }
 
-/// A number from 0 to 1 for [`decide`]. Not random enough for anything else.
+/// Returns a number from 0 to 1 for [`decide`]. Not random enough for anything else.
 pub(super) fn jitter() -> f64 {
     let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
     f64::from(nanos % 10_000) / 10_000.0
@@ -50,7 +50,7 @@ pub(super) fn jitter() -> f64 {
 mod tests {
     use super::*;
 
-    /// Attempts until a job that always fails so is given up.
+    /// Counts the attempts until a job that always fails with this class is given up.
     fn attempts(class: FailureClass) -> u32 {
         let mut tries = Tries::default();
         for attempt in 1..100 {
@@ -62,7 +62,7 @@ mod tests {
                 _ => tries.device += 1,
             }
         }
-        panic!("retried for ever");
+        panic!("retried forever");
     }
 
     #[test]

@@ -1,5 +1,4 @@
-//! Jobs as their submitters see them: submit, look, cancel, fetch the proof. The command line and the HTTP API both
-//! speak to this.
+//! Jobs from the submitters' side: submit, inspect, cancel, fetch the proof. Used by the command line and the HTTP API.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,9 +7,9 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::briefly;
 use super::outage::{Outage, say};
 use super::waiting::Waiting;
+use super::{briefly, proof_files};
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::formats::wtns;
 use crate::model::{Circuit, CircuitName, ContentHash, Job, JobError, JobId, JobResult, JobState, NewJob, Priority};
@@ -21,81 +20,81 @@ use crate::store::{
 };
 use crate::witness::Inputs;
 
-/// Jobs forgotten at a time.
+/// Most jobs purged per call to the store.
 const PURGE_AT_A_TIME: u32 = 1000;
-/// How long an answer waits for the files of a proof, which are copies.
+/// How long [`JobService::result`] waits for the files of a proof to be restored, which are only copies.
 const HEAL: Duration = Duration::from_secs(2);
-/// Longest idempotency key, characters.
+/// Longest idempotency key, in characters.
 pub(super) const MAX_KEY: usize = 256;
 
 /// A job to submit.
 pub struct SubmitRequest {
-    /// Its identity, if the submitter chooses it: the same id with the same body gives the same job.
+    /// The job's id, if the submitter chooses it: the same id with the same body is the same job.
     pub id: Option<JobId>,
-    /// Its circuit.
+    /// The circuit's name.
     pub circuit: CircuitName,
-    /// Input JSON, or a .wtns file where the circuit has no witness program. A secret.
+    /// Input as JSON, or a .wtns file if the circuit has no witness program. Secret.
     pub input: Zeroizing<Vec<u8>>,
-    /// The submitter's own name for it.
+    /// The submitter's own key for the job.
     pub idempotency_key: Option<String>,
-    /// Order among queued jobs.
+    /// Priority among queued jobs.
     pub priority: Priority,
 }
 
-/// Why a request is refused.
+/// Why a request was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
-    /// There is no such job.
+    /// No job has this id.
     #[error("there is no job {0}")]
     UnknownJob(JobId),
-    /// There is no such circuit.
+    /// No circuit of this name is registered.
     #[error("no circuit {0} is registered")]
     UnknownCircuit(CircuitName),
-    /// The idempotency key is taken by another request.
+    /// The id or idempotency key was used by a different request.
     #[error("{0}")]
     Conflict(String),
     /// The input is too large.
     #[error("the input has {got} bytes, at most {limit} are allowed (PROVER_MAX_INPUT_BYTES)")]
     TooLarge {
-        /// Its bytes.
+        /// Size of the input, in bytes.
         got: usize,
-        /// Bytes allowed.
+        /// Maximum size, in bytes.
         limit: usize,
     },
-    /// The input or another part of the request cannot be right.
+    /// The input or another part of the request is invalid.
     #[error("{0}")]
     Invalid(String),
-    /// The job cannot be queued again.
+    /// The job is not in a state in which it can be queued again.
     #[error("job {id} is {state}; only failed and cancelled jobs can be queued again")]
     NotRequeued {
-        /// Which job.
+        /// The job.
         id: JobId,
-        /// Where it stands.
+        /// Its state.
         state: JobState,
     },
-    /// The job's input is gone.
-    #[error("the input of job {0} is no longer held; bring it again")]
+    /// The job's input was deleted.
+    #[error("the input of job {0} is no longer held; provide it again")]
     InputGone(JobId),
-    /// What the job is to be proved with is gone.
+    /// The job's key or witness program is no longer registered.
     #[error(
         "job {id} cannot be queued again: the key or the witness program that it was submitted for is no longer \
-         registered, since circuit {circuit} was removed or replaced; submit its input as a new job"
+         registered, because circuit {circuit} was removed or replaced; submit its input as a new job"
     )]
     CircuitGone {
-        /// Which job.
+        /// The job.
         id: JobId,
-        /// Its circuit.
+        /// The job's circuit.
         circuit: CircuitName,
     },
-    /// The input cannot be sealed.
+    /// The input could not be sealed.
     #[error(transparent)]
     Seal(#[from] SealError),
     /// The job has no proof.
     #[error("job {id} has no proof: it is {state}")]
     NoProof {
-        /// Which job.
+        /// The job.
         id: JobId,
-        /// Where it stands.
+        /// Its state.
         state: JobState,
     },
     /// The store failed.
@@ -109,7 +108,7 @@ pub enum ServiceError {
     Artifact(#[from] ArtifactError),
 }
 
-/// What a request asks for, as it is hashed.
+/// The parts of a request that identify it, for hashing.
 fn asked<'a>(key: Option<&'a str>, circuit: &'a CircuitName, input: &'a [u8]) -> [&'a [u8]; 3] {
     [key.unwrap_or_default().as_bytes(), circuit.as_str().as_bytes(), input]
 }
@@ -124,18 +123,18 @@ impl From<StoreError> for ServiceError {
     }
 }
 
-/// How a service treats what is submitted.
+/// Settings of a [`JobService`].
 #[derive(Debug, Clone)]
 pub struct ServiceOptions {
-    /// Largest input, bytes.
+    /// Largest input, in bytes.
     pub max_input: usize,
-    /// Longest wait for a worker; unbounded when unset.
+    /// How long a job may wait for a worker; unlimited when unset.
     pub start_within: Option<Duration>,
     /// Seals inputs.
     pub keyring: Arc<Keyring>,
 }
 
-/// Jobs over a store; wakes workers by their queue.
+/// Jobs in a store; wakes workers through the queue.
 #[derive(Clone)]
 pub struct JobService {
     store: Arc<dyn Store>,
@@ -144,12 +143,12 @@ pub struct JobService {
     options: ServiceOptions,
     waiting: Waiting,
     outage: Outage,
-    /// Whether the queue did not take the last job.
+    /// Whether the queue failed to take the last job.
     passed_over: Arc<AtomicBool>,
 }
 
 impl JobService {
-    /// A service over these rooms. Without a queue, a worker finds new jobs by looking at the store.
+    /// Creates a service. Without a queue, workers find new jobs by polling the store.
     pub fn new(
         store: Arc<dyn Store>,
         queue: Option<Arc<dyn Queue>>,
@@ -160,17 +159,17 @@ impl JobService {
         Self { store, queue, artifacts, options, waiting, outage, passed_over: Arc::default() }
     }
 
-    /// What is known of an outage of its store. Clones of a service share it.
+    /// Returns the state of an outage of the store, shared by all clones of the service.
     pub(super) fn outage(&self) -> &Outage {
         &self.outage
     }
 
-    /// Largest input, bytes.
+    /// Returns the size of the largest input, in bytes.
     pub fn max_input(&self) -> usize {
         self.options.max_input
     }
 
-    /// Submits a job. What can be seen to be wrong at once is refused at once.
+    /// Submits a job. Requests that can be recognised as invalid are refused at once.
     pub async fn submit(&self, request: SubmitRequest) -> Result<Submitted, ServiceError> {
         let submitted = self.record(request).await?;
         if let Submitted::Created(job) = &submitted {
@@ -179,20 +178,20 @@ impl JobService {
         Ok(submitted)
     }
 
-    /// Writes a job down, and leaves it to the caller to offer it to workers.
+    /// Records a job without offering it to workers.
     pub(super) async fn record(&self, request: SubmitRequest) -> Result<Submitted, ServiceError> {
         let SubmitRequest { id: own_id, circuit: name, input, idempotency_key, priority } = request;
-        refuse_no_key(idempotency_key.as_deref())?;
+        refuse_invalid_key(idempotency_key.as_deref())?;
         let input = match self.store.circuit(&name).await? {
             Some(circuit) => self.checked(Takes::of(&circuit), input).await?,
-            // It may repeat a job whose circuit has gone since: the store knows, and refuses others.
+            // The request may repeat a job whose circuit was removed since: the store knows, and refuses others.
             None if own_id.is_some() || idempotency_key.is_some() => self.bounded(input)?,
             None => return Err(ServiceError::UnknownCircuit(name)),
         };
         let id = own_id.unwrap_or_default();
         let keyring = &self.options.keyring;
         let (body, former_bodies) = match (own_id, idempotency_key.as_deref()) {
-            // No request can be a repeat.
+            // No request can repeat this job.
             (None, None) => (NewJob::unrepeatable(id), Vec::new()),
             (_, key) => keyring.body_hashes(&asked(key, &name, &input)),
         };
@@ -202,31 +201,31 @@ impl JobService {
         Ok(self.store.submit(&new, Input { bytes: &sealed.bytes, key: &sealed.key }).await?)
     }
 
-    /// Wakes a worker. Should that fail, the reconciler finds the job; so do those of another queue's workers, whose job it
-    /// may be where it was queued before.
+    /// Wakes a worker. If that fails, the reconciler finds the job. A job that belongs to another queue, where it was
+    /// first submitted, is left to that queue's reconcilers.
     async fn offer(&self, job: &Job) {
         let Some(queue) = self.queue.clone().filter(|_| job.queue == self.store.queue_name()) else { return };
         let offered = [(job.id, job.priority)];
         let pushed = briefly(async move { queue.push(&offered).await }).await;
-        // Of an outage the log has the beginning and the end, however many jobs come meanwhile.
+        // The start and end of an outage are logged, not each job in between.
         let before = self.passed_over.swap(!matches!(pushed, Some(Ok(()))), Ordering::Relaxed);
         match pushed {
             Some(Ok(())) if before => tracing::info!("the queue takes submitted jobs again"),
             Some(Ok(())) => {}
             Some(Err(error)) => {
                 let job = job.id;
-                say!(before, warn, %job, %error, "the queue takes no submitted jobs; they are found in the store instead");
+                say!(before, warn, %job, %error, "the queue takes no submitted jobs; workers find them in the store instead");
             }
             None => {
                 let job = job.id;
-                say!(before, warn, %job, "the queue is slow to take submitted jobs; they may be found in the store first");
+                say!(before, warn, %job, "the queue is slow to take submitted jobs; workers may find them in the store first");
             }
         }
     }
 
-    /// Queues a failed or cancelled job again, with fresh retry budgets. Its input may be held still; if not, or if
-    /// another is given, that one is used, and it is what a repeat of the job has to bring. It waits no longer for a worker
-    /// than a new one may.
+    /// Queues a failed or cancelled job again, with fresh retry budgets. Its stored input is used, unless another is
+    /// given, which is required if the stored one was deleted; a repeat of the job must then bring the new input. The
+    /// job waits no longer for a worker than a new one may.
     pub async fn requeue(&self, id: JobId, input: Option<Zeroizing<Vec<u8>>>) -> Result<Job, ServiceError> {
         let keyring = &self.options.keyring;
         let sealed = match input {
@@ -256,26 +255,20 @@ impl JobService {
         }
     }
 
-    /// Forgets jobs in these final states that ended longer ago than `older_than`, and their proofs; the number of
-    /// jobs.
+    /// Deletes jobs in these final states that ended longer ago than `older_than`, and their proofs. Returns the number
+    /// of jobs; those whose proof files cannot be removed stay.
     pub async fn purge(&self, states: &[JobState], older_than: Duration) -> Result<u64, ServiceError> {
         let mut n = 0;
         loop {
-            let purged = self.store.purge(states, older_than, PURGE_AT_A_TIME).await?;
-            if purged.is_empty() {
+            let purged = proof_files::purge(&self.store, &self.artifacts, states, older_than, PURGE_AT_A_TIME).await?;
+            n += purged.jobs;
+            if !purged.more {
                 return Ok(n);
-            }
-            n += purged.len() as u64;
-            for id in purged {
-                // The jobs are forgotten: nobody would come back for the others' files.
-                if let Err(error) = self.artifacts.remove_proof(id).await {
-                    tracing::warn!(job = %id, %error, "the proof files of a forgotten job could not be removed");
-                }
             }
         }
     }
 
-    /// Holds back the queue or a circuit, or lets it go again. Answers whether that changed anything.
+    /// Pauses or resumes the queue or a circuit. Returns whether that changed anything.
     pub async fn set_paused(&self, scope: &Scope, paused: bool) -> Result<bool, ServiceError> {
         if let Scope::Circuit(name) = scope
             && paused
@@ -286,24 +279,24 @@ impl JobService {
         let changed = self.store.set_paused(scope, paused).await?;
         if changed {
             match scope {
-                Scope::Queue => tracing::info!(paused, "the queue was held back or let go"),
-                Scope::Circuit(circuit) => tracing::info!(%circuit, paused, "a circuit was held back or let go"),
+                Scope::Queue => tracing::info!(paused, "queue paused or resumed"),
+                Scope::Circuit(circuit) => tracing::info!(%circuit, paused, "circuit paused or resumed"),
             }
         }
         Ok(changed)
     }
 
-    /// What is held back, with the time since when.
+    /// Returns what is paused, with the time since when.
     pub async fn paused(&self) -> Result<Vec<(Scope, i64)>, ServiceError> {
         Ok(self.store.paused().await?)
     }
 
-    /// How busy the queue is.
+    /// Returns the load of the queue.
     pub async fn load(&self) -> Result<Load, ServiceError> {
         Ok(self.store.load().await?)
     }
 
-    /// Messages of producers that nobody could use, newest first.
+    /// Returns unusable messages of producers, newest first.
     pub async fn aside(&self, limit: usize) -> Result<Vec<SetAside>, ServiceError> {
         match &self.queue {
             Some(queue) => queue.aside(limit).await.map_err(|e| ServiceError::Queue(e.to_string())),
@@ -320,8 +313,8 @@ impl JobService {
         if got > limit { Err(ServiceError::TooLarge { got, limit }) } else { Ok(input) }
     }
 
-    /// What input a job takes that was submitted before: that of its own content, whatever is registered under its
-    /// circuit's name now.
+    /// Returns what input an earlier job takes: that of its own content, whatever is registered under its circuit's
+    /// name now.
     async fn takes(&self, job: &Job) -> Result<Takes, ServiceError> {
         if job.zkey == NO_KEY {
             let circuit = self.store.circuit(&job.circuit).await?;
@@ -332,12 +325,12 @@ impl JobService {
         Ok(Takes { circuit: job.circuit.clone(), program: job.wasm.is_some(), n_vars })
     }
 
-    /// A job.
+    /// Returns a job.
     pub async fn job(&self, id: JobId) -> Result<Job, ServiceError> {
         self.store.job(id).await?.ok_or(ServiceError::UnknownJob(id))
     }
 
-    /// A job as soon as it has ended, or as it is after `at_most`.
+    /// Returns a job once it has ended, or in its present state after `at_most`.
     pub async fn wait(&self, id: JobId, at_most: Duration) -> Result<Job, ServiceError> {
         let job = self.job(id).await?;
         if job.state.is_final() || at_most.is_zero() {
@@ -347,93 +340,87 @@ impl JobService {
         self.job(id).await
     }
 
-    /// Notes that a job has ended, for those who wait for it in this process.
+    /// Notifies waiters in this process that a job has ended.
     pub(super) fn has_ended(&self, id: JobId) {
         self.waiting.tell(id);
     }
 
-    /// Tells whoever listens at the queue of jobs that have ended.
+    /// Announces through the queue that jobs have ended.
     pub(super) async fn tell_ended(&self, ended: Vec<EndNotice>) {
         let Some(queue) = self.queue.clone() else { return };
         if let Some(Err(error)) = briefly(async move { queue.tell_ended(&ended).await }).await {
-            tracing::debug!(%error, "the queue did not hear that jobs have ended");
+            tracing::debug!(%error, "the end of jobs could not be announced through the queue");
         }
     }
 
-    /// The same of jobs that are known by their ids alone.
-    pub(super) async fn tell_ended_so(&self, ids: &[JobId], state: JobState) {
+    /// Like [`JobService::tell_ended`], for jobs of which only the ids are known.
+    pub(super) async fn tell_ended_by_id(&self, ids: &[JobId], state: JobState) {
         let mut ended = Vec::new();
         for &id in ids {
             match self.store.job(id).await.ok().flatten() {
                 Some(job) => ended.push(EndNotice::of(&job, state)),
-                // It has ended all the same where it cannot be looked at any more.
+                // The job has ended even if it cannot be read any more.
                 None => ended.push(EndNotice { id, queue: self.store.queue_name().to_owned(), key: None, state }),
             }
         }
         self.tell_ended(ended).await;
     }
 
-    /// Jobs, newest first, without their results and histories.
+    /// Returns jobs, newest first, without their results and histories.
     pub async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, ServiceError> {
-        refuse_no_key(filter.idempotency_key.as_deref())?;
+        refuse_invalid_key(filter.idempotency_key.as_deref())?;
         if let Some(before) = filter.before {
-            // It may be forgotten by now, and what came before it is then not known.
+            // The job may have been deleted, in which case the ones before it are unknown.
             self.job(before).await?;
         }
         Ok(self.store.jobs(filter).await?)
     }
 
-    /// Jobs by state.
+    /// Returns the number of jobs in each state.
     pub async fn counts(&self) -> Result<Counts, ServiceError> {
         Ok(self.store.counts().await?)
     }
 
-    /// Cancels a job: at once when it is queued, within about a second when it runs.
+    /// Cancels a job: at once if it is queued, within about a second if it is running.
     pub async fn cancel(&self, id: JobId) -> Result<Cancelled, ServiceError> {
         match self.store.cancel(id).await? {
             Cancelled::Unknown => Err(ServiceError::UnknownJob(id)),
             Cancelled::Now => {
-                tracing::info!(job = %id, "job cancelled before a worker began it");
-                self.tell_ended_so(&[id], JobState::Cancelled).await;
+                tracing::info!(job = %id, "job cancelled before a worker claimed it");
+                self.tell_ended_by_id(&[id], JobState::Cancelled).await;
                 Ok(Cancelled::Now)
             }
             cancelled => Ok(cancelled),
         }
     }
 
-    /// A finished job's result. Puts its files back should they be missing; a store of artifacts that fails or is slow
-    /// keeps nobody from what the database has.
+    /// Returns a finished job's result, and restores its files if they are missing. An artifact store that fails or is
+    /// slow does not keep callers from the result, which is in the database.
     pub async fn result(&self, id: JobId) -> Result<JobResult, ServiceError> {
         let job = self.job(id).await?;
         let result = job.result.ok_or(ServiceError::NoProof { id, state: job.state })?;
-        let heal = async {
-            match self.artifacts.has_proof(id).await {
-                Ok(false) => self.artifacts.put_proof(id, &result.proof_json, &result.public_json).await,
-                Ok(true) => Ok(()),
-                Err(error) => Err(error),
-            }
-        };
-        match tokio::time::timeout(HEAL, heal).await {
+        match tokio::time::timeout(HEAL, proof_files::restore(&self.artifacts, id, &result)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(job = %id, %error, "its proof files could not be looked after"),
+            Ok(Err(error)) => tracing::warn!(job = %id, %error, "the proof files could not be checked or restored"),
             Err(_) => {
-                tracing::warn!(job = %id, "its proof files could not be looked after within {} s", HEAL.as_secs())
+                tracing::warn!(job = %id, "the proof files could not be checked or restored within {} s", HEAL.as_secs())
             }
         }
         Ok(result)
     }
 
-    /// The folder of a finished job's proof files, where artifacts are files.
+    /// Returns the folder of a finished job's proof files, where artifacts are local files.
     pub fn proof_dir(&self, id: JobId) -> Option<PathBuf> {
         self.artifacts.proof_dir(id)
     }
 
-    /// Registered circuits, by name.
+    /// Returns the registered circuits, by name.
     pub async fn circuits(&self) -> Result<Vec<Circuit>, ServiceError> {
         Ok(self.store.circuits().await?)
     }
 
-    /// Whether the store answers and takes writes, and the last calls of the worker that shares this service went through.
+    /// Checks that the store answers and accepts writes, and that the latest calls of the worker that shares this
+    /// service succeeded.
     pub async fn ping(&self) -> Result<(), ServiceError> {
         self.store.ping().await?;
         if self.outage.lasts() {
@@ -444,32 +431,32 @@ impl JobService {
     }
 }
 
-/// Whether a text can be an idempotency key. Postgres keeps no character 0.
+/// Whether a text is a valid idempotency key. Postgres cannot store the character NUL.
 pub(super) fn is_key(text: &str) -> bool {
     !text.is_empty() && text.chars().count() <= MAX_KEY && !text.contains('\0')
 }
 
-/// Refuses a text that is given as an idempotency key and can be none.
-fn refuse_no_key(text: Option<&str>) -> Result<(), ServiceError> {
+/// Refuses an invalid idempotency key.
+fn refuse_invalid_key(text: Option<&str>) -> Result<(), ServiceError> {
     match text {
         Some(text) if !is_key(text) => {
             let got = text.chars().count();
-            let expected = format!("an idempotency key is 1 to {MAX_KEY} characters, none of them character 0");
+            let expected = format!("an idempotency key must have 1 to {MAX_KEY} characters, none of them NUL");
             Err(ServiceError::Invalid(format!("{expected}; got {got}")))
         }
         _ => Ok(()),
     }
 }
 
-/// In the place of a key where a job was refused before it had a circuit.
+/// Stands for the key of a job that was refused before it had a circuit.
 const NO_KEY: ContentHash = ContentHash([0; 32]);
 
-/// What a job takes as its input.
+/// The kind of input a job takes.
 struct Takes {
     circuit: CircuitName,
-    /// Inputs of a witness program; a witness otherwise.
+    /// Whether the input is for a witness program; otherwise it is a witness.
     program: bool,
-    /// Values of a witness; unknown where its key is registered under no name any more.
+    /// Number of values in a witness; unknown if its key is no longer registered under any name.
     n_vars: Option<u32>,
 }
 
@@ -479,7 +466,7 @@ impl Takes {
     }
 }
 
-/// Refuses what no worker could use. On a thread of its own: the input may be large.
+/// Refuses input that no worker could use. Runs on a blocking thread, because the input may be large.
 async fn check_input(takes: Takes, input: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, ServiceError> {
     let checked = tokio::task::spawn_blocking(move || {
         if takes.program {
@@ -501,7 +488,7 @@ async fn check_input(takes: Takes, input: Zeroizing<Vec<u8>>) -> Result<Zeroizin
     checked.await.unwrap_or_else(|_| Err(ServiceError::Invalid("the input could not be read".to_owned())))
 }
 
-/// A job that is refused before it could be queued, for [`Store::reject`]: the same refusal is the same job.
+/// Creates a job that is refused before it was queued, for [`Store::reject`]: the same refusal gives the same job.
 pub(super) fn refuse(id: JobId, circuit: CircuitName, key: Option<String>, error: &JobError) -> NewJob {
     let body = ContentHash::of(format!("refused\n{id}\n{}", error.message).as_bytes());
     NewJob {
@@ -530,7 +517,7 @@ mod tests {
         let asked = service.clone();
         asked.ping().await.unwrap();
         let full = StoreError::Unwritable { what: "jobs.db".to_owned(), why: "no space left".to_owned() };
-        assert!(service.outage().covers(&full));
+        assert!(service.outage().note_failure(&full));
         assert!(matches!(asked.ping().await, Err(ServiceError::Store(_))));
         service.outage().answered();
         asked.ping().await.unwrap();

@@ -1,8 +1,8 @@
-//! Whether a worker has what it needs beside its devices: artifacts, keys of inputs, the database.
+//! Whether a worker has what it needs in addition to its devices: artifacts, the keys of inputs, the database.
 //!
-//! A worker that lacks something of that fails each job within milliseconds, and so always has room for the next while
-//! the others are busy: one of fifty with wrong credentials would use up the retries of the whole backlog. So after
-//! some failures of this kind in a row it takes one job at a time, with pauses between, until one gets further.
+//! A worker that lacks one of these fails each job within milliseconds, so it always has capacity for the next one
+//! while the others are busy: one of fifty with wrong credentials would use up the retries of the whole backlog. So
+//! after some such failures in a row, a worker takes one job at a time, with pauses between, until one gets further.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -13,21 +13,21 @@ use super::failure::Blame;
 use crate::model::locked;
 use crate::telemetry;
 
-/// Failures in a row after which a worker holds back.
+/// Failures in a row after which a worker slows down.
 const SUSPICIOUS: u32 = 3;
-/// Pauses between the jobs by which it finds out, doubled each time; but not where the jobs may be at fault, which would
-/// have all that wait behind them wait for long.
+/// Pauses between the jobs that probe the environment. They double each time, except where the jobs may be at fault:
+/// that would delay all the jobs behind them.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// What the last jobs said of a worker's surroundings.
+/// What recent jobs showed about a worker's environment.
 #[derive(Debug, Default)]
 pub(super) struct Surroundings(Mutex<Doubt>);
 
 #[derive(Debug, Default)]
 struct Doubt {
     in_a_row: u32,
-    /// Set while it holds back.
+    /// Set while the worker takes one job at a time.
     pause: Option<Pause>,
 }
 
@@ -35,7 +35,7 @@ struct Doubt {
 struct Pause {
     until: Instant,
     length: Duration,
-    /// A job is in hand by which it finds out.
+    /// Whether a job that probes the environment is in progress.
     trying: bool,
 }
 
@@ -44,14 +44,14 @@ impl Surroundings {
         locked(&self.0)
     }
 
-    /// Notes that a job failed for what is around this worker.
+    /// Notes that a job failed because of this worker's environment.
     pub(super) fn failed(&self, now: Instant, why: &str, blame: Blame) {
         let mut doubt = self.lock();
         doubt.in_a_row = doubt.in_a_row.saturating_add(1);
         let length = match doubt.pause {
             None if doubt.in_a_row < SUSPICIOUS => return,
             None => FIRST_PAUSE,
-            // Of those that were in hand already.
+            // A job that was already in progress when the pause started.
             Some(pause) if now < pause.until => return,
             Some(pause) if blame == Blame::Either => pause.length,
             Some(pause) => (pause.length * 2).min(LONGEST_PAUSE),
@@ -63,11 +63,11 @@ impl Surroundings {
             failures,
             why,
             pause_s = length.as_secs(),
-            "job after job fails for what is around this worker"
+            "job after job fails because of this worker's environment"
         );
     }
 
-    /// Notes that a job got past where it needs anything of that.
+    /// Notes that a job got past the point where it needs the environment.
     pub(super) fn served(&self) {
         let mut doubt = self.lock();
         if doubt.pause.is_some() {
@@ -77,7 +77,7 @@ impl Surroundings {
         *doubt = Doubt::default();
     }
 
-    /// How many of the jobs there would be room for are to be taken.
+    /// Returns how many of `free` jobs to take.
     pub(super) fn room(&self, now: Instant, free: usize) -> usize {
         match self.lock().pause {
             None => free,
@@ -86,14 +86,14 @@ impl Surroundings {
         }
     }
 
-    /// Notes that a job is begun.
+    /// Notes that a job starts.
     pub(super) fn begun(&self) {
         if let Some(pause) = &mut self.lock().pause {
             pause.trying = true;
         }
     }
 
-    /// Notes that a job has ended, however: one that was stopped tells nothing, and the next one is tried.
+    /// Notes that a job has ended, in whatever way: one that was stopped shows nothing, and the next one is tried.
     pub(super) fn ended(&self) {
         if let Some(pause) = &mut self.lock().pause {
             pause.trying = false;

@@ -1,4 +1,4 @@
-//! A running worker as those see it that look from outside: its devices, and what each has in hand.
+//! A running worker as seen from outside: its devices, and the jobs that each has.
 
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -7,45 +7,45 @@ use serde::Serialize;
 use super::fleet::Fleet;
 use crate::model::WorkerId;
 
-/// A worker at one moment.
+/// A snapshot of a worker.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct WorkerView {
-    /// Its id, by which jobs name who has them.
+    /// The worker's id, which its jobs carry.
     pub id: WorkerId,
     /// The queue it takes jobs from.
     pub queue: String,
-    /// Jobs it can have in hand at once, as things are.
+    /// Jobs it can currently have in progress.
     pub slots: usize,
-    /// Jobs it has in hand.
+    /// Jobs in progress.
     pub in_hand: usize,
-    /// Its devices, best first.
+    /// Its devices, in order of preference.
     pub devices: Vec<DeviceView>,
-    /// Why it does without others that it found: their canary failed at the start.
+    /// Why other devices it found are not used: their canary failed at the start.
     pub lost: Vec<String>,
 }
 
-/// A device at one moment.
+/// A snapshot of a device.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DeviceView {
     /// Its label, as in results and metrics.
     pub device: String,
-    /// What it calls itself.
+    /// Its model name.
     pub name: String,
-    /// Its memory, bytes; 0 where unknown.
+    /// Its memory in bytes; 0 if unknown.
     pub memory: u64,
-    /// Jobs it takes in hand at once, as things are. The processor takes some only where it must, while there is another device.
+    /// Jobs it can currently have in progress. While there is another device, the CPU takes jobs only when it must.
     pub slots: usize,
-    /// Jobs it has in hand.
+    /// Jobs in progress.
     pub in_hand: usize,
-    /// Verified proofs it has made since the worker started.
+    /// Verified proofs made since the worker started.
     pub proofs: u64,
-    /// Time it has spent on proofs, failed ones included, seconds.
+    /// Time spent on proofs, failed ones included, in seconds.
     pub busy_seconds: f64,
-    /// Why it gets no jobs; none where it gets some.
+    /// Why it gets no jobs; `None` while it gets some.
     pub unfit: Option<String>,
 }
 
-/// A place to look at a worker from, shared with it. There is nothing to be seen before it has started and after its end.
+/// A handle for inspecting a worker, shared with it. Empty before the worker has started and after its end.
 #[derive(Clone, Default)]
 pub struct View(Arc<OnceLock<Shown>>);
 
@@ -53,12 +53,12 @@ struct Shown {
     id: WorkerId,
     queue: String,
     lost: Vec<String>,
-    /// Devices are the worker's: whoever looks does not keep them.
+    /// Weak, so that viewers do not keep the devices alive.
     fleet: Weak<Fleet>,
 }
 
 impl View {
-    /// The worker, if there is one.
+    /// Returns a snapshot of the worker, if it is running.
     pub fn look(&self) -> Option<WorkerView> {
         let Shown { id, queue, lost, fleet } = self.0.get()?;
         let fleet = fleet.upgrade()?;
@@ -72,9 +72,9 @@ impl View {
         })
     }
 
-    /// Shows a worker from now on.
+    /// Makes a worker visible.
     pub(super) fn show(&self, id: WorkerId, queue: String, lost: Vec<String>, fleet: &Arc<Fleet>) {
-        // There is one worker to a process.
+        // There is one worker per process.
         let _ = self.0.set(Shown { id, queue, lost, fleet: Arc::downgrade(fleet) });
     }
 }

@@ -1,4 +1,4 @@
-//! Waiting for jobs to end. However many wait in a process, one look at the store at a time serves them all.
+//! Waiting for jobs to end. One query at a time serves all waiters of a process.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,14 +9,14 @@ use tokio::sync::oneshot;
 use crate::model::{JobId, locked};
 use crate::store::Store;
 
-/// Time between looks while somebody waits: of the order of the smallest proofs.
+/// Interval between queries while anything waits: of the order of the smallest proofs.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// The store is at work for one part in so many on behalf of those who wait, as long as it is quick.
+/// The store spends one part in this many of its time on queries for waiters, as long as it is quick.
 const SHARE: u32 = 10;
-/// Time between looks while the store fails.
+/// Interval between queries while the store fails.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
-/// Who waits for what.
+/// The waiters of a process, by job.
 #[derive(Clone)]
 pub(super) struct Waiting {
     store: Arc<dyn Store>,
@@ -25,9 +25,9 @@ pub(super) struct Waiting {
 
 #[derive(Default)]
 struct Waiters {
-    /// Dropped when the job has ended, which tells the other side.
+    /// Dropped when the job has ended, which notifies the receivers.
     by_job: HashMap<JobId, Vec<oneshot::Sender<()>>>,
-    /// There is a task that looks.
+    /// Whether a task is polling.
     looking: bool,
 }
 
@@ -36,13 +36,13 @@ impl Waiting {
         Self { store, waiters: Arc::default() }
     }
 
-    /// Returns when the job is neither queued nor running any more, or after `at_most`.
+    /// Returns once the job is neither queued nor running, or after `at_most`.
     pub(super) async fn ended(&self, job: JobId, at_most: Duration) {
-        // Either way of ending says that there is no more to wait for.
+        // Either result means that there is nothing left to wait for.
         let _ = tokio::time::timeout(at_most, self.enter(job)).await;
     }
 
-    /// Sees to it that somebody looks for the job's end, and tells by this.
+    /// Adds a waiter and makes sure that a task polls. The returned receiver completes when the job has ended.
     fn enter(&self, job: JobId) -> oneshot::Receiver<()> {
         let (waiter, told) = oneshot::channel();
         let mut waiters = self.waiters();
@@ -53,7 +53,7 @@ impl Waiting {
         told
     }
 
-    /// Tells those who wait for this job that it has ended; what others end, the next look finds.
+    /// Notifies those that wait for this job that it has ended. Jobs that others end are found by the next query.
     pub(super) fn tell(&self, job: JobId) {
         self.waiters().by_job.remove(&job);
     }
@@ -62,7 +62,7 @@ impl Waiting {
         locked(&self.waiters)
     }
 
-    /// Looks at the store until nobody waits any more.
+    /// Polls the store until nothing waits any more.
     async fn look(self) {
         let mut pause = LOOK_EVERY;
         loop {
@@ -73,21 +73,21 @@ impl Waiting {
                 Ok(unfinished) => {
                     let unfinished: HashSet<_> = unfinished.into_iter().collect();
                     let mut waiters = self.waiters();
-                    // Those that somebody began to wait for meanwhile were not looked at.
+                    // Jobs with new waiters since the query were not part of it.
                     for ended in jobs.iter().filter(|job| !unfinished.contains(job)) {
                         waiters.by_job.remove(ended);
                     }
                     (began.elapsed() * SHARE).clamp(LOOK_EVERY, AFTER_FAILURE)
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "cannot look for jobs that somebody waits for");
+                    tracing::debug!(%error, "cannot poll the jobs that are waited for");
                     AFTER_FAILURE
                 }
             };
         }
     }
 
-    /// The jobs that somebody still waits for; where there are none, the task that looks ends with that.
+    /// Returns the jobs that are still waited for. If there are none, marks the polling task as ended.
     fn waited_for(&self) -> Option<Vec<JobId>> {
         let mut waiters = self.waiters();
         waiters.by_job.retain(|_, waiting| {

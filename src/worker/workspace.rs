@@ -1,4 +1,4 @@
-//! The rooms as a configuration opens them.
+//! Opens the parts of the program that a configuration describes.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,22 +12,22 @@ use crate::seal::{Keyring, SealError};
 use crate::store::{PostgresStore, SqliteStore, Store, StoreError, StoreSettings};
 use crate::witness::ModuleCache;
 
-/// Bytes of a message beside its input.
+/// Bytes of a message in addition to its input.
 const MESSAGE_ENVELOPE: usize = 64 << 10;
 
 /// The variable that names the data folder.
 const DATA_DIR: &str = "PROVER_DATA_DIR";
 
-/// Why the rooms do not open.
+/// Why a workspace could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The store does not.
+    /// The store could not be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The queue does not.
+    /// The queue could not be opened.
     #[error(transparent)]
     Queue(#[from] QueueError),
-    /// The artifacts do not.
+    /// The artifacts could not be opened.
     #[error("the artifacts: {0}")]
     Artifacts(ArtifactError),
     /// A folder that a variable names cannot be used.
@@ -35,16 +35,16 @@ pub enum OpenError {
     Folder {
         /// The variable.
         variable: &'static str,
-        /// Which folder, and why not.
+        /// The folder, and the reason.
         why: ArtifactError,
     },
-    /// The keys that seal inputs do not read as they should.
+    /// The keys that seal inputs are invalid.
     #[error(transparent)]
     Seal(#[from] SealError),
 }
 
 impl OpenError {
-    /// Of artifacts in a folder that this variable names.
+    /// Converts errors of artifacts in a folder that this variable names.
     fn of_folder(variable: &'static str) -> impl Fn(ArtifactError) -> Self {
         move |why| match why {
             ArtifactError::Io { .. } => Self::Folder { variable, why },
@@ -65,14 +65,14 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Opens what is there and makes what is not. Any number of processes may have the same workspace open.
+    /// Opens the workspace, creating what is missing. Any number of processes may have the same workspace open.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
         private_dir(&config.data_dir).map_err(OpenError::of_folder(DATA_DIR))?;
         let keyring = config.encryption_keys.as_ref().map(|keys| Keyring::parse(keys.reveal())).transpose()?;
         let store = open_store(&config).await?;
         let queue = open_queue(&config).await?;
         if config.redis.is_some() {
-            // A store that fails now is found out by what it is needed for.
+            // A store that fails now is noticed by what needs it.
             queue.belong_to(&store.identity().await.ok().flatten().unwrap_or_default());
         }
         let artifacts = open_artifacts(&config)?;
@@ -101,7 +101,7 @@ impl Workspace {
         &self.store
     }
 
-    /// Wakes workers.
+    /// The queue, which wakes workers.
     pub fn queue(&self) -> &Arc<dyn Queue> {
         &self.queue
     }
@@ -116,13 +116,13 @@ impl Workspace {
         &self.registry
     }
 
-    /// Submit, look, cancel. Its jobs wake a worker at once where the queue is shared or in this process, and others
-    /// within about 100 ms.
+    /// Submit, inspect, cancel. Submitted jobs wake a worker at once where the queue is shared or in this process, and
+    /// other workers within about 100 ms.
     pub fn service(&self) -> JobService {
         self.service.clone()
     }
 
-    /// What a worker stands on.
+    /// Returns what a worker needs, with a separate store connection for its heartbeat.
     pub async fn rooms(&self) -> Result<Rooms, OpenError> {
         Ok(Rooms {
             store: self.store.clone(),
@@ -148,7 +148,7 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
     })
 }
 
-/// The queue of a configuration, by itself.
+/// Opens only the queue of a configuration.
 pub async fn open_queue(config: &Config) -> Result<Arc<dyn Queue>, QueueError> {
     let Some(url) = &config.redis else { return Ok(Arc::new(MemoryQueue::new())) };
     let settings = RedisSettings {
@@ -184,15 +184,16 @@ fn open_artifacts(config: &Config) -> Result<Artifacts, OpenError> {
     Ok(if config.proof_files { artifacts } else { artifacts.without_proofs() })
 }
 
-/// Compiled witness programs lie in the data folder. This program compiles them as a child of itself.
+/// Returns the cache of compiled witness programs, which is in the data folder. The program compiles them in child
+/// processes of itself.
 pub fn module_cache(config: &Config) -> ModuleCache {
     let (dir, compiler) = (Some(config.data_dir.join("modules")), running_program());
     ModuleCache { dir, compiler, rewrite: config.witness_rewritten }
 }
 
-/// The file of the running program, for its children.
+/// Returns the executable of the running program, for child processes.
 pub fn running_program() -> Option<PathBuf> {
-    // By this name it is found even after an upgrade put another file in its place.
+    // This name stays valid after an upgrade has replaced the file.
     let running = PathBuf::from("/proc/self/exe");
     if running.exists() { Some(running) } else { std::env::current_exe().ok() }
 }

@@ -1,5 +1,5 @@
-//! Object stores proper: S3 by moto, Azure's by Azurite, both as their users' programs meet them. Of Google's there is no
-//! server to be had; its XML interface is S3's by and large, so that moto takes that part, too, behind a proxy.
+//! Real object stores: S3 by moto and Azure's by Azurite, reached as users' programs reach them. There is no server for
+//! Google's; its XML interface is largely S3's, so moto serves that too, behind a proxy.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::{Arc, Mutex};
@@ -36,7 +36,7 @@ fn azure(endpoint: &str, bucket: &str, key: &[u8]) -> BucketSpec {
     BucketSpec { cloud: Cloud::Azure, variables, ..spec(endpoint, bucket, "") }
 }
 
-/// All that a bucket is for, over one that is empty.
+/// Tests every use of a bucket, which is empty at first.
 async fn keeps_artifacts(bucket: BucketSpec, not_there: &str) {
     let dir = tempfile::tempdir().unwrap();
     let open = |prefix: &str, cache: &str| {
@@ -46,21 +46,21 @@ async fn keeps_artifacts(bucket: BucketSpec, not_there: &str) {
     conformance::check(&open("some/team", "a")).await;
     conformance::check(&open("", "b")).await;
 
-    // What one machine puts there another has, by the same prefix only.
+    // What one machine puts there is visible to another, under the same prefix only.
     let content = noise(40, (40 << 20) + 1);
     let (hash, _) = open("x", "c").import(Kind::Zkey, &file(dir.path(), "big", &content)).await.unwrap();
     assert!(open("x", "d").get(Kind::Zkey, hash).await.unwrap() == content);
     assert_eq!(names(&dir.path().join("d/zkeys")), [hash.to_string()]);
     assert!(matches!(open("y", "e").get(Kind::Zkey, hash).await, Err(ArtifactError::Missing { .. })));
 
-    // A download goes on from what an earlier one left.
+    // A download resumes from what an earlier one left.
     let part = dir.path().join("d/zkeys").join(format!("{hash}.part#left"));
     std::fs::write(&part, &content[..20 << 20]).unwrap();
     std::fs::remove_file(dir.path().join("d/zkeys").join(hash.to_string())).unwrap();
     assert!(open("x", "d").get(Kind::Zkey, hash).await.unwrap() == content);
     assert!(!part.exists());
 
-    // Proofs too, and a bucket that is not there is told.
+    // Proofs too, and a missing bucket is reported.
     let job = JobId::new();
     open("x", "c").put_proof(job, "{}", "[]").await.unwrap();
     assert!(open("x", "d").has_proof(job).await.unwrap());
@@ -103,7 +103,7 @@ async fn a_container_of_azures_keeps_artifacts() {
     assert!(!error.contains(&BASE64_STANDARD.encode(b"hunter3")), "{error}");
 }
 
-/// A signature that somebody set goes before the identity that AKS gives a pod.
+/// A configured signature takes precedence over the identity that AKS gives a pod.
 #[tokio::test]
 async fn a_signature_goes_before_a_clients_identity() {
     let asked = Arc::new(Mutex::new(Vec::new()));
@@ -124,7 +124,7 @@ async fn a_signature_goes_before_a_clients_identity() {
     assert!(asked[0].contains("/c/zkeys/") && asked[0].contains("sig=of-the-container"), "{}", asked[0]);
 }
 
-/// A pod has no key of its own: it shows a token, from a file, to who gives it one, and signs by that.
+/// A pod has no key of its own: it presents a token, from a file, to a service that issues one, and signs with that.
 #[tokio::test]
 async fn a_pods_identity_is_taken() {
     let asked = Arc::new(Mutex::new(Vec::new()));
@@ -153,7 +153,7 @@ async fn a_pods_identity_is_taken() {
         assert!(asked[1].contains("/b/zkeys/") && asked[1].contains("Credential=ASIA1/"), "{}", asked[1]);
     }
 
-    // Those who give keys for a role's token are asked by TLS only; that they would be is seen by what is missing.
+    // A role's token is exchanged for keys over TLS only; the error about the missing token shows the attempt.
     let spec = of_pod(vec![
         ("AWS_ROLE_ARN", "arn:aws:iam::1:role/prover".to_owned()),
         ("AWS_WEB_IDENTITY_TOKEN_FILE", "/nowhere/token".to_owned()),
@@ -163,7 +163,7 @@ async fn a_pods_identity_is_taken() {
     assert!(error.contains("/nowhere/token"), "{error}");
 }
 
-/// Each variable is a setting of the library by the same name, in whatever version of it.
+/// Each variable is a setting of the library with the same name, in whatever version of it.
 #[test]
 fn the_library_knows_every_variable() {
     let endpoints = ["AWS_ENDPOINT_URL", "AZURE_STORAGE_ENDPOINT"];

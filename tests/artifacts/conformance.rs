@@ -1,4 +1,4 @@
-//! What holds wherever artifacts lie.
+//! What holds wherever artifacts are stored.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use prover_worker::model::{ContentHash, JobId};
 
 use crate::{file, noise};
 
-/// Every rule, one after the other, on artifacts that are empty.
+/// Checks every rule in turn, on artifacts that are empty.
 pub async fn check(artifacts: &Artifacts) {
     let dir = tempfile::tempdir().unwrap();
     an_import_can_be_had_back(artifacts, dir.path()).await;
@@ -34,7 +34,7 @@ async fn read(artifacts: &Artifacts, kind: Kind, hash: ContentHash) -> Bytes {
 }
 
 async fn an_import_can_be_had_back(artifacts: &Artifacts, dir: &Path) {
-    // Nothing, less than a piece, whole pieces, and pieces with a rest.
+    // Nothing, less than a piece, whole pieces, and pieces with a remainder.
     for len in [0, 1, 1000, 8 << 20, (16 << 20) + 12_345] {
         let content = noise(len as u64, len);
         let (hash, size) = artifacts.import(Kind::Zkey, &file(dir, "f", &content)).await.unwrap();
@@ -117,7 +117,7 @@ async fn many_at_once(artifacts: &Artifacts) {
         .map(|n| {
             let artifacts = artifacts.clone();
             tokio::spawn(async move {
-                // Three objects, each by four.
+                // Three objects, each stored by four tasks.
                 let content = noise(1000 + n % 3, 100_000);
                 let hash = artifacts.put(Kind::Zkey, content.clone().into()).await.unwrap();
                 assert_eq!(artifacts.get(Kind::Zkey, hash).await.unwrap(), content);

@@ -1,4 +1,4 @@
-//! Disks that are full: a small file system of the test's own, in a name space of its own.
+//! Full disks: a small file system for each test, in its own mount namespace.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use prover_worker::artifacts::{ArtifactError, Artifacts, Content, Kind};
 
 use crate::{file, names, noise};
 
-/// Says to the inner tests where the small disk is.
+/// Tells the inner tests where the small disk is.
 const DISK: &str = "TEST_SMALL_DISK";
 
 const MIB: usize = 1 << 20;
@@ -26,10 +26,10 @@ fn with_small_disk(dir: &Path, command: &[&str]) -> std::io::Result<Output> {
         .output()
 }
 
-/// Runs an inner test of this file on a small disk.
+/// Runs an inner test of this file on a small disk, and skips it where users may not mount.
 fn on_small_disk(test: &str) {
     let dir = tempfile::tempdir().unwrap();
-    // Not every machine lets its users mount, not even in a name space of their own.
+    // Not every machine lets its users mount, not even in a namespace of their own.
     match with_small_disk(dir.path(), &["true"]) {
         Ok(out) if out.status.success() => {}
         _ => {
@@ -99,10 +99,10 @@ async fn inner_cache() {
     assert!(names(&cache.join("zkeys")).is_empty());
     let Content::File(path) = artifacts.content(Kind::Zkey, small).await.unwrap() else { panic!("a file") };
     assert!(std::fs::read(&path).unwrap() == noise(2, 3 * MIB));
-    // The first makes way for the second.
+    // The first is evicted for the second.
     let Content::File(second) = artifacts.content(Kind::Wasm, other).await.unwrap() else { panic!("a file") };
     assert!(second.exists() && !path.exists());
-    // What other files take cannot be had.
+    // Space that other files take cannot be freed.
     std::fs::remove_file(second).unwrap();
     let foreign = file(&disk(), "foreign", &noise(4, 3 * MIB));
     assert!(is_full(artifacts.content(Kind::Wasm, other).await));

@@ -1,4 +1,4 @@
-//! A store in memory that breaks off, fails, corrupts and counts as it is told.
+//! A store in memory that disconnects, fails, corrupts and counts as it is told.
 
 use std::fmt;
 use std::ops::Range;
@@ -15,24 +15,24 @@ use object_store::{
     ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 
-/// What is to go wrong.
+/// Faults to inject.
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// Downloads get no byte from here on, so many times.
+    /// Downloads get no byte from this offset on, this many times.
     pub break_at: Option<(u64, u32)>,
     /// Downloads that would get a byte from here on hang.
     pub stall_at: Option<u64>,
-    /// So many requests of any kind fail.
+    /// Number of requests of any kind that fail.
     pub fail: u32,
-    /// So many pieces fail on their way up.
+    /// Number of uploaded pieces that fail.
     pub fail_parts: u32,
-    /// One bit of what is downloaded is flipped.
+    /// Whether one bit of each download is flipped.
     pub corrupt: bool,
-    /// Every request is refused for want of permission.
+    /// Whether every request is refused for lack of permission.
     pub refuse: bool,
 }
 
-/// What has been asked.
+/// Requests seen.
 #[derive(Debug, Default, Clone)]
 pub struct Seen {
     pub requests: u32,
@@ -40,9 +40,9 @@ pub struct Seen {
     pub aborted: u32,
     /// Ranges of downloads.
     pub gets: Vec<Range<u64>>,
-    /// Largest piece on its way up or down, bytes.
+    /// Largest piece uploaded or downloaded, in bytes.
     pub largest: u64,
-    /// Bytes of pieces on their way at a time, now and at most.
+    /// Bytes of pieces in flight, now and at most.
     pub under_way: u64,
     pub most_under_way: u64,
 }
@@ -51,7 +51,7 @@ pub struct Seen {
 struct State {
     plan: Mutex<Plan>,
     seen: Mutex<Seen>,
-    /// Downloads wait while somebody holds it.
+    /// Downloads wait while this is locked.
     gate: tokio::sync::Mutex<()>,
 }
 
@@ -71,27 +71,27 @@ impl Faulty {
         self.state.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What has been asked since the last time.
+    /// Returns the requests since the last call.
     pub fn seen(&self) -> Seen {
         std::mem::take(&mut *self.record())
     }
 
-    /// Downloads wait until this is dropped.
+    /// Makes downloads wait until the guard is dropped.
     pub async fn hold(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.state.gate.lock().await
     }
 
-    /// Requests so far that have not been taken by [`Faulty::seen`].
+    /// Returns the number of requests since the last [`Faulty::seen`].
     pub fn requests(&self) -> u32 {
         self.record().requests
     }
 
-    /// Replaces an object's content, past all faults.
+    /// Replaces an object's content, bypassing all faults.
     pub async fn overwrite(&self, at: &str, bytes: Vec<u8>) {
         self.inner.put(&Path::from(at), bytes.into()).await.unwrap();
     }
 
-    /// Names of the objects, sorted.
+    /// Returns the names of the objects, sorted.
     pub async fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = self.inner.list(None).map(|m| m.unwrap().location.to_string()).collect().await;
         names.sort();
@@ -220,7 +220,7 @@ impl ObjectStore for Faulty {
                 _ => false,
             }
         };
-        // In small bits, as a network would have it.
+        // In small chunks, as from a network.
         let mut bits: Vec<Result<Bytes>> = bytes.chunks(1 << 20).map(|b| Ok(Bytes::copy_from_slice(b))).collect();
         if broken {
             bits.push(Err(fault("the connection broke off")));

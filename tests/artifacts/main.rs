@@ -1,4 +1,4 @@
-//! Artifacts in a folder, in memory and in stores elsewhere: the same rules for all, then what each may run into.
+//! Artifacts in a folder, in memory and in object stores: the rules that hold for all, then the faults of each.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod clouds;
@@ -8,10 +8,12 @@ mod faulty;
 mod registry;
 mod remote;
 mod servers;
+#[path = "../support/wait.rs"]
+mod wait;
 
 use std::path::{Path, PathBuf};
 
-/// Bytes that look like nothing in particular and are the same each time.
+/// Returns bytes that look random and are the same each time.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut out = Vec::with_capacity(len + 8);
@@ -25,14 +27,14 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     out
 }
 
-/// A file of this content.
+/// Writes a file with this content.
 pub fn file(dir: &Path, name: &str, bytes: &[u8]) -> PathBuf {
     let path = dir.join(name);
     std::fs::write(&path, bytes).unwrap();
     path
 }
 
-/// Names of what is in a folder, sorted.
+/// Returns the names in a folder, sorted.
 pub fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -40,7 +42,7 @@ pub fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Whether a test that lacks its means may be left out: not where every test must run.
+/// Skips a test that lacks its means; panics in CI, where every test must run.
 pub fn skip(test: &str, why: &str) {
     assert!(std::env::var_os("CI").is_none(), "{test}: {why}");
     eprintln!("SKIPPED {test}: {why}");

@@ -1,4 +1,4 @@
-//! A registry whose artifacts lie elsewhere.
+//! A registry whose artifacts are in an object store.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,13 +14,13 @@ use prover_worker::witness::ModuleCache;
 use crate::faulty::Faulty;
 use crate::names;
 
-struct Rooms {
+struct Fixture {
     dir: tempfile::TempDir,
     remote: Faulty,
     store: Arc<dyn Store>,
 }
 
-impl Rooms {
+impl Fixture {
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let settings =
@@ -33,7 +33,7 @@ impl Rooms {
         self.dir.path().join(machine)
     }
 
-    /// The registry of one machine, just started.
+    /// Returns the registry of one machine, just started.
     fn registry(&self, machine: &str, cache_bytes: u64) -> Registry {
         let remote = Arc::new(self.remote.clone());
         let artifacts = Artifacts::remote(remote, "there".to_owned(), &self.cache(machine), cache_bytes).unwrap();
@@ -66,44 +66,44 @@ fn circuits() -> PathBuf {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_one_machine_registers_another_opens() {
-    let rooms = Rooms::new().await;
-    let content = rooms.add("one").await;
-    let open = rooms.registry("two", 1 << 30).open(content).await.unwrap();
+    let fixture = Fixture::new().await;
+    let content = fixture.add("one").await;
+    let open = fixture.registry("two", 1 << 30).open(content).await.unwrap();
     assert!(open.witness.is_some());
-    assert_eq!(names(&rooms.cache("two").join("zkeys")), [content.zkey.to_string()]);
-    // With room for nothing it works as well, since what is open stays open.
-    rooms.registry("three", 0).open(content).await.unwrap();
+    assert_eq!(names(&fixture.cache("two").join("zkeys")), [content.zkey.to_string()]);
+    // Without any cache space it works as well, because what is open stays open.
+    fixture.registry("three", 0).open(content).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_rotted_is_noticed_when_it_is_opened_and_fetched_anew() {
-    let rooms = Rooms::new().await;
-    let content = rooms.add("one").await;
-    let path = rooms.cache("one").join("zkeys").join(content.zkey.to_string());
+    let fixture = Fixture::new().await;
+    let content = fixture.add("one").await;
+    let path = fixture.cache("one").join("zkeys").join(content.zkey.to_string());
     let sound = std::fs::read(&path).unwrap();
     let mut rotten = sound.clone();
     let middle = rotten.len() / 2;
     rotten[middle] ^= 1;
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, rotten).unwrap();
-    rooms.registry("one", 1 << 30).open(content).await.unwrap();
+    fixture.registry("one", 1 << 30).open(content).await.unwrap();
     assert!(std::fs::read(&path).unwrap() == sound);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_that_rotted_there_is_told_and_mended_by_registering_again() {
-    let rooms = Rooms::new().await;
-    let content = rooms.add("one").await;
+    let fixture = Fixture::new().await;
+    let content = fixture.add("one").await;
     let at = format!("zkeys/{}", content.zkey);
-    let size = std::fs::metadata(rooms.dir.path().join("key")).unwrap().len();
-    rooms.remote.overwrite(&at, vec![0; usize::try_from(size).unwrap()]).await;
-    let registry = rooms.registry("two", 1 << 30);
+    let size = std::fs::metadata(fixture.dir.path().join("key")).unwrap().len();
+    fixture.remote.overwrite(&at, vec![0; usize::try_from(size).unwrap()]).await;
+    let registry = fixture.registry("two", 1 << 30);
     let error = registry.open(content).await.err().unwrap();
     assert!(matches!(error, RegistryError::Artifact(ArtifactError::Damaged { .. })), "{error}");
     let wasm = circuits().join("multiplier.wasm");
     let on = Arc::new(|_: &'static str, _: f32| {});
-    let key = rooms.dir.path().join("key");
+    let key = fixture.dir.path().join("key");
     registry.add("c".parse().unwrap(), &key, Some(&wasm), on).await.unwrap();
     registry.open(content).await.unwrap();
-    assert!(rooms.remote.names().await.contains(&at));
+    assert!(fixture.remote.names().await.contains(&at));
 }

@@ -1,4 +1,4 @@
-//! Servers that objects are kept on, each a process of one test's own.
+//! Servers of objects, each a process of one test.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -11,10 +11,12 @@ use base64::prelude::BASE64_STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-/// The account of Azurite's, and its key.
+use crate::wait::HANG;
+
+/// Account of Azurite, and its key.
 pub const ACCOUNT: &str = "pwtest";
 pub const KEY: &[u8] = b"hunter2";
-/// Of the interface, as the request that makes the container speaks it.
+/// Version of the interface, as used in the request that creates the container.
 const VERSION: &str = "2021-08-06";
 
 /// A server and, if this test started it, its process.
@@ -34,7 +36,7 @@ impl Drop for Server {
 
 impl Server {
     fn start(command: impl Fn(&str) -> Command) -> Self {
-        // Somebody else may get the port in between; then another is tried.
+        // Another process may take the port in between; then another port is tried.
         for _ in 0..5 {
             let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
             let mut command = command(&port.to_string());
@@ -45,14 +47,14 @@ impl Server {
                 if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok() {
                     return Self { url: format!("http://127.0.0.1:{port}"), process: Some(process) };
                 }
-                assert!(begun.elapsed() < Duration::from_secs(120), "{command:?} does not listen");
+                assert!(begun.elapsed() < HANG, "{command:?} does not listen");
                 std::thread::sleep(Duration::from_millis(50));
             }
         }
         panic!("the server ends at once");
     }
 
-    /// Sends a request without a body, with these headers, and returns the answer.
+    /// Sends a request with these headers and no body, and returns the answer.
     fn ask(&self, line: &str, headers: &str) -> String {
         let host = self.url.trim_start_matches("http://");
         let mut connection = TcpStream::connect(host).unwrap();
@@ -75,8 +77,8 @@ fn moto_server() -> Option<PathBuf> {
     std::iter::once(own).chain(std::env::split_paths(&path).map(|d| d.join("moto_server"))).find(|p| p.is_file())
 }
 
-/// S3 by moto's server, with an empty bucket: the server at `TEST_S3_URL`, or one of its own from `target/moto` (see
-/// scripts/moto.sh) or the path.
+/// Starts S3 by moto's server, with an empty bucket: the server at `TEST_S3_URL`, or one of the test's own from
+/// `target/moto` (see scripts/moto.sh) or `PATH`.
 pub fn s3() -> Option<(Server, String)> {
     let server = match std::env::var("TEST_S3_URL") {
         Ok(url) => Server { url, process: None },
@@ -95,7 +97,7 @@ pub fn s3() -> Option<(Server, String)> {
     Some((server, bucket))
 }
 
-/// Azure's Blob Storage by Azurite from `TEST_NODE_MODULES`, with an empty container.
+/// Starts Azure's Blob Storage by Azurite from `TEST_NODE_MODULES`, with an empty container.
 pub fn azurite() -> Option<(Server, String)> {
     let program = PathBuf::from(std::env::var_os("TEST_NODE_MODULES")?).join("azurite/dist/src/blob/main.js");
     if !program.is_file() {
@@ -124,7 +126,7 @@ pub fn azurite() -> Option<(Server, String)> {
     Some((server, container))
 }
 
-/// A request's head: all up to the empty line.
+/// Reads a request's head, up to the empty line.
 fn head(connection: &mut TcpStream) -> String {
     let (mut request, mut byte) = (Vec::new(), [0]);
     while !request.ends_with(b"\r\n\r\n") && matches!(connection.read(&mut byte), Ok(1)) {
@@ -133,8 +135,8 @@ fn head(connection: &mut TcpStream) -> String {
     String::from_utf8(request).unwrap()
 }
 
-/// The XML interface of Google's on the way to an S3 server: paths whose every other character is encoded, which that
-/// server does not read, and tokens, in whose place it is given a signature, at which it does not look.
+/// Google's XML interface in front of an S3 server. Decodes paths in which every other character is encoded, which that
+/// server does not understand, and replaces tokens by a signature, which it does not check.
 pub fn as_googles(server: &Server) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let (at, to) = (listener.local_addr().unwrap(), server.url.trim_start_matches("http://").to_owned());
@@ -153,7 +155,7 @@ pub fn as_googles(server: &Server) -> SocketAddr {
                               SignedHeaders=host, Signature=0\r\nConnection: close\r\n\r\n";
                 server.write_all(format!("{line}\r\n{fields}{signed}").as_bytes()).unwrap();
                 std::io::copy(&mut (&client).take(length.unwrap_or(0)), &mut server).unwrap();
-                // A client may have had enough.
+                // The client may have hung up.
                 let _ = std::io::copy(&mut server, &mut client);
             });
         }
@@ -161,7 +163,7 @@ pub fn as_googles(server: &Server) -> SocketAddr {
     at
 }
 
-/// Answers each request with what `answer` makes of its head: status, type and body.
+/// Answers each request with what `answer` returns for its head: status, type and body.
 pub fn answering(answer: impl Fn(&str) -> (&'static str, &'static str, String) + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let at = listener.local_addr().unwrap();

@@ -1,6 +1,6 @@
-//! Files and inputs that are not what they claim: a clear sentence, exit code 1, within bounds of time and memory, no
-//! panic, and never an invalid proof with exit code 0. The kinds are those on which other provers hang, crash or
-//! succeed wrongly.
+//! Files and inputs that are not what they claim to be: a clear sentence, exit code 1, within bounds of time and
+//! memory, no panic, and never an invalid proof with exit code 0. The cases are those on which other provers hang,
+//! crash or succeed wrongly.
 
 use crate::harness::{Container, circuits, fixture, range_check, run_bounded as run, s, scratch};
 
@@ -101,7 +101,7 @@ fn zkey_of_another_kind_version_protocol_or_curve() {
     bad_zkey("fflonk", |c| put32(c.section(1), 0, 10));
     bad_zkey("protocol", |c| put32(c.section(1), 0, 77));
     bad_zkey("prime", |c| c.section(2)[4] ^= 1);
-    // BLS12-381 has base field elements of 48 bytes.
+    // The base field elements of BLS12-381 have 48 bytes.
     bad_zkey("48", |c| put32(c.section(2), 0, 48));
     bad_zkey_bytes("", b"");
     bad_zkey_bytes("", b"zk");
@@ -112,12 +112,12 @@ fn zkey_of_another_kind_version_protocol_or_curve() {
 fn zkey_with_bad_points_and_entries() {
     bad_zkey("", |c| c.section(2)[ALPHA] ^= 1);
     bad_zkey("", |c| c.section(3)[5] ^= 1);
-    // Points that proving does not look at one by one: the proof that comes of them does not verify.
+    // Points that proving does not check one by one: the resulting proof does not verify.
     for id in [5, 6, 7, 8, 9] {
         bad_zkey("", |c| {
             let data = c.section(id);
             let n = data.len();
-            // Spoil every point, so that one that meets a zero scalar does not hide it.
+            // Damage every point, so that the damage shows even if some meet a zero scalar.
             for at in (0..n).step_by(64) {
                 data[at] ^= 1;
             }
@@ -146,7 +146,7 @@ fn zkey_check_finds_what_proving_does_not_look_at() {
 
 #[test]
 fn truncated_anywhere() {
-    // Every byte is tried in the formats' own tests; here the program sees some of each.
+    // The formats' own tests try every byte; here the program sees a few of each.
     let f = range_check();
     for (file, verb) in [(&f.zkey, "zkey"), (&f.wtns, "wtns"), (&f.r1cs, "r1cs"), (&f.vkey, "vkey")] {
         let good = std::fs::read(file).unwrap();
@@ -182,12 +182,12 @@ fn wtns_of_every_wrong_kind() {
     );
     bad_wtns("", &changed(&|c| c.section(2)[0] = 2));
     bad_wtns("", &changed(&|c| c.section(2)[64..96].fill(0xff)));
-    // One value changed: nobody but the verifier can tell.
+    // One value changed: only the verifier can tell.
     bad_wtns("does not verify", &changed(&|c| c.section(2)[64] ^= 1));
-    // Another circuit's.
+    // From another circuit.
     let other = std::fs::read(circuits().join("mimc_preimage.wtns")).unwrap();
     bad_wtns("different circuits", &other);
-    // Of the right length, though not a witness.
+    // Of the right length, but not a witness.
     let sevens = changed(&|c| {
         for value in c.section(2).chunks_mut(32).skip(1) {
             value.fill(0);
@@ -199,7 +199,7 @@ fn wtns_of_every_wrong_kind() {
 
 #[test]
 fn a_key_of_another_circuit_with_as_many_wires() {
-    // The same circuit set up twice: every size fits, no proof verifies with the other's key.
+    // The same circuit set up twice: every size matches, but no proof verifies with the other's key.
     let (f, g) = (fixture("multiplier"), fixture("multiplier"));
     let dir = scratch(&[]);
     run(dir.path(), &["prove", s(&f.zkey), s(&f.wtns), "p.json", "u.json"]).ok();
@@ -207,7 +207,7 @@ fn a_key_of_another_circuit_with_as_many_wires() {
     assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), "INVALID\n"));
 }
 
-/// Computes a witness with a bad input.
+/// Computes a witness from a bad input.
 #[track_caller]
 fn bad_input(says: &str, json: &str) {
     let f = range_check();
@@ -232,7 +232,7 @@ fn inputs_of_every_wrong_kind() {
         bad_input("ceiling", &format!("{{\"ceiling\": {value}, \"amount\": {amounts}}}"));
     }
     bad_input("ceiling", &format!("{{\"ceiling\": 1, \"ceiling\": 2, \"amount\": {amounts}}}"));
-    // Satisfies no constraint: circom's own assert, with the template's name.
+    // Violates a constraint: circom's own assert, with the template's name.
     bad_input("RangeCheck", &format!("{{\"ceiling\": 500, \"amount\": {}}}", amounts.replace("12", "4294967296")));
     bad_input("refuses", &format!("{{\"ceiling\": 77, \"amount\": {amounts}}}"));
 }
@@ -275,7 +275,7 @@ fn programs_that_are_none() {
     bad_wasm("", &std::fs::read(circuits().join("multiplier.wasm")).unwrap());
 }
 
-/// A module that answers as circom 2's do, one of whose functions does something else.
+/// A module with the functions of circom 2's, one of which has another body.
 fn program(function: &str, body: &str, memory: u32) -> Vec<u8> {
     let r: num_bigint::BigUint = prover_worker::model::FR_MODULUS_DEC.parse().unwrap();
     let prime: String = r.to_bytes_le().iter().map(|b| format!("\\{b:02x}")).collect();
@@ -398,7 +398,7 @@ fn a_file_of_another_kind_is_called_by_its_name() {
     go(&["witness", "--wasm", wasm, "--input", wtns, "--out", "w"]).failed_with("expected JSON, got a witness (wtns)");
     let other = scratch(&[("f", b"\x7fELF\xff")]);
     run(other.path(), &["inspect", "f"]).failed_with("not a file of a known kind");
-    run(other.path(), &["verify", "--vkey", "f", "--proof", "p", "--public", "u"]).failed_with("of no known kind");
+    run(other.path(), &["verify", "--vkey", "f", "--proof", "p", "--public", "u"]).failed_with("nor of a known kind");
 }
 
 #[test]
@@ -408,7 +408,7 @@ fn documents_with_more_numbers_than_any_real_one() {
     let point = "[0,1,0],";
     let points = format!("\"IC\":[{}[0,1,0]],\"X\"", point.repeat(8_000_000));
     let huge_key = vkey.replace("\"IC\"", &points);
-    // As many as fit the bound on bytes, and more.
+    // More values than the limit on bytes allows.
     let values = format!("[{}1]", "1,".repeat(8_000_000));
     let more = format!("[{}1]", "1,".repeat(35_000_000));
     let dir = scratch(&[("k", huge_key.as_bytes()), ("u", values.as_bytes()), ("m", more.as_bytes())]);
@@ -437,14 +437,16 @@ fn files_that_are_not_there_or_cannot_be_written() {
 #[test]
 fn a_data_folder_that_cannot_be_is_named_with_the_variable_that_names_it() {
     let dir = scratch(&[("data", b"in the way")]);
-    let says =
-        format!("{}: something else is there already; set PROVER_DATA_DIR to a folder", s(&dir.path().join("data")));
+    let says = format!(
+        "{}: something else already exists there; set PROVER_DATA_DIR to a folder",
+        s(&dir.path().join("data"))
+    );
     run(dir.path(), &["circuits", "list"]).failed_with(&says);
     std::fs::remove_file(dir.path().join("data")).unwrap();
     std::fs::create_dir(dir.path().join("data")).unwrap();
     let keys = dir.path().join("data").join("zkeys");
     std::fs::write(&keys, "in the way").unwrap();
-    let says = format!("{}: something else is there already; set PROVER_DATA_DIR to a folder", s(&keys));
+    let says = format!("{}: something else already exists there; set PROVER_DATA_DIR to a folder", s(&keys));
     run(dir.path(), &["circuits", "list"]).failed_with(&says);
 }
 
@@ -466,7 +468,7 @@ fn r1cs_of_every_wrong_kind() {
     setup("", &|c| c.section(1)[4] ^= 1);
     // nWires, nConstraints.
     setup("", &|c| put32(c.section(1), 36, 3));
-    // With labels and without them, nWires is no licence to allocate.
+    // With and without labels, nWires must not decide how much is allocated.
     for wires in [1 << 20, 1 << 28, u32::MAX] {
         setup("section 3", &|c| put32(c.section(1), 36, wires));
         setup("nWires", &|c| {

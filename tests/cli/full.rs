@@ -1,15 +1,15 @@
-//! Disks that are full, and files that may not be as large as they would have to be.
+//! Full disks, and limits on file sizes.
 
 use std::fs;
 
 use crate::harness::{range_check, s, scratch, shell};
 
-/// What `doctor` finds of the data folder, where the line of shell has it write `report.json`.
+/// Returns the finding of `doctor` on the data folder, where the shell line has it write `report.json`.
 fn data_folder(line: &str) -> (String, String) {
     found_of("data folder", line)
 }
 
-/// The same of something else.
+/// Returns the finding of `doctor` on `what`.
 fn found_of(what: &str, line: &str) -> (String, String) {
     let dir = scratch(&[]);
     fs::create_dir(dir.path().join("data")).unwrap();
@@ -25,7 +25,7 @@ fn found_of(what: &str, line: &str) -> (String, String) {
 fn the_doctor_sees_that_the_disk_is_full() {
     let mount = "mount -t tmpfs -o size=64k,mode=700 tmpfs data";
     let spaces = "unshare --map-root-user --mount sh -ec";
-    // Not every machine lets its users mount, not even in a name space of their own.
+    // Not every machine lets its users mount, not even in a namespace of their own.
     let place = scratch(&[]);
     fs::create_dir(place.path().join("data")).unwrap();
     if shell(place.path(), &format!("{spaces} '{mount}'")).0 != Some(0) {
@@ -36,7 +36,7 @@ fn the_doctor_sees_that_the_disk_is_full() {
     let (verdict, found) = data_folder(&format!("{spaces} '{mount}; {fill}; exec \"$P\" --json doctor' > report.json"));
     assert_eq!(verdict, "failed", "{found}");
     assert!(found.contains("no space is left on the device") && found.contains("PROVER_DATA_DIR"), "{found}");
-    // Where the artifacts are elsewhere, their disk is another.
+    // Where the artifacts are elsewhere, they are on another disk.
     let mount = "mkdir shared; mount -t tmpfs -o size=64k,mode=700 tmpfs shared";
     let elsewhere = "export PROVER_ARTIFACTS_URL=\"file://$PWD/shared\"; head -c 48k /dev/zero > shared/junk";
     let (verdict, found) =
@@ -62,7 +62,7 @@ fn a_bound_on_the_size_of_files_is_an_error_like_any_other() {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "{command}: nothing is left behind");
         assert_eq!(fs::read(dir.path().join("old.json")).unwrap(), b"old", "{command}");
     }
-    // Here it is the module cache's file, and then that of the folder in its place.
+    // Here the file is that of the module cache, and then that of the folder in its place.
     let witness = format!("\"$P\" witness --wasm {} --input {} --out w.wtns", s(&f.wasm), s(&f.input));
     let (code, stderr) = shell(dir.path(), &format!("ulimit -f 0; exec {witness}"));
     assert_eq!(code, Some(1), "{stderr}");

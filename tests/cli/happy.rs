@@ -1,4 +1,4 @@
-//! What ought to work.
+//! What must work.
 
 use crate::harness::{circuits, fixture, range_check, run, run_masked, s, scratch, shell};
 
@@ -47,7 +47,7 @@ fn every_own_circuit_has_the_witness_snarkjs_gives_it_and_proves() {
     }
 }
 
-/// Compiling again is all that a folder costs which cannot be used: one that others may write to, or none at all.
+/// A cache folder that cannot be used, because others may write to it or it does not exist, costs only a compilation.
 #[test]
 fn a_witness_needs_no_folder_to_keep_programs_in() {
     use std::os::unix::fs::PermissionsExt;
@@ -62,7 +62,7 @@ fn a_witness_needs_no_folder_to_keep_programs_in() {
             }
             None => std::fs::write(&data, "no folder").unwrap(),
         }
-        // Under a umask that would let the group write to what is made.
+        // Under a umask that would make new files writable for the group.
         let args = ["witness", "--wasm", s(&f.wasm), "--input", s(&f.input), "--out", "x.wtns"];
         let ran = run_masked("002", dir.path(), &args).ok();
         assert!(!ran.stderr.contains("os error"), "{}", ran.stderr);
@@ -162,7 +162,7 @@ fn real_circuits_prove_and_verify_with_both_of_their_keys() {
         for key in ["verification_key.json", "vkey_shipped.json"].map(at).into_iter().filter(|p| p.is_file()) {
             let ran = run(dir.path(), &["verify", "--vkey", s(&key), "--public", "u.json", "--proof", "p.json"]).ok();
             assert_eq!(ran.stdout, "OK\n");
-            // snarkjs's own proof too.
+            // And the proof of snarkjs.
             let (u, p) = (at("public.json"), at("proof.json"));
             run(dir.path(), &["verify", "--vkey", s(&key), "--public", s(&u), "--proof", s(&p)]).ok();
         }
@@ -170,7 +170,7 @@ fn real_circuits_prove_and_verify_with_both_of_their_keys() {
     assert_eq!(seen, 6, "six cases");
 }
 
-/// Whoever waits for a job under a pause is told so, rather than asked for a worker.
+/// A client that waits for a paused job is told of the pause, not asked to start a worker.
 #[test]
 fn waiting_says_what_pause_a_job_is_under() {
     let f = range_check();
@@ -187,7 +187,7 @@ fn waiting_says_what_pause_a_job_is_under() {
     assert!(said.contains("still queued; its queue is paused") && said.contains("is cancelled"), "{said}");
 }
 
-/// A name that had another key before is said to have had it: jobs from now on get other proofs.
+/// Replacing the key of a circuit is reported: new jobs get proofs for the new key.
 #[test]
 fn registering_says_what_the_name_had_before() {
     let f = range_check();
@@ -199,5 +199,5 @@ fn registering_says_what_the_name_had_before() {
     let again = add(&[]);
     assert!(again.starts_with("registered as before\n"), "{again}");
     let other = add(&["--wasm", s(&f.wasm)]);
-    assert!(other.starts_with("registered in the place of zkey ") && other.contains(", wasm none\n"), "{other}");
+    assert!(other.starts_with("registered in place of zkey ") && other.contains(", wasm none\n"), "{other}");
 }

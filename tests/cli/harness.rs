@@ -1,4 +1,4 @@
-//! Runs the program within bounds, and keys for the project's own circuits.
+//! Runs the program within bounds, and makes keys for the project's own circuits.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -6,16 +6,16 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// What a run came to.
+use crate::wait::HANG;
+
+/// The result of a run.
 pub struct Ran {
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
 }
 
-/// No bad file may keep the program longer; generous, since tests share the machine.
-const HANG: Duration = Duration::from_secs(20);
-/// Private memory the program may have while it looks at bad files, KiB (`ulimit -d`).
+/// Private memory that the program may use on bad files, in KiB (`ulimit -d`).
 const MEMORY_KIB: u64 = 500_000;
 
 /// Runs the program with a data folder and a module cache of its own.
@@ -23,21 +23,21 @@ pub fn run(home: &Path, args: &[&str]) -> Ran {
     run_under("", GENEROUS, home, args)
 }
 
-/// The same under a memory limit, with tight bounds on witness programs.
+/// Like [`run`], under a memory limit and with tight bounds on witness programs.
 pub fn run_bounded(home: &Path, args: &[&str]) -> Ran {
     run_under(&format!("ulimit -d {MEMORY_KIB};"), ("2", "256M"), home, args)
 }
 
-/// The same under a umask.
+/// Like [`run`], under a umask.
 pub fn run_masked(umask: &str, home: &Path, args: &[&str]) -> Ran {
     run_under(&format!("umask {umask};"), GENEROUS, home, args)
 }
 
-/// Seconds and memory of a witness program.
+/// Time limit in seconds and memory limit of a witness program.
 type Bounds = (&'static str, &'static str);
 const GENEROUS: Bounds = ("60", "1G");
 
-/// Runs `groth16-prover` with these variables.
+/// Runs `groth16-prover` with these environment variables.
 pub fn prover(home: &Path, env: &[(&str, &str)], args: &[&str]) -> Ran {
     let mut program = Command::new(env!("CARGO_BIN_EXE_groth16-prover"));
     program.args(args).current_dir(home).env_remove("PROVER_CPU").env_remove("PROVER_THREADS");
@@ -61,7 +61,7 @@ fn run_under(limit: &str, (seconds, memory): Bounds, home: &Path, args: &[&str])
     ran(program, args)
 }
 
-/// What the program came to, within [`HANG`].
+/// Runs the program to its end, which must come within [`HANG`].
 fn ran(program: &mut Command, args: &[&str]) -> Ran {
     let mut child = program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
@@ -88,7 +88,7 @@ fn ran(program: &mut Command, args: &[&str]) -> Ran {
     Ran { code, stdout: read_out.join().unwrap().unwrap(), stderr: read_err.join().unwrap().unwrap() }
 }
 
-/// Runs a line of shell, `$P` and `$G` being the programs; gives its exit code and what it says on standard error.
+/// Runs a line of shell in which `$P` and `$G` are the programs; returns its exit code and standard error.
 pub fn shell(dir: &Path, line: &str) -> (Option<i32>, String) {
     let out = Command::new("bash")
         .args(["-c", line])
@@ -103,14 +103,14 @@ pub fn shell(dir: &Path, line: &str) -> (Option<i32>, String) {
 }
 
 impl Ran {
-    /// It succeeded.
+    /// Panics unless the run succeeded.
     #[track_caller]
     pub fn ok(self) -> Self {
         assert_eq!(self.code, Some(0), "stdout {:?} stderr {:?}", self.stdout, self.stderr);
         self
     }
 
-    /// It failed as it should: exit code 1, one sentence, no panic; and the sentence says what is wrong.
+    /// Panics unless the run failed as it should: exit code 1, no panic, and one sentence that says what is wrong.
     #[track_caller]
     pub fn failed_with(self, says: &str) {
         assert_eq!(self.code, Some(1), "stdout {:?} stderr {:?}", self.stdout, self.stderr);
@@ -123,12 +123,12 @@ impl Ran {
     }
 }
 
-/// The project's own circuits.
+/// Folder of the project's own circuits.
 pub fn circuits() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits")
 }
 
-/// A circuit with a development key made once for all tests of this binary's process.
+/// A circuit with a development key, made once for all tests in this process.
 pub struct Fixture {
     _dir: tempfile::TempDir,
     pub zkey: PathBuf,
@@ -139,7 +139,7 @@ pub struct Fixture {
     pub r1cs: PathBuf,
 }
 
-/// The key of `name`, made by `setup`.
+/// Returns the circuit `name` with a key made by `setup`.
 pub fn fixture(name: &str) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let at = |ext: &str| circuits().join(format!("{name}.{ext}"));
@@ -149,18 +149,18 @@ pub fn fixture(name: &str) -> Fixture {
     Fixture { zkey, vkey, wasm: at("wasm"), wtns: at("wtns"), input: at("input.json"), r1cs: at("r1cs"), _dir: dir }
 }
 
-/// `range_check`, the fixture most tests share.
+/// Returns `range_check`, the fixture that most tests share.
 pub fn range_check() -> &'static Fixture {
     static F: OnceLock<Fixture> = OnceLock::new();
     F.get_or_init(|| fixture("range_check"))
 }
 
-/// A path as an argument.
+/// Returns a path as an argument.
 pub fn s(p: &Path) -> &str {
     p.to_str().unwrap()
 }
 
-/// A scratch folder with some files in it.
+/// Returns a scratch folder with these files.
 pub fn scratch(files: &[(&str, &[u8])]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for (name, bytes) in files {
@@ -169,7 +169,7 @@ pub fn scratch(files: &[(&str, &[u8])]) -> tempfile::TempDir {
     dir
 }
 
-/// Sections of a container file, to take apart and put together again.
+/// Sections of a container file, to take apart and reassemble.
 #[derive(Clone)]
 pub struct Container {
     pub magic: [u8; 4],

@@ -1,23 +1,23 @@
-//! Inputs that are no files: standard input, and pipes.
+//! Inputs that are not files: standard input and pipes.
 
 use std::fs;
 
 use crate::harness::{range_check, run, s, scratch, shell};
 
-/// Each way in which an input may come: its name, and a line of shell in which `RUN` stands for the program. `pipe` is a
-/// named pipe, which the program may open before or after its writer.
+/// The ways in which an input may arrive: a name, and a line of shell in which `RUN` stands for the program. `pipe` is
+/// a named pipe, which the program may open before or after its writer.
 const WAYS: [(&str, &str); 6] = [
     ("-", "cat input.json | RUN"),
     ("-", "RUN < input.json"),
-    // What was read of it before is not read again.
+    // What was read from it before is not read again.
     ("-", "{ read -r line; RUN; } < headed.json"),
     ("/dev/stdin", "cat input.json | RUN"),
     ("<(cat input.json)", "RUN"),
-    // Without this test's streams and not for ever, should the program not open it.
+    // Detached from this test's streams, and with a time limit in case the program does not open it.
     ("pipe", "timeout 60 sh -c 'cat input.json > pipe' > /dev/null 2>&1 & RUN"),
 ];
 
-/// A folder with an input of `range_check`, and with it under a line that is none of it.
+/// A folder with an input of `range_check`, and the same input after a line that is not part of it.
 fn folder() -> tempfile::TempDir {
     let input = fs::read(&range_check().input).unwrap();
     let dir = scratch(&[("input.json", &input), ("headed.json", &[b"# a heading\n", &input[..]].concat())]);
@@ -83,7 +83,7 @@ fn what_verify_reads_may_come_so_too() {
             assert_eq!(fs::read_to_string(dir.path().join("out")).unwrap(), "OK\n", "{line}");
         }
     }
-    // All of them at once, each by a way of its own.
+    // All of them at once, each in its own way.
     let all = "cat p.json | \"$P\" verify --vkey <(cat v.json) --proof - --public <(cat u.json) > out";
     assert_eq!(shell(dir.path(), all), (Some(0), String::new()));
     let calldata = "cat p.json | \"$P\" export calldata --proof - --public u.json";
@@ -101,7 +101,7 @@ fn what_verify_reads_may_come_so_too() {
         assert_eq!(got, Some(code), "{line}: {stderr}");
         assert!(stderr.contains(says) && stderr.lines().count() == 1, "{line}: expected {says:?} in {stderr:?}");
     }
-    // A proving key is mapped, and stays a file.
+    // A proving key is mapped, so it must be a file.
     let piped = format!("cat {zkey} | \"$P\" verify --zkey /dev/stdin --proof p.json --public u.json");
     let (code, stderr) = shell(dir.path(), &piped);
     assert!(code == Some(1) && stderr.contains("not a regular file"), "{stderr}");
@@ -123,7 +123,7 @@ fn an_input_without_an_end_or_that_is_none_is_refused() {
         (submit("."), "error: .: it is a folder\n"),
         (witness("."), "error: .: it is a folder\n"),
         (witness("- < /dev/null"), "/dev/stdin: invalid input"),
-        // A dash is no file of that name, and a file that is read by its redirection is not written over either.
+        // A dash is not a file of that name, and a file that is read by redirection is not overwritten either.
         (witness("- < w.wtns"), "w.wtns: is read, and would be written over"),
     ] {
         fs::write(dir.path().join("w.wtns"), b"old").unwrap();

@@ -10,3 +10,5 @@ mod odd_files;
 mod prover;
 mod streams;
 mod usage;
+#[path = "../support/wait.rs"]
+mod wait;

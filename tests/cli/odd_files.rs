@@ -1,4 +1,4 @@
-//! Names that are no ordinary files, and results that would go where they do harm.
+//! Names that are not regular files, and results that would be written where they do harm.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -35,7 +35,7 @@ fn a_pipe_that_nobody_writes_to_keeps_nobody_waiting() {
 fn a_huge_file_is_not_copied_in_before_it_is_looked_at() {
     let f = range_check();
     let dir = scratch(&[]);
-    // Has no blocks on the disk; reading it through would take minutes.
+    // Has no blocks on the disk; reading all of it would take minutes.
     fs::File::create(dir.path().join("huge")).unwrap().set_len(1 << 38).unwrap();
     run_bounded(dir.path(), &["circuits", "add", "c", "--zkey", "huge"]).failed_with("expected \"zkey\"");
     run_bounded(dir.path(), &["circuits", "add", "c", "--zkey", s(&f.zkey), "--wasm", "huge"])
@@ -58,7 +58,7 @@ fn a_document_of_many_small_values_is_inspected_within_bounds() {
     let object = format!("{{\"x\": {ones}}}");
     let dir = scratch(&[("list.json", ones.as_bytes()), ("object.json", object.as_bytes())]);
     run_bounded(dir.path(), &["inspect", "list.json"]).failed_with("at most");
-    run_bounded(dir.path(), &["inspect", "object.json"]).failed_with("not of a proof");
+    run_bounded(dir.path(), &["inspect", "object.json"]).failed_with("not a proof");
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn a_reader_that_goes_away_is_fine_and_a_full_disk_is_not() {
     let dir = scratch(&[]);
     let zkey = s(&f.zkey);
     for command in [format!("export vkey {zkey}"), format!("inspect {zkey}")] {
-        // The pipe is closed before the program begins.
+        // The pipe is closed before the program starts.
         let (code, stderr) =
             shell(dir.path(), &format!("exec 3> >(exec true); wait $!; \"$P\" {command} >&3; exit $?"));
         assert_eq!((code, stderr.as_str()), (Some(0), ""), "{command}");

@@ -1,4 +1,4 @@
-//! `groth16-prover`, which takes the place of rapidsnark's prover.
+//! `groth16-prover`, a replacement for rapidsnark's prover.
 
 use std::path::Path;
 
@@ -25,7 +25,7 @@ fn proofs_verify_and_public_values_are_those_of_the_whole_program() {
     }
 }
 
-/// Runs it and expects one sentence, and that nothing was written.
+/// Runs it and expects one sentence, and that nothing is written.
 fn refused(dir: &Path, env: &[(&str, &str)], args: &[&str], code: i32, words: &[&str]) {
     let before = std::fs::read_dir(dir).unwrap().count();
     let ran = prover(dir, env, args);
@@ -55,7 +55,7 @@ fn what_is_wrong_is_one_sentence_and_an_exit_code() {
     refused(dir.path(), &[], &[zkey, wtns, "none/p.json", "u.json"], 1, &["none/p.json"]);
 }
 
-/// Both programs: of two results, either both are written or neither.
+/// Both programs: either both results are written or neither.
 #[test]
 fn public_values_that_cannot_be_written_leave_the_old_proof_as_it_was() {
     let f = range_check();

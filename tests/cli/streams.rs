@@ -1,4 +1,4 @@
-//! Streams that nobody reads any more: no panic, and no work lost with them.
+//! Streams that nobody reads any more: no panic, and no lost work.
 
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -59,7 +59,7 @@ fn a_worker_whose_log_is_closed_works_on() {
     let worker = start(dir.path(), &["serve"], false);
     let job = run(dir.path(), &["submit", "c", "--input", s(&f.input), "--wait"]);
     let pid = i32::try_from(worker.id()).unwrap();
-    // A worker that is gone already is what the exit status below tells.
+    // If the worker has ended already, the exit status below shows it.
     let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::TERM);
     let (status, _) = end(worker);
     job.ok();

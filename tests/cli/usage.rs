@@ -1,4 +1,4 @@
-//! Arguments that do not fit: exit code 2, and nothing is written.
+//! Invalid arguments: exit code 2, and nothing is written.
 
 use crate::harness::{range_check, run, s, scratch};
 
@@ -42,7 +42,7 @@ fn version_and_help_work() {
     assert!(run(dir.path(), &["--version"]).ok().stdout.starts_with("prover-worker "));
     assert!(run(dir.path(), &["prove", "--help"]).ok().stdout.contains("WITNESS"));
     assert!(run(dir.path(), &["--help"]).ok().stdout.contains("environment"));
-    // Without a job's id there is another way, which the error shows.
+    // There is an alternative to a job's id, which the error names.
     let ran = run(dir.path(), &["jobs", "requeue"]);
     assert!(ran.code == Some(2) && ran.stderr.contains("--failed"), "{}", ran.stderr);
     let ran = run(dir.path(), &["verify", "--public", "u", "--proof", "p"]);

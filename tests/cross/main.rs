@@ -1,8 +1,8 @@
 //! The program against snarkjs, on real circuits: each reads and accepts what the other writes.
 //!
-//! Some circuits are the project's own (`circuits`), others lie beside the checkout in `../shared/cases` and are not
-//! part of it. snarkjs is put under `target/snarkjs` by `scripts/test.sh`, or named by `SNARKJS`. Where snarkjs or a
-//! case is missing, the tests say so and pass; with `SNARKJS` set, a snarkjs that is not there is a failure.
+//! Some circuits are the project's own (`circuits`); others are next to the checkout in `../shared/cases` and not part
+//! of it. `scripts/test.sh` installs snarkjs in `target/snarkjs`; `SNARKJS` names another. If snarkjs or a case is
+//! missing, the tests say so and pass; with `SNARKJS` set, a missing snarkjs is a failure.
 
 #![allow(clippy::unwrap_used)]
 
@@ -25,7 +25,7 @@ struct Case {
 }
 
 impl Case {
-    /// `None` and a line that says what is missing, where something is.
+    /// Returns `None`, and prints what is missing, if anything is.
     fn open(dir: &str) -> Option<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let named = std::env::var_os("SNARKJS").map(PathBuf::from);
@@ -46,13 +46,13 @@ impl Case {
         self.dir.join(file)
     }
 
-    /// A file this test writes.
+    /// A file that this test writes.
     fn made(&self, file: &str) -> PathBuf {
         self.out.path().join(file)
     }
 
     fn ours(&self, args: &[&dyn AsRef<std::ffi::OsStr>]) -> Output {
-        // An empty working directory and data folder: nothing of the machine's own set-up reaches the test.
+        // In an empty working directory and data folder, so that no settings of this machine reach the test.
         let mut command = Command::new(env!("CARGO_BIN_EXE_prover-worker"));
         command.args(args.iter().map(|a| a.as_ref())).current_dir(self.out.path());
         command.env("HOME", self.out.path()).env_remove("DATABASE_URL").env_remove("REDIS_URL");
@@ -65,7 +65,7 @@ impl Case {
         command.output().unwrap()
     }
 
-    /// Both verifiers on this key, public values and proof; they must agree, and the answer is theirs.
+    /// Runs both verifiers on this key, public values and proof. They must agree; returns their answer.
     fn verify(&self, vkey: &Path, public: &Path, proof: &Path) -> bool {
         let ours = self.ours(&[&"verify", &"--vkey", &vkey, &"--public", &public, &"--proof", &proof]);
         let snarkjs = self.snarkjs(&[&"groth16", &"verify", &vkey, &public, &proof]);
@@ -97,7 +97,8 @@ fn json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// Proves the case's witness, verifies with both programs and all keys at hand, and sees changed values refused.
+/// Proves the case's witness, verifies the proof with both programs and all available keys, and checks that changed
+/// values are refused.
 fn prove_and_verify(name: &str) {
     let Some(case) = Case::open(&format!("{SHARED}/{name}")) else { return };
     let (zkey, wtns, vkey) =
@@ -114,7 +115,7 @@ fn prove_and_verify(name: &str) {
     ok(&case.ours(&[&"verify", &"--zkey", &zkey, &"--public", &public, &"--proof", &proof]));
     assert!(case.verify(&vkey, &case.given("public.json"), &case.given("proof.json")), "the case's own proof");
 
-    // One more is another value, unless it is r itself, which no public value of these cases is near.
+    // Adding one makes another value, unless it is r itself, which no public value of these cases is close to.
     let mut changed = json(&public);
     let first = changed.get_mut(0).expect("each case has a public value");
     let more: num_bigint::BigUint = first.as_str().unwrap().parse::<num_bigint::BigUint>().unwrap() + 1u32;
@@ -123,7 +124,7 @@ fn prove_and_verify(name: &str) {
     fs::write(&wrong, changed.to_string()).unwrap();
     assert!(!case.verify(&vkey, &wrong, &proof), "a changed public value");
 
-    // The key and the calldata that we export are snarkjs's, value for value.
+    // The key and the calldata that we export equal those of snarkjs, value for value.
     let exported = case.made("vkey.json");
     ok(&case.ours(&[&"export", &"vkey", &zkey, &exported]));
     assert_eq!(json(&exported), json(&vkey), "exported verification key");
@@ -135,7 +136,7 @@ fn prove_and_verify(name: &str) {
     assert_eq!(squeeze(&ours), squeeze(&snarkjs), "calldata");
 }
 
-/// Computes the witness from the input and proves from it.
+/// Computes the witness from the input and proves it.
 fn witness_and_prove(name: &str) {
     let Some(case) = Case::open(&format!("{SHARED}/{name}")) else { return };
     let (zkey, wasm, input) = (case.given("circuit.zkey"), case.given("circuit.wasm"), case.given("input.json"));
@@ -160,7 +161,7 @@ fn witness_and_prove(name: &str) {
     assert!(case.verify(&case.given("verification_key.json"), &public, &proof), "our proof from our witness");
 }
 
-/// A key by our set-up serves both programs, and both export the same verification key from it.
+/// A key of our set-up works with both programs, and both export the same verification key from it.
 fn development_key(dir: &str, r1cs: &str, wtns: &str) {
     let Some(case) = Case::open(dir) else { return };
     let (r1cs, wtns) = (case.given(r1cs), case.given(wtns));

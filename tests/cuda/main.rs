@@ -1,8 +1,8 @@
-//! NVIDIA GPUs as a device, through the C functions of NVIDIA's driver: by a twin of its library over kernels that run on
-//! this processor (`src/backend/cuda/driver/twin.rs`), which fails in any way that is asked for.
+//! NVIDIA GPUs as devices, through the C functions of NVIDIA's driver: by a twin of its library with kernels that run
+//! on this CPU (`src/backend/cuda/driver/twin.rs`), which fails in any way that is asked for.
 //!
-//! A library of that name is found by the environment that a process starts with, so each test runs itself once more in a
-//! process of its own.
+//! The library is found through the environment that a process starts with, so each test runs itself again in its own
+//! process.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -24,10 +24,10 @@ use prover_worker::model::{ProvingKey, StopToken, Witness};
 
 /// The program.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_prover-worker");
-/// The folder of the twin, in a process that has it.
+/// Names the folder of the twin, in a process that uses it.
 const FOLDER: &str = "CUDA_TWIN_FOLDER";
 
-/// A folder where the twin lies under the name of NVIDIA's library.
+/// A folder with the twin under the name of NVIDIA's library.
 struct Twin {
     dir: tempfile::TempDir,
 }
@@ -37,7 +37,7 @@ impl Twin {
         let built = Path::new(PROGRAM).parent().unwrap().join("examples/libcuda_twin.so");
         assert!(built.exists(), "no {}: cargo build --all-features --example cuda_twin", built.display());
         let dir = tempfile::tempdir().unwrap();
-        // Not a link: the twin looks for its faults beside itself.
+        // Not a link: the twin looks for its faults next to itself.
         fs::copy(built, dir.path().join("libcuda.so.1")).unwrap();
         Self { dir }
     }
@@ -48,7 +48,8 @@ impl Twin {
         let others = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
         let folders = [self.dir.path().into()].into_iter().chain(std::env::split_paths(&others));
         command.env("LD_LIBRARY_PATH", std::env::join_paths(folders).unwrap());
-        // Kernels keep their blocks' memory in variables of threads, which threads that are older than the library lack.
+        // Kernels keep their blocks' memory in thread-local variables, which threads older than the library do not
+        // have.
         command.env("LD_PRELOAD", concat!(env!("OUT_DIR"), "/libkernels_on_host.so"));
         command
     }
@@ -58,7 +59,8 @@ impl Twin {
     }
 }
 
-/// In a process with the twin, the folder of its faults; in any other, nothing, once the test has passed in one that has it.
+/// In a process with the twin, returns the folder of its faults. In any other, runs the test in such a process, and
+/// returns `None` once it has passed.
 fn with_twin(test: &str) -> Option<PathBuf> {
     if let Some(folder) = std::env::var_os(FOLDER) {
         return Some(folder.into());
@@ -83,15 +85,15 @@ fn driver() -> Arc<NvidiaDriver> {
     Arc::new(found.remove(0).unwrap())
 }
 
-/// A key, witnesses for it, and what the processor makes of them.
+/// A key, witnesses for it, and the commitments that the CPU computes from them.
 struct Case {
     key: Arc<ProvingKey>,
     witnesses: Vec<Witness>,
     expected: Vec<Commitments>,
 }
 
-/// The project's circuit of this name, with a key made here. Commitments are defined for any values, so that there may be
-/// several witnesses: all but the first have their values in another order.
+/// The project's circuit of this name, with a new key. Commitments are defined for any values, so there may be several
+/// witnesses: all but the first have their values in another order.
 fn case(name: &str, count: usize) -> Case {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits").join(name);
     let circuit = r1cs::parse(&fs::read(file.with_extension("r1cs")).unwrap()).unwrap();
@@ -136,7 +138,7 @@ fn proofs_are_the_processors_alone_and_at_once() {
         if name != "multiplier" {
             continue;
         }
-        // Batches on two threads, as the worker makes them; more than a batch likes.
+        // Batches on two threads, as the worker makes them; larger than the preferred batch size.
         let stop = StopToken::new();
         let all: Vec<&Witness> = (0..9).map(|i| &case.witnesses[i % 3]).collect();
         let expected: Vec<_> = (0..9).map(|i| Ok(case.expected[i % 3].clone())).collect();
@@ -147,9 +149,9 @@ fn proofs_are_the_processors_alone_and_at_once() {
     }
 }
 
-/// Errors of any function are errors of the proof, or make no difference; nothing is left of it on the device, as the twin
-/// sees at the end, and the next proof is right. But for waits: one that fails is the end of the device, with which no copy is
-/// left that could still write.
+/// An error of any function is an error of the proof, or makes no difference; nothing of the proof is left on the
+/// device, as the twin checks at the end, and the next proof is right. The exception is waits: one that fails ends the
+/// device, and with it any copy that could still write.
 #[test]
 fn a_function_that_fails_costs_its_proof_and_no_more() {
     let Some(folder) = with_twin("a_function_that_fails_costs_its_proof_and_no_more") else { return };
@@ -159,7 +161,7 @@ fn a_function_that_fails_costs_its_proof_and_no_more() {
     let (witness, expected) = (&case.witnesses[1], &case.expected[1]);
     let (mut failed, mut harmless) = (Vec::new(), Vec::new());
     for (function, code, skips) in [
-        // First, since those that there are serve again.
+        // First, because the existing ones are reused.
         ("cuEventCreate", 999, [0, 9]),
         ("cuMemAlloc_v2", 2, [0, 20]),
         ("cuMemHostAlloc", 2, [0, 1]),
@@ -200,13 +202,13 @@ fn a_function_that_fails_costs_its_proof_and_no_more() {
                 BackendError::OutOfMemory { .. } => code == 2,
                 _ => false,
             };
-            // Pinned memory is the host's.
+            // Pinned memory belongs to the host.
             let is_the_hosts = function == "cuMemHostAlloc";
             assert!(is_the_hosts || errors.iter().all(told), "{what}: {errors:?}");
             if errors.is_empty() { &mut harmless } else { &mut failed }.push(what);
         }
     }
-    // What makes a graph is done without.
+    // If a graph cannot be made, the proof does without.
     let by_graphs = |what: &String| what.contains("cuGraph") && !what.contains("cuGraphLaunch");
     assert!(!failed.iter().any(by_graphs), "{failed:?}");
     assert!(failed.len() > 12, "{harmless:?} make no difference");
@@ -228,7 +230,7 @@ fn a_fault_of_a_kernel_is_the_end_of_the_device_and_not_of_the_program() {
     assert!(matches!(error, BackendError::Device { code: 700, .. }), "{error:?}");
 }
 
-/// A graph that is refused is done without, which the driver's counts show and nothing else.
+/// If a graph is refused, the proof does without it, which only the driver's counts show.
 #[test]
 fn what_became_of_graphs_is_counted() {
     let Some(folder) = with_twin("what_became_of_graphs_is_counted") else { return };
@@ -252,7 +254,7 @@ fn what_became_of_graphs_is_counted() {
     let refused = |op, code| Some(BackendError::Device { op, code });
     assert_eq!(proofs("1 cuGraphInstantiateWithFlags 0"), (0, 0, refused("cuGraphInstantiate", 1)));
     assert_eq!(proofs("1 cuGraphLaunch 1"), (1, 1, refused("cuGraphLaunch", 1)));
-    // Where memory is wanting, what was released meanwhile is given back first.
+    // Where memory is short, memory that was released meanwhile is given back first.
     for words in ["2 cuMemAlloc_v2 2 once", "2 cuGraphInstantiateWithFlags 0 once", "2 cuGraphLaunch 1 once"] {
         assert_eq!(proofs(words), (1, 2, refused("cuGraphLaunch", 1)), "{words}");
     }
@@ -270,7 +272,8 @@ fn who_waits_for_the_device_sleeps_where_cores_are_few() {
     let Some(folder) = with_twin("who_waits_for_the_device_sleeps_where_cores_are_few") else { return };
     let open = |cores| NvidiaDriver::shown_to(cores).unwrap().remove(0).open().unwrap();
     assert!(open(3).card().sleeps && !open(4).card().sleeps);
-    // Wherever it waits: more than pinned memory holds, and what is not there yet. The twin refuses waits that do not sleep.
+    // In every place where it waits: more than pinned memory holds, and results that are not ready. The twin refuses
+    // waits that do not sleep.
     let sleeping = Arc::new(open(3));
     let from = vec![7; (33 << 20) + 1];
     assert!(sleeping.echo(&from).unwrap() == from);
@@ -280,7 +283,7 @@ fn who_waits_for_the_device_sleeps_where_cores_are_few() {
         assert_eq!(commit(&*key, &case.witnesses[0]).as_ref(), Ok(&case.expected[0]));
     }
     drop(key);
-    // One that refuses is used as it is.
+    // A device that refuses is used as it is.
     fs::write(folder.join("fault"), "999 cuDevicePrimaryCtxSetFlags_v2 0").unwrap();
     let refused = open(3);
     assert!(!refused.card().sleeps && refused.echo(&[1, 2, 3]).unwrap() == [1, 2, 3]);
@@ -290,7 +293,7 @@ fn who_waits_for_the_device_sleeps_where_cores_are_few() {
 fn what_is_sent_comes_back() {
     let Some(_) = with_twin("what_is_sent_comes_back") else { return };
     let driver = driver();
-    // Around a piece, the pinned memory of a stream, and more than that.
+    // Around the size of a piece, of a stream's pinned memory, and more than that.
     for bytes in [1, 255, (2 << 20) + 1, (16 << 20) - 1, (16 << 20) + 3, 50 << 20] {
         let from: Vec<u8> = (0..bytes).map(|i: usize| (i ^ (i >> 8) ^ (i >> 19)) as u8).collect();
         assert!(driver.echo(&from).unwrap() == from, "{bytes} bytes");

@@ -1,4 +1,4 @@
-//! The program where NVIDIA's library is the twin: what it says, what it proves, what it falls back to.
+//! The program with the twin as NVIDIA's library: its output, its proofs, its fallbacks.
 
 use std::fs;
 use std::path::Path;
@@ -42,7 +42,7 @@ fn devices_says_what_came_of_the_self_test() {
     assert!(summary.starts_with("proving on cuda:0, Twin of a GPU; cpu:0 is the fallback"), "{summary}");
     assert_eq!(status(home.path(), &twin), (true, "self-test passed".into()));
 
-    // Which is done without.
+    // The proof does without it.
     twin.fault("1 cuGraphLaunch 0");
     assert_eq!(status(home.path(), &twin), (true, "self-test passed".into()));
     twin.fault("700 cuGraphLaunch 0 for-ever");
@@ -55,7 +55,7 @@ fn devices_says_what_came_of_the_self_test() {
     twin.fault("2 cuDevicePrimaryCtxRetain 0");
     let (used, why) = status(home.path(), &twin);
     assert!(!used && why.contains("Twin of a GPU could not be opened: CUDA_ERROR_OUT_OF_MEMORY (2)"), "{why}");
-    // A driver that assembles kernels when they are asked for does that before the self-test.
+    // A driver that assembles kernels on demand does so before the self-test.
     twin.fault("222 cuModuleGetFunction 0");
     let failed =
         "GPU 0: Twin of a GPU did not load this build's device code: nothing failed on the device with code 222";
@@ -71,7 +71,7 @@ fn prove_proves_on_it_and_on_the_processor_where_it_fails() {
     fs::write(home.path().join("k.zkey"), key).unwrap();
     let witness = Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits/multiplier.wtns");
     let verifier = Verifier::new(&case.key.header.vk);
-    // The self-test brings ten results up, of three proofs and seven trials, in memory of 60 to 70 allocations.
+    // The self-test downloads ten results, of three proofs and seven trials, and uses 60 to 70 allocations.
     for (fault, device) in
         [("", "cuda:0"), ("700 cuMemcpyDtoHAsync_v2 10 for-ever", "cpu:0"), ("2 cuMemAlloc_v2 70", "cpu:0")]
     {

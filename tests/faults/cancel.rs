@@ -1,13 +1,13 @@
-//! Cancels.
+//! Cancellation.
 
 use crate::harness::Site;
 
-/// A running job that is cancelled ends, and its slot takes the next.
+/// A running job that is cancelled ends, and its slot takes the next job.
 #[test]
 fn a_cancel_frees_the_slot() {
     let site = Site::new();
     let (first, second) = (site.submit(2, 2), site.submit(2, 3));
-    // One slot, and every job stays where it is until it is told to stop.
+    // One slot, and every job stays there until it is told to stop.
     let worker = site.serve(&["--fault-at", "after_witness:sleep"], &[("WORKER_CONCURRENCY", "1")]);
     worker.wait_log("fault point reached", 1);
     assert_eq!(site.job(&first)["state"], "running");
@@ -34,6 +34,6 @@ fn a_queued_job_never_runs_once_cancelled() {
         let late = site.command(&["cancel", id]).output().unwrap();
         assert_eq!(late.status.code(), Some(1));
         let said = String::from_utf8(late.stderr).unwrap();
-        assert!(said.contains(&format!("is {state} already")), "{said}");
+        assert!(said.contains(&format!("is already {state}")), "{said}");
     }
 }

@@ -1,14 +1,15 @@
-//! The worker dies, by SIGKILL, at each transition of a job.
+//! Workers that die by SIGKILL at each transition of a job.
 
 use std::os::unix::process::ExitStatusExt;
 
 use prover_worker::worker::retry::LOST_WORKERS;
 
-use crate::harness::{Site, until};
+use crate::harness::Site;
+use crate::wait::until;
 
 const SHORT_LEASE: [(&str, &str); 2] = [("PROVER_LEASE_SECS", "1"), ("PROVER_KEEP_FAILED_INPUT_SECS", "0")];
 
-/// Killed at `point`, then restarted: the job ends once. `attempts` claims in all, `lost` of them lapsed.
+/// The worker is killed at `point` and restarted: the job ends once, after `attempts` claims, `lost` of which lapsed.
 fn killed_at(point: &str, attempts: u64, lost: u64) {
     let site = Site::new();
     let id = site.submit(6, 7);
@@ -25,7 +26,7 @@ fn killed_at(point: &str, attempts: u64, lost: u64) {
     assert_eq!((&job["tries"]["transient"], &job["tries"]["device"]), (&0.into(), &0.into()));
     site.assert_done_once(&id, 42);
     assert_eq!(site.inputs_held(), 0);
-    // Files and log come after the store.
+    // Files and log are written after the store.
     until("the proof's files", || (site.proof_folders() == 1).then_some(()));
     let told = usize::from(lost > 0);
     second.wait_log("job done", told);
@@ -58,7 +59,7 @@ fn after_commit() {
     killed_at("after_commit", 1, 0);
 }
 
-/// A job that takes down every worker is put aside, with its history, and the next worker lives.
+/// A job that kills every worker is set aside, with its history, and the next worker lives.
 #[test]
 fn a_poison_job_is_put_aside() {
     let site = Site::new();
@@ -68,7 +69,7 @@ fn a_poison_job_is_put_aside() {
         let mut worker = site.serve(&fault, &SHORT_LEASE);
         assert_eq!(worker.wait().signal(), Some(9), "death {death}; log:\n{}", worker.log());
     }
-    // The fault is armed still; only a job that is not started can pass it by.
+    // The fault is still armed; only a worker that does not start the job survives.
     let survivor = site.serve(&fault, &SHORT_LEASE);
     let job = site.wait_for(&poison, "failed");
     assert_eq!(job["error"]["class"], "lost_worker");

@@ -5,7 +5,8 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::harness::{Site, until};
+use crate::harness::Site;
+use crate::wait::until;
 
 /// Eight processes at a time submit 200 jobs while two workers serve: none is lost, none is done twice.
 #[test]
@@ -32,7 +33,7 @@ fn two_hundred_jobs_from_eight_submitters_end_once_each() {
     for job in &jobs {
         assert_eq!(job["attempt"], 1, "claimed twice: {job}");
     }
-    // The log tells after the store.
+    // The log is written after the store.
     let told = || first.count("job done") + second.count("job done");
     until("200 lines on jobs done", || (told() >= 200).then_some(()));
     assert_eq!(told(), 200);
@@ -44,7 +45,7 @@ fn two_hundred_jobs_from_eight_submitters_end_once_each() {
     until("200 folders of proof files", || (site.proof_folders() == 200).then_some(()));
 }
 
-/// The same key and body from eight processes at once is one job; another body under the key is refused.
+/// The same key and body from eight processes at once make one job; another body under the key is refused.
 #[test]
 fn an_idempotency_key_gives_one_job() {
     let site = Site::new();
@@ -70,7 +71,7 @@ fn an_idempotency_key_gives_one_job() {
     assert!(said.contains("order 7") && said.lines().count() == 1, "{said}");
 }
 
-/// A job that the circuit refuses fails at once, is not tried again, and its error names no value.
+/// A job that the circuit refuses fails at once, is not retried, and its error contains no value.
 #[test]
 fn bad_input_fails_once_and_tells_no_secret() {
     let site = Site::new();

@@ -1,8 +1,9 @@
 //! SIGTERM.
 
-use crate::harness::{Site, until};
+use crate::harness::Site;
+use crate::wait::until;
 
-/// A job whose proof has not begun is handed back at once: no failed attempt, and the next worker has it.
+/// A job whose proof has not begun is handed back at once: no failed attempt, and the next worker takes it.
 #[test]
 fn a_job_whose_proof_has_not_begun_is_handed_back_at_once() {
     let site = Site::new();
@@ -25,7 +26,7 @@ fn a_job_whose_proof_has_not_begun_is_handed_back_at_once() {
     site.assert_done_once(&id, 12);
 }
 
-/// In the middle of a hundred jobs: each is done, or queued with nothing held against it; nothing is in between.
+/// In the middle of a hundred jobs, each is done, or queued with no failure charged to it; none is in between.
 #[test]
 fn a_busy_worker_finishes_or_hands_back_what_it_has_and_claims_no_more() {
     let site = Site::new();
@@ -52,7 +53,7 @@ fn a_busy_worker_finishes_or_hands_back_what_it_has_and_claims_no_more() {
     });
 }
 
-/// `timeout` and some supervisors signal a child and then its group: that is one wish, and no job is lost by it.
+/// `timeout` and some supervisors signal a child and then its group: both count as one request, and no job is lost.
 #[test]
 fn signals_that_come_together_are_one() {
     let site = Site::new();
@@ -69,7 +70,7 @@ fn signals_that_come_together_are_one() {
     assert_eq!(job["tries"], serde_json::json!({"transient": 0, "device": 0, "lost": 0}));
 }
 
-/// A later signal does not wait for the grace period: nothing is in hand any more when the worker has ended.
+/// A later signal does not wait for the grace period: no job is in progress when the worker has ended.
 #[test]
 fn a_second_signal_hands_back_at_once() {
     let site = Site::new();
@@ -78,13 +79,13 @@ fn a_second_signal_hands_back_at_once() {
     worker.wait_log("fault point reached", 1);
     worker.terminate();
     worker.wait_log("draining", 1);
-    // Until one has come late enough.
+    // Until one signal has come late enough.
     until("the second signal", || {
         worker.terminate();
         (worker.count("second signal") > 0).then_some(())
     });
     assert_eq!(worker.wait().code(), Some(1), "log:\n{}", worker.log());
-    // Its proof was there: it may be written down, or made again. No lease is left to lapse.
+    // The proof existed: it may be recorded, or made again. No lease is left to lapse.
     let job = site.job(&id);
     assert_ne!(job["state"], "running", "{job}");
     assert_eq!(job["tries"], serde_json::json!({"transient": 0, "device": 0, "lost": 0}));

@@ -12,27 +12,14 @@ use prover_worker::groth16::{Verifier, setup};
 use prover_worker::store::{SqliteStore, Store, StoreSettings};
 use serde_json::Value;
 
-/// Longer than anything takes on a machine that is not stuck.
-pub const HANG: Duration = Duration::from_secs(120);
+use crate::wait::{HANG, until};
 
 pub struct Site {
     dir: tempfile::TempDir,
     verifier: Verifier,
 }
 
-/// Looks again until `look` finds something.
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(begun.elapsed() < HANG, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(25));
-    }
-}
-
-/// The program with nothing of this environment in it, and with no fixed port.
+/// Returns the program with none of its variables in the environment, and without a fixed port.
 pub fn program(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_prover-worker"));
     for (name, _) in std::env::vars_os() {
@@ -46,7 +33,7 @@ pub fn program(args: &[&str]) -> Command {
     command
 }
 
-/// A key for the circuit `multiplier` (c = a·b), in a file there, and what verifies its proofs.
+/// Writes a key for the circuit `multiplier` (c = a·b) to a file in `dir`; returns it with the verifier of its proofs.
 pub fn multiplier_key(dir: &Path) -> (PathBuf, Verifier) {
     let circuit = r1cs::parse(&fs::read(circuits().join("multiplier.r1cs")).unwrap()).unwrap();
     let key = setup::generate(&circuit, &|_| {}).unwrap();
@@ -57,7 +44,7 @@ pub fn multiplier_key(dir: &Path) -> (PathBuf, Verifier) {
     (file, Verifier::new(&key.header.vk))
 }
 
-/// The project's own circuits.
+/// Returns the folder of the project's own circuits.
 pub fn circuits() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits")
 }
@@ -83,7 +70,7 @@ impl Site {
         command
     }
 
-    /// Runs a subcommand that succeeds; its result.
+    /// Runs a subcommand that must succeed, and returns its result.
     pub fn json(&self, args: &[&str]) -> Value {
         self.json_with(args, &[])
     }
@@ -94,12 +81,12 @@ impl Site {
         serde_json::from_slice(&done.stdout).unwrap()
     }
 
-    /// Submits c = a·b; the job's id.
+    /// Submits c = a·b and returns the job's id.
     pub fn submit(&self, a: u32, b: u32) -> String {
         self.submit_with(a, b, &[])
     }
 
-    /// The same with this in the environment.
+    /// Like [`Site::submit`], with these variables in the environment.
     pub fn submit_with(&self, a: u32, b: u32, env: &[(&str, &str)]) -> String {
         let file = self.dir.path().join(format!("{a}-{b}.json"));
         fs::write(&file, format!(r#"{{"a": "{a}", "b": {b}}}"#)).unwrap();
@@ -113,7 +100,7 @@ impl Site {
 
     /// Waits until the job is in this state.
     pub fn wait_for(&self, id: &str, state: &str) -> Value {
-        until(&format!("job {id} to be {state}"), || Some(self.job(id)).filter(|j| j["state"] == state))
+        until(format_args!("job {id} to be {state}"), || Some(self.job(id)).filter(|j| j["state"] == state))
     }
 
     pub fn serve(&self, args: &[&str], env: &[(&str, &str)]) -> Server {
@@ -123,8 +110,8 @@ impl Site {
         Server::start(command)
     }
 
-    /// The job is done once: one proof, which verifies for c = a·b, the same in the store and in the one folder of
-    /// files, and its input is gone.
+    /// Asserts that the job is done once: one proof, which verifies for c = a·b, the same in the store and in its one
+    /// folder of files, and no input left.
     pub fn assert_done_once(&self, id: &str, product: u64) {
         let job = self.job(id);
         assert_eq!(job["state"], "done", "{job}");
@@ -178,12 +165,12 @@ impl Server {
         Self { child, log }
     }
 
-    /// How it ended, if it has.
+    /// Returns how it ended, if it has.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
 
-    /// Its log, which goes on growing.
+    /// Returns its log, which keeps growing.
     pub fn lines(&self) -> Arc<Mutex<Vec<String>>> {
         self.log.clone()
     }
@@ -196,11 +183,11 @@ impl Server {
         rustix::process::kill_process(self.id(), signal).unwrap();
     }
 
-    /// Waits until the process stands still.
+    /// Waits until the process is stopped.
     pub fn wait_stopped(&self) {
         until("the process to stop", || {
             let stat = fs::read_to_string(format!("/proc/{}/stat", self.id().as_raw_nonzero())).unwrap();
-            // After the name, which may hold anything, in brackets.
+            // After the name in parentheses, which may contain anything.
             stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')).then_some(())
         });
     }
@@ -229,7 +216,7 @@ impl Server {
         self.log.lock().unwrap().iter().filter(|l| l.contains(words)).count()
     }
 
-    /// Waits until that many log lines hold these words.
+    /// Waits until `times` log lines contain these words.
     pub fn wait_log(&self, words: &str, times: usize) {
         let begun = Instant::now();
         while self.count(words) < times {

@@ -1,4 +1,4 @@
-//! Leases: a live worker keeps its own, a stale one changes nothing.
+//! Leases: a live worker keeps its own; a stale one changes nothing.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use rustix::process::Signal;
 
 use crate::harness::Site;
 
-/// A worker that stood still past its lease wakes up with a proof in hand: another has finished the job meanwhile, and
+/// A worker that was stopped past its lease wakes up with a finished proof: another has finished the job meanwhile, and
 /// neither its result nor its files are overwritten.
 #[test]
 fn a_stale_worker_changes_nothing() {

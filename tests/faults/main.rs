@@ -1,7 +1,7 @@
-//! Faults, on the real program: killed, frozen, drained, crowded. Each test has a data folder of its own.
+//! Faults, on the real program: killed, frozen, drained, crowded. Each test has its own data folder.
 //!
 //! The scenarios are those that users of such systems complain about: jobs lost or stuck, workers declared dead while
-//! alive, work done twice, results overwritten by a stale worker, cancels that cancel nothing.
+//! alive, work done twice, results overwritten by a stale worker, cancels without effect.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -15,3 +15,5 @@ mod harness;
 mod lease;
 mod neighbours;
 mod queues;
+#[path = "../support/wait.rs"]
+mod wait;

@@ -1,10 +1,10 @@
-//! What one job or one worker does to the others, and what the queue or the files of proofs do to all.
+//! What one job or one worker does to the others, and what the queue or the proof files do to all.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use prover_worker::artifacts::Artifacts;
@@ -15,15 +15,16 @@ use prover_worker::model::{FailureClass, Job, JobError, JobId, JobResult, JobSta
 use prover_worker::queue::{Delivery, MemoryQueue, Queue, QueueError, SetAside};
 use prover_worker::seal::Keyring;
 use prover_worker::store::{Retry, SqliteStore, Store, StoreSettings};
-use prover_worker::worker::{JobService, Options, Rooms, ServiceOptions, SubmitRequest, Work, Worker};
+use prover_worker::worker::{JobService, Rooms, ServiceOptions, SubmitRequest, Work, Worker, WorkerOptions};
 use zeroize::Zeroizing;
 
 use crate::devices::{circuit_file, multiplier_key, registry};
-use crate::harness::{HANG, Site};
-use crate::queues::{Manner, Odd};
+use crate::harness::Site;
+use crate::queues::{Behaviour, Odd};
+use crate::wait::{until_async, until_async_ok};
 
-/// A job that takes down worker after worker is one of four in hand, and nobody can tell which. From the third worker on
-/// each of them has the worker to itself, so that the deaths after that are charged to one.
+/// A job that kills worker after worker is one of four claimed jobs, and it is unknown which. From the third worker on
+/// each of them has the worker to itself, so that further deaths are charged to one.
 #[test]
 fn a_job_that_kills_its_workers_does_not_take_its_neighbours_along() {
     let site = Site::new();
@@ -48,7 +49,7 @@ fn a_job_that_kills_its_workers_does_not_take_its_neighbours_along() {
     assert_eq!(lost, [2, 2, 2, 3]);
 }
 
-/// A worker without the key of the inputs fails each job within milliseconds, and always has room for the next.
+/// A worker without the key of the inputs fails each job within milliseconds, so it always has a free slot.
 #[test]
 fn a_worker_that_lacks_a_key_does_not_use_up_the_retries_of_all_jobs() {
     const JOBS: u32 = 40;
@@ -62,12 +63,12 @@ fn a_worker_that_lacks_a_key_does_not_use_up_the_retries_of_all_jobs() {
         site.wait_for(id, "done");
         site.assert_done_once(id, i * 3);
     }
-    // Three to find out, one more in hand, and then one at a time with pauses between.
+    // Three to notice, one more in progress, and then one at a time with pauses in between.
     let failed = lacking.count("attempt failed");
     assert!(failed < JOBS as usize / 2, "{failed} attempts; log:\n{}", lacking.log());
 }
 
-/// Inputs that nobody can open are those of one producer; the jobs behind them are not kept waiting by their retries.
+/// Inputs that cannot be opened come from one producer; their retries do not delay the jobs behind them.
 #[test]
 fn inputs_that_nobody_can_open_do_not_keep_others_waiting() {
     let site = Site::new();
@@ -96,7 +97,8 @@ fn fail(site: &Site, id: &str, class: FailureClass) {
     });
 }
 
-/// What an outage failed is queued again by one command; bad input stays failed, for it is not kept.
+/// Jobs that failed because of an outage are queued again by one command; bad inputs stay failed, because they are not
+/// kept.
 #[test]
 fn all_that_failed_is_queued_again_together() {
     let site = Site::new();
@@ -120,7 +122,7 @@ fn all_that_failed_is_queued_again_together() {
     assert_eq!(site.job(&ids[3])["state"], "failed");
 }
 
-/// A queue that never answers, as Redis behind a network that drops what is sent.
+/// A queue that never answers, like Redis behind a network that drops packets.
 struct Deaf {
     pops: AtomicUsize,
 }
@@ -191,7 +193,7 @@ impl Work for Nothing {
     }
 }
 
-/// A worker in this process that makes nothing of its jobs.
+/// A worker in this process that does no work for its jobs.
 struct Idle {
     dir: tempfile::TempDir,
     service: JobService,
@@ -204,7 +206,7 @@ impl Idle {
         let database = dir.path().join("jobs.db");
         let open = async |path| Arc::new(SqliteStore::open(path, StoreSettings::default()).await.unwrap());
         let store: Arc<dyn Store> = open(&database).await;
-        // By a way of its own, which a test may cut.
+        // Through its own link, which a test may cut.
         let beats = dir.path().join("beats.db");
         symlink(&database, &beats).unwrap();
         let heartbeat: Arc<dyn Store> = open(&beats).await;
@@ -216,7 +218,7 @@ impl Idle {
         let treatment = ServiceOptions { max_input: 1 << 20, start_within: None, keyring: keyring.clone() };
         let service = JobService::new(store.clone(), Some(queue.clone()), artifacts.clone(), treatment);
         let config = Config::from_lookup(|n| (n == "PROVER_DATA_DIR").then(|| "unused".to_owned())).unwrap();
-        let options = Options { concurrency: Some(2), ..Options::from(&config) };
+        let options = WorkerOptions { concurrency: Some(2), ..WorkerOptions::from(&config) };
         let rooms = Rooms { store, heartbeat, queue, artifacts, registry, service: service.clone(), keyring };
         let devices: Vec<Arc<dyn Backend>> = vec![Arc::new(CpuBackend::new(1).unwrap())];
         let worker = Worker::start_with(rooms, devices, Some(Arc::new(Nothing)), options).await.unwrap();
@@ -230,19 +232,16 @@ impl Idle {
     }
 
     async fn until_done(&self, id: JobId) {
-        let begun = Instant::now();
-        loop {
+        let job = until_async_ok("the job to end", || async {
             let job = self.service.job(id).await.unwrap();
-            if job.state == JobState::Done {
-                return;
-            }
-            assert!(begun.elapsed() < HANG && !job.state.is_final(), "{job:?}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+            if job.state.is_final() { Ok(job) } else { Err(job) }
+        });
+        let job = job.await;
+        assert_eq!(job.state, JobState::Done, "{job:?}");
     }
 }
 
-/// The queue is waited for once, not once for each handful of jobs, nor does a submit wait for it long.
+/// The queue is waited for once, not once per handful of jobs, and a submit does not wait for it long either.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_does_not_answer_is_not_waited_for_at_each_job() {
     let queue = Arc::new(Deaf { pops: AtomicUsize::new(0) });
@@ -258,30 +257,25 @@ async fn a_queue_that_does_not_answer_is_not_waited_for_at_each_job() {
     site.worker.drain().await;
 }
 
-/// That a queue takes offers again shows at the next job's, which may be long in coming.
+/// Only the next job's offer shows that a queue accepts offers again, and it may be a long time until then.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_took_no_offers_is_listened_to_as_a_sound_one_once_there_is_nothing_to_do() {
-    let queue = Arc::new(Odd::new(Manner::Full));
+    let queue = Arc::new(Odd::new(Behaviour::Full));
     let site = Idle::open(queue.clone()).await;
     let id = site.submit().await;
     site.until_done(id).await;
-    let begun = Instant::now();
-    loop {
+    until_async("a pop that waits, after those that do not", || async {
         let waits = queue.waits();
-        // From the first look on that waits for nothing.
         let since = waits.iter().skip_while(|wait| !wait.is_zero());
-        if since.max().is_some_and(|longest| *longest >= Duration::from_secs(1)) {
-            break;
-        }
-        assert!(begun.elapsed() < HANG, "{} looks, each at once", waits.len());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        since.max().is_some_and(|longest| *longest >= Duration::from_secs(1))
+    })
+    .await;
     let next = site.submit().await;
     site.until_done(next).await;
     site.worker.drain().await;
 }
 
-/// Its leases would lapse, and good jobs be charged with the loss of a worker.
+/// Otherwise its leases would lapse, and good jobs be charged with the loss of a worker.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_whose_heartbeats_fail_takes_no_jobs() {
     let site = Idle::open(Arc::new(MemoryQueue::new())).await;
@@ -289,21 +283,19 @@ async fn a_worker_whose_heartbeats_fail_takes_no_jobs() {
     site.until_done(first).await;
     let beats = site.dir.path().join("beats.db");
     fs::remove_file(&beats).unwrap();
-    let begun = Instant::now();
-    let left = loop {
+    let left = until_async_ok("the worker to take no more jobs", || async {
         let id = site.submit().await;
         tokio::time::sleep(Duration::from_millis(500)).await;
-        if site.service.job(id).await.unwrap().state == JobState::Queued {
-            break id;
-        }
-        assert!(begun.elapsed() < HANG, "it takes jobs still");
-    };
+        let job = site.service.job(id).await.unwrap();
+        if job.state == JobState::Queued { Ok(id) } else { Err(job) }
+    });
+    let left = left.await;
     symlink(site.dir.path().join("jobs.db"), &beats).unwrap();
     site.until_done(left).await;
     site.worker.drain().await;
 }
 
-/// The database has the proof; its files are copies.
+/// The database has the proof; the files are copies.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proof_can_be_had_while_its_files_cannot_be_written() {
     let site = Idle::open(Arc::new(MemoryQueue::new())).await;

@@ -1,4 +1,4 @@
-//! Queues that behave oddly, over one in this process.
+//! Queues that misbehave, over one in this process.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
@@ -11,36 +11,36 @@ use tokio::sync::Notify;
 
 /// What a queue does with offers.
 #[derive(Clone, Copy, PartialEq)]
-pub enum Manner {
-    /// It takes none, as a Redis without memory left.
+pub enum Behaviour {
+    /// It accepts none, like a Redis without free memory.
     Full,
-    /// It takes each job once, and again only by `push_after`, whose answer comes after somebody has dealt with the job.
+    /// It accepts each job once, and again only by `push_after`, which returns only after the job has been dealt with.
     SlowToAnswer,
 }
 
 pub struct Odd {
     inner: MemoryQueue,
-    manner: Manner,
+    behaviour: Behaviour,
     offered: Mutex<HashSet<JobId>>,
     waits: Mutex<Vec<Duration>>,
     dealt_with: Notify,
 }
 
 impl Odd {
-    pub fn new(manner: Manner) -> Self {
+    pub fn new(behaviour: Behaviour) -> Self {
         let inner = MemoryQueue::new();
-        Self { inner, manner, offered: Mutex::default(), waits: Mutex::default(), dealt_with: Notify::new() }
+        Self { inner, behaviour, offered: Mutex::default(), waits: Mutex::default(), dealt_with: Notify::new() }
     }
 
-    /// How long each `pop` so far was to wait.
+    /// Returns how long each `pop` so far was to wait.
     pub fn waits(&self) -> Vec<Duration> {
         self.waits.lock().unwrap().clone()
     }
 
     fn is_full(&self) -> Result<(), QueueError> {
-        match self.manner {
-            Manner::Full => Err(QueueError::Unavailable("no memory is left".into())),
-            Manner::SlowToAnswer => Ok(()),
+        match self.behaviour {
+            Behaviour::Full => Err(QueueError::Unavailable("no memory is left".into())),
+            Behaviour::SlowToAnswer => Ok(()),
         }
     }
 }

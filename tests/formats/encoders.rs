@@ -1,4 +1,4 @@
-//! What the encoders write is what the model reads.
+//! The encoders' output is read back as the same model.
 
 use ark_ec::{AffineRepr, CurveGroup};
 use ark_ff::{AdditiveGroup, BigInteger256, PrimeField};

@@ -1,4 +1,4 @@
-//! Files made to do harm: each is a prompt, clear error.
+//! Malicious files: each gives a prompt, clear error.
 
 use ark_bn254::Fq2;
 use ark_ff::{BigInteger256, PrimeField};
@@ -8,7 +8,7 @@ use prover_worker::model::{Fr, G2Affine, ProvingKey};
 
 use crate::small::{self, edit, join, le, patch, q_plus, split};
 
-// Places in section 2 of a zkey, from its start.
+// Offsets in section 2 of a zkey.
 const Q: usize = 4;
 const R: usize = 40;
 const N_VARS: usize = 72;
@@ -31,12 +31,12 @@ fn parsed(file: &[u8]) -> Result<ProvingKey, FormatError> {
     zkey::parse(Bytes::copy_from_slice(file))
 }
 
-/// What `parse` says to a bad key.
+/// Returns what `parse` says about a bad key.
 fn refused(file: &[u8]) -> String {
     parsed(file).map(drop).unwrap_err().to_string()
 }
 
-/// What `check` says to a key that `parse` takes.
+/// Returns what `check` says about a key that `parse` accepts.
 fn unsound(file: &[u8]) -> String {
     zkey::check(&parsed(file).unwrap()).unwrap_err().to_string()
 }
@@ -50,7 +50,7 @@ fn says(message: &str, parts: &[&str]) {
 
 type Reader = fn(&[u8]) -> Result<(), FormatError>;
 
-/// A small file of each kind with its reader.
+/// A small file of each kind, with its reader.
 fn kinds() -> [(&'static str, Vec<u8>, Reader); 3] {
     [
         ("zkey", small::zkey_file(), |f| parsed(f).map(drop)),
@@ -114,7 +114,7 @@ fn bytes_after_the_last_section_are_refused() {
     for (_, mut file, read) in kinds() {
         file.push(0);
         says(&read(&file).unwrap_err().to_string(), &["end of the last section", "1 more"]);
-        // A section that the count leaves out.
+        // A section that the count does not include.
         file.pop();
         file[8] -= 1;
         assert!(read(&file).is_err());
@@ -147,7 +147,7 @@ fn other_protocols_are_named() {
     for (id, name) in [(2u32, "PLONK"), (10, "fflonk"), (0, "got 0"), (7, "got 7")] {
         says(&refused(&patch(&file, 1, 0, &id.to_le_bytes())), &["protocol", "1 (Groth16)", name]);
     }
-    // A PLONK key lacks most of a Groth16 key's sections: that must not be what the message is about.
+    // A PLONK key lacks most sections of a Groth16 key; the message must not be about those.
     let plonk = join(b"zkey", 1, &[(1, vec![2, 0, 0, 0]), (2, vec![0; 8]), (14, Vec::new())]);
     says(&refused(&plonk), &["PLONK"]);
 }
@@ -227,7 +227,7 @@ fn fixed_points_of_a_key_are_checked_at_once() {
     says(&refused(&patch(&file, 2, GAMMA2, &[0; 128])), &["gamma2", "infinity"]);
     says(&refused(&patch(&file, 2, ALPHA1, &[0; 64])), &["alpha1", "infinity"]);
     says(&refused(&patch(&file, 3, 64, &[9])), &["section 3 (IC), point 1"]);
-    // Infinity is fine in IC.
+    // Infinity is allowed in IC.
     assert!(zkey::check(&parsed(&patch(&file, 3, 64, &[0; 64])).unwrap()).is_ok());
 }
 
@@ -343,7 +343,7 @@ fn a_witness_must_be_canonical_and_begin_with_one() {
     says(&refused(&edit(&file, 1, |s| s.push(0))), &["section 1 (header)"]);
 }
 
-/// Values of a witness are secret: a message says which, not what.
+/// Values of a witness are secret: a message says which one, not its value.
 #[test]
 fn no_message_shows_a_value_of_a_witness() {
     let file = small::wtns_file();
@@ -371,7 +371,7 @@ fn a_constraint_system_must_keep_to_its_counts() {
     {
         says(&refused(&patch(&file, 1, 60, &n.to_le_bytes())), &["section 2 (constraints)", part]);
     }
-    // nWires, and then public outputs and inputs that it has no room for.
+    // nWires, and then public outputs and inputs that exceed it.
     says(&refused(&patch(&file, 1, 36, &1u32.to_le_bytes())), &["nWires", "at least 2"]);
     says(&refused(&patch(&file, 1, 40, &[0xff; 8])), &["nWires", "at least 8589934591"]);
     says(&refused(&patch(&file, 1, 36, &3u32.to_le_bytes())), &["section 3", "24 bytes for 3 wires"]);
@@ -388,7 +388,7 @@ fn custom_gates_are_refused() {
     }
 }
 
-/// Long rows and many of them: nothing but the bytes that are there is paid for.
+/// Long rows and many of them: memory is used only for bytes that are there.
 #[test]
 fn a_constraint_with_more_terms_than_wires_is_read_as_it_is() {
     let terms: Vec<(u32, u64)> = (0..100).map(|i| (i % 4, u64::from(i))).collect();
@@ -398,7 +398,7 @@ fn a_constraint_with_more_terms_than_wires_is_read_as_it_is() {
     assert_eq!(system.constraints.row(0, 0)[99], (3, BigInteger256::from(99u8)));
 }
 
-/// As many empty sections as bytes can name: skipped, not collected.
+/// As many empty sections as there are bytes to name them: skipped, not collected.
 #[test]
 fn very_many_sections_are_skipped_at_once() {
     let mut file = small::wtns_file();

@@ -7,7 +7,7 @@ use prover_worker::model::{FQ_MODULUS_DEC, FR_MODULUS_DEC, G1Affine, Proof, Publ
 
 use crate::small;
 
-/// What snarkjs 0.7.6 prints for `small::proof()`: `snarkjs zkey export soliditycalldata public.json proof.json`.
+/// Output of snarkjs 0.7.6 for `small::proof()`: `snarkjs zkey export soliditycalldata public.json proof.json`.
 const CALLDATA: &str = concat!(
     r#"["0x030644e72e131a029b85045b68181585d97816a916871ca8d3c208c16d87cfd3", "#,
     r#""0x15ed738c0e0a7c92e7845f96b2ae9c0a68a6a449e3538fc7ff3ebf7a5a18a2c4"],"#,
@@ -22,14 +22,14 @@ const CALLDATA: &str = concat!(
     r#""0x30644e72e131a029b85045b68181585d2833e84879b9709143e1f593f0000000"]"#,
 );
 
-/// What snarkjs 0.7.6 writes for `small::key()`: `snarkjs zkey export verificationkey`.
+/// Output of snarkjs 0.7.6 for `small::key()`: `snarkjs zkey export verificationkey`.
 const VKEY: &str = include_str!("small_vkey.json");
 
 fn proof_json() -> String {
     snarkjs::proof_to_json(&small::proof().0)
 }
 
-/// The proof's document with one piece of text replaced, which must be there.
+/// Returns the proof's document with one piece of text, which must be there, replaced.
 fn proof_with(from: &str, to: &str) -> String {
     let json = proof_json();
     assert!(json.contains(from), "{from}");
@@ -173,7 +173,7 @@ fn points_that_are_not_in_their_group_are_refused() {
         (x.parse::<BigUint>().unwrap() + FQ_MODULUS_DEC.parse::<BigUint>().unwrap()).to_string()
     };
     assert!(refused(&proof_with(&x, &plus_q)).contains("pi_a, x: expected below q"));
-    // Another z, and the ways infinity may not be written.
+    // Another z, and invalid ways to write infinity.
     assert!(refused(&proof_with("\"1\"", "\"2\"")).contains("pi_a, z"));
     assert!(refused(&proof_with("\"1\"", "\"0\"")).contains("pi_a, z"));
     assert!(refused(&proof_with(&x, "0").replacen(&y, "0", 1)).contains("not on it"));

@@ -1,4 +1,4 @@
-//! File formats: against files that others wrote, against files made here, and against files made to do harm.
+//! File formats: against files from other programs, against files made here, and against malicious files.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod encoders;

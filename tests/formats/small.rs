@@ -1,4 +1,4 @@
-//! Small files made by hand, and tools to take files apart and put them together again.
+//! Small files made by hand, and tools to take files apart and reassemble them.
 
 use ark_ec::{AffineRepr, CurveGroup};
 use ark_ff::{BigInteger256, PrimeField};
@@ -22,8 +22,8 @@ pub const N_VARS: u32 = 4;
 pub const N_PUBLIC: u32 = 1;
 pub const DOMAIN: u32 = 4;
 
-/// A key of the right shape, one constraint w2 · 5w3 = …, one public value; its points are known multiples of the
-/// generators, some of them infinity.
+/// A key of the right shape, with one constraint w2 · 5w3 = … and one public value; its points are known multiples of
+/// the generators, some of them infinity.
 pub fn key() -> ProvingKey {
     let one = Fr::from(1u8);
     let entries = [(0, 0, 2, one), (1, 0, 3, Fr::from(5u8)), (0, 1, 0, one), (0, 2, 1, one)];
@@ -71,7 +71,7 @@ pub fn wtns_file() -> Vec<u8> {
     file
 }
 
-/// One row as a file has it.
+/// Encodes one row as in a file.
 pub fn row(terms: &[(u32, u64)]) -> Vec<u8> {
     let mut out = (terms.len() as u32).to_le_bytes().to_vec();
     for (wire, value) in terms {
@@ -94,7 +94,7 @@ pub fn r1cs_header(counts: [u32; 4], n_labels: u64, n_constraints: u32) -> Vec<u
 pub fn r1cs_file() -> Vec<u8> {
     let rows = [row(&[(2, 1)]), row(&[(3, 1)]), row(&[(1, 1)]), row(&[(2, 2), (0, 1)]), row(&[(0, 1)]), row(&[(0, 7)])];
     let map: Vec<u8> = (0..4u64).flat_map(u64::to_le_bytes).collect();
-    // As circom does: constraints first.
+    // As in circom's files: constraints first.
     join(b"r1cs", 1, &[(2, rows.concat()), (1, r1cs_header([4, 1, 0, 2], 4, 2)), (3, map)])
 }
 
@@ -102,7 +102,7 @@ pub fn le(v: BigInteger256) -> Vec<u8> {
     v.0.iter().flat_map(|l| l.to_le_bytes()).collect()
 }
 
-/// q + n as bytes: not canonical.
+/// Returns q + n as bytes, which is not canonical.
 pub fn q_plus(n: u64) -> Vec<u8> {
     use ark_ff::BigInteger;
     let mut v = Fq::MODULUS;
@@ -110,7 +110,7 @@ pub fn q_plus(n: u64) -> Vec<u8> {
     le(v)
 }
 
-/// A file's sections, in its order.
+/// Returns a file's sections, in file order.
 pub fn split(file: &[u8]) -> Vec<(u32, Vec<u8>)> {
     let mut out = Vec::new();
     let mut at = 12;
@@ -208,7 +208,7 @@ fn a_constraint_system_reads_and_tells_good_witnesses_from_bad() {
 
     let check = |values: &[u64]| {
         let w = Witness::from_canonical(values.iter().map(|v| BigInteger256::from(*v)).collect());
-        r1cs::is_satisfied(&system, &w)
+        r1cs::check_witness(&system, &w)
     };
     assert_eq!(check(&[1, 33, 3, 11]), Ok(()));
     assert_eq!(check(&[1, 34, 3, 11]), Err(r1cs::Unsatisfied::Constraint(0)));
@@ -217,7 +217,7 @@ fn a_constraint_system_reads_and_tells_good_witnesses_from_bad() {
     assert_eq!(check(&[1, 33, 3, 11, 0]), Err(r1cs::Unsatisfied::Length { expected: 4, got: 5 }));
 }
 
-/// circom counts private inputs that it gives no wire, as the circuit does not use them.
+/// circom counts private inputs without a wire, which the circuit does not use.
 #[test]
 fn private_inputs_may_be_more_than_there_are_wires() {
     let mut sections = split(&r1cs_file());

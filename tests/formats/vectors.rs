@@ -1,4 +1,4 @@
-//! Keys, witnesses and documents that snarkjs and others wrote. Skipped, and said so, where they are absent.
+//! Keys, witnesses and documents written by snarkjs and others. If they are missing, the tests say so and are skipped.
 
 use std::path::PathBuf;
 
@@ -92,12 +92,12 @@ fn a_real_witness_satisfies_its_constraints_and_no_other_does() {
         let Ok(file) = std::fs::read(dir.join("circuit.r1cs")) else { return };
         let system = r1cs::parse(&file).unwrap_or_else(|e| panic!("{case}: {e}"));
         let witness = wtns::parse(&std::fs::read(dir.join("witness.wtns")).unwrap()).unwrap();
-        assert_eq!(r1cs::is_satisfied(&system, &witness), Ok(()), "{case}");
-        // The output is fixed by some constraint.
+        assert_eq!(r1cs::check_witness(&system, &witness), Ok(()), "{case}");
+        // The output is determined by a constraint.
         let mut values = witness.values().to_vec();
         values[1] = values[2];
         let wrong = prover_worker::model::Witness::from_canonical(values);
-        assert!(matches!(r1cs::is_satisfied(&system, &wrong), Err(r1cs::Unsatisfied::Constraint(_))), "{case}");
+        assert!(matches!(r1cs::check_witness(&system, &wrong), Err(r1cs::Unsatisfied::Constraint(_))), "{case}");
 
         // Matrices A and B of the constraints are those of the key.
         let key = zkey::parse(Bytes::from(std::fs::read(dir.join("circuit.zkey")).unwrap())).unwrap();

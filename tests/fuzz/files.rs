@@ -29,7 +29,7 @@ pub fn vkey(n_public: u32) -> VerificationKey {
     }
 }
 
-/// A key that passes every check.
+/// Returns a key that passes every check.
 fn key(n_vars: u32, n_public: u32, domain_size: u32) -> Vec<u8> {
     let rows = domain_size - n_public - 1;
     let one = Fr::from(1u8);
@@ -143,10 +143,10 @@ fn r1cs_files() {
         prop_assert_eq!(terms, c.terms.len());
         prop_assert!(c.terms.iter().all(|(wire, value)| *wire < system.n_wires && *value < Fr::MODULUS));
         prop_assert!(system.n_public() < system.n_wires);
-        // nWires is a claim that no bytes pay for.
+        // nWires is only a claim; no bytes stand behind it.
         if system.n_wires < 1000 {
             let values = (1..=u64::from(system.n_wires)).map(BigInteger256::from).collect();
-            let _ = r1cs::is_satisfied(&system, &Witness::from_canonical(values));
+            let _ = r1cs::check_witness(&system, &Witness::from_canonical(values));
         }
         Ok(())
     });

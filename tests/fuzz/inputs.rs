@@ -1,4 +1,4 @@
-//! Input documents, whole and mutated, never panic, and read as a general JSON reader reads them.
+//! Input documents, whole and mutated, never cause a panic, and are read as a general JSON reader reads them.
 
 use std::time::{Duration, Instant};
 
@@ -9,12 +9,12 @@ use proptest::test_runner::{Config, TestError, TestRunner};
 use prover_worker::witness::Inputs;
 use serde_json::Value;
 
-/// How long to go on, from `FUZZ_SECONDS`; without it, one round.
+/// Returns how long to run, from `FUZZ_SECONDS`; without it, one round.
 fn seconds() -> Option<Duration> {
     std::env::var("FUZZ_SECONDS").ok().map(|s| Duration::from_secs(s.parse().unwrap()))
 }
 
-/// Tokens that documents are put together from: sound ones, and ones that are nearly so.
+/// Tokens from which documents are built: valid and almost valid ones.
 fn token() -> impl Strategy<Value = String> {
     prop_oneof![
         prop::sample::select(vec![
@@ -56,7 +56,7 @@ fn token() -> impl Strategy<Value = String> {
     ]
 }
 
-/// A document that is JSON: signals, arrays and buses.
+/// A valid JSON document: signals, arrays and buses.
 fn document() -> impl Strategy<Value = String> {
     let leaf = prop_oneof![
         "-?(0|[1-9][0-9]{0,80})",
@@ -78,7 +78,7 @@ fn fields(fields: Vec<(String, String)>) -> String {
     format!("{{ {} }}", fields.join(", "))
 }
 
-/// Bytes of a document, some of them changed, some cut off or doubled.
+/// Bytes of a document, some of them changed, cut off or doubled.
 fn mutated() -> impl Strategy<Value = Vec<u8>> {
     (document(), vec((any::<prop::sample::Index>(), any::<u8>(), 0..4u8), 0..6)).prop_map(|(text, changes)| {
         let mut bytes = text.into_bytes();
@@ -98,7 +98,7 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Whatever the bytes are: no panic; what is taken is JSON, and its values are the exact ones mod r.
+/// Any bytes: no panic; a document that is accepted is JSON, and its values are the exact ones mod r.
 fn check(bytes: &[u8]) -> Result<(), TestCaseError> {
     let Ok(inputs) = Inputs::parse(bytes) else { return Ok(()) };
     let value: Value = match serde_json::from_slice(bytes) {
@@ -107,7 +107,7 @@ fn check(bytes: &[u8]) -> Result<(), TestCaseError> {
     };
     let mut leaves = Vec::new();
     collect(&value, &mut leaves);
-    // The general reader sorts names; so are both lists.
+    // The general reader sorts names, so both lists are sorted.
     let r: BigInt = prover_worker::model::FR_MODULUS_DEC.parse().unwrap();
     let mut exact: Vec<String> = leaves.iter().map(|v| (((v % &r) + &r) % &r).to_string()).collect();
     let mut got: Vec<String> = inputs.signals().flat_map(|(_, v)| v).map(|v| v.to_string()).collect();

@@ -34,13 +34,13 @@ pub enum Mutation {
     Truncate(Index),
     /// Adds bytes at the end.
     Extend(Vec<u8>),
-    /// Copies bytes from one place over another.
+    /// Copies bytes from one place over others.
     Splice { from: Index, to: Index, length: usize },
-    /// Copies bytes from one place in between others.
+    /// Inserts a copy of bytes from one place at another.
     Insert { from: Index, to: Index, length: usize },
-    /// Takes bytes out.
+    /// Removes bytes.
     Remove(Index, usize),
-    /// Sets four bytes to a number, at any place or, of a section file, in the header of a section.
+    /// Sets four bytes to a number, at any place or, in a section file, in the header of a section.
     Word(Index, u32),
     /// Sets eight bytes likewise.
     Long(Index, u64),
@@ -57,7 +57,7 @@ fn number() -> impl Strategy<Value = u64> {
     ]
 }
 
-/// Any one change.
+/// Any single change.
 pub fn mutation() -> impl Strategy<Value = Mutation> {
     let at = any::<Index>;
     prop_oneof![
@@ -80,7 +80,7 @@ fn overwrite(file: &mut [u8], at: usize, bytes: &[u8]) {
     }
 }
 
-/// Where the sections of a file begin, going by what it says; for JSON, nowhere.
+/// Returns the offsets of the sections of a file, as far as its lengths are right; none for JSON.
 fn sections(file: &[u8]) -> Vec<usize> {
     let mut out = Vec::new();
     let mut at = 12;
@@ -140,7 +140,7 @@ impl Mutation {
     }
 }
 
-/// One of `originals`, damaged in up to four ways; now and then in none.
+/// One of `originals`, damaged in up to four ways, sometimes in none.
 pub fn damaged(originals: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     (prop::sample::select(originals), prop::collection::vec(mutation(), 0..4)).prop_map(|(mut file, mutations)| {
         mutations.iter().for_each(|m| m.apply(&mut file));

@@ -1,4 +1,4 @@
-//! A witness program rewritten gives, for any input, what it gives as it comes: the same witness or the same error.
+//! A rewritten witness program gives the same as the original for any input: the same witness or the same error.
 //!
 //! `FUZZ_WITNESS_WASM` names another compilation of the circuit `operators` (`scripts/circom_versions.sh`).
 
@@ -19,13 +19,13 @@ const AMPLE: Limits = Limits {
     compile_memory: 4 << 30,
 };
 
-/// Elements of the field: at the edges of forms and comparisons, small ones, any.
+/// Elements of the field: at the limits of representations and comparisons, small ones, and any.
 fn element() -> impl Strategy<Value = BigUint> {
     let r: BigUint = FR_MODULUS_DEC.parse().unwrap();
     let (minus, half) = (r.clone(), (&r - 1u8) >> 1u8);
     prop_oneof![
         2 => (0..4u64).prop_map(BigUint::from),
-        // Which the circuit refuses in one place or another.
+        // Refused by the circuit in one place or another.
         1 => Just(BigUint::from(13u8)),
         2 => (0..300u64).prop_map(BigUint::from),
         1 => (1..300u64).prop_map(move |x| &minus - x),

@@ -11,10 +11,10 @@ use prover_worker::model::{Proof, StopReason};
 use super::*;
 
 type Pair = (Proof, PublicInputs);
-/// What a device answers for a batch.
+/// A device's answer for a batch.
 type Committed = Vec<Result<Commitments, BackendError>>;
 
-/// A verifier and `n` good proofs, each of values of its own.
+/// A verifier and `n` good proofs, each of different values.
 fn good(n: u64) -> (Verifier, Vec<Pair>) {
     let (circuit, _) = squarings(3, 2);
     let key = key(&circuit);
@@ -29,7 +29,7 @@ fn good(n: u64) -> (Verifier, Vec<Pair>) {
     (verifier, pairs)
 }
 
-/// What both ways of verifying say, after checking that they say the same.
+/// Returns the result of both ways of verifying, after checking that they agree.
 fn both(verifier: &Verifier, pairs: &[Pair]) -> Vec<bool> {
     let lent: Vec<(&Proof, &PublicInputs)> = pairs.iter().map(|(p, v)| (p, v)).collect();
     let together = verifier.verify_batch(&lent);
@@ -77,7 +77,7 @@ fn the_bad_ones_alone_are_found_wherever_they_are() {
     assert_eq!(both(&verifier, &none), vec![false; 17]);
 }
 
-/// Each pair of proofs satisfies the product of both equations, and neither its own.
+/// Each pair of proofs satisfies the product of both equations, but neither proof its own.
 #[test]
 fn errors_that_cancel_do_not_pass() {
     let (verifier, pairs) = good(8);
@@ -88,12 +88,12 @@ fn errors_that_cancel_do_not_pass() {
         shifted[1].0.c = (shifted[1].0.c + delta).into_affine();
         shifted[6].0.c = (shifted[6].0.c - delta).into_affine();
         assert_eq!(both(&verifier, &shifted), all_but(8, &[1, 6]));
-        // In a set of these two alone as well.
+        // Also in a set of only these two.
         let two = [shifted[1].clone(), shifted[6].clone()];
         assert_eq!(both(&verifier, &two), [false, false]);
     }
 
-    // The whole left-hand or right-hand side of one equation in the other's place.
+    // The whole left-hand or right-hand side of one equation in the other.
     let (one, other) = (&pairs[2].0, &pairs[5].0);
     let c = Proof { c: other.c, ..one.clone() };
     let with_c = Proof { c: one.c, ..other.clone() };
@@ -168,7 +168,7 @@ fn malformed_proofs_are_false_and_take_no_part() {
     assert_eq!(both(&verifier, &others), [false, false]);
 }
 
-/// A key whose device does what a test wants of it.
+/// A key whose device behaves as a test wants.
 struct Odd {
     inner: Arc<dyn LoadedKey>,
     /// Witnesses of each call.
@@ -206,7 +206,7 @@ fn bench(results: fn(Committed) -> Committed) -> Bench {
 }
 
 impl Bench {
-    fn go(&self, jobs: &[(&Witness, &StopToken)]) -> Vec<Result<Proved, ProveError>> {
+    fn prove(&self, jobs: &[(&Witness, &StopToken)]) -> Vec<Result<Proved, ProveError>> {
         let jobs: Vec<BatchJob<'_>> = jobs.iter().map(|(witness, stop)| BatchJob { witness, stop }).collect();
         prove_batch(&self.key, &self.verifier, &jobs)
     }
@@ -235,7 +235,7 @@ fn each_job_of_a_batch_has_a_result_of_its_own() {
     stopped.stop(StopReason::Cancelled);
     let late = late.with_deadline(std::time::Instant::now());
 
-    let results = bench.go(&[
+    let results = bench.prove(&[
         (&good[0], &on),
         (&wrong, &on),
         (&short, &on),
@@ -276,7 +276,7 @@ fn each_job_of_a_batch_has_a_result_of_its_own() {
 fn proofs_of_one_witness_are_blinded_each_for_itself() {
     let bench = bench(|r| r);
     let (w, on) = (witness(&values(3)), StopToken::new());
-    let made: Vec<Proof> = bench.go(&[(&w, &on); 3]).into_iter().map(|r| r.unwrap().proof).collect();
+    let made: Vec<Proof> = bench.prove(&[(&w, &on); 3]).into_iter().map(|r| r.unwrap().proof).collect();
     for (one, other) in [(0, 1), (1, 2), (0, 2)] {
         assert_ne!(made[one].a, made[other].a);
         assert_ne!(made[one].b, made[other].b);
@@ -287,9 +287,9 @@ fn proofs_of_one_witness_are_blinded_each_for_itself() {
 #[test]
 fn nothing_to_prove_does_not_bother_the_device() {
     let bench = bench(|r| r);
-    assert!(bench.go(&[]).is_empty());
+    assert!(bench.prove(&[]).is_empty());
     let (short, on) = (witness(&values(3)[..2]), StopToken::new());
-    assert!(matches!(bench.go(&[(&short, &on)])[..], [Err(ProveError::WitnessLength { .. })]));
+    assert!(matches!(bench.prove(&[(&short, &on)])[..], [Err(ProveError::WitnessLength { .. })]));
     assert_eq!(bench.calls(), Vec::<usize>::new());
 }
 
@@ -298,13 +298,13 @@ fn a_device_that_fails_one_of_a_batch_leaves_the_others() {
     let failed = BackendError::Device { op: "launch", code: 700 };
     let bench = bench(|mut r| {
         r[1] = Err(BackendError::Device { op: "launch", code: 700 });
-        // And computes one wrong.
+        // It also computes a wrong result.
         r[2] = r[0].clone();
         r
     });
     let ws: Vec<Witness> = (3..7).map(|x| witness(&values(x))).collect();
     let on = StopToken::new();
-    let results = bench.go(&[(&ws[0], &on), (&ws[1], &on), (&ws[2], &on), (&ws[3], &on)]);
+    let results = bench.prove(&[(&ws[0], &on), (&ws[1], &on), (&ws[2], &on), (&ws[3], &on)]);
     assert!(results[0].is_ok() && results[3].is_ok());
     assert_eq!(results[1].as_ref().err(), Some(&ProveError::Backend(failed)));
     assert_eq!(results[2].as_ref().err(), Some(&ProveError::Invalid));
@@ -317,8 +317,9 @@ fn a_device_that_loses_a_result_proves_nothing() {
         r
     });
     let (w, short, on) = (witness(&values(3)), witness(&values(3)[..2]), StopToken::new());
-    let results = bench.go(&[(&w, &on), (&short, &on), (&w, &on)]);
-    let fault = BackendError::Device { op: "a batch with so many results", code: 1 };
+    let results = bench.prove(&[(&w, &on), (&short, &on), (&w, &on)]);
+    let why = "expected 2 results from a batch, got 1".to_owned();
+    let fault = BackendError::Unavailable { device: "the device".into(), why };
     for i in [0, 2] {
         assert_eq!(results[i].as_ref().err(), Some(&ProveError::Backend(fault.clone())));
     }

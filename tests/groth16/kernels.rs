@@ -1,4 +1,4 @@
-//! The GPU's backend, its kernels run by this processor, against the processor's own.
+//! The GPU backend, with its kernels run by this CPU, against the CPU backend.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,14 +14,14 @@ use prover_worker::model::{ProvingKey, StopToken, Witness};
 
 use super::{key, squarings, witness};
 
-/// Domains above this one take minutes here. benches/gpu has them on a GPU.
+/// Larger domains take minutes here. benches/gpu runs them on a GPU.
 const LARGEST_DOMAIN: u32 = 1 << 13;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Commitments twice in a row with one loaded key, equal to the processor's, and nothing left behind.
+/// Commitments computed twice in a row with one loaded key equal those of the CPU backend, and leave nothing behind.
 fn same_as_the_processor(name: &str, key: &Arc<ProvingKey>, w: &Witness) {
     let on = |backend: &dyn Backend, times: usize| {
         let loaded = backend.load(key.clone()).unwrap();
@@ -43,7 +43,7 @@ fn squarings_of_every_small_size() {
     }
 }
 
-/// A worker has two proofs on a GPU at once.
+/// A worker runs two proofs on a GPU at once.
 #[test]
 fn proofs_at_once_do_not_disturb_each_other() {
     let n = 100;
@@ -72,7 +72,7 @@ fn the_circuits_of_the_project() {
     assert!(seen >= 5, "expected the project's circuits, found {seen}");
 }
 
-/// With keys of other projects, and on to a proof that verifies.
+/// With keys of other projects, up to a proof that verifies.
 #[test]
 fn circuits_of_others() {
     let cases = root().join("../shared/cases");

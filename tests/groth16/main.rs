@@ -1,4 +1,4 @@
-//! Set-up, proving and verification together, on circuits made on the spot.
+//! Set-up, proving and verification together, on circuits built on the spot.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod batch;
@@ -16,7 +16,7 @@ use prover_worker::formats::{snarkjs, wtns, zkey};
 use prover_worker::groth16::{ProveError, Verifier, prove, setup};
 use prover_worker::model::{Fr, G1Affine, G2Affine, ProvingKey, PublicInputs, StopToken, Witness};
 
-/// y = x^(2^n) + n·x with x public: wires 1, y, x, then the powers.
+/// y = x^(2^n) + n·x with x public. Wires: 1, y, x, then the powers.
 fn squarings(n: u32, x: u64) -> (R1cs, Vec<Fr>) {
     let one = BigInteger256::one();
     let number =
@@ -69,7 +69,7 @@ fn proofs_of_every_small_size_verify_and_only_for_their_values() {
     }
 }
 
-/// Few public values take another way through the verifier than many.
+/// The verifier handles few public values differently than many.
 #[test]
 fn any_number_of_public_values_is_verified() {
     for public in [0u32, 1, 2, 8, 9, 30] {
@@ -88,7 +88,7 @@ fn any_number_of_public_values_is_verified() {
     }
 }
 
-/// The scalars of few wires are halved, and those of a small domain: either may be so without the other.
+/// The scalars of few wires are halved, and so are those of a small domain, each independently of the other.
 #[test]
 fn wires_and_domain_may_differ_in_whether_they_are_halved() {
     let on = |circuit: &R1cs, values: &[Fr], domain| {
@@ -103,7 +103,7 @@ fn wires_and_domain_may_differ_in_whether_they_are_halved() {
     assert_eq!(values.len(), 4096);
     on(&circuit, &values, 8192);
     let (mut circuit, mut values) = squarings(100, 3);
-    // Wires of no constraint.
+    // Wires without a constraint.
     values.resize(5000, Fr::from(17u64));
     circuit.n_wires = 5000;
     on(&circuit, &values, 128);
@@ -167,7 +167,7 @@ fn commitments_do_not_depend_on_threads_and_blinding_hides_them() {
     assert_ne!(proofs[0].c, proofs[1].c);
 }
 
-/// Commitments on every instruction set of this processor, equal to those of the portable one.
+/// Commitments on every instruction set of this CPU equal those of the portable one.
 fn same_on_every_set(name: &str, key: &Arc<ProvingKey>, w: &Witness) {
     let on = |set, threads| {
         let loaded = CpuBackend::with(threads, set).unwrap().load(key.clone()).unwrap();

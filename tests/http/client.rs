@@ -1,4 +1,4 @@
-//! As much of an HTTP client as the tests need.
+//! A minimal HTTP client for the tests.
 
 use std::net::SocketAddr;
 
@@ -27,7 +27,7 @@ impl Answer {
     }
 }
 
-/// One request on a connection of its own.
+/// Sends one request on its own connection.
 pub async fn request(to: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
     let mut head = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
     if headers.iter().all(|(n, _)| *n != "host") {

@@ -1,7 +1,7 @@
-//! The HTTP API and the endpoints for machines, by real listeners.
+//! The HTTP API and the endpoints for machines, through real listeners.
 //!
-//! The live page and the API's description are tried by programs of npm's, which `scripts/test.sh` puts under
-//! `target/snarkjs`, or `TEST_NODE_MODULES` names. Where they are missing, those tests say so and pass; with
+//! The live page and the API's description are tested with npm packages, which `scripts/test.sh` installs in
+//! `target/snarkjs`, or `TEST_NODE_MODULES` names. If they are missing, those tests say so and pass; with
 //! `TEST_NODE_MODULES` set, that is a failure.
 
 #![allow(clippy::unwrap_used, missing_docs)]
@@ -9,12 +9,14 @@
 mod client;
 mod openapi;
 mod page;
+#[path = "../support/wait.rs"]
+mod wait;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use client::{Answer, request};
 use prover_worker::artifacts::Artifacts;
@@ -31,15 +33,17 @@ use prover_worker::seal::Keyring;
 use prover_worker::store::{SqliteStore, Store, StoreSettings};
 use prover_worker::telemetry::Metrics;
 use prover_worker::witness::ModuleCache;
-use prover_worker::worker::{JobService, Options, Readiness, Rooms, ServiceOptions, Status, View, Worker};
+use prover_worker::worker::{JobService, Readiness, Rooms, ServiceOptions, Status, View, Worker, WorkerOptions};
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use wait::{HANG, until_async_ok};
 
 const MAX_INPUT: usize = 4096;
 /// Longer than anything here takes.
 const START_WITHIN: Duration = Duration::from_secs(7200);
 
-/// An API over a fresh store with the circuit `multiplier` (c = a·b), once with its program and once without.
+/// An API over a new store with the circuit `multiplier` (c = a·b), registered once with its witness program and once
+/// without.
 struct Site {
     _dir: tempfile::TempDir,
     rooms: Option<Rooms>,
@@ -105,7 +109,7 @@ impl Site {
     async fn work(&mut self) -> Worker {
         let config = Config::from_lookup(|n| (n == "PROVER_DATA_DIR").then(|| "unused".to_owned())).unwrap();
         let devices: Vec<Arc<dyn Backend>> = vec![Arc::new(CpuBackend::new(2).unwrap())];
-        let worker = Worker::start(self.rooms.take().unwrap(), devices, Options::from(&config)).await.unwrap();
+        let worker = Worker::start(self.rooms.take().unwrap(), devices, WorkerOptions::from(&config)).await.unwrap();
         worker.show(&self.view);
         worker
     }
@@ -127,15 +131,11 @@ impl Site {
     }
 
     async fn wait_done(&self, id: &str) -> Value {
-        let begun = Instant::now();
-        loop {
+        until_async_ok("the job to be done", || async {
             let job = self.get(&format!("/v1/jobs/{id}")).await.json();
-            if job["state"] == "done" {
-                return job;
-            }
-            assert!(begun.elapsed() < Duration::from_secs(120), "{job}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            if job["state"] == "done" { Ok(job) } else { Err(job) }
+        })
+        .await
     }
 
     async fn assert_proof(&self, id: &str, product: u64) {
@@ -149,7 +149,7 @@ impl Site {
     }
 }
 
-/// Where npm has put what the tests need of it, unless that is missing.
+/// Returns the folder with the npm packages that the tests need, unless they are missing.
 fn node_modules() -> Option<PathBuf> {
     let named = std::env::var_os("TEST_NODE_MODULES").map(PathBuf::from);
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -162,7 +162,7 @@ fn node_modules() -> Option<PathBuf> {
     found.then_some(modules)
 }
 
-/// Runs a script of this folder by Node.js, which fails on the first thing that is not as it should be.
+/// Runs a script of this folder with Node.js; it fails at the first thing that is wrong.
 async fn node(script: &str, args: &[&str]) {
     let mut node = Command::new("node");
     node.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/http").join(script)).args(args);
@@ -170,7 +170,7 @@ async fn node(script: &str, args: &[&str]) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A problem of this status whose sentence holds these words.
+/// Asserts a problem with this status, whose sentence contains these words.
 fn assert_problem(answer: &Answer, status: u16, words: &str) {
     assert_eq!(answer.status, status, "{answer:?}");
     assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{answer:?}");
@@ -189,7 +189,7 @@ async fn a_job_goes_all_the_way() {
     assert_eq!(job["attempt"], 1);
     assert_eq!(job["result"]["device"], "cpu:0");
     site.assert_proof(&id, 42).await;
-    assert_problem(&site.api("DELETE", &format!("/v1/jobs/{id}"), &Value::Null).await, 409, "done already");
+    assert_problem(&site.api("DELETE", &format!("/v1/jobs/{id}"), &Value::Null).await, 409, "already done");
     worker.drain().await;
 }
 
@@ -237,12 +237,11 @@ async fn a_wait_ends_with_its_time_or_with_the_server() {
     let long = format!("{path}?wait=300");
     let waits = site.get(&long);
     let stops = async {
-        // Begun or not when the server ends, it must not hold that up.
+        // Whether it has begun or not when the server ends, it must not delay that.
         tokio::time::sleep(Duration::from_millis(300)).await;
         site.stop.send_replace(true);
     };
-    let (answer, ()) =
-        tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(waits, stops) }).await.unwrap();
+    let (answer, ()) = tokio::time::timeout(HANG, async { tokio::join!(waits, stops) }).await.unwrap();
     assert_eq!((answer.status, &answer.json()["state"]), (200, &json!("queued")));
 }
 
@@ -325,8 +324,8 @@ async fn a_parameter_that_is_none_is_refused() {
         assert_problem(&site.get(&path).await, 400, "\"wiat\"");
         assert_problem(&site.get(&path).await, 400, "known here: wait");
     }
-    assert_problem(&site.get("/v1/jobs?limit=1&limit=2").await, 400, "twice");
-    // What a JSON body has members for is not taken from the query.
+    assert_problem(&site.get("/v1/jobs?limit=1&limit=2").await, 400, "duplicate");
+    // What a JSON body has members for is not accepted in the query.
     let body = json!({"circuit": "multiplier", "input": {"a": 1, "b": 2}});
     assert_problem(&site.api("POST", "/v1/jobs?priority=3", &body).await, 400, "\"priority\"");
     let bytes = [("content-type", "application/octet-stream")];
@@ -334,7 +333,7 @@ async fn a_parameter_that_is_none_is_refused() {
     let misspelt = request(site.api, "POST", "/v1/jobs?circuit=bare&priorty=3", &bytes, &witness).await;
     assert_problem(&misspelt, 400, "circuit, priority, idempotency_key, wait");
     assert_eq!(site.get("/v1/jobs?&limit=9&").await.json().as_array().unwrap().len(), 1, "nothing was written");
-    // Nor do those take any that change something without one, or only look.
+    // Nor do requests without a body accept any, whether they change something or not.
     for (method, path) in [
         ("DELETE", path.as_str()),
         ("POST", &format!("{path}/requeue")),
@@ -345,21 +344,21 @@ async fn a_parameter_that_is_none_is_refused() {
         ("GET", "/v1/worker"),
     ] {
         let answer = site.api(method, &format!("{path}?wait=5"), &Value::Null).await;
-        assert_problem(&answer, 400, "unknown parameter \"wait\" in the query; known here: none");
+        assert_problem(&answer, 400, "unknown query parameter \"wait\"; known here: none");
     }
     assert_eq!(site.get(&path).await.json()["state"], "queued");
     assert_eq!(site.get("/v1/queue").await.json()["paused"], json!([]));
-    // An id that is no text names nothing, as one that is no UUID.
+    // An id that is not valid UTF-8 names nothing, like one that is not a UUID.
     for (method, path) in [("GET", "/v1/jobs/%FF"), ("DELETE", "/v1/jobs/%FF"), ("POST", "/v1/circuits/%FF/pause")] {
         assert_problem(&site.api(method, path, &Value::Null).await, 404, "UTF-8");
     }
     assert_problem(&site.get(&format!("/v1/jobs?before={}", JobId::new())).await, 404, "job");
     let twice = [("content-type", "application/json"), ("idempotency-key", "k"), ("idempotency-key", "l")];
     let twice = request(site.api, "POST", "/v1/jobs", &twice, body.to_string().as_bytes()).await;
-    assert_problem(&twice, 422, "Idempotency-Key is there twice");
+    assert_problem(&twice, 422, "duplicate header Idempotency-Key");
 }
 
-/// As by a client whose first answer was lost on the way.
+/// As from a client whose first answer was lost on the way.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_submit_is_repeated_though_its_circuit_is_gone() {
     let site = Site::open().await;
@@ -530,10 +529,10 @@ async fn where_there_are_tokens_only_health_is_had_without() {
         let challenge = refused.header("www-authenticate").unwrap();
         assert!(challenge.starts_with("Basic realm=") && !refused.text().contains("cdef"), "{refused:?}");
         assert_eq!(get(path, &[("authorization", "Bearer fedcba9876543210")]).await.status, 200, "{path}");
-        // me:0123456789abcdef, as a browser sends it.
+        // `me:0123456789abcdef`, as a browser sends it.
         assert_eq!(get(path, &[("authorization", "Basic bWU6MDEyMzQ1Njc4OWFiY2RlZg==")]).await.status, 200, "{path}");
     }
-    assert_problem(&get("/v1/jobs", &[("authorization", "Bearer 0123456789abcdee")]).await, 401, "none of");
+    assert_problem(&get("/v1/jobs", &[("authorization", "Bearer 0123456789abcdee")]).await, 401, "not one of");
     assert_eq!(get("/healthz", &[]).await.status, 200);
     assert_problem(&get("/readyz", &[]).await, 503, "testing devices");
     assert_eq!(request(site.ops, "GET", "/metrics", &[], b"").await.status, 200);
@@ -579,7 +578,7 @@ async fn readiness_follows_the_worker_and_metrics_are_served() {
     assert!(!text.contains("job_stage_duration_seconds_count{queue=\"prove\",stage=\"prove\"} 0"), "{text}");
 }
 
-/// A counter's value. Tests in one process share the recorder, so others may count too.
+/// Returns a counter's value. Tests in one process share the recorder, so others may count too.
 fn counter(text: &str, series: &str) -> u64 {
     let line = text.lines().find_map(|l| l.strip_prefix(series)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no {series} in\n{text}")).trim().parse().unwrap()

@@ -1,6 +1,8 @@
-// The API's description and its answers: node openapi.mjs NODE_MODULES FILE, the file {"description", "answers": [{"method",
-// "path", "status", "type", "body", "sent"}]}. Fails where the description is not OpenAPI, an answer is none that it names, or
-// an answer has members that it does not name; and where an operation was not tried with success.
+// Usage: node openapi.mjs NODE_MODULES FILE
+//
+// Checks answers of the API against its description. FILE holds {"description", "answers": [{"method", "path", "status",
+// "type", "body", "sent"}]}. Fails if the description is not valid OpenAPI, if it does not list an answer or one of its
+// members, or if an operation has no successful answer.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";

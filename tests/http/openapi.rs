@@ -1,4 +1,4 @@
-//! The API's description in OpenAPI against what the API answers.
+//! The API's OpenAPI description against its answers.
 
 use prover_worker::model::{FailureClass, JobState, Stage};
 use prover_worker::worker::Status;
@@ -13,7 +13,7 @@ struct Record<'a> {
 }
 
 impl Record<'_> {
-    /// Sends a request to a path whose parameters are filled in from `with`, and gives its answer.
+    /// Sends a request to a path with its parameters filled in from `with`, and returns the answer.
     async fn send(&mut self, method: &str, path: &str, with: &str, body: Value) -> Value {
         let (place, query) = path.split_once('?').unwrap_or((path, ""));
         let filled = place.replace("{id}", with).replace("{name}", with);
@@ -76,7 +76,7 @@ async fn what_the_api_answers_is_as_its_description_says() {
     record.send("GET", "/readyz", "", none.clone()).await;
 
     let description = site.get("/v1/openapi.json").await.json();
-    // Values that a run of this test does not bring about.
+    // Values that do not occur in this test.
     let states = JobState::ALL.map(|s| s.as_str());
     let classes = FailureClass::ALL.map(|c| c.as_str()).into_iter().chain(["unknown"]).collect::<Vec<_>>();
     let stages: Vec<Value> = Stage::ALL.iter().map(|s| json!(s.as_str())).chain([none]).collect();

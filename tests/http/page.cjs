@@ -1,12 +1,14 @@
 "use strict";
-// The live page in jsdom: node page.cjs JSDOM URL DONE FAILED QUEUED, the last three ids of jobs in these states, of a
-// queue that is paused. Fails on the first thing that is not as it should be.
+// Usage: node page.cjs JSDOM URL DONE FAILED QUEUED
+//
+// Tests the live page in jsdom. DONE, FAILED and QUEUED are ids of jobs in these states, in a paused queue. Fails at the
+// first thing that is wrong.
 
 const assert = require("node:assert/strict");
 const [jsdom, url, done, failed, queued] = process.argv.slice(2);
 const { JSDOM, VirtualConsole } = require(jsdom);
 
-/** The page, as soon as it has loaded; errors in it are failures. */
+/** Opens the page and returns it when it has loaded; errors in it are failures. */
 async function open(address) {
   const virtualConsole = new VirtualConsole();
   virtualConsole.on("jsdomError", (error) => {
@@ -21,7 +23,7 @@ async function open(address) {
       window.questions = [];
       window.confirm = (question) => Boolean(window.questions.push(question));
       window.asked = [];
-      // jsdom has no fetch, and Node.js's takes no signal of jsdom's; a browser says where a request comes from.
+      // jsdom has no fetch, and Node.js's does not accept jsdom's signals; a browser sends the origin.
       window.fetch = (path, { method, headers }) => {
         window.asked.push(path);
         if (path === window.fails) return Promise.reject(new TypeError("no answer"));
@@ -32,9 +34,9 @@ async function open(address) {
   return window;
 }
 
-/** Waits until it holds. */
+/** Waits until `holds()` is true. */
 async function until(what, holds) {
-  const late = Date.now() + 60_000;
+  const late = Date.now() + 120_000;
   while (!holds()) {
     assert.ok(Date.now() < late, `never came: ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 20));
@@ -73,14 +75,14 @@ async function main() {
   await until("the first look", () => rows("jobs").length === 3);
   assert.deepEqual(shownJobs(), [queued, failed, done], "newest first");
   assert.equal(text("status"), "ready");
-  assert.match(text("worker"), /0 of \d+ jobs in hand/);
+  assert.match(text("worker"), /0 of \d+ jobs in progress/);
   assert.match(rows("devices")[0], /^cpu:0.*0 of \d+1\d.*fit$/, "one proof");
   assert.deepEqual(rows("circuits").map((row) => row.match(/^[a-z]+/)[0]), ["bare", "multiplier"]);
   const counts = [...document.querySelectorAll("#counts li")].map((tile) => tile.textContent);
   assert.deepEqual(counts.slice(0, 5), ["1queued", "0running", "1done", "1failed", "0cancelled"]);
   assert.equal(document.getElementById("trouble").hidden, true);
 
-  // One that is done.
+  // The job that is done.
   press(window, "#jobs", done);
   await until("the job that is done", () => !document.getElementById("job").hidden);
   assert.match(text("job-members"), new RegExp(`${done}.*done.*multiplier.*cpu:0`));
@@ -90,7 +92,7 @@ async function main() {
   press(window, "#job", "Close");
   await until("the job to be closed", () => document.getElementById("job").hidden);
 
-  // Text of others is shown as it is, and nothing else comes of it.
+  // Text from others is shown as it is, and never executed.
   setTo("state", "failed");
   await until("failed jobs alone", () => rows("jobs").length === 1);
   assert.match(rows("jobs")[0], /<img src=x>/);
@@ -103,11 +105,11 @@ async function main() {
   await until("the job that failed", () => !document.getElementById("job").hidden);
   assert.match(text("job-members"), /<b>&amp;<\/b>/);
   assert.equal(document.querySelectorAll("img, b").length, 0);
-  // Bad input is not kept, so that it cannot be queued again: the page says so.
+  // A bad input is not kept, so the job cannot be queued again: the page says so.
   press(window, "#job", "Queue again");
   await until("a refusal", () => /no longer held/.test(text("trouble")));
 
-  // By its id, whatever else is shown.
+  // By its id, regardless of what else is shown.
   find(queued.toUpperCase());
   await until("the job by its id", () => text("job-members").includes(queued));
   press(window, "#job", "Cancel");
@@ -116,7 +118,7 @@ async function main() {
   await until("the queue to go on", () => text("queue-pause") === "Pause");
   assert.equal(window.questions.length, 2, "each was asked about");
 
-  // It looks again by itself, and rows that show what they did stay, with the focus that they have.
+  // The page refreshes by itself, and unchanged rows stay, with their focus.
   press(window, "#job", "Close");
   find("");
   await until("all jobs again", () => rows("jobs").length === 3);
@@ -143,16 +145,16 @@ async function main() {
   press(window, ".pages", "Newest");
   await until("the first page", () => rows("jobs").length === 50);
 
-  // What fails leaves the rest as it is, and is said.
+  // A failed request leaves the rest as it is, and is reported.
   window.fails = "v1/worker";
-  await until("a word on what fails", () => /the worker does not answer; .* may be old/.test(text("trouble")));
+  await until("a word on what fails", () => /the worker does not respond; .* may be old/.test(text("trouble")));
   const last = await submit("last");
   await until("what does not fail", () => shownJobs()[0] === last);
   window.fails = null;
   await until("no word on it", () => document.getElementById("trouble").hidden);
   assert.equal(text("status"), "ready");
 
-  // The address says what is shown.
+  // The address contains what is shown.
   find(queued);
   await until("the job", () => window.location.hash.includes(queued));
   const again = await open(`${url}${window.location.hash}`);

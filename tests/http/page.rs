@@ -1,4 +1,4 @@
-//! The live page: what a browser is sent, and what it does there, by jsdom.
+//! The live page: what a browser receives, and what it does there, by jsdom.
 
 use prover_worker::worker::Status;
 use serde_json::json;
@@ -20,14 +20,14 @@ async fn the_page_and_its_files_are_all_that_a_browser_may_load() {
         assert!(!policy.contains("unsafe"), "{policy}");
         assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
         let text = answer.text();
-        // Nothing from elsewhere, and nothing that turns text into markup or programs.
+        // Nothing from other hosts, and nothing that turns text into markup or code.
         for never in
             ["http:", "https:", "innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "style="]
         {
             assert!(!text.contains(never), "{path} has {never}");
         }
     }
-    // Metrics' port is for machines.
+    // The metrics port is for machines.
     assert_eq!(request(site.ops, "GET", "/", &[], b"").await.status, 404);
 }
 
@@ -39,7 +39,7 @@ async fn the_page_shows_what_there_is_and_changes_it() {
     site.readiness.set(Status::Ready);
     let done = site.submit(6, 7).await;
     site.wait_done(&done).await;
-    // Its error repeats the name of the input, and its key is text of the submitter's, too.
+    // Its error repeats the name of the input, and its key is text from the submitter, too.
     let body = json!({"circuit": "multiplier", "input": {"<img src=x>": 1}, "idempotency_key": "<b>&amp;</b>"});
     let failed = site.api("POST", "/v1/jobs?wait=300", &body).await.json();
     assert_eq!(failed["state"], "failed", "{failed}");
@@ -49,7 +49,7 @@ async fn the_page_shows_what_there_is_and_changes_it() {
     let (jsdom, url) = (modules.join("jsdom"), format!("http://{}/", site.api));
     node("page.cjs", &[jsdom.to_str().unwrap(), &url, &done, failed["id"].as_str().unwrap(), &queued]).await;
 
-    // What was pressed there.
+    // The effect of what was clicked there.
     assert_eq!(site.get("/v1/queue").await.json()["paused"], json!([]));
     assert_eq!(site.get(&format!("/v1/jobs/{queued}")).await.json()["state"], "cancelled");
     worker.drain().await;

@@ -1,19 +1,20 @@
-//! Libraries that do not fit, devices that fail, children that die or hang: each ends in a sentence, and the next proof
-//! works.
+//! Libraries that do not fit, devices that fail, child processes that die or hang: each ends in a sentence, and the
+//! next proof works.
 
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use prover_worker::backend::icicle::{IcicleBackend, Limits, Options};
 use prover_worker::backend::{Backend, BackendError, LoadedKey, Quiet};
 use prover_worker::groth16::{ProveError, Verifier, prove};
 use prover_worker::model::{StopReason, StopToken};
 
-use super::{Case, HANG, PROGRAM, Twin, commit, squarings};
+use super::wait::until;
+use super::{Case, PROGRAM, Twin, commit, squarings};
 
 #[test]
 fn libraries_that_do_not_fit_are_refused_in_a_sentence() {
@@ -59,12 +60,12 @@ fn devices_that_are_not_there_are_refused_in_a_sentence() {
         let options = Options { kind: Some(kind.into()), ..twin.options() };
         IcicleBackend::start(&options, ordinal).map(|_| ()).unwrap_err().to_string()
     };
-    assert!(of("METAL", 0).contains("expected a device of type METAL, got CPU, CUDA only: "), "{}", of("METAL", 0));
+    assert!(of("METAL", 0).contains("expected a device of type METAL, got only CPU, CUDA: "), "{}", of("METAL", 0));
     assert!(of("CUDA", 9).ends_with("CUDA 9: icicle_set_device failed on the device with code 1 (INVALID_DEVICE)"));
     assert!(of(&"X".repeat(64), 0).contains("expected a device of type XXX"));
 }
 
-/// Every operation that is wrong is named before any proof.
+/// Every wrong operation is named before any proof.
 #[test]
 fn a_device_that_computes_something_wrong_is_refused_at_its_start() {
     let twin = Twin::new();
@@ -98,7 +99,7 @@ fn a_device_that_computes_something_wrong_is_refused_at_its_start() {
     twin.start();
 }
 
-/// A proof that is larger than the self-test's, and a device that fails there alone.
+/// A proof larger than that of the self-test, and the size above which the device fails only there.
 fn large() -> (Case, usize) {
     (squarings(400), 300)
 }
@@ -137,7 +138,7 @@ fn a_proof_that_fails_costs_that_proof_only() {
     }
 }
 
-/// What no device can tell is what the verification of each proof is for.
+/// Faults that no device can notice are found by verifying each proof.
 #[test]
 fn a_wrong_product_is_no_proof() {
     let (case, above) = large();
@@ -184,7 +185,7 @@ fn a_child_that_hangs_is_ended_in_time() {
     let limits = Limits { stop: Duration::from_millis(200), ..twin.options().limits };
     let (backend, _) = IcicleBackend::start(&Options { limits, ..twin.options() }, 0).unwrap();
     let loaded = backend.load(case.key.clone()).unwrap();
-    // How a proof ends that is told to stop when the device hangs.
+    // Returns how a proof ends that is told to stop while the device hangs.
     let stopped = |why: StopReason| {
         let stop = StopToken::new();
         twin.fault("hang", "bn254_msm", above);
@@ -220,7 +221,7 @@ fn a_child_that_is_silent_too_long_is_ended() {
     assert_eq!(hangs.to_string(), "icicle:0 cannot be used: its process was silent for 1 s in its start");
 }
 
-/// Between two steps a proof is stopped without the child being ended: the key stays loaded.
+/// Between two steps a proof is stopped without ending the child: the key stays loaded.
 #[test]
 fn a_stopped_proof_leaves_the_child_as_it_was() {
     let case = squarings(400);
@@ -234,7 +235,7 @@ fn a_stopped_proof_leaves_the_child_as_it_was() {
     assert!(commit(loaded.as_ref(), &case) == case.expected());
 }
 
-/// A parent that is gone takes its child with it, even one whose device hangs.
+/// A parent that dies takes its child with it, even one whose device hangs.
 #[test]
 fn a_child_without_a_parent_ends() {
     let twin = Twin::new();
@@ -250,15 +251,11 @@ fn a_child_without_a_parent_ends() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    // Its first word: it has begun.
+    // Its first message: it has started.
     ours.read_exact(&mut [0; 9]).unwrap();
     assert!(child.try_wait().unwrap().is_none(), "it hangs");
     drop(ours);
-    let begun = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        assert!(begun.elapsed() < HANG, "it outlives its parent");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    until("the child to end with its parent", || child.try_wait().unwrap());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A real installation of ICICLE, where `ICICLE_LIB_DIR` names one: on its CPU device, or on that of
+//! A real installation of ICICLE, if `ICICLE_LIB_DIR` names one: on its CPU device, or on that of
 //! `PROVER_ICICLE_DEVICE`.
 
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use prover_worker::backend::{Backend, selftest};
 
 use super::{PROGRAM, Twin, circuits_of_others, commit, own_circuits, squarings};
 
-/// Where the installation is, and the type of its device.
+/// Returns where the installation is, and the type of its device.
 fn installation() -> Option<(PathBuf, String)> {
     let Some(libraries) = std::env::var_os("ICICLE_LIB_DIR") else {
         eprintln!("SKIPPED on a real installation of ICICLE: ICICLE_LIB_DIR is not set");
@@ -49,12 +49,12 @@ fn forced(task: &Task) -> String {
     answers_to_points_in_montgomery_form(task).expect_err("points in Montgomery's form must be noticed")
 }
 
-/// ICICLE's CPU device takes points in Montgomery's form, says that all is well, and sums up something else.
+/// ICICLE's CPU device accepts points in Montgomery form, reports success, and returns another sum.
 #[test]
 fn the_self_test_notices_points_in_montgomery_form() {
     let twin = Twin::new();
     let task = |libraries: PathBuf, kind| Task { backends: libraries.join("backend"), libraries, kind, ordinal: 0 };
-    // One library at a time: a process has one device of ICICLE's.
+    // One library at a time: a process has one ICICLE device.
     let (task, of) = match installation() {
         Some((libraries, kind)) if kind == "CPU" => (task(libraries, Some(kind)), "the installation"),
         _ => (task(twin.libraries().into(), Some("CPU".to_owned())), "the twin"),

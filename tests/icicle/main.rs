@@ -1,5 +1,6 @@
-//! ICICLE as a backend, driven through its C ABI: by a twin of its libraries over arkworks (`src/backend/icicle/twin.rs`),
-//! which fails in any way that is asked for, and by a real installation where `ICICLE_LIB_DIR` names one.
+//! ICICLE as a backend, driven through its C ABI: by a twin of its libraries over arkworks
+//! (`src/backend/icicle/twin.rs`), which fails in any way that is asked for, and by a real installation if
+//! `ICICLE_LIB_DIR` names one.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -7,11 +8,13 @@ mod faults;
 mod installation;
 mod program;
 mod proofs;
+#[path = "../support/wait.rs"]
+mod wait;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ark_ff::PrimeField;
 use prover_worker::backend::cpu::{CpuBackend, Instructions};
@@ -21,18 +24,16 @@ use prover_worker::formats::{r1cs, wtns, zkey};
 use prover_worker::groth16::setup;
 use prover_worker::model::{Fr, ProvingKey, StopToken, Witness};
 
-/// The program, whose hidden subcommand is the child.
+/// The program, which runs the child process by a hidden subcommand.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_prover-worker");
-/// Longer than anything takes on a machine that is not stuck.
-const HANG: Duration = Duration::from_secs(120);
-/// The libraries' names.
+/// Names of the libraries.
 const LIBRARIES: [&str; 3] = ["icicle_device", "icicle_field_bn254", "icicle_curve_bn254"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A folder where the twin lies under ICICLE's names, with a backend for CUDA.
+/// A folder with the twin under the names of ICICLE's libraries, with a backend for CUDA.
 struct Twin {
     dir: tempfile::TempDir,
 }
@@ -47,7 +48,7 @@ impl Twin {
     fn without_backends() -> Self {
         let dir = tempfile::tempdir().unwrap();
         for name in LIBRARIES {
-            // One file, so that the three share what they know, as ICICLE's do.
+            // One file, so that the three share their state, as ICICLE's do.
             std::os::unix::fs::symlink(built(), dir.path().join(file_name(name))).unwrap();
         }
         Self { dir }
@@ -65,29 +66,26 @@ impl Twin {
         self.dir.path().join(file_name(name))
     }
 
-    /// Lets a function go wrong that is given more than so many elements.
+    /// Makes a function fail that is given more than `above` elements.
     fn fault(&self, kind: &str, function: &str, above: usize) {
         let (new, file) = (self.backends().join("fault.new"), self.backends().join("fault"));
         fs::write(&new, format!("{kind} {function} {above}")).unwrap();
         fs::rename(new, file).unwrap();
     }
 
-    /// Waits until a function that was to hang does.
+    /// Waits until a function that is to hang does so.
     fn wait_until_it_hangs(&self) {
-        let (shown, begun) = (self.backends().join("hangs"), Instant::now());
-        while !shown.exists() {
-            assert!(begun.elapsed() < HANG, "it does not hang");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let shown = self.backends().join("hangs");
+        wait::until("the function to hang", || shown.exists().then_some(()));
         fs::remove_file(shown).unwrap();
     }
 
-    /// Nothing goes wrong any more.
+    /// Removes the fault.
     fn sound(&self) {
         fs::remove_file(self.backends().join("fault")).unwrap();
     }
 
-    /// Takes a function from one of the libraries: its name there becomes another.
+    /// Removes a function from one of the libraries by changing its name there.
     fn take(&self, library: &str, function: &str) {
         let file = self.library(library);
         let mut bytes = fs::read(&file).unwrap();
@@ -119,7 +117,7 @@ impl Twin {
         IcicleBackend::start(&self.options(), 0).unwrap().0
     }
 
-    /// Why no device can be had.
+    /// Returns why no device can be opened.
     fn refused(&self) -> String {
         IcicleBackend::start(&self.options(), 0).map(|_| ()).unwrap_err().to_string()
     }
@@ -129,7 +127,7 @@ fn file_name(library: &str) -> String {
     format!("lib{library}{}", std::env::consts::DLL_SUFFIX)
 }
 
-/// The twin as cargo built it.
+/// Returns the twin as cargo built it.
 fn built() -> PathBuf {
     let twin = Path::new(PROGRAM).parent().unwrap().join("examples").join(file_name("icicle_twin"));
     assert!(twin.exists(), "no {}: cargo build --features icicle --example icicle_twin", twin.display());
@@ -144,7 +142,7 @@ struct Case {
 }
 
 impl Case {
-    /// The products by the processor's own backend.
+    /// Computes the commitments with the CPU backend.
     fn expected(&self) -> Commitments {
         commit(CpuBackend::with(1, Instructions::Portable).unwrap().load(self.key.clone()).unwrap().as_ref(), self)
     }
@@ -154,7 +152,7 @@ fn commit(loaded: &dyn LoadedKey, case: &Case) -> Commitments {
     loaded.commit(&case.witness, &StopToken::new(), &Quiet).unwrap_or_else(|e| panic!("{}: {e}", case.name))
 }
 
-/// x^(2^n), so that the domain is as large as one likes.
+/// x^(2^n), for a domain of any size.
 fn squarings(n: u32) -> Case {
     let one = Fr::from(1u64).into_bigint();
     let mut constraints = r1cs::Constraints { offsets: vec![0], terms: Vec::new() };
@@ -190,7 +188,7 @@ fn own_circuits() -> Vec<Case> {
     cases
 }
 
-/// Circuits and keys of other projects, where they are there.
+/// Circuits and keys of other projects, if there are any.
 fn circuits_of_others() -> Vec<Case> {
     let cases = root().join("../shared/cases");
     let Ok(folders) = fs::read_dir(&cases) else {

@@ -1,4 +1,4 @@
-//! The program with ICICLE as its backend: what it says, and what it falls back to.
+//! The program with ICICLE as its backend: its output and its fallbacks.
 
 use std::fs;
 use std::path::Path;
@@ -9,9 +9,10 @@ use prover_worker::formats::{snarkjs, zkey};
 use prover_worker::groth16::Verifier;
 use serde_json::Value;
 
-use super::{Case, HANG, PROGRAM, Twin, squarings};
+use super::wait::HANG;
+use super::{Case, PROGRAM, Twin, squarings};
 
-/// The program with the twin as its installation, and with nothing of this environment.
+/// The program with the twin as its installation, and with none of its variables in the environment.
 fn program(home: &Path, twin: &Twin, backend: &str) -> Command {
     let mut command = Command::new(PROGRAM);
     prover_worker::config::CATALOGUE.iter().for_each(|v| drop(command.env_remove(v.name).get_envs()));
@@ -21,13 +22,13 @@ fn program(home: &Path, twin: &Twin, backend: &str) -> Command {
     command
 }
 
-/// Its result as JSON, where it succeeds.
+/// Returns its result as JSON; it must have succeeded.
 fn json(done: &Output) -> Value {
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     serde_json::from_slice(&done.stdout).unwrap()
 }
 
-/// A case in files.
+/// Writes a case to files.
 fn files(home: &Path, case: &Case) {
     let mut key = Vec::new();
     zkey::write(&case.key, &mut key).unwrap();
@@ -127,7 +128,7 @@ fn a_proof_by_files_and_its_fallback() {
     }
 }
 
-/// A worker at work, ended at the end.
+/// A running worker, killed when dropped.
 struct Worker(Child);
 
 impl Drop for Worker {
@@ -137,7 +138,7 @@ impl Drop for Worker {
     }
 }
 
-/// A job whose device dies under it is done all the same, and the next one is proved on the device again.
+/// A job whose device dies under it is done anyway, and the next one is proved on the device again.
 #[test]
 fn a_worker_whose_device_dies_loses_an_attempt_and_no_job() {
     let (home, twin) = (tempfile::tempdir().unwrap(), Twin::new());

@@ -1,4 +1,4 @@
-//! Commitments through the border, equal to the processor's.
+//! Commitments through the child process equal those of the CPU backend.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use prover_worker::model::StopToken;
 
 use super::{Case, Twin, circuits_of_others, commit, own_circuits, squarings};
 
-/// Commitments twice in a row with one loaded key, equal to the processor's.
+/// Computes commitments twice in a row with one loaded key, and compares them with those of the CPU backend.
 fn same_as_the_processor(backend: &dyn Backend, case: &Case) {
     let expected = case.expected();
     let loaded = backend.load(case.key.clone()).unwrap_or_else(|e| panic!("{}: {e}", case.name));
@@ -18,7 +18,7 @@ fn same_as_the_processor(backend: &dyn Backend, case: &Case) {
     }
 }
 
-/// On devices with streams whose little free memory makes them sum in pieces, and on the plain processor.
+/// On devices with streams and so little free memory that they sum in pieces, and on the plain CPU device.
 #[test]
 fn the_circuits_of_the_project() {
     let twin = Twin::new();
@@ -45,8 +45,8 @@ fn the_circuits_of_others() {
     }
 }
 
-/// Domains that grow and shrink need another domain of transforms, and keys that were loaded before stay sound. The
-/// largest has sums in pieces.
+/// Domains that grow and shrink need new domains of transforms, and keys that were loaded before stay valid. The
+/// largest sums in pieces.
 #[test]
 fn keys_of_any_size_side_by_side() {
     let twin = Twin::new();
@@ -66,7 +66,7 @@ fn every_device_of_the_type_is_found_and_passes_the_self_test() {
     found.iter().for_each(|device| selftest::run(device.as_ref()).unwrap());
 }
 
-/// A worker has two proofs on a device at once; the device gets them one by one.
+/// A worker runs two proofs on a device at once; the device gets them one by one.
 #[test]
 fn proofs_at_once_do_not_disturb_each_other() {
     let twin = Twin::new();

@@ -1,5 +1,5 @@
-//! The house rules that the compiler does not know: which room may use which, where `unsafe` and the environment may
-//! be touched, and that no stub is left. The sources are read as text, so the check costs no build of its own.
+//! The house rules that the compiler does not know: which module may use which, where `unsafe` and the environment may
+//! be used, and that no stub is left. The sources are read as text, so the check needs no build of its own.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,13 +10,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rules::{ARROWS, check, may_use};
+use rules::{ARROWS, check, long_comments, may_use};
 
 fn src() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }
 
-/// Every `.rs` file under `dir`, as (path below it, text).
+/// Returns every `.rs` file below `dir`, as (path below it, text).
 fn files(dir: &Path) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut left = vec![dir.to_path_buf()];
@@ -35,7 +35,7 @@ fn files(dir: &Path) -> Vec<(String, String)> {
     found
 }
 
-/// Layer of each room, from the table in the crate's documentation.
+/// Returns the layer of each room, from the table in the crate's documentation.
 fn layers() -> Vec<(String, u32)> {
     let lib = fs::read_to_string(src().join("lib.rs")).unwrap();
     let mut out = Vec::new();
@@ -56,7 +56,7 @@ fn the_sources_keep_the_rules() {
     assert!(broken.is_empty(), "{} broken rules:\n{}", broken.len(), broken.join("\n"));
 }
 
-/// Tests and benches that drive a device do so by `src/backend`.
+/// Tests and benches that drive a device do so through `src/backend`.
 #[test]
 fn what_is_not_below_src_has_no_unsafe() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -65,6 +65,27 @@ fn what_is_not_below_src_has_no_unsafe() {
     let has_unsafe = |text: &str| source::tokens(text).iter().any(|(token, _)| *token == source::Token::Word("unsafe"));
     let found: Vec<_> = texts.iter().filter(|(_, text)| has_unsafe(text)).map(|(name, _)| name).collect();
     assert!(texts.len() > 40 && found.is_empty(), "unsafe outside src/backend: {found:?}");
+}
+
+/// Comments are no wider than code. rustfmt does not wrap them.
+#[test]
+fn no_comment_is_wider_than_the_code() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders = ["src", "tests", "benches"];
+    let texts = folders.iter().flat_map(|folder| files(&root.join(folder)).into_iter().map(move |file| (folder, file)));
+    let long: Vec<String> =
+        texts.flat_map(|(folder, (name, text))| long_comments(&format!("{folder}/{name}"), &text)).collect();
+    assert!(long.is_empty(), "{} comment lines are too long:\n{}", long.len(), long.join("\n"));
+}
+
+#[test]
+fn planted_long_comments_are_caught() {
+    let (words, url) = ("word ".repeat(30), format!("https://example.org/{}", "a".repeat(120)));
+    let text = format!("/// {words}\nfn f() {{}}\n    // {words}\n//! {url}\n// see {url}\n// {}\n", "ö".repeat(117));
+    assert_eq!(
+        long_comments("src/a.rs", &text),
+        ["src/a.rs:1: 153 columns", "src/a.rs:3: 156 columns", "src/a.rs:5: 147 columns"]
+    );
 }
 
 #[test]
@@ -90,7 +111,7 @@ fn the_table_the_arrows_and_the_modules_name_the_same_rooms() {
     assert_eq!(modules, arrows, "`pub mod` lines against the arrows in this test");
 }
 
-/// Broken rules of one planted file.
+/// Returns the rules that one planted file breaks.
 fn planted(name: &str, text: &str) -> String {
     check(name, text).join("\n")
 }

@@ -2,7 +2,8 @@
 
 use crate::source::{Token, module, paths, tokens};
 
-/// Which rooms a room may use. `main` may use `cli` alone, programs in `bin` `prover`; the root (`lib.rs`) only declares.
+/// Which rooms a room may use. `main` may use only `cli`, programs in `bin` only `prover`; the root (`lib.rs`) only
+/// declares modules.
 pub const ARROWS: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("formats", &["model"]),
@@ -74,7 +75,7 @@ pub const ARROWS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Whether `from` may use `to`.
+/// Returns whether `from` may use `to`.
 pub fn may_use(from: &str, to: &str) -> bool {
     let allowed: &[&str] = match from {
         "main" => &["cli"],
@@ -88,7 +89,7 @@ fn is_room(name: &str) -> bool {
     ARROWS.iter().any(|(r, _)| *r == name)
 }
 
-/// The rules that the file `name` (below `src`) with this text breaks, each as `file:line: what`.
+/// Returns the rules that the file `name` (below `src`) with this text breaks, each as `file:line: what`.
 pub fn check(name: &str, text: &str) -> Vec<String> {
     let module = module(name);
     let room = module.first().map_or("lib", String::as_str);
@@ -103,7 +104,8 @@ pub fn check(name: &str, text: &str) -> Vec<String> {
     for path in paths(&module, &tokens) {
         let mut segments = path.segments.iter().map(String::as_str);
         match (segments.next(), segments.next(), segments.next()) {
-            // The program's own place and the target's constants are not the environment, nor are arguments where they are read.
+            // The program's own path and the target's constants are not the environment, nor are arguments where they
+            // are read.
             (Some("std"), Some("env"), Some("current_exe" | "consts")) => {}
             (Some("std"), Some("env"), Some("args_os")) if room == "prover" => {}
             (Some("std"), Some("env"), _) if !env_allowed => {
@@ -139,4 +141,20 @@ pub fn check(name: &str, text: &str) -> Vec<String> {
         }
     }
     broken
+}
+
+/// Returns the comment lines of a file that are longer than 120 columns, each as `file:line: columns`. A URL alone on
+/// its line may be longer.
+pub fn long_comments(file: &str, text: &str) -> Vec<String> {
+    let mut long = Vec::new();
+    for (n, line) in text.lines().enumerate() {
+        let comment = line.trim_start();
+        let words = comment.trim_start_matches(['/', '!']).trim();
+        let is_url = words.contains("://") && !words.contains(' ');
+        let columns = line.trim_end().chars().count();
+        if comment.starts_with("//") && columns > 120 && !is_url {
+            long.push(format!("{file}:{}: {columns} columns", n + 1));
+        }
+    }
+    long
 }

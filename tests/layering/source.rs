@@ -1,7 +1,7 @@
-//! Rust source as tokens, and the paths written in it. Only as much of the language as the rules need: comments,
+//! Rust source as tokens, and the paths written in it. Covers only as much of the language as the rules need: comments,
 //! strings and characters are skipped, `use` groups and `super` are resolved.
 
-/// What a token is.
+/// A token.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Token<'a> {
     /// An identifier or keyword.
@@ -12,7 +12,7 @@ pub enum Token<'a> {
     Mark(char),
 }
 
-/// A token and the line it stands on, from 1.
+/// A token and its line, from 1.
 pub type At<'a> = (Token<'a>, usize);
 
 /// A path as written, resolved as far as the text allows.
@@ -51,7 +51,7 @@ pub fn tokens(text: &str) -> Vec<At<'_>> {
     out
 }
 
-/// Length of the comment, string or character that `rest` begins with.
+/// Returns the length of the comment, string or character that `rest` begins with.
 fn skip(rest: &str) -> Option<usize> {
     if rest.starts_with("//") {
         return Some(rest.find('\n').unwrap_or(rest.len()));
@@ -82,7 +82,7 @@ fn skip(rest: &str) -> Option<usize> {
     None
 }
 
-/// Length of the nested block comment that `rest` begins with.
+/// Returns the length of the nested block comment that `rest` begins with.
 fn block_comment(rest: &str) -> usize {
     let (mut depth, mut at) = (0, 0);
     while at < rest.len() {
@@ -100,7 +100,7 @@ fn block_comment(rest: &str) -> usize {
     rest.len()
 }
 
-/// Length of the text between two `quote`s that `rest` begins with, backslash escapes respected.
+/// Returns the length of the text between two `quote`s that `rest` begins with, taking backslash escapes into account.
 fn quoted(rest: &str, quote: char) -> usize {
     let mut escaped = false;
     for (n, c) in rest.char_indices().skip(1) {
@@ -114,18 +114,18 @@ fn quoted(rest: &str, quote: char) -> usize {
     rest.len()
 }
 
-/// Module path of a file below `src`: `a/b.rs` and `a/b/mod.rs` are both `[a, b]`, `lib.rs` is the root.
+/// Returns the module path of a file below `src`: `a/b.rs` and `a/b/mod.rs` are both `[a, b]`, `lib.rs` is the root.
 pub fn module(file: &str) -> Vec<String> {
     let stem = file.trim_end_matches(".rs");
     let stem = stem.strip_suffix("/mod").unwrap_or(stem);
     if stem == "lib" { Vec::new() } else { stem.split('/').map(str::to_owned).collect() }
 }
 
-/// Every path in `tokens` that begins with `crate`, `self`, `super`, this crate's own name or `std`, groups written
-/// out. Those of the crate begin with `crate` in the result.
+/// Returns every path in `tokens` that begins with `crate`, `self`, `super`, this crate's own name or `std`, with
+/// groups expanded. Those of the crate begin with `crate` in the result.
 pub fn paths(module: &[String], tokens: &[At<'_>]) -> Vec<Path> {
     let mut out = Vec::new();
-    // The inline modules around the present token: name and the depth of braces they were opened at.
+    // The inline modules around the current token, each with the depth of braces at which it was opened.
     let mut inline: Vec<(String, usize)> = Vec::new();
     let mut depth = 0_usize;
     let mut at = 0;
@@ -166,7 +166,7 @@ pub fn paths(module: &[String], tokens: &[At<'_>]) -> Vec<Path> {
     out
 }
 
-/// The module above; the root stays.
+/// Returns the parent module; that of the root is the root.
 fn parent(mut path: Vec<String>) -> Vec<String> {
     if path.len() > 1 {
         path.pop();
@@ -174,7 +174,7 @@ fn parent(mut path: Vec<String>) -> Vec<String> {
     path
 }
 
-/// Follows `::segment…` from `at`, adds what it finds to `out`, and answers where it stopped.
+/// Follows `::segment…` from `at`, adds the paths to `out`, and returns the index where it stopped.
 fn follow(tokens: &[At<'_>], mut at: usize, mut path: Vec<String>, out: &mut Vec<Path>) -> usize {
     let mut line = tokens.get(at).map_or(0, |t| t.1);
     while let [(Token::PathSep, _), (next, next_line), ..] = tokens.get(at..).unwrap_or_default() {
@@ -185,7 +185,7 @@ fn follow(tokens: &[At<'_>], mut at: usize, mut path: Vec<String>, out: &mut Vec
             Token::Word(w) => path.push((*w).to_owned()),
             Token::Mark('*') => path.push("*".to_owned()),
             Token::Mark('{') => return group(tokens, at + 2, &path, out),
-            // A turbofish or the like: the path is over.
+            // A turbofish or the like ends the path.
             _ => break,
         }
         at += 2;
@@ -194,7 +194,7 @@ fn follow(tokens: &[At<'_>], mut at: usize, mut path: Vec<String>, out: &mut Vec
     at
 }
 
-/// The elements of a group, from behind its `{`; answers the place behind its `}`.
+/// Adds the elements of a group, from after its `{`, to `out`, and returns the index after its `}`.
 fn group(tokens: &[At<'_>], mut at: usize, base: &[String], out: &mut Vec<Path>) -> usize {
     while let Some((token, line)) = tokens.get(at) {
         at = match token {

@@ -1,5 +1,5 @@
-//! The protocol of jobs as a model: every interleaving of submitters, workers, the reconciler and what befalls them,
-//! within bounds. That the checker has teeth is shown by protocols that are wrong in one place.
+//! The job protocol as a model: every interleaving of submitters, workers, the reconciler and faults, within bounds.
+//! Protocols that are wrong in one place show that the checker finds violations.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod model;
@@ -19,7 +19,7 @@ use stateright::{Checker, HasDiscoveries, Model, Path};
 
 type Found = Option<Path<model::State, Action>>;
 
-/// Checks every property in every state, then that every state has a way to the end.
+/// Checks every property in every state, then that every state has a path to the end.
 fn holds(model: Protocol) {
     let begun = std::time::Instant::now();
     let checker = model.clone().checker().threads(2).spawn_bfs().join();
@@ -36,7 +36,7 @@ fn holds(model: Protocol) {
     assert_eq!(reach.stuck, None, "{} stuck states, the first: {:?}", reach.stuck_states, reach.at);
 }
 
-/// A way to a state that breaks a property.
+/// Returns a path to a state that violates a property.
 fn breaks(model: Protocol, property: &'static str) -> Found {
     let only = HasDiscoveries::AnyOf(BTreeSet::from([property]));
     model.checker().threads(2).finish_when(only).spawn_bfs().join().discovery(property)
@@ -56,7 +56,7 @@ fn one_job_and_three_workers_survive_every_three_faults() {
     holds(Protocol::new(1, 3, 3, 2));
 }
 
-/// The queue is disposable: acknowledging before the work loses nothing either, for the store knows.
+/// The queue is disposable: acknowledging before the work loses nothing either, because the store has the job.
 #[test]
 fn early_acknowledgements_lose_nothing_while_there_is_a_reconciler() {
     holds(Protocol { ack_first: true, ..Protocol::new(2, 2, 2, 1) });
@@ -132,7 +132,7 @@ fn a_requeue_that_forgets_the_fencing_token_is_caught() {
     breaks(broken(Mutation::RequeueResetsAttempt), ATTEMPT_GROWS).expect("a token that shrank");
 }
 
-/// Paths with more of everything than the search could bear.
+/// Paths with more of everything than an exhaustive search could handle.
 fn long() -> Protocol {
     Protocol::new(2, 3, 40, 8)
 }
@@ -146,13 +146,13 @@ async fn walk(model: &Protocol, keep_failed_inputs: Duration) -> Walked {
     walked
 }
 
-/// The model's store and a real one say the same, along paths that no fault spares.
+/// The model's store and a real one agree along paths with every fault.
 #[tokio::test]
 async fn the_sqlite_store_does_what_the_model_says() {
     for keep in [Duration::ZERO, Duration::from_secs(3600)] {
         let walked = walk(&long(), keep).await;
         println!("{walked:?}");
-        // Enough of everything for the comparison to mean something.
+        // Enough of each for the comparison to be meaningful.
         let seen = [walked.done, walked.reclaimed, walked.refused, walked.requeued, walked.expired];
         assert!(seen.iter().all(|n| *n >= 10), "{walked:?}");
     }

@@ -1,25 +1,24 @@
-//! The protocol of jobs between store, queue and workers, as a model: each action is one call of the traits `Store` and
-//! `Queue`, one step of a worker, or something the world does to them.
+//! The job protocol between store, queue and workers, as a model: each action is one call of the traits `Store` and
+//! `Queue`, one step of a worker, or a fault.
 //!
-//! The store's rows are exact in what the protocol turns on. The queue is what its trait promises and no more: ids that
-//! wait, and ids that died with the worker that had them. Times are events: a lease lapses, a retry's time comes, a
-//! start-by passes. Workers are alike and so are
-//! jobs: states that differ in their order alone are one state.
+//! The store's rows are exact in what the protocol depends on. The queue is what its trait promises and no more: ids
+//! that wait, and ids that died with their worker. Times are events: a lease lapses, a retry's time comes, a start-by
+//! passes. Workers are interchangeable and so are jobs: states that differ only in their order are one state.
 
 use stateright::{Model, Property};
 
-/// Most jobs of a model.
+/// Maximum number of jobs in a model.
 pub const JOBS: usize = 2;
-/// Most workers of a model.
+/// Maximum number of workers in a model.
 pub const WORKERS: usize = 3;
-/// Workers that a job may take down. Fewer than in life, where a path to it would be too long.
+/// Workers that a job may kill. Fewer than in reality, where a path to the limit would be too long.
 pub const POISON: u8 = 2;
-/// Attempts at transient faults, as above.
+/// Attempts at transient faults, also fewer than in reality.
 pub const TRANSIENT_ATTEMPTS: u8 = 2;
 
 /// A job's number.
 pub type J = usize;
-/// A worker's number: its place in the present state.
+/// A worker's number: its index in the current state.
 pub type W = usize;
 
 /// States of a job's row.
@@ -56,7 +55,7 @@ pub struct Job {
     pub input: bool,
     /// The attempt whose result it has; 0 for none.
     pub result_of: u8,
-    /// Its submitter has yet to tell the queue.
+    /// Its submitter has not pushed it to the queue yet.
     pub unpushed: bool,
 }
 
@@ -74,7 +73,7 @@ const ABSENT: Job = Job {
     unpushed: false,
 };
 
-/// What a guarded change answers.
+/// Answer of a guarded change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Held {
     Yes { cancel: bool },
@@ -88,18 +87,18 @@ pub enum Failing {
     Never,
     /// A transient fault, tried again within its budget.
     Transient,
-    /// A job that took too many workers down.
+    /// A job that killed too many workers.
     Poison,
 }
 
 /// The store's methods.
 impl Job {
-    /// Whether this attempt holds.
+    /// Returns whether this attempt holds the job.
     pub fn holds(&self, attempt: u8) -> bool {
         self.row == Row::Running && self.attempt == attempt
     }
 
-    /// Whether `due` names it.
+    /// Returns whether `due` lists the job.
     pub fn is_due(&self) -> bool {
         match self.row {
             Row::Queued => self.due && !self.late,
@@ -137,7 +136,7 @@ impl Job {
         Some(self.attempt)
     }
 
-    /// A change by the holder alone.
+    /// A change that only the holder may make.
     fn guarded(&mut self, attempt: u8, change: impl FnOnce(&mut Self)) -> Held {
         if !self.holds(attempt) {
             return Held::Lost;
@@ -223,11 +222,11 @@ pub enum Step {
     Claimed,
     Witnessed,
     Proved,
-    /// Whatever the end, the worker is through with it and has yet to acknowledge the delivery.
+    /// The attempt has ended, in whatever way; the worker has yet to acknowledge the delivery.
     Ended,
 }
 
-/// What a worker has in hand.
+/// What a worker holds.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Hand {
     Idle,
@@ -237,9 +236,9 @@ pub enum Hand {
         job: J,
         attempt: u8,
         step: Step,
-        /// It has heard that the job is to be cancelled.
+        /// It knows that the job is to be cancelled.
         told: bool,
-        /// The claim said that the job has taken down too many workers.
+        /// The claim reported that the job has killed too many workers.
         poison: bool,
     },
     Dead,
@@ -261,8 +260,8 @@ impl Worker {
         }
     }
 
-    /// Whether it runs and works on this attempt.
-    fn tends(&self, j: J, now: u8) -> bool {
+    /// Returns whether the worker runs and works on this attempt.
+    fn works_on(&self, j: J, now: u8) -> bool {
         let Hand::Holding { job, attempt, step, .. } = self.hand else { return false };
         !self.frozen && job == j && attempt == now && step != Step::Ended
     }
@@ -272,30 +271,30 @@ impl Worker {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Breach {
-    /// A finish was taken of a job that had a result, or from an attempt that did not hold.
+    /// A finish was accepted for a job that had a result, or from an attempt that did not hold.
     DoubleFinish = 1,
-    /// A final state was left (but a failed or cancelled job may be queued again by a person).
+    /// A final state was left (other than by requeueing a failed or cancelled job).
     FinalLeft = 2,
-    /// The fencing token shrank.
+    /// The fencing token decreased.
     AttemptShrank = 4,
     /// A job was handed out although its cancellation was requested.
     CancelledRan = 8,
-    /// An attempt that did not hold changed something, or was not told.
+    /// An attempt that did not hold changed something, or was not told so.
     StaleHeard = 16,
 }
 
-/// All there is.
+/// The state of the whole model.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct State {
     pub jobs: [Job; JOBS],
-    /// Ids that wait in the queue.
+    /// How often each id waits in the queue.
     pub waiting: [u8; JOBS],
-    /// Ids handed to workers that died.
+    /// How often each id was handed to a worker that died.
     pub orphaned: [u8; JOBS],
     pub workers: [Worker; WORKERS],
-    /// Faults still to come.
+    /// Faults left.
     pub faults: u8,
-    /// Cancels and requeues still to come.
+    /// Cancels and requeues left.
     pub wishes: u8,
     /// Bits of [`Breach`].
     pub breaches: u8,
@@ -327,7 +326,7 @@ pub enum Action {
     ConfirmCancel(W),
     Ack(W),
     Start(W),
-    // Care.
+    // Housekeeping.
     Due(J),
     Sweep(J),
     Upkeep(J),
@@ -340,24 +339,24 @@ pub enum Action {
     Crash(W),
     Freeze(W),
     Thaw(W),
-    /// The store is out of reach until the worker gives up writing the end of its attempt.
+    /// The store is out of reach until the worker gives up recording the end of its attempt.
     Outage(W),
     Flush,
     Duplicate(J),
 }
 
-/// A protocol that is wrong in one place.
+/// A way in which a protocol can be wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mutation {
-    /// `finish` looks at the id alone.
+    /// `finish` checks only the id.
     FinishUnfenced,
     /// `finish` leaves the input.
     FinishKeepsInput,
-    /// `heartbeat` renews whatever lease there is.
+    /// `heartbeat` renews any lease.
     HeartbeatUnfenced,
     /// `claim` takes a lapsed job although its cancellation was requested.
     ClaimIgnoresCancel,
-    /// `requeue` counts attempts from nought.
+    /// `requeue` counts attempts from zero.
     RequeueResetsAttempt,
 }
 
@@ -366,16 +365,16 @@ pub enum Mutation {
 pub struct Protocol {
     pub jobs: usize,
     pub workers: usize,
-    /// Faults in all: crashes, freezes, leases that lapse under a living worker, failed attempts, drains, lost and
-    /// repeated deliveries, outages.
+    /// Total number of faults: crashes, freezes, leases that lapse under a living worker, failed attempts, drains, lost
+    /// and repeated deliveries, outages.
     pub faults: u8,
-    /// Cancels and requeues in all.
+    /// Total number of cancels and requeues.
     pub wishes: u8,
     /// Whether there is a reconciler.
     pub reconcile: bool,
     /// Whether a delivery is acknowledged as soon as it is taken.
     pub ack_first: bool,
-    /// The only faults there are, unless all are.
+    /// The only faults that happen; all if `None`.
     pub only: Option<fn(Action) -> bool>,
     pub broken: Option<Mutation>,
 }
@@ -401,7 +400,7 @@ impl Protocol {
         state
     }
 
-    /// The one state that stands for all those that differ from it in the order of jobs and workers.
+    /// Replaces the state by the representative of all that differ only in the order of jobs and workers.
     fn canonical(&self, s: &mut State) {
         let key = |j: J| (s.jobs[j], s.waiting[j], s.orphaned[j]);
         if self.jobs == 2 && key(0) > key(1) {
@@ -417,12 +416,12 @@ impl Protocol {
         s.workers.sort_unstable();
     }
 
-    /// Whether every job has come to its end.
+    /// Returns whether every job has ended.
     pub fn is_over(&self, state: &State) -> bool {
         state.jobs[..self.jobs].iter().all(|job| job.row.is_final())
     }
 
-    /// Whether this happens by itself, without a fault, a wish, or the return of a worker that was stopped.
+    /// Returns whether this happens by itself, without a fault, a cancel or requeue, or the return of a stopped worker.
     pub fn goes_by_itself(&self, before: &State, action: Action, after: &State) -> bool {
         before.faults == after.faults && before.wishes == after.wishes && !matches!(action, Action::Thaw(_))
     }
@@ -459,19 +458,19 @@ impl Protocol {
             may(job.row == Row::Queued && !job.due, Action::RunAt(j));
             let unbegun = job.row == Row::Queued && job.attempt == 0 && !job.late;
             may(unbegun && fault, Action::StartBy(j));
-            let tended = s.workers.iter().any(|w| w.tends(j, job.attempt));
-            may(job.row == Row::Running && !job.lapsed && (!tended || fault), Action::Lapse(j));
+            let worked_on = s.workers.iter().any(|w| w.works_on(j, job.attempt));
+            may(job.row == Row::Running && !job.lapsed && (!worked_on || fault), Action::Lapse(j));
             may(fault && job.row != Row::Absent && s.waiting[j] < 2, Action::Duplicate(j));
         }
         if fault && s.waiting.iter().chain(&s.orphaned).any(|n| *n > 0) {
             out.push(Action::Flush);
         }
         let awake = s.workers.iter().filter(|w| !w.frozen && w.hand != Hand::Dead).count();
-        // Those beyond the model's number are dead for ever and first or last among their like.
+        // Those beyond the model's number are permanently dead, and first or last among equals.
         let dead = s.workers.iter().filter(|w| w.hand == Hand::Dead).count();
         for w in 0..WORKERS {
             let worker = s.workers[w];
-            // Alike in every way to the one before: the same again.
+            // Equal to the previous one in every way: it would lead to the same states.
             if w > 0 && s.workers[w - 1] == worker {
                 continue;
             }
@@ -520,15 +519,14 @@ impl Protocol {
         }
     }
 
-    /// The state after an action that [`Self::enabled`] named, as the one that stands for its like; `None` if nothing
-    /// changes.
+    /// Returns the representative of the state after an action that [`Self::enabled`] named; `None` if nothing changes.
     pub fn after(&self, before: &State, action: Action) -> Option<State> {
         let mut s = self.step(before, action)?;
         self.canonical(&mut s);
         (s != *before).then_some(s)
     }
 
-    /// The state after an action, jobs and workers in their places.
+    /// Returns the state after an action, without reordering jobs and workers.
     pub fn step(&self, before: &State, action: Action) -> Option<State> {
         let mut s = before.clone();
         match action {
@@ -632,7 +630,7 @@ impl Protocol {
         if taken && (old.result_of != 0 || !held) {
             s.breaches |= Breach::DoubleFinish as u8;
         }
-        // What an ended attempt knew is of no more use: fewer states.
+        // An ended attempt has no more use for these; dropping them means fewer states.
         let (told, poison) = if step == Step::Ended { (false, false) } else { (told, poison) };
         let attempt = if step == Step::Ended { 0 } else { attempt };
         s.workers[w].hand = Hand::Holding { job: j, attempt, step, told, poison };
@@ -644,7 +642,7 @@ impl Protocol {
 
     fn is_fault(&self, before: &State, action: Action) -> bool {
         match action {
-            Action::Lapse(j) => before.workers.iter().any(|w| w.tends(j, before.jobs[j].attempt)),
+            Action::Lapse(j) => before.workers.iter().any(|w| w.works_on(j, before.jobs[j].attempt)),
             Action::Fail(_, how) => how != Failing::Poison,
             Action::SubmitterDies(_)
             | Action::StartBy(_)
@@ -713,7 +711,7 @@ impl Model for Protocol {
                 };
                 (0..JOBS).all(|j| holders(j) <= 1)
             }),
-            // That the model goes where it should.
+            // The model gets where it should.
             Property::sometimes("all is done", |model, s: &State| {
                 s.jobs[..model.jobs].iter().all(|job| job.row == Row::Done)
             }),

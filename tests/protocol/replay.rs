@@ -1,7 +1,7 @@
-//! A store led along random paths of the model: row for row, answer for answer, they agree.
+//! A store driven along random paths of the model: they agree row for row, answer for answer.
 //!
-//! Nothing here waits. A lease that lapses is one renewed for no time by its holder; a retry is due at once, and the
-//! model's clock follows; whether a job's time to be begun is over is settled as it is submitted.
+//! Nothing here waits. A lease lapses because its holder renews it for no time; a retry is due at once, and the model's
+//! clock follows; whether a job's start-by has passed is decided when it is submitted.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::model::{self, Action, Failing, Hand, Protocol, Row, State};
 const LONG: Duration = Duration::from_secs(3600);
 const INPUT: Input<'static> = Input { bytes: b"{\"a\": \"3\"}", key: "" };
 
-/// Numbers that look random and are the same each time.
+/// A deterministic source of random-looking numbers.
 struct Dice(u64);
 
 impl Dice {
@@ -29,22 +29,22 @@ impl Dice {
     }
 }
 
-/// What a walk was made of.
+/// What happened on the walks.
 #[derive(Default, Debug)]
 pub struct Walked {
     pub steps: usize,
     pub done: usize,
-    /// Claims that got nothing and changes by attempts that did not hold.
+    /// Claims without a job, and changes by attempts that did not hold.
     pub refused: usize,
-    /// Lapsed jobs claimed.
+    /// Lapsed jobs claimed again.
     pub reclaimed: usize,
     pub requeued: usize,
-    /// Failed before they were begun.
+    /// Jobs that failed before they were begun.
     pub expired: usize,
 }
 
-/// Walks `paths` paths of the model, of at most `length` actions each, and compares after each action. `kept` says whether failed jobs of
-/// this store keep their inputs for longer than the walk, or not at all.
+/// Walks `paths` paths of the model, of at most `length` actions each, and compares after each action. `kept` says
+/// whether this store keeps the inputs of failed jobs for longer than the walk, or not at all.
 pub async fn walk(store: &dyn Store, model: &Protocol, kept: bool, paths: u64, length: usize) -> Walked {
     let circuit = Circuit {
         name: circuit(),
@@ -65,7 +65,7 @@ pub async fn walk(store: &dyn Store, model: &Protocol, kept: bool, paths: u64, l
             Walk { store, kept, model: model.clone(), state, ids, dice, way: Vec::new(), walked: &mut walked };
         for _ in 0..length {
             let Some(action) = walk.choose() else { break };
-            walk.go(action).await;
+            walk.step(action).await;
         }
         walk.end().await;
     }
@@ -88,7 +88,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// The next action: any, but for what time alone does.
+    /// Returns the next action: any, except those that only time brings about.
     fn choose(&mut self) -> Option<Action> {
         let mut actions = Vec::new();
         self.model.enabled(&self.state, &mut actions);
@@ -111,8 +111,8 @@ impl Walk<'_> {
         self.state = self.model.step(&self.state, action).unwrap_or_else(|| self.state.clone());
     }
 
-    /// Does it to the model and to the store.
-    async fn go(&mut self, action: Action) {
+    /// Applies the action to the model and to the store.
+    async fn step(&mut self, action: Action) {
         let before = self.state.clone();
         let mut late = false;
         if let Action::Submit(_) = action {
@@ -137,7 +137,7 @@ impl Walk<'_> {
                 };
                 let first = store.submit(&new, INPUT).await.unwrap();
                 assert!(matches!(first, Submitted::Created(_)));
-                // Once more: nothing happens.
+                // Repeating it has no effect.
                 let again = store.submit(&new, INPUT).await.unwrap();
                 assert!(matches!(again, Submitted::Existing(_)), "{:?}", self.way);
             }
@@ -161,7 +161,7 @@ impl Walk<'_> {
             Action::Sweep(_) => {
                 let swept = store.sweep(100).await.unwrap();
                 self.walked.expired += swept.expired.len();
-                // Of all jobs.
+                // Sweeps all jobs.
                 for j in 0..self.model.jobs {
                     if self.state.jobs[j].late {
                         self.apply(Action::Sweep(j));
@@ -169,7 +169,7 @@ impl Walk<'_> {
                 }
             }
             Action::Lapse(j) => {
-                let attempt = Attempt(before.jobs[j].attempt.into());
+                let attempt = self.token(j, before.jobs[j].attempt).await;
                 let answer = store.heartbeat(self.ids[j], attempt, Duration::ZERO, Stage::Prove, 0.5).await.unwrap();
                 assert_ne!(answer, Held::Lost, "{:?}", self.way);
             }
@@ -179,7 +179,7 @@ impl Walk<'_> {
             | Action::Fail(w, _)
             | Action::Release(w)
             | Action::ConfirmCancel(w) => self.guarded(&before, w, action).await,
-            // The store has no part in these.
+            // The store is not involved in these.
             _ => return,
         }
         if let Some(j) = self.state.jobs.iter().position(|job| job.row == Row::Queued && !job.due) {
@@ -202,7 +202,7 @@ impl Walk<'_> {
         match (self.state.workers[w].hand, claim) {
             (Hand::Idle, None) => self.walked.refused += 1,
             (Hand::Holding { attempt, .. }, Some(claim)) => {
-                assert_eq!(claim.job.attempt, Attempt(attempt.into()), "{:?}", self.way);
+                assert_eq!(claim.job.attempt.number, u32::from(attempt), "{:?}", self.way);
                 assert_eq!(claim.input[..], *INPUT.bytes, "{:?}", self.way);
                 assert_eq!(claim.job.worker, Some(worker), "{:?}", self.way);
                 self.walked.reclaimed += usize::from(before.jobs[j].row == Row::Running);
@@ -211,9 +211,14 @@ impl Walk<'_> {
         }
     }
 
+    /// The token of the attempt with this number at job `j`.
+    async fn token(&self, j: usize, number: u8) -> Attempt {
+        self.store.job(self.ids[j]).await.unwrap().unwrap().attempt.numbered(number.into())
+    }
+
     async fn guarded(&mut self, before: &State, w: model::W, action: Action) {
         let Hand::Holding { job: j, attempt, .. } = before.workers[w].hand else { unreachable!("a holder's") };
-        let (id, token) = (self.ids[j], Attempt(attempt.into()));
+        let (id, token) = (self.ids[j], self.token(j, attempt).await);
         let store = self.store;
         let answer = match action {
             Action::Heartbeat(_) => store.heartbeat(id, token, LONG, Stage::Prove, 0.5).await,
@@ -239,7 +244,7 @@ impl Walk<'_> {
         self.walked.done += usize::from(matches!(action, Action::Finish(_)) && expected != Held::Lost);
     }
 
-    /// Whether model and store say the same of every job, of what is due and of the inputs held.
+    /// Asserts that model and store agree on every job, on what is due and on the inputs held.
     async fn compare(&mut self) {
         let due: Vec<JobId> = self.store.due(100).await.unwrap().into_iter().map(|d| d.id).collect();
         for (j, row) in self.state.jobs.iter().enumerate().take(self.model.jobs) {
@@ -255,7 +260,7 @@ impl Walk<'_> {
                 Row::Failed => JobState::Failed,
                 Row::Cancelled => JobState::Cancelled,
             };
-            let store = (job.state, job.attempt.0, job.cancel_requested, job.tries.lost, job.tries.transient);
+            let store = (job.state, job.attempt.number, job.cancel_requested, job.tries.lost, job.tries.transient);
             let model = (state, row.attempt.into(), row.cancel, row.lost.into(), row.transient.into());
             assert_eq!(store, model, "job {j}, the store first, after {:?}", self.way);
             let made = (row.result_of > 0).then(|| result(row.result_of));
@@ -271,7 +276,8 @@ impl Walk<'_> {
     async fn end(self) {
         for (j, job) in self.state.jobs.iter().enumerate() {
             if job.row == Row::Running {
-                let held = self.store.finish(self.ids[j], Attempt(job.attempt.into()), &result(job.attempt)).await;
+                let token = self.token(j, job.attempt).await;
+                let held = self.store.finish(self.ids[j], token, &result(job.attempt)).await;
                 assert_ne!(held.unwrap(), Held::Lost, "{:?}", self.way);
                 continue;
             }
@@ -287,7 +293,7 @@ impl Walk<'_> {
     }
 }
 
-/// A result that tells whose it is.
+/// A result that shows whose it is.
 fn result(attempt: u8) -> JobResult {
     JobResult {
         proof_json: format!("proof of attempt {attempt}"),

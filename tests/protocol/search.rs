@@ -1,9 +1,9 @@
 //! Liveness, by exhaustive search.
 //!
-//! Stateright checks invariants well, but its `eventually` takes a path that ends in a cycle for one that is good, and
-//! this protocol has cycles everywhere. What is wanted is also more than that some path ends well: from *every* state
-//! that faults can lead to there must be a way on which each job ends, without a further fault, without anybody's help,
-//! and though stopped workers stay stopped. So the whole graph is built here, and walked backwards from its good ends.
+//! Stateright checks invariants well, but its `eventually` accepts a path that ends in a cycle, and this protocol has
+//! cycles everywhere. Besides, it is not enough that some path ends well: from *every* state that faults can lead to
+//! there must be a path on which each job ends, without a further fault, without outside help, and even if stopped
+//! workers stay stopped. So the whole graph is built here, and walked backwards from its good ends.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -11,7 +11,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use super::model::{Action, Protocol, State};
 
-/// Multiply and rotate: the keys are small and nobody's attack.
+/// Multiplies and rotates: the keys are small and not chosen by an attacker.
 #[derive(Default)]
 struct Quick(u64);
 
@@ -41,15 +41,15 @@ impl Hasher for Quick {
     }
 }
 
-/// What the search found.
+/// Result of the search.
 pub struct Reach {
-    /// States there are.
+    /// Number of states.
     pub states: usize,
-    /// A way to a state from which the jobs cannot all end, if there is one.
+    /// A path to a state from which the jobs cannot all end, if there is one.
     pub stuck: Option<Vec<Action>>,
     /// The stuck state.
     pub at: Option<State>,
-    /// Stuck states.
+    /// Number of stuck states.
     pub stuck_states: usize,
 }
 
@@ -58,7 +58,7 @@ pub fn search(model: &Protocol) -> Reach {
     let mut numbers: HashMap<State, u32, BuildHasherDefault<Quick>> = HashMap::default();
     let mut states = vec![model.initial()];
     let mut parents = vec![0u32];
-    // From and to, of what goes by itself.
+    // Edges (from, to) of actions that happen by themselves.
     let mut edges: Vec<(u32, u32)> = Vec::new();
     numbers.insert(model.initial(), 0);
     let mut actions = Vec::new();
@@ -108,7 +108,7 @@ pub fn search(model: &Protocol) -> Reach {
     }
 }
 
-/// The actions that lead to a state.
+/// Returns the actions that lead to a state.
 fn way(model: &Protocol, states: &[State], parents: &[u32], mut to: usize) -> Vec<Action> {
     let mut way = Vec::new();
     while to != 0 {

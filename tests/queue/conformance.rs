@@ -7,18 +7,17 @@ use std::time::{Duration, Instant};
 use prover_worker::model::{JobId, Priority};
 use prover_worker::queue::{Delivery, Offer, Queue};
 
-/// Makes empty queues.
+use crate::wait::HANG;
+
+/// Creates empty queues.
 pub trait Factory: Sync {
     type Queue: Queue;
     fn fresh(&self) -> impl Future<Output = Self::Queue> + Send;
-    /// Removes what the queues left.
+    /// Removes what the queues left behind.
     fn clean(&self) -> impl Future<Output = ()> + Send {
         async {}
     }
 }
-
-/// Long enough for anything that is going to happen; reached by failing tests only.
-pub const HANG: Duration = Duration::from_secs(60);
 
 macro_rules! suite {
     ($name:ident, $factory:expr) => {
@@ -61,7 +60,7 @@ macro_rules! suite {
 }
 pub(crate) use suite;
 
-/// The id that is offered.
+/// Returns the id that is offered.
 pub fn id_of(delivery: &Delivery) -> JobId {
     match &delivery.offer {
         Offer::Job(id) => *id,
@@ -73,14 +72,14 @@ pub async fn push(queue: &impl Queue, id: JobId, priority: i16) {
     queue.push(&[(id, Priority(priority))]).await.unwrap();
 }
 
-/// One delivery, if there is one now.
+/// Takes one delivery, if there is one now.
 pub async fn take(queue: &impl Queue) -> Option<Delivery> {
     let mut all = queue.pop(1, Duration::ZERO).await.unwrap();
     assert!(all.len() < 2);
     all.pop()
 }
 
-/// One delivery, as soon as there is one.
+/// Takes one delivery as soon as there is one.
 pub async fn take_soon(queue: &impl Queue) -> Delivery {
     queue.pop(1, HANG).await.unwrap().pop().expect("a delivery before the time-out")
 }
@@ -99,7 +98,7 @@ pub async fn pop_soon(queue: &impl Queue) -> JobId {
     id
 }
 
-/// Everything that waits, in order.
+/// Takes everything that waits, in order.
 pub async fn drain(queue: &impl Queue) -> Vec<JobId> {
     let mut ids = Vec::new();
     while let Some(id) = pop_now(queue).await {
@@ -178,7 +177,7 @@ pub async fn an_id_in_a_workers_hands_may_be_pushed_again(f: &impl Factory) {
     }
     assert_eq!(queue.depth().await.unwrap(), 1);
     queue.ack(&[held]).await.unwrap();
-    // The reconciler pushes it for the sake of a job that came back: the acknowledgement must not swallow that.
+    // The reconciler pushes it because the job came back: the acknowledgement must not swallow that.
     assert_eq!(pop_soon(&queue).await, id);
     assert_eq!(drain(&queue).await, []);
 }
@@ -214,9 +213,9 @@ pub async fn what_is_put_back_is_popped_again_in_its_band(f: &impl Factory) {
     assert_eq!(drain(&queue).await, [low]);
 }
 
-/// Whoever waited longest is not sent to the back of the line.
+/// Jobs that have waited longest are not sent to the back of the line.
 pub async fn what_comes_again_comes_before_what_is_new_in_its_band(f: &impl Factory) {
-    // Handed back while its delivery lasts, as by a worker that drains.
+    // Handed back while its delivery is still pending, as by a draining worker.
     let queue = f.fresh().await;
     let ids = ids(6);
     push(&queue, ids[0], 0).await;
@@ -228,7 +227,7 @@ pub async fn what_comes_again_comes_before_what_is_new_in_its_band(f: &impl Fact
     assert_eq!(queue.depth().await.unwrap(), 3);
     assert_eq!(drain(&queue).await, ids[..3]);
 
-    // Lost with its worker, put back, and due again; each in its band and in the order in which they came again.
+    // Lost with its worker, put back, and due again; each in its band and in the order in which they returned.
     for (id, priority) in ids.iter().zip([0, 0, 0, 0, 1, -1]) {
         push(&queue, *id, priority).await;
     }
@@ -242,7 +241,7 @@ pub async fn what_comes_again_comes_before_what_is_new_in_its_band(f: &impl Fact
     let last = JobId::new();
     queue.push_again(&[(last, Priority(-1))]).await.unwrap();
     let mut got = drain(&queue).await;
-    // When the time of one has come is for the queue to notice.
+    // The queue decides when a delayed one is due, so the order of these two may vary.
     assert_eq!(got.remove(0), ids[4]);
     assert_eq!(got[..2].iter().collect::<HashSet<_>>(), HashSet::from([&ids[0], &ids[1]]));
     assert_eq!(got[2..], [ids[2], ids[3], last, ids[5]]);
@@ -263,7 +262,7 @@ pub async fn what_comes_again_and_waits_already_moves_up_once(f: &impl Factory) 
     assert_eq!(queue.depth().await.unwrap(), 4, "none is there twice");
     assert_eq!(drain(&queue).await, [3, 1, 0, 2].map(|i: usize| ids[i]));
 
-    // Also where it waits again because somebody pushed it while a worker had it.
+    // Also if it waits again because it was pushed while a worker held it.
     push(&queue, ids[0], 0).await;
     let held = take(&queue).await.unwrap();
     push(&queue, ids[1], 0).await;
@@ -292,15 +291,15 @@ pub async fn a_delayed_id_comes_when_it_is_due(f: &impl Factory) {
     let start = Instant::now();
     queue.push_after(id, Priority(0), delay).await.unwrap();
     let early = take(&queue).await;
-    // On a machine that stopped for so long, it may be due already.
+    // On a machine that was paused for this long, it may be due already.
     if start.elapsed() < delay {
         assert!(early.is_none());
         assert_eq!(pop_soon(&queue).await, id);
     }
-    // The server's clock and this one may differ by the rounding of both.
+    // The clocks of the server and this process may differ by the rounding of both.
     assert!(start.elapsed() + Duration::from_millis(5) >= delay, "{:?}", start.elapsed());
 
-    // Waits now, and waits for its time: two offers, of which neither is lost. And a time that never comes.
+    // Offered now and with a delay: two offers, neither of which is lost. And a delay that never ends.
     let (now, never) = (JobId::new(), JobId::new());
     queue.push_after(never, Priority(0), Duration::MAX).await.unwrap();
     queue.push_after(now, Priority(0), Duration::ZERO).await.unwrap();
@@ -321,7 +320,7 @@ pub async fn delayed_ids_come_in_the_order_of_their_times(f: &impl Factory) {
     }
     assert_eq!(got, [1, 3, 2, 0].map(|i: usize| ids[i]));
 
-    // Due all at once, the band decides.
+    // All due at once: the band decides.
     queue.push_after(ids[0], Priority(-1), Duration::from_millis(1)).await.unwrap();
     queue.push_after(ids[1], Priority(1), Duration::from_millis(2)).await.unwrap();
     tokio::time::sleep(Duration::from_millis(10)).await;
@@ -334,7 +333,7 @@ pub async fn a_later_delay_replaces_the_earlier(f: &impl Factory) {
         let (queue, moved, began) = (f.fresh().await, JobId::new(), Instant::now());
         queue.push_after(moved, Priority(0), earlier).await.unwrap();
         queue.push_after(moved, Priority(0), Duration::from_secs(3600)).await.unwrap();
-        // On a machine that is held up for so long it may have been due before it was put off.
+        // On a machine that was paused for this long, it may have been due before it was delayed.
         if began.elapsed() < earlier {
             break (queue, moved);
         }
@@ -411,7 +410,7 @@ pub async fn each_of_many_waiting_poppers_gets_one(f: &impl Factory) {
 pub async fn a_dropped_pop_loses_no_id(f: &impl Factory) {
     let queue = Arc::new(f.fresh().await);
     for round in 0..200 {
-        // One popper is dropped at about the time of the push; the id must reach it or stay.
+        // One popper is dropped at about the time of the push; the id must reach it or stay in the queue.
         let quitter = tokio::spawn({
             let queue = queue.clone();
             async move { take_soon(&*queue).await }
@@ -444,9 +443,9 @@ pub async fn no_wake_up_is_lost_among_many_producers_and_poppers(f: &impl Factor
         let queue = queue.clone();
         poppers.spawn(async move {
             let mut got = Vec::new();
-            // Ends at the first stop mark, of which there is one for each.
+            // Ends at the first stop mark, of which there is one per popper.
             loop {
-                // Some waits are given up at once, as a worker's `select!` would.
+                // Some waits are abandoned at once, as by a worker's `select!`.
                 let delivery = match queue.pop(1, Duration::from_micros(50)).await.unwrap().pop() {
                     Some(d) => d,
                     None => take_soon(&*queue).await,

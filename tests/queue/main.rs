@@ -1,10 +1,12 @@
-//! What every queue must do, run over each implementation, and what each does beside.
+//! What every queue must do, run over each implementation, and what only one of them does.
 #![allow(clippy::unwrap_used)]
 
 mod conformance;
 mod memory;
 mod redis;
 mod server;
+#[path = "../support/wait.rs"]
+mod wait;
 
 /// Queues in memory.
 struct Memory;

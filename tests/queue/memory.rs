@@ -1,11 +1,12 @@
-//! The queue in memory alone.
+//! Tests of the queue in memory only.
 
 use std::time::Duration;
 
 use prover_worker::model::{JobId, Priority};
 use prover_worker::queue::{MemoryQueue, Queue};
 
-use crate::conformance::{HANG, drain, id_of, ids, pop_soon};
+use crate::conformance::{drain, id_of, ids, pop_soon};
+use crate::wait::HANG;
 
 #[tokio::test]
 async fn ids_come_by_exact_priority_then_age() {
@@ -42,7 +43,7 @@ async fn past_its_capacity_it_keeps_the_best_and_oldest() {
     assert_eq!(queue.depth().await.unwrap(), 3);
     assert_eq!(drain(&queue).await, [ids[1], ids[4], ids[0]]);
 
-    // What was forgotten may come back.
+    // A forgotten id may return.
     queue.push(&[(ids[5], Priority(-1))]).await.unwrap();
     assert_eq!(drain(&queue).await, [ids[5]]);
 }

@@ -1,4 +1,4 @@
-//! The queue on Redis alone: lost data, dead workers, producers' messages, access.
+//! Tests of the queue on Redis only: lost data, dead workers, producers' messages, access.
 
 use std::collections::HashSet;
 use std::process::Command;
@@ -9,10 +9,11 @@ use prover_worker::model::{JobId, JobState, Priority};
 use prover_worker::queue::{Delivery, EndNotice, Message, Offer, Queue, QueueError, RedisQueue, RedisSettings};
 use sha2::{Digest, Sha256};
 
-use crate::conformance::{Factory, HANG, drain, id_of, ids, pop_soon, push, take, take_soon};
+use crate::conformance::{Factory, drain, id_of, ids, pop_soon, push, take, take_soon};
 use crate::server::{Private, Shared, raw, settings, shared_url, soon, try_raw};
+use crate::wait::{HANG, until_async, until_async_ok};
 
-/// The scripts as they are sent, for what would otherwise take minutes.
+/// The script as it is sent, for tests that would otherwise take minutes.
 const UPKEEP: &str =
     concat!(include_str!("../../src/queue/redis/common.lua"), include_str!("../../src/queue/redis/upkeep.lua"));
 
@@ -35,22 +36,13 @@ async fn push_all(queue: &RedisQueue, ids: &[JobId]) -> Result<(), QueueError> {
     queue.push(&all).await
 }
 
-/// A call of `pop` that is given up as soon as the read for it has begun. (On a runtime of one thread, where the reader
-/// has its turn exactly when this yields.)
+/// Drops a call of `pop` as soon as its read has begun. Needs a runtime of one thread, on which the reader runs exactly
+/// when this yields.
 async fn ask_and_leave(queue: &RedisQueue) {
     tokio::select! {
         biased;
         got = queue.pop(1, HANG) => panic!("nothing can have been read yet, got {got:?}"),
         () = tokio::task::yield_now() => {}
-    }
-}
-
-/// Waits until `check` holds.
-async fn until<F: Future<Output = bool>>(what: &str, mut check: impl FnMut() -> F) {
-    let start = Instant::now();
-    while !check().await {
-        assert!(start.elapsed() < HANG, "{what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -69,13 +61,13 @@ async fn a_wiped_server_is_filled_again_by_the_next_push() {
     assert_eq!(queue.depth().await.unwrap(), 0);
     assert!(take(&*queue).await.is_none());
     queue.ack(&held[..1]).await.unwrap();
-    // What the store still has due.
+    // The jobs that are still due in the store.
     push_all(&queue, &ids[1..]).await.unwrap();
     assert_eq!(queue.depth().await.unwrap(), 9);
     let got: HashSet<_> = drain(&*queue).await.into_iter().collect();
     assert_eq!(got, ids[1..].iter().copied().collect());
 
-    // Who waits while it is wiped is woken all the same.
+    // A call that waits while the server is wiped is woken nevertheless.
     let waiting = tokio::spawn({
         let queue = queue.clone();
         async move { pop_soon(&*queue).await }
@@ -116,13 +108,13 @@ async fn a_deleted_stream_or_entry_is_noticed_at_the_next_push() {
     push_all(&queue, &ids).await.unwrap();
     assert_eq!(drain(&queue).await, [ids[2], ids[0], ids[1]]);
 
-    // Ids whose entries are gone, and which nobody pushes again, are forgotten by and by.
+    // Ids whose entries are gone, and which are not pushed again, are forgotten eventually.
     push_all(&queue, &ids).await.unwrap();
     let _deleted: u64 = raw(&shared_url(), &["DEL", &name]).await;
     queue.upkeep().await.unwrap();
     assert_eq!(raw::<u64>(&shared_url(), &["HLEN", &format!("{name}:ids")]).await, 0);
 
-    // And so are the bands of those whose times are.
+    // And so are the bands of ids whose times are gone.
     queue.push_after(ids[0], Priority(1), HANG * 10).await.unwrap();
     let bands = format!("{name}:delayed:priority");
     queue.upkeep().await.unwrap();
@@ -133,7 +125,8 @@ async fn a_deleted_stream_or_entry_is_noticed_at_the_next_push() {
     shared.clean().await;
 }
 
-/// A stream that is made anew within the millisecond may name an entry as the old one named another id's.
+/// A stream that is recreated within the same millisecond may give an entry the name that the old one gave to another
+/// id's.
 #[tokio::test]
 async fn another_ids_entry_is_not_taken_for_ones_own() {
     let shared = Shared::new();
@@ -182,7 +175,7 @@ async fn a_server_that_is_killed_and_comes_back_empty_is_used_again() {
     assert_eq!(got, ids.into_iter().collect());
     soon(|| queue.ping()).await;
 
-    // Nor does a call that will not wait hear of an old failure for ever.
+    // Nor does a call that does not wait report an old failure forever.
     server.kill();
     assert!(queue.pop(1, Duration::ZERO).await.is_err());
     server.restart().await;
@@ -281,7 +274,7 @@ async fn what_a_dead_worker_held_goes_to_another() {
         })
         .collect();
     assert_eq!(offers, ids.iter().map(JobId::to_string).chain(source).collect());
-    // What the first would now say comes too late and changes nothing.
+    // What the first would report now comes too late and changes nothing.
     assert!(drain(&other).await.is_empty());
     other.ack(&held).await.unwrap();
     assert_eq!(other.depth().await.unwrap(), 0);
@@ -301,7 +294,7 @@ async fn an_id_pushed_every_second_for_a_dead_worker_does_not_pile_up() {
         push(&dead, id, 0).await;
     }
     assert_eq!(raw::<u64>(&shared_url(), &["XLEN", &name]).await, 2);
-    // The old entry ends when it is reclaimed, since the new one does for both.
+    // The old entry ends when it is reclaimed, because the new one serves for both.
     let reclaim_after = Duration::from_millis(1);
     let other = RedisQueue::open(RedisSettings { reclaim_after, ..settings(&shared_url(), &name) }).await.unwrap();
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -351,12 +344,12 @@ async fn what_was_read_for_one_who_left_is_put_back_for_others() {
     };
     let entry: String = raw(&shared_url(), &["XADD", &name, "*", "job", "{}"]).await;
     ask_and_leave(&a).await;
-    until("it is in an entry of its own", async || first().await.as_ref() != Some(&entry)).await;
+    until_async("the id to be in an entry of its own", async || first().await.as_ref() != Some(&entry)).await;
     let held = take_soon(&b).await;
     assert_eq!(message_of(&held).source, format!("{name}/{entry}"));
     b.ack(&[held]).await.unwrap();
 
-    // One that closes puts back at once, and is forgotten.
+    // A consumer that closes returns its deliveries at once, and is forgotten.
     let id = JobId::new();
     push(&a, id, 0).await;
     let entry = first().await;
@@ -368,7 +361,7 @@ async fn what_was_read_for_one_who_left_is_put_back_for_others() {
     assert_eq!(id_of(&held), id);
     assert!(a.pop(1, Duration::from_millis(1)).await.unwrap().is_empty(), "closed is closed");
     assert_eq!(consumers().await.len(), 1);
-    // One that holds something is not: what it holds would be lost with it.
+    // A consumer that still holds something is not forgotten: what it holds would be lost with it.
     b.close().await.unwrap();
     assert_eq!(consumers().await.len(), 1);
     shared.clean().await;
@@ -394,7 +387,7 @@ async fn dead_consumers_are_forgotten_and_live_ones_are_not() {
 
     drop(dead);
     tokio::time::sleep(Duration::from_millis(20)).await;
-    // The script itself, as the live one's, with silence measured in milliseconds.
+    // The live one's script itself, with silence measured in milliseconds.
     let bands = ["prove:high:again", "prove:high", "prove:again", "prove", "prove:low:again", "prove:low"];
     let keys = [bands, ["prove:ids", "p:d", "p:p", "p:i", "p:a", "p:w"]].concat();
     let keys = [&keys[..], &["p:database"]].concat();
@@ -409,14 +402,14 @@ async fn dead_consumers_are_forgotten_and_live_ones_are_not() {
     upkeep("somebody else").await;
     assert_eq!(consumers().await, 1, "who holds something is kept, however silent");
     assert_eq!(server.raw::<Vec<redis::Value>>(&["XPENDING", "prove", "workers", "-", "+", "10"]).await.len(), 1);
-    // One forgotten too early comes back with its next look.
+    // A consumer forgotten too early returns with its next read.
     let other = JobId::new();
     push(&live, other, 0).await;
     assert_eq!(pop_soon(&live).await, other);
     assert_eq!(consumers().await, 2);
 }
 
-/// Whoever of another database comes while a queue has workers.
+/// Workers of another database are refused while a queue has workers.
 #[tokio::test]
 async fn a_queue_has_the_workers_of_one_database() {
     let shared = Shared::new();
@@ -427,13 +420,13 @@ async fn a_queue_has_the_workers_of_one_database() {
         queue
     };
     let (first, second, foreign) = (of("one").await, of("one").await, of("another").await);
-    // A submitter comes before any worker: the queue is nobody's by that.
+    // A submitter that comes before any worker does not claim the queue.
     let early = JobId::new();
     push(&foreign, early, 0).await;
     foreign.ping().await.unwrap();
     assert_eq!(pop_soon(&first).await, early);
 
-    // It is told so, and nothing comes of what it does.
+    // It is refused, and nothing that it does has an effect.
     let (id, later) = (JobId::new(), JobId::new());
     let refused = [
         foreign.ping().await,
@@ -451,12 +444,12 @@ async fn a_queue_has_the_workers_of_one_database() {
     let _entry: String = raw(&shared_url(), &["XADD", &name, "*", "job", "{}"]).await;
     assert!(foreign.pop(1, Duration::ZERO).await.is_err());
     assert_eq!(body_soon(&second).await, "{}");
-    // Whoever does not say which it is of is let in, as before there was this.
+    // A worker that does not name its database is let in, as before this check existed.
     let silent = RedisQueue::open(settings(&shared_url(), &name)).await.unwrap();
     push(&silent, later, 0).await;
     assert_eq!(pop_soon(&silent).await, later);
 
-    // One of two leaves, then the other.
+    // One of the two leaves, then the other.
     first.close().await.unwrap();
     assert!(foreign.ping().await.is_err());
     silent.close().await.unwrap();
@@ -483,7 +476,7 @@ async fn a_queue_whose_workers_fell_silent_is_free_for_another_database() {
     let key = format!("{name}:database");
     let left = async || -> i64 { raw(&shared_url(), &["PTTL", &key]).await };
     assert!((1..=30_000).contains(&left().await));
-    // One that is busy looks for nothing, and cares for the queue all the same.
+    // A busy worker does not read, but its upkeep renews the key.
     let _set: i64 = raw(&shared_url(), &["PEXPIRE", &key, "5000"]).await;
     dead.upkeep().await.unwrap();
     assert!((5001..=30_000).contains(&left().await));
@@ -494,7 +487,7 @@ async fn a_queue_whose_workers_fell_silent_is_free_for_another_database() {
     let other = JobId::new();
     push(&next, other, 0).await;
     assert_eq!(pop_soon(&next).await, other);
-    // What the first has in hand it may end.
+    // The first may still end what it holds.
     assert!(dead.ping().await.is_err());
     dead.ack(&held).await.unwrap();
     assert_eq!(raw::<Vec<redis::Value>>(&shared_url(), &["XPENDING", &name, "workers", "-", "+", "9"]).await.len(), 0);
@@ -542,7 +535,7 @@ async fn messages_come_by_xadd_and_lpush_first_in_first_out() {
     assert_eq!(queue.depth().await.unwrap(), 0);
     assert_eq!(server.raw::<u64>(&["XLEN", "prove"]).await, 0);
 
-    // Other bands, bytes that are no text, nothing at all.
+    // Other bands, bytes that are not text, nothing at all.
     server.run(&["XADD", "prove:low", "*", "job", ""]).await;
     let binary: &[u8] = b"\xff\x00\r\n";
     let mut connection = redis::Client::open(server.url()).unwrap().get_multiplexed_async_connection().await.unwrap();
@@ -559,7 +552,7 @@ async fn messages_come_by_xadd_and_lpush_first_in_first_out() {
     assert_eq!(message_of(&held[1]).size, 0);
     queue.ack(&held).await.unwrap();
 
-    // Who waits already sees them, too.
+    // A waiting call sees them, too.
     for command in [["XADD", "prove", "*", "job", "late"].as_slice(), &["LPUSH", "prove:inbox", "late"]] {
         let waiting = tokio::spawn({
             let queue = queue.clone();
@@ -585,7 +578,7 @@ async fn a_message_that_is_put_back_keeps_its_source() {
     }
     queue.put_back(held).await.unwrap();
 
-    // Its entry may be gone; then it is written again, from what is here.
+    // If its entry is gone, it is written again from the copy here.
     let held = queue.pop(9, HANG).await.unwrap();
     server.run(&["FLUSHALL"]).await;
     for delivery in held {
@@ -611,7 +604,7 @@ async fn a_message_that_is_put_back_keeps_its_place() {
     }
 }
 
-/// What an older worker makes of an id that waits among those that come again: it forgets it, or gives it another entry.
+/// What an older worker does to an id that waits among those pushed again: it forgets it, or gives it another entry.
 #[tokio::test]
 async fn an_older_worker_beside_newer_ones_swallows_nothing() {
     let shared = Shared::new();
@@ -623,14 +616,14 @@ async fn an_older_worker_beside_newer_ones_swallows_nothing() {
     let entry: String = raw(&shared_url(), &["XADD", &name, "*", "id", &ids[0].to_string()]).await;
     let _set: u64 = raw(&shared_url(), &["HSET", &known, &ids[0].to_string(), &format!("n {entry}")]).await;
     let _forgotten: u64 = raw(&shared_url(), &["HDEL", &known, &ids[1].to_string()]).await;
-    // Each is there, and whoever takes the second entry of one is refused by the store.
+    // Each is there; the worker that takes the second entry of an id is refused by the store.
     assert_eq!(drain(&queue).await, [ids[0], ids[1], ids[0]]);
     assert_eq!(queue.depth().await.unwrap(), 0);
     assert_eq!(raw::<u64>(&shared_url(), &["HLEN", &known]).await, 0);
     shared.clean().await;
 }
 
-/// Two messages under one name would be one job.
+/// Two messages with one name would be one job.
 #[tokio::test]
 async fn a_field_of_a_producers_own_names_no_message() {
     let server = Private::start(&[]).await;
@@ -645,7 +638,7 @@ async fn a_field_of_a_producers_own_names_no_message() {
     assert_eq!(sources.len(), 6);
 }
 
-/// Delivers what is pending once more, as to the heir of a dead worker.
+/// Takes what is pending once more, like the successor of a dead worker.
 async fn take_soon_again(queue: &RedisQueue, server: &Private, source: &str) -> Delivery {
     let waits = queue.depth().await.unwrap();
     if waits == 0 {
@@ -687,7 +680,7 @@ async fn ends_of_jobs_are_told_to_whoever_listens() {
     let told = [
         EndNotice { id: done, queue: queue_name.clone(), key: Some("order 7".into()), state: JobState::Done },
         EndNotice { id: failed, queue: queue_name, key: None, state: JobState::Failed },
-        // One of another queue is told where its listeners are.
+        // The end of a job of another queue is announced where that queue's listeners are.
         EndNotice { id: foreign, queue: elsewhere.clone(), key: None, state: JobState::Done },
     ];
     queue.tell_ended(&told).await.unwrap();
@@ -700,7 +693,7 @@ async fn ends_of_jobs_are_told_to_whoever_listens() {
     assert_eq!(got[0], ["id", &done, "state", "done", "key", "order 7"]);
     assert_eq!(got[1], ["id", &failed, "state", "failed"]);
     assert_eq!(got.len(), 2);
-    // They are no offers, and not for ever.
+    // They are not offers, and are not kept forever.
     assert!(take(&queue).await.is_none());
     for _ in 0..30 {
         queue.tell_ended(&vec![told[1].clone(); 400]).await.unwrap();
@@ -721,7 +714,7 @@ async fn a_full_server_keeps_a_message_that_it_cannot_note() {
     server.run(&["CONFIG", "SET", "maxmemory", "0"]).await;
     assert_eq!(server.raw::<u64>(&["XLEN", "prove"]).await, 1, "it is there still");
 
-    // Once only, whoever else does so.
+    // It is noted only once, even if it is delivered again.
     server.run(&["XGROUP", "SETID", "prove", "workers", "0"]).await;
     let (held, again) =
         (take_soon(&queue).await, server.raw::<Vec<(String, Vec<String>)>>(&["XRANGE", "prove", "-", "+"]));
@@ -771,7 +764,7 @@ async fn entries_of_other_shapes_are_set_aside_and_hold_up_nothing() {
     let known = JobId::new();
     server.run(&["XADD", "prove", "*", "id", &known.to_string()]).await;
     assert_eq!(pop_soon(&queue).await, known, "an id is an offer, whoever wrote it");
-    until("five are noted", async || queue.aside(10).await.unwrap().len() == 5).await;
+    until_async("five messages to be set aside", async || queue.aside(10).await.unwrap().len() == 5).await;
     for noted in queue.aside(10).await.unwrap() {
         assert!(noted.why.contains("`job`") && noted.why.contains("`id`"), "{}", noted.why);
         assert!(!noted.why.contains("secret") && !noted.why.contains("payload"));
@@ -800,7 +793,7 @@ async fn a_message_of_100_mb_is_cut_and_never_sent_whole() {
     let odd = "redis.call('XADD', KEYS[1], '*', 'blob', redis.call('GET', 'big'))";
     let before = peak_memory();
     for how in ["x", "l"] {
-        // Somebody waits already: a read that blocks would bring the whole of it.
+        // With a call that waits already: a blocking read would return the whole message.
         let (held, ()) = tokio::join!(take_from_busy(&queue), async {
             tokio::time::sleep(Duration::from_millis(50)).await;
             server.run(&["EVAL", big, "2", "prove", "prove:inbox", how]).await;
@@ -816,14 +809,15 @@ async fn a_message_of_100_mb_is_cut_and_never_sent_whole() {
     }
     server.run(&["EVAL", odd, "1", "prove"]).await;
     assert!(take(&queue).await.is_none());
-    until("it is noted", async || queue.aside(9).await.unwrap().len() == 3).await;
+    until_async("the message to be set aside", async || queue.aside(9).await.unwrap().len() == 3).await;
     assert_eq!(queue.aside(1).await.unwrap()[0].size, SIZE + 5);
     let grown = peak_memory() - before;
     assert!(grown < SIZE / 2, "expected less than half of the message, got {grown} bytes");
     assert_eq!(server.raw::<u64>(&["XLEN", "prove"]).await, 0);
 }
 
-/// One delivery, as soon as there is one, of a server that a hundred megabytes may keep busy for longer than a call waits.
+/// Takes one delivery as soon as there is one, from a server that a hundred megabytes may keep busy for longer than a
+/// call waits.
 async fn take_from_busy(queue: &RedisQueue) -> Delivery {
     let begun = Instant::now();
     loop {
@@ -866,7 +860,7 @@ async fn an_acl_user_needs_no_more_than_the_queues_own_keys() {
         url::form_urlencoded::byte_serialize(password.as_bytes()).collect::<String>().replace('+', "%20");
     let rule = format!(">{password}");
     let url = format!("redis://worker:{encoded}@127.0.0.1:{}/0", server.port);
-    // As docs/producers.md has it, and without leave to ask for the version and the settings.
+    // As in docs/producers.md, and without permission to ask for the version and the settings.
     for more in [["+time", "+info", "+config|get"].as_slice(), &["+time"]] {
         let mut acl = vec!["ACL", "SETUSER", "worker", "reset", "on", &rule, "~prove", "~prove:*"];
         acl.extend(["+@read", "+@write", "+@stream", "+@scripting", "+@connection", "-@dangerous"]);
@@ -882,7 +876,7 @@ async fn an_acl_user_needs_no_more_than_the_queues_own_keys() {
         queue.close().await.unwrap();
     }
 
-    // Another queue is not theirs; what goes wrong says so, and shows no password.
+    // They have no access to another queue; the error says so, and shows no password.
     let other = RedisQueue::open(settings(&url, "other")).await.unwrap();
     let error = push_all(&other, &ids(1)).await.unwrap_err().to_string();
     assert!(error.to_lowercase().contains("perm") || error.contains("can't access"), "{error}");
@@ -892,7 +886,7 @@ async fn an_acl_user_needs_no_more_than_the_queues_own_keys() {
     }
 }
 
-/// Where the log of one test goes.
+/// Collects the log of one test.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -925,7 +919,7 @@ async fn a_server_that_drops_keys_when_full_is_warned_of() {
     let said = log.take();
     assert!(said.contains("WARN") && said.contains("allkeys-lru"), "{said}");
 
-    // Where the settings are not to be asked for, INFO tells.
+    // If the settings may not be read, INFO has them.
     server.run(&["ACL", "SETUSER", "default", "-config"]).await;
     server.open("prove").await;
     let said = log.take();
@@ -1006,7 +1000,8 @@ fn openssl(dir: &std::path::Path, args: &str) {
     assert!(out.status.success(), "{args}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
-/// The environment names the authorities to trust, so the client is a child process: this very test, told where to go.
+/// The environment names the trusted authorities, so the client is a child process: this very test, which finds the
+/// server's address here.
 const TLS_URL: &str = "PW_TEST_TLS_URL";
 
 #[tokio::test]
@@ -1018,7 +1013,7 @@ async fn tls_is_spoken_and_certificates_are_checked() {
         assert_eq!(pop_soon(&queue).await, id);
         return;
     }
-    // Without a certificate it ends at once, and says what it lacks.
+    // Without a certificate it ends at once, and prints what is missing.
     let out = Command::new("redis-server").args(["--port", "0", "--tls-port", "1"]).output().unwrap();
     let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
     if !said.contains("tls-cert-file") {
@@ -1049,7 +1044,7 @@ async fn tls_is_spoken_and_certificates_are_checked() {
     let said = String::from_utf8_lossy(&child.stdout).into_owned() + &String::from_utf8_lossy(&child.stderr);
     assert!(child.status.success() && said.contains("1 passed"), "{said}");
 
-    // This process does not know the authority.
+    // This process does not trust the authority.
     let error = RedisQueue::open(settings(&url, "prove")).await.unwrap().ping().await.unwrap_err();
     assert!(matches!(error, QueueError::Unavailable(_)), "{error}");
     // And does not fall back to plain text.
@@ -1058,118 +1053,159 @@ async fn tls_is_spoken_and_certificates_are_checked() {
 
 // Everything at once.
 
-/// Many push, take, acknowledge, put back and leave things lying about, while consumers come and go: whatever was
-/// pushed is delivered after that, and nothing is left behind.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_storm_swallows_nothing() {
-    const WORKERS: u64 = 6;
-    const IDS: usize = 20;
-    let shared = Shared::new();
-    let name = shared.name();
-    let open = |n: u64| {
-        let mut settings = settings(&shared_url(), &name);
+/// What the workers of a storm share.
+struct Storm {
+    /// Name of the queue.
+    name: String,
+    ids: Vec<JobId>,
+    /// Ids that were pushed and not delivered since.
+    wanted: Mutex<HashSet<JobId>>,
+    begun: Instant,
+    /// Duration in seconds, instead of a number of steps.
+    seconds: Option<u64>,
+}
+
+/// A deterministic source of random-looking numbers.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+}
+
+impl Storm {
+    async fn open(&self, n: u64) -> RedisQueue {
+        let mut settings = settings(&shared_url(), &self.name);
         settings.consumer = format!("{n} {}", settings.consumer);
         settings.reclaim_after = Duration::from_millis(150);
-        RedisQueue::open(settings)
-    };
-    let long: Option<u64> = std::env::var("STORM_S").ok().and_then(|s| s.parse().ok());
-    let ids = Arc::new(ids(IDS));
-    // Pushed, and not delivered since.
-    let wanted: Arc<Mutex<HashSet<JobId>>> = Arc::default();
-    let began = Instant::now();
-    let mut tasks = tokio::task::JoinSet::new();
-    for n in 0..WORKERS {
-        let queue = open(n).await.unwrap();
-        let (ids, wanted) = (ids.clone(), wanted.clone());
-        tasks.spawn(async move {
-            let mut dice = n + 1;
-            let mut roll = move |sides: u64| {
-                dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                (dice >> 33) % sides
-            };
-            let (mut held, mut step) = (Vec::new(), 0_u64);
-            while long.map_or(step < 300, |s| began.elapsed() < Duration::from_secs(s)) {
-                step += 1;
-                let id = ids[roll(IDS as u64) as usize];
-                let priority = Priority(roll(3) as i16 - 1);
-                match roll(10) {
-                    0..2 => {
-                        wanted.lock().unwrap().insert(id);
-                        queue.push(&[(id, priority)]).await.unwrap();
-                    }
-                    2 => {
-                        wanted.lock().unwrap().insert(id);
-                        queue.push_again(&[(id, priority)]).await.unwrap();
-                    }
-                    3 => {
-                        wanted.lock().unwrap().insert(id);
-                        queue.push_after(id, priority, Duration::from_millis(roll(20))).await.unwrap();
-                    }
-                    4..7 => {
-                        let wait = Duration::from_millis(roll(5));
-                        for delivery in queue.pop(1 + roll(4) as usize, wait).await.unwrap() {
-                            wanted.lock().unwrap().remove(&id_of(&delivery));
-                            held.push(delivery);
-                        }
-                    }
-                    7 => {
-                        // Gone before it is answered, or not.
-                        let pop = tokio::time::timeout(Duration::from_micros(roll(3000)), queue.pop(2, HANG));
-                        for delivery in pop.await.map_or_else(|_| Vec::new(), |got| got.unwrap()) {
-                            wanted.lock().unwrap().remove(&id_of(&delivery));
-                            held.push(delivery);
-                        }
-                    }
-                    _ if held.is_empty() => queue.upkeep().await.unwrap(),
-                    8 => {
-                        let delivery = held.swap_remove(roll(held.len() as u64) as usize);
-                        let id = id_of(&delivery);
-                        // It comes again, and whoever has it then will do.
-                        wanted.lock().unwrap().insert(id);
-                        queue.put_back(delivery).await.unwrap();
-                    }
-                    _ => {
-                        let delivery = held.swap_remove(roll(held.len() as u64) as usize);
-                        if roll(4) > 0 {
-                            queue.ack(&[delivery]).await.unwrap();
-                        }
-                    }
+        RedisQueue::open(settings).await.unwrap()
+    }
+
+    /// Takes steps and returns their number. Every other worker closes its queue at the end.
+    async fn work(&self, n: u64, queue: RedisQueue) -> u64 {
+        let (mut dice, mut held, mut step) = (Dice(n + 1), Vec::new(), 0);
+        while self.seconds.map_or(step < 300, |s| self.begun.elapsed() < Duration::from_secs(s)) {
+            step += 1;
+            self.step(&queue, &mut dice, &mut held).await;
+        }
+        if n % 2 == 0 {
+            queue.close().await.unwrap();
+        }
+        step
+    }
+
+    async fn step(&self, queue: &RedisQueue, dice: &mut Dice, held: &mut Vec<Delivery>) {
+        let id = self.ids[dice.roll(self.ids.len() as u64) as usize];
+        let priority = Priority(dice.roll(3) as i16 - 1);
+        match dice.roll(10) {
+            0..2 => {
+                self.want(id);
+                queue.push(&[(id, priority)]).await.unwrap();
+            }
+            2 => {
+                self.want(id);
+                queue.push_again(&[(id, priority)]).await.unwrap();
+            }
+            3 => {
+                self.want(id);
+                queue.push_after(id, priority, Duration::from_millis(dice.roll(20))).await.unwrap();
+            }
+            4..7 => {
+                let wait = Duration::from_millis(dice.roll(5));
+                let got = queue.pop(1 + dice.roll(4) as usize, wait).await.unwrap();
+                self.delivered(&got);
+                held.extend(got);
+            }
+            7 => {
+                // The call may be dropped before it is answered.
+                let pop = tokio::time::timeout(Duration::from_micros(dice.roll(3000)), queue.pop(2, HANG));
+                let got = pop.await.map_or_else(|_| Vec::new(), |got| got.unwrap());
+                self.delivered(&got);
+                held.extend(got);
+            }
+            _ if held.is_empty() => queue.upkeep().await.unwrap(),
+            8 => {
+                let delivery = held.swap_remove(dice.roll(held.len() as u64) as usize);
+                // It is delivered again, to any worker.
+                self.want(id_of(&delivery));
+                queue.put_back(delivery).await.unwrap();
+            }
+            _ => {
+                let delivery = held.swap_remove(dice.roll(held.len() as u64) as usize);
+                if dice.roll(4) > 0 {
+                    queue.ack(&[delivery]).await.unwrap();
                 }
             }
-            if n % 2 == 0 {
-                queue.close().await.unwrap();
+        }
+    }
+
+    fn want(&self, id: JobId) {
+        self.wanted.lock().unwrap().insert(id);
+    }
+
+    fn delivered(&self, deliveries: &[Delivery]) {
+        let mut wanted = self.wanted.lock().unwrap();
+        for delivery in deliveries {
+            wanted.remove(&id_of(delivery));
+        }
+    }
+
+    async fn assert_all_is_delivered(&self, queue: &RedisQueue) {
+        until_async_ok("every id to be delivered", async || {
+            let wanted = self.wanted.lock().unwrap().clone();
+            if wanted.is_empty() {
+                return Ok(());
             }
-            step
-        });
+            let got = queue.pop(100, Duration::from_millis(100)).await.unwrap();
+            self.delivered(&got);
+            queue.ack(&got).await.unwrap();
+            Err(wanted)
+        })
+        .await;
     }
-    let mut steps = 0;
-    while let Some(done) = tasks.join_next().await {
-        steps += done.unwrap();
+
+    /// What is left is pending with the consumers that left, until it is reclaimed.
+    async fn assert_nothing_is_left(&self, queue: &RedisQueue) {
+        until_async("nothing to be left", async || {
+            let got = queue.pop(100, Duration::from_millis(100)).await.unwrap();
+            queue.ack(&got).await.unwrap();
+            let mut left = 0;
+            for key in ["", ":high", ":low", ":again", ":high:again", ":low:again"] {
+                left += raw::<u64>(&shared_url(), &["XLEN", &format!("{}{key}", self.name)]).await;
+            }
+            for key in ["ids", "delayed:priority"] {
+                left += raw::<u64>(&shared_url(), &["HLEN", &format!("{}:{key}", self.name)]).await;
+            }
+            left == 0
+        })
+        .await;
+        assert_eq!(queue.depth().await.unwrap(), 0);
     }
-    let heir = open(99).await.unwrap();
-    let start = Instant::now();
-    while !wanted.lock().unwrap().is_empty() {
-        assert!(start.elapsed() < HANG, "never delivered: {:?}", wanted.lock().unwrap());
-        let got = heir.pop(100, Duration::from_millis(100)).await.unwrap();
-        for delivery in &got {
-            wanted.lock().unwrap().remove(&id_of(delivery));
-        }
-        heir.ack(&got).await.unwrap();
+}
+
+/// Workers push, pop, acknowledge, put back and abandon, while consumers come and go: every id is delivered after it
+/// was last pushed, and nothing is left behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_storm_swallows_nothing() {
+    let shared = Shared::new();
+    let storm = Arc::new(Storm {
+        name: shared.name(),
+        ids: ids(20),
+        wanted: Mutex::default(),
+        begun: Instant::now(),
+        seconds: std::env::var("STORM_S").ok().and_then(|s| s.parse().ok()),
+    });
+    let mut workers = tokio::task::JoinSet::new();
+    for n in 0..6 {
+        let (storm, queue) = (storm.clone(), storm.open(n).await);
+        workers.spawn(async move { storm.work(n, queue).await });
     }
-    eprintln!("{steps} steps in {:?}", began.elapsed());
-    // What is left is pending with those who left it, until it is reclaimed.
-    until("all is gone", async || {
-        let got = heir.pop(100, Duration::from_millis(100)).await.unwrap();
-        heir.ack(&got).await.unwrap();
-        let mut left = 0;
-        for key in ["", ":high", ":low", ":again", ":high:again", ":low:again"] {
-            left += raw::<u64>(&shared_url(), &["XLEN", &format!("{name}{key}")]).await;
-        }
-        left += raw::<u64>(&shared_url(), &["HLEN", &format!("{name}:ids")]).await;
-        left += raw::<u64>(&shared_url(), &["HLEN", &format!("{name}:delayed:priority")]).await;
-        left == 0
-    })
-    .await;
-    assert_eq!(heir.depth().await.unwrap(), 0);
+    let steps: u64 = workers.join_all().await.into_iter().sum();
+    let heir = storm.open(99).await;
+    storm.assert_all_is_delivered(&heir).await;
+    eprintln!("{steps} steps in {:?}", storm.begun.elapsed());
+    storm.assert_nothing_is_left(&heir).await;
     shared.clean().await;
 }

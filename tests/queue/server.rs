@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use prover_worker::queue::{QueueError, RedisQueue, RedisSettings};
 use redis::{Client, Value};
 
-use crate::conformance::{Factory, HANG};
+use crate::conformance::Factory;
+use crate::wait::{HANG, until_async_ok};
 
-/// Long enough that nothing is reclaimed within a test that is not about it.
+/// Long enough that nothing is reclaimed in a test that is not about reclaiming.
 pub const LONG: Duration = Duration::from_secs(600);
 
 pub fn settings(url: &str, queue: &str) -> RedisSettings {
@@ -24,7 +25,7 @@ pub fn settings(url: &str, queue: &str) -> RedisSettings {
     }
 }
 
-/// The server that tests share, under queue names of their own.
+/// The server that tests share, each under its own queue names.
 pub struct Shared(Mutex<Vec<String>>);
 
 pub fn shared_url() -> String {
@@ -36,7 +37,7 @@ impl Shared {
         Self(Mutex::new(Vec::new()))
     }
 
-    /// A queue's name that nobody else has.
+    /// Returns a unique queue name.
     pub fn name(&self) -> String {
         let name = format!("pw-test-{}", uuid::Uuid::new_v4());
         self.0.lock().unwrap().push(name.clone());
@@ -66,7 +67,7 @@ impl Factory for Shared {
     }
 }
 
-/// One command on a connection of its own.
+/// Runs one command on its own connection.
 pub async fn try_raw<T: redis::FromRedisValue>(url: &str, parts: &[&str]) -> redis::RedisResult<T> {
     let config =
         redis::AsyncConnectionConfig::new().set_connection_timeout(Some(HANG)).set_response_timeout(Some(HANG));
@@ -81,7 +82,7 @@ pub async fn raw<T: redis::FromRedisValue>(url: &str, parts: &[&str]) -> T {
     try_raw(url, parts).await.unwrap()
 }
 
-/// A server of one test's own, ended with it.
+/// A server of one test, killed when dropped.
 pub struct Private {
     child: Child,
     pub port: u16,
@@ -93,7 +94,7 @@ impl Private {
     pub async fn start(args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let args: Vec<String> = args.iter().map(|s| s.to_string()).collect();
-        // Between the choice of a port and its use somebody else may take it.
+        // Between the choice of a port and its use another process may take it.
         for _ in 0..20 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let child = spawn(port, dir.path(), &args);
@@ -106,7 +107,7 @@ impl Private {
         panic!("no redis-server came up");
     }
 
-    /// Whether it listens (on its port or, without TCP, its socket) before it ends.
+    /// Returns whether it listens (on its port or, without TCP, its socket) before it ends.
     async fn is_up(&mut self) -> bool {
         let start = Instant::now();
         while start.elapsed() < HANG {
@@ -114,7 +115,7 @@ impl Private {
                 return false;
             }
             if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
-                // One that found the port taken ends soon.
+                // A server that found the port taken ends soon.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 return self.child.try_wait().unwrap().is_none();
             }
@@ -142,7 +143,7 @@ impl Private {
         assert!(self.is_up().await);
     }
 
-    /// Stops it in its tracks, or lets it go on.
+    /// Stops or continues it with a signal.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status().unwrap();
         assert!(status.success());
@@ -184,14 +185,7 @@ impl Drop for Private {
     }
 }
 
-/// Tries again until it works.
-pub async fn soon<T, F: Future<Output = Result<T, QueueError>>>(mut f: impl FnMut() -> F) -> T {
-    let start = Instant::now();
-    loop {
-        match f().await {
-            Ok(value) => return value,
-            Err(e) if start.elapsed() > HANG => panic!("{e}"),
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
-    }
+/// Repeats `call` until it succeeds.
+pub async fn soon<T, F: Future<Output = Result<T, QueueError>>>(call: impl FnMut() -> F) -> T {
+    until_async_ok("the queue to answer", call).await
 }

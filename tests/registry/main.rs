@@ -18,14 +18,14 @@ use prover_worker::registry::{CircuitContent, Registry, RegistryError, RegistryL
 use prover_worker::store::{Input, SqliteStore, Store, StoreSettings};
 use prover_worker::witness::ModuleCache;
 
-struct Rooms {
+struct Fixture {
     dir: tempfile::TempDir,
     store: Arc<dyn Store>,
     artifacts: Artifacts,
     registry: Registry,
 }
 
-impl Rooms {
+impl Fixture {
     async fn open() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> =
@@ -40,7 +40,7 @@ impl Rooms {
         Self { dir, store, artifacts, registry }
     }
 
-    /// A development key of `multiplier` in a file of that name; each has other content.
+    /// Writes a development key of `multiplier` to a file with this name; each has different content.
     fn key(&self, name: &str) -> PathBuf {
         let circuit = r1cs::parse(&std::fs::read(circuits().join("multiplier.r1cs")).unwrap()).unwrap();
         let mut bytes = Vec::new();
@@ -86,55 +86,55 @@ fn hash(file: &Path) -> ContentHash {
 
 #[tokio::test]
 async fn a_replaced_key_is_removed_unless_something_needs_it() {
-    let rooms = Rooms::open().await;
-    let keys = ["1", "2", "3"].map(|n| rooms.key(n));
-    let first = rooms.add("c", &keys[0], Some("multiplier.wasm")).await.unwrap();
-    rooms.add("same_key", &keys[0], None).await.unwrap();
-    let second = rooms.add("c", &keys[1], Some("multiplier.wasm")).await.unwrap();
-    assert!(rooms.has(Kind::Zkey, first.zkey).await, "another circuit has it");
-    assert!(rooms.has(Kind::Wasm, second.wasm.unwrap()).await, "old and new circuit have the same program");
+    let fixture = Fixture::open().await;
+    let keys = ["1", "2", "3"].map(|n| fixture.key(n));
+    let first = fixture.add("c", &keys[0], Some("multiplier.wasm")).await.unwrap();
+    fixture.add("same_key", &keys[0], None).await.unwrap();
+    let second = fixture.add("c", &keys[1], Some("multiplier.wasm")).await.unwrap();
+    assert!(fixture.has(Kind::Zkey, first.zkey).await, "another circuit has it");
+    assert!(fixture.has(Kind::Wasm, second.wasm.unwrap()).await, "old and new circuit have the same program");
 
-    let job = rooms.submit(&second).await;
-    rooms.add("c", &keys[2], None).await.unwrap();
-    assert!(rooms.has(Kind::Zkey, second.zkey).await, "an unfinished job needs it");
-    assert!(rooms.has(Kind::Wasm, second.wasm.unwrap()).await, "an unfinished job needs it");
+    let job = fixture.submit(&second).await;
+    fixture.add("c", &keys[2], None).await.unwrap();
+    assert!(fixture.has(Kind::Zkey, second.zkey).await, "an unfinished job needs it");
+    assert!(fixture.has(Kind::Wasm, second.wasm.unwrap()).await, "an unfinished job needs it");
 
-    rooms.store.cancel(job).await.unwrap();
-    rooms.add("c", &keys[1], None).await.unwrap();
-    assert!(!rooms.has(Kind::Zkey, hash(&keys[2])).await, "nothing needs it");
-    rooms.add("c", &keys[1], None).await.unwrap();
-    assert!(rooms.has(Kind::Zkey, hash(&keys[1])).await, "the same content again replaces nothing");
+    fixture.store.cancel(job).await.unwrap();
+    fixture.add("c", &keys[1], None).await.unwrap();
+    assert!(!fixture.has(Kind::Zkey, hash(&keys[2])).await, "nothing needs it");
+    fixture.add("c", &keys[1], None).await.unwrap();
+    assert!(fixture.has(Kind::Zkey, hash(&keys[1])).await, "the same content again replaces nothing");
 
-    assert!(rooms.registry.remove(&"c".parse().unwrap()).await.unwrap());
-    assert!(!rooms.has(Kind::Zkey, hash(&keys[1])).await);
-    assert!(rooms.has(Kind::Zkey, first.zkey).await, "another circuit has it");
+    assert!(fixture.registry.remove(&"c".parse().unwrap()).await.unwrap());
+    assert!(!fixture.has(Kind::Zkey, hash(&keys[1])).await);
+    assert!(fixture.has(Kind::Zkey, first.zkey).await, "another circuit has it");
 }
 
 #[tokio::test]
 async fn what_fails_its_check_is_not_kept_unless_a_circuit_has_it() {
-    let rooms = Rooms::open().await;
-    let key = rooms.key("1");
-    let refused = rooms.add("c", &key, Some("range_check.wasm")).await.unwrap_err();
+    let fixture = Fixture::open().await;
+    let key = fixture.key("1");
+    let refused = fixture.add("c", &key, Some("range_check.wasm")).await.unwrap_err();
     assert!(matches!(refused, RegistryError::Mismatch { .. }), "{refused}");
-    assert!(!rooms.has(Kind::Zkey, hash(&key)).await);
-    assert!(!rooms.has(Kind::Wasm, hash(&circuits().join("range_check.wasm"))).await);
-    assert_eq!(rooms.store.circuits().await.unwrap(), []);
+    assert!(!fixture.has(Kind::Zkey, hash(&key)).await);
+    assert!(!fixture.has(Kind::Wasm, hash(&circuits().join("range_check.wasm"))).await);
+    assert_eq!(fixture.store.circuits().await.unwrap(), []);
 
-    rooms.add("c", &key, None).await.unwrap();
-    rooms.add("d", &key, Some("range_check.wasm")).await.unwrap_err();
-    assert!(rooms.has(Kind::Zkey, hash(&key)).await);
+    fixture.add("c", &key, None).await.unwrap();
+    fixture.add("d", &key, Some("range_check.wasm")).await.unwrap_err();
+    assert!(fixture.has(Kind::Zkey, hash(&key)).await);
 }
 
-/// While one process checks a key, another registers the same one; then the first finds its program wrong.
-/// Another process removes a circuit of the same content while this one examines it.
+/// While one process checks a key, another registers the same one; then the first finds its program wrong. Another
+/// process removes a circuit with the same content while this one examines it.
 #[tokio::test]
 async fn a_removal_that_crosses_a_registration_does_it_no_harm() {
-    let rooms = Rooms::open().await;
-    let key = rooms.key("key");
+    let fixture = Fixture::open().await;
+    let key = fixture.key("key");
     let wasm = circuits().join("multiplier.wasm");
-    let folder = rooms.dir.path().join("data");
+    let folder = fixture.dir.path().join("data");
     let crossed = AtomicBool::new(false);
-    // Between the check of the key, which is there, and that of the program.
+    // Between the check of the key, which exists, and that of the program.
     let on = move |at: &str, _| {
         if at == "compile" && !crossed.swap(true, Ordering::SeqCst) {
             for kind in ["zkeys", "wasms"] {
@@ -142,15 +142,15 @@ async fn a_removal_that_crosses_a_registration_does_it_no_harm() {
             }
         }
     };
-    let added = rooms.registry.add("c".parse().unwrap(), &key, Some(&wasm), Arc::new(on)).await.unwrap();
-    assert!(rooms.has(Kind::Zkey, added.zkey).await && rooms.has(Kind::Wasm, added.wasm.unwrap()).await);
+    let added = fixture.registry.add("c".parse().unwrap(), &key, Some(&wasm), Arc::new(on)).await.unwrap();
+    assert!(fixture.has(Kind::Zkey, added.zkey).await && fixture.has(Kind::Wasm, added.wasm.unwrap()).await);
 }
 
 #[tokio::test]
 async fn a_key_that_was_registered_meanwhile_is_kept() {
-    let rooms = Rooms::open().await;
-    let key = rooms.key("1");
-    let (registry, file) = (rooms.registry.clone(), key.clone());
+    let fixture = Fixture::open().await;
+    let key = fixture.key("1");
+    let (registry, file) = (fixture.registry.clone(), key.clone());
     let crossing = Arc::new(std::sync::Once::new());
     let handle = tokio::runtime::Handle::current();
     let listener = move |what: &'static str, _: f32| {
@@ -166,12 +166,12 @@ async fn a_key_that_was_registered_meanwhile_is_kept() {
         }
     };
     let wasm = circuits().join("range_check.wasm");
-    let refused = rooms.registry.add("c".parse().unwrap(), &key, Some(&wasm), Arc::new(listener)).await;
+    let refused = fixture.registry.add("c".parse().unwrap(), &key, Some(&wasm), Arc::new(listener)).await;
     assert!(refused.is_err());
-    assert!(rooms.has(Kind::Zkey, hash(&key)).await, "circuit other has it");
+    assert!(fixture.has(Kind::Zkey, hash(&key)).await, "circuit other has it");
 }
 
-/// A device with room for one key.
+/// A device with memory for one key.
 struct Small {
     info: DeviceInfo,
     cpu: CpuBackend,
@@ -206,35 +206,35 @@ impl Small {
     }
 }
 
-/// All who wait for a key that does not fit beside others get it, once one of them has made room.
+/// All callers that wait for a key that does not fit next to others get it, once the others' is evicted.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_who_wait_for_room_on_a_device_get_their_key() {
-    let rooms = Rooms::open().await;
+    let fixture = Fixture::open().await;
     let device: Arc<dyn Backend> =
         Arc::new(Small::new(Footprint { resident: 1 << 20, per_proof: 1 << 20, proof_buffers_kept: 1 }));
     let mut circuits = Vec::new();
     for name in ["1", "2"] {
-        let circuit = rooms.add(name, &rooms.key(name), None).await.unwrap();
-        circuits.push(rooms.registry.open(CircuitContent { zkey: circuit.zkey, wasm: None }).await.unwrap());
+        let circuit = fixture.add(name, &fixture.key(name), None).await.unwrap();
+        circuits.push(fixture.registry.open(CircuitContent { zkey: circuit.zkey, wasm: None }).await.unwrap());
     }
     for circuit in [&circuits[0], &circuits[1], &circuits[0]] {
-        let all = (0..8).map(|_| rooms.registry.load(&device, circuit));
+        let all = (0..8).map(|_| fixture.registry.load(&device, circuit));
         for loaded in futures::future::join_all(all).await {
             assert_eq!(loaded.unwrap().key().header.n_vars, circuit.key.header.n_vars);
         }
     }
 }
 
-/// Not all of a device's memory is for keys: one that fits it by a hair is refused, and none is forgotten for it.
+/// Not all of a device's memory is for keys: one that barely fits is refused, and none is evicted for it.
 #[tokio::test]
 async fn a_key_that_would_fill_a_device_is_too_large() {
-    let rooms = Rooms::open().await;
-    let circuit = rooms.add("1", &rooms.key("1"), None).await.unwrap();
-    let circuit = rooms.registry.open(CircuitContent { zkey: circuit.zkey, wasm: None }).await.unwrap();
+    let fixture = Fixture::open().await;
+    let circuit = fixture.add("1", &fixture.key("1"), None).await.unwrap();
+    let circuit = fixture.registry.open(CircuitContent { zkey: circuit.zkey, wasm: None }).await.unwrap();
     let fits = |resident| {
         let device: Arc<dyn Backend> =
             Arc::new(Small::new(Footprint { resident, per_proof: 100 << 20, proof_buffers_kept: 1 }));
-        let (registry, circuit) = (rooms.registry.clone(), circuit.clone());
+        let (registry, circuit) = (fixture.registry.clone(), circuit.clone());
         async move { registry.load(&device, &circuit).await.map(drop) }
     };
     let refused = fits(800 << 20).await;
@@ -242,7 +242,7 @@ async fn a_key_that_would_fill_a_device_is_too_large() {
     fits(700 << 20).await.unwrap();
 }
 
-/// A device that says little of a key before it is loaded, and what it takes then.
+/// A device that underestimates a key's memory before it is loaded, and then reports what it takes.
 struct Guessing(Small);
 
 struct Counted(Arc<dyn LoadedKey>);
@@ -277,16 +277,16 @@ impl LoadedKey for Counted {
 
 #[tokio::test]
 async fn keys_count_by_what_they_take_once_they_are_loaded() {
-    let rooms = Rooms::open().await;
+    let fixture = Fixture::open().await;
     let guessed = Footprint { resident: 1 << 20, per_proof: 1 << 20, proof_buffers_kept: 1 };
     let device: Arc<dyn Backend> = Arc::new(Guessing(Small::new(guessed)));
     let mut loaded = Vec::new();
     for name in ["1", "2"] {
-        let circuit = rooms.add(name, &rooms.key(name), None).await.unwrap();
-        let circuit = rooms.registry.open(CircuitContent { zkey: circuit.zkey, wasm: None }).await.unwrap();
-        rooms.registry.load(&device, &circuit).await.unwrap();
+        let circuit = fixture.add(name, &fixture.key(name), None).await.unwrap();
+        let circuit = fixture.registry.open(CircuitContent { zkey: circuit.zkey, wasm: None }).await.unwrap();
+        fixture.registry.load(&device, &circuit).await.unwrap();
         loaded.push(circuit.content.zkey);
     }
     // Half of the device is for keys.
-    assert_eq!([0, 1].map(|i| rooms.registry.has_loaded(&*device, loaded[i])), [false, true]);
+    assert_eq!([0, 1].map(|i| fixture.registry.has_loaded(&*device, loaded[i])), [false, true]);
 }

@@ -13,10 +13,10 @@ use crate::fixtures::*;
 pub use crate::fleet::*;
 pub use crate::storm::*;
 
-/// A place that a store can be opened in, again and again; fresh for each test.
+/// A place in which a store can be opened repeatedly; new for each test.
 pub trait Place: Send + Sync + 'static {
     type Store: Store;
-    /// Another handle on the same store, as another process would have.
+    /// Opens another handle on the same store, as another process would.
     fn open_with(&self, settings: StoreSettings) -> impl Future<Output = Self::Store> + Send;
 
     fn open(&self) -> impl Future<Output = Self::Store> + Send {
@@ -73,6 +73,7 @@ macro_rules! suite {
                 the_error_stays_while_it_is_retried_and_goes_with_success,
                 a_release_is_no_failed_attempt_and_is_due_at_once,
                 the_token_grows_on_every_claim_even_after_a_release,
+                a_token_of_a_purged_job_does_not_hold_the_next_one_with_its_id,
                 a_release_of_an_older_attempt_changes_nothing,
                 a_queued_job_is_cancelled_at_once,
                 a_delayed_retry_is_cancelled_at_once,
@@ -144,6 +145,7 @@ macro_rules! suite {
                 a_job_queued_again_may_wait_as_long_as_a_new_one,
                 a_job_whose_content_is_gone_is_not_queued_again,
                 racing_requeues_one_wins,
+                a_cancelled_job_of_a_dead_worker_is_cancelled_under_a_pause_too,
                 ended_jobs_are_forgotten_by_state,
                 the_oldest_are_forgotten_first_and_a_bounded_number,
                 what_is_beyond_the_retention_is_forgotten,
@@ -259,7 +261,7 @@ pub async fn a_job_comes_back_as_it_was_submitted(p: impl Place) {
     assert_eq!(job.state, JobState::Queued);
     assert_eq!(job.stage, None);
     assert_eq!(job.progress, 0.0);
-    assert_eq!(job.attempt, Attempt(0));
+    assert_eq!(job.attempt.number, 0);
     assert_eq!(job.tries, Tries::default());
     assert_eq!(job.priority, new.priority);
     assert_eq!(job.idempotency_key, new.idempotency_key);
@@ -419,7 +421,7 @@ pub async fn racing_submits_of_one_id_make_one_job(p: impl Place) {
 
 pub async fn unknown_jobs_are_none_and_hold_nothing(p: impl Place) {
     let store = p.open().await;
-    let (id, attempt) = (JobId::new(), Attempt(1));
+    let (id, attempt) = (JobId::new(), Attempt { number: 1, submission: 1 });
     assert_eq!(store.job(id).await.unwrap(), None);
     assert!(claim(&store, id, LONG).await.is_none());
     assert_all_lost(&store, id, attempt).await;
@@ -503,7 +505,7 @@ pub async fn a_claim_gives_the_job_and_its_input(p: impl Place) {
     let claim = store.claim(id, &worker(7), LONG).await.unwrap().unwrap();
     assert_eq!(&*claim.input, INPUT);
     assert_eq!(claim.job.state, JobState::Running);
-    assert_eq!(claim.job.attempt, Attempt(1));
+    assert_eq!(claim.job.attempt.number, 1);
     assert_eq!(claim.job.worker, Some(worker(7)));
     assert_eq!(claim.job.tries, Tries::default());
     assert_eq!((claim.job.stage, claim.job.progress), (Some(Stage::Load), 0.0));
@@ -565,7 +567,7 @@ pub async fn a_lapsed_job_can_be_claimed_and_counts_as_lost(p: impl Place) {
     assert_eq!(due_ids(&store).await, [id]);
     for n in 1..=3 {
         let claim = store.claim(id, &worker(2), NONE).await.unwrap().expect("lapsed");
-        assert_eq!(claim.job.attempt, Attempt(first.0 + n));
+        assert_eq!(claim.job.attempt, first.numbered(first.number + n));
         assert_eq!(claim.job.tries, Tries { lost: n, ..Tries::default() });
         assert_eq!(claim.job.worker, Some(worker(2)));
         assert_eq!(claim.job.started_at, started, "first claimed then");
@@ -585,7 +587,7 @@ async fn racing_claims(p: impl Place, lapsed: bool) {
         let won: Vec<_> = tasks.join_all().await.into_iter().flatten().collect();
         assert_eq!(won.len(), 1, "exactly one claim wins");
         assert_eq!(won[0].job, job(&*handles[1], id).await);
-        assert_eq!(won[0].job.attempt, Attempt(1 + u32::from(lapsed)));
+        assert_eq!(won[0].job.attempt.number, 1 + u32::from(lapsed));
     }
 }
 
@@ -669,7 +671,11 @@ pub async fn a_finish_of_an_older_attempt_changes_nothing(p: impl Place) {
     let new = claim(&store, id, LONG).await.unwrap().job.attempt;
     let before = job(&store, id).await;
     assert_eq!(store.finish(id, old, &result()).await.unwrap(), Held::Lost);
-    assert_eq!(store.finish(id, Attempt(new.0 + 1), &result()).await.unwrap(), Held::Lost, "nor does one to come");
+    assert_eq!(
+        store.finish(id, new.numbered(new.number + 1), &result()).await.unwrap(),
+        Held::Lost,
+        "nor does one to come"
+    );
     assert_eq!(job(&store, id).await, before);
     assert_eq!(inputs(&store).await, 1, "the new holder still needs the input");
     assert_eq!(store.finish(id, new, &result()).await.unwrap(), HELD);
@@ -733,7 +739,7 @@ pub async fn a_retry_waits_for_its_time_and_then_runs(p: impl Place) {
         }
     };
     assert!(now_ms() >= waiting.run_at, "not before its time");
-    assert_eq!(claim.job.attempt, Attempt(2));
+    assert_eq!(claim.job.attempt.number, 2);
     assert_eq!(&*claim.input, INPUT, "the input is still there");
 }
 
@@ -786,12 +792,25 @@ pub async fn a_release_is_no_failed_attempt_and_is_due_at_once(p: impl Place) {
     assert_eq!(&*claim(&store, id, LONG).await.unwrap().input, INPUT);
 }
 
+/// A worker that was frozen meanwhile would publish a proof of the former input.
+pub async fn a_token_of_a_purged_job_does_not_hold_the_next_one_with_its_id(p: impl Place) {
+    let store = p.open().await;
+    let (id, former) = claimed(&store, LONG).await;
+    store.finish(id, former, &result()).await.unwrap();
+    assert_eq!(purge(&store, &JobState::ALL, NONE, 10).await.unwrap(), [id]);
+    submit(&store, &NewJob { id, ..new_job("c") }).await;
+    let next = claim(&store, id, LONG).await.unwrap().job.attempt;
+    assert_eq!(next.number, former.number, "they are counted from the start");
+    assert_all_lost(&store, id, former).await;
+    assert_eq!(store.finish(id, next, &result()).await.unwrap(), HELD);
+}
+
 pub async fn the_token_grows_on_every_claim_even_after_a_release(p: impl Place) {
     let store = p.open().await;
     let id = submitted(&store).await;
     for n in 1..=4 {
         let attempt = claim(&store, id, LONG).await.unwrap().job.attempt;
-        assert_eq!(attempt, Attempt(n));
+        assert_eq!(attempt.number, n);
         assert_eq!(store.release(id, attempt).await.unwrap(), HELD);
         assert_all_lost(&store, id, attempt).await;
     }
@@ -950,7 +969,7 @@ pub async fn a_heartbeat_still_saves_a_lapsed_job_to_be_cancelled(p: impl Place)
     assert_eq!(job(&store, id).await.state, JobState::Running, "its holder lives and will confirm");
 }
 
-// Races. Two handles, as of two processes; both orders must come out consistent.
+// Races. Two handles, as in two processes; both orders must have consistent results.
 
 pub async fn a_cancel_that_races_the_finish_has_one_outcome(p: impl Place) {
     let (a, b) = (Arc::new(p.open().await), Arc::new(p.open().await));
@@ -1115,7 +1134,7 @@ pub async fn due_is_empty_when_all_is_in_hand(p: impl Place) {
     assert_eq!(store.due(10).await.unwrap(), []);
 }
 
-/// No queue at all: workers that die at every point, and a reconciler that only reads `due`.
+/// Without any queue: workers that die at every point, and a reconciler that only reads `due`.
 pub async fn nothing_is_lost_while_the_queue_is_wiped_and_workers_die(p: impl Place) {
     let store = p.open().await;
     store.put_circuit(&circuit("c", 1)).await.unwrap();
@@ -1297,7 +1316,7 @@ async fn end(store: &impl Store, id: JobId, attempt: Attempt, state: JobState) {
     assert!(matches!(held.unwrap(), Held::Yes { .. }));
 }
 
-/// Every guarded change with a token that does not hold answers so.
+/// Asserts that every guarded change with a token that does not hold returns `Held::Lost`.
 async fn assert_all_lost(store: &impl Store, id: JobId, attempt: Attempt) {
     let failure = error(FailureClass::Device);
     assert_eq!(store.heartbeat(id, attempt, LONG, Stage::Prove, 0.5).await.unwrap(), Held::Lost);

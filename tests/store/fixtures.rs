@@ -3,20 +3,31 @@
 use std::time::Duration;
 
 use prover_worker::model::{
-    Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, NewJob, Priority,
-    StageTimes, WorkerId,
+    Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob,
+    Priority, StageTimes, WorkerId,
 };
-use prover_worker::store::{Claim, Held, Input, Store};
+use prover_worker::store::{Claim, Held, Input, Store, StoreError};
 
 /// A lease that outlasts every test.
 pub const LONG: Duration = Duration::from_secs(3600);
-/// A lease that has lapsed as soon as it is given, and a delay that is over at once.
+/// A lease that lapses as soon as it is given, and a delay that is over at once.
 pub const NONE: Duration = Duration::ZERO;
 /// The input of [`submitted`] jobs.
 pub const INPUT: &[u8] = br#"{"a": "3", "b": "11"}"#;
 
 pub const HELD: Held = Held::Yes { cancel: false };
 pub const HELD_AND_CANCELLED: Held = Held::Yes { cancel: true };
+
+/// Deletes jobs, as a worker does after it has removed their files.
+pub async fn purge(
+    store: &(impl Store + ?Sized),
+    states: &[JobState],
+    older_than: Duration,
+    limit: u32,
+) -> Result<Vec<JobId>, StoreError> {
+    let old = store.purgeable(states, older_than, limit).await?;
+    store.purge(&old, older_than).await
+}
 
 pub fn name(s: &str) -> CircuitName {
     s.parse().unwrap()
@@ -26,7 +37,7 @@ pub fn worker(n: usize) -> WorkerId {
     WorkerId(format!("worker-{n}"))
 }
 
-/// A circuit whose content is made of `content`.
+/// A circuit with content derived from `content`.
 pub fn circuit(s: &str, content: u8) -> Circuit {
     Circuit {
         name: name(s),
@@ -69,12 +80,12 @@ pub fn plain(bytes: &[u8]) -> Input<'_> {
     Input { bytes, key: "" }
 }
 
-/// How many inputs are held.
+/// Returns the number of inputs held.
 pub async fn inputs(store: &impl Store) -> u64 {
     store.inputs_held().await.unwrap().iter().map(|(_, n)| n).sum()
 }
 
-/// Registers circuit `c`, submits a job of it.
+/// Registers circuit `c` and submits a job of it.
 pub async fn submitted(store: &impl Store) -> JobId {
     store.put_circuit(&circuit("c", 1)).await.unwrap();
     let new = new_job("c");

@@ -1,11 +1,11 @@
-//! The rules of `trait Store` that a fleet needs: queues, pauses, deadlines, histories, another try, sweeping up.
+//! The rules of `trait Store` that a fleet needs: queues, pauses, deadlines, histories, requeueing, cleaning up.
 
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use prover_worker::model::{
-    Attempt, ContentHash, FailureClass, JobError, JobId, JobState, NewJob, Priority, Stage, Tries, WorkerId,
+    ContentHash, FailureClass, JobError, JobId, JobState, NewJob, Priority, Stage, Tries, WorkerId,
 };
 use prover_worker::store::{
     Cancelled, Counts, Due, Held, Input, JobFilter, Replacement, Requeued, Retry, Scope, Store, StoreError,
@@ -15,10 +15,9 @@ use tokio::task::JoinSet;
 
 use crate::conformance::Place;
 use crate::fixtures::*;
+use crate::wait::HANG;
 
-/// Longer than anything here takes.
-const HANG: Duration = Duration::from_secs(60);
-/// A sweep that ends all it finds.
+/// The limit of a sweep that ends everything it finds.
 const SWEEP: u32 = 1000;
 
 fn queue(name: &str) -> StoreSettings {
@@ -38,7 +37,7 @@ pub async fn submit(store: &impl Store, new: &NewJob) -> JobId {
     store.submit(new, plain(INPUT)).await.unwrap().job().id
 }
 
-/// A job of circuit `c` that no worker may begin later than `within` from now.
+/// Submits a job of circuit `c` that no worker may begin later than `within` from now.
 async fn hurried(store: &impl Store, within: Duration) -> JobId {
     store.put_circuit(&circuit("c", 1)).await.unwrap();
     let mut new = new_job("c");
@@ -46,14 +45,14 @@ async fn hurried(store: &impl Store, within: Duration) -> JobId {
     submit(store, &new).await
 }
 
-/// A job that failed for good.
+/// Submits a job that fails for good.
 async fn failed(store: &impl Store, class: FailureClass) -> JobId {
     let (id, attempt) = claimed(store, LONG).await;
     assert_eq!(store.fail(id, attempt, &error(class), Retry::Never).await.unwrap(), HELD);
     id
 }
 
-/// An input in the place of a job's own.
+/// An input that replaces a job's own.
 fn instead(input: Input<'_>) -> Replacement<'_> {
     Replacement { input, body: ContentHash::of(input.bytes) }
 }
@@ -87,7 +86,7 @@ pub async fn queues_see_their_own_jobs_and_find_all_by_id(p: impl Place) {
             }
         }
     }
-    // By id, a job is everybody's.
+    // By id, a job is visible to every queue.
     assert_eq!(job(&a, in_b).await.queue, "b");
     let attempt = claim(&a, in_b, NONE).await.unwrap().job.attempt;
     assert_eq!(due_ids(&b).await, [in_b], "lapsed");
@@ -96,8 +95,8 @@ pub async fn queues_see_their_own_jobs_and_find_all_by_id(p: impl Place) {
     assert_eq!(a.finish(in_b, attempt, &result()).await.unwrap(), HELD);
     assert_eq!(a.load().await.unwrap().ended_last_minute, 0);
     assert_eq!(b.load().await.unwrap().ended_last_minute, 1);
-    assert_eq!(a.purge(&JobState::ALL, NONE, 10).await.unwrap(), []);
-    assert_eq!(b.purge(&JobState::ALL, NONE, 10).await.unwrap(), [in_b]);
+    assert_eq!(purge(&a, &JobState::ALL, NONE, 10).await.unwrap(), []);
+    assert_eq!(purge(&b, &JobState::ALL, NONE, 10).await.unwrap(), [in_b]);
     assert_eq!(b.cancel(in_a).await.unwrap(), Cancelled::Now);
     assert_eq!(requeued(&b, in_a, Some(instead(plain(INPUT)))).await.queue, "a", "it goes back to its own queue");
     assert_eq!((due_ids(&a).await, due_ids(&b).await), (vec![in_a], vec![]));
@@ -136,7 +135,7 @@ pub async fn jobs_are_listed_by_circuit(p: impl Place) {
     assert_eq!(list(Some(JobState::Queued), "a", 10).await, [ids[4], ids[0]]);
     assert_eq!(list(Some(JobState::Cancelled), "b", 10).await, []);
     assert_eq!(list(None, "c", 10).await, []);
-    // A page follows the last one's last job, of whatever circuit and state that is.
+    // A page continues after the given job, whatever its circuit and state.
     assert_eq!(list_before(Some(ids[4]), None, "a", 1).await, [ids[2]]);
     assert_eq!(list_before(Some(ids[4]), Some(JobState::Queued), "a", 9).await, [ids[0]]);
     assert_eq!(list_before(Some(ids[2]), None, "b", 9).await, [ids[1]]);
@@ -203,7 +202,7 @@ pub async fn a_rejected_job_has_failed_and_never_ran(p: impl Place) {
         assert_eq!((rejected.circuit, rejected.zkey, rejected.wasm), (new.circuit.clone(), zkey, wasm));
         assert_eq!((rejected.idempotency_key, rejected.priority), (new.idempotency_key.clone(), new.priority));
         assert_eq!((rejected.error, rejected.history), (Some(why.clone()), vec![]));
-        assert_eq!((rejected.attempt, rejected.tries, rejected.started_at), (Attempt(0), Tries::default(), None));
+        assert_eq!((rejected.attempt.number, rejected.tries, rejected.started_at), (0, Tries::default(), None));
         assert_eq!(rejected.start_by, None);
         assert_eq!(rejected.finished_at, Some(rejected.created_at));
         assert!(claim(&store, new.id, LONG).await.is_none());
@@ -246,7 +245,7 @@ pub async fn a_submit_takes_the_place_of_a_rejected_job(p: impl Place) {
         if registered {
             a.put_circuit(&circuit("c", 3)).await.unwrap();
         }
-        // As one that cannot be read is: without its key, in whatever queue it came.
+        // Like a message that cannot be read: without its key, and possibly from another queue.
         let mut bad = new_job("c");
         bad.body = ContentHash::of(b"the reason");
         let rejected = b.reject(&bad, &error(class)).await.unwrap().job().clone();
@@ -267,10 +266,10 @@ pub async fn a_submit_takes_the_place_of_a_rejected_job(p: impl Place) {
         assert_eq!((made.state, made.queue.as_str(), made.error.as_ref()), (JobState::Queued, "a", None));
         assert_eq!((made.zkey, made.wasm, made.priority), (c.zkey, c.wasm, Priority(2)));
         assert_eq!((made.idempotency_key.as_deref(), made.finished_at), (Some("k"), None));
-        assert_eq!((made.history, made.attempt, made.tries), (vec![], Attempt(0), Tries::default()));
+        assert_eq!((made.history, made.attempt.number, made.tries), (vec![], 0, Tries::default()));
         assert_eq!(made.start_by, Some(made.created_at + LONG.as_millis() as i64));
         assert!(made.created_at >= rejected.created_at);
-        // Younger than what came between, as one that was never there before.
+        // Younger than the jobs submitted in between, as if it had never been there before.
         let listed = a.jobs(JobFilter { limit: 9, ..JobFilter::default() }).await.unwrap();
         assert_eq!(listed.iter().map(|j| j.id).collect::<Vec<_>>(), [new.id, earlier]);
         assert_eq!(b.counts().await.unwrap(), Counts::default());
@@ -281,14 +280,14 @@ pub async fn a_submit_takes_the_place_of_a_rejected_job(p: impl Place) {
         assert!(matches!(a.reject(&bad, &error(class)).await, Err(StoreError::Conflict { .. })));
         let claim = claim(&a, new.id, LONG).await.unwrap();
         assert_eq!(&**claim.input, INPUT);
-        // One that was begun and failed is no rejected one, whatever it failed for.
+        // A job that was begun and failed does not count as rejected, whatever the reason.
         a.fail(new.id, claim.job.attempt, &error(class), Retry::Never).await.unwrap();
         assert!(matches!(a.submit(&new, plain(INPUT)).await.unwrap(), Submitted::Existing(_)));
         assert!(matches!(a.submit(&other, plain(b"other")).await, Err(StoreError::Conflict { .. })));
         assert_eq!(job(&a, new.id).await.state, JobState::Failed);
-        a.purge(&JobState::ALL, NONE, 10).await.unwrap();
+        purge(&a, &JobState::ALL, NONE, 10).await.unwrap();
         a.cancel(earlier).await.unwrap();
-        a.purge(&JobState::ALL, NONE, 10).await.unwrap();
+        purge(&a, &JobState::ALL, NONE, 10).await.unwrap();
         assert_eq!(inputs(&a).await, 0);
     }
 }
@@ -326,7 +325,7 @@ pub async fn a_rejected_jobs_key_is_not_taken_by_another_id(p: impl Place) {
     assert!(refused.to_string().ends_with("was rejected: it is odd"), "{refused}");
     assert_eq!((job(&store, bad.id).await, store.job(by_key.id).await.unwrap()), (rejected, None));
 
-    // Where the key that comes with it this time is another job's, that is the job that it asks for.
+    // If the key that it now comes with is another job's, that job is the answer.
     let mut holder = new_job("c");
     holder.idempotency_key = Some("other".into());
     submit(&store, &holder).await;
@@ -350,7 +349,7 @@ pub async fn racing_submits_take_a_rejected_jobs_place_once(p: impl Place) {
         let mut tasks = JoinSet::new();
         for n in 0..8_u8 {
             let store = handles[usize::from(n % 2)].clone();
-            // Two that ask for different things, several times each, and rejects for a reason of their own.
+            // Two submits of different content, several times each, and rejects for a reason of their own.
             let body = ContentHash::of(&[n % 4]);
             let new = NewJob { body, ..bad.clone() };
             tasks.spawn(async move {
@@ -399,7 +398,7 @@ pub async fn racing_rejects_and_submits_make_one_job(p: impl Place) {
         }
         let all = tasks.join_all().await;
         let made = |rejects| all.iter().filter(|(r, s)| *r == rejects && matches!(s, Submitted::Created(_))).count();
-        // Of a reject that came first a submit may have taken the place.
+        // A submit may have replaced an earlier reject.
         assert!(made(true) <= 1 && made(false) <= 1 && made(true) + made(false) >= 1, "{all:?}");
         assert!(all.iter().all(|(_, s)| s.job().id == all[0].1.job().id));
         let counts = handles[0].counts().await.unwrap();
@@ -446,6 +445,24 @@ pub async fn a_paused_circuit_is_held_back_in_every_queue(p: impl Place) {
     assert!(stores[1].set_paused(&of("c"), false).await.unwrap());
     assert!(claim(&stores[0], ids[0], LONG).await.is_some());
     assert_eq!(due_ids(&stores[1]).await, ids[2..]);
+}
+
+/// Nobody else would: its input would stay, and its circuit could not be removed.
+pub async fn a_cancelled_job_of_a_dead_worker_is_cancelled_under_a_pause_too(p: impl Place) {
+    for scope in [Scope::Queue, Scope::Circuit(name("c"))] {
+        let store = p.open().await;
+        let (id, _) = claimed(&store, NONE).await;
+        let (other, _) = claimed(&store, NONE).await;
+        assert!(store.set_paused(&scope, true).await.unwrap());
+        assert_eq!(store.cancel(id).await.unwrap(), Cancelled::Requested);
+        assert_eq!(due_ids(&store).await, [id], "{scope:?}: {other} waits for the end of the pause");
+        assert!(claim(&store, id, LONG).await.is_none());
+        assert_eq!(job(&store, id).await.state, JobState::Cancelled);
+        assert!(store.set_paused(&scope, false).await.unwrap());
+        let claim = claim(&store, other, LONG).await.unwrap();
+        store.finish(other, claim.job.attempt, &result()).await.unwrap();
+        assert_eq!(inputs(&store).await, 0);
+    }
 }
 
 pub async fn pausing_what_is_paused_changes_nothing(p: impl Place) {
@@ -555,7 +572,7 @@ pub async fn a_job_that_nobody_began_in_time_fails(p: impl Place) {
     assert!(expired.finished_at.is_some());
     let why = "no worker began it within 0 s".to_owned();
     assert_eq!(expired.error, Some(JobError { class: FailureClass::Timeout, message: why }));
-    assert_eq!((expired.tries, expired.history, expired.attempt), (Tries::default(), vec![], Attempt(0)));
+    assert_eq!((expired.tries, expired.history, expired.attempt.number), (Tries::default(), vec![], 0));
     assert_eq!(store.sweep(SWEEP).await.unwrap(), Swept::default());
     assert_eq!(inputs(&store).await, 1, "it may be queued again");
     let again = requeued(&store, id, None).await;
@@ -594,7 +611,7 @@ pub async fn a_job_begun_in_time_has_no_deadline_any_more(p: impl Place) {
         }
     };
     store.release(id, attempt).await.unwrap();
-    // Until the store's clock is past that time.
+    // Until the store's clock has passed that time.
     while job(&store, submitted(&store).await).await.created_at <= start_by {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -612,10 +629,10 @@ pub async fn a_sweep_is_bounded_and_minds_its_own_queue(p: impl Place) {
     submitted(&a).await;
     a.set_paused(&Scope::Queue, true).await.unwrap(); // which stops no clock
     assert_eq!(b.sweep(SWEEP).await.unwrap(), Swept::default());
-    assert_eq!(b.purge(&JobState::ALL, NONE, 2).await.unwrap(), []);
+    assert_eq!(purge(&b, &JobState::ALL, NONE, 2).await.unwrap(), []);
     for expected in [2, 2, 1, 0] {
         assert_eq!(a.sweep(2).await.unwrap().expired.len(), expected);
-        assert_eq!(a.purge(&JobState::ALL, NONE, 2).await.unwrap().len(), expected);
+        assert_eq!(purge(&a, &JobState::ALL, NONE, 2).await.unwrap().len(), expected);
     }
     assert_eq!(a.counts().await.unwrap(), Counts { queued: 2, ..Counts::default() });
 }
@@ -642,11 +659,11 @@ pub async fn failures_and_lost_workers_go_into_the_history(p: impl Place) {
 
     let failed = job(&store, id).await;
     let [a, b, c] = &failed.history[..] else { panic!("three came to nothing: {:?}", failed.history) };
-    assert_eq!((a.attempt, &a.worker, &a.error), (Attempt(1), &Some(odd.clone()), &why));
-    assert_eq!((b.attempt, &b.worker), (Attempt(2), &Some(odd.clone())), "a hand-back is none");
+    assert_eq!((a.attempt, &a.worker, &a.error), (1, &Some(odd.clone()), &why));
+    assert_eq!((b.attempt, &b.worker), (2, &Some(odd.clone())), "a hand-back is none");
     assert_eq!(b.error.class, FailureClass::LostWorker);
     assert_eq!(b.error.message, format!("worker {} fell silent; its lease lapsed", odd.0));
-    assert_eq!((c.attempt, &c.worker), (Attempt(4), &Some(worker(1))));
+    assert_eq!((c.attempt, &c.worker), (4, &Some(worker(1))));
     assert_eq!(c.error, error(FailureClass::Transient));
     let times = [failed.started_at.unwrap(), a.at, b.at, c.at, failed.finished_at.unwrap()];
     assert!(times.is_sorted(), "{times:?}");
@@ -678,9 +695,9 @@ pub async fn a_history_keeps_the_last_fifty(p: impl Place) {
         }
     }
     let history = job(&store, id).await.history;
-    let attempts: Vec<u32> = history.iter().map(|a| a.attempt.0).collect();
+    let attempts: Vec<u32> = history.iter().map(|a| a.attempt).collect();
     assert_eq!(attempts, (11..=60).collect::<Vec<_>>());
-    assert!(history.iter().all(|a| a.worker == Some(worker(a.attempt.0 as usize))));
+    assert!(history.iter().all(|a| a.worker == Some(worker(a.attempt as usize))));
 }
 
 // Inputs of failed jobs.
@@ -734,7 +751,7 @@ pub async fn inputs_are_deleted_a_bounded_number_at_a_time(p: impl Place) {
     assert_eq!(store.counts().await.unwrap().failed, 5, "the jobs stay");
 }
 
-// Another try.
+// Requeueing.
 
 pub async fn a_failed_job_can_be_queued_again(p: impl Place) {
     let store = p.open().await;
@@ -763,7 +780,7 @@ pub async fn a_failed_job_can_be_queued_again(p: impl Place) {
     assert_eq!(due_ids(&store).await, [id]);
     assert_eq!(store.finish(id, last, &result()).await.unwrap(), Held::Lost, "the old token is void");
     let claim = claim(&store, id, LONG).await.unwrap();
-    assert_eq!((claim.job.attempt, &**claim.input), (Attempt(last.0 + 1), INPUT));
+    assert_eq!((claim.job.attempt, &**claim.input), (last.numbered(last.number + 1), INPUT));
     assert_eq!(store.finish(id, claim.job.attempt, &result()).await.unwrap(), HELD);
     assert_eq!(inputs(&store).await, 0);
 }
@@ -842,7 +859,7 @@ pub async fn a_job_that_nothing_repeats_says_nothing_of_its_new_input(p: impl Pl
     let id = submit(&store, &new).await;
     store.cancel(id).await.unwrap();
     requeued(&store, id, Some(instead(plain(b"another")))).await;
-    // Whoever finds the hash of an input that it guesses would know the input.
+    // If the hash of a guessed input matched, the guess would be confirmed.
     let guess = store.submit(&NewJob { body: ContentHash::of(b"another"), ..new.clone() }, plain(b"another")).await;
     assert!(matches!(guess, Err(StoreError::Conflict { .. })), "{guess:?}");
     let same = store.submit(&new, plain(INPUT)).await;
@@ -887,7 +904,7 @@ pub async fn a_job_queued_again_may_wait_as_long_as_a_new_one(p: impl Place) {
 
 pub async fn a_job_whose_content_is_gone_is_not_queued_again(p: impl Place) {
     let store = p.open().await;
-    // Replaced: another key; another program; and gone altogether. The first content has a program.
+    // Replaced by another key; by another program; and removed. The first content has a program.
     let other_program = prover_worker::model::Circuit { wasm: Some(ContentHash([9; 32])), ..circuit("c", 1) };
     for replaced in [Some(circuit("c", 3)), Some(other_program), None] {
         let kept = failed(&store, FailureClass::Device).await;
@@ -903,17 +920,17 @@ pub async fn a_job_whose_content_is_gone_is_not_queued_again(p: impl Place) {
             Requeued::CircuitGone(name("c"))
         );
         assert_eq!(job(&store, gone).await, before);
-        // What a job with an input needs is kept, and it is proved with that.
+        // The content that a job with an input needs is kept, and the job is proved with it.
         let again = requeued(&store, kept, None).await;
         assert_eq!((again.zkey, again.wasm), (circuit("c", 1).zkey, circuit("c", 1).wasm));
         store.cancel(kept).await.unwrap();
-        // Under another name the content is as good.
+        // Content registered under another name is just as good.
         store.put_circuit(&circuit("d", 1)).await.unwrap();
         let again = requeued(&store, gone, Some(instead(plain(INPUT)))).await;
         assert_eq!((again.zkey, again.wasm), (before.zkey, before.wasm));
         store.cancel(gone).await.unwrap();
         assert!(store.remove_circuit(&name("d")).await.unwrap());
-        store.purge(&JobState::ALL, NONE, 10).await.unwrap();
+        purge(&store, &JobState::ALL, NONE, 10).await.unwrap();
         assert_eq!(inputs(&store).await, 0);
     }
 }
@@ -935,7 +952,7 @@ pub async fn racing_requeues_one_wins(p: impl Place) {
     }
 }
 
-// Forgetting.
+// Purging.
 
 pub async fn ended_jobs_are_forgotten_by_state(p: impl Place) {
     let store = p.open().await;
@@ -946,13 +963,13 @@ pub async fn ended_jobs_are_forgotten_by_state(p: impl Place) {
     store.finish(done, attempt, &result()).await.unwrap();
     let (queued, running) = (submitted(&store).await, claimed(&store, NONE).await.0);
     assert_eq!(inputs(&store).await, 3);
-    assert_eq!(store.purge(&JobState::ALL, LONG, 10).await.unwrap(), [], "they ended just now");
-    assert_eq!(store.purge(&[], NONE, 10).await.unwrap(), []);
-    assert_eq!(store.purge(&[JobState::Queued, JobState::Running], NONE, 10).await.unwrap(), [], "never these");
-    assert_eq!(store.purge(&[JobState::Failed], NONE, 0).await.unwrap(), []);
-    assert_eq!(store.purge(&[JobState::Failed, JobState::Queued], NONE, 10).await.unwrap(), [failed]);
+    assert_eq!(purge(&store, &JobState::ALL, LONG, 10).await.unwrap(), [], "they ended just now");
+    assert_eq!(purge(&store, &[], NONE, 10).await.unwrap(), []);
+    assert_eq!(purge(&store, &[JobState::Queued, JobState::Running], NONE, 10).await.unwrap(), [], "never these");
+    assert_eq!(purge(&store, &[JobState::Failed], NONE, 0).await.unwrap(), []);
+    assert_eq!(purge(&store, &[JobState::Failed, JobState::Queued], NONE, 10).await.unwrap(), [failed]);
     assert_eq!(inputs(&store).await, 2, "its input goes with it");
-    let mut rest = store.purge(&[JobState::Done, JobState::Cancelled], NONE, 10).await.unwrap();
+    let mut rest = purge(&store, &[JobState::Done, JobState::Cancelled], NONE, 10).await.unwrap();
     rest.sort();
     assert_eq!(rest, [cancelled, done]);
     for id in [failed, cancelled, done] {
@@ -974,7 +991,7 @@ pub async fn the_oldest_are_forgotten_first_and_a_bounded_number(p: impl Place) 
         tokio::time::sleep(Duration::from_millis(3)).await;
     }
     for expected in [&ids[..2], &ids[2..4], &ids[4..], &[]] {
-        let mut purged = store.purge(&JobState::ALL, NONE, 2).await.unwrap();
+        let mut purged = purge(&store, &JobState::ALL, NONE, 2).await.unwrap();
         purged.sort();
         assert_eq!(purged, expected);
     }
@@ -984,10 +1001,10 @@ pub async fn what_is_beyond_the_retention_is_forgotten(p: impl Place) {
     let store = p.open().await;
     let id = failed(&store, FailureClass::Device).await;
     for retention in [LONG, Duration::MAX] {
-        assert_eq!(store.purge(&JobState::ALL, retention, 10).await.unwrap(), []);
+        assert_eq!(purge(&store, &JobState::ALL, retention, 10).await.unwrap(), []);
     }
     assert_eq!(store.sweep(10).await.unwrap(), Swept::default());
-    assert_eq!(store.purge(&JobState::ALL, NONE, 10).await.unwrap(), [id]);
+    assert_eq!(purge(&store, &JobState::ALL, NONE, 10).await.unwrap(), [id]);
     assert_eq!((store.job(id).await.unwrap(), inputs(&store).await), (None, 0));
 }
 
@@ -998,13 +1015,13 @@ pub async fn a_forgotten_jobs_id_and_key_are_free_again(p: impl Place) {
     new.idempotency_key = Some("k".into());
     submit(&store, &new).await;
     store.cancel(new.id).await.unwrap();
-    store.purge(&JobState::ALL, NONE, 10).await.unwrap();
+    purge(&store, &JobState::ALL, NONE, 10).await.unwrap();
     new.body = ContentHash::of(b"something else");
     assert!(matches!(store.submit(&new, plain(b"else")).await.unwrap(), Submitted::Created(_)));
     assert_eq!(&**claim(&store, new.id, LONG).await.unwrap().input, b"else");
 }
 
-// How busy it is.
+// Load.
 
 pub async fn the_load_counts_what_waits_runs_and_has_ended(p: impl Place) {
     let store = p.open().await;
@@ -1039,7 +1056,7 @@ pub async fn the_load_tells_how_long_the_oldest_has_waited(p: impl Place) {
         tokio::time::sleep(wait).await;
         submitted(&store).await;
         let oldest = store.load().await.unwrap().oldest_ms;
-        // From its time on, not from its submission or the present.
+        // Measured from its time, not from its submission or the present.
         assert!(oldest >= 25, "{oldest} ms");
         assert!(oldest < before.elapsed().as_millis() as u64 + 60_000, "{oldest} ms");
         for scope in [Scope::Queue, of("c")] {
@@ -1089,12 +1106,12 @@ pub async fn content_in_use_is_that_of_jobs_that_may_run_yet(p: impl Place) {
 
 // Waiting for changes.
 
-/// Whether a wait of `store` ends by what `change` does, well before its time. Only for stores that are told.
+/// Asserts that waits of `store` end because of `change`, well before their time. Only for stores that are notified.
 async fn wakes<S: Store, T>(store: &Arc<S>, what: &str, change: impl Future<Output = T>) -> T {
-    // What was before is known.
+    // So that earlier changes are known.
     store.changed(NONE).await.unwrap();
     let mut waits = std::pin::pin!(futures::future::join_all((0..3).map(|_| store.changed(LONG))));
-    // All have begun before the change: one that begins after another was told of it waits for the next.
+    // All waits begin before the change: one that begins after another was notified of it waits for the next.
     let begun = std::future::poll_fn(|context| Poll::Ready(waits.as_mut().poll(context))).await;
     let wakened = async {
         match begun {
@@ -1130,7 +1147,7 @@ pub async fn a_change_by_any_handle_ends_every_wait(p: impl Place) {
 pub async fn a_wait_ends_after_its_time(p: impl Place) {
     let store = p.open().await;
     submitted(&store).await;
-    // What was before may end some waits at once, but not for ever.
+    // Earlier changes may end some waits at once, but not forever.
     let mut rounds = 0;
     loop {
         let start = Instant::now();

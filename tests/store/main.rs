@@ -8,6 +8,8 @@ mod model_based;
 mod postgres;
 mod sqlite;
 mod storm;
+#[path = "../support/wait.rs"]
+mod wait;
 
 conformance::suite!(sqlite_conforms, crate::sqlite::SqliteFile::new());
 conformance::suite!(postgres_conforms, crate::postgres::PostgresDatabase::new());

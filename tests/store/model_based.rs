@@ -1,8 +1,9 @@
-//! Random operations by two workers against a model of the rules that fits on a page; after each, answers and all that
-//! can be seen of the store are compared. Leases are over at once or outlast the test, and so are delays, so that no
+//! Random operations by two workers, compared with a model of the rules that fits on a page: after each, the answers
+//! and everything visible of the store must agree. Leases and delays are over at once or outlast the test, so that no
 //! clock plays a part.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -73,7 +74,7 @@ enum Op {
     },
 }
 
-/// What a worker does with the token it got last for a slot, which may be long out of date.
+/// What a worker does with the last token that it got for a slot, which may be long out of date.
 #[derive(Clone, Debug)]
 enum Change {
     Heartbeat { lapses: bool, stage: Stage, progress: f32 },
@@ -119,7 +120,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// A job of the model: what the store shows of it, times reduced to whether they are there, and what it does not.
+/// A job of the model: what the store shows of it, with times reduced to whether they are set.
 #[derive(Clone, Debug, PartialEq)]
 struct Seen {
     id: JobId,
@@ -146,7 +147,7 @@ struct Seen {
 
 fn seen(job: &Job) -> Seen {
     let number = |w: &WorkerId| (0..2).find(|n| *w == worker(*n)).unwrap();
-    let past = job.history.iter().map(|a| (a.attempt.0, number(a.worker.as_ref().unwrap()), a.error.class));
+    let past = job.history.iter().map(|a| (a.attempt, number(a.worker.as_ref().unwrap()), a.error.class));
     assert!(job.result.is_none() || job.result == Some(result()));
     Seen {
         id: job.id,
@@ -156,7 +157,7 @@ fn seen(job: &Job) -> Seen {
         state: job.state,
         stage: job.stage,
         progress: job.progress,
-        attempt: job.attempt.0,
+        attempt: job.attempt.number,
         tries: job.tries,
         priority: job.priority,
         key: job.idempotency_key.clone(),
@@ -176,12 +177,14 @@ fn seen(job: &Job) -> Seen {
 struct Entry {
     job: Seen,
     body: u8,
-    /// Its lease has lapsed, or its time has not come.
+    /// Number of its submission: a job that was purged may be submitted again, with the same id.
+    submission: usize,
+    /// Its lease has lapsed.
     lapsed: bool,
     later: bool,
-    /// The time to begin it is over.
+    /// Its start-by has passed.
     overdue: bool,
-    /// Its input, made of this, is held.
+    /// The body from which its input is made, if that is held.
     input: Option<u8>,
 }
 
@@ -218,12 +221,14 @@ impl Entry {
 #[derive(Default)]
 struct Model {
     circuits: BTreeMap<&'static str, Circuit>,
-    /// In the order of submission.
+    /// Entries in the order of submission.
     jobs: Vec<Entry>,
+    /// Submissions so far.
+    submissions: usize,
     paused: BTreeSet<Scope>,
 }
 
-/// An answer, of either side, in words that compare.
+/// An answer of either side, as text to compare.
 type Answer = String;
 
 impl Model {
@@ -236,7 +241,7 @@ impl Model {
     }
 
     fn repeat(&self, new: &NewJob, body: u8) -> Option<Answer> {
-        // One that was rejected makes way for its id.
+        // A rejected job is replaced by another with its id.
         let by_id = self.jobs.iter().find(|e| e.job.id == new.id && !e.was_rejected());
         let keyed = |e: &&Entry| e.job.id != new.id && e.job.key.is_some() && e.job.key == new.idempotency_key;
         let by_key = self.jobs.iter().find(keyed);
@@ -245,9 +250,10 @@ impl Model {
         Some(format!("{what} {}", same.job.id))
     }
 
-    /// A new job, in the place of one that was rejected, if any.
+    /// Adds a new job, replacing a rejected one with its id.
     fn add(&mut self, new: &NewJob, body: u8) -> &mut Entry {
         self.jobs.retain(|e| e.job.id != new.id);
+        self.submissions += 1;
         let circuit = self.circuits.get(new.circuit.as_str());
         let entry = Entry {
             job: Seen {
@@ -273,6 +279,7 @@ impl Model {
                 leased: false,
             },
             body,
+            submission: self.submissions,
             lapsed: false,
             later: false,
             overdue: new.start_within == Some(NONE),
@@ -380,8 +387,9 @@ impl Model {
         Some(job.attempt)
     }
 
-    fn held(&mut self, id: JobId, attempt: u32, change: &Change) -> Held {
-        let holds = |e: &&mut Entry| e.job.state == JobState::Running && e.job.attempt == attempt;
+    fn held(&mut self, id: JobId, (submission, attempt): (usize, u32), change: &Change) -> Held {
+        let holds =
+            |e: &&mut Entry| e.job.state == JobState::Running && (e.submission, e.job.attempt) == (submission, attempt);
         let Some(entry) = self.entry(id).filter(holds) else { return Held::Lost };
         let cancel = entry.job.cancel_requested;
         let again = if cancel { JobState::Cancelled } else { JobState::Queued };
@@ -447,7 +455,9 @@ impl Model {
     }
 
     fn due(&self) -> Vec<Due> {
-        let entries = self.jobs.iter().filter(|e| e.is_due() && !self.is_paused(e));
+        // Under a pause, too, a job that is to be cancelled and whose worker is dead is due: its claim cancels it.
+        let goes = |e: &&Entry| !self.is_paused(e) || e.job.cancel_requested;
+        let entries = self.jobs.iter().filter(|e| e.is_due()).filter(goes);
         let due = |j: &Seen| Due { id: j.id, priority: j.priority, again: j.attempt > 0 && j.tries.transient < 2 };
         let mut due: Vec<_> = entries.map(|e| due(&e.job)).collect();
         due.sort_by_key(|d| std::cmp::Reverse(d.priority));
@@ -472,7 +482,7 @@ impl Model {
     }
 }
 
-/// In the place of the content of a circuit that there was not.
+/// Stands for the content of a circuit that did not exist.
 const NO_KEY: ContentHash = ContentHash([0; 32]);
 
 fn input(body: u8) -> Vec<u8> {
@@ -489,14 +499,32 @@ fn answer(submitted: Result<Submitted, StoreError>) -> Answer {
     }
 }
 
-async fn run(place: &impl Place, ops: &[Op]) {
-    // Each worker is a process of its own.
-    let stores = [place.open().await, place.open().await];
-    let ids: [JobId; SLOTS] = std::array::from_fn(|_| JobId::new());
-    let mut tokens = [[0_u32; SLOTS]; 2];
-    let mut model = Model::default();
-    for (step, op) in ops.iter().enumerate() {
-        let store = &stores[step % 2];
+/// A lease or delay that is over at once, or one that outlasts the test.
+fn span(over: bool) -> Duration {
+    if over { NONE } else { LONG }
+}
+
+/// What a worker holds of a job that it has claimed.
+#[derive(Clone, Copy)]
+struct Token {
+    attempt: Attempt,
+    /// As the model counts them.
+    submission: usize,
+}
+
+/// A store as two worker processes have it open, and the model of it.
+struct Run<S> {
+    stores: [S; 2],
+    ids: [JobId; SLOTS],
+    /// The token that each worker got last for each slot.
+    tokens: [[Option<Token>; SLOTS]; 2],
+    model: Model,
+}
+
+impl<S: Store> Run<S> {
+    /// Applies `op` to the store, through the handle of worker `by`, and to the model, and compares the answers.
+    async fn apply(&mut self, by: usize, op: &Op, at: &str) {
+        let (store, model) = (&self.stores[by], &mut self.model);
         match op {
             Op::PutCircuit { circuit: c, content } => {
                 let mut put = store.put_circuit(&circuit(CIRCUITS[*c], *content)).await.unwrap();
@@ -509,123 +537,150 @@ async fn run(place: &impl Place, ops: &[Op]) {
                     Err(StoreError::InUse { unfinished, .. }) => format!("in use by {unfinished}"),
                     Err(e) => panic!("{e}"),
                 };
-                assert_eq!(answer, model.remove_circuit(CIRCUITS[*c]), "{step}: {op:?}");
+                assert_eq!(answer, model.remove_circuit(CIRCUITS[*c]), "{at}");
             }
             Op::Submit { slot, circuit, key, body, priority, hurry } => {
-                let mut new = new_job(CIRCUITS[*circuit]);
-                new.id = ids[*slot];
-                new.idempotency_key = key.map(|k| format!("key {k}"));
-                new.body = ContentHash::of(&[*body]);
+                let mut new = request(self.ids[*slot], *circuit, *key, *body);
                 new.priority = Priority(*priority);
-                new.start_within = hurry.map(|at_once| if at_once { NONE } else { LONG });
+                new.start_within = hurry.map(span);
                 let submitted = store.submit(&new, plain(&input(*body))).await;
-                assert_eq!(answer(submitted), model.submit(&new, *body), "{step}: {op:?}");
+                assert_eq!(answer(submitted), model.submit(&new, *body), "{at}");
             }
             Op::Reject { slot, circuit, key, body } => {
-                let mut new = new_job(CIRCUITS[*circuit]);
-                new.id = ids[*slot];
-                new.idempotency_key = key.map(|k| format!("key {k}"));
-                new.body = ContentHash::of(&[*body]);
+                let new = request(self.ids[*slot], *circuit, *key, *body);
                 let rejected = store.reject(&new, &error(FailureClass::BadInput)).await;
-                assert_eq!(answer(rejected), model.reject(&new, *body), "{step}: {op:?}");
+                assert_eq!(answer(rejected), model.reject(&new, *body), "{at}");
             }
-            Op::Claim { slot, worker: w, lapses } => {
-                let lease = if *lapses { NONE } else { LONG };
-                let claim = stores[*w].claim(ids[*slot], &worker(*w), lease).await.unwrap();
-                let expected = model.claim(ids[*slot], *w, *lapses);
-                assert_eq!(claim.as_ref().map(|c| c.job.attempt.0), expected, "{step}: {op:?}");
-                if let Some(c) = claim {
-                    tokens[*w][*slot] = c.job.attempt.0;
-                    let entry = model.entry(ids[*slot]).unwrap();
-                    assert_eq!(*c.input, input(entry.input.unwrap()));
-                    assert_eq!(seen(&c.job), entry.job);
-                }
-            }
-            Op::Held { slot, worker: w, change } => {
-                let (store, id, token) = (&stores[*w], ids[*slot], tokens[*w][*slot]);
-                let attempt = Attempt(token);
-                let held = match change {
-                    Change::Heartbeat { lapses, stage, progress } => {
-                        let lease = if *lapses { NONE } else { LONG };
-                        store.heartbeat(id, attempt, lease, *stage, *progress).await
-                    }
-                    Change::Finish => store.finish(id, attempt, &result()).await,
-                    Change::Fail { class, retry } => {
-                        let retry = retry.map_or(Retry::Never, |later| Retry::After(if later { LONG } else { NONE }));
-                        store.fail(id, attempt, &error(*class), retry).await
-                    }
-                    Change::Release => store.release(id, attempt).await,
-                    Change::ConfirmCancel => store.confirm_cancel(id, attempt).await,
-                };
-                assert_eq!(held.unwrap(), model.held(id, token, change), "{step}: {op:?}");
-            }
+            Op::Claim { slot, worker, lapses } => self.claim(*slot, *worker, *lapses, at).await,
+            Op::Held { slot, worker, change } => self.change(*slot, *worker, change, at).await,
             Op::Cancel { slot } => {
-                let id = ids[*slot];
-                assert_eq!(store.cancel(id).await.unwrap(), model.cancel(id), "{step}: {op:?}");
+                let id = self.ids[*slot];
+                assert_eq!(store.cancel(id).await.unwrap(), model.cancel(id), "{at}");
             }
             Op::Requeue { slot, body, hurry } => {
-                let other = body.map(|b| (input(b), ContentHash::of(&[b])));
-                let other = other.as_ref().map(|(bytes, body)| Replacement { input: plain(bytes), body: *body });
-                let within = hurry.map(|at_once| if at_once { NONE } else { LONG });
-                let answer = match store.requeue(ids[*slot], other, within).await {
-                    Ok(Requeued::Yes(_)) => "queued".into(),
-                    Ok(Requeued::Not(state)) => format!("not {state}"),
-                    Ok(Requeued::InputGone) => "input gone".into(),
-                    Ok(Requeued::CircuitGone(circuit)) => format!("{circuit} gone"),
-                    Ok(Requeued::Unknown) => "unknown".into(),
-                    Err(StoreError::UnknownCircuit(_)) => "unknown circuit".into(),
-                    Err(e) => panic!("{e}"),
-                };
-                assert_eq!(answer, model.requeue(ids[*slot], *body, *hurry), "{step}: {op:?}");
+                let id = self.ids[*slot];
+                let answer = requeued(store, id, *body, *hurry).await;
+                assert_eq!(answer, model.requeue(id, *body, *hurry), "{at}");
             }
             Op::Pause { circuit, paused } => {
                 let scope = circuit.map_or(Scope::Queue, |c| Scope::Circuit(name(CIRCUITS[c])));
                 let changed = store.set_paused(&scope, *paused).await.unwrap();
                 let expected = if *paused { model.paused.insert(scope) } else { model.paused.remove(&scope) };
-                assert_eq!(changed, expected, "{step}: {op:?}");
+                assert_eq!(changed, expected, "{at}");
             }
             Op::Sweep => {
                 let (mut swept, mut expected) = (store.sweep(100).await.unwrap(), model.sweep());
-                for s in [&mut swept, &mut expected] {
-                    s.expired.sort();
-                }
-                assert_eq!(swept, expected, "{step}: {op:?}");
+                swept.expired.sort();
+                expected.expired.sort();
+                assert_eq!(swept, expected, "{at}");
             }
             Op::Purge { states } => {
-                let (mut purged, mut expected) = (store.purge(states, NONE, 100).await.unwrap(), model.purge(states));
+                let (mut purged, mut expected) = (purge(store, states, NONE, 100).await.unwrap(), model.purge(states));
                 purged.sort();
                 expected.sort();
-                assert_eq!(purged, expected, "{step}: {op:?}");
+                assert_eq!(purged, expected, "{at}");
             }
         }
+    }
 
-        // Looked at by the other one.
-        let store = &stores[(step + 1) % 2];
-        let mut jobs = store.jobs(JobFilter { limit: 100, ..JobFilter::default() }).await.unwrap();
-        jobs.reverse();
-        for listed in &mut jobs {
-            let job = store.job(listed.id).await.unwrap().unwrap();
-            assert_eq!(*listed, Job { result: None, history: Vec::new(), ..job.clone() }, "{step}: {op:?}");
-            *listed = job;
+    async fn claim(&mut self, slot: usize, by: usize, lapses: bool, at: &str) {
+        let (id, model) = (self.ids[slot], &mut self.model);
+        let claim = self.stores[by].claim(id, &worker(by), span(lapses)).await.unwrap();
+        let expected = model.claim(id, by, lapses);
+        assert_eq!(claim.as_ref().map(|c| c.job.attempt.number), expected, "{at}");
+        if let Some(c) = claim {
+            let entry = model.entry(id).unwrap();
+            self.tokens[by][slot] = Some(Token { attempt: c.job.attempt, submission: entry.submission });
+            assert_eq!(*c.input, input(entry.input.unwrap()));
+            assert_eq!(seen(&c.job), entry.job);
         }
-        let jobs: Vec<Seen> = jobs.iter().map(seen).collect();
-        let expected: Vec<Seen> = model.jobs.iter().map(|e| e.job.clone()).collect();
-        assert_eq!(jobs, expected, "{step}: {op:?}");
-        assert_eq!(store.due(100).await.unwrap(), model.due(), "{step}: {op:?}");
-        let counts = model.counts();
-        assert_eq!(store.counts().await.unwrap(), counts, "{step}: {op:?}");
-        let load = store.load().await.unwrap();
-        let expected = (counts.queued, counts.running, counts.done + counts.failed);
-        assert_eq!((load.queued, load.running, load.ended_last_minute), expected, "{step}: {op:?}");
-        let paused: BTreeSet<Scope> = store.paused().await.unwrap().into_iter().map(|(scope, _)| scope).collect();
-        assert_eq!(paused, model.paused, "{step}: {op:?}");
-        let needed: BTreeSet<[u8; 32]> = store.content_in_use().await.unwrap().into_iter().map(|h| h.0).collect();
-        assert_eq!(needed, model.content_in_use(), "{step}: {op:?}");
-        let held = model.jobs.iter().filter(|e| e.input.is_some()).count() as u64;
-        assert_eq!(inputs(store).await, held, "{step}: {op:?}");
-        let mut circuits = store.circuits().await.unwrap();
-        circuits.iter_mut().for_each(|c| c.created_at = 0);
-        assert!(circuits.iter().eq(model.circuits.values()), "{step}: {op:?}");
+    }
+
+    async fn change(&mut self, slot: usize, by: usize, change: &Change, at: &str) {
+        let (store, id) = (&self.stores[by], self.ids[slot]);
+        let none = Token { attempt: Attempt { number: 0, submission: 0 }, submission: 0 };
+        let Token { attempt, submission } = self.tokens[by][slot].unwrap_or(none);
+        let held = match change {
+            Change::Heartbeat { lapses, stage, progress } => {
+                store.heartbeat(id, attempt, span(*lapses), *stage, *progress).await
+            }
+            Change::Finish => store.finish(id, attempt, &result()).await,
+            Change::Fail { class, retry } => {
+                let retry = retry.map_or(Retry::Never, |later| Retry::After(span(!later)));
+                store.fail(id, attempt, &error(*class), retry).await
+            }
+            Change::Release => store.release(id, attempt).await,
+            Change::ConfirmCancel => store.confirm_cancel(id, attempt).await,
+        };
+        assert_eq!(held.unwrap(), self.model.held(id, (submission, attempt.number), change), "{at}");
+    }
+}
+
+/// Compares all that can be seen of the store with the model.
+async fn compare(store: &impl Store, model: &Model, at: &str) {
+    let mut jobs = store.jobs(JobFilter { limit: 100, ..JobFilter::default() }).await.unwrap();
+    jobs.reverse();
+    for listed in &mut jobs {
+        let job = store.job(listed.id).await.unwrap().unwrap();
+        assert_eq!(*listed, Job { result: None, history: Vec::new(), ..job.clone() }, "{at}");
+        *listed = job;
+    }
+    let jobs: Vec<Seen> = jobs.iter().map(seen).collect();
+    let expected: Vec<Seen> = model.jobs.iter().map(|e| e.job.clone()).collect();
+    assert_eq!(jobs, expected, "{at}");
+    assert_eq!(store.due(100).await.unwrap(), model.due(), "{at}");
+    let counts = model.counts();
+    assert_eq!(store.counts().await.unwrap(), counts, "{at}");
+    let load = store.load().await.unwrap();
+    let expected = (counts.queued, counts.running, counts.done + counts.failed);
+    assert_eq!((load.queued, load.running, load.ended_last_minute), expected, "{at}");
+    let paused: BTreeSet<Scope> = store.paused().await.unwrap().into_iter().map(|(scope, _)| scope).collect();
+    assert_eq!(paused, model.paused, "{at}");
+    let needed: BTreeSet<[u8; 32]> = store.content_in_use().await.unwrap().into_iter().map(|h| h.0).collect();
+    assert_eq!(needed, model.content_in_use(), "{at}");
+    let held = model.jobs.iter().filter(|e| e.input.is_some()).count() as u64;
+    assert_eq!(inputs(store).await, held, "{at}");
+    let mut circuits = store.circuits().await.unwrap();
+    circuits.iter_mut().for_each(|c| c.created_at = 0);
+    assert!(circuits.iter().eq(model.circuits.values()), "{at}");
+}
+
+/// What a submit or reject asks for.
+fn request(id: JobId, circuit: usize, key: Option<u8>, body: u8) -> NewJob {
+    NewJob {
+        id,
+        idempotency_key: key.map(|k| format!("key {k}")),
+        body: ContentHash::of(&[body]),
+        ..new_job(CIRCUITS[circuit])
+    }
+}
+
+async fn requeued(store: &impl Store, id: JobId, body: Option<u8>, hurry: Option<bool>) -> Answer {
+    let other = body.map(|b| (input(b), ContentHash::of(&[b])));
+    let other = other.as_ref().map(|(bytes, body)| Replacement { input: plain(bytes), body: *body });
+    match store.requeue(id, other, hurry.map(span)).await {
+        Ok(Requeued::Yes(_)) => "queued".into(),
+        Ok(Requeued::Not(state)) => format!("not {state}"),
+        Ok(Requeued::InputGone) => "input gone".into(),
+        Ok(Requeued::CircuitGone(circuit)) => format!("{circuit} gone"),
+        Ok(Requeued::Unknown) => "unknown".into(),
+        Err(StoreError::UnknownCircuit(_)) => "unknown circuit".into(),
+        Err(e) => panic!("{e}"),
+    }
+}
+
+async fn run(place: &impl Place, ops: &[Op]) {
+    let mut run = Run {
+        stores: [place.open().await, place.open().await],
+        ids: std::array::from_fn(|_| JobId::new()),
+        tokens: [[None; SLOTS]; 2],
+        model: Model::default(),
+    };
+    for (step, op) in ops.iter().enumerate() {
+        let at = format!("{step}: {op:?}");
+        run.apply(step % 2, op, &at).await;
+        // Through the handle of the other worker.
+        compare(&run.stores[(step + 1) % 2], &run.model, &at).await;
     }
 }
 

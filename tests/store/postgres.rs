@@ -1,4 +1,4 @@
-//! Postgres only: the schema, several processes, lost connections and answers, wakes, plans and figures.
+//! Tests of Postgres only: the schema, several processes, lost connections and answers, wakes, plans and figures.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use prover_worker::model::{Attempt, FailureClass, JobId, JobState, Stage};
+use prover_worker::model::{FailureClass, JobId, JobState, Stage};
 use prover_worker::store::{
     Cancelled, Held, JobFilter, PostgresStore, Requeued, Retry, Scope, Store, StoreError, StoreSettings, Submitted,
 };
@@ -20,16 +20,14 @@ use url::Url;
 
 use crate::conformance::Place;
 use crate::fixtures::*;
-
-/// Longer than anything here takes.
-const HANG: Duration = Duration::from_secs(120);
+use crate::wait::{HANG, until_async};
 
 fn server() -> Url {
     let url = std::env::var("TEST_POSTGRES_URL");
     url.as_deref().unwrap_or("postgres://postgres@127.0.0.1:5432/postgres").parse().unwrap()
 }
 
-/// A database of its own, gone with the test.
+/// A database of its own, dropped with the test.
 pub struct PostgresDatabase {
     name: String,
     made: OnceCell<()>,
@@ -77,7 +75,7 @@ impl Drop for PostgresDatabase {
         if !self.made.initialized() {
             return;
         }
-        // A runtime of its own, since the test's may be the one that this runs on.
+        // In a runtime of its own, because this may run on the test's.
         let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
         let dropped = std::thread::spawn(move || {
             tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(on_server(&sql));
@@ -98,17 +96,7 @@ async fn open(url: &Url) -> Result<PostgresStore, StoreError> {
     PostgresStore::open(url.as_str(), StoreSettings::default()).await
 }
 
-/// Asks again and again until it holds.
-async fn until<F: Future<Output = bool>>(mut holds: impl FnMut() -> F) {
-    let waited = timeout(HANG, async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    });
-    waited.await.expect("it holds in time");
-}
-
-/// As a client's requests, sent again by way of another server, are: joint statements of both meet.
+/// As when a client's requests are repeated through another server: joint statements of both meet.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_same_keys_submitted_by_two_processes_meet_no_deadlock() {
     let database = PostgresDatabase::new();
@@ -130,10 +118,10 @@ async fn the_same_keys_submitted_by_two_processes_meet_no_deadlock() {
     for store in stores {
         store.close().await;
     }
-    // What a session counted is there once it has ended.
+    // A session's statistics are visible once it has ended.
     let sessions =
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
-    until(async || database.number(sessions).await == 0).await;
+    until_async("the sessions to end", async || database.number(sessions).await == 0).await;
     let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
     assert_eq!(database.number(deadlocks).await, 0);
 }
@@ -207,7 +195,7 @@ async fn many_claimers_get_each_job_once() {
     }
     let ids: Arc<Vec<JobId>> = Arc::new(submits.join_all().await);
 
-    // Each wants every job, beginning elsewhere.
+    // Each wants every job, beginning at a different one.
     let mut claimers = JoinSet::new();
     for n in 0..64 {
         let (store, ids) = (stores[n % 4].clone(), ids.clone());
@@ -216,7 +204,7 @@ async fn many_claimers_get_each_job_once() {
             for k in 0..JOBS {
                 let id = ids[(k + n * 8) % JOBS];
                 if let Some(claim) = store.claim(id, &worker(n), LONG).await.unwrap() {
-                    assert_eq!((claim.job.id, claim.job.attempt), (id, Attempt(1)));
+                    assert_eq!((claim.job.id, claim.job.attempt.number), (id, 1));
                     assert_eq!(claim.input.as_slice(), INPUT);
                     assert_eq!(claim.job.worker, Some(worker(n)));
                     got.push(id);
@@ -237,13 +225,13 @@ async fn joint_changes_respect_each_fence() {
     let mut calls = JoinSet::new();
     for n in 0..200u32 {
         let (id, attempt) = claimed(&*store, LONG).await;
-        // Every third comes with an older token, every fifth is to be cancelled.
+        // Every third uses an older token, every fifth is to be cancelled.
         let stale = n % 3 == 0;
         let cancel = n % 5 == 0;
         if cancel {
             assert_eq!(store.cancel(id).await.unwrap(), Cancelled::Requested);
         }
-        let attempt = if stale { Attempt(attempt.0 - 1) } else { attempt };
+        let attempt = if stale { attempt.numbered(attempt.number - 1) } else { attempt };
         let expected = if stale { Held::Lost } else { Held::Yes { cancel } };
         let store = store.clone();
         calls.spawn(async move {
@@ -277,7 +265,7 @@ async fn a_claim_never_takes_an_input_that_was_replaced_meanwhile() {
         async move { claim(&*store, id, LONG).await }
     });
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    until(|| async { database.number(waits).await == 1 }).await;
+    until_async("a session to wait", || async { database.number(waits).await == 1 }).await;
     tx.commit().await.unwrap();
     assert!(waiting.await.unwrap().is_none());
     assert_eq!(claim(&*store, id, LONG).await.unwrap().input.as_slice(), b"new");
@@ -302,13 +290,31 @@ async fn classes_and_stages_of_a_newer_version_are_no_hindrance() {
     assert_eq!(store.jobs(JobFilter { limit: 9, ..JobFilter::default() }).await.unwrap().len(), 1);
 }
 
-/// Waits until so many sessions wait for a lock.
+/// Waits until `n` sessions wait for a lock.
 async fn until_waiting(database: &PostgresDatabase, n: i64) {
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    until(|| async { database.number(waits).await == n }).await;
+    until_async(format_args!("{n} sessions to wait"), || async { database.number(waits).await == n }).await;
 }
 
-/// A change of the job in a transaction of somebody else's, which is left open.
+/// Otherwise content that the submit refers to would be removed before the job that needs it is visible.
+#[tokio::test]
+async fn replacing_a_circuit_waits_for_submits_that_have_read_it() {
+    let database = PostgresDatabase::new();
+    let store = database.open().await;
+    store.put_circuit(&circuit("c", 1)).await.unwrap();
+    let mut other = database.raw().await;
+    let mut submit = other.begin().await.unwrap();
+    sqlx::query("SELECT name FROM circuits WHERE name = 'c' FOR KEY SHARE").execute(&mut *submit).await.unwrap();
+    let content = circuit("c", 2);
+    let seen = async {
+        until_waiting(&database, 1).await;
+        submit.commit().await.unwrap();
+    };
+    let (replaced, ()) = tokio::join!(store.put_circuit(&content), seen);
+    assert_eq!(replaced.unwrap().zkey, content.zkey);
+}
+
+/// Changes the job in a transaction of another session, which is left open.
 async fn hold<'a>(other: &'a mut PgConnection, id: JobId) -> sqlx::Transaction<'a, sqlx::Postgres> {
     let mut tx = other.begin().await.unwrap();
     let change = format!("UPDATE jobs SET run_at = run_at WHERE id = '{id}'");
@@ -329,7 +335,7 @@ async fn a_row_that_cannot_be_read_takes_no_other_claim_along() {
         let store = store.clone();
         tokio::spawn(async move { store.claim(id, &worker(1), LONG).await })
     };
-    // While the first waits, the others line up to go together.
+    // While the first waits, the others queue up to go together.
     let mut other = database.raw().await;
     let tx = hold(&mut other, ids[0]).await;
     let first = spawn(ids[0]);
@@ -374,7 +380,7 @@ async fn a_row_that_somebody_holds_takes_no_other_heartbeat_along() {
     assert_eq!(spawn(0).await.unwrap().unwrap(), HELD);
 }
 
-/// Circuits cannot go while a submit is under way, nor jobs come while one goes.
+/// Circuits cannot be removed while a submit is in progress, and no job can be submitted while one is being removed.
 #[tokio::test]
 async fn a_circuit_that_a_submit_holds_is_not_removed() {
     let database = PostgresDatabase::new();
@@ -389,8 +395,8 @@ async fn a_circuit_that_a_submit_holds_is_not_removed() {
         async move { store.remove_circuit(&name("c")).await }
     });
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    until(|| async { database.number(waits).await == 1 }).await;
-    // Another submit passes meanwhile, and is seen by the removal.
+    until_async("a session to wait", || async { database.number(waits).await == 1 }).await;
+    // Another submit succeeds meanwhile, and is seen by the removal.
     store.submit(&new_job("c"), plain(INPUT)).await.unwrap();
     tx.commit().await.unwrap();
     let refused = removing.await.unwrap();
@@ -409,9 +415,9 @@ async fn a_notice_wakes_another_store_at_once() {
         let listener = listener.clone();
         tokio::spawn(async move { timeout(HANG, listener.changed(2 * HANG)).await.expect("woken").unwrap() })
     };
-    // The first look is due when the connection stands.
+    // The first look is due once the connection is established.
     wait().await.unwrap();
-    until(|| async { database.number(listens).await == 1 }).await;
+    until_async("the store to listen", || async { database.number(listens).await == 1 }).await;
 
     let waiting = wait();
     let id = submitted(&teller).await;
@@ -440,7 +446,7 @@ async fn a_notice_wakes_another_store_at_once() {
         waiting.await.unwrap();
     }
 
-    // What concerns nobody here wakes nobody: each notice would have come before the last one, which does.
+    // Irrelevant changes wake nothing here: each notice would have come before the last one, which does.
     let mut raw = sqlx::postgres::PgListener::connect(database.url().await.as_str()).await.unwrap();
     raw.listen_all(["prover_worker_prove", "prover_worker_elsewhere"]).await.unwrap();
     submitted(&silent).await;
@@ -449,11 +455,11 @@ async fn a_notice_wakes_another_store_at_once() {
     submitted(&elsewhere).await;
     let first = timeout(HANG, raw.recv()).await.unwrap().unwrap();
     assert_eq!(first.channel(), "prover_worker_elsewhere");
-    // A wait without a notice ends in time.
+    // A wait without a notice ends by its time-out.
     timeout(HANG, silent.changed(Duration::from_millis(1))).await.unwrap().unwrap();
 }
 
-/// Passes bytes on, and when armed loses the server's next answer and the connection with it.
+/// Forwards bytes, and when armed loses the server's next answer together with the connection.
 struct Cutter {
     port: u16,
     armed: Arc<AtomicBool>,
@@ -509,8 +515,8 @@ async fn pass(client: tokio::net::TcpStream, server: tokio::net::TcpStream, arme
     up.abort();
 }
 
-/// Each change is made twice: once so that the statement is known to the connection, and once so that its answer, and
-/// not that of its preparation, is lost.
+/// Each change is made twice: once so that the statement is prepared on the connection, and once so that its answer,
+/// and not that of its preparation, is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_whose_answer_was_lost_are_recognised() {
     let database = PostgresDatabase::new();
@@ -519,7 +525,7 @@ async fn changes_whose_answer_was_lost_are_recognised() {
     let mut url = database.url().await;
     url.set_host(Some("127.0.0.1")).unwrap();
     url.set_port(Some(cutter.port)).unwrap();
-    // In clear, so that the end of an answer is seen.
+    // Unencrypted, so that the end of an answer can be seen.
     url.query_pairs_mut().append_pair("sslmode", "disable");
     let store = open(&url).await.unwrap();
 
@@ -568,7 +574,7 @@ async fn changes_whose_answer_was_lost_are_recognised() {
     let again = store.submit(&new, plain(INPUT)).await.unwrap();
     assert!(cutter.has_cut() && matches!(again, Submitted::Existing(_)), "{again:?}");
 
-    // A claim that was lost is an error, and the job comes back when its lease has lapsed.
+    // A claim whose answer is lost is an error, and the job returns when its lease has lapsed.
     let id = submitted(&direct).await;
     assert!(claim(&store, id, LONG).await.is_some());
     cutter.arm();
@@ -578,7 +584,7 @@ async fn changes_whose_answer_was_lost_are_recognised() {
     assert_eq!(claim(&store, new.id, LONG).await.unwrap().job.tries.lost, 1);
 }
 
-/// A server of the test's own, over a Unix socket.
+/// The test's own server, on a Unix socket.
 struct Cluster {
     folder: tempfile::TempDir,
     bin: PathBuf,
@@ -614,7 +620,7 @@ impl Cluster {
     fn run(&self, program: &str, args: &[&str]) {
         use std::os::unix::process::CommandExt;
         let mut command = Command::new(self.bin.join(program));
-        // To a file, since the server keeps what it inherits open.
+        // To a file, because the server keeps open what it inherits.
         let log = std::fs::File::create(self.folder.path().join("out")).unwrap();
         command.args(args).current_dir(self.folder.path()).stdout(log.try_clone().unwrap()).stderr(log);
         if let Some(user) = self.user {
@@ -649,7 +655,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Where the server's programs are.
+/// Returns the folder of the server's programs.
 fn binaries() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     let mut found: Vec<PathBuf> = versions.map(|v| v.unwrap().path().join("bin")).collect();
@@ -668,7 +674,7 @@ async fn a_server_that_restarts_is_survived() {
     let (id, attempt) = claimed(&*store, LONG).await;
     store.changed(Duration::from_secs(5)).await.unwrap();
 
-    // Calls go on all the while. None hangs, and a claim that was answered is there afterwards.
+    // Calls continue all the time. None hangs, and a claim that was answered is there afterwards.
     let going = Arc::new(AtomicBool::new(true));
     let mut callers = JoinSet::new();
     for n in 0..8 {
@@ -703,9 +709,9 @@ async fn a_server_that_restarts_is_survived() {
     }
     assert_eq!(store.finish(id, attempt, &result()).await.unwrap(), HELD);
 
-    // It listens again: the wait ends by a notice, since it would not by itself.
+    // It listens again: the wait ends by a notice, because it would not end by itself.
     let listens = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'";
-    until(|| async {
+    until_async("the store to listen", || async {
         let mut c = PgConnection::connect(cluster.url().as_str()).await.unwrap();
         let row = sqlx::query(listens).fetch_one(&mut c).await.unwrap();
         row.get::<i64, _>(0) == 1
@@ -744,7 +750,8 @@ async fn connections_that_fall_silent_are_replaced() {
     };
     assert!(pids.len() > 1, "{pids:?}");
     signal("-STOP");
-    // They fail or find living connections, within a bound; no place is lost, so that the next ones are served.
+    // They fail or find living connections, within a bound; no connection slot is lost, so that the next ones are
+    // served.
     calls().await;
     for answer in calls().await {
         answer.unwrap().expect("the job is there");
@@ -752,7 +759,7 @@ async fn connections_that_fall_silent_are_replaced() {
     signal("-KILL");
 }
 
-/// Jobs that have ended, `n` of them, with proofs of a usual size, and 200 queued ones; a few of each other state.
+/// A database with `n` ended jobs, with proofs of a usual size, 200 queued ones, and a few in each other state.
 async fn filled(n: u32) -> PostgresDatabase {
     let database = PostgresDatabase::new();
     let store = database.open().await;
@@ -785,8 +792,8 @@ async fn looks_go_by_their_indexes() {
     assert_eq!(off_their_indexes(&database.open().await).await, [""; 0]);
 }
 
-/// A worker's sessions keep their plans until the server next looks at the table, a minute or so later: those made while there
-/// were no jobs, or few, are for those that come.
+/// A worker's sessions keep their plans until the server next analyses the table, a minute or so later: plans made
+/// while there were no jobs, or few, must suit those that come.
 #[tokio::test]
 async fn looks_go_by_their_indexes_from_the_first_job_on() {
     let database = PostgresDatabase::new();
@@ -802,8 +809,8 @@ async fn looks_go_by_their_indexes_from_the_first_job_on() {
                 database.execute("ANALYZE").await;
             }
             let mut found = off_their_indexes(&database.open().await).await;
-            // Of so few jobs whole indexes are as good to them, for the minute that there are so few; none is a worker's daily
-            // bread, but the look at the load, which is made as seldom as it takes long.
+            // For so few jobs, scanning whole indexes is just as good, for the minute in which there are so few. These
+            // statements are rare, except the look at the load, which is made the less often the longer it takes.
             let aside = ["list by key ", "same jobs ", "load "];
             found.retain(|plan| jobs >= 100 || !aside.iter().any(|name| plan.starts_with(name)));
             off.extend(found.into_iter().map(|plan| format!("{jobs} jobs, analysed: {analysed}: {plan}")));
@@ -812,19 +819,19 @@ async fn looks_go_by_their_indexes_from_the_first_job_on() {
     assert!(off.is_empty(), "{}", off.join("\n\n"));
 }
 
-/// Plans that go by other indexes than they should, or through all jobs there are.
+/// Returns the plans that use other indexes than they should, or scan all jobs.
 async fn off_their_indexes(store: &PostgresStore) -> Vec<String> {
     let plans = store.plans().await.unwrap();
     let plan = |name: &str| &plans.iter().find(|(n, _)| *n == name).unwrap().1;
     let mut off = Vec::new();
     for (name, plan) in &plans {
         for table in ["jobs", "job_inputs"] {
-            // A bitmap has the table's order, and not that of the calls, in which rows are locked.
+            // A bitmap scan locks rows in the table's order, not in that of the calls.
             if ["Seq Scan", "Bitmap Heap Scan"].iter().any(|scan| plan.contains(&format!("{scan} on {table}"))) {
                 off.push(format!("{name} has a scan of {table}: {plan}"));
             }
         }
-        // All that an index has, in its order, whatever is asked for.
+        // A scan of a whole index, in its order, whatever is asked for.
         let lines: Vec<&str> = plan.lines().map(str::trim).collect();
         for (i, line) in lines.iter().enumerate() {
             let whole = ["jobs_pkey", "jobs_in_order", "jobs_by_key", "jobs_by_circuit", "job_inputs_pkey"];
@@ -851,7 +858,8 @@ async fn off_their_indexes(store: &PostgresStore) -> Vec<String> {
         ("load", "jobs_ended"),
         ("expire", "jobs_expiring"),
         ("end inputs", "job_inputs_expiring"),
-        ("purge", "jobs_ended"),
+        ("purgeable", "jobs_ended"),
+        ("purge", "jobs_pkey"),
         ("ended", "jobs_ended"),
         ("put aside", "jobs_put_aside"),
         ("unfinished", "jobs_unfinished"),
@@ -869,7 +877,7 @@ async fn off_their_indexes(store: &PostgresStore) -> Vec<String> {
     off
 }
 
-/// More have ended than are counted one by one.
+/// More have ended than are counted exactly.
 #[tokio::test]
 async fn counts_beyond_a_bound_are_estimates() {
     let database = filled(110_000).await;
@@ -887,7 +895,7 @@ async fn counts_beyond_a_bound_are_estimates() {
     assert_eq!(store.counts().await.unwrap(), prover_worker::store::Counts::default());
 }
 
-/// The median of what `n` calls take, and the longest.
+/// Returns the median and the longest duration of `n` calls.
 async fn measured<F: Future>(n: usize, mut call: impl FnMut(usize) -> F) -> (Duration, Duration) {
     let mut times = Vec::new();
     for k in 0..n {
@@ -937,7 +945,7 @@ async fn a_million_ended_jobs_slow_nothing_down() {
     assert!(dues.0 < Duration::from_millis(20) && loads.0 < Duration::from_millis(20));
 }
 
-/// Figures for docs/postgres.md: most of what waits is held back, and in front.
+/// Figures for docs/postgres.md: most of the waiting jobs are paused, and in front.
 #[tokio::test]
 #[ignore = "takes a minute or two; prints figures"]
 async fn a_million_queued_jobs_slow_nothing_down() {
@@ -985,7 +993,7 @@ async fn a_million_queued_jobs_slow_nothing_down() {
     assert!(dues.0 < Duration::from_millis(100) && loads.0 < Duration::from_millis(100));
 }
 
-/// Jobs a second through submit, claim and finish, by 64 callers at once.
+/// Jobs per second through submit, claim and finish, by 64 concurrent callers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "prints figures"]
 async fn two_thousand_jobs_a_second_go_through() {
@@ -1015,7 +1023,7 @@ async fn two_thousand_jobs_a_second_go_through() {
     assert_eq!(store.counts().await.unwrap().done, (CALLERS * EACH) as u64);
 }
 
-/// As one that was a primary, or that somebody closed for a migration.
+/// Like a former primary, or one that was closed for a migration.
 #[tokio::test]
 async fn a_database_that_takes_no_writes_says_so_until_it_does() {
     let database = PostgresDatabase::new();
@@ -1023,7 +1031,7 @@ async fn a_database_that_takes_no_writes_says_so_until_it_does() {
     let before = open(&url).await.unwrap();
     before.ping().await.unwrap();
     on_server(&format!("ALTER DATABASE {} SET default_transaction_read_only = on", database.name)).await;
-    // A worker may start, and waits until it takes writes again.
+    // A worker may start, and waits until the database accepts writes again.
     let store = open(&url).await.unwrap();
     for _ in 0..2 {
         let error = store.ping().await.unwrap_err();
@@ -1036,7 +1044,7 @@ async fn a_database_that_takes_no_writes_says_so_until_it_does() {
     store.sweep(10).await.unwrap();
 }
 
-/// As one that was restored without its grants.
+/// Like a database that was restored without its grants.
 #[tokio::test]
 async fn a_role_that_may_not_write_is_told_from_one_that_may() {
     let database = PostgresDatabase::new();
@@ -1061,7 +1069,7 @@ async fn a_role_that_may_not_write_is_told_from_one_that_may() {
     on_server(&format!("DROP ROLE {role}")).await;
 }
 
-/// What was copied for another purpose is not the database that it was copied from.
+/// A copy made for another purpose is not the database that it was copied from.
 #[tokio::test]
 async fn a_copy_is_another_database_and_one_that_does_not_say_is_none() {
     let (database, copy) = (PostgresDatabase::new(), PostgresDatabase::new());

@@ -1,4 +1,4 @@
-//! SQLite only: the file, its schema, several processes, death by the knife, what remains of secrets.
+//! Tests of SQLite only: the file, its schema, several processes, SIGKILL, remains of secrets.
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader};
@@ -14,7 +14,7 @@ use sqlx::{Connection, SqliteConnection};
 use crate::conformance::Place;
 use crate::fixtures::*;
 
-/// A file of its own, gone with the test.
+/// A file of its own, removed with the test.
 pub struct SqliteFile(tempfile::TempDir);
 
 impl SqliteFile {
@@ -117,7 +117,7 @@ async fn a_newer_schema_is_refused_and_left_alone() {
     assert!(place.open().await.job(id).await.unwrap().is_some());
 }
 
-/// A file of the first version, with a job in each state and inputs of those that are not finished.
+/// A file of the first version, with a job in each state and inputs of the unfinished ones.
 const VERSION_1: &str = concat!(
     include_str!("../../migrations/sqlite/0001_jobs.sql"),
     "PRAGMA user_version = 1; PRAGMA application_id = 0x50727657;
@@ -162,7 +162,7 @@ async fn a_file_of_the_first_version_is_brought_up_to_date() {
         assert_eq!((job.state, job.queue.as_str(), &job.history, job.start_by), (state, "prove", &vec![], None));
         assert_eq!((job.zkey, job.wasm, job.priority.0), (hash(1), Some(hash(2)), 10 - i16::from(n)));
         assert_eq!(job.idempotency_key, (n != 4).then(|| format!("key {n}")));
-        assert_eq!((job.attempt.0, job.progress), (n.into(), 0.5));
+        assert_eq!((job.attempt.number, job.progress), (n.into(), 0.5));
         assert_eq!(job.tries, Tries { transient: 1, device: 2, lost: 3 });
         assert_eq!((job.created_at, job.run_at, job.started_at), (2000 + i64::from(n), 3000, Some(4000)));
         assert_eq!(job.finished_at, state.is_final().then_some(6000));
@@ -173,7 +173,7 @@ async fn a_file_of_the_first_version_is_brought_up_to_date() {
     assert_eq!(other.inputs_held().await.unwrap(), [(String::new(), 2)]);
     assert_eq!(due_ids(&other).await, [2, 3].map(id));
 
-    // What the tables did, they still do.
+    // The upgraded tables still work.
     let claim = claim(&store, id(2), LONG).await.unwrap();
     assert_eq!((&**claim.input, claim.input_key.as_str()), (&b"the input of 2"[..], ""));
     assert_eq!(store.finish(id(2), claim.job.attempt, &result()).await.unwrap(), HELD);
@@ -202,7 +202,7 @@ async fn a_file_of_the_first_version_is_brought_up_to_date() {
     }
 }
 
-/// Or nobody would run them.
+/// Otherwise nobody would run them.
 #[tokio::test]
 async fn jobs_of_the_first_version_go_on_in_the_queue_of_whoever_opens_the_file() {
     let place = SqliteFile::new();
@@ -278,7 +278,7 @@ async fn the_schema_itself_forbids_states_that_make_no_sense() {
     }
 }
 
-/// Whether any of the store's files holds `needle`.
+/// Returns whether any of the store's files contains `needle`.
 fn on_disk(place: &SqliteFile, needle: &[u8]) -> bool {
     let files = std::fs::read_dir(place.0.path()).unwrap();
     files.map(|f| std::fs::read(f.unwrap().path()).unwrap()).any(|b| b.windows(needle.len()).any(|w| w == needle))
@@ -287,7 +287,7 @@ fn on_disk(place: &SqliteFile, needle: &[u8]) -> bool {
 #[tokio::test]
 async fn an_input_leaves_the_disk_with_its_job() {
     const SECRET: &[u8] = b"a secret that nobody may find";
-    // One input within a page, one over many.
+    // One input within a page, one across many.
     for repeat in [1, 2000] {
         let place = SqliteFile::new();
         let store = place.open().await;
@@ -332,19 +332,19 @@ async fn dropped_calls_leave_the_store_whole() {
         submitting.abort();
         let _ = submitting.await;
     }
-    // One more, by the same connection: whatever the last dropped one had begun is over then.
+    // One more submit on the same connection: whatever the last dropped one had begun is over then.
     let id = submitted(&*store).await;
     assert!(store.job(id).await.unwrap().is_some());
     let queued = store.counts().await.unwrap().queued;
     assert_eq!(inputs(&*store).await, queued, "each job has its input");
 }
 
-// Other processes: this test binary again, told by the environment what to do.
+// Other processes: this test binary, controlled by the environment.
 
 const FILE: &str = "STORE_TEST_FILE";
 
-/// Not a test by itself. In a process started by [`spawn`] it submits, claims and finishes jobs and says so, a line
-/// after each answer, until it is killed or has done `STORE_TEST_JOBS`.
+/// Not a test by itself. In a process started by [`spawn`] it submits, claims and finishes jobs and prints a line after
+/// each answer, until it is killed or has done `STORE_TEST_JOBS`.
 #[tokio::test]
 async fn child() {
     let Some(path) = std::env::var_os(FILE) else { return };
@@ -378,8 +378,8 @@ fn spawn(place: &SqliteFile, jobs: usize) -> Child {
         .unwrap()
 }
 
-/// The ids of lines "`what` id".
-fn told(lines: &[String], what: &str) -> Vec<JobId> {
+/// Returns the ids of lines "`what` id".
+fn ids_after(lines: &[String], what: &str) -> Vec<JobId> {
     // The harness prints the test's name and our first line on one line.
     lines.iter().filter_map(|l| l.split_once(&format!("{what} "))?.1.trim().parse().ok()).collect()
 }
@@ -395,7 +395,7 @@ async fn several_processes_share_one_file_from_its_first_moment() {
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
         let lines: Vec<String> = String::from_utf8(out.stdout).unwrap().lines().map(str::to_owned).collect();
         assert!(lines.iter().any(|l| l.ends_with("end")));
-        finished.extend(told(&lines, "finished"));
+        finished.extend(ids_after(&lines, "finished"));
     }
     let store = place.open().await;
     let counts = store.counts().await.unwrap();
@@ -412,7 +412,7 @@ async fn what_was_answered_survives_the_death_of_the_process() {
     let mut lines = Vec::new();
     for round in 0..8 {
         let mut child = spawn(&place, usize::MAX);
-        // The first rounds die while the file is being made or its schema written.
+        // In the first rounds the process dies while the file is being created or its schema written.
         let read = tokio::task::spawn_blocking(move || {
             let out = BufReader::new(child.stdout.take().unwrap());
             let mut lines: Vec<String> = Vec::new();
@@ -427,26 +427,26 @@ async fn what_was_answered_survives_the_death_of_the_process() {
         });
         lines.extend(read.await.unwrap());
         let store = place.open().await;
-        for id in told(&lines, "submitted") {
+        for id in ids_after(&lines, "submitted") {
             assert!(store.job(id).await.unwrap().is_some(), "an answered submit is there");
         }
-        for id in told(&lines, "finished") {
+        for id in ids_after(&lines, "finished") {
             assert_eq!(job(&store, id).await.result, Some(result()), "an answered finish is there");
         }
         let counts = store.counts().await.unwrap();
         assert_eq!(inputs(&store).await, counts.queued + counts.running);
-        // A dead worker's jobs are with nobody; their leases are long, so they are handed back here.
+        // A dead worker's jobs are with no worker; their leases are long, so they are handed back here.
         for stuck in store.jobs(JobFilter { limit: 1000, ..Default::default() }).await.unwrap() {
             store.release(stuck.id, stuck.attempt).await.unwrap();
         }
     }
-    assert!(told(&lines, "finished").len() > 10, "the children got somewhere");
+    assert!(ids_after(&lines, "finished").len() > 10, "the children got somewhere");
     let mut c = raw(&place.path()).await;
     let verdict: String = sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut c).await.unwrap();
     assert_eq!(verdict, "ok");
 }
 
-/// A tmpfs, where this test may mount one.
+/// A tmpfs, if this test may mount one.
 struct TinyDisk(PathBuf);
 
 impl TinyDisk {

@@ -1,6 +1,6 @@
-//! Everything at once: three handles of one store, many tasks that do what comes to their mind to a few jobs, in
-//! queues and circuits that are paused and removed meanwhile. No call may fail but as the contract says, every token is
-//! given once and ends a job once, and what is left is consistent.
+//! Everything at once: three handles of one store, and many tasks that apply random operations to a few jobs, in queues
+//! and circuits that are paused and removed meanwhile. No call may fail except as the contract says, every token is
+//! given once and ends a job once, and the result is consistent.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,52 @@ const CIRCUITS: [&str; 3] = ["a", "b", "c"];
 /// Enough for each pair of statements to meet many times.
 const STEPS: u64 = 150;
 
-/// A source of numbers that is the same each time.
+#[derive(Clone, Copy)]
+enum Op {
+    Submit,
+    Claim,
+    Change,
+    Cancel,
+    Requeue,
+    Pause,
+    Sweep,
+    Purge,
+    ReplaceCircuit,
+    Due,
+    Load,
+    Reject,
+}
+
+/// How often each operation comes, in percent.
+const WEIGHTS: [(u64, Op); 12] = [
+    (20, Op::Submit),
+    (30, Op::Claim),
+    (25, Op::Change),
+    (7, Op::Cancel),
+    (6, Op::Requeue),
+    (2, Op::Pause),
+    (4, Op::Sweep),
+    (2, Op::Purge),
+    (1, Op::ReplaceCircuit),
+    (1, Op::Due),
+    (1, Op::Load),
+    (1, Op::Reject),
+];
+
+impl Op {
+    fn draw(dice: &mut Dice) -> Self {
+        let mut roll = dice.of(WEIGHTS.iter().map(|(weight, _)| weight).sum());
+        for (weight, op) in WEIGHTS {
+            if roll < weight {
+                return op;
+            }
+            roll -= weight;
+        }
+        unreachable!("the roll is less than the sum of the weights")
+    }
+}
+
+/// A deterministic source of random-looking numbers.
 struct Dice(u64);
 
 impl Dice {
@@ -48,7 +93,7 @@ struct Storm<S> {
     ids: Vec<Mutex<JobId>>,
     next: AtomicU64,
     seen: Mutex<Seen>,
-    /// A job that was forgotten does not come again under its id, since its tokens would.
+    /// A purged job must not return under its id, because its tokens would.
     forgetting: tokio::sync::RwLock<()>,
 }
 
@@ -76,124 +121,149 @@ impl<S: Store> Storm<S> {
     async fn step(&self, dice: &mut Dice) -> Result<(), StoreError> {
         let store = &self.stores[dice.of(self.stores.len() as u64) as usize];
         let slot = dice.of(JOBS as u64) as usize;
-        let id = *self.ids[slot].lock().unwrap();
         let circuit = CIRCUITS[slot % CIRCUITS.len()];
-        match dice.of(100) {
-            0..20 => {
-                let _kept = self.forgetting.read().await;
-                let id = *self.ids[slot].lock().unwrap();
-                let n = self.next.fetch_add(1, Ordering::SeqCst);
-                let key = (dice.of(3) == 0).then(|| format!("key {}", slot / 2));
-                let within = (dice.of(6) == 0).then(|| Duration::from_millis(dice.of(20)));
-                let body = ContentHash::of(&[(slot / 2) as u8]);
-                let new = NewJob { id, idempotency_key: key, body, start_within: within, ..new_job(circuit) };
-                store.submit(&new, plain(&input_of(id, n))).await?;
-                self.note("submit");
+        match Op::draw(dice) {
+            Op::Submit => self.submit(store, slot, dice).await,
+            Op::Claim => self.claim(store, slot, dice).await,
+            Op::Change => self.change(store, dice).await,
+            Op::Cancel => store.cancel(self.id(slot)).await.map(drop),
+            Op::Requeue => self.requeue(store, slot, dice).await,
+            Op::Pause => self.pause(store, circuit, dice).await,
+            Op::Sweep => self.sweep(store).await,
+            Op::Purge => self.purge(store).await,
+            Op::ReplaceCircuit => self.replace_circuit(store, circuit, dice).await,
+            Op::Due => store.due(100).await.map(drop),
+            Op::Load => store.load().await.map(drop),
+            Op::Reject => self.reject(store, slot).await,
+        }
+    }
+
+    fn id(&self, slot: usize) -> JobId {
+        *self.ids[slot].lock().unwrap()
+    }
+
+    async fn submit(&self, store: &S, slot: usize, dice: &mut Dice) -> Result<(), StoreError> {
+        let _kept = self.forgetting.read().await;
+        let id = self.id(slot);
+        let n = self.next.fetch_add(1, Ordering::SeqCst);
+        let key = (dice.of(3) == 0).then(|| format!("key {}", slot / 2));
+        let within = (dice.of(6) == 0).then(|| Duration::from_millis(dice.of(20)));
+        let body = ContentHash::of(&[(slot / 2) as u8]);
+        let circuit = CIRCUITS[slot % CIRCUITS.len()];
+        let new = NewJob { id, idempotency_key: key, body, start_within: within, ..new_job(circuit) };
+        store.submit(&new, plain(&input_of(id, n))).await?;
+        self.note("submit");
+        Ok(())
+    }
+
+    async fn reject(&self, store: &S, slot: usize) -> Result<(), StoreError> {
+        let _kept = self.forgetting.read().await;
+        let new = NewJob { id: self.id(slot), ..new_job(CIRCUITS[slot % CIRCUITS.len()]) };
+        store.reject(&new, &error(FailureClass::BadInput)).await.map(drop)
+    }
+
+    async fn claim(&self, store: &S, slot: usize, dice: &mut Dice) -> Result<(), StoreError> {
+        let id = self.id(slot);
+        let lease = if dice.of(3) == 0 { Duration::from_millis(dice.of(10)) } else { LONG };
+        let worker = worker(dice.of(9) as usize);
+        let Some(claim) = store.claim(id, &worker, lease).await? else { return Ok(()) };
+        let text = String::from_utf8(claim.input.to_vec()).unwrap();
+        let (of, n) = text.split_once(' ').unwrap();
+        assert_eq!(of, id.to_string(), "the input is another job's");
+        let token = (n.parse().unwrap(), claim.job.attempt.number);
+        let mut seen = self.seen.lock().unwrap();
+        assert!(seen.given.insert(token), "token {token:?} of {id} was given twice");
+        seen.held.push((id, claim.job.attempt, token.0));
+        drop(seen);
+        self.note("claim");
+        Ok(())
+    }
+
+    /// Uses one of the last 20 tokens, which may be out of date.
+    async fn change(&self, store: &S, dice: &mut Dice) -> Result<(), StoreError> {
+        let some = {
+            let seen = self.seen.lock().unwrap();
+            let n = seen.held.len() as u64;
+            (n > 0).then(|| seen.held[(n - 1 - dice.of(n.min(20))) as usize])
+        };
+        let Some((id, attempt, n)) = some else { return Ok(()) };
+        let token = (n, attempt.number);
+        match dice.of(6) {
+            0 => {
+                store.heartbeat(id, attempt, LONG, Stage::Prove, 0.5).await?;
             }
-            20..50 => {
-                let lease = if dice.of(3) == 0 { Duration::from_millis(dice.of(10)) } else { LONG };
-                let worker = worker(dice.of(9) as usize);
-                if let Some(claim) = store.claim(id, &worker, lease).await? {
-                    let text = String::from_utf8(claim.input.to_vec()).unwrap();
-                    let (of, n) = text.split_once(' ').unwrap();
-                    assert_eq!(of, id.to_string(), "the input is another job's");
-                    let token = (n.parse().unwrap(), claim.job.attempt.0);
-                    let mut seen = self.seen.lock().unwrap();
-                    assert!(seen.given.insert(token), "token {token:?} of {id} was given twice");
-                    seen.held.push((id, claim.job.attempt, token.0));
-                    drop(seen);
-                    self.note("claim");
-                }
-            }
-            50..75 => {
-                let some = {
-                    let seen = self.seen.lock().unwrap();
-                    let n = seen.held.len() as u64;
-                    (n > 0).then(|| seen.held[(n - 1 - dice.of(n.min(20))) as usize])
+            1 => self.end(token, "finish", store.finish(id, attempt, &result()).await?),
+            2 => {
+                let retry = match dice.of(3) {
+                    0 => Retry::Never,
+                    _ => Retry::After(Duration::ZERO),
                 };
-                let Some((id, attempt, n)) = some else { return Ok(()) };
-                let token = (n, attempt.0);
-                match dice.of(6) {
-                    0 => {
-                        store.heartbeat(id, attempt, LONG, Stage::Prove, 0.5).await?;
-                    }
-                    1 => self.end(token, "finish", store.finish(id, attempt, &result()).await?),
-                    2 => {
-                        let retry = match dice.of(3) {
-                            0 => Retry::Never,
-                            _ => Retry::After(Duration::ZERO),
-                        };
-                        let class = FailureClass::ALL[dice.of(6) as usize];
-                        self.end(token, "fail", store.fail(id, attempt, &error(class), retry).await?);
-                    }
-                    3 => self.end(token, "release", store.release(id, attempt).await?),
-                    _ => {
-                        let held = store.confirm_cancel(id, attempt).await?;
-                        if held == HELD_AND_CANCELLED {
-                            self.end(token, "confirm", held);
-                        }
-                    }
-                }
+                let class = FailureClass::ALL[dice.of(6) as usize];
+                self.end(token, "fail", store.fail(id, attempt, &error(class), retry).await?);
             }
-            75..82 => {
-                store.cancel(id).await?;
-            }
-            82..88 => {
-                let n = self.next.fetch_add(1, Ordering::SeqCst);
-                let bytes = input_of(id, n);
-                let other = Replacement { input: plain(&bytes), body: ContentHash::of(&bytes) };
-                let input = (dice.of(2) == 0).then_some(other);
-                self.seen.lock().unwrap().requeued.insert(id);
-                if let Requeued::Yes(_) = store.requeue(id, input, None).await? {
-                    self.note("requeue");
-                }
-            }
-            88..90 => {
-                let scope = if dice.of(4) == 0 { Scope::Queue } else { Scope::Circuit(name(circuit)) };
-                store.set_paused(&scope, true).await?;
-                tokio::time::sleep(Duration::from_millis(2)).await;
-                store.set_paused(&scope, false).await?;
-            }
-            90..94 => {
-                let done = store.sweep(7).await?;
-                if !done.expired.is_empty() {
-                    self.note("expire");
-                }
-            }
-            94..96 => {
-                let _alone = self.forgetting.write().await;
-                for gone in store.purge(&JobState::ALL, Duration::from_millis(50), 3).await? {
-                    self.note("purge");
-                    for slot in &self.ids {
-                        let mut id = slot.lock().unwrap();
-                        if *id == gone {
-                            *id = JobId::new();
-                        }
-                    }
-                }
-            }
-            96..97 => {
-                match store.remove_circuit(&name(circuit)).await {
-                    Ok(true) => self.note("remove"),
-                    Ok(false) => {}
-                    Err(StoreError::InUse { .. }) => self.note("in use"),
-                    Err(e) => return Err(e),
-                }
-                store.put_circuit(&crate::fixtures::circuit(circuit, dice.of(5) as u8)).await?;
-            }
-            97 => {
-                store.due(100).await?;
-            }
-            98 => {
-                store.load().await?;
-            }
+            3 => self.end(token, "release", store.release(id, attempt).await?),
             _ => {
-                let _kept = self.forgetting.read().await;
-                let id = *self.ids[slot].lock().unwrap();
-                store.reject(&NewJob { id, ..new_job(circuit) }, &error(FailureClass::BadInput)).await?;
+                let held = store.confirm_cancel(id, attempt).await?;
+                if held == HELD_AND_CANCELLED {
+                    self.end(token, "confirm", held);
+                }
             }
         }
         Ok(())
+    }
+
+    async fn requeue(&self, store: &S, slot: usize, dice: &mut Dice) -> Result<(), StoreError> {
+        let id = self.id(slot);
+        let n = self.next.fetch_add(1, Ordering::SeqCst);
+        let bytes = input_of(id, n);
+        let other = Replacement { input: plain(&bytes), body: ContentHash::of(&bytes) };
+        let input = (dice.of(2) == 0).then_some(other);
+        self.seen.lock().unwrap().requeued.insert(id);
+        if let Requeued::Yes(_) = store.requeue(id, input, None).await? {
+            self.note("requeue");
+        }
+        Ok(())
+    }
+
+    /// Pauses the queue or a circuit for 2 ms.
+    async fn pause(&self, store: &S, circuit: &str, dice: &mut Dice) -> Result<(), StoreError> {
+        let scope = if dice.of(4) == 0 { Scope::Queue } else { Scope::Circuit(name(circuit)) };
+        store.set_paused(&scope, true).await?;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        store.set_paused(&scope, false).await?;
+        Ok(())
+    }
+
+    async fn sweep(&self, store: &S) -> Result<(), StoreError> {
+        if !store.sweep(7).await?.expired.is_empty() {
+            self.note("expire");
+        }
+        Ok(())
+    }
+
+    async fn purge(&self, store: &S) -> Result<(), StoreError> {
+        let _alone = self.forgetting.write().await;
+        for gone in purge(store, &JobState::ALL, Duration::from_millis(50), 3).await? {
+            self.note("purge");
+            for slot in &self.ids {
+                let mut id = slot.lock().unwrap();
+                if *id == gone {
+                    *id = JobId::new();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a circuit and puts it back with other content.
+    async fn replace_circuit(&self, store: &S, of: &str, dice: &mut Dice) -> Result<(), StoreError> {
+        match store.remove_circuit(&name(of)).await {
+            Ok(true) => self.note("remove"),
+            Ok(false) => {}
+            Err(StoreError::InUse { .. }) => self.note("in use"),
+            Err(e) => return Err(e),
+        }
+        store.put_circuit(&circuit(of, dice.of(5) as u8)).await.map(drop)
     }
 }
 
@@ -253,7 +323,7 @@ pub async fn a_storm_leaves_everything_in_order(p: impl Place) {
     for j in jobs.iter().filter(|j| !j.state.is_final() && !requeued.contains(&j.id)) {
         assert!(store.circuit(&j.circuit).await.unwrap().is_some(), "{} needs circuit {}", j.id, j.circuit);
     }
-    // All that is left can still be done.
+    // Every remaining job can still be done.
     for j in jobs.iter().filter(|j| j.state == JobState::Queued) {
         assert!(claim(store, j.id, LONG).await.is_some() || j.start_by.is_some(), "{j:?}");
     }

@@ -1,4 +1,4 @@
-//! Compiling as a bounded child, and the folder of compiled modules.
+//! Compilation in a bounded child process, and the folder of compiled modules.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -10,13 +10,13 @@ use tempfile::TempDir;
 use super::*;
 
 /// A private folder, and the compilers that run in tests. One at a time: a script that is still open for writing, if
-/// only in another test's newborn child, cannot be run.
-struct Kitchen {
+/// only in a child that another test is just starting, cannot be run.
+struct Fixture {
     folder: TempDir,
     _alone: MutexGuard<'static, ()>,
 }
 
-impl Kitchen {
+impl Fixture {
     fn new() -> Self {
         static ALONE: Mutex<()> = Mutex::new(());
         let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -35,8 +35,8 @@ impl Kitchen {
         path
     }
 
-    /// A compiler that is this test program's `child`, with the parameters that the real one takes. Each call leaves a
-    /// line in `calls`.
+    /// A compiler that is this test program's `child`, with the parameters of the real one. Each call appends a line to
+    /// `calls`.
     fn real(&self) -> PathBuf {
         let calls = self.folder.path().join("calls");
         let this = std::env::current_exe().unwrap();
@@ -61,7 +61,7 @@ impl Kitchen {
         ModuleCache { dir: Some(self.dir()), compiler: Some(compiler), rewrite: true }
     }
 
-    /// The files of compiled code; beside them the cache keeps its own accounts, under names with dots.
+    /// Returns the files of compiled code; the cache's own bookkeeping is next to them, under names with dots.
     fn compiled(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut folders = vec![self.dir().join("cache")];
@@ -79,7 +79,7 @@ impl Kitchen {
     }
 }
 
-/// Not a test: what the other tests run as the bounded child. Its limits are for the whole process.
+/// Not a test: the bounded child of the other tests. Its limits apply to the whole process.
 #[test]
 #[ignore = "run by other tests, as their child"]
 fn child() {
@@ -105,31 +105,31 @@ fn right(program: &WasmWitness) {
 
 #[test]
 fn the_second_load_is_served_from_the_cache() {
-    let kitchen = Kitchen::new();
-    let cache = kitchen.cache(kitchen.real());
+    let fixture = Fixture::new();
+    let cache = fixture.cache(fixture.real());
     let wasm = circuit_file("mimc_preimage.wasm");
     right(&WasmWitness::load(&wasm, AMPLE, &cache).unwrap());
-    assert_eq!((kitchen.calls(), kitchen.compiled().len()), (1, 1));
-    assert_eq!(kitchen.dir().metadata().unwrap().permissions().mode() & 0o777, 0o700);
-    let when = kitchen.compiled()[0].metadata().unwrap().modified().unwrap();
+    assert_eq!((fixture.calls(), fixture.compiled().len()), (1, 1));
+    assert_eq!(fixture.dir().metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    let when = fixture.compiled()[0].metadata().unwrap().modified().unwrap();
     right(&WasmWitness::load(&wasm, AMPLE, &cache).unwrap());
-    assert_eq!(kitchen.calls(), 1, "the marker is not heeded");
-    assert_eq!(kitchen.compiled()[0].metadata().unwrap().modified().unwrap(), when, "compiled again");
-    // Another module is another matter.
+    assert_eq!(fixture.calls(), 1, "the marker is not heeded");
+    assert_eq!(fixture.compiled()[0].metadata().unwrap().modified().unwrap(), when, "compiled again");
+    // Another module is compiled separately.
     WasmWitness::load(&circuit_file("multiplier.wasm"), AMPLE, &cache).unwrap();
-    assert_eq!((kitchen.calls(), kitchen.compiled().len()), (2, 2));
-    // Nothing is left of the modules handed over.
-    let left = std::fs::read_dir(kitchen.dir()).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
+    assert_eq!((fixture.calls(), fixture.compiled().len()), (2, 2));
+    // Nothing is left of the modules passed to the compiler.
+    let left = std::fs::read_dir(fixture.dir()).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
     assert_eq!(left.filter(|n| n.starts_with(".compiling")).count(), 0);
 }
 
 #[test]
 fn a_damaged_or_lost_cache_file_is_survived() {
-    let kitchen = Kitchen::new();
-    let cache = kitchen.cache(kitchen.real());
+    let fixture = Fixture::new();
+    let cache = fixture.cache(fixture.real());
     let wasm = circuit_file("mimc_preimage.wasm");
     WasmWitness::load(&wasm, AMPLE, &cache).unwrap();
-    let file = kitchen.compiled().pop().unwrap();
+    let file = fixture.compiled().pop().unwrap();
     let whole = std::fs::read(&file).unwrap();
     for damaged in [&b""[..], &b"not what it was"[..], &whole[..whole.len() / 2]] {
         std::fs::write(&file, damaged).unwrap();
@@ -137,14 +137,14 @@ fn a_damaged_or_lost_cache_file_is_survived() {
     }
     std::fs::remove_file(&file).unwrap();
     right(&WasmWitness::load(&wasm, AMPLE, &cache).unwrap());
-    assert_eq!(kitchen.calls(), 1);
-    assert_eq!(kitchen.compiled().len(), 1, "it is kept again: {:?}", kitchen.compiled());
+    assert_eq!(fixture.calls(), 1);
+    assert_eq!(fixture.compiled().len(), 1, "it is kept again: {:?}", fixture.compiled());
 }
 
 #[test]
 fn the_rewritten_module_is_kept_and_made_again_if_it_is_lost() {
-    let kitchen = Kitchen::new();
-    let cache = kitchen.cache(kitchen.real());
+    let fixture = Fixture::new();
+    let cache = fixture.cache(fixture.real());
     let wasm = circuit_file("mimc_preimage.wasm");
     let load = |cache: &ModuleCache| {
         let program = WasmWitness::load(&wasm, AMPLE, cache).unwrap();
@@ -152,44 +152,44 @@ fn the_rewritten_module_is_kept_and_made_again_if_it_is_lost() {
         program.info().rewritten
     };
     let rewritten = load(&cache).unwrap();
-    let module = std::fs::read_dir(kitchen.dir()).unwrap().map(|f| f.unwrap().path());
+    let module = std::fs::read_dir(fixture.dir()).unwrap().map(|f| f.unwrap().path());
     let module = module.into_iter().find(|f| f.extension().is_some_and(|e| e == "wasm")).unwrap();
-    assert_eq!((load(&cache), kitchen.calls()), (Some(rewritten), 1));
-    // Lost: compiled once more.
+    assert_eq!((load(&cache), fixture.calls()), (Some(rewritten), 1));
+    // Lost: compiled again.
     std::fs::remove_file(&module).unwrap();
-    assert_eq!((load(&cache), kitchen.calls()), (Some(rewritten), 2));
-    // Damaged: likewise, wherever that shows.
+    assert_eq!((load(&cache), fixture.calls()), (Some(rewritten), 2));
+    // Damaged: likewise, wherever the damage shows.
     let whole = std::fs::read(&module).unwrap();
     let mut invalid = whole.clone();
-    // The type of the first function, which is behind the frame, the section's number and its length.
+    // The type of the first function, which is after the frame, the section's number and its length.
     invalid[12] ^= 0x40;
     for (damaged, calls) in [&b""[..], &whole[..whole.len() / 2], b"\0asm\x01\0\0\0", &invalid].into_iter().zip(3..) {
         std::fs::write(&module, damaged).unwrap();
-        assert_eq!((load(&cache), kitchen.calls()), (Some(rewritten), calls));
+        assert_eq!((load(&cache), fixture.calls()), (Some(rewritten), calls));
     }
-    // As it came from the start: an entry of its own.
+    // Without rewriting: an entry of its own.
     let plain = ModuleCache { rewrite: false, ..cache.clone() };
-    assert_eq!((load(&plain), kitchen.calls()), (None, 7));
-    assert_eq!((load(&plain), kitchen.calls()), (None, 7));
+    assert_eq!((load(&plain), fixture.calls()), (None, 7));
+    assert_eq!((load(&plain), fixture.calls()), (None, 7));
 }
 
 #[test]
 fn a_folder_that_others_may_write_to_is_refused() {
-    let kitchen = Kitchen::new();
-    std::fs::create_dir(kitchen.dir()).unwrap();
-    let cache = ModuleCache { dir: Some(kitchen.dir()), compiler: None, rewrite: true };
+    let fixture = Fixture::new();
+    std::fs::create_dir(fixture.dir()).unwrap();
+    let cache = ModuleCache { dir: Some(fixture.dir()), compiler: None, rewrite: true };
     let load = || WasmWitness::load(&circuit_file("multiplier.wasm"), AMPLE, &cache);
     for mode in [0o777, 0o770, 0o702, 0o1777] {
-        std::fs::set_permissions(kitchen.dir(), Permissions::from_mode(mode)).unwrap();
+        std::fs::set_permissions(fixture.dir(), Permissions::from_mode(mode)).unwrap();
         let e = load().unwrap_err().to_string();
         assert!(e.contains("only its owner can write to it") && e.contains(&format!("{mode:04o}")), "{e}");
     }
-    std::fs::set_permissions(kitchen.dir(), Permissions::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(fixture.dir(), Permissions::from_mode(0o755)).unwrap();
     load().unwrap();
-    // A mode that is changed later is noticed, though the engine is there already.
-    std::fs::set_permissions(kitchen.dir(), Permissions::from_mode(0o722)).unwrap();
+    // A mode that is changed later is noticed, although the engine exists already.
+    std::fs::set_permissions(fixture.dir(), Permissions::from_mode(0o722)).unwrap();
     assert!(load().is_err());
-    let file = kitchen.folder.path().join("file");
+    let file = fixture.folder.path().join("file");
     std::fs::write(&file, "").unwrap();
     let at_file = ModuleCache { dir: Some(file), compiler: None, rewrite: true };
     assert!(matches!(
@@ -200,18 +200,18 @@ fn a_folder_that_others_may_write_to_is_refused() {
 
 #[test]
 fn without_a_compiler_the_cache_serves_this_process() {
-    let kitchen = Kitchen::new();
-    let cache = ModuleCache { dir: Some(kitchen.dir()), compiler: None, rewrite: true };
+    let fixture = Fixture::new();
+    let cache = ModuleCache { dir: Some(fixture.dir()), compiler: None, rewrite: true };
     for _ in 0..2 {
         right(&WasmWitness::load(&circuit_file("mimc_preimage.wasm"), AMPLE, &cache).unwrap());
-        assert_eq!(kitchen.compiled().len(), 1);
+        assert_eq!(fixture.compiled().len(), 1);
     }
 }
 
-/// The error of a load whose compiler is this script.
+/// Returns the error of a load with this script as compiler.
 fn failed(body: &str, limits: Limits) -> String {
-    let kitchen = Kitchen::new();
-    let cache = kitchen.cache(kitchen.script(body));
+    let fixture = Fixture::new();
+    let cache = fixture.cache(fixture.script(body));
     match WasmWitness::load(&circuit_file("multiplier.wasm"), limits, &cache) {
         Err(WitnessError::Compile(e)) => e,
         other => panic!("{other:?}"),
@@ -222,7 +222,7 @@ fn failed(body: &str, limits: Limits) -> String {
 fn a_child_is_ended_at_its_deadline() {
     let limits = Limits { compile_time: Duration::from_millis(300), ..AMPLE };
     assert_eq!(failed("exec sleep 600", limits), "it took longer than 300ms");
-    // Even one that talks without end.
+    // Even one that prints without end.
     assert_eq!(failed("while :; do echo talk >&2; done", limits), "it took longer than 300ms");
 }
 
@@ -238,16 +238,16 @@ fn a_child_that_fails_is_told_in_one_sentence() {
     assert!(long.len() < 200, "{}", long.len());
     let control = failed("printf 'error: \\033[31mred' >&2; exit 1", AMPLE);
     assert!(!control.contains('\u{1b}'), "{control}");
-    let kitchen = Kitchen::new();
-    let cache = kitchen.cache(kitchen.folder.path().join("none"));
+    let fixture = Fixture::new();
+    let cache = fixture.cache(fixture.folder.path().join("none"));
     let e = WasmWitness::load(&circuit_file("multiplier.wasm"), AMPLE, &cache).unwrap_err().to_string();
     assert!(e.contains("could not be started"), "{e}");
 }
 
 #[test]
 fn a_compile_that_wants_too_much_memory_is_ended() {
-    let kitchen = Kitchen::new();
-    let cache = kitchen.cache(kitchen.real());
+    let fixture = Fixture::new();
+    let cache = fixture.cache(fixture.real());
     let body = "(local.set 0 (i32.mul (i32.add (local.get 0) (i32.load (local.get 0))) (i32.const 3)))".repeat(400_000);
     let wasm = wat::parse_str(format!(
         "(module (import \"runtime\" \"exceptionHandler\" (func (param i32))) (memory (export \"memory\") 1)
@@ -257,20 +257,20 @@ fn a_compile_that_wants_too_much_memory_is_ended() {
     let limits = Limits { compile_memory: 192 << 20, ..AMPLE };
     let e = WasmWitness::load(&wasm, limits, &cache).unwrap_err();
     assert_eq!(e, WitnessError::Compile("it takes more than 201326592 bytes of memory".into()));
-    assert_eq!(kitchen.calls(), 1);
-    // This process goes on, and the same limit suffices for an honest program.
+    assert_eq!(fixture.calls(), 1);
+    // This process continues, and the same limit suffices for an honest program.
     right(&WasmWitness::load(&circuit_file("mimc_preimage.wasm"), limits, &cache).unwrap());
 }
 
 #[test]
 fn an_invalid_module_never_reaches_the_child() {
-    let kitchen = Kitchen::new();
-    let cache = kitchen.cache(kitchen.real());
+    let fixture = Fixture::new();
+    let cache = fixture.cache(fixture.real());
     let wasm = circuit_file("multiplier.wasm");
     let truncated = &wasm[..wasm.len() - 1];
     assert!(matches!(WasmWitness::load(truncated, AMPLE, &cache), Err(WitnessError::Module(_))));
     let untyped = wat::parse_str("(module (func (export \"getVersion\") (result i64) i32.const 0))").unwrap();
     let e = WasmWitness::load(&untyped, AMPLE, &cache).unwrap_err().to_string();
     assert!(e.contains("the module is not valid: type mismatch"), "{e}");
-    assert_eq!(kitchen.calls(), 0);
+    assert_eq!(fixture.calls(), 0);
 }

@@ -1,4 +1,4 @@
-//! Witnesses are snarkjs's, byte for byte.
+//! Witnesses equal those of snarkjs, byte for byte.
 
 use std::path::Path;
 
@@ -103,7 +103,7 @@ fn a_scalar_may_come_as_an_array_and_a_matrix_flat() {
 #[test]
 fn circom1_numbers_go_in_and_out_in_every_form() {
     let buffered = circuit_file("multiplier_v1.wasm");
-    // Older programs of circom 1 give out one number at a time, each in the form that it happens to have.
+    // Older programs of circom 1 return one number at a time, each in whatever form it has.
     let mut single = buffered.clone();
     let name = b"getWitnessBuffer";
     let at = single.windows(name.len()).position(|w| w == name).unwrap();

@@ -1,4 +1,4 @@
-//! Programs that mean harm, or are no programs: each ends promptly in the right error.
+//! Malicious programs, and files that are not programs: each ends promptly with the right error.
 //!
 //! Limits are small here. What must be prompt is given far more time than it needs, so that only a hang fails.
 
@@ -9,7 +9,7 @@ use prover_worker::model::StopReason;
 
 use super::*;
 
-/// Limits that a hostile program meets soon, but for the time: an honest one has enough on the busiest machine.
+/// Limits that a hostile program reaches soon, except for the time: an honest one has enough on the busiest machine.
 const SMALL: Limits = Limits {
     time: Duration::from_secs(60),
     memory: 64 << 20,
@@ -17,11 +17,11 @@ const SMALL: Limits = Limits {
     compile_memory: 1 << 30,
 };
 
-/// The same for programs that never end.
+/// Like [`SMALL`], for programs that never end.
 const BRIEF: Limits = Limits { time: Duration::from_millis(300), ..SMALL };
 
-/// A program in WebAssembly text that answers as circom 2's do: one input, a witness of 1 and 0. Parts are replaced to
-/// make it misbehave.
+/// A program in WebAssembly text with the functions of circom 2's: one input, a witness of 1 and 0. Parts are replaced
+/// to make it misbehave.
 struct Program {
     functions: BTreeMap<&'static str, String>,
     imports: String,
@@ -104,24 +104,24 @@ impl Program {
         prompt(|| WasmWitness::load(&self.wasm(), limits, &NO_CACHE))
     }
 
-    /// Loads and runs.
+    /// Loads and runs the program.
     fn run(&self, limits: Limits) -> Result<Witness, WitnessError> {
         let program = self.load(limits)?;
         prompt(|| generate(&program, r#"{"a": 7}"#))
     }
 
-    /// The error of loading and running.
+    /// Returns the error of loading and running it.
     fn error(&self) -> WitnessError {
         self.run(SMALL).map(|w| w.values().to_vec()).unwrap_err()
     }
 
-    /// The error of one that never ends.
+    /// Returns the error of a program that never ends.
     fn endless(&self) -> WitnessError {
         self.run(BRIEF).map(|w| w.values().to_vec()).unwrap_err()
     }
 }
 
-/// Fails a test that hangs; twenty times what any of these needs, on a busy machine.
+/// Fails if `work` hangs; the bound is twenty times what any of these needs, on a busy machine.
 fn prompt<T>(work: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let out = work();
@@ -156,7 +156,7 @@ fn the_words_of_the_window_do_where_its_address_is_not_told() {
     assert_eq!(hidden.run(SMALL).unwrap().len(), 2);
 }
 
-/// However long a witness may take: `inspect` and `circuits add` run no more of a program than this.
+/// However long a witness may take, `inspect` and `circuits add` run a program for no longer than this.
 #[test]
 fn a_program_that_never_says_what_it_is_is_given_up_soon() {
     let long = Limits { time: Duration::from_secs(3600), ..SMALL };
@@ -206,8 +206,8 @@ fn memory_is_capped() {
     assert!(Program::new().memory("(memory (export \"memory\") 1024)").run(SMALL).is_ok());
 }
 
-/// circom's programs declare what their signals need and grow it for variables, so that any bound on growth of its own
-/// would refuse some of them.
+/// circom's programs declare the memory that their signals need and grow it for variables, so a separate limit on
+/// growth would refuse some of them.
 #[test]
 fn memory_may_grow_to_the_limit_whatever_was_declared() {
     let generous = Limits { memory: 600 << 20, ..SMALL };
@@ -244,7 +244,7 @@ fn a_witness_too_large_is_refused_before_it_is_allocated() {
         let body = format!("(result i32) i32.const {size}");
         assert_eq!(Program::new().with("getWitnessSize", &body).error(), NO_MEMORY, "{size}");
     }
-    is_module(&Program::new().with("getWitnessSize", "(result i32) i32.const 0").error(), "no value");
+    is_module(&Program::new().with("getWitnessSize", "(result i32) i32.const 0").error(), "its witness is empty");
 }
 
 #[test]
@@ -317,7 +317,7 @@ fn exceptions_out_of_place_do_not_pass() {
 
 #[test]
 fn messages_are_capped() {
-    // No message ends, and they come for ever.
+    // No message ends, and they keep coming.
     let talk = |call: &str| {
         Program::new()
             .with("getMessageChar", "(result i32) i32.const 65")
@@ -326,7 +326,7 @@ fn messages_are_capped() {
     };
     assert_eq!(talk("$message"), TIMED_OUT);
     assert_eq!(talk("$log"), TIMED_OUT);
-    // A long one is cut.
+    // A long message is cut.
     let e = Program::new()
         .with("getMessageChar", "(result i32) i32.const 65")
         .with("setInputSignal", "(param i32 i32 i32) (call $message) (call $exception (i32.const 4))")
@@ -336,7 +336,7 @@ fn messages_are_capped() {
     assert_eq!(silent.with("init", "(param i32) (call $message)").endless(), TIMED_OUT);
     let none = Program::new().without("getMessageChar").with("init", "(param i32) (call $message)");
     is_trap(&none.error(), "getMessageChar");
-    // What it prints cannot write to a terminal.
+    // Its messages cannot write to a terminal.
     let bell = Program::new()
         .more("(global $n (mut i32) (i32.const 0))")
         .with(
@@ -354,10 +354,10 @@ fn exports_are_checked() {
         is_module(&Program::new().without(function).error(), &format!("expected export {function}"));
     }
     is_module(&Program::new().with("init", "(param i64)").error(), "expected export init");
-    is_module(&Program::new().with("getWitness", "(param i32) (result i32) i32.const 0").error(), "another type");
+    is_module(&Program::new().with("getWitness", "(param i32) (result i32) i32.const 0").error(), "a different type");
     is_module(&Program::new().with("getVersion", "(result i64) i64.const 2").error(), "expected export getVersion");
     let global = Program::new().without("getInputSize").more("(global (export \"getInputSize\") i32 (i32.const 1))");
-    is_module(&global.error(), "got no function");
+    is_module(&global.error(), "got an export that is not a function");
     is_module(&Program::new().without("getVersion").error(), "exports neither getVersion");
     let nothing = wat::parse_str("(module)").unwrap();
     is_module(&WasmWitness::load(&nothing, SMALL, &NO_CACHE).unwrap_err(), "exports neither getVersion");
@@ -393,7 +393,7 @@ fn imports_are_checked() {
     // A known name with another type cannot be linked.
     let bent = Program::new().import(r#"(import "runtime" "showSharedRWMemory" (func (param i64)))"#);
     is_module(&bent.error(), "the module imports runtime.showSharedRWMemory with a different signature");
-    // A program that could not tell of a failed assert.
+    // A program that could not report a failed assert.
     let deaf = wat::parse_str("(module (func (export \"getVersion\") (result i32) i32.const 2))").unwrap();
     is_module(&WasmWitness::load(&deaf, SMALL, &NO_CACHE).unwrap_err(), "runtime.exceptionHandler");
 }
@@ -415,8 +415,8 @@ fn other_files_are_named() {
     is_module(&load(&circuit_file("multiplier.r1cs")), "got a circuit (r1cs)");
     is_module(&load(&circuit_file("multiplier.input.json")), "got JSON");
     is_module(&load(b"\x7fELF"), "begins with 7f454c46");
-    // A component, and a text.
-    is_module(&load(b"\0asm\x0d\0\x01\0"), "not a module of version 1");
+    // A component, and WebAssembly text.
+    is_module(&load(b"\0asm\x0d\0\x01\0"), "not a version 1 module");
     is_module(&load(b"(module)"), "begins with");
 }
 
@@ -480,7 +480,7 @@ fn a_running_program_can_be_cancelled() {
         let inputs = Inputs::parse(b"{\"a\": 1}").unwrap();
         let e = prompt(|| program.generate(&inputs, &stop)).unwrap_err();
         assert_eq!(e, WitnessError::Stopped(StopReason::Cancelled));
-        // Its deadline is the token's, where that is nearer.
+        // The token's deadline applies if it is earlier.
         let soon = other.with_deadline(Instant::now() + Duration::from_millis(50));
         assert_eq!(prompt(|| program.generate(&inputs, &soon)).unwrap_err(), TIMED_OUT);
     });

@@ -1,4 +1,4 @@
-//! Witness generation: against snarkjs's witnesses, against wrong inputs, against hostile programs.
+//! Witness generation: against snarkjs's witnesses, wrong inputs and hostile programs.
 #![allow(clippy::unwrap_used)]
 
 mod cache;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use prover_worker::model::{StopToken, Witness};
 use prover_worker::witness::{Inputs, Limits, ModuleCache, WasmWitness, WitnessError, WitnessGenerator};
 
-/// Limits that no honest test meets.
+/// Limits that no honest test reaches.
 const AMPLE: Limits = Limits {
     time: Duration::from_secs(120),
     memory: 4 << 30,
@@ -21,7 +21,7 @@ const AMPLE: Limits = Limits {
     compile_memory: 4 << 30,
 };
 
-/// Compiled in this process, kept nowhere.
+/// Compiled in this process, and not cached.
 const NO_CACHE: ModuleCache = ModuleCache { dir: None, compiler: None, rewrite: true };
 
 fn circuits() -> PathBuf {
@@ -32,7 +32,7 @@ fn circuit_file(name: &str) -> Vec<u8> {
     std::fs::read(circuits().join(name)).unwrap()
 }
 
-/// A circuit of the project's own, loaded with ample limits.
+/// Loads one of the project's own circuits with ample limits.
 fn own(wasm: &str) -> WasmWitness {
     WasmWitness::load(&circuit_file(wasm), AMPLE, &NO_CACHE).unwrap()
 }
@@ -41,7 +41,7 @@ fn generate(program: &WasmWitness, input: &str) -> Result<Witness, WitnessError>
     program.generate(&Inputs::parse(input.as_bytes()).map_err(WitnessError::from)?, &StopToken::new())
 }
 
-/// The bytes of a .wtns file with this witness.
+/// Returns the bytes of a .wtns file with this witness.
 fn wtns(witness: &Witness) -> Vec<u8> {
     let r = prover_worker::model::FR_MODULUS_DEC.parse::<num_bigint::BigUint>().unwrap().to_bytes_le();
     let n = witness.len() as u32;

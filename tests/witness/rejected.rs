@@ -1,11 +1,11 @@
-//! Inputs that a circuit does not take, each refused by name.
+//! Inputs that a circuit does not accept, each refused with the signal's name.
 
 use prover_worker::model::StopReason;
 use prover_worker::witness::InputError;
 
 use super::*;
 
-/// What is wrong with an input for `range_check`, by the program of each compiler.
+/// Returns what is wrong with an input of `range_check`, according to one of its compilations.
 fn refused(wasm: &str, input: &str) -> InputError {
     match generate(&own(wasm), input) {
         Err(WitnessError::Input(e)) => e,

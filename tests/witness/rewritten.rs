@@ -1,4 +1,4 @@
-//! Programs rewritten give what they give as they come.
+//! Rewritten programs give the same results as the originals.
 
 use std::time::Instant;
 
@@ -6,15 +6,15 @@ use prover_worker::model::StopReason;
 
 use super::*;
 
-/// Compiled in this process as it comes.
+/// Compiled in this process without rewriting.
 const PLAIN: ModuleCache = ModuleCache { dir: None, compiler: None, rewrite: false };
 
-/// A program both ways, as it comes first.
+/// Loads a program both ways, the original first.
 fn both(wasm: &[u8]) -> [WasmWitness; 2] {
     [&PLAIN, &NO_CACHE].map(|cache| WasmWitness::load(wasm, AMPLE, cache).unwrap())
 }
 
-/// What both give: it must be the same.
+/// Returns the result of both, which must be the same.
 fn same(programs: &[WasmWitness; 2], input: &str) -> Result<Vec<u8>, WitnessError> {
     let [plain, rewritten] = programs.each_ref().map(|program| generate(program, input).map(|w| wtns(&w)));
     assert!(plain == rewritten, "{input}: {:?}, {:?}", plain.err(), rewritten.err());
@@ -90,7 +90,7 @@ fn a_rewritten_program_is_stopped_in_time() {
         let e = generate(&program, ENDLESS).unwrap_err();
         assert_eq!(e, WitnessError::Stopped(StopReason::TimedOut));
     }
-    // And when it is told to, long before its time.
+    // And when it is told to stop, long before its time limit.
     let program = own("operators.wasm");
     let stop = StopToken::new();
     let begun = Instant::now();

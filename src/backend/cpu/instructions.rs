@@ -1,39 +1,11 @@
 //! The instruction set of the CPU's field arithmetic, chosen at run time.
 
-use std::str::FromStr;
-
 use super::super::BackendError;
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{avx2::Avx2, ifma::Avx512Ifma};
-
-/// An instruction set for field arithmetic, or the best available one.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Instructions {
-    /// The fastest that this CPU has.
-    #[default]
-    Auto,
-    /// AVX-512 with IFMA: 52-bit integer products, eight at a time. Intel from Ice Lake, AMD from Zen 4.
-    Avx512Ifma,
-    /// AVX2 with FMA: 51-bit products by the floating-point units, four at a time. Intel from Haswell, AMD from Zen.
-    Avx2,
-    /// One product at a time, on any CPU.
-    Portable,
-}
+pub use crate::model::Instructions;
 
 impl Instructions {
-    /// Every set, fastest first.
-    pub const ALL: [Self; 3] = [Self::Avx512Ifma, Self::Avx2, Self::Portable];
-
-    /// Returns the name, as in `PROVER_CPU`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Avx512Ifma => "avx512ifma",
-            Self::Avx2 => "avx2",
-            Self::Portable => "portable",
-        }
-    }
-
     /// Returns the sets that this CPU has, fastest first; never empty, since every CPU has the portable one.
     pub fn available() -> Vec<Self> {
         Self::ALL.into_iter().filter(|set| set.is_available()).collect()
@@ -63,18 +35,6 @@ impl Instructions {
                 Err(BackendError::Unavailable { device: "cpu:0".into(), why })
             }
         }
-    }
-}
-
-impl FromStr for Instructions {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        let known = [Self::Auto].into_iter().chain(Self::ALL).find(|set| set.as_str() == s);
-        known.ok_or_else(|| {
-            let got: String = s.chars().take(40).collect();
-            format!("expected auto, avx512ifma, avx2 or portable, got {got:?}")
-        })
     }
 }
 

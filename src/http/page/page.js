@@ -1,11 +1,11 @@
 "use strict";
-// Shows what the API says, again and again. Text of others (names, errors, ids) becomes text nodes only.
+// Polls the API and shows its answers. Untrusted text (names, errors, ids) is only ever inserted as text nodes.
 
 const LOOK_MS = 2000;
-// However slow its requests are, a page keeps the worker busy for a tenth of the time.
+// However slow the requests are, a page keeps the worker busy for at most a tenth of the time.
 const REST = 10;
 const PATIENCE_MS = 15000;
-// Counting what has ended costs the database more than a list does.
+// Counting ended jobs costs the database more than listing jobs does.
 const COUNT_EVERY = 3;
 const PAGE = 50;
 const STATES = ["queued", "running", "done", "failed", "cancelled"];
@@ -13,20 +13,20 @@ const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
 
 const at = (id) => document.getElementById(id);
 
-/** What is looked at: a filter, a page, a job. It is the address's fragment too, so that it can be sent to others. */
+/** What is displayed: a filter, a page, a job. It is also the fragment of the URL, so that it can be shared. */
 let view = {};
-/** What was heard last. */
+/** The latest answers. */
 let circuits = [];
 let paused = [];
 let looks = 0;
 let timer = 0;
-/** Why the last change was refused, until something else is looked at or changed. */
+/** Why the last change was refused, until the next change or navigation. */
 let refusal = null;
-/** What each part of the page shows. */
+/** The data that each part of the page shows. */
 const shown = new Map();
 /** The job whose panel is open. */
 let opened = null;
-/** The latest look: an answer to an earlier one is of no use any more. */
+/** Number of the latest poll: answers to earlier ones are discarded. */
 let turn = 0;
 
 function element(tag, attributes, ...children) {
@@ -43,21 +43,21 @@ const cell = (kind, ...children) => element("td", kind ? { class: kind } : {}, .
 const badge = (kind, text) => element("span", { class: `badge ${kind}` }, text);
 const button = (text, onclick, kind) => element("button", { type: "button", class: kind, onclick }, text);
 
-/** The answer of the API, or an error whose message is a sentence. */
+/** Returns the answer of the API, or throws an error with a readable message. */
 async function ask(method, path) {
   let answer;
   try {
     const signal = AbortSignal.timeout(PATIENCE_MS);
     answer = await fetch(path, { method, headers: { accept: "application/json" }, signal });
   } catch {
-    throw new Error("the worker does not answer");
+    throw new Error("the worker does not respond");
   }
   const body = await answer.json().catch(() => null);
   if (!answer.ok) throw Object.assign(new Error(body?.detail ?? `${method} ${path}: ${answer.status}`), { status: answer.status });
   return body;
 }
 
-/** Draws a part where it has something else to show: else it is left alone, and keeps its focus and selection. */
+/** Redraws a part if its data has changed; otherwise it is left alone, and keeps its focus and selection. */
 function draw(part, data, how) {
   const text = JSON.stringify(data);
   if (shown.get(part) === text) return;
@@ -65,7 +65,7 @@ function draw(part, data, how) {
   shown.set(part, text);
 }
 
-/** Draws the children of a list, each an item's by its name, and leaves alone those that show what they did. */
+/** Draws the children of a list, one for each item, keyed by name. Children whose data has not changed are left alone. */
 function drawEach(list, items, how) {
   const kept = new Map([...list.children].map((child) => [child.dataset.name, child]));
   const wanted = items.map(({ name, data }) => {
@@ -91,7 +91,7 @@ function query() {
   return parameters;
 }
 
-// Times and sizes, for people.
+// Human-readable times and sizes.
 
 function span(ms) {
   if (ms < 1000) return `${Math.max(0, Math.round(ms))} ms`;
@@ -111,13 +111,13 @@ const domain = (n) => `2^${Math.round(Math.log2(n))}`;
 // The parts of the page.
 
 function showWorker({ status, why, version, worker }) {
-  const words = { ready: "ready", starting: "starting", stand_in: "only the processor proves", draining: "draining" };
+  const words = { ready: "ready", starting: "starting", stand_in: "proving on the CPU only", draining: "draining" };
   at("status").className = `badge ${status}`;
   at("status").textContent = words[status] ?? status;
   at("version").textContent = version;
   at("queue-name").textContent = worker ? `queue ${worker.queue}` : "";
   document.title = worker ? `${worker.queue} · prover-worker` : "prover-worker";
-  const lines = worker ? [`${worker.id}: ${worker.in_hand} of ${worker.slots} jobs in hand`] : [];
+  const lines = worker ? [`${worker.id}: ${worker.in_hand} of ${worker.slots} jobs in progress`] : [];
   lines.push(...[why, ...(worker?.lost ?? [])].filter(Boolean));
   draw("worker", lines, () => at("worker").replaceChildren(...lines.map((line) => element("span", {}, line, element("br")))));
   const devices = (worker?.devices ?? []).map((d) => ({ name: d.device, data: d }));
@@ -131,7 +131,7 @@ function showWorker({ status, why, version, worker }) {
       cell("number", `${d.in_hand} of ${d.slots}`),
       cell("number", number(d.proofs)),
       cell("number", span(d.busy_seconds * 1000)),
-      cell("remark", d.unfit ? badge("unfit", "sits out") : badge("fit", "fit"), d.unfit ? ` ${d.unfit}` : null),
+      cell("remark", d.unfit ? badge("unfit", "unfit") : badge("fit", "fit"), d.unfit ? ` ${d.unfit}` : null),
     ),
   );
 }
@@ -144,9 +144,9 @@ function showQueue({ counts, load, paused: held }) {
     return [state, (estimated ? about : "") + number(counts[state]), true];
   });
   if (!counts) tiles.push(["queued", number(load.queued)], ["running", number(load.running)]);
-  tiles.push(["ended within the last minute", number(load.ended_last_minute)]);
-  tiles.push(["the oldest waits for", load.oldest_ms > 0 ? span(load.oldest_ms) : "–"]);
-  // The button of a state stays while its number changes.
+  tiles.push(["ended in the last minute", number(load.ended_last_minute)]);
+  tiles.push(["oldest has waited", load.oldest_ms > 0 ? span(load.oldest_ms) : "–"]);
+  // The button of a state is kept while its number changes.
   drawEach(
     at("counts"),
     tiles.map(([name, , isState]) => ({ name, data: [name, Boolean(isState)] })),
@@ -159,7 +159,7 @@ function showQueue({ counts, load, paused: held }) {
   const act = at("queue-pause");
   act.hidden = false;
   act.textContent = whole ? "Resume" : "Pause";
-  act.title = whole ? `paused since ${when(whole.since)}` : "jobs in hand go on; others wait";
+  act.title = whole ? `paused since ${when(whole.since)}` : "jobs in progress continue; others wait";
 }
 
 function showCircuits() {
@@ -169,7 +169,7 @@ function showCircuits() {
     circuits.map((c) => ({ name: c.name, data: [c, heldAt.has(c.name)] })),
     ([c, isHeld]) => {
       const [act, word] = isHeld ? ["resume", "Resume"] : ["pause", "Pause"];
-      const pause = button(word, () => change(`Really ${act} circuit ${c.name}, for all workers?`, "POST", `v1/circuits/${encodeURIComponent(c.name)}/${act}`));
+      const pause = button(word, () => change(`${word} circuit ${c.name} for all workers?`, "POST", `v1/circuits/${encodeURIComponent(c.name)}/${act}`));
       pause.setAttribute("aria-label", `${word} ${c.name}`);
       return element(
         "tr",
@@ -187,10 +187,10 @@ function showCircuits() {
   );
 }
 
-/** The choices of the filter; what somebody is choosing just now is left alone, unless the address says otherwise. */
+/** Updates the filter. A list that has the focus keeps its value, unless `anyhow` is true because the URL has changed. */
 function showChoices(anyhow) {
   const names = circuits.map((c) => c.name);
-  // One that was removed has jobs all the same.
+  // A circuit that was removed may still have jobs.
   if (view.circuit && !names.includes(view.circuit)) names.push(view.circuit);
   options("circuit", names, view.circuit, anyhow);
   options("state", STATES, view.state, anyhow);
@@ -206,13 +206,13 @@ function options(id, values, chosen, anyhow) {
 }
 
 function showJobs(jobs) {
-  // What a row shows: a heartbeat alone changes none.
+  // The members that a row shows: a heartbeat alone changes none of them.
   const seen = ({ id, circuit, state, stage, progress, attempt, error, cancel_requested, created_at, started_at, finished_at }) =>
     ({ id, circuit, state, stage, progress, attempt, error, cancel_requested, created_at, started_at, finished_at });
   const rows = jobs.map((job) => ({ name: job.id, data: seen(job) }));
   if (jobs.length === 0) rows.push({ name: "none", data: null });
   drawEach(at("jobs"), rows, (job) => {
-    if (job === null) return element("tr", {}, element("td", { colspan: "8", class: "quiet" }, "no such jobs"));
+    if (job === null) return element("tr", {}, element("td", { colspan: "8", class: "quiet" }, "no matching jobs"));
     const { created_at: submitted, started_at: begun, finished_at: ended } = job;
     return element(
       "tr",
@@ -236,7 +236,7 @@ function stateOf(job) {
   if (job.state === "running") {
     shown.push(" ", job.stage ?? "", " ", element("progress", { value: String(job.progress), max: "1", "aria-label": "progress" }));
   }
-  if (job.state === "queued" && job.error) shown.push(" to be tried again");
+  if (job.state === "queued" && job.error) shown.push(" will be retried");
   return shown;
 }
 
@@ -251,7 +251,7 @@ function showJob(job) {
 function hideJob() {
   const had = at("job").contains(document.activeElement);
   at("job").hidden = true;
-  // Back to where it was opened from, if that is still there.
+  // Return the focus to the row that the panel was opened from, if it is still there.
   if (had) [...at("jobs").children].find((row) => row.dataset.name === opened)?.querySelector("button").focus();
   opened = null;
 }
@@ -266,8 +266,8 @@ function drawJob(job) {
     ["Idempotency key", job.idempotency_key],
     ["Submitted", moment(job.created_at)],
     ["Next try", job.state === "queued" && job.error ? moment(job.run_at) : null],
-    ["To be begun by", job.start_by === null ? null : moment(job.start_by)],
-    ["First begun", job.started_at === null ? null : moment(job.started_at)],
+    ["Start by", job.start_by === null ? null : moment(job.start_by)],
+    ["First started", job.started_at === null ? null : moment(job.started_at)],
     ["Ended", job.finished_at === null ? null : moment(job.finished_at)],
     ["Attempt", job.attempt || null],
     ["Worker", job.worker],
@@ -293,19 +293,19 @@ function actsOn(job) {
   const path = `v1/jobs/${job.id}`;
   const acts = [element("a", { href: path }, "as JSON")];
   if (job.state === "done") acts.push(element("a", { href: `${path}/proof`, download: `${job.id}.json` }, "proof and public values"));
-  if (job.state === "queued" || job.state === "running") acts.push(button("Cancel", () => change("Really cancel this job? Its input will be gone.", "DELETE", path)));
+  if (job.state === "queued" || job.state === "running") acts.push(button("Cancel", () => change("Cancel this job? Its input will be deleted.", "DELETE", path)));
   if (job.state === "failed") acts.push(button("Queue again", () => change(null, "POST", `${path}/requeue`)));
   return acts;
 }
 
-// What the page does.
+// Behaviour.
 
 function trouble(message) {
   at("trouble").hidden = !message;
   at("trouble").textContent = message ?? "";
 }
 
-/** Looks at everything once, and again after a while. What fails leaves the rest as it is. */
+/** Polls everything once, and schedules the next poll. A failed request leaves its part of the page as it is. */
 async function look() {
   clearTimeout(timer);
   const mine = ++turn;
@@ -320,7 +320,7 @@ async function look() {
   ];
   const answers = await Promise.allSettled(paths.map((path) => path && ask("GET", path)));
   if (mine !== turn) {
-    // Another look was begun meanwhile, for less.
+    // Another poll has started meanwhile, which asks for less.
     if (whole) looks = 0;
     return;
   }
@@ -335,19 +335,19 @@ async function look() {
   else if (!view.job || answers[4].reason?.status === 404) hideJob();
   const failed = answers.find((answer) => answer.status === "rejected");
   if (failed) {
-    // What was not heard is asked for with the next look.
+    // The next poll asks for everything.
     looks = 0;
     const { message, status } = failed.reason;
-    trouble(status < 500 ? message : `${message}; what is shown here may be old`);
+    trouble(status < 500 ? message : `${message}; the data shown here may be old`);
   } else {
     at("updated").textContent = new Date().toLocaleTimeString();
     trouble(refusal);
   }
-  // A page that nobody sees asks for nothing.
+  // A hidden page does not poll.
   if (!document.hidden) timer = setTimeout(look, Math.max(LOOK_MS, REST * (performance.now() - begun)));
 }
 
-/** Asks for a change, after a question to whoever is there, and looks what came of it. */
+/** Makes a change, after the user has confirmed the question if there is one, and polls for the result. */
 async function change(question, method, path) {
   if (question && !confirm(question)) return;
   refusal = null;
@@ -360,7 +360,7 @@ async function change(question, method, path) {
   await look();
 }
 
-/** Looks at something else. */
+/** Navigates to another view. */
 function go(next) {
   const parameters = new URLSearchParams(Object.entries(next).filter(([, value]) => value));
   if (location.hash.slice(1) === parameters.toString()) look();
@@ -380,7 +380,7 @@ at("filter").addEventListener("submit", async (event) => {
   event.preventDefault();
   const sought = at("search").value.trim();
   const [state, circuit] = [at("state").value, at("circuit").value];
-  // A UUID may be either.
+  // A UUID may be a job's id or an idempotency key.
   const isJob = UUID.test(sought) && (await ask("GET", `v1/jobs/${sought}`).then(() => true, (error) => error.status !== 404));
   go(isJob ? { state, circuit, job: sought.toLowerCase() } : { state, circuit, idempotency_key: sought });
 });
@@ -392,7 +392,7 @@ document.addEventListener("keydown", (event) => {
 });
 at("queue-pause").addEventListener("click", () => {
   const act = paused.some((p) => p.scope === "queue") ? "resume" : "pause";
-  change(`Really ${act} the queue, for all workers?`, "POST", `v1/queue/${act}`);
+  change(`${act === "pause" ? "Pause" : "Resume"} the queue for all workers?`, "POST", `v1/queue/${act}`);
 });
 addEventListener("hashchange", read);
 document.addEventListener("visibilitychange", () => {

@@ -105,7 +105,7 @@ impl Link {
     async fn broken<T>(&self, number: u64, result: &RedisResult<T>) -> bool {
         let Err(e) = result else { return false };
         // A primary that was demoted keeps its connections; a new one may lead to the new primary.
-        let useless = e.is_io_error() || e.is_unrecoverable_error() || e.code() == Some("READONLY");
+        let useless = e.is_io_error() || e.is_unrecoverable_error() || is_read_only(e);
         if useless {
             let mut state = self.state.lock().await;
             if state.number == number {
@@ -160,4 +160,33 @@ pub(super) fn backoff(failures: u32) -> Duration {
 /// Returns an error for a reply that this program does not understand.
 pub(super) fn invalid(what: &'static str) -> RedisError {
     RedisError::from((ErrorKind::UnexpectedReturnType, what))
+}
+
+/// Whether the server refused a write because it is a replica. Redis 6.2 says so inside the error of the script.
+fn is_read_only(e: &RedisError) -> bool {
+    e.code() == Some("READONLY") || e.detail().is_some_and(|text| text.contains("-READONLY "))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_is_told_by_what_any_version_says() {
+        let error = |line: &str| {
+            let reply = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
+            reply.extract_error().unwrap_err()
+        };
+        for line in [
+            "READONLY You can't write against a read only replica.",
+            "ERR Error running script (call to f_0123): @user_script:3: @user_script: 3: -READONLY You can't write against \
+             a read only replica.",
+        ] {
+            assert!(is_read_only(&error(line)), "{line}");
+        }
+        for line in ["ERR Error running script (call to f_0123): @user_script:3: READONLY", "OOM command not allowed"] {
+            assert!(!is_read_only(&error(line)), "{line}");
+        }
+    }
 }

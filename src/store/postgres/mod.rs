@@ -504,8 +504,9 @@ impl Session {
     }
 
     async fn release(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
-        let row = self
-            .row(Again::Always, |lost| fenced(statements::RELEASE, job, attempt).bind(self.channel.clone()).bind(lost));
+        let row = self.row(Again::Always, |lost| {
+            fenced(statements::RELEASE, job, attempt).bind(self.channel.clone()).bind(lost).bind(attempt.submission)
+        });
         held(row.await?.as_ref())
     }
 }
@@ -675,10 +676,11 @@ impl Joint<HeartbeatCall> for Session {
         let rows = self.joint_rows(calls.len(), Again::Always, |_| {
             sqlx::query(statements::HEARTBEAT)
                 .bind(these.iter().map(|c| c.id.to_string()).collect::<Vec<_>>())
-                .bind(these.iter().map(|c| i64::from(c.attempt.0)).collect::<Vec<_>>())
+                .bind(these.iter().map(|c| i64::from(c.attempt.number)).collect::<Vec<_>>())
                 .bind(these.iter().map(|c| c.lease).collect::<Vec<_>>())
                 .bind(these.iter().map(|c| c.stage.as_str().to_owned()).collect::<Vec<_>>())
                 .bind(these.iter().map(|c| c.progress).collect::<Vec<_>>())
+                .bind(these.iter().map(|c| c.attempt.submission).collect::<Vec<_>>())
         });
         all_held(&rows.await?, batch)
     }
@@ -703,9 +705,10 @@ impl Joint<FinishCall> for Session {
         let rows = self.joint_rows(calls.len(), Again::Always, |lost| {
             sqlx::query(statements::FINISH)
                 .bind(these.iter().map(|c| c.id.to_string()).collect::<Vec<_>>())
-                .bind(these.iter().map(|c| i64::from(c.attempt.0)).collect::<Vec<_>>())
+                .bind(these.iter().map(|c| i64::from(c.attempt.number)).collect::<Vec<_>>())
                 .bind(these.iter().map(|c| c.result.clone()).collect::<Vec<_>>())
                 .bind(lost)
+                .bind(these.iter().map(|c| c.attempt.submission).collect::<Vec<_>>())
         });
         all_held(&rows.await?, batch)
     }
@@ -897,6 +900,7 @@ impl Store for PostgresStore {
                 .bind(keep)
                 .bind(tell.clone())
                 .bind(lost)
+                .bind(attempt.submission)
         });
         held(row.await?.as_ref())
     }
@@ -906,12 +910,18 @@ impl Store for PostgresStore {
     }
 
     async fn confirm_cancel(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
-        let confirm =
-            || self.session.row(Again::Always, |lost| fenced(statements::CONFIRM_CANCEL, job, attempt).bind(lost));
+        let confirm = || {
+            self.session.row(Again::Always, |lost| {
+                fenced(statements::CONFIRM_CANCEL, job, attempt).bind(lost).bind(attempt.submission)
+            })
+        };
         if let yes @ Held::Yes { .. } = held(confirm().await?.as_ref())? {
             return Ok(yes);
         }
-        let looked = self.session.row(Again::Always, |_| fenced(statements::HOLDS, job, attempt)).await?;
+        let looked = self
+            .session
+            .row(Again::Always, |_| fenced(statements::HOLDS, job, attempt).bind(attempt.submission))
+            .await?;
         match held(looked.as_ref())? {
             // Cancellation was requested between the two. A request stays until the attempt ends.
             Held::Yes { cancel: true } => held(confirm().await?.as_ref()),
@@ -1057,13 +1067,21 @@ impl Store for PostgresStore {
         Ok(Swept { expired, inputs })
     }
 
-    async fn purge(&self, states: &[JobState], older_than: Duration, limit: u32) -> Result<Vec<JobId>, StoreError> {
-        let rows = self.session.rows(Again::IfUndone, |_| {
-            sqlx::query(statements::PURGE)
+    async fn purgeable(&self, states: &[JobState], older_than: Duration, limit: u32) -> Result<Vec<JobId>, StoreError> {
+        let rows = self.session.rows(Again::Always, |_| {
+            sqlx::query(statements::PURGEABLE)
                 .bind(self.session.queue())
                 .bind(i64::from(limit))
                 .bind(rows::millis(older_than))
                 .bind(states.iter().map(|s| s.as_str().to_owned()).collect::<Vec<_>>())
+        });
+        rows.await?.iter().map(rows::job_id).collect()
+    }
+
+    async fn purge(&self, jobs: &[JobId], older_than: Duration) -> Result<Vec<JobId>, StoreError> {
+        let rows = self.session.rows(Again::IfUndone, |_| {
+            let ids: Vec<_> = jobs.iter().map(JobId::to_string).collect();
+            sqlx::query(statements::PURGE).bind(ids).bind(rows::millis(older_than))
         });
         rows.await?.iter().map(rows::job_id).collect()
     }
@@ -1118,9 +1136,9 @@ async fn in_transaction<T>(
     }
 }
 
-/// A statement whose first two parameters are the job and the attempt.
+/// A statement whose first two parameters are the job and the number of the attempt. The last one is its submission.
 fn fenced(sql: &'static str, job: JobId, attempt: Attempt) -> Statement {
-    sqlx::query(sql).bind(job.to_string()).bind(i64::from(attempt.0))
+    sqlx::query(sql).bind(job.to_string()).bind(i64::from(attempt.number))
 }
 
 fn found(row: &PgRow) -> Result<Found, StoreError> {

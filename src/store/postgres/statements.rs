@@ -38,7 +38,7 @@ macro_rules! no_more_than {
 /// The columns that lists show: all but those that may be large.
 macro_rules! small_job_columns {
     () => {
-        "uuid_send(id) AS id, queue, circuit, zkey, wasm, idempotency_key, priority, state, stage, progress, attempt, \
+        "uuid_send(id) AS id, seq, queue, circuit, zkey, wasm, idempotency_key, priority, state, stage, progress, attempt, \
          tries_transient, tries_device, tries_lost, worker, error_class, error_message, cancel_requested, created_at, \
          run_at, start_by, started_at, finished_at, lease_expires_at"
     };
@@ -53,11 +53,16 @@ macro_rules! circuit_columns {
         "name, zkey, wasm, n_vars, n_public, domain_size, created_at"
     };
 }
-/// The fence: the job is running with this attempt. A check of the table ensures that a job with a lease is running;
-/// given the state, the planner would search all running jobs.
+/// The fence: the job is running with the attempt that has number $2 and the submission `$submission`. A check of the
+/// table ensures that a job with a lease is running; given the state, the planner would search all running jobs. Given
+/// `seq` as it is, it would read through a whole index that contains it, hence `seq + 0`.
 macro_rules! held {
-    () => {
-        "WHERE id = $1::text::uuid AND attempt = $2 AND lease_expires_at IS NOT NULL"
+    ($submission:literal) => {
+        concat!(
+            "WHERE id = $1::text::uuid AND attempt = $2 AND seq + 0 = ",
+            $submission,
+            " AND lease_expires_at IS NOT NULL"
+        )
     };
 }
 /// The job's circuit is not paused.
@@ -122,13 +127,16 @@ macro_rules! history_with {
     };
 }
 
+/// Waits for submits that have read the circuit's former content and are not visible yet, so that whoever looks for
+/// jobs that need that content, after this, finds them.
 pub(super) const PUT_CIRCUIT: &str = concat!(
     clock!(),
+    ", former AS MATERIALIZED (SELECT name FROM circuits WHERE name = $1 FOR UPDATE) ",
     "INSERT INTO circuits AS c (",
     circuit_columns!(),
-    ") VALUES ($1, $2, $3, $4, $5, $6, ",
+    ") SELECT $1, $2, $3, $4, $5, $6, ",
     now!(),
-    ") ON CONFLICT (name) DO UPDATE SET zkey = excluded.zkey, wasm = excluded.wasm, n_vars = excluded.n_vars, ",
+    " FROM (SELECT count(*) FROM former) AS waited ON CONFLICT (name) DO UPDATE SET zkey = excluded.zkey, wasm = excluded.wasm, n_vars = excluded.n_vars, ",
     "n_public = excluded.n_public, domain_size = excluded.domain_size, created_at = ",
     "CASE WHEN c.zkey = excluded.zkey AND c.wasm IS NOT DISTINCT FROM excluded.wasm THEN c.created_at ",
     "ELSE excluded.created_at END RETURNING ",
@@ -275,7 +283,9 @@ pub(super) fn jobs(state: Option<&'static str>, of_circuit: bool, by_key: bool) 
 
 /// Claims jobs and reads their inputs. `o` is the job as the statement's snapshot has it, and the input read at the end
 /// belongs to that version; a job that was changed in between (`j.ctid`) is left to the next claim, since its input may
-/// be another.
+/// be another. `j.xmin` says the same again: after waiting for the change of another transaction, Postgres checks the
+/// other conditions on the new version of the row, but servers older than 13.23, 14.20, 15.15, 16.11, 17.7 and 18.1 do
+/// not check `ctid`, and two claims at the same time would both get the job.
 pub(super) const CLAIM: &str = concat!(
     clock!(),
     ", q AS MATERIALIZED (SELECT * FROM unnest($1::text[]::uuid[], $2::text[], $3::bigint[]) WITH ORDINALITY ",
@@ -299,11 +309,11 @@ pub(super) const CLAIM: &str = concat!(
     "), lease_expires_at = ",
     now!(),
     // With `OFFSET 0` each is looked up by itself, whatever the planner expects.
-    " + q.lease FROM q CROSS JOIN LATERAL (SELECT ctid, state, circuit, queue, attempt, worker, history, tries_lost, ",
+    " + q.lease FROM q CROSS JOIN LATERAL (SELECT ctid, xmin, state, circuit, queue, attempt, worker, history, tries_lost, ",
     "run_at, start_by, started_at, finished_at, lease_expires_at, cancel_requested FROM jobs WHERE id = q.id OFFSET 0) o ",
     "WHERE ",
     each_job!(),
-    " AND j.ctid = o.ctid AND ((o.lease_expires_at IS NULL AND o.finished_at IS NULL AND o.run_at <= ",
+    " AND j.ctid = o.ctid AND j.xmin = o.xmin AND ((o.lease_expires_at IS NULL AND o.finished_at IS NULL AND o.run_at <= ",
     now!(),
     " AND (o.start_by IS NULL OR o.start_by > ",
     now!(),
@@ -320,20 +330,21 @@ pub(super) const CLAIM: &str = concat!(
 pub(super) const HEARTBEAT: &str = concat!(
     clock!(),
     ", q AS MATERIALIZED (SELECT * FROM unnest($1::text[]::uuid[], $2::bigint[], $3::bigint[], $4::text[], ",
-    "$5::double precision[]) WITH ORDINALITY AS q (id, attempt, lease, stage, progress, ord) ",
+    "$5::double precision[], $6::bigint[]) WITH ORDINALITY AS q (id, attempt, lease, stage, progress, seq, ord) ",
     no_more_than!("$1::text[]"),
     ") ",
     "UPDATE jobs j SET lease_expires_at = ",
     now!(),
     " + q.lease, stage = q.stage, progress = q.progress FROM q WHERE ",
     each_job!(),
-    " AND j.attempt = q.attempt AND j.lease_expires_at IS NOT NULL RETURNING q.ord, j.cancel_requested"
+    " AND j.attempt = q.attempt AND j.seq + 0 = q.seq AND j.lease_expires_at IS NOT NULL ",
+    "RETURNING q.ord, j.cancel_requested"
 );
 /// $4 says that the statement was sent before and its answer lost: then the answer is what it did at that time.
 pub(super) const FINISH: &str = concat!(
     clock!(),
-    ", q AS MATERIALIZED (SELECT * FROM unnest($1::text[]::uuid[], $2::bigint[], $3::text[]) WITH ORDINALITY ",
-    "AS q (id, attempt, result, ord) ",
+    ", q AS MATERIALIZED (SELECT * FROM unnest($1::text[]::uuid[], $2::bigint[], $3::text[], $5::bigint[]) ",
+    "WITH ORDINALITY AS q (id, attempt, result, seq, ord) ",
     no_more_than!("$1::text[]"),
     "), ",
     "done AS (UPDATE jobs j SET state = 'done', result = q.result, error_class = NULL, error_message = NULL, ",
@@ -341,10 +352,11 @@ pub(super) const FINISH: &str = concat!(
     now!(),
     " FROM q WHERE ",
     each_job!(),
-    " AND j.attempt = q.attempt AND j.lease_expires_at IS NOT NULL RETURNING q.ord, j.cancel_requested) ",
+    " AND j.attempt = q.attempt AND j.seq + 0 = q.seq AND j.lease_expires_at IS NOT NULL ",
+    "RETURNING q.ord, j.cancel_requested) ",
     "SELECT ord, cancel_requested FROM done UNION ALL SELECT q.ord, j.cancel_requested FROM q CROSS JOIN LATERAL ",
-    "(SELECT * FROM jobs WHERE id = q.id OFFSET 0) j WHERE $4::boolean AND j.attempt = q.attempt AND j.state = 'done' ",
-    "AND j.result = q.result"
+    "(SELECT * FROM jobs WHERE id = q.id OFFSET 0) j WHERE $4::boolean AND j.attempt = q.attempt AND j.seq + 0 = q.seq ",
+    "AND j.state = 'done' AND j.result = q.result"
 );
 /// $8 is the delay, null to fail for good, $9 how long the input is kept, $10 the channel or null. $11 is like $4 of
 /// `FINISH`: the history shows whether the failure was recorded.
@@ -362,10 +374,11 @@ pub(super) const FAIL: &str = concat!(
     "keep_input_until = CASE WHEN $8::bigint IS NULL THEN ",
     now!(),
     " + $9::bigint END, stage = NULL, lease_expires_at = NULL ",
-    held!(),
+    held!("$12"),
     " RETURNING state, cancel_requested) SELECT cancel_requested, ",
     "CASE WHEN state = 'queued' AND $10::text IS NOT NULL THEN pg_notify($10::text, '')::text END AS told FROM f ",
-    "UNION ALL SELECT cancel_requested, NULL FROM jobs WHERE $11::boolean AND id = $1::text::uuid AND history @> ",
+    "UNION ALL SELECT cancel_requested, NULL FROM jobs WHERE $11::boolean AND id = $1::text::uuid AND seq + 0 = $12 ",
+    "AND history @> ",
     "jsonb_build_array(jsonb_build_object('attempt', $2::bigint, ",
     "'error', jsonb_build_object('class', $6::text, 'message', $7::text)))"
 );
@@ -379,11 +392,11 @@ pub(super) const RELEASE: &str = concat!(
     " END, run_at = CASE WHEN cancel_requested THEN run_at ELSE ",
     now!(),
     " END, progress = CASE WHEN cancel_requested THEN progress ELSE 0 END, stage = NULL, lease_expires_at = NULL ",
-    held!(),
+    held!("$5"),
     " RETURNING state, cancel_requested) SELECT cancel_requested, ",
     "CASE WHEN state = 'queued' AND $3::text IS NOT NULL THEN pg_notify($3::text, '')::text END AS told FROM r ",
     "UNION ALL SELECT cancel_requested, NULL FROM jobs WHERE $4::boolean AND id = $1::text::uuid AND attempt = $2 ",
-    "AND (state = 'queued' OR (state = 'cancelled' AND cancel_requested)) ",
+    "AND seq + 0 = $5 AND (state = 'queued' OR (state = 'cancelled' AND cancel_requested)) ",
     "AND NOT history @> jsonb_build_array(jsonb_build_object('attempt', $2::bigint))"
 );
 /// Returns no row if no cancellation was requested; the caller then runs [`HOLDS`]. $3 is like $4 of `FINISH`.
@@ -392,12 +405,12 @@ pub(super) const CONFIRM_CANCEL: &str = concat!(
     ", c AS (UPDATE jobs SET state = 'cancelled', finished_at = ",
     now!(),
     ", stage = NULL, lease_expires_at = NULL ",
-    held!(),
+    held!("$4"),
     " AND cancel_requested RETURNING cancel_requested) SELECT cancel_requested FROM c UNION ALL ",
     "SELECT cancel_requested FROM jobs WHERE $3::boolean AND id = $1::text::uuid AND attempt = $2 ",
-    "AND state = 'cancelled' AND cancel_requested"
+    "AND seq + 0 = $4 AND state = 'cancelled' AND cancel_requested"
 );
-pub(super) const HOLDS: &str = concat!("SELECT cancel_requested FROM jobs ", held!());
+pub(super) const HOLDS: &str = concat!("SELECT cancel_requested FROM jobs ", held!("$3"));
 pub(super) const CANCEL: &str = concat!(
     clock!(),
     "UPDATE jobs SET cancel_requested = (state = 'running'), finished_at = CASE WHEN state = 'queued' THEN ",
@@ -455,8 +468,8 @@ pub(super) const QUEUES_OF: &str = "SELECT DISTINCT queue FROM jobs WHERE circui
 pub(super) const TELL: &str = "SELECT pg_notify(channel, '')::text AS told FROM unnest($1::text[]) AS channel";
 
 /// In three parts: queued jobs while no circuit is paused; while one is, the jobs of each other circuit, so that paused
-/// jobs need not be read through; and jobs whose lease has lapsed. One of the first two is always empty, and costs
-/// nothing.
+/// jobs need not be read through; and jobs whose lease has lapsed, of which those that are to be cancelled are due
+/// under a pause, too: the claim cancels them. One of the first two is always empty, and costs nothing.
 pub(super) const DUE: &str = concat!(
     recursive_clock!(),
     ", waiting AS ((SELECT circuit FROM jobs WHERE queue = $1 AND state = 'queued' AND ",
@@ -491,11 +504,11 @@ pub(super) const DUE: &str = concat!(
     " AS again FROM jobs ",
     "WHERE queue = $1 AND state = 'running' AND lease_expires_at <= ",
     now!(),
-    " AND ",
+    " AND (cancel_requested OR (",
     circuit_goes!(),
     " AND ",
     queue_goes!(),
-    ") AS d ORDER BY priority DESC, seq LIMIT $2"
+    "))) AS d ORDER BY priority DESC, seq LIMIT $2"
 );
 /// $2 is the number of queued jobs to look at, null for all.
 pub(super) const LOAD: &str = concat!(
@@ -544,12 +557,19 @@ pub(super) const END_INPUTS: &str = concat!(
     " ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED)) RETURNING uuid_send(job) AS id"
 );
 /// $3 is the age, $4 the states.
-pub(super) const PURGE: &str = concat!(
+pub(super) const PURGEABLE: &str = concat!(
     clock!(),
-    "DELETE FROM jobs WHERE id = ANY (ARRAY(SELECT id FROM jobs WHERE queue = $1 ",
+    "SELECT uuid_send(id) AS id FROM jobs WHERE queue = $1 ",
     "AND state IN ('done', 'failed', 'cancelled') AND state = ANY ($4::text[]) AND finished_at <= ",
     now!(),
-    " - $3 ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED)) RETURNING uuid_send(id) AS id"
+    " - $3 ORDER BY finished_at LIMIT $2"
+);
+/// The limit is for the planner, as in `no_more_than!`. Jobs that another worker purges now are left to it.
+pub(super) const PURGE: &str = concat!(
+    clock!(),
+    "DELETE FROM jobs WHERE id = ANY (ARRAY(SELECT id FROM jobs WHERE id = ANY ($1::text[]::uuid[]) AND finished_at <= ",
+    now!(),
+    " - $2 ORDER BY id LIMIT cardinality($1::text[]) FOR UPDATE SKIP LOCKED)) RETURNING uuid_send(id) AS id"
 );
 /// Counts at most $2 ended jobs.
 pub(super) const ENDED: &str = "SELECT state, count(*) AS n FROM (SELECT state FROM jobs WHERE queue = $1 \
@@ -580,6 +600,7 @@ pub(super) fn watched() -> Vec<(&'static str, String)> {
         ("load", LOAD),
         ("expire", EXPIRE),
         ("end inputs", END_INPUTS),
+        ("purgeable", PURGEABLE),
         ("purge", PURGE),
         ("ended", ENDED),
         ("put aside", PUT_ASIDE),

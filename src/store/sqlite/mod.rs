@@ -525,14 +525,14 @@ impl Store for SqliteStore {
 
     async fn heartbeat(
         &self,
-        job: JobId,
+        _: JobId,
         attempt: Attempt,
         lease: Duration,
         stage: Stage,
         progress: f32,
     ) -> Result<Held, StoreError> {
         self.guarded(|| {
-            fenced(statements::HEARTBEAT, job, attempt)
+            fenced(statements::HEARTBEAT, attempt)
                 .bind(rows::millis(lease))
                 .bind(stage.as_str())
                 .bind(rows::fraction(progress))
@@ -540,15 +540,15 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn finish(&self, job: JobId, attempt: Attempt, result: &JobResult) -> Result<Held, StoreError> {
+    async fn finish(&self, _: JobId, attempt: Attempt, result: &JobResult) -> Result<Held, StoreError> {
         let json = serde_json::to_string(result).map_err(|e| corrupt("result", e))?;
-        self.ending(|| fenced(statements::FINISH, job, attempt).bind(json.clone())).await
+        self.ending(|| fenced(statements::FINISH, attempt).bind(json.clone())).await
     }
 
-    async fn fail(&self, job: JobId, attempt: Attempt, error: &JobError, retry: Retry) -> Result<Held, StoreError> {
+    async fn fail(&self, _: JobId, attempt: Attempt, error: &JobError, retry: Retry) -> Result<Held, StoreError> {
         let charge = rows::charges(error.class);
         let statement = |sql| {
-            fenced(sql, job, attempt)
+            fenced(sql, attempt)
                 .bind(i64::from(charge.transient))
                 .bind(i64::from(charge.device))
                 .bind(i64::from(charge.lost))
@@ -564,16 +564,16 @@ impl Store for SqliteStore {
         }
     }
 
-    async fn release(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
-        self.ending(|| fenced(statements::RELEASE, job, attempt)).await
+    async fn release(&self, _: JobId, attempt: Attempt) -> Result<Held, StoreError> {
+        self.ending(|| fenced(statements::RELEASE, attempt)).await
     }
 
-    async fn confirm_cancel(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
-        let confirm = || self.ending(|| fenced(statements::CONFIRM_CANCEL, job, attempt));
+    async fn confirm_cancel(&self, _: JobId, attempt: Attempt) -> Result<Held, StoreError> {
+        let confirm = || self.ending(|| fenced(statements::CONFIRM_CANCEL, attempt));
         if let yes @ Held::Yes { .. } = confirm().await? {
             return Ok(yes);
         }
-        match held(fenced(statements::HOLDS, job, attempt).fetch_optional(&self.writer).await?)? {
+        match held(fenced(statements::HOLDS, attempt).fetch_optional(&self.writer).await?)? {
             // Cancellation was requested between the two. A request stays until the attempt ends.
             Held::Yes { cancel: true } => confirm().await,
             other => Ok(other),
@@ -658,18 +658,22 @@ impl Store for SqliteStore {
         Ok(Swept { expired: expired.iter().map(rows::job_id).collect::<Result<_, _>>()?, inputs })
     }
 
-    async fn purge(&self, states: &[JobState], older_than: Duration, limit: u32) -> Result<Vec<JobId>, StoreError> {
+    async fn purgeable(&self, states: &[JobState], older_than: Duration, limit: u32) -> Result<Vec<JobId>, StoreError> {
         // Jobs that have not ended have no end time, so their states do no harm here.
         let states = serde_json::to_string(states).map_err(|e| corrupt("state", e))?;
-        let rows = self
-            .end_many(|| {
-                sqlx::query(statements::PURGE)
-                    .bind(self.queue())
-                    .bind(i64::from(limit))
-                    .bind(rows::millis(older_than))
-                    .bind(states.clone())
-            })
-            .await?;
+        let query = sqlx::query(statements::PURGEABLE)
+            .bind(self.queue())
+            .bind(i64::from(limit))
+            .bind(rows::millis(older_than))
+            .bind(states);
+        self.rows(query).await?.iter().map(rows::job_id).collect()
+    }
+
+    async fn purge(&self, jobs: &[JobId], older_than: Duration) -> Result<Vec<JobId>, StoreError> {
+        let ids: Vec<_> = jobs.iter().map(|job| job.0.simple().to_string()).collect();
+        let ids = serde_json::to_string(&ids).map_err(|e| corrupt("id", e))?;
+        let older_than = rows::millis(older_than);
+        let rows = self.end_many(|| sqlx::query(statements::PURGE).bind(ids.clone()).bind(older_than)).await?;
         rows.iter().map(rows::job_id).collect()
     }
 
@@ -729,9 +733,9 @@ fn id(job: JobId) -> Vec<u8> {
     job.0.as_bytes().to_vec()
 }
 
-/// A statement whose first two parameters are the job and the attempt.
-fn fenced(sql: &'static str, job: JobId, attempt: Attempt) -> Statement {
-    sqlx::query(sql).bind(id(job)).bind(i64::from(attempt.0))
+/// A statement whose first two parameters are the submission and the number of the attempt.
+fn fenced(sql: &'static str, attempt: Attempt) -> Statement {
+    sqlx::query(sql).bind(attempt.submission).bind(i64::from(attempt.number))
 }
 
 fn held(row: Option<SqliteRow>) -> Result<Held, StoreError> {
@@ -872,7 +876,8 @@ mod tests {
             ),
             (statements::EXPIRE, &["SEARCH jobs USING COVERING INDEX jobs_expiring (queue=? AND start_by<?)"]),
             (statements::END_INPUTS, &["SEARCH job_inputs USING COVERING INDEX job_inputs_expiring (expires_at<?)"]),
-            (statements::PURGE, &["SEARCH jobs USING COVERING INDEX jobs_ended (queue=? AND finished_at<?)"]),
+            (statements::PURGEABLE, &["SEARCH jobs USING INDEX jobs_ended (queue=? AND finished_at<?)"]),
+            (statements::PURGE, &["SEARCH jobs USING INDEX sqlite_autoindex_jobs_1 (id=?)"]),
             (statements::UNFINISHED, &["SEARCH jobs USING COVERING INDEX jobs_unfinished (circuit=? AND state=?)"]),
             (statements::CONTENT_IN_USE, &["SCAN jobs USING COVERING INDEX jobs_unfinished"]),
             (statements::JOBS, &["SEARCH jobs USING INDEX jobs_in_order (queue=? AND seq<?)"]),
@@ -886,7 +891,7 @@ mod tests {
             (statements::COUNTS, &["SEARCH jobs USING COVERING INDEX jobs_by_state (queue=?)"]),
             (statements::SAME_JOB, &["_jobs_1 (id=?)", "_jobs_2 (queue=? AND idempotency_key=?)"]),
             (statements::CLAIM, &["SEARCH jobs USING INDEX sqlite_autoindex_jobs_1 (id=?)"]),
-            (statements::FINISH, &["SEARCH jobs USING INDEX sqlite_autoindex_jobs_1 (id=?)"]),
+            (statements::FINISH, &["SEARCH jobs USING INTEGER PRIMARY KEY (rowid=?)"]),
             (statements::REQUEUEABLE, &["SEARCH jobs USING INDEX sqlite_autoindex_jobs_1 (id=?)"]),
         ] {
             let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));

@@ -8,7 +8,7 @@ macro_rules! now {
 /// The columns that lists show: all but those that may be large.
 macro_rules! small_job_columns {
     () => {
-        "id, queue, circuit, zkey, wasm, idempotency_key, priority, state, stage, progress, attempt, tries_transient, \
+        "id, seq, queue, circuit, zkey, wasm, idempotency_key, priority, state, stage, progress, attempt, tries_transient, \
          tries_device, tries_lost, worker, error_class, error_message, cancel_requested, created_at, run_at, start_by, \
          started_at, finished_at, lease_expires_at"
     };
@@ -23,10 +23,10 @@ macro_rules! circuit_columns {
         "name, zkey, wasm, n_vars, n_public, domain_size, created_at"
     };
 }
-/// The fence: the job is running with this attempt.
+/// The fence: the job of submission ?1 is running with the attempt that has number ?2.
 macro_rules! held {
     () => {
-        "WHERE id = ?1 AND attempt = ?2 AND state = 'running'"
+        "WHERE seq = ?1 AND attempt = ?2 AND state = 'running'"
     };
 }
 
@@ -296,8 +296,9 @@ pub(super) const PAUSED: &str = "SELECT scope, name, since FROM pauses WHERE sco
                                 ORDER BY scope DESC, name";
 
 /// In three parts: queued jobs while no circuit is paused; while one is, the jobs of each other circuit, so that paused
-/// jobs need not be read through; and jobs whose lease has lapsed. SQLite would evaluate a condition that is the same
-/// for all rows at each of them, so the first part has a limit of 0 instead.
+/// jobs need not be read through; and jobs whose lease has lapsed, of which those that are to be cancelled are due
+/// under a pause, too: the claim cancels them. SQLite would evaluate a condition that is the same for all rows at each
+/// of them, so the first part has a limit of 0 instead.
 pub(super) const DUE: &str = concat!(
     "WITH RECURSIVE waiting (circuit) AS (SELECT iif(",
     some_circuit_held!(),
@@ -329,11 +330,11 @@ pub(super) const DUE: &str = concat!(
     came_again!(),
     " FROM jobs INDEXED BY jobs_running WHERE queue = ?1 AND state = 'running' AND lease_expires_at <= ",
     now!(),
-    " AND ",
+    " AND (cancel_requested OR (",
     circuit_goes!(),
     " AND ",
     queue_goes!(),
-    ") ORDER BY priority DESC, seq LIMIT ?2"
+    "))) ORDER BY priority DESC, seq LIMIT ?2"
 );
 /// ?2 is the number of queued jobs to look at, -1 for all.
 pub(super) const LOAD: &str = concat!(
@@ -381,10 +382,16 @@ pub(super) const END_INPUTS: &str = concat!(
     " ORDER BY expires_at LIMIT ?1) RETURNING job"
 );
 /// ?4 is a JSON array of states.
-pub(super) const PURGE: &str = concat!(
-    "DELETE FROM jobs WHERE seq IN (SELECT seq FROM jobs INDEXED BY jobs_ended WHERE queue = ?1 AND finished_at <= ",
+pub(super) const PURGEABLE: &str = concat!(
+    "SELECT id FROM jobs INDEXED BY jobs_ended WHERE queue = ?1 AND finished_at <= ",
     now!(),
-    " - ?3 AND state IN (SELECT value FROM json_each(?4)) ORDER BY finished_at LIMIT ?2) RETURNING id"
+    " - ?3 AND state IN (SELECT value FROM json_each(?4)) ORDER BY finished_at LIMIT ?2"
+);
+/// ?1 is a JSON array of ids in hexadecimal.
+pub(super) const PURGE: &str = concat!(
+    "DELETE FROM jobs WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND finished_at <= ",
+    now!(),
+    " - ?2 RETURNING id"
 );
 /// ?1 is a JSON array of ids in hexadecimal.
 pub(super) const STILL_UNFINISHED: &str =

@@ -1,26 +1,26 @@
-//! A disk that can be full.
+//! A disk that can be filled.
 
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::until;
+use crate::wait::until;
 
-/// Room on it: for keys, programs and a few hundred proofs.
+/// Size of the disk: for keys, programs and a few hundred proofs.
 const SIZE: &str = "8m";
-/// Where not even root can make a folder.
+/// A place where not even root can create a folder.
 const UNWRITABLE: &str = "/proc";
 
-/// A folder of artifacts on a disk of its own where this test may mount one. Elsewhere a folder in which nobody can
-/// make anything takes the place of that of the proofs while the disk is to be full.
+/// A folder of artifacts on a disk of its own, if this test may mount one. Otherwise the folder of proofs is replaced,
+/// while the disk is to be full, by one in which nothing can be created.
 pub struct TinyDisk {
     dir: PathBuf,
     mounted: bool,
 }
 
 impl TinyDisk {
-    /// With the keys and programs of `artifacts` on it.
+    /// Creates the disk with the keys and programs of `artifacts` on it.
     pub fn new(dir: PathBuf, artifacts: &Path) -> Self {
         fs::create_dir(&dir).unwrap();
         let mut mount = Command::new("mount");
@@ -47,10 +47,10 @@ impl TinyDisk {
         format!("file://{}", self.dir.display())
     }
 
-    /// No proof can be written from now on.
+    /// Fills the disk, so that no proof can be written.
     pub fn fill(&self) {
         if !self.mounted {
-            // A worker may make the folder again in between.
+            // A worker may create the folder again in between.
             return until("the folder of proofs to go", || {
                 let _ = fs::remove_dir_all(self.dir.join("proofs"));
                 std::os::unix::fs::symlink(UNWRITABLE, self.dir.join("proofs")).ok()
@@ -62,7 +62,7 @@ impl TinyDisk {
         }
     }
 
-    /// There is room again.
+    /// Frees the space again.
     pub fn free(&self) {
         if !self.mounted {
             return fs::remove_file(self.dir.join("proofs")).unwrap();

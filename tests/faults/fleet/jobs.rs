@@ -1,5 +1,5 @@
-//! The jobs of a soak, by the seed, and their submitters: through the service and as messages of producers, each sent
-//! again until it is known to have come, and once more for good measure.
+//! The jobs of a soak, determined by the seed, and their submitters: through the service and as messages of producers.
+//! Each is sent again until it is known to have arrived, and once more on purpose.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,19 +16,19 @@ use super::schedule::Dice;
 use super::servers::Postgres;
 use super::site::{QUEUE, request, try_redis};
 
-/// Jobs submitted and not ended, at most.
+/// Maximum of jobs submitted and not ended.
 const WINDOW: u64 = 120;
-/// Submitters at once.
+/// Concurrent submitters.
 const SUBMITTERS: u64 = 4;
 /// How long a producer waits for its message to be recorded before it sends it again.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How a job comes.
+/// How a job is submitted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Way {
     /// A submit under an idempotency key.
     Service,
-    /// The same by two at once.
+    /// Two concurrent submits under one idempotency key.
     Together,
     /// `XADD` of a message.
     Stream,
@@ -36,17 +36,17 @@ pub enum Way {
     List,
 }
 
-/// A job as it is to be.
+/// A planned job.
 #[derive(Clone, Debug)]
 pub struct Planned {
     pub a: u64,
     pub b: u64,
     pub way: Way,
-    /// Its input lacks a signal: it must fail for that.
+    /// Whether its input lacks a signal, so that it must fail.
     pub bad: bool,
-    /// It is cancelled soon after its submit.
+    /// Whether it is cancelled soon after its submit.
     pub cancel: bool,
-    /// Its idempotency key, or its id as a producer writes it.
+    /// Its idempotency key, or its id as its producer writes it.
     pub name: String,
     priority: i16,
 }
@@ -88,23 +88,23 @@ impl Planned {
         }
     }
 
-    /// Whether a job in the store is this one.
+    /// Returns whether a job in the store is this one.
     pub fn is(&self, job: &prover_worker::model::Job) -> bool {
         job.idempotency_key.as_deref() == Some(&self.name) || self.name.parse() == Ok(job.id)
     }
 }
 
-/// An entry that offers a job by its id, as a worker makes it.
+/// Returns the command for an entry that offers a job by its id, as a worker writes it.
 pub fn offer_again(id: JobId) -> redis::Cmd {
     redis::cmd("XADD").arg(QUEUE).arg("*").arg("id").arg(id.to_string()).to_owned()
 }
 
-/// How often what happened.
+/// Counts of what happened.
 #[derive(Default, Debug)]
 pub struct Tally {
-    /// Submits that failed and were made again.
+    /// Submits that failed and were repeated.
     pub submits_repeated: AtomicU64,
-    /// Repeats that found the job there: the first answer was lost.
+    /// Repeated submits that found the job: the first answer was lost.
     pub answers_lost: AtomicU64,
     /// Messages that did not arrive within a producer's patience and were sent again.
     pub messages_resent: AtomicU64,
@@ -116,10 +116,10 @@ pub struct Tally {
     pub messages_doubled: AtomicU64,
 }
 
-/// Submits jobs as the fleet ends them.
+/// Submits jobs as the fleet ends earlier ones.
 pub struct Feed {
     seed: u64,
-    /// Jobs to be submitted so far.
+    /// Jobs that may be submitted so far.
     pub allowed: AtomicU64,
     /// Jobs whose submission has begun.
     pub next: AtomicU64,
@@ -127,7 +127,7 @@ pub struct Feed {
     pub ended: AtomicU64,
     /// Messages sent and not yet seen in the store.
     open: Mutex<HashMap<u64, (Planned, Instant)>>,
-    /// Offers Redis did not take yet.
+    /// Offers that Redis has not accepted yet.
     owed: Mutex<Vec<JobId>>,
     pub wrong: Mutex<Vec<String>>,
     pub tally: Tally,
@@ -137,8 +137,8 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// Starts submitting: through `service`, and with messages to the Redis server at that port. What has come of them
-    /// is looked up at that PostgreSQL server.
+    /// Starts submitting: through `service`, and as messages to the Redis server at port `redis`. Looks up their jobs
+    /// at the PostgreSQL server at port `postgres`.
     pub fn start(seed: u64, service: JobService, postgres: u16, redis: u16) -> Arc<Self> {
         let feed = Arc::new(Self {
             seed,
@@ -156,7 +156,7 @@ impl Feed {
         for _ in 0..SUBMITTERS {
             tokio::spawn(feed.clone().submit());
         }
-        tokio::spawn(feed.clone().insist());
+        tokio::spawn(feed.clone().resend_missing());
         feed
     }
 
@@ -173,14 +173,15 @@ impl Feed {
             let planned = Planned::new(self.seed, number);
             match planned.way {
                 Way::Service => {
-                    let id = self.insist_on(&planned).await;
+                    let id = self.submit_until_answered(&planned).await;
                     self.owed.lock().unwrap().push(id);
                     if planned.cancel {
                         self.cancel(id).await;
                     }
                 }
                 Way::Together => {
-                    let (one, two) = tokio::join!(self.insist_on(&planned), self.insist_on(&planned));
+                    let (one, two) =
+                        tokio::join!(self.submit_until_answered(&planned), self.submit_until_answered(&planned));
                     if one != two {
                         self.wrong.lock().unwrap().push(format!("{} is two jobs, {one} and {two}", planned.name));
                     }
@@ -188,7 +189,7 @@ impl Feed {
                 }
                 Way::Stream | Way::List => {
                     for _ in 0..2 {
-                        // One that Redis does not take is sent again in time.
+                        // A message that Redis does not accept is sent again later.
                         let _ = try_redis::<redis::Value>(self.redis, &planned.command()).await;
                     }
                     self.tally.messages_doubled.fetch_add(1, Ordering::SeqCst);
@@ -198,8 +199,8 @@ impl Feed {
         }
     }
 
-    /// Submits until there is an answer.
-    async fn insist_on(&self, planned: &Planned) -> JobId {
+    /// Submits until there is an answer, and returns the job's id.
+    async fn submit_until_answered(&self, planned: &Planned) -> JobId {
         let mut repeated = false;
         loop {
             match self.service.submit(planned.request()).await {
@@ -225,7 +226,7 @@ impl Feed {
             let outcome = match self.service.cancel(id).await {
                 Ok(Cancelled::Now) => Some(0),
                 Ok(Cancelled::Requested) => Some(1),
-                // Its own, where an answer was lost.
+                // The job may have been cancelled by this call, if an earlier answer was lost.
                 Ok(Cancelled::TooLate(JobState::Done | JobState::Cancelled)) => Some(2),
                 Err(ServiceError::Store(_)) => None,
                 other => {
@@ -241,8 +242,8 @@ impl Feed {
         }
     }
 
-    /// Sends again what has not come.
-    async fn insist(self: Arc<Self>) {
+    /// Sends messages again that have not arrived.
+    async fn resend_missing(self: Arc<Self>) {
         loop {
             tokio::time::sleep(Duration::from_millis(100)).await;
             let owed = std::mem::take(&mut *self.owed.lock().unwrap());
@@ -269,7 +270,7 @@ impl Feed {
         }
     }
 
-    /// Which of these the store has.
+    /// Returns which of these the store has.
     async fn recorded(&self, these: &[(u64, Planned)]) -> sqlx::Result<Vec<u64>> {
         if these.is_empty() {
             return Ok(Vec::new());

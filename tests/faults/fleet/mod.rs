@@ -1,6 +1,6 @@
 //! A fleet: several workers on PostgreSQL and Redis servers of the test's own, which it stops, wipes and cuts off.
 //!
-//! The servers' programs are those of this machine: `postgres` and `initdb` from `PATH` or `/usr/lib/postgresql/*/bin`,
+//! The servers' programs are this machine's: `postgres` and `initdb` from `PATH` or `/usr/lib/postgresql/*/bin`,
 //! `redis-server` from `PATH`.
 
 mod disk;

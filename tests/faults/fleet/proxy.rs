@@ -1,18 +1,18 @@
-//! A door in front of a server: what goes through can be cut in the middle, held up, and refused.
+//! A TCP proxy in front of a server, which can cut connections in the middle, stall them, and refuse them.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-/// Bytes passed on at a time.
+/// Maximum of bytes forwarded at a time.
 const PIECE: usize = 4096;
 
 #[derive(Default)]
 struct State {
-    /// Both ends of each connection that is open.
+    /// Both ends of each open connection.
     open: Vec<(u64, TcpStream, TcpStream)>,
-    /// Bytes until everything is cut.
+    /// Bytes until every connection is cut.
     cut_in: Option<u64>,
     held: bool,
     refuses: bool,
@@ -57,23 +57,23 @@ impl Proxy {
         self.shared.cut(&mut self.shared.state.lock().unwrap());
     }
 
-    /// Cuts every connection once so many more bytes have passed, in the middle of whatever they belong to.
+    /// Cuts every connection once this many more bytes have passed, in the middle of whatever they belong to.
     pub fn cut_in(&self, bytes: u64) {
         self.shared.state.lock().unwrap().cut_in = Some(bytes);
     }
 
-    /// How often a cut came while something was passing.
+    /// Returns how many cuts came while something was passing.
     pub fn cuts(&self) -> u64 {
         self.shared.cuts.load(Ordering::SeqCst)
     }
 
-    /// Passes nothing on, closes nothing; or goes on with what waits.
+    /// While `held`, forwards nothing and closes nothing; afterwards forwards what has waited.
     pub fn hold(&self, held: bool) {
         self.shared.state.lock().unwrap().held = held;
         self.shared.changed.notify_all();
     }
 
-    /// Takes no new connections and cuts those there are; or takes them again.
+    /// While `refuses`, accepts no new connections and cuts the existing ones.
     pub fn refuse(&self, refuses: bool) {
         let mut state = self.shared.state.lock().unwrap();
         state.refuses = refuses;
@@ -88,7 +88,7 @@ impl Drop for Proxy {
         self.shared.closed.store(true, Ordering::SeqCst);
         self.hold(false);
         self.cut();
-        // The listener looks up.
+        // Wakes the listener.
         let _ = TcpStream::connect(("127.0.0.1", self.port));
     }
 }
@@ -98,7 +98,7 @@ impl Shared {
         client.set_nodelay(true)?;
         server.set_nodelay(true)?;
         {
-            // Looked at together with the list: one that came in while the door closed must not be left open.
+            // Checked under the lock of the list: a connection that arrived while the door closed must not stay open.
             let mut state = self.state.lock().unwrap();
             if state.refuses {
                 return Ok(());
@@ -116,7 +116,7 @@ impl Shared {
         Ok(())
     }
 
-    /// From one to the other until either ends.
+    /// Forwards from one to the other until either ends.
     fn pass_on(&self, mut from: &TcpStream, mut to: &TcpStream) {
         let mut piece = [0; PIECE];
         while let Ok(n) = from.read(&mut piece)
@@ -152,7 +152,7 @@ impl Shared {
     }
 }
 
-/// A server that gives back what it gets.
+/// Starts a server that sends back what it receives.
 fn echo() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -188,7 +188,7 @@ fn the_door_passes_cuts_holds_and_refuses() {
     say(&two, b"two").unwrap();
     assert_eq!((hear(&one, 3).unwrap(), hear(&two, 3).unwrap()), (b"one".to_vec(), b"two".to_vec()));
 
-    // Ten bytes in, ten back: of the second way five pass. The idle connection goes too.
+    // Ten bytes in, ten back: five of the latter pass. The idle connection is cut too.
     door.cut_in(15);
     say(&one, &[7; 10]).unwrap();
     assert_eq!((rest(&one), rest(&two), door.cuts()), (5, 0, 1));

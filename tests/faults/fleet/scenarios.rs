@@ -16,13 +16,14 @@ use serde_json::Value;
 
 use super::schedule::{Dice, Door};
 use super::site::{Fleet, QUEUE, request};
-use crate::harness::{Server, until};
+use crate::harness::Server;
+use crate::wait::until;
 
-/// A lease that outlasts every wait of a test: whatever ends a job before it did not wait for a lapse.
+/// A lease that outlasts every wait of a test: a job that ends before did not wait for it to lapse.
 const LONG: (&str, &str) = ("PROVER_LEASE_SECS", "3600");
 const SHORT: (&str, &str) = ("PROVER_LEASE_SECS", "1");
 
-/// Where a worker listens.
+/// Returns the address on which a worker listens.
 pub fn address(server: &Server, what: &str) -> String {
     let wanted = format!("\"what\":\"{what}\"");
     until("the worker to listen", || {
@@ -44,8 +45,8 @@ pub fn metrics(server: &Server) -> String {
     get(&address(server, "metrics"), "/metrics")
 }
 
-/// 220 pollers ask a worker how its jobs are, again and again, until the last has ended: every job is claimed and done
-/// meanwhile, and no lease suffers.
+/// 220 clients poll a worker for the state of its jobs until the last has ended: every job is claimed and done
+/// meanwhile, and no lease lapses.
 #[test]
 fn a_storm_of_status_polls_stalls_nothing() {
     let fleet = Fleet::new();
@@ -67,13 +68,13 @@ fn a_storm_of_status_polls_stalls_nothing() {
                 }
             });
         }
-        // Each poller has had its say before the storm may end.
+        // Each client has polled before the storm may end.
         until("60 jobs to end in the storm", || {
             (fleet.ended() == 60 && polls.load(Ordering::SeqCst) >= 220).then(|| over.store(true, Ordering::SeqCst))
         });
     });
     for job in fleet.jobs() {
-        assert_eq!((job.state, job.attempt.0), (JobState::Done, 1), "{job:?}");
+        assert_eq!((job.state, job.attempt.number), (JobState::Done, 1), "{job:?}");
     }
     eprintln!("{} polls", polls.into_inner());
 }
@@ -90,7 +91,7 @@ fn a_wiped_queue_loses_nothing() {
     }
     for (id, i) in ids.iter().zip(2..) {
         let job = fleet.end(*id);
-        assert_eq!(job.attempt.0, 1, "{job:?}");
+        assert_eq!(job.attempt.number, 1, "{job:?}");
         fleet.assert_proved(&job, i * 3);
     }
     fleet.wait_settled();
@@ -100,7 +101,7 @@ fn a_wiped_queue_loses_nothing() {
     });
 }
 
-/// A server without memory refuses what is offered to it, and answers all the rest.
+/// A server without free memory refuses offers, and answers everything else.
 #[test]
 fn a_full_queue_stops_nothing() {
     let fleet = Fleet::new();
@@ -114,7 +115,7 @@ fn a_full_queue_stops_nothing() {
     let ids: Vec<_> = (2..22).map(|i| fleet.submit(i, 3)).collect();
     for (id, i) in ids.iter().zip(2..) {
         let job = fleet.end(*id);
-        assert_eq!(job.attempt.0, 1, "{job:?}");
+        assert_eq!(job.attempt.number, 1, "{job:?}");
         fleet.assert_proved(&job, i * 3);
     }
     worker.wait_log("the queue takes no jobs", 1);
@@ -124,7 +125,8 @@ fn a_full_queue_stops_nothing() {
     fleet.wait_settled();
 }
 
-/// Nobody can take a job while the database is away, so that whoever has proved it can wait for the database as well.
+/// No worker can take a job while the database is away, so the one that has proved it can wait for the database as
+/// well.
 #[test]
 fn a_proof_outlives_an_outage_longer_than_its_lease() {
     let fleet = Fleet::new();
@@ -139,11 +141,12 @@ fn a_proof_outlives_an_outage_longer_than_its_lease() {
     std::thread::sleep(Duration::from_secs(4));
     fleet.door(Door::Postgres).refuse(false);
     let job = fleet.end(id);
-    assert_eq!((job.attempt.0, job.tries.lost), (1, 0), "{job:?}\n{}", worker.log());
+    assert_eq!((job.attempt.number, job.tries.lost), (1, 0), "{job:?}\n{}", worker.log());
     fleet.assert_proved(&job, 42);
 }
 
-/// Killed between commit and acknowledgement: the delivery comes again, to another worker, and nothing is done again.
+/// Killed between commit and acknowledgement: the entry is delivered again, to another worker, and nothing is done
+/// again.
 #[test]
 fn a_delivery_that_comes_again_after_the_commit_does_nothing() {
     let fleet = Fleet::new();
@@ -161,12 +164,12 @@ fn a_delivery_that_comes_again_after_the_commit_does_nothing() {
     assert_eq!(second.count("job claimed"), 0, "{}", second.log());
     assert_eq!(fleet.job(id), done);
     assert_eq!(fleet.inputs_held(), 0);
-    // The copy that the first could not write.
+    // The copy that the first worker could not write.
     let copy = fleet.artifacts().join("proofs").join(id.to_string()).join("proof.json");
     until("the proof's files", || copy.exists().then_some(()));
 }
 
-/// Each job is cancelled at another moment of its life. Whatever the cancel is told is what comes of the job.
+/// Each job is cancelled at another moment of its life. The job ends as the answer to the cancel said.
 #[test]
 fn a_cancel_that_races_completion_has_one_outcome() {
     const JOBS: u64 = 60;
@@ -182,7 +185,7 @@ fn a_cancel_that_races_completion_has_one_outcome() {
     for ((id, told), i) in told.into_iter().zip(0..) {
         let job = fleet.end(id);
         match told {
-            Cancelled::Now => assert_eq!((job.state, job.attempt.0), (JobState::Cancelled, 0), "{job:?}"),
+            Cancelled::Now => assert_eq!((job.state, job.attempt.number), (JobState::Cancelled, 0), "{job:?}"),
             Cancelled::Requested => assert!(matches!(job.state, JobState::Done | JobState::Cancelled), "{job:?}"),
             Cancelled::TooLate(state) => assert_eq!((job.state, state), (JobState::Done, JobState::Done), "{job:?}"),
             Cancelled::Unknown => panic!("{job:?}"),
@@ -199,7 +202,7 @@ fn a_cancel_that_races_completion_has_one_outcome() {
     fleet.wait_settled();
 }
 
-/// A worker wakes up with a failure in hand while another holds the job: the other's lease, the job's budgets and its
+/// A worker wakes up to report a failure while another holds the job: the other's lease, the job's budgets and its
 /// history stay as they are.
 #[test]
 fn a_stale_failure_does_not_hit_the_new_lease() {
@@ -207,13 +210,13 @@ fn a_stale_failure_does_not_hit_the_new_lease() {
     let one = ("WORKER_CONCURRENCY", "1");
     let stale = fleet.serve(0, &["--fault-at", "after_claim:freeze"], &[SHORT, one]);
     stale.wait_started();
-    // The circuit does not take it, so whoever gets to the witness fails it for good.
+    // The circuit does not take it, so the worker that computes its witness fails it for good.
     let bad = fleet.block(fleet.service().submit(request(r#"{"a": 1, "c": 2}"#.to_owned()))).unwrap().job().id;
     stale.wait_log("fault point reached", 1);
     let mut holder = fleet.serve(1, &["--fault-at", "after_claim:sleep"], &[SHORT, one, ("PROVER_GRACE_SECS", "0")]);
     holder.wait_log("fault point reached", 1);
     let held = fleet.job(bad);
-    assert_eq!((held.state, held.attempt.0, held.tries.lost), (JobState::Running, 2, 1), "{held:?}");
+    assert_eq!((held.state, held.attempt.number, held.tries.lost), (JobState::Running, 2, 1), "{held:?}");
 
     stale.signal(Signal::CONT);
     stale.wait_log("lease lost", 1);
@@ -228,13 +231,13 @@ fn a_stale_failure_does_not_hit_the_new_lease() {
     let _last = fleet.serve(2, &[], &[SHORT]);
     let job = fleet.end(bad);
     let class = job.error.as_ref().unwrap().class;
-    assert_eq!((job.state, class, job.attempt.0), (JobState::Failed, FailureClass::BadInput, 3), "{job:?}");
+    assert_eq!((job.state, class, job.attempt.number), (JobState::Failed, FailureClass::BadInput, 3), "{job:?}");
     assert_eq!(job.tries.lost, 1, "{job:?}");
     fleet.wait_settled();
 }
 
-/// A job that takes down worker after worker is put aside with its reason, on a fleet as on one machine; the jobs
-/// beside it end well.
+/// A job that kills worker after worker is set aside with its reason, in a fleet as on one machine; the other jobs end
+/// well.
 #[test]
 fn a_job_that_kills_every_worker_is_put_aside() {
     let fleet = Fleet::new();
@@ -248,7 +251,7 @@ fn a_job_that_kills_every_worker_is_put_aside() {
     let job = fleet.end(poison);
     let error = job.error.as_ref().unwrap();
     assert_eq!((job.state, error.class), (JobState::Failed, FailureClass::LostWorker), "{job:?}");
-    assert_eq!(job.attempt.0, LOST_WORKERS + 1, "{job:?}");
+    assert_eq!(job.attempt.number, LOST_WORKERS + 1, "{job:?}");
     assert_eq!(job.history.len() as u32, LOST_WORKERS + 1, "{job:?}");
     assert!(error.message.contains(&format!("{LOST_WORKERS} workers died")), "{}", error.message);
     for (id, product) in others.into_iter().zip([8, 10]) {
@@ -259,8 +262,8 @@ fn a_job_that_kills_every_worker_is_put_aside() {
     survivor.terminate();
 }
 
-/// A worker that is told to end hands back what it cannot finish, and another has it at once: no lease lapses within an
-/// hour here.
+/// A worker that is told to end hands back what it cannot finish, and another takes it at once: leases are an hour
+/// here.
 #[test]
 fn what_a_draining_worker_hands_back_is_taken_at_once() {
     let fleet = Fleet::new();
@@ -276,12 +279,12 @@ fn what_a_draining_worker_hands_back_is_taken_at_once() {
     for (id, product) in ids.into_iter().zip([12, 15, 18]) {
         let job = fleet.end(id);
         fleet.assert_proved(&job, product);
-        assert_eq!((job.attempt.0, job.tries.lost, job.history.len()), (2, 0, 0), "{job:?}");
+        assert_eq!((job.attempt.number, job.tries.lost, job.history.len()), (2, 0, 0), "{job:?}");
     }
     fleet.wait_settled();
 }
 
-/// The answer to a submit is lost with its connection; the same again gives the same job.
+/// The answer to a submit is lost with its connection; repeating the submit gives the same job.
 #[test]
 fn a_submit_that_is_repeated_is_one_job() {
     let fleet = Fleet::new();
@@ -308,7 +311,7 @@ fn a_submit_that_is_repeated_is_one_job() {
     assert_eq!(fleet.jobs().len(), 30);
 }
 
-/// A pause that somebody left on shows in the metrics of a worker, although nothing that could run waits.
+/// A pause that was left on shows in a worker's metrics, even if no job that could run waits.
 #[test]
 fn what_is_held_back_shows_in_the_metrics() {
     let fleet = Fleet::new();

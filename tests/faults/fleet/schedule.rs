@@ -1,12 +1,12 @@
-//! What happens to the fleet, and when: decided by a seed and by how many jobs have ended, never by a clock.
+//! What happens to the fleet, and when: determined by a seed and by how many jobs have ended, never by a clock.
 
-/// Workers of the fleet.
+/// Workers in the fleet.
 pub const WORKERS: usize = 4;
-/// The one whose folder of proofs lies on a tiny disk.
+/// The worker whose folder of proofs is on a tiny disk.
 pub const TINY: usize = WORKERS - 1;
-/// Jobs of a round.
+/// Jobs in a round.
 pub const ROUND: u64 = 1000;
-/// Where a worker can be made to die, in the order of a job's life.
+/// Fault points at which a worker can be killed, in the order of a job's life.
 pub const POINTS: [&str; 5] = ["after_claim", "after_witness", "after_prove", "before_commit", "after_commit"];
 
 /// Numbers from a seed (SplitMix64).
@@ -25,7 +25,7 @@ impl Dice {
         z ^ (z >> 31)
     }
 
-    /// From `low` to `high`, both included.
+    /// Returns a number from `low` to `high`, both included.
     pub fn within(&mut self, low: u64, high: u64) -> u64 {
         low + self.next() % (high - low + 1)
     }
@@ -47,39 +47,39 @@ pub enum Door {
 /// What happens.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
-    /// A worker is started anew so that its next job kills it there.
+    /// A worker is restarted so that its next job kills it at this point.
     DieAt { worker: usize, point: &'static str },
-    /// A worker is started anew so that it stands still before its next commit, past the lease.
+    /// A worker is restarted so that it freezes before its next commit, past the lease.
     FreezeBeforeCommit { worker: usize },
-    /// SIGSTOP at whatever it is doing, past the lease, then SIGCONT.
+    /// SIGSTOP in the middle of whatever it does, past the lease, then SIGCONT.
     Stop { worker: usize },
-    /// SIGKILL at whatever it is doing.
+    /// SIGKILL in the middle of whatever it does.
     Kill { worker: usize },
-    /// SIGTERM; it is started again when it has ended.
+    /// SIGTERM; it is restarted when it has ended.
     Drain { worker: usize },
     /// FLUSHALL.
     Flush,
-    /// Redis is killed, and started again, empty, when so many more jobs have ended.
+    /// Redis is killed, and restarted, empty, when this many more jobs have ended.
     RedisGone { jobs: u64 },
-    /// PostgreSQL stops immediately and is started again after this time.
+    /// PostgreSQL stops immediately and is restarted after this time.
     PostgresCrash { ms: u64 },
-    /// All connections are cut after so many more bytes.
+    /// All connections are cut after this many more bytes.
     Cut { door: Door, bytes: u64 },
     /// Nothing passes for this time.
     Hold { door: Door, ms: u64 },
-    /// Cut off: no connection for this time.
+    /// All connections are cut and refused for this time.
     Refuse { door: Door, ms: u64 },
     /// The tiny disk is full.
     DiskFull,
-    /// It has room again.
+    /// The tiny disk has space again.
     DiskFree,
 }
 
-/// The events of a round, each with the number of its jobs that have ended before.
+/// Returns the events of a round, each with the number of the round's jobs that end before it.
 pub fn round(seed: u64, number: u64) -> Vec<(u64, Event)> {
     let mut dice = Dice::new(seed.wrapping_add(number.wrapping_mul(0x5851_f42d_4c95_7f2d)));
     let mut worker = 0;
-    // Every worker has its turn; the dice say in what order.
+    // Every worker has its turn, in random order.
     let mut order: Vec<usize> = (0..WORKERS).collect();
     let mut next = |dice: &mut Dice| {
         if worker % WORKERS == 0 {
@@ -113,7 +113,7 @@ pub fn round(seed: u64, number: u64) -> Vec<(u64, Event)> {
     let mut at: Vec<u64> = events.iter().map(|_| dice.within(first, last)).collect();
     at.sort_unstable();
     let mut events: Vec<(u64, Event)> = at.into_iter().zip(events).collect();
-    // Full for long enough that proofs come of it.
+    // Full for long enough that some proofs are made meanwhile.
     events.push((dice.within(first, ROUND / 3), Event::DiskFull));
     events.push((dice.within(ROUND * 2 / 3, last), Event::DiskFree));
     events.sort_by_key(|(at, _)| *at);

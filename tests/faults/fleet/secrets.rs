@@ -8,15 +8,16 @@ use prover_worker::worker::ServiceError;
 
 use super::scenarios::metrics;
 use super::site::{Fleet, QUEUE, request};
-use crate::harness::{Site, until};
+use crate::harness::Site;
+use crate::wait::until;
 
-/// A value of an input that nobody may see, below the field's modulus.
+/// A secret value of an input, below the field's modulus.
 const SECRET: &str = "718281828459045235360287471352662497757";
-/// The same in another job, which is bad.
+/// A secret value in another job, which is bad.
 const OTHER: &str = "577215664901532860606512090082402431042";
 
-/// The forms in which a secret might be somewhere: digits, hexadecimal number, hexadecimal digits of its text, either
-/// order of bytes.
+/// Returns the forms in which a secret might be stored: digits, hexadecimal number, hexadecimal digits of its text,
+/// either byte order.
 fn forms() -> Vec<Vec<u8>> {
     let mut all = Vec::new();
     for secret in [SECRET, OTHER] {
@@ -32,7 +33,7 @@ fn forms() -> Vec<Vec<u8>> {
     all
 }
 
-/// Forms that are in there.
+/// Returns the forms found in `place`.
 fn found(place: &[u8]) -> Vec<Vec<u8>> {
     let within = |form: &Vec<u8>| place.windows(form.len()).any(|w| w == form.as_slice());
     forms().into_iter().filter(within).collect()
@@ -45,7 +46,7 @@ fn assert_none(what: &str, place: &[u8]) {
     assert!(found.is_empty(), "{what} holds a secret, as {shown:?}");
 }
 
-/// The content of every file below, those of the compiled programs excepted.
+/// Returns the content of every file below `dir`, except compiled programs.
 fn files(dir: &Path) -> Vec<u8> {
     let mut all = Vec::new();
     for entry in fs::read_dir(dir).unwrap().flatten() {
@@ -60,7 +61,7 @@ fn files(dir: &Path) -> Vec<u8> {
     all
 }
 
-/// Every key and value Redis has, as it stores them.
+/// Returns every key and value in Redis, as stored.
 fn redis_dump(fleet: &Fleet) -> Vec<u8> {
     let mut all = b"keys: ".to_vec();
     let keys: Vec<Vec<u8>> = fleet.redis(redis::cmd("KEYS").arg("*"));
@@ -98,7 +99,7 @@ fn key(name: &str, byte: u8) -> String {
     format!("{name}:{}", base64::engine::general_purpose::STANDARD.encode([byte; 32]))
 }
 
-/// Good jobs, bad jobs, bad messages, a worker that dies with a job in hand: none of their inputs is found in a log,
+/// Good jobs, bad jobs, bad messages, a worker that dies with a claimed job: none of their inputs is found in a log,
 /// the metrics, the database, Redis or the files, while they wait and when they have ended.
 #[test]
 fn a_secret_is_nowhere_in_a_fleet() {
@@ -131,7 +132,7 @@ fn a_secret_is_nowhere_in_a_fleet() {
         }
     };
 
-    // A product that is no secret's neighbour: only a and b are.
+    // The product is public and not close to a secret: only a and b are secret.
     let good = submit(format!(r#"{{"a": "{SECRET}", "b": "{OTHER}"}}"#)).unwrap().job().id;
     let bad = submit(format!(r#"{{"a": "{OTHER}", "c": "{SECRET}"}}"#)).unwrap().job().id;
     let worse = submit(format!(r#"{{"a": "{OTHER}", "b": ["{SECRET}", "{SECRET}"]}}"#)).unwrap().job().id;
@@ -140,7 +141,7 @@ fn a_secret_is_nowhere_in_a_fleet() {
     assert_none("the refusal", why.as_bytes());
     look("while jobs wait", None);
 
-    // A worker dies with a job in hand.
+    // A worker dies with a claimed job.
     let mut dies = fleet.serve(0, &["--fault-at", "after_witness:abort"], &[]);
     dies.wait();
     let worker = fleet.serve(1, &[], &[]);
@@ -170,7 +171,7 @@ fn a_secret_is_nowhere_in_a_fleet() {
     worker.terminate();
 }
 
-/// The same on a laptop: the files of the embedded database, without its having been tidied up.
+/// The same on a laptop: the files of the embedded database, without cleaning up.
 #[test]
 fn a_secret_is_nowhere_in_an_embedded_run() {
     let site = Site::new();

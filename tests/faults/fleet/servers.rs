@@ -1,4 +1,4 @@
-//! PostgreSQL and Redis, each a private server that can be killed and started again at the same port.
+//! PostgreSQL and Redis, each a private server that can be killed and restarted at the same port.
 
 use std::fs;
 use std::net::TcpListener;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::HANG;
+use crate::wait::{HANG, until};
 
 /// A port that was free a moment ago.
 fn free_port() -> u16 {
@@ -20,11 +20,7 @@ fn free_port() -> u16 {
 fn end(child: &mut Child, signal: Signal) {
     // It may have ended by itself.
     let _ = kill_process(Pid::from_child(child), signal);
-    let begun = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        assert!(begun.elapsed() < HANG, "a server does not end at {signal:?}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until(format_args!("a server to end after {signal:?}"), || child.try_wait().unwrap());
 }
 
 fn wait_ready(what: &str, child: &mut Child, log: &Path, mut ready: impl FnMut() -> bool) {
@@ -39,7 +35,7 @@ fn wait_ready(what: &str, child: &mut Child, log: &Path, mut ready: impl FnMut()
     }
 }
 
-/// The user that PostgreSQL runs as where this test is root, which it refuses to be.
+/// Returns the user that PostgreSQL runs as if this test is root, as which it refuses to run.
 fn other_user() -> Option<(u32, u32)> {
     if !rustix::process::geteuid().is_root() {
         return None;
@@ -53,7 +49,7 @@ fn other_user() -> Option<(u32, u32)> {
     Some(of("postgres").or_else(|| of("nobody")).expect("a user other than root for PostgreSQL"))
 }
 
-/// A cluster of its own, with any password.
+/// A PostgreSQL cluster that accepts any password.
 pub struct Postgres {
     bin: PathBuf,
     dir: PathBuf,
@@ -63,10 +59,10 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Makes a cluster in `dir` and starts it.
+    /// Creates a cluster in `dir` and starts it.
     pub fn new(dir: &Path) -> Self {
         let user = other_user();
-        // That user must be able to get there.
+        // That user must be able to reach it.
         fs::set_permissions(dir, fs::Permissions::from_mode(0o711)).unwrap();
         let (dir, bin) = (dir.join("postgres"), Self::programs());
         fs::create_dir(&dir).unwrap();
@@ -82,7 +78,7 @@ impl Postgres {
         postgres
     }
 
-    /// The folder with the server's programs.
+    /// Returns the folder with the server's programs.
     fn programs() -> PathBuf {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
@@ -115,7 +111,7 @@ impl Postgres {
         let file = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         let mut command = self.command("postgres");
         command.arg("-D").arg(self.data()).args(["-p", &self.port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
-        // Its processes are killed here, never the machine: what was written is there without a sync.
+        // Only its processes are killed here, never the machine: what was written is there without a sync.
         let settings = ["fsync=off", "synchronous_commit=on", "unix_socket_directories=", "max_connections=300"];
         for setting in settings.iter().chain(&["shared_buffers=64MB", "log_min_messages=warning"]) {
             command.args(["-c", setting]);
@@ -129,14 +125,14 @@ impl Postgres {
         self.server = Some(child);
     }
 
-    /// Stops it as `pg_ctl stop -m immediate` does: every process quits at once, and the next start recovers.
+    /// Stops it like `pg_ctl stop -m immediate`: every process quits at once, and the next start recovers.
     pub fn crash(&mut self) {
         if let Some(mut child) = self.server.take() {
             end(&mut child, Signal::QUIT);
         }
     }
 
-    /// Its address where it is reached by this port.
+    /// Returns its URL at this port.
     pub fn url(port: u16) -> String {
         format!("postgres://postgres:unused@127.0.0.1:{port}/postgres?sslmode=disable")
     }
@@ -148,7 +144,7 @@ impl Drop for Postgres {
     }
 }
 
-/// A server that keeps nothing.
+/// A Redis server without persistence.
 pub struct Redis {
     dir: PathBuf,
     server: Option<Child>,
@@ -191,7 +187,7 @@ impl Redis {
         }
     }
 
-    /// Its address where it is reached by this port.
+    /// Returns its URL at this port.
     pub fn url(port: u16) -> String {
         format!("redis://127.0.0.1:{port}/0")
     }

@@ -1,4 +1,4 @@
-//! Servers, doors in front of them, a registered circuit, and the program run on all that.
+//! Servers, proxies in front of them, a registered circuit, and the program run on all that.
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,16 +19,17 @@ use zeroize::Zeroizing;
 use super::proxy::Proxy;
 use super::schedule::Door;
 use super::servers::{Postgres, Redis};
-use crate::harness::{HANG, Server, circuits, multiplier_key, program, until};
+use crate::harness::{Server, circuits, multiplier_key, program};
+use crate::wait::{HANG, until};
 
-/// Name of the fleet's queue, which is the key of its stream.
+/// Name of the fleet's queue, which is also the key of its stream.
 pub const QUEUE: &str = "prove";
 
 type Log = Arc<Mutex<Vec<String>>>;
 
-/// Everything a fleet stands on. Workers reach the servers through the doors, the test itself as it likes.
+/// The servers, files and proxies of a fleet. Workers reach the servers through the proxies, the test also directly.
 pub struct Fleet {
-    // Before the runtime, in which they live.
+    // Dropped before the runtime, in which they live.
     through: Workspace,
     direct: Workspace,
     pub runtime: Runtime,
@@ -41,7 +42,7 @@ pub struct Fleet {
     dir: tempfile::TempDir,
 }
 
-/// What every worker and command of a fleet is told.
+/// Returns the environment of every worker and command of a fleet.
 fn environment(dir: &std::path::Path, postgres: u16, redis: u16, more: &[(&str, &str)]) -> Vec<(String, String)> {
     let mut env = vec![
         ("DATABASE_URL".to_owned(), Postgres::url(postgres)),
@@ -67,7 +68,7 @@ impl Fleet {
         Self::with(&[])
     }
 
-    /// The same with more in everybody's environment.
+    /// Like [`Fleet::new`], with `more` in every environment.
     pub fn with(more: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (postgres, redis) = (Postgres::new(dir.path()), Redis::new(dir.path()));
@@ -107,12 +108,12 @@ impl Fleet {
         &self.doors[door as usize]
     }
 
-    /// The test's own way to the servers, past the doors.
+    /// Returns the test's direct connection to the servers, past the proxies.
     pub fn direct(&self) -> &Workspace {
         &self.direct
     }
 
-    /// Jobs as a submitter sees them, through the doors.
+    /// Returns the jobs as a submitter sees them, through the proxies.
     pub fn service(&self) -> JobService {
         self.through.service()
     }
@@ -121,7 +122,7 @@ impl Fleet {
         self.runtime.block_on(what)
     }
 
-    /// The program as worker `n` of the fleet.
+    /// Returns the program as worker `n` of the fleet.
     pub fn command(&self, n: usize, args: &[&str]) -> Command {
         let mut command = program(args);
         command
@@ -148,7 +149,7 @@ impl Fleet {
         server
     }
 
-    /// Every line that any worker of this fleet has written.
+    /// Returns every line that any worker of this fleet has written.
     pub fn all_logs(&self) -> String {
         let logs = self.logs.lock().unwrap();
         logs.iter().map(|(_, lines)| lines.lock().unwrap().join("\n") + "\n").collect()
@@ -167,31 +168,31 @@ impl Fleet {
         self.block(self.direct.service().job(id)).unwrap()
     }
 
-    /// Every job there is.
+    /// Returns every job.
     pub fn jobs(&self) -> Vec<Job> {
         let all = JobFilter { limit: u32::MAX, ..JobFilter::default() };
-        // A list has no results and histories.
+        // Lists have no results and histories.
         self.block(self.direct.store().jobs(all)).unwrap().iter().map(|job| self.job(job.id)).collect()
     }
 
     /// Waits for the job's end.
     pub fn end(&self, id: JobId) -> Job {
         let final_job = || Some(self.job(id)).filter(|j| j.state.is_final());
-        until(&format!("job {id} to end"), final_job)
+        until(format_args!("job {id} to end"), final_job)
     }
 
-    /// Jobs that are done, failed or cancelled.
+    /// Returns the number of jobs that are done, failed or cancelled.
     pub fn ended(&self) -> u64 {
         let counts = self.block(self.direct.store().counts()).unwrap();
         counts.done + counts.failed + counts.cancelled
     }
 
-    /// Waits until so many jobs have ended.
+    /// Waits until `n` jobs have ended.
     pub fn wait_ended(&self, n: u64) {
-        until(&format!("{n} jobs to end"), || (self.ended() >= n).then_some(()));
+        until(format_args!("{n} jobs to end"), || (self.ended() >= n).then_some(()));
     }
 
-    /// The job is done, with a proof that verifies for c = a·b.
+    /// Asserts that the job is done, with a proof that verifies for c = a·b.
     pub fn assert_proved(&self, job: &Job, product: u64) {
         assert_eq!(job.state, JobState::Done, "{job:?}");
         let result = job.result.as_ref().unwrap();
@@ -201,17 +202,17 @@ impl Fleet {
         assert!(self.verifier.verify(&proof, &values), "{job:?}");
     }
 
-    /// Inputs that are held for any job.
+    /// Returns the number of inputs held.
     pub fn inputs_held(&self) -> u64 {
         self.block(self.direct.store().inputs_held()).unwrap().iter().map(|(_, n)| n).sum()
     }
 
-    /// Sends Redis a command, past the doors.
+    /// Sends Redis a command directly, past the proxies.
     pub fn redis<T: redis::FromRedisValue>(&self, command: &redis::Cmd) -> T {
         self.block(try_redis(self.redis.port, command)).unwrap()
     }
 
-    /// Waits until Redis has nothing to do: no entry, none pending, none delayed, no message.
+    /// Waits until Redis has nothing left to do: no entry, none pending, none delayed, no message.
     pub fn wait_settled(&self) {
         let mut left = Vec::new();
         let begun = std::time::Instant::now();
@@ -239,7 +240,7 @@ impl Fleet {
         }
     }
 
-    /// Every row of every table as text; bytes as hexadecimal digits.
+    /// Returns every row of every table as text, with bytes as hexadecimal digits.
     pub fn dump(&self) -> String {
         self.block(async {
             let mut c = PgConnection::connect(&Postgres::url(self.postgres.port)).await.unwrap();
@@ -258,7 +259,7 @@ impl Fleet {
     }
 }
 
-/// A job for the circuit `multiplier`.
+/// Returns a submit request for the circuit `multiplier`.
 pub fn request(input: String) -> SubmitRequest {
     let circuit = "multiplier".parse().unwrap();
     let input = Zeroizing::new(input.into_bytes());
@@ -267,7 +268,7 @@ pub fn request(input: String) -> SubmitRequest {
 
 /// Sends the Redis server at this port a command.
 pub async fn try_redis<T: redis::FromRedisValue>(port: u16, command: &redis::Cmd) -> redis::RedisResult<T> {
-    // A hundred megabytes take a while, in which the server does not take up connections either.
+    // A hundred megabytes take a while, during which the server does not accept connections either.
     let patient =
         redis::AsyncConnectionConfig::new().set_response_timeout(Some(HANG)).set_connection_timeout(Some(HANG));
     let client = redis::Client::open(Redis::url(port))?;

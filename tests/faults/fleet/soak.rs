@@ -1,7 +1,7 @@
 //! Four workers, thousands of real proofs, and everything that can go wrong meanwhile.
 //!
-//! `FAULT_SEED` decides what happens, to whom, and after how many jobs; without it, two seeds are the same each time.
-//! `FAULT_SECONDS` makes rounds go on for so long (`just soak`). How the processes interleave is the machine's.
+//! `FAULT_SEED` determines what happens, to which worker, and after how many jobs; without it, two fixed seeds run.
+//! `FAULT_SECONDS` repeats rounds for this long (`just soak`). How the processes interleave is up to the machine.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -20,21 +20,22 @@ use super::jobs::{Feed, Planned, offer_again};
 use super::schedule::{Door, Event, ROUND, TINY, WORKERS, round};
 use super::servers::Postgres;
 use super::site::Fleet;
-use crate::harness::{HANG, Server};
+use crate::harness::Server;
+use crate::wait::HANG;
 
 /// Leases of the workers.
 const LEASE: Duration = Duration::from_secs(2);
-/// Rounds where no time is asked for.
+/// Rounds if `FAULT_SECONDS` is not set.
 const ROUNDS: u64 = 3;
-/// Jobs on top while a worker still waits for the one that is to kill or stop it.
+/// Extra jobs while a worker still waits for the one that is to kill or stop it.
 const MORE: u64 = 20;
-/// How often the conductor looks.
+/// Interval at which the conductor looks.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// What the store shows, looked at all the time.
+/// What the store shows, polled all the time.
 #[derive(Default)]
 struct Watch {
-    /// When it was looked at last.
+    /// Time of the last poll.
     at: Option<Instant>,
     /// Jobs in the store that have not ended.
     open: i64,
@@ -90,20 +91,20 @@ async fn look(c: &mut PgConnection, results: bool, feed: &Feed, watch: &Mutex<Wa
     Ok(())
 }
 
-/// How a worker stands, as far as the conductor has a hand in it.
+/// State of a worker, as far as the conductor controls it.
 #[derive(Clone, PartialEq, Debug)]
 enum Stand {
     Well,
-    /// It is to kill itself.
+    /// It will kill itself.
     Dies,
-    /// It is to stop itself.
+    /// It will stop itself.
     Freezes,
-    /// It stands still; whether by itself, as it would again.
+    /// It is stopped; `by_itself` if it would stop itself again.
     Frozen {
         since: Instant,
         by_itself: bool,
     },
-    /// It was told to end, by SIGTERM or by SIGKILL, and is to be started anew with these arguments.
+    /// It was told to end, by SIGTERM or SIGKILL, and will be restarted with these arguments.
     Leaves {
         killed: bool,
         then: Vec<String>,
@@ -121,7 +122,7 @@ impl Worker {
         self.server.count("worker started") > 0
     }
 
-    /// As it calls itself in the store.
+    /// Returns its id in the store.
     fn id(&self) -> Option<String> {
         worker_id(&self.server.lines().lock().unwrap())
     }
@@ -138,7 +139,7 @@ struct Past {
     killed: bool,
 }
 
-/// What is to be undone.
+/// What must be undone.
 #[derive(Clone, Copy, Debug)]
 enum Undo {
     StartPostgres,
@@ -162,7 +163,7 @@ struct Conductor {
     progress: (u64, Instant),
     feed: Arc<Feed>,
     watch: Arc<Mutex<Watch>>,
-    // Last, as all of the above stands on them.
+    // Last, because all of the above depends on it.
     disk: TinyDisk,
     fleet: Fleet,
 }
@@ -212,12 +213,12 @@ impl Conductor {
         *self.counts.entry(what.into()).or_default() += 1;
     }
 
-    /// Does what is due, and sees that the fleet gets on.
+    /// Does what is due, and checks that the fleet makes progress.
     fn tick(&mut self) {
         std::thread::sleep(LOOK);
         let ended = self.ended();
-        // A worker does not start without its servers, nor does a message come. Where no worker is left, or none has a
-        // job to end, they come back.
+        // A worker does not start without its servers, nor does a message arrive. If no worker is left, or none has a
+        // job to end, the servers come back.
         let at_work = |w: &Worker| w.started() && !matches!(w.stand, Stand::Frozen { .. });
         let fed = self.feed.next.load(Ordering::SeqCst) >= self.feed.allowed.load(Ordering::SeqCst);
         let idle = fed && self.watch.lock().unwrap().open == 0 || !self.workers.iter().any(at_work);
@@ -251,14 +252,14 @@ impl Conductor {
         }
     }
 
-    /// Starts a worker that ended as it should, wakes one that stood still for long enough.
+    /// Restarts a worker that ended as expected, and wakes one that was stopped for long enough.
     fn look_after(&mut self, n: usize) {
         let worker = &mut self.workers[n];
         if let Some(status) = worker.server.ended() {
             let (started, args) = (worker.started(), worker.args.clone());
             let log = worker.server.log();
             let (killed, what, then) = match worker.stand.clone() {
-                // Its servers were not there.
+                // Its servers were down.
                 _ if !started && status.code() == Some(1) => (false, "started in vain".to_owned(), args),
                 Stand::Leaves { killed: true, then } => (true, "SIGKILL".to_owned(), then),
                 Stand::Leaves { killed: false, then } => {
@@ -282,14 +283,14 @@ impl Conductor {
                 worker.stand = Stand::Frozen { since: Instant::now(), by_itself: true };
                 self.count("froze before its commit");
             }
-            // What it has in hand may freeze it again.
+            // A claimed job may freeze it again.
             Stand::Leaves { killed: false, .. } => worker.server.signal(Signal::CONT),
             Stand::Frozen { since, by_itself } => {
                 let id = worker.id();
                 let watch = self.watch.lock().unwrap();
                 let late = watch.at.is_some_and(|at| at > since + LEASE);
                 let holds = id.is_some_and(|id| watch.running.contains_key(&id));
-                // Others have what it had.
+                // Others have taken over its jobs.
                 if late && !holds {
                     worker.server.signal(Signal::CONT);
                     worker.stand = Stand::Well;
@@ -303,7 +304,7 @@ impl Conductor {
         }
     }
 
-    /// Starts a worker in the place of one that has ended.
+    /// Starts a worker in place of one that has ended.
     fn start(&mut self, n: usize, args: Vec<String>, killed: bool) {
         let server = self.serve(n, &args);
         let stand = match args.last() {
@@ -321,8 +322,8 @@ impl Conductor {
         }
     }
 
-    /// Waits until a worker has been through what was meant for it. That takes jobs, and there are more as it needs
-    /// them.
+    /// Waits until a worker has been through what was planned for it. That takes jobs, of which more are submitted as
+    /// needed.
     fn ready(&mut self, n: usize) {
         self.wait(|c| {
             let ready = c.workers[n].stand == Stand::Well && c.workers[n].started();
@@ -361,7 +362,7 @@ impl Conductor {
             Event::Kill { worker } => self.leave(worker, true, &[]),
             Event::Drain { worker } => self.leave(worker, false, &[]),
             Event::Flush => {
-                // It may be away.
+                // It may be down.
                 self.wait(|c| !c.undo.iter().any(|(_, what)| matches!(what, Undo::StartRedis)));
                 self.fleet.redis::<String>(&redis::cmd("FLUSHALL"));
                 self.count("FLUSHALL");
@@ -399,8 +400,8 @@ impl Conductor {
         }
     }
 
-    /// Everything is repaired, every worker well.
-    fn peace(&mut self) {
+    /// Repairs everything and waits until every worker is well.
+    fn repair(&mut self) {
         self.wait(|c| c.undo.is_empty());
         for n in 0..WORKERS {
             self.ready(n);
@@ -433,7 +434,7 @@ impl Conductor {
     }
 }
 
-/// Says how to have the same again, should the test fail.
+/// Prints how to repeat the run if the test fails.
 struct Replay(u64);
 
 impl Drop for Replay {
@@ -466,7 +467,7 @@ fn nothing_is_lost_and_nothing_is_done_twice() {
             conductor.happen(&event);
         }
     }
-    conductor.peace();
+    conductor.repair();
     let total = conductor.feed.allowed.load(Ordering::SeqCst);
     conductor.wait(|c| c.ended() >= total);
     eprintln!("{total} jobs ended after {:?}", begun.elapsed());
@@ -496,18 +497,18 @@ fn late_offers(conductor: &Conductor, jobs: &[Job]) {
     }
 }
 
-/// What the logs say of a job.
+/// What the logs say about a job.
 #[derive(Default)]
 struct Told {
-    /// Attempts whose worker said that the job is done.
+    /// Attempts whose worker logged that the job is done.
     done: Vec<u64>,
-    /// Attempts whose end was refused.
+    /// Attempts whose end was refused by the store.
     refused: Vec<u64>,
-    /// Workers that do not know whether their end was written.
+    /// Workers that do not know whether their end was recorded.
     unsure: u64,
 }
 
-/// What came of it all.
+/// Summary of a run.
 #[derive(Debug, Default)]
 struct Ended {
     done: u64,
@@ -516,9 +517,9 @@ struct Ended {
     quarantined: u64,
     /// Ends by workers whose lease another had taken over: refused.
     stale_ends_refused: u64,
-    /// Ends that were written while their answer was lost.
+    /// Ends that were recorded but whose answer was lost.
     commits_unheard: u64,
-    /// Done, and its worker was killed before it could say so.
+    /// Done jobs whose worker was killed before it could log it.
     commits_untold: u64,
     claims: u64,
     proofs_not_copied: u64,
@@ -526,7 +527,7 @@ struct Ended {
 }
 
 impl Ended {
-    /// Sees that everything is as it must be.
+    /// Checks that everything is as it must be.
     fn of(conductor: &Conductor, seed: u64, total: u64, jobs: &[Job]) -> Self {
         let mut ended = Self::default();
         let mut told: HashMap<JobId, Told> = HashMap::new();
@@ -581,7 +582,7 @@ impl Ended {
                 "job done" => of.done.push(attempts[&job]),
                 _ if said.starts_with("lease lost") => of.refused.push(line["attempt"].as_u64().unwrap()),
                 _ if said.starts_with("the end of the attempt could not be written") => of.unsure += 1,
-                // A worker that drains waits no longer for the answer to an end that it has sent.
+                // A draining worker does not wait for the answer to an end that it has sent.
                 _ if said.starts_with("job could not be handed back") => of.unsure += 1,
                 _ if said.starts_with("job had ended") => of.unsure += 1,
                 _ if said.contains("its files could not be written") => self.proofs_not_copied += 1,
@@ -591,7 +592,7 @@ impl Ended {
     }
 
     fn judge(&mut self, conductor: &Conductor, planned: &Planned, job: &Job, told: Told, killed: &HashSet<String>) {
-        let last = u64::from(job.attempt.0);
+        let last = u64::from(job.attempt.number);
         let stale = told.refused.iter().filter(|a| **a != last).count();
         self.stale_ends_refused += stale as u64;
         match job.state {

@@ -1,0 +1,165 @@
+//! The files of proofs among the artifacts: copies for people. The store has the authoritative proofs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use metrics::counter;
+
+use super::Context;
+use crate::artifacts::{ArtifactError, Artifacts};
+use crate::model::{JobId, JobResult, JobState};
+use crate::store::{JobFilter, Store, StoreError};
+use crate::telemetry;
+
+/// Most proofs whose files are written at once.
+pub(super) const WRITTEN_AT_ONCE: usize = 32;
+/// Most jobs whose files are removed at once.
+const REMOVED_AT_ONCE: usize = 32;
+/// Finished jobs whose files are looked for at start.
+const LATEST: u32 = 200;
+/// How long writing the files of a proof may take. When it fails, they are restored once someone asks for the proof.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Writes the files of a proof that is in the store. A failure is counted and logged.
+pub(super) async fn copy(ctx: &Context, job: JobId, result: &JobResult) {
+    let write = async {
+        let _place = ctx.copies.acquire().await;
+        write(&ctx.artifacts, job, result).await
+    };
+    let why = match tokio::time::timeout(WRITE_TIMEOUT, write).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("not within {} s", WRITE_TIMEOUT.as_secs()),
+    };
+    counter!(telemetry::PROOF_FILES_FAILED).increment(1);
+    tracing::warn!(%job, error = why, "the proof is in the store, but its files could not be written");
+}
+
+/// Restores files of the latest finished jobs that a crash after the commit left out.
+pub(super) async fn restore_latest(ctx: Arc<Context>) {
+    let done = JobFilter { state: Some(JobState::Done), limit: LATEST, ..JobFilter::default() };
+    let Ok(jobs) = ctx.store.jobs(done).await else { return };
+    for job in jobs {
+        if matches!(ctx.artifacts.has_proof(job.id).await, Ok(false))
+            && let Ok(Some(job)) = ctx.store.job(job.id).await
+            && let Some(result) = &job.result
+            && write(&ctx.artifacts, job.id, result).await.is_ok()
+        {
+            tracing::info!(job = %job.id, "proof files restored");
+        }
+    }
+}
+
+/// Writes the files of a proof if they are missing.
+pub(super) async fn restore(artifacts: &Artifacts, job: JobId, result: &JobResult) -> Result<(), ArtifactError> {
+    if artifacts.has_proof(job).await? { Ok(()) } else { write(artifacts, job, result).await }
+}
+
+async fn write(artifacts: &Artifacts, job: JobId, result: &JobResult) -> Result<(), ArtifactError> {
+    artifacts.put_proof(job, &result.proof_json, &result.public_json).await
+}
+
+/// What a purge did.
+#[derive(Debug, Default)]
+pub(super) struct Purged {
+    /// Jobs deleted.
+    pub(super) jobs: u64,
+    /// Whether there may be more to delete now.
+    pub(super) more: bool,
+}
+
+/// Deletes up to `limit` jobs in these final states that ended longer ago than `older_than`, after their proof files:
+/// nothing would come back for the files of jobs that are gone. Jobs whose files cannot be removed stay for the next
+/// time.
+pub(super) async fn purge(
+    store: &Arc<dyn Store>,
+    artifacts: &Artifacts,
+    states: &[JobState],
+    older_than: Duration,
+    limit: u32,
+) -> Result<Purged, StoreError> {
+    let old = store.purgeable(states, older_than, limit).await?;
+    let cleared = many_at_once(&old, |job| artifacts.remove_proof(job)).await;
+    let jobs = if cleared.is_empty() { 0 } else { store.purge(&cleared, older_than).await?.len() as u64 };
+    Ok(Purged { jobs, more: old.len() == limit as usize && jobs > 0 })
+}
+
+/// Removes something of each job. Returns the jobs for which that succeeded; failures are logged.
+async fn many_at_once<E: std::fmt::Display, F>(jobs: &[JobId], remove: impl Fn(JobId) -> F) -> Vec<JobId>
+where
+    F: Future<Output = Result<(), E>>,
+{
+    let each = jobs.iter().copied().map(|job| {
+        let removed = remove(job);
+        async move {
+            let removed = removed.await.inspect_err(|error| {
+                tracing::warn!(%job, %error, "the proof files of an old job could not be removed; it is kept");
+            });
+            removed.ok().map(|()| job)
+        }
+    });
+    // Collected first: a stream over borrowed jobs would make this future's `Send` depend on lifetimes.
+    let each: Vec<_> = each.collect();
+    futures::stream::iter(each).buffer_unordered(REMOVED_AT_ONCE).filter_map(std::future::ready).collect().await
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::model::{Circuit, ContentHash, FailureClass, JobError, NewJob, Priority, WorkerId};
+    use crate::store::{Input, Retry, SqliteStore, StoreSettings};
+
+    /// Nothing would come back for the files of jobs that are gone.
+    #[tokio::test]
+    async fn a_job_is_deleted_only_once_its_files_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("jobs.db"), StoreSettings::default()).await.unwrap();
+        let store: Arc<dyn Store> = Arc::new(store);
+        let artifacts = Artifacts::local(dir.path()).unwrap();
+        let name = "c".parse().unwrap();
+        let (zkey, wasm) = (ContentHash([1; 32]), None);
+        let circuit = Circuit { name, zkey, wasm, n_vars: 2, n_public: 1, domain_size: 4, created_at: 0 };
+        store.put_circuit(&circuit).await.unwrap();
+        let id = JobId::new();
+        let (body, former_bodies) = (NewJob::unrepeatable(id), Vec::new());
+        let (idempotency_key, priority, start_within) = (None, Priority(0), None);
+        let circuit = circuit.name;
+        let new = NewJob { id, circuit, idempotency_key, body, former_bodies, priority, start_within };
+        store.submit(&new, Input { bytes: b"x", key: "" }).await.unwrap();
+        let claim = store.claim(id, &WorkerId("w".to_owned()), WRITE_TIMEOUT).await.unwrap().unwrap();
+        let error = JobError { class: FailureClass::Device, message: String::new() };
+        store.fail(id, claim.job.attempt, &error, Retry::Never).await.unwrap();
+
+        // What is no file cannot be removed as one.
+        let files = dir.path().join("proofs").join(id.to_string()).join("public.json");
+        std::fs::create_dir_all(files.join("odd")).unwrap();
+        let purge = async || super::purge(&store, &artifacts, &JobState::ALL, Duration::ZERO, 1).await.unwrap();
+        let kept = purge().await;
+        assert_eq!((kept.jobs, kept.more), (0, false), "nor is it tried again at once");
+        assert!(store.job(id).await.unwrap().is_some());
+        std::fs::remove_dir_all(files).unwrap();
+        assert_eq!(purge().await.jobs, 1);
+        assert!(store.job(id).await.unwrap().is_none());
+    }
+
+    /// One after the other, a remote store would remove the files of only a few jobs a second.
+    #[tokio::test]
+    async fn proofs_are_removed_many_at_once_and_one_failure_ends_nothing() {
+        let jobs: Vec<JobId> = (0..100).map(|_| JobId::new()).collect();
+        let (begun, full) = (AtomicUsize::new(0), tokio::sync::Barrier::new(REMOVED_AT_ONCE));
+        let removed = many_at_once(&jobs, async |_| {
+            let n = begun.fetch_add(1, Ordering::SeqCst) + 1;
+            if n <= REMOVED_AT_ONCE {
+                // The first ones continue only once as many as are allowed are in progress.
+                full.wait().await;
+            }
+            if n % 2 == 0 { Err("made up") } else { Ok(()) }
+        })
+        .await;
+        assert_eq!((begun.into_inner(), removed.len()), (100, 50));
+    }
+}
