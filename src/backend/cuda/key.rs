@@ -1,4 +1,4 @@
-//! A proving key on a device, and its five products.
+//! A proving key on a device, and its five MSMs.
 
 #![allow(unsafe_code)]
 
@@ -12,23 +12,23 @@ use super::shelf::{Idle, Shelf};
 use super::slot::{Plans, Slot};
 use crate::model::{G1_BYTES, ProvingKey, StopToken, Witness, locked};
 
-/// The share of a device's memory that multiples of one key's points may take: such that two of the largest keys, with all
-/// else that they need, stay in the half that is for keys.
+/// Share of a device's memory, as a divisor, that multiples of one key's points may take: small enough for two of the
+/// largest keys, with everything else they need, to stay in the half that is for keys.
 const TABLE_SHARE: u64 = 6;
-/// Batches at once whose memory stays with a key, as many as the worker makes.
+/// Concurrent batches whose memory stays with a key: as many as the worker runs.
 const BATCHES: usize = 2;
-/// The share of a device's memory that may stay with a key so, if that is enough for as many proofs.
+/// Share of a device's memory, as a divisor, that bounds the memory kept in this way if batches have several proofs.
 const KEPT_SHARE: u64 = 64;
 
-/// Multiples of each point that a device with `memory` bytes keeps.
+/// Returns the number of multiples of each point that a device with `memory` bytes keeps.
 fn multiples(key: &ProvingKey, memory: u64) -> u64 {
     let s = &key.sections;
     let points = s.a.len() + s.b1.len() + s.b2.len() + s.c.len() + s.h.len();
     memory / TABLE_SHARE / (points as u64).max(1)
 }
 
-/// Proofs at once that a device is best at, of keys of this size, for the kernels of small ones leave most of it idle; and
-/// of how many the memory stays for the next ones.
+/// Returns the number of concurrent proofs at which a device is best for keys of this size, because the kernels of
+/// small proofs leave most of it idle, and the number of proofs whose memory is kept for the next ones.
 fn proofs(driver: &dyn Driver, key: &ProvingKey, per_proof: u64) -> (usize, usize) {
     let best = match key.header.domain_size.max(key.header.n_vars) {
         ..=0x1000 => 8,
@@ -37,31 +37,32 @@ fn proofs(driver: &dyn Driver, key: &ProvingKey, per_proof: u64) -> (usize, usiz
         _ => 1,
     };
     let in_share = |share| (driver.properties().memory / share / per_proof.max(1)) as usize;
-    // Of very large ones, one at a time has room beside the keys.
+    // Of very large proofs, only one at a time fits alongside the keys.
     let least = BATCHES.min(in_share(2)).max(1);
     let batch = best.min(in_share(KEPT_SHARE) / BATCHES).max(1);
     (batch, if batch > 1 { BATCHES * batch } else { least })
 }
 
-/// Plans as if every wire had a point in every section: what can be said of a key before its points are looked at.
+/// Returns plans as if every wire had a point in every section: all that is known of a key before its
+/// points are examined.
 fn plans_of_all(driver: &dyn Driver, key: &ProvingKey) -> Plans {
     let s = &key.sections;
     let counts = [s.a.len(), s.b1.len(), s.c.len(), s.h.len()].map(|bytes| (bytes / G1_BYTES) as u64);
     Plans::new(driver, counts, multiples(key, driver.properties().memory))
 }
 
-/// Whether the work of a proof with this key may become one launch.
+/// Returns whether proofs with this key may be launched as one CUDA graph.
 pub(super) fn runs_apart(driver: &dyn Driver, key: &ProvingKey) -> bool {
     plans_of_all(driver, key).apart
 }
 
-/// What a key needs of the device: as if every wire had a point in every section, which is the most that points take, and with
-/// a guess at its matrices ([`Constraints::resident`]).
+/// Returns what a key needs on the device, as if every wire had a point in every section, which is the most that points
+/// take, and with an estimate for its matrices ([`Constraints::resident`]).
 pub(super) fn footprint(driver: &dyn Driver, key: &ProvingKey) -> Footprint {
     let plans = plans_of_all(driver, key);
     let indices = 4 * plans.counts.iter().sum::<u64>();
     let per_proof = per_proof(driver, key, &plans);
-    // Of large ones, the half of the device that is for proofs has the memory of all but one.
+    // For large proofs, the half of the device that is for proofs has the memory of all but one.
     let kept = match proofs(driver, key, per_proof) {
         (1, _) => 1,
         (_, kept) => kept as u32,
@@ -73,11 +74,11 @@ fn per_proof(driver: &dyn Driver, key: &ProvingKey, plans: &Plans) -> u64 {
     plans.layout(driver, key.header.n_vars.into()).bytes() + Constraints::per_proof(key)
 }
 
-/// What of a key lies on a device.
+/// The data of a key that is on a device.
 pub(super) struct Resident {
     pub(super) constraints: Constraints,
     pub(super) plans: Plans,
-    /// Values of a witness.
+    /// Number of values of a witness.
     pub(super) wires: u64,
     pub(super) in_a: Index,
     pub(super) in_b: Index,
@@ -91,7 +92,8 @@ pub(super) struct Resident {
 }
 
 impl Resident {
-    /// By plans that take no more than `all`, those that `footprint` goes by; with products apart or not as there.
+    /// Uploads the key, with plans that take no more memory than `all`, the plans that `footprint` assumes, and with
+    /// the MSMs apart or not as in `all`.
     fn new(driver: &Arc<dyn Driver>, stream: Stream, key: &ProvingKey, all: &Plans) -> Result<Self, BackendError> {
         super::super::check_lengths(key)?;
         let s = &key.sections;
@@ -99,8 +101,9 @@ impl Resident {
         let constraints = Constraints::index(driver, stream, key)?;
         let (there_b, there_b2) = (msm::present::<InG1>(&s.b1)?, msm::present::<InG2>(&s.b2)?);
         if there_b != there_b2 {
-            // No sound key has wires in B in one group only, but their sums are defined, and the processor has them.
-            let why = "the key has points of B that are infinity in one group only, which share no digits".into();
+            // No sound key has wires in B in one group only, but their sums are well defined, and
+            // the CPU computes them.
+            let why = "the key has points of B that are infinity in only one group, so digits cannot be shared".into();
             return Err(BackendError::Unavailable { device: driver.properties().name.clone(), why });
         }
         let index = |points: &[u32], first| Index::new(driver, stream, points, first);
@@ -120,7 +123,7 @@ impl Resident {
         Ok(Self { constraints, plans, wires, in_a, in_b, in_c, in_h, a, b1, b2, c, h })
     }
 
-    /// Bytes of all that.
+    /// Returns the bytes of all this data.
     fn bytes(&self) -> u64 {
         let indices = [&self.in_a, &self.in_b, &self.in_c, &self.in_h].map(|index| index.wires.bytes());
         let in_g1 = [&self.a, &self.b1, &self.c, &self.h].map(Bases::size);
@@ -128,26 +131,26 @@ impl Resident {
     }
 }
 
-/// A key whose points, with their multiples, and matrices lie on a device.
+/// A key whose points, with their multiples, and matrices are on a device.
 pub(super) struct CudaKey {
     driver: Arc<dyn Driver>,
     key: Arc<ProvingKey>,
-    /// Memory of proofs that have ended, for the next. Before the key, to which its graphs point.
+    /// Memory of finished proofs, for the next ones. Dropped before `resident`, to which its graphs point.
     idle: Arc<Idle>,
     shelf: Arc<Shelf>,
     resident: Resident,
-    /// Whether the work of a proof may become one launch.
+    /// Whether proofs may be launched as one CUDA graph.
     graphs: bool,
-    /// Proofs at once, and of how many the memory is kept.
+    /// Number of concurrent proofs, and number of proofs whose memory is kept.
     batch: usize,
     kept: usize,
 }
 
 impl CudaKey {
-    /// Brings the key to the device and computes the multiples of its points.
+    /// Uploads the key and computes the multiples of its points.
     ///
     /// # Errors
-    /// `Shape` if the key does not hold what it says; `OutOfMemory`.
+    /// `Shape` if the key's sections do not fit its header; `OutOfMemory`.
     pub(super) fn new(
         driver: &Arc<dyn Driver>,
         shelf: &Arc<Shelf>,
@@ -168,7 +171,7 @@ impl CudaKey {
         locked(&self.idle)
     }
 
-    /// An idle slot, or a new one, for which those of other keys give way.
+    /// Returns an idle slot, or a new one, for which idle slots of other keys are freed if memory is short.
     fn slot(&self) -> Result<Slot, BackendError> {
         let idle = self.idle().pop();
         let new = || Slot::new(&self.driver, &self.resident, self.graphs);
@@ -186,7 +189,7 @@ impl CudaKey {
         let begun = slot.begin(&self.resident, bytes_of(witness), &|| go_on(stop));
         match begun {
             Err(error @ BackendError::OutOfMemory { .. }) => {
-                // One that cannot be cleared is given back.
+                // A slot that cannot be cleared is freed.
                 let _ = self.leave(slot, false);
                 Err(error)
             }
@@ -194,14 +197,14 @@ impl CudaKey {
         }
     }
 
-    /// Clears a slot and leaves it for the next proof. The witness does not stay on the device, whatever came of it.
+    /// Clears a slot and keeps it for the next proof. The witness does not stay on the device, whatever the outcome.
     fn leave(&self, mut slot: Slot, whole: bool) -> Result<(), BackendError> {
         slot.clear(whole)?;
         let mut idle = self.idle();
         if idle.len() < self.kept {
             idle.push(slot);
         } else {
-            // To be given back without others waiting.
+            // Frees the slot without making others wait for the lock.
             drop(idle);
             drop(slot);
         }
@@ -209,12 +212,12 @@ impl CudaKey {
     }
 }
 
-/// An error if the work should stop.
+/// Returns an error if the work should stop.
 fn go_on(stop: &StopToken) -> Result<(), BackendError> {
     stop.stopped().map_or(Ok(()), |why| Err(BackendError::Stopped(why)))
 }
 
-/// A proof on its way.
+/// A proof in progress.
 struct Proof<'a> {
     key: &'a CudaKey,
     slot: Slot,
@@ -222,11 +225,12 @@ struct Proof<'a> {
 }
 
 impl Proof<'_> {
-    /// Waits for the commitments. A stop that comes when all is begun is heeded only then.
+    /// Waits for the commitments. A stop that arrives after all work has been put into the streams
+    /// takes effect only then.
     fn end(self, stop: &StopToken) -> Result<Commitments, BackendError> {
         let Self { key, slot, begun } = self;
         let commitments = begun.and_then(|()| slot.end());
-        // Also after a stop: the next proof then finds its memory.
+        // After a stop as well: the next proof then finds this memory.
         let left = key.leave(slot, commitments.is_ok());
         let commitments = commitments?;
         left.and_then(|()| go_on(stop)).map(|()| commitments)
@@ -253,13 +257,14 @@ impl LoadedKey for CudaKey {
         self.batch
     }
 
-    /// As many at once as memory permits, [`preferred_batch`](LoadedKey::preferred_batch) at most: what is larger is several of them.
+    /// Runs as many proofs at once as memory permits, but at most [`preferred_batch`](LoadedKey::preferred_batch);
+    /// larger batches are split.
     fn commit_batch(&self, witnesses: &[&Witness], stops: &[&StopToken]) -> Vec<Result<Commitments, BackendError>> {
         if let Err(error) = super::super::check_stops(witnesses, stops) {
             return vec![Err(error); witnesses.len()];
         }
         let mut all = Vec::with_capacity(witnesses.len());
-        // Those begun, and errors of those that were not, in order.
+        // Proofs that have begun, and errors of those that could not, in order.
         let mut begun: Vec<(Result<Proof<'_>, BackendError>, &StopToken)> = Vec::new();
         let end = |(proof, stop): (Result<Proof<'_>, _>, &StopToken)| proof.and_then(|proof| proof.end(stop));
         for (witness, stop) in witnesses.iter().zip(stops) {
@@ -268,7 +273,7 @@ impl LoadedKey for CudaKey {
             }
             let mut proof = self.begin(witness, stop);
             if matches!(proof, Err(BackendError::OutOfMemory { .. })) && !begun.is_empty() {
-                // Those before it leave their memory.
+                // The proofs before it give back their memory.
                 all.extend(begun.drain(..).map(end));
                 proof = self.begin(witness, stop);
             }
@@ -279,13 +284,14 @@ impl LoadedKey for CudaKey {
     }
 }
 
-/// The values of a witness as they lie in memory: plain, 32 bytes each, low ones first.
+/// Returns the values of a witness as they lie in memory: in plain form, 32 bytes each, little-endian.
 fn bytes_of(witness: &Witness) -> &[u8] {
     const {
         assert!(size_of::<ark_ff::BigInteger256>() == 32 && cfg!(target_endian = "little"));
     }
     let values = witness.values();
-    // SAFETY: a value is four words and, by the assertion, nothing else; any bytes are valid as such.
+    // SAFETY: by the assertion, a value is its four words and nothing else, so that all bytes are initialised; any
+    // bytes are valid as `u8`s.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
@@ -304,7 +310,7 @@ mod tests {
     use crate::backend::{Backend, Quiet, selftest};
     use crate::model::{Fr, StopReason};
 
-    /// Devices whose products run apart, and together.
+    /// Memory of devices on which MSMs run apart, and on which they run together.
     const PLENTY: u64 = 4 << 30;
     const LITTLE: u64 = 24 << 20;
 
@@ -317,7 +323,7 @@ mod tests {
     }
 
     impl Example {
-        /// Witnesses that differ in all values, and what the processor makes of them.
+        /// Creates witnesses that differ in all values, with the commitments that the CPU computes.
         fn new(count: usize) -> Self {
             let (key, witness, expected) = selftest::example(WIRES, 5, 64);
             let key = Arc::new(key);
@@ -360,7 +366,7 @@ mod tests {
             [(Order::Descending, PLENTY, false), (Order::Random(1), PLENTY, false), (Order::Random(2), LITTLE, true)];
         for (number, (order, memory, graphs)) in as_one.into_iter().chain(others).enumerate() {
             let driver = HostDriver::new(order).with_memory(memory);
-            // As on a GPU; otherwise each buffer has guards.
+            // Buffers are cut from one allocation, as on a GPU; otherwise each has guards.
             let driver = Arc::new(if number == 0 { driver.with_carving() } else { driver });
             let key = example.on(&driver, graphs);
             let loaded = driver.allocations();
@@ -373,10 +379,10 @@ mod tests {
                     (true, _) => assert!(matches!(launching[..], [Launching::AsOne(_)]), "{launching:?}"),
                     (false, _) => assert_eq!(launching, [Launching::Singly]),
                 }
-                // Not even what is derived of it.
+                // Not even values derived from the witness are left.
                 assert!(driver.is_zero_since(loaded), "proof {i} leaves something, {order:?}, {memory}, {graphs}");
             }
-            // Of one that is stopped half-way, too.
+            // The same for a proof that is stopped halfway.
             let stopped = StopToken::new();
             let begun = std::cell::Cell::new(0);
             let mut slot = key.slot().unwrap();
@@ -388,7 +394,7 @@ mod tests {
             assert_eq!(done.is_err(), !graphs || memory != PLENTY);
             key.leave(slot, false).unwrap();
             assert!(driver.is_zero_since(loaded), "a stopped proof leaves something, {order:?}, {memory}, {graphs}");
-            // And of one that nobody ends.
+            // And for one that is dropped without being ended.
             let proof = key.begin(&example.witnesses[2], &StopToken::new()).unwrap();
             drop(proof);
             assert_eq!(key.commit(&example.witnesses[3], &StopToken::new(), &Quiet).as_ref(), Ok(&example.expected[3]));
@@ -407,9 +413,9 @@ mod tests {
             let (go, stopped) = (StopToken::new(), StopToken::new());
             stopped.stop(StopReason::Cancelled);
             let short = Witness::from_canonical(example.witnesses[0].values()[1..].to_vec());
-            // More than are begun at once, among them what does not fit and what is stopped.
+            // More than can run at once, among them one that does not fit and one that is stopped.
             let order_of: Vec<usize> = (0..13).map(|i| i * 7 % 5).collect();
-            // Again as one launch.
+            // The second time as one graph.
             for _ in 0..if graphs { 2 } else { 1 } {
                 let mut witnesses: Vec<&Witness> = order_of.iter().map(|i| &example.witnesses[*i]).collect();
                 let mut expected: Vec<_> = order_of.iter().map(|i| Ok(example.expected[*i].clone())).collect();
@@ -440,7 +446,7 @@ mod tests {
         let expected: Vec<_> = example.expected.iter().cloned().map(Ok).collect();
         assert_eq!(key.commit_batch(&witnesses, &[&stop; 3]), expected);
         assert_eq!(key.idle().len(), 1);
-        // Where there is none at all, each is told.
+        // Without any memory at all, each proof gets the error.
         key.idle().clear();
         drop(filler);
         let _filler = Buffer::new(&driver, host.free_memory().unwrap() - 1000).unwrap();
@@ -461,7 +467,7 @@ mod tests {
         let filler = Buffer::new(&driver, host.free_memory().unwrap() - 1000).unwrap();
         assert_eq!(commit(1, 1).as_ref(), Ok(&example.expected[1]));
         assert_eq!((keys[0].idle().len(), keys[1].idle().len()), (0, 1));
-        // The memory of a proof at work is not given up.
+        // The memory of a proof in progress is not taken away.
         let proof = keys[1].begin(&example.witnesses[0], &StopToken::new()).unwrap();
         assert!(matches!(commit(0, 0), Err(BackendError::OutOfMemory { .. })));
         assert_eq!(proof.end(&StopToken::new()).as_ref(), Ok(&example.expected[0]));
@@ -513,7 +519,7 @@ mod tests {
             let counts = [0, WIRES as u64, 0, 64];
             Plans::new(host, counts, multiples(&key, host.properties().memory)).apart
         };
-        // By its points they would, by its sections they do not.
+        // By its points they would run apart, by its sections they do not.
         let memory = (1..4096).find(|m| of_points(&on(*m)) && !runs_apart(&on(*m), &key)).unwrap();
         let host = Arc::new(on(memory));
         let driver: Arc<dyn Driver> = host.clone();
@@ -526,7 +532,7 @@ mod tests {
         drop(slot);
     }
 
-    /// As far as it can be said beforehand, which is not of factors.
+    /// Before a key is loaded, the size of its factors is only an estimate.
     #[test]
     fn a_key_says_what_it_takes_once_it_is_loaded() {
         let (mut key, ..) = selftest::example(WIRES, 5, 64);

@@ -1,4 +1,4 @@
-//! Kernels by themselves, for benches, for the check of a GPU and for the trial of its self-test: no proof uses this.
+//! Kernels by themselves, for benches, for the check of a GPU and for the trial in its self-test. No proof uses this.
 
 #![allow(unsafe_code)]
 
@@ -16,7 +16,7 @@ use super::ntt::{Domain, ELEMENT, Points, Radix};
 use super::sort::Sorter;
 use crate::model::{Fr, locked};
 
-/// A device to try kernels on.
+/// A device on which to try kernels.
 pub struct Lab {
     driver: Arc<dyn Driver>,
     traced: Arc<Traced>,
@@ -24,21 +24,21 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// The laboratory on this device.
+    /// Creates a lab on this device.
     pub fn new(driver: Arc<dyn Driver>) -> Result<Self, BackendError> {
         let stream = Arc::new(Owned { id: driver.create_stream()?, driver: driver.clone() });
         let traced = Arc::new(Traced { inner: driver, launches: Mutex::default() });
         Ok(Self { driver: traced.clone(), traced, stream })
     }
 
-    /// The same device, with a stream of its own: what is made here runs beside what is made there.
+    /// Returns a lab on the same device with a stream of its own, so that the work of both may run at the same time.
     pub fn beside(&self) -> Result<Self, BackendError> {
         let stream = Arc::new(Owned { id: self.driver.create_stream()?, driver: self.driver.clone() });
         Ok(Self { driver: self.driver.clone(), traced: self.traced.clone(), stream })
     }
 
-    /// What `work` puts into this stream and those beside it, as one launch. `parts` is all that it uses, made here or
-    /// there.
+    /// Captures, as one graph, what `work` puts into this stream and into those of `beside`. `parts` is everything that
+    /// the work uses, made in any of these labs.
     pub fn as_one<T>(
         &self,
         beside: &[Self],
@@ -54,7 +54,7 @@ impl Lab {
         Ok(AsOne { stream: self.stream.clone(), graph, parts })
     }
 
-    /// Milliseconds that the device takes for what `work` puts into the stream, `rounds` times.
+    /// Returns the milliseconds that the device takes for what `work` puts into the stream, one figure per round.
     pub fn time(
         &self,
         rounds: usize,
@@ -73,7 +73,7 @@ impl Lab {
         Ok(times)
     }
 
-    /// The kernels that `work` puts into the stream, with the milliseconds of each, launch gaps included.
+    /// Returns the kernels that `work` puts into the stream, with the milliseconds of each, launch gaps included.
     pub fn trace(
         &self,
         work: impl FnOnce() -> Result<(), BackendError>,
@@ -93,8 +93,8 @@ impl Lab {
         Ok(times)
     }
 
-    /// Σ scalarᵢ·pointᵢ for the points of a section of a key, by a window and rounds of bundles of choice or those that should
-    /// be best, with at most so many multiples of each point in memory.
+    /// Prepares an MSM, Σ scalarᵢ·pointᵢ, for the points of a section of a key, with the given window and rounds of
+    /// bundles or those expected to be best, and with at most `multiples` multiples of each point in memory.
     pub fn product<G: Lettered>(
         &self,
         section: &[u8],
@@ -122,8 +122,8 @@ impl Lab {
         })
     }
 
-    /// Transforms of `vectors` vectors of 2^log elements, with 1, 2 or 3 stages between exchanges or as many as should be
-    /// best.
+    /// Prepares NTTs of `vectors` vectors of 2^log elements, with 1, 2 or 3 stages between exchanges or as many as
+    /// expected to be best.
     pub fn transforms(&self, log: u32, vectors: u32, stages: Option<u32>) -> Result<Transforms, BackendError> {
         let radix = match stages {
             Some(1) => Some(Radix::Two),
@@ -140,8 +140,9 @@ impl Lab {
         Ok(Transforms { domain, data, vectors, stream: self.stream.clone() })
     }
 
-    /// What the field's operations give for each pair of operands, by the kernels of `kernels/check.cu`: elements in
-    /// Montgomery's form below twice the modulus, four words each or twice as many in Fq2; seven results a pair.
+    /// Returns the results of the field's operations for each pair of operands, computed by the kernels of
+    /// `kernels/check.cu`: elements in Montgomery form below twice the modulus, four words each or twice as many in
+    /// Fq2; seven results per pair.
     pub fn operations(&self, field: Field, a: &[u64], b: &[u64]) -> Result<Vec<u64>, BackendError> {
         const RESULTS: u64 = 7;
         let (kernel, words) = match field {
@@ -159,18 +160,18 @@ impl Lab {
         let (a, b) = (a?, b?);
         let out = Buffer::new(&self.driver, RESULTS * 8 * words as u64 * u64::from(n))?;
         let arguments = [a.argument(), b.argument(), out.argument(), Argument::U32(n)];
-        // Two threads an element at most.
+        // At most two threads per element.
         let grid = ((2 * n).div_ceil(block).max(1), 1);
         let launch = Launch { kernel, grid, block, shared: 0, arguments: &arguments };
-        // SAFETY: these are the arguments of each of the three kernels, on `n` elements of `words` words; `out` has room
-        // for seven times as many.
+        // SAFETY: these are the arguments of each of the three kernels, for `n` elements of `words` words; `out` has
+        // space for seven times as many.
         unsafe { self.driver.launch(self.stream.id, launch)? };
         let mut results = vec![0; out.bytes() as usize];
         out.download(self.stream.id, 0, &mut results)?;
         Ok(results.chunks_exact(8).map(|word| word.iter().rev().fold(0, |x, byte| x << 8 | u64::from(*byte))).collect())
     }
 
-    /// Arithmetic alone, `count` times in each of so many blocks of 128 threads, on any content.
+    /// Prepares arithmetic alone, `count` times in each of `blocks` blocks of 128 threads, on arbitrary data.
     pub fn bench(&self, what: Arithmetic, blocks: u32, count: u32) -> Result<Bench, BackendError> {
         let memory = Buffer::new(&self.driver, u64::from(blocks * BENCH_THREADS) * what.bytes_a_thread())?;
         let filler: Vec<u8> = (0..memory.bytes() as usize).map(|i| (i * 7 + i / 251) as u8 & 0x1f).collect();
@@ -182,39 +183,39 @@ impl Lab {
 /// Threads of a block of a [`Bench`].
 const BENCH_THREADS: u32 = 128;
 
-/// Fields whose operations can be tried.
+/// Fields whose operations can be checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Field {
-    /// Of the coordinates of G1.
+    /// The field of the coordinates of G1.
     Fq,
-    /// Of the scalars.
+    /// The field of the scalars.
     Fr,
-    /// Of the coordinates of G2.
+    /// The field of the coordinates of G2.
     Fq2,
 }
 
 /// What a [`Bench`] computes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Arithmetic {
-    /// Products in Fq, one a thread.
+    /// Products in Fq, one per thread.
     Products,
-    /// Squares in Fq.
+    /// Squares in Fq, one per thread.
     Squares,
-    /// Products in Fq2, one for two threads.
+    /// Products in Fq2, one per two threads.
     ProductsInFq2,
-    /// Additions of an affine point in G1, one a thread.
+    /// Additions of an affine point in G1, one per thread.
     AdditionsInG1,
-    /// The same in G2, one for two threads.
+    /// The same in G2, one per two threads.
     AdditionsInG2,
 }
 
 impl Arithmetic {
-    /// Threads that compute one together.
+    /// Returns the number of threads that compute one operation together.
     pub fn lanes(self) -> u32 {
         if matches!(self, Self::ProductsInFq2 | Self::AdditionsInG2) { 2 } else { 1 }
     }
 
-    /// Memory that its kernel reads and writes.
+    /// Returns the bytes that its kernel reads and writes per thread.
     fn bytes_a_thread(self) -> u64 {
         if matches!(self, Self::AdditionsInG1 | Self::AdditionsInG2) { 128 } else { 32 }
     }
@@ -230,7 +231,7 @@ impl Arithmetic {
     }
 }
 
-/// A stream that lasts as long as somebody has work for it.
+/// A stream that lives as long as anything has work for it.
 struct Owned {
     driver: Arc<dyn Driver>,
     id: Stream,
@@ -242,7 +243,7 @@ impl Drop for Owned {
     }
 }
 
-/// A group, as named outside of this room.
+/// A group, as named outside of this module.
 pub trait Lettered {
     /// The group.
     #[doc(hidden)]
@@ -258,7 +259,7 @@ impl Lettered for InG2 {
     type Group = Self;
 }
 
-/// A multi-scalar product.
+/// An MSM.
 pub struct Product<G: Lettered> {
     bases: Bases<G::Group>,
     sorter: Sorter,
@@ -270,46 +271,46 @@ pub struct Product<G: Lettered> {
 }
 
 impl<G: Lettered> Product<G> {
-    /// Its plan.
+    /// Returns the plan.
     pub fn plan(&self) -> String {
         format!("{:?}", self.bases.plan)
     }
 
-    /// Brings scalars to the device: plain, below r, one a point of the section.
+    /// Uploads scalars: plain, below r, one for each point of the section.
     pub fn scalars(&self, scalars: &[BigInteger256]) -> Result<(), BackendError> {
         let bytes: Vec<u8> = scalars.iter().flat_map(|s| s.0).flat_map(u64::to_le_bytes).collect();
         self.scalars.upload(self.stream.id, 0, &bytes)
     }
 
-    /// Puts the product into the stream.
+    /// Puts the MSM into the stream.
     pub fn run(&self) -> Result<(), BackendError> {
         self.sort()?;
         self.sum()
     }
 
-    /// Its first half.
+    /// Puts the first step, which sorts the digits, into the stream.
     pub fn sort(&self) -> Result<(), BackendError> {
         self.sorter.sort(self.stream.id, &self.scalars, &self.index, &self.bases.plan).map(drop)
     }
 
-    /// Its second half.
+    /// Puts the second step, which sums the points, into the stream.
     pub fn sum(&self) -> Result<(), BackendError> {
         let digits = self.sorter.sorted(&self.index, &self.bases.plan);
         self.scratch.sum(self.stream.id, &self.bases, digits, &self.sums)
     }
 
-    /// Waits for all that is in its stream.
+    /// Waits for all work in the stream.
     pub fn wait(&self) -> Result<(), BackendError> {
         self.stream.driver.synchronize(self.stream.id)
     }
 
-    /// Waits for the result.
+    /// Waits for the result and returns it.
     pub fn read(&self) -> Result<Projective<<G::Group as Group>::Config>, BackendError> {
         self.sums.read(self.stream.id)
     }
 }
 
-/// Work that is one launch, and what it uses.
+/// Work captured as one graph, and what it uses.
 pub struct AsOne<T> {
     stream: Arc<Owned>,
     graph: Graph,
@@ -317,18 +318,18 @@ pub struct AsOne<T> {
 }
 
 impl<T> AsOne<T> {
-    /// Puts it into the stream.
+    /// Launches the graph in the stream.
     pub fn run(&self) -> Result<(), BackendError> {
-        // SAFETY: the work was a function without an environment, so that it put there what is among `parts`.
+        // SAFETY: the work was a function without an environment, so that all memory it used belongs to `parts`.
         unsafe { self.stream.driver.run(self.stream.id, self.graph) }
     }
 
-    /// Waits for all that is in the stream.
+    /// Waits for all work in the stream.
     pub fn wait(&self) -> Result<(), BackendError> {
         self.stream.driver.synchronize(self.stream.id)
     }
 
-    /// What it uses.
+    /// Returns what the work uses.
     pub fn parts(&self) -> &T {
         &self.parts
     }
@@ -336,13 +337,13 @@ impl<T> AsOne<T> {
 
 impl<T> Drop for AsOne<T> {
     fn drop(&mut self) {
-        // It may still run; a stream that failed runs nothing.
+        // The graph may still be running; a stream that failed runs nothing.
         let _ = self.wait();
         self.stream.driver.destroy_graph(self.graph);
     }
 }
 
-/// Transforms in place.
+/// NTTs in place.
 pub struct Transforms {
     domain: Domain,
     data: Buffer,
@@ -351,35 +352,35 @@ pub struct Transforms {
 }
 
 impl Transforms {
-    /// With tiles as large as those of vectors that fill the device.
+    /// Uses tiles as large as those for vectors that fill the device.
     pub fn in_largest_tiles(mut self) -> Self {
         self.domain.enough = 0;
         self
     }
 
-    /// Brings elements to the device.
+    /// Uploads elements.
     pub fn upload(&self, elements: &[Fr]) -> Result<(), BackendError> {
         let bytes: Vec<u8> = elements.iter().flat_map(|x| x.0.0).flat_map(u64::to_le_bytes).collect();
         self.data.upload(self.stream.id, 0, &bytes)
     }
 
-    /// From values to n times the coefficients, in bit-reversed order.
+    /// Transforms values into n times the coefficients, in bit-reversed order.
     pub fn inverse(&self) -> Result<(), BackendError> {
         self.domain.inverse(self.stream.id, &self.data, self.vectors)
     }
 
-    /// From coefficients in bit-reversed order to values on the domain, or on its odd coset.
+    /// Transforms coefficients in bit-reversed order into values on the domain, or on its odd coset.
     pub fn forward(&self, coset: bool) -> Result<(), BackendError> {
         let points = if coset { Points::OddCoset } else { Points::Domain };
         self.domain.forward(self.stream.id, &self.data, self.vectors, points)
     }
 
-    /// From values on the domain to n times those on its odd coset.
+    /// Transforms values on the domain into n times those on its odd coset.
     pub fn to_odd_coset(&self) -> Result<(), BackendError> {
         self.domain.to_odd_coset(self.stream.id, &self.data, self.vectors)
     }
 
-    /// The elements.
+    /// Downloads the elements.
     pub fn download(&self) -> Result<Vec<Fr>, BackendError> {
         let mut bytes = vec![0; self.data.bytes() as usize];
         self.data.download(self.stream.id, 0, &mut bytes)?;
@@ -394,7 +395,7 @@ impl Transforms {
     }
 }
 
-/// A kernel of `kernels/bench.cu`.
+/// A kernel of `kernels/bench.cu`, with its arguments.
 pub struct Bench {
     driver: Arc<dyn Driver>,
     stream: Arc<Owned>,
@@ -405,21 +406,21 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Puts it into the stream.
+    /// Puts the kernel into the stream.
     pub fn run(&self) -> Result<(), BackendError> {
         let (kernel, block) = (self.what.kernel(), BENCH_THREADS);
         let arguments = [self.memory.argument(), Argument::U32(self.count)];
         let launch = Launch { kernel, grid: (self.blocks, 1), block, shared: 0, arguments: &arguments };
-        // SAFETY: these are the arguments of all these kernels, and `Lab::bench` has given the memory that each thread of
-        // theirs uses.
+        // SAFETY: these are the arguments of all these kernels, and `Lab::bench` has allocated the memory that each of
+        // their threads uses.
         unsafe { self.driver.launch(self.stream.id, launch) }
     }
 }
 
-/// A launch with the events before and after it.
+/// A kernel with the events before and after its launch.
 type Timed = (&'static str, Event, Event);
 
-/// A driver that notes when launches begin and end, if asked to.
+/// A driver that records events around launches on request.
 struct Traced {
     inner: Arc<dyn Driver>,
     launches: Mutex<Option<Vec<Timed>>>,
@@ -439,7 +440,7 @@ impl Driver for Traced {
         self.inner.carves()
     }
     unsafe fn release(&self, address: Address) {
-        // SAFETY: passed on.
+        // SAFETY: the caller's guarantee is passed on.
         unsafe { self.inner.release(address) }
     }
     fn create_stream(&self) -> Result<Stream, BackendError> {
@@ -449,25 +450,25 @@ impl Driver for Traced {
         self.inner.destroy_stream(stream)
     }
     unsafe fn upload(&self, stream: Stream, to: Address, from: &[u8]) -> Result<(), BackendError> {
-        // SAFETY: passed on.
+        // SAFETY: the caller's guarantee is passed on.
         unsafe { self.inner.upload(stream, to, from) }
     }
     unsafe fn download(&self, stream: Stream, to: &mut [u8], from: Address) -> Result<(), BackendError> {
-        // SAFETY: passed on.
+        // SAFETY: the caller's guarantee is passed on.
         unsafe { self.inner.download(stream, to, from) }
     }
     unsafe fn zero(&self, stream: Stream, at: Address, bytes: u64) -> Result<(), BackendError> {
-        // SAFETY: passed on.
+        // SAFETY: the caller's guarantee is passed on.
         unsafe { self.inner.zero(stream, at, bytes) }
     }
     unsafe fn launch(&self, stream: Stream, launch: Launch<'_>) -> Result<(), BackendError> {
         let tracing = locked(&self.launches).is_some();
         if !tracing {
-            // SAFETY: passed on.
+            // SAFETY: the caller's guarantee is passed on.
             return unsafe { self.inner.launch(stream, launch) };
         }
         let from = self.inner.record(stream)?;
-        // SAFETY: passed on.
+        // SAFETY: the caller's guarantee is passed on.
         unsafe { self.inner.launch(stream, launch)? };
         let to = self.inner.record(stream)?;
         if let Some(launches) = &mut *locked(&self.launches) {
@@ -497,7 +498,7 @@ impl Driver for Traced {
         self.inner.graph(stream, work)
     }
     unsafe fn run(&self, stream: Stream, graph: Graph) -> Result<(), BackendError> {
-        // SAFETY: passed on.
+        // SAFETY: the caller's guarantee is passed on.
         unsafe { self.inner.run(stream, graph) }
     }
     fn destroy_graph(&self, graph: Graph) {

@@ -1,7 +1,7 @@
-//! Device memory that is given back when it is no longer used.
+//! Device memory that is freed when it is no longer used.
 //!
-//! What is used together is cut from one allocation, a [`Block`]: asking a driver for memory takes long, and so does
-//! clearing many small places.
+//! Buffers that are used together are cut from one allocation, a [`Block`]: allocating memory from a driver is slow,
+//! and so is clearing many small buffers.
 
 #![allow(unsafe_code)]
 
@@ -10,20 +10,20 @@ use std::sync::Arc;
 use super::super::BackendError;
 use super::driver::{Address, Argument, Driver, Stream};
 
-/// Buffers begin at multiples of this, bytes, as allocations do.
+/// Alignment of buffers in bytes, which is also that of allocations.
 const ALIGNMENT: u64 = 256;
 
-/// Bytes that a buffer takes of a [`Block`].
+/// Returns the bytes that a buffer takes in a [`Block`], padding included.
 const fn room(bytes: u64) -> u64 {
     bytes.next_multiple_of(ALIGNMENT)
 }
 
-/// The same of several.
+/// Returns the bytes that buffers of these sizes take together.
 pub(super) fn rooms(sizes: &[u64]) -> u64 {
     sizes.iter().map(|bytes| room(*bytes)).sum()
 }
 
-/// An allocation.
+/// An allocation, released when it is dropped.
 struct Whole {
     driver: Arc<dyn Driver>,
     address: Address,
@@ -39,22 +39,22 @@ impl Whole {
 
 impl Drop for Whole {
     fn drop(&mut self) {
-        // SAFETY: the address came from `allocate`, and nobody has it any more: arguments made from buffers here are used
-        // up by launches, whose work `release` waits for.
+        // SAFETY: the address came from `allocate`, and nothing uses it any more: arguments made from buffers in this
+        // allocation are consumed by launches, and `release` waits for their work.
         unsafe { self.driver.release(self.address) }
     }
 }
 
-/// Device memory. Its content is anything until it is written.
+/// A buffer in device memory. Its content is undefined until it is written.
 pub(super) struct Buffer {
-    /// None of an empty one, whose address is null.
+    /// `None` if the buffer is empty; its address is null then.
     whole: Option<Arc<Whole>>,
     address: Address,
     bytes: u64,
 }
 
 impl Buffer {
-    /// Room for `bytes` bytes, by itself.
+    /// Allocates a buffer of `bytes` bytes by itself.
     pub(super) fn new(driver: &Arc<dyn Driver>, bytes: u64) -> Result<Self, BackendError> {
         if bytes == 0 {
             return Ok(Self::empty());
@@ -67,37 +67,37 @@ impl Buffer {
         Self { whole: None, address: Address::default(), bytes: 0 }
     }
 
-    /// The same with content.
+    /// Allocates a buffer by itself and uploads `content` to it.
     pub(super) fn with(driver: &Arc<dyn Driver>, stream: Stream, content: &[u8]) -> Result<Self, BackendError> {
         let buffer = Self::new(driver, content.len() as u64)?;
         buffer.upload(stream, 0, content)?;
         Ok(buffer)
     }
 
-    /// Its size.
+    /// Returns the size in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Where it lies, as a kernel's argument.
+    /// Returns the address of the buffer as a kernel argument.
     pub(super) fn argument(&self) -> Argument {
         Argument::Pointer(self.address)
     }
 
-    /// Where byte `offset` lies, as a kernel's argument.
+    /// Returns the address of byte `offset` as a kernel argument.
     pub(super) fn argument_at(&self, offset: u64) -> Argument {
         debug_assert!(offset <= self.bytes, "{offset} in a buffer of {}", self.bytes);
         Argument::Pointer(Address(self.address.0 + offset))
     }
 
-    /// Writes at byte `offset`.
+    /// Writes `from` at byte `offset`.
     pub(super) fn upload(&self, stream: Stream, offset: u64, from: &[u8]) -> Result<(), BackendError> {
         let Some((driver, to)) = self.range("upload to the device", offset, from.len() as u64)? else { return Ok(()) };
         // SAFETY: `range` checked that the bytes lie in this buffer.
         unsafe { driver.upload(stream, to, from) }
     }
 
-    /// Reads from byte `offset`, after all work of the stream.
+    /// Reads from byte `offset` on, after all work in the stream so far.
     pub(super) fn download(&self, stream: Stream, offset: u64, to: &mut [u8]) -> Result<(), BackendError> {
         let range = self.range("download from the device", offset, to.len() as u64)?;
         let Some((driver, from)) = range else { return Ok(()) };
@@ -105,14 +105,15 @@ impl Buffer {
         unsafe { driver.download(stream, to, from) }
     }
 
-    /// Sets `bytes` bytes from `offset` on to zero.
+    /// Sets `bytes` bytes from byte `offset` on to zero.
     pub(super) fn zero(&self, stream: Stream, offset: u64, bytes: u64) -> Result<(), BackendError> {
         let Some((driver, at)) = self.range("clearing device memory", offset, bytes)? else { return Ok(()) };
         // SAFETY: `range` checked that the bytes lie in this buffer.
         unsafe { driver.zero(stream, at, bytes) }
     }
 
-    /// The address of `offset`, if `bytes` bytes lie there, and whose it is; nothing where the buffer is empty.
+    /// Returns the driver and the address of byte `offset` if `bytes` bytes lie there, or `None` if
+    /// the buffer is empty.
     fn range(
         &self,
         what: &'static str,
@@ -128,19 +129,19 @@ impl Buffer {
     }
 }
 
-/// Memory for buffers that are used together: one allocation, from which they are cut one after another. On a driver for
-/// tests they lie apart, so that what is written between them is seen.
+/// Memory for buffers that are used together: one allocation, from which they are cut one after another. On a driver
+/// for tests each is an allocation of its own, so that writes between buffers are detected.
 pub(super) struct Block {
     driver: Arc<dyn Driver>,
-    /// One; or as many as there are buffers.
+    /// One allocation, or one for each buffer.
     wholes: Vec<Arc<Whole>>,
-    /// Bytes in all, and those cut off.
+    /// Bytes in total, and bytes that are cut off already.
     bytes: u64,
     cut: u64,
 }
 
 impl Block {
-    /// Memory for buffers that take `bytes` bytes in all, by [`rooms`].
+    /// Allocates memory for buffers that take `bytes` bytes together, as computed by [`rooms`].
     pub(super) fn new(driver: &Arc<dyn Driver>, bytes: u64) -> Result<Self, BackendError> {
         let mut block = Self { driver: driver.clone(), wholes: Vec::new(), bytes, cut: 0 };
         if driver.carves() && bytes > 0 {
@@ -149,10 +150,10 @@ impl Block {
         Ok(block)
     }
 
-    /// The next buffers.
+    /// Cuts off the next buffers.
     ///
     /// # Errors
-    /// `Shape` where the rest is too little.
+    /// `Shape` if too few bytes are left.
     pub(super) fn cut<const N: usize>(&mut self, sizes: [u64; N]) -> Result<[Buffer; N], BackendError> {
         let end = self.cut + rooms(&sizes);
         if end > self.bytes {
@@ -178,9 +179,9 @@ impl Block {
         Ok(Buffer { whole, address: Address(address), bytes })
     }
 
-    /// Sets all of it to zero.
+    /// Sets the whole block to zero.
     pub(super) fn zero(&self, stream: Stream) -> Result<(), BackendError> {
-        // SAFETY: as many bytes were allocated there.
+        // SAFETY: `whole.bytes` bytes were allocated at `whole.address`.
         self.wholes.iter().try_for_each(|whole| unsafe { self.driver.zero(stream, whole.address, whole.bytes) })
     }
 }
@@ -220,7 +221,7 @@ mod tests {
             assert!(buffers.iter().all(|buffer| content(stream, buffer).iter().all(|byte| *byte == 0)));
             let what = "bytes of a block of memory";
             assert_eq!(block.cut([1]).err(), Some(BackendError::Shape { what, expected: 1536, got: 1280 }));
-            // The buffers keep their memory.
+            // The buffers keep their memory after the block is dropped.
             drop(block);
             assert_eq!((content(stream, &buffers[2]).len(), host.used()), (257, used));
             drop(buffers);

@@ -1,9 +1,9 @@
-//! NVIDIA GPUs by the project's own kernels.
+//! NVIDIA GPUs, driven with the project's own kernels.
 //!
-//! From the upload of the witness to the download of a few hundred points everything stays on the device: quotient
-//! (`quotient`), transforms (`ntt`) and multi-scalar products (`msm`) put their kernels into streams, for small circuits as
-//! one launch (`slot`), and the host waits at the end. Several proofs of one circuit go there together. The host code drives
-//! a [`driver::Driver`], which is NVIDIA's or, for tests, this processor running the same kernels.
+//! Everything stays on the device from the upload of the witness to the download of a few hundred points: the quotient
+//! (`quotient`), NTTs (`ntt`) and MSMs (`msm`) put their kernels into streams, for small circuits as one CUDA graph
+//! (`slot`), and the host waits only at the end. Several proofs of one circuit run at the same time. The host code
+//! drives a [`driver::Driver`], which is NVIDIA's or, for tests, the CPU running the same kernels.
 
 pub mod driver;
 mod key;
@@ -25,7 +25,7 @@ use self::shelf::Shelf;
 use super::{Backend, BackendError, DeviceInfo, DeviceKind, Footprint, LoadedKey, Plainer};
 use crate::model::ProvingKey;
 
-/// A GPU as a device.
+/// The backend for one GPU.
 pub struct CudaBackend {
     info: DeviceInfo,
     driver: Arc<dyn Driver>,
@@ -34,7 +34,7 @@ pub struct CudaBackend {
 }
 
 impl CudaBackend {
-    /// A backend on the driver's device.
+    /// Creates a backend on the driver's device.
     pub fn new(driver: Arc<dyn Driver>) -> Self {
         let p = driver.properties();
         let info = DeviceInfo {
@@ -47,12 +47,13 @@ impl CudaBackend {
         Self { info, driver, shelf: Arc::default(), graphs: true }
     }
 
-    /// Whether the work of a proof with this key may become one launch: from the second proof in the same memory on.
+    /// Returns whether proofs with this key may be launched as one CUDA graph, from the second proof
+    /// in the same slot on.
     pub fn makes_graphs(&self, key: &ProvingKey) -> bool {
         self.graphs && key::runs_apart(&*self.driver, key)
     }
 
-    /// The same, with each kernel a launch of its own.
+    /// Returns the same backend without graphs: each kernel is launched by itself.
     pub fn without_graphs(&self) -> Self {
         Self { info: self.info.clone(), driver: self.driver.clone(), shelf: self.shelf.clone(), graphs: false }
     }
@@ -77,7 +78,7 @@ impl Backend for CudaBackend {
     }
 
     fn plainer(&self) -> Option<Plainer> {
-        let (without, setting) = ("a proof as one launch", "PROVER_CUDA_GRAPHS=off");
+        let (without, setting) = ("with CUDA graphs", "PROVER_CUDA_GRAPHS=off");
         self.graphs.then(|| Plainer { backend: Arc::new(self.without_graphs()), without, setting })
     }
 }

@@ -1,13 +1,14 @@
-//! Multi-scalar multiplication on a device: the host's side of `kernels/msm.cu`, which says how it is done.
+//! Multi-scalar multiplication (MSM) on a device: the host side of `kernels/msm.cu`, which describes the method.
 //!
-//! Bases are made once, when a key is loaded: points at infinity are dropped, and multiples computed while the memory
-//! granted for them lasts. A multiplication is two steps, so that bases of one index (B in G1 and in G2) share the first:
-//! [`Sorter::sort`](super::sort::Sorter::sort) sorts the digits of the scalars, [`Scratch::sum`] adds up the points. Neither waits for the device;
-//! [`Sums::read`] does.
+//! Bases are prepared once, when a key is loaded: points at infinity are dropped, and multiples are computed as far as
+//! the memory granted for them allows. An MSM has two steps, so that bases with the same index (B in G1 and in G2)
+//! share the first: [`Sorter::sort`](super::sort::Sorter::sort) sorts the digits of the scalars by bucket, and
+//! [`Scratch::sum`] adds up the points. Neither waits for the device; [`Sums::read`] does.
 //!
-//! **Cost.** The parts that the entries are cut into are as many as the device has threads for, or as many as are worth one,
-//! and each adds an entry after the other: the time is that of a part, of the partial sums of a bucket, and of the buckets' rows and columns
-//! ([`Plan::cost`], in microseconds on an H200; only their ratios matter).
+//! **Cost.** The entries are cut into as many parts as the device has threads for, or into as many as are worth a
+//! thread. Each thread adds the entries of its part one after another, so the time is that of one part, of the
+//! partial sums of a bucket, and of the rows and columns of buckets ([`Plan::cost`], in microseconds on an H200; only
+//! the ratios matter).
 
 #![allow(unsafe_code)]
 
@@ -26,58 +27,58 @@ use super::memory::{Block, Buffer, rooms};
 use super::sort::{self, Sorted};
 use crate::model::{Fq, Fq2, G1_BYTES, G2_BYTES, limbs};
 
-/// Bits of a scalar's digits together: those of (r − 1)/2, and one for the last carry.
+/// Bits of all digits of a scalar together: those of (r − 1)/2, and one for the last carry.
 const SCALAR_BITS: u32 = 254;
-/// Bytes of a plain scalar.
+/// Bytes of a scalar in plain form.
 pub(super) const SCALAR_BYTES: u64 = 32;
-/// Parts have no fewer entries than this: the sums they leave are work, too.
+/// Fewest entries of a part: the partial sums that parts leave are work, too.
 const LEAST_PART: u32 = 8;
-/// Threads of a block: `msm_accumulate` and `msm_join`; those that sum over a block.
+/// Threads of a block of `msm_accumulate` and `msm_join`, and of the kernels that sum over a block.
 const PART_THREADS: u32 = 128;
 const SUM_THREADS: u32 = 128;
 /// Threads of a block that sums bundles.
 const BUNDLE_THREADS: u32 = 256;
-/// Blocks of them that a multiprocessor holds.
+/// Number of such blocks that fit on a multiprocessor.
 const BUNDLE_BLOCKS: u32 = 2;
-/// Additions of a worker in the first round of bundles, at most and at least: an inverse is shared by as many, and each takes
-/// memory for a point and a half, of which a share is granted.
+/// Most and fewest additions of a worker in the first round of bundles: they share one inversion, and each takes memory
+/// for a point and a half, for which a share of the device's memory (given as a divisor) is granted.
 const ADDITIONS: u32 = 128;
 const LEAST_ADDITIONS: u32 = 1 << (MOST_ROUNDS - 1);
 const ADDITIONS_SHARE: u64 = 64;
-/// The share of a device's memory that bundles may take with all that they need, for one proof.
+/// Share of a device's memory, as a divisor, that bundles and everything they need may take in one proof.
 const BUNDLES_SHARE: u64 = 32;
-/// Rounds of bundles that are considered.
+/// Most rounds of bundles that are considered.
 const MOST_ROUNDS: u32 = 4;
-/// A span has more partial sums than this.
+/// Most partial sums of a bucket that one thread adds up; more form a *span*.
 const FEW: u32 = 16;
-/// What `msm.cu` has, too, by its names there.
+/// Constants that the kernels define as well, by their names there.
 #[cfg(all(test, feature = "kernels-on-host"))]
 pub(super) const CONSTANTS: [(&str, u32); 3] =
     [("FEW", FEW), ("SUM_THREADS", SUM_THREADS), ("BUNDLE_THREADS", BUNDLE_THREADS)];
-/// Bytes of a `Span`, and of the number of them.
+/// Bytes of a `Span` of the kernels, and of the counter of spans.
 const SPAN_BYTES: u64 = 12;
 const SPAN_COUNT_BYTES: u64 = 4;
-/// Entries have 31 bits for their place in the table.
+/// Entries have 31 bits for the index of a multiple in the table.
 const MOST_MULTIPLES: u64 = 1 << 31;
 
-/// A group of points that the kernels know.
+/// A group of points that the kernels support.
 pub trait Group: Send + Sync + 'static {
-    /// The curve in arkworks.
+    /// The curve's configuration in arkworks.
     type Config: SWCurveConfig<BaseField = Self::Coordinate>;
     /// A coordinate of a point.
     type Coordinate: Field;
     /// Bytes of an affine point.
     const BYTES: usize;
-    /// Threads that sum points together.
+    /// Threads that compute one addition together.
     const LANES: u32;
-    /// Blocks of [`PART_THREADS`] that a multiprocessor holds, by the registers of `accumulate`.
+    /// Blocks of [`PART_THREADS`] threads that fit on a multiprocessor, as limited by the registers of `accumulate`.
     const BLOCKS: u32;
-    /// Whether bundles pay: in G1, measured, an addition in bundles is no faster than one to a sum.
+    /// Whether bundles pay off: in G1, an addition in bundles was measured to be no faster than an addition to a sum.
     const BUNDLES: bool;
-    /// Kernels of this group.
+    /// Names of this group's kernels.
     const KERNELS: Kernels;
 
-    /// A coordinate from the bytes of its words in Montgomery's form, not above 2q each.
+    /// Reads a coordinate from the bytes of its words in Montgomery form, each at most 2q.
     fn coordinate(bytes: &[u8]) -> Self::Coordinate;
 }
 
@@ -94,9 +95,9 @@ pub struct Kernels {
     table: &'static str,
 }
 
-/// G1.
+/// The group G1.
 pub struct InG1;
-/// G2.
+/// The group G2.
 pub struct InG2;
 
 fn coordinate(bytes: &[u8]) -> Fq {
@@ -156,26 +157,26 @@ impl Group for InG2 {
     }
 }
 
-/// Bytes of a point as kernels sum it.
+/// Returns the bytes of a point in the coordinates in which kernels sum it.
 const fn xyzz_bytes<G: Group>() -> u64 {
     2 * G::BYTES as u64
 }
 
-/// How scalars are cut into digits, and which multiples of a base are in memory.
+/// How scalars are split into signed digits, and which multiples of a base are in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Plan {
     /// Bits of a digit.
     pub(super) window: u32,
     /// Digits of a scalar.
     pub(super) windows: u32,
-    /// Windows that have buckets of their own.
+    /// Windows that have buckets of their own: window j uses the buckets of group j mod `groups`.
     pub(super) groups: u32,
-    /// Entries of a bucket are summed in bundles of 2^rounds first.
+    /// Rounds of bundles: the entries of a bucket are first summed in bundles of 2^rounds.
     pub(super) rounds: u32,
 }
 
 impl Plan {
-    /// The plan that costs least for `n` bases in G with at most `multiples` multiples of each in memory.
+    /// Returns the cheapest plan for `n` bases in `G` with at most `multiples` multiples of each in memory.
     pub(super) fn new<G: Group>(driver: &dyn Driver, n: u64, multiples: u64) -> Self {
         let parts = parts::<G>(driver);
         let windows = (4..=22).map(|window| Self::of(window, n, multiples));
@@ -192,25 +193,27 @@ impl Plan {
         least.unwrap_or(Self { window: 8, windows: 32, groups: 32, rounds: 0 })
     }
 
-    /// The plan with this window, without bundles.
+    /// Returns the plan with this window size, without bundles.
     pub(super) fn of(window: u32, n: u64, multiples: u64) -> Self {
         let windows = SCALAR_BITS.div_ceil(window);
         let multiples = multiples.min((MOST_MULTIPLES - 1) / n.max(1)).clamp(1, u64::from(windows)) as u32;
         Self { window, windows, groups: windows.div_ceil(multiples), rounds: 0 }
     }
 
-    /// Microseconds, measured and rounded: an addition to a bucket takes 5.5 where few threads run and twice that on a
-    /// full device, one of partial sums 7; a full device sums the rows and columns of as many buckets as it has threads
-    /// in 60. The highest digit has few bits in some plans, so that its buckets have the sums of many parts.
+    /// Returns the estimated microseconds, from rounded measurements: an addition to a bucket takes 5.5 if few threads
+    /// run and twice that on a full device, and one of partial sums 7; a full device sums the rows and columns of as
+    /// many buckets as it has threads in 60. In some plans the highest digit has few bits, so that each of its buckets
+    /// has the sums of many parts.
     ///
-    /// Additions in bundles take 0.68 of the time, and each round of each pass 25 more, in which a block waits for an inverse.
+    /// Additions in bundles take 0.68 of the time, and each round of each pass 25 more, in which a block
+    /// waits for an inversion.
     fn cost(&self, n: u64, parts: u32, additions: u32) -> f64 {
         let (buckets, parts) = (f64::from(self.buckets()), f64::from(parts));
         let bundle = f64::from(1 << self.rounds);
         let entries = (n * u64::from(self.windows)) as f64 + (bundle - 1.0) / 2.0 * buckets;
         let each = (entries / bundle / parts).max(f64::from(LEAST_PART));
         let busy = (entries / bundle / each / parts).min(1.0);
-        // In G2, which alone has bundles, there are 4/3 as many workers for them as parts.
+        // In G2, the only group with bundles, there are 4/3 as many workers for them as parts.
         let passes = (entries / 2.0 / (parts * 1.33) / f64::from(additions)).ceil();
         let bundles = entries * (1.0 - 1.0 / bundle) / parts * 11.0 * 0.68 + 25.0 * f64::from(self.rounds) * passes;
         let highest = SCALAR_BITS - (self.windows - 1) * self.window;
@@ -220,37 +223,37 @@ impl Plan {
         bundles + each * 5.5 * (1.0 + busy) + 7.0 * (entries / bundle / buckets / each) + lines + spans
     }
 
-    /// Multiples of a base in memory.
+    /// Returns the number of multiples of a base in memory.
     pub(super) fn multiples(&self) -> u32 {
         self.windows.div_ceil(self.groups)
     }
 
-    /// Buckets of all groups.
+    /// Returns the number of buckets of all groups.
     pub(super) fn buckets(&self) -> u32 {
         self.groups << (self.window - 1)
     }
 
-    /// Bits of the number of a row and of a column of buckets.
+    /// Returns the bits of the index of a row and of the index of a column in the matrix of buckets.
     fn line_bits(&self) -> (u32, u32) {
         let columns = (self.window - 1) / 2;
         (self.window - 1 - columns, columns)
     }
 
-    /// Sums that are left of a group for the host.
+    /// Returns the number of sums of a group that are left for the host.
     fn sums(&self) -> u32 {
         self.window
     }
 }
 
-/// Which wires have a base that is not infinity.
+/// The wires whose base is not infinity.
 pub(super) struct Index {
-    /// Their numbers, a word each.
+    /// Numbers of these wires, one `u32` each.
     pub(super) wires: Buffer,
-    /// How many they are.
+    /// Number of wires.
     pub(super) len: u32,
 }
 
-/// Looks over a section's points: the numbers of those that are not infinity.
+/// Returns the indices of the points of a section that are not infinity.
 ///
 /// # Errors
 /// `Shape` if a coordinate is not below q.
@@ -272,7 +275,7 @@ pub(super) fn present<G: Group>(section: &[u8]) -> Result<Vec<u32>, BackendError
 }
 
 impl Index {
-    /// The wires `first` + i for i in `points`.
+    /// Creates the index of the wires `first` + i for each i in `points`.
     pub(super) fn new(
         driver: &Arc<dyn Driver>,
         stream: Stream,
@@ -284,27 +287,28 @@ impl Index {
     }
 }
 
-/// The bases of a product and their multiples, on a device.
+/// The bases of an MSM and their multiples, on a device.
 pub(super) struct Bases<G> {
     table: Buffer,
     len: u32,
-    /// How they are used.
+    /// The plan by which the bases are used.
     pub(super) plan: Plan,
     group: PhantomData<G>,
 }
 
 impl<G: Group> Bases<G> {
-    /// Bytes for `n` bases.
+    /// Returns the bytes of `n` bases under this plan.
     pub(super) fn bytes(n: u64, plan: &Plan) -> u64 {
         n * u64::from(plan.multiples()) * G::BYTES as u64
     }
 
-    /// Bytes of these.
+    /// Returns the bytes of these bases.
     pub(super) fn size(&self) -> u64 {
         self.table.bytes()
     }
 
-    /// The points of `section` that `index` names, of which that of wire `first` is the first of the section.
+    /// Uploads the points of `section` that `index` names, and computes their multiples. The first point of the section
+    /// is that of wire `first`.
     pub(super) fn new(
         driver: &Arc<dyn Driver>,
         stream: Stream,
@@ -328,8 +332,8 @@ impl<G: Group> Bases<G> {
             let grid = (index.len.div_ceil(PART_THREADS / G::LANES), 1);
             let launch =
                 Launch { kernel: G::KERNELS.table, grid, block: PART_THREADS, shared: 0, arguments: &arguments };
-            // SAFETY: the index has `len` wires, each that of a point of the section; the table has room for
-            // `multiples` times as many points.
+            // SAFETY: the index has `len` wires, each with a point in the section, and the table has space for
+            // `multiples` times that many points.
             unsafe { driver.launch(stream, launch)? };
             driver.synchronize(stream)?;
         }
@@ -337,7 +341,7 @@ impl<G: Group> Bases<G> {
     }
 }
 
-/// Memory to add up the points of one multiplication at a time.
+/// Memory for summing the points of one MSM at a time.
 pub(super) struct Scratch {
     driver: Arc<dyn Driver>,
     buckets: Buffer,
@@ -351,29 +355,30 @@ pub(super) struct Scratch {
     needs: Needs,
 }
 
-/// What a multiplication needs of its memory.
+/// Memory requirements of an MSM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Needs {
     sort: sort::Needs,
     bucket_bytes: u64,
-    /// Blocks that sum parts, and two partial sums for each part.
+    /// Blocks that sum parts, and the bytes of two partial sums for each part.
     blocks: u32,
     partial_bytes: u64,
-    /// Additions of a worker in a pass over the bundles.
+    /// Additions of a worker in one pass over the bundles.
     additions: u32,
-    /// The sums of bundles, and a point for each addition of each worker, which needs half of one more.
+    /// Bytes of the sums of bundles, and of one point for each addition of each worker; an addition
+    /// needs half a point more.
     bundle_bytes: u64,
     addition_bytes: u64,
     line_bytes: u64,
 }
 
-/// Parts that the entries are cut into on this device, where they are many.
+/// Returns the number of parts into which many entries are cut on this device.
 pub(super) fn parts<G: Group>(driver: &dyn Driver) -> u32 {
     driver.properties().multiprocessors * G::BLOCKS * PART_THREADS / G::LANES
 }
 
 impl Needs {
-    /// Those of `n` scalars with bases by this plan.
+    /// Returns the requirements of `n` scalars with bases of this plan.
     pub(super) fn of<G: Group>(driver: &dyn Driver, n: u64, plan: &Plan) -> Self {
         let (rows, columns) = plan.line_bits();
         let sort = sort::Needs::of(n, plan);
@@ -382,7 +387,7 @@ impl Needs {
         let granted = driver.properties().memory / ADDITIONS_SHARE / (u64::from(workers) * G::BYTES as u64 * 3 / 2);
         let wanted = (sort.bundled() / 2).div_ceil(workers.into()).min(granted);
         let additions = wanted.clamp(LEAST_ADDITIONS.into(), ADDITIONS.into()) as u32;
-        // More parts than these would have no entries.
+        // Any more parts would have no entries.
         let a_block = u64::from(PART_THREADS / G::LANES);
         let filled = (sort.bundled() >> plan.rounds).div_ceil(LEAST_PART.into()).div_ceil(a_block);
         let blocks = filled.clamp(1, u64::from(parts::<G>(driver)) / a_block);
@@ -398,7 +403,7 @@ impl Needs {
         }
     }
 
-    /// Enough for either.
+    /// Returns requirements that cover both.
     pub(super) fn or(self, other: Self) -> Self {
         Self {
             sort: self.sort.or(other.sort),
@@ -412,27 +417,27 @@ impl Needs {
         }
     }
 
-    /// Spans at most: each has [`FEW`] parts to itself but for the first and the last.
+    /// Returns the maximum number of spans: each has [`FEW`] parts to itself but for the first and the last.
     fn spans(&self) -> u64 {
         self.partial_bytes / (4 * 64 * u64::from(FEW)) + 1
     }
 
-    /// What of it sorting needs.
+    /// Returns the requirements of sorting.
     pub(super) fn sorter(&self) -> sort::Needs {
         self.sort
     }
 
-    /// The same without sorting.
+    /// Returns the same requirements without those of sorting.
     pub(super) fn without_sorter(self) -> Self {
         Self { sort: sort::Needs::default(), ..self }
     }
 
-    /// Bytes of a [`Scratch`] for this.
+    /// Returns the bytes of a [`Scratch`] for these requirements.
     pub(super) fn bytes(&self) -> u64 {
         rooms(&self.sizes())
     }
 
-    /// Those of its buffers, in the order of the fields.
+    /// Returns the sizes of its buffers, in the order of the fields.
     fn sizes(&self) -> [u64; 8] {
         [
             self.bucket_bytes,
@@ -446,17 +451,17 @@ impl Needs {
         ]
     }
 
-    /// The same, and of a sorter.
+    /// Returns the bytes of a [`Scratch`] and of a sorter for these requirements.
     pub(super) fn with_sorter(&self) -> u64 {
         self.bytes() + self.sort.bytes()
     }
 
-    /// Bytes that it has for bundles.
+    /// Returns the bytes that are for bundles.
     fn bundles(&self) -> u64 {
         self.bundle_bytes + self.addition_bytes * 3 / 2
     }
 
-    /// Whether a [`Scratch`] for this does for the other, too.
+    /// Returns whether a [`Scratch`] for these requirements is large enough for `other`, too.
     fn covers(&self, other: &Self) -> bool {
         let sort = self.sort;
         self.or(Self { sort, ..*other }) == *self
@@ -464,12 +469,12 @@ impl Needs {
 }
 
 impl Scratch {
-    /// Memory for multiplications that need no more than `needs`.
+    /// Allocates memory for MSMs that need no more than `needs`.
     pub(super) fn new(driver: &Arc<dyn Driver>, needs: Needs) -> Result<Self, BackendError> {
         Self::within(driver, &mut Block::new(driver, needs.bytes())?, needs)
     }
 
-    /// The same, cut from a block. What lies there tells of the scalars.
+    /// Like [`Scratch::new`], but cut from a block. The content reveals information about the scalars.
     pub(super) fn within(driver: &Arc<dyn Driver>, block: &mut Block, needs: Needs) -> Result<Self, BackendError> {
         let [buckets, partials, bundles, bundled_points, bundled_products, span_count, spans, lines] =
             block.cut(needs.sizes())?;
@@ -496,8 +501,8 @@ impl Scratch {
         shared: u64,
         arguments: &[Argument],
     ) -> Result<(), BackendError> {
-        // SAFETY: the callers below pass what the kernels declare; that the buffers are large enough `sum` checks
-        // against `needs`.
+        // SAFETY: the callers below pass the arguments that the kernels declare, and `sum` checks against `needs` that
+        // the buffers are large enough.
         unsafe { self.driver.launch(stream, Launch { kernel, grid, block, shared: shared as u32, arguments }) }
     }
 
@@ -505,14 +510,14 @@ impl Scratch {
         if self.needs.covers(needs) {
             return Ok(());
         }
-        let what = "bytes of a multiplication's memory";
+        let what = "bytes of memory for an MSM";
         Err(BackendError::Shape { what, expected: self.needs.bytes(), got: needs.bytes() })
     }
 
-    /// Adds up the points that the digits select, into `sums`.
+    /// Adds up the points that the digits select, and leaves the results in `sums`.
     ///
     /// # Errors
-    /// `Shape` where this memory is too small, or digits, bases and sums are not of one plan and as many points.
+    /// `Shape` if this memory is too small, or if digits, bases and sums differ in their plan or number of points.
     pub(super) fn sum<G: Group>(
         &self,
         stream: Stream,
@@ -528,12 +533,12 @@ impl Scratch {
             return apart("scalars sorted for these bases", bases.len.into(), scalars.into());
         }
         if cut_by != plan {
-            return apart("bits of a digit, or plan, of these bases", plan.window.into(), cut_by.window.into());
+            return apart("plan of these bases (bits of a digit)", plan.window.into(), cut_by.window.into());
         }
         let needs = Needs::of::<G>(driver, u64::from(bases.len), plan);
         self.check(&needs)?;
         if sums.plan != *plan {
-            return apart("bits of a digit, or plan, of the sums", plan.window.into(), sums.plan.window.into());
+            return apart("plan of the sums (bits of a digit)", plan.window.into(), sums.plan.window.into());
         }
         let count = Argument::U32(plan.buckets());
         let part_count = needs.blocks * (PART_THREADS / G::LANES);
@@ -551,7 +556,7 @@ impl Scratch {
             let [bundles, points, products] =
                 [&self.bundles, &self.bundled_points, &self.bundled_products].map(Buffer::argument);
             let grid = (driver.properties().multiprocessors * BUNDLE_BLOCKS, 1);
-            // Two coordinates a worker.
+            // Two coordinates per worker.
             let shared = u64::from(BUNDLE_THREADS / G::LANES) * G::BYTES as u64;
             let additions = Argument::U32(needs.additions);
             let arguments = [entries, offsets, count, table, rounds, additions, points, products, bundles];
@@ -576,7 +581,7 @@ impl Scratch {
     }
 }
 
-/// What is left of a multiplication for the host: a place for it in memory that several may share.
+/// What an MSM leaves for the host: a range of a buffer that several MSMs may share.
 pub(super) struct Sums<G> {
     out: Arc<Buffer>,
     offset: u64,
@@ -585,15 +590,15 @@ pub(super) struct Sums<G> {
 }
 
 impl<G: Group> Sums<G> {
-    /// Bytes of those of bases of this plan.
+    /// Returns the bytes of the sums for bases of this plan.
     pub(super) fn bytes(plan: &Plan) -> u64 {
         u64::from(plan.groups * plan.sums()) * xyzz_bytes::<G>()
     }
 
-    /// At byte `offset` of `out`.
+    /// Creates the sums at byte `offset` of `out`.
     ///
     /// # Errors
-    /// `Shape` if it ends before them.
+    /// `Shape` if `out` ends before the sums do.
     pub(super) fn new(out: &Arc<Buffer>, offset: u64, plan: Plan) -> Result<Self, BackendError> {
         let end = offset + Self::bytes(&plan);
         if end > out.bytes() {
@@ -606,21 +611,22 @@ impl<G: Group> Sums<G> {
         self.out.argument_at(self.offset)
     }
 
-    /// Waits for them and puts them together.
+    /// Waits for the sums and combines them into the result.
     pub(super) fn read(&self, stream: Stream) -> Result<Projective<G::Config>, BackendError> {
         let mut bytes = Zeroizing::new(vec![0; self.out.bytes() as usize]);
         self.out.download(stream, 0, &mut bytes)?;
         Ok(self.point(&bytes))
     }
 
-    /// Puts them together, from all that lay in their memory.
+    /// Combines the sums into the result, given the content of the whole buffer.
     pub(super) fn point(&self, all: &[u8]) -> Projective<G::Config> {
         let (start, bytes) = (self.offset as usize, Self::bytes(&self.plan) as usize);
         let mine = all.get(start..start + bytes).unwrap_or_default();
         let points: Vec<_> = mine.chunks_exact(xyzz_bytes::<G>() as usize).map(point::<G>).collect();
         let mut sum = Projective::<G::Config>::ZERO;
         for group in points.chunks_exact(self.plan.sums() as usize).rev() {
-            // The window's highest bit has no sum: a digit is at most 2^(window − 1), a bucket's number below it.
+            // The window's highest bit has no sum: a digit is at most 2^(window − 1), and the index of its
+            // bucket is below that.
             let (total, bits) = match group.split_last() {
                 Some((total, bits)) => (*total, bits),
                 None => continue,
@@ -638,12 +644,12 @@ impl<G: Group> Sums<G> {
     }
 }
 
-/// A point as kernels leave it: X, Y, ZZ, ZZZ for (X/ZZ, Y/ZZZ).
+/// Converts a point from the coordinates of the kernels, X, Y, ZZ, ZZZ for (X/ZZ, Y/ZZZ).
 fn point<G: Group>(bytes: &[u8]) -> Projective<G::Config> {
     let mut coordinates = bytes.chunks_exact(bytes.len() / 4).map(G::coordinate);
     let mut next = || coordinates.next().unwrap_or(G::Coordinate::ZERO);
     let (x, y, zz, zzz) = (next(), next(), next(), next());
-    // With Z = ZZ²: X·ZZZ²/Z² = X/ZZ and Y·ZZZ³/Z³ = Y/ZZZ, for ZZ³ = ZZZ².
+    // With Z = ZZ²: X·ZZZ²/Z² = X/ZZ and Y·ZZZ³/Z³ = Y/ZZZ, because ZZ³ = ZZZ².
     let square = zzz.square();
     Projective::new_unchecked(x * square, y * square * zzz, zz.square())
 }

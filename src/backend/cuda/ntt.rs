@@ -1,7 +1,7 @@
-//! Transforms on a device: the host's side of `kernels/ntt.cu`, which says how they are done.
+//! Number-theoretic transforms (NTTs) on a device: the host side of `kernels/ntt.cu`, which describes the method.
 //!
-//! **Cost** of one of 2^20 elements: 10·2^20 products less 7/8·2^20 of the inverse's by roots that are 1, and two passes
-//! over memory, each of which reads and writes every element and reads a root for it.
+//! **Cost** of an NTT of 2^20 elements: 10·2^20 products, less 7/8·2^20 of the inverse transform's by roots that are 1,
+//! and two passes over memory, each of which reads and writes every element and reads a twiddle factor for it.
 
 #![allow(unsafe_code)]
 
@@ -16,17 +16,17 @@ use crate::model::Fr;
 
 /// Bytes of an element.
 pub(super) const ELEMENT: u64 = 32;
-/// Bytes of a root: its ratio to the modulus, and itself.
+/// Bytes of a twiddle factor: its ratio to the modulus, and the factor itself.
 const ROOT: u64 = 64;
-/// The double domain's roots must be there, and 2^28 is the largest order of a root.
+/// Log2 of the largest size: the roots of the double domain must exist, and 2^28 is the largest order of a root.
 pub(super) const MOST_LOG: u32 = 27;
 /// Threads of a block of `ntt_roots`.
 const ROOTS_THREADS: u32 = 256;
 
-/// How many elements a thread holds.
+/// Number of elements that a thread holds.
 ///
-/// Many keep exchanges through shared memory few; few keep threads many, and the chain of products of each short, which
-/// is what counts where the device is not full.
+/// With more elements there are fewer exchanges through shared memory; with fewer there are more threads, and the chain
+/// of products of each is shorter, which is what counts if the device is not full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Radix {
     Two,
@@ -35,7 +35,7 @@ pub(super) enum Radix {
 }
 
 impl Radix {
-    /// The fastest one for transforms of 2^log elements, as measured on an H200.
+    /// Returns the fastest radix for NTTs of 2^log elements, as measured on an H200.
     fn of(log: u32) -> Self {
         match log {
             0..=16 => Self::Two,
@@ -44,7 +44,7 @@ impl Radix {
         }
     }
 
-    /// Stages between two exchanges.
+    /// Returns the number of stages between two exchanges.
     fn stages(self) -> u32 {
         match self {
             Self::Two => 1,
@@ -53,13 +53,13 @@ impl Radix {
         }
     }
 
-    /// Log of the elements of a block of 256 threads, for which `ntt.cu` binds registers.
+    /// Returns log2 of the elements of a block of 256 threads, the block size for which `ntt.cu` bounds the registers.
     fn most_tile(self) -> u32 {
         8 + self.stages()
     }
 }
 
-/// Where a polynomial is evaluated.
+/// The points at which a polynomial is evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Points {
     /// ⟨ωₙ⟩
@@ -68,12 +68,12 @@ pub(super) enum Points {
     OddCoset,
 }
 
-/// What a kernel does with the stages of a pass.
+/// What a kernel computes in the stages of a pass.
 #[derive(Clone, Copy)]
 enum Step {
     Inverse,
     Forward(Points),
-    /// Those of the inverse, then those of the forward transform on the odd coset; of the lowest bits only.
+    /// The stages of the inverse NTT, then those of the forward NTT on the odd coset; for the lowest bits only.
     Turn,
 }
 
@@ -88,39 +88,39 @@ impl Step {
     }
 }
 
-/// The stages of neighbouring bits that one kernel does.
+/// A pass: the stages of adjacent index bits that one kernel computes.
 struct Pass {
     /// Lowest bit.
     low: u32,
-    /// Bits.
+    /// Number of bits.
     stages: u32,
-    /// ω^i for 0 ≤ i ≤ 2^(low + stages), where ω^(2^(low + stages)) = −1.
+    /// Twiddle factors ω^i for 0 ≤ i ≤ 2^(low + stages), where ω^(2^(low + stages)) = −1.
     roots: Buffer,
 }
 
-/// What transforms of one size share.
+/// What all NTTs of one size share.
 pub(super) struct Domain {
     driver: Arc<dyn Driver>,
     log: u32,
     radix: Radix,
-    /// Log of the largest tile.
+    /// Log2 of the elements of the largest tile.
     most_tile: u32,
-    /// Blocks for which tiles are not made smaller.
+    /// Number of blocks that fill the device: tiles grow while at least this many blocks remain.
     pub(super) enough: u64,
-    /// From the lowest bits up.
+    /// Passes, from the lowest bits up.
     passes: Vec<Pass>,
 }
 
 impl Domain {
-    /// Makes the roots for transforms of 2^log elements.
+    /// Computes the twiddle factors for NTTs of 2^log elements.
     ///
     /// # Errors
-    /// `Shape` above 2^27.
+    /// `Shape` if `log` is above 27.
     pub(super) fn new(driver: &Arc<dyn Driver>, stream: Stream, log: u32) -> Result<Self, BackendError> {
         Self::with(driver, stream, log, Radix::of(log))
     }
 
-    /// The same with a radix of choice.
+    /// Like [`Domain::new`], with the given radix.
     pub(super) fn with(driver: &Arc<dyn Driver>, stream: Stream, log: u32, radix: Radix) -> Result<Self, BackendError> {
         if log > MOST_LOG {
             let (what, expected) = ("log of the elements of a transform, at most", u64::from(MOST_LOG));
@@ -139,7 +139,7 @@ impl Domain {
         Ok(Self { driver: driver.clone(), log, radix, most_tile, enough, passes })
     }
 
-    /// Bytes on the device of [`Domain::new`].
+    /// Returns the bytes on the device of a domain made by [`Domain::new`].
     pub(super) fn footprint(log: u32) -> u64 {
         let radix = Radix::of(log);
         let mut end = 0;
@@ -150,24 +150,24 @@ impl Domain {
         tables.sum()
     }
 
-    /// Bytes on the device of this one.
+    /// Returns the bytes of this domain on the device.
     pub(super) fn bytes(&self) -> u64 {
         self.passes.iter().map(|pass| pass.roots.bytes()).sum()
     }
 
-    /// Elements of a vector.
+    /// Returns the number of elements of a vector.
     pub(super) fn size(&self) -> u64 {
         1 << self.log
     }
 
-    /// From the values of polynomials on the domain, in natural order, to n times their coefficients, in bit-reversed
-    /// order; for each of the first `vectors` vectors of `data`, which lie after each other.
+    /// Transforms the values of polynomials on the domain, in natural order, into n times their coefficients, in
+    /// bit-reversed order, for each of the first `vectors` vectors of `data`, which lie one after another.
     pub(super) fn inverse(&self, stream: Stream, data: &Buffer, vectors: u32) -> Result<(), BackendError> {
         self.check(data, vectors)?;
         self.passes.iter().rev().try_for_each(|pass| self.pass(stream, Step::Inverse, data, vectors, pass))
     }
 
-    /// From coefficients in bit-reversed order to values in natural order.
+    /// Transforms coefficients in bit-reversed order into values in natural order.
     pub(super) fn forward(
         &self,
         stream: Stream,
@@ -179,7 +179,7 @@ impl Domain {
         self.passes.iter().try_for_each(|pass| self.pass(stream, Step::Forward(points), data, vectors, pass))
     }
 
-    /// From values on the domain to n times the values on the odd coset: the inverse and the forward transform, with
+    /// Transforms values on the domain into n times the values on the odd coset: the inverse and the forward NTT, with
     /// one pass over memory less.
     pub(super) fn to_odd_coset(&self, stream: Stream, data: &Buffer, vectors: u32) -> Result<(), BackendError> {
         self.check(data, vectors)?;
@@ -195,8 +195,9 @@ impl Domain {
         if got < expected { Err(BackendError::Shape { what, expected, got }) } else { Ok(()) }
     }
 
-    /// Log of the elements of a tile and of its columns: as large as leaves blocks enough for the whole device, but a
-    /// warp of threads and two elements side by side where there are so many.
+    /// Returns log2 of the elements of a tile and of its columns. A tile is as large as it can be while enough
+    /// blocks for the whole device remain, but has at least a warp of threads, and two elements side by side, if
+    /// there are that many.
     fn tile(&self, pass: &Pass, vectors: u32) -> (u32, u32) {
         let radix = self.radix.stages();
         let least = pass.stages.max(radix);
@@ -213,7 +214,7 @@ impl Domain {
         (tile, if pass.low == 0 { 0 } else { tile - pass.stages })
     }
 
-    /// Does a step of a pass, on vectors that [`Domain::check`] has seen.
+    /// Runs one step of a pass on vectors that [`Domain::check`] has checked.
     fn pass(&self, stream: Stream, step: Step, data: &Buffer, vectors: u32, pass: &Pass) -> Result<(), BackendError> {
         if vectors == 0 {
             return Ok(());
@@ -232,13 +233,14 @@ impl Domain {
             shared: (ELEMENT as u32) << tile,
             arguments,
         };
-        // SAFETY: these are the kernel's arguments. `check` saw that the vectors are there. The pass's bits and columns
-        // are bits of an index below 2^log, so that no other element is touched; roots are there to 2^(low + stages).
+        // SAFETY: these are the kernel's arguments, and `check` saw that the vectors lie in `data`. The pass's bits
+        // and columns are bits of an index below 2^log, so no other element is touched; there are twiddle factors up
+        // to 2^(low + stages).
         unsafe { self.driver.launch(stream, launch) }
     }
 }
 
-/// ω^i for 0 ≤ i ≤ 2^order, where ω^(2^order) = −1.
+/// Computes the twiddle factors ω^i for 0 ≤ i ≤ 2^order, where ω^(2^order) = −1.
 fn roots(driver: &Arc<dyn Driver>, stream: Stream, order: u32) -> Result<Buffer, BackendError> {
     let count = (1u32 << order) + 1;
     let root = Fr::get_root_of_unity(2 << order).ok_or(BackendError::Shape {
@@ -257,12 +259,13 @@ fn roots(driver: &Arc<dyn Driver>, stream: Stream, order: u32) -> Result<Buffer,
         shared: 0,
         arguments: &[roots.argument(), powers.argument(), Argument::U32(count)],
     };
-    // SAFETY: these are the kernel's arguments: room for `count` elements, and a power for each bit of `count` − 1.
+    // SAFETY: these are the kernel's arguments: space for `count` twiddle factors, and a power for each
+    // bit of `count` − 1.
     unsafe { driver.launch(stream, launch)? };
     Ok(roots)
 }
 
-/// An element as it lies in the device's memory: Montgomery's form, low bytes first.
+/// Returns an element as it lies in device memory: in Montgomery form, little-endian.
 pub(super) fn bytes_of(x: &Fr) -> [u8; ELEMENT as usize] {
     let mut bytes = [0; ELEMENT as usize];
     for (bytes, limb) in bytes.chunks_exact_mut(8).zip(x.0.0) {
@@ -271,16 +274,17 @@ pub(super) fn bytes_of(x: &Fr) -> [u8; ELEMENT as usize] {
     bytes
 }
 
-/// How many bits each pass has, from the lowest up: the fewest passes, then the fewest groups of `radix` stages, then
-/// the smallest passes but for the lowest, since smaller ones have more columns. With one stage at a time, which is for
-/// vectors that do not fill a device, that one, too: small tiles are exchanged within warps, and are many.
+/// Returns the number of bits of each pass, from the lowest up: the fewest passes, then the fewest groups of `radix`
+/// stages, then the smallest passes except for the lowest, because smaller ones have more columns. With one stage at a
+/// time, which is for vectors that do not fill a device, the lowest is included: small tiles are exchanged within
+/// warps, and there are many of them.
 ///
-/// A pass has `most` bits at most, and `radix` at least, but for the lowest.
+/// A pass has at most `most` bits and, except for the lowest, at least `radix`.
 fn plan(log: u32, radix: u32, most: u32) -> Vec<u32> {
     if log == 0 {
         return Vec::new();
     }
-    /// All ways to have `rest` bits above the present ones in `passes` passes.
+    /// Collects all ways to split `rest` bits above those in `present` into `passes` passes.
     fn split(rest: u32, passes: u32, radix: u32, most: u32, present: &mut Vec<u32>, all: &mut Vec<Vec<u32>>) {
         if passes == 0 {
             if rest == 0 {
@@ -329,7 +333,7 @@ mod tests {
         Buffer::with(driver, stream, &elements.iter().flat_map(bytes_of).collect::<Vec<_>>()).unwrap()
     }
 
-    /// Elements from their words, which are below 2r.
+    /// Downloads elements from their words, which are below 2r.
     fn download(stream: Stream, data: &Buffer) -> Vec<Fr> {
         let mut bytes = vec![0; data.bytes() as usize];
         data.download(stream, 0, &mut bytes).unwrap();
@@ -349,7 +353,7 @@ mod tests {
         (0..values.len()).map(|i| values[if log == 0 { 0 } else { i.reverse_bits() >> (usize::BITS - log) }]).collect()
     }
 
-    /// Both transforms of `vectors` vectors, against arkworks.
+    /// Compares the inverse and forward NTTs of `vectors` vectors with arkworks.
     fn check(driver: &Arc<dyn Driver>, stream: Stream, log: u32, radix: Radix, vectors: u32) {
         let what = format!("2^{log} by {radix:?}, {vectors} vectors");
         let n = 1usize << log;

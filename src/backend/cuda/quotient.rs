@@ -1,9 +1,9 @@
-//! From the witness to the scalars of H on a device: the host's side of `kernels/qap.cu`. `cpu::quotient` has the
-//! mathematics.
+//! From the witness to the scalars of H on a device: the host side of `kernels/qap.cu`. `cpu::quotient`
+//! explains the mathematics.
 //!
-//! **Factors.** The inverse transform leaves out its division by n, so that on the odd coset a and b are n times too
-//! large, and c, which is computed on the domain, as well: n²·a·b and n·c. The kernel that joins them multiplies by
-//! 1/n² and 1/n, taken as they are, which at the same time leaves Montgomery's form.
+//! **Factors.** The inverse NTT omits its division by n, so that on the odd coset a and b are n times too large, and so
+//! is c, which is computed on the domain: n²·a·b and n·c. The kernel that combines them multiplies by 1/n² and 1/n in
+//! plain form, which at the same time converts out of Montgomery form.
 
 #![allow(unsafe_code)]
 
@@ -21,17 +21,17 @@ use super::memory::{Block, Buffer, rooms};
 use super::ntt::{Domain, ELEMENT, MOST_LOG};
 use crate::model::{ENTRY_BYTES, Fr, ProvingKey, entry};
 
-/// Terms of a short row at most.
+/// Most terms of a short row.
 const SHORT: usize = 64;
-/// Short rows of a slice.
+/// Number of short rows in a slice.
 const SLICE: usize = 32;
-/// Terms of a part of a long row at most.
+/// Most terms of a part of a long row.
 const PART: usize = 2048;
-/// Threads of a block that sums over itself.
+/// Threads of a block that computes one sum.
 const PART_THREADS: u32 = 128;
-/// Threads of a block of the other kernels.
+/// Threads of a block of all other kernels.
 const THREADS: u32 = 256;
-/// Matrix entries that a task looks at.
+/// Number of matrix entries that one task processes.
 const ENTRIES: usize = 1 << 18;
 /// Bytes of a term.
 const TERM: u64 = 8;
@@ -40,53 +40,53 @@ const TERM: u64 = 8;
 pub(super) struct Constraints {
     driver: Arc<dyn Driver>,
     domain: Domain,
-    /// Values of a witness.
+    /// Number of values of a witness.
     wires: u64,
-    /// Distinct factors of terms, the first 0.
+    /// Distinct factors of terms; the first is 0.
     factors: Buffer,
     short: ShortRows,
     long: Option<LongRows>,
-    /// 1/n² and 1/n, plain.
+    /// 1/n² and 1/n, in plain form.
     scale: Buffer,
 }
 
 /// Rows of at most [`SHORT`] terms, the longest first, in slices.
 struct ShortRows {
     terms: Buffer,
-    /// Where slices start, in columns of [`SLICE`] terms.
+    /// Starts of the slices, in columns of [`SLICE`] terms.
     starts: Buffer,
     rows: Buffer,
     count: u32,
 }
 
-/// Rows of more terms, in parts.
+/// Rows of more than [`SHORT`] terms, in parts.
 struct LongRows {
     terms: Buffer,
-    /// Where parts start among the terms.
+    /// Starts of the parts among the terms.
     starts: Buffer,
-    /// Where rows start among the parts.
+    /// Starts of the rows among the parts.
     parts: Buffer,
     rows: Buffer,
     count: u32,
     part_count: u32,
 }
 
-/// Memory of one proof at a time. What lies there is as secret as the witness.
+/// Memory of one proof at a time. Its content is as secret as the witness.
 pub(super) struct Scratch {
-    /// a, b and c, at the end the scalars of H in place of a.
+    /// a, b and c; at the end, the scalars of H are in the place of a.
     vectors: Buffer,
     /// Sums of the parts of long rows.
     sums: Buffer,
 }
 
 impl Scratch {
-    /// Memory for quotients of these constraints, cut from a block.
+    /// Cuts memory for quotients of these constraints from a block.
     pub(super) fn within(block: &mut Block, constraints: &Constraints) -> Result<Self, BackendError> {
         let [vectors, sums] = block.cut(Self::sizes(constraints))?;
         Ok(Self { vectors, sums })
     }
 
-    /// Bytes of it.
+    /// Returns the bytes of this memory.
     pub(super) fn bytes(constraints: &Constraints) -> u64 {
         rooms(&Self::sizes(constraints))
     }
@@ -96,18 +96,18 @@ impl Scratch {
         [3 * ELEMENT * constraints.domain.size(), parts * ELEMENT]
     }
 
-    /// The scalars of H, plain and below r, from byte 0 on, one a point of the domain.
+    /// Returns the scalars of H: plain values below r, from byte 0 on, one for each point of the domain.
     pub(super) fn scalars(&self) -> &Buffer {
         &self.vectors
     }
 }
 
 impl Constraints {
-    /// Looks over the matrix entries, every index in range, and brings them to the device.
+    /// Checks the matrix entries, every index in particular, and uploads them.
     ///
     /// # Errors
-    /// `Shape` where the domain is not a power of two, or a matrix entry is out of range; `Unavailable` where the domain
-    /// is larger than 2^27.
+    /// `Shape` if the domain size is not a power of two, or if a matrix entry is out of range; `Unavailable` if the
+    /// domain is larger than 2^27.
     pub(super) fn index(driver: &Arc<dyn Driver>, stream: Stream, key: &ProvingKey) -> Result<Self, BackendError> {
         let n = key.header.domain_size;
         if !n.is_power_of_two() {
@@ -115,7 +115,7 @@ impl Constraints {
             return Err(BackendError::Shape { what, expected: u64::from(n).next_power_of_two(), got: u64::from(n) });
         }
         if n > 1 << MOST_LOG {
-            let why = format!("its transforms have at most 2^{MOST_LOG} elements, and the key {n}");
+            let why = format!("its NTTs have at most 2^{MOST_LOG} elements, and the key's domain has {n}");
             return Err(BackendError::Unavailable { device: driver.properties().name.clone(), why });
         }
         sparse::check(key)?;
@@ -152,16 +152,16 @@ impl Constraints {
         })
     }
 
-    /// Bytes on the device as long as the key is loaded, at a guess: distinct factors repeat in a circuit, but nothing
-    /// says how often before all are read.
+    /// Returns an estimate of the bytes on the device while the key is loaded: distinct factors repeat in a circuit,
+    /// but how often is unknown before all of them are read.
     pub(super) fn resident(key: &ProvingKey) -> u64 {
         let n = key.header.domain_size;
         let domain = Domain::footprint(n.checked_ilog2().unwrap_or(0).min(MOST_LOG));
-        // Terms and as much for factors; rows and the starts of slices.
+        // Terms, and as many bytes for factors; rows, and the starts of slices.
         2 * TERM * key.n_coefficients() as u64 + 9 * u64::from(n) + domain
     }
 
-    /// The same, counted.
+    /// Returns the exact bytes on the device while the key is loaded.
     pub(super) fn bytes(&self) -> u64 {
         let ShortRows { terms, starts, rows, .. } = &self.short;
         let short = [terms, starts, rows, &self.factors, &self.scale];
@@ -169,16 +169,16 @@ impl Constraints {
         self.domain.bytes() + short.into_iter().chain(long).map(Buffer::bytes).sum::<u64>()
     }
 
-    /// Bytes of a [`Scratch`], or a few more.
+    /// Returns the bytes of a [`Scratch`], or a few more.
     pub(super) fn per_proof(key: &ProvingKey) -> u64 {
-        // A part has more than SHORT terms, or is one of several of a row that has PART for each of the others.
+        // A part has more than SHORT terms, or is one of several of a row whose other parts have PART terms each.
         rooms(&[3 * ELEMENT * u64::from(key.header.domain_size), ELEMENT * (key.n_coefficients() / SHORT) as u64])
     }
 
-    /// Leaves the scalars of H in [`Scratch::scalars`], from a witness of plain values below r, 32 bytes a wire.
+    /// Computes the scalars of H into [`Scratch::scalars`] from a witness of plain values below r, 32 bytes per wire.
     ///
     /// # Errors
-    /// `Shape` where the witness or the scratch is too short.
+    /// `Shape` if the witness or the scratch memory is too short.
     pub(super) fn quotient(&self, stream: Stream, witness: &Buffer, scratch: &Scratch) -> Result<(), BackendError> {
         let Scratch { vectors, sums } = scratch;
         let parts = self.long.as_ref().map_or(0, |long| u64::from(long.part_count));
@@ -200,7 +200,7 @@ impl Constraints {
         self.each(stream, "qap_scalars", self.domain.size(), &[a, b, c, self.scale.argument(), count])
     }
 
-    /// Rows of A and B times the witness, to the first two vectors. `quotient` has checked all sizes.
+    /// Multiplies the rows of A and B by the witness, into the first two vectors. `quotient` has checked all sizes.
     fn rows(&self, stream: Stream, witness: &Buffer, scratch: &Scratch) -> Result<(), BackendError> {
         let (factors, witness, out) = (self.factors.argument(), witness.argument(), scratch.vectors.argument());
         if let Some(long) = &self.long {
@@ -216,7 +216,7 @@ impl Constraints {
         self.each(stream, "qap_short_rows", u64::from(*count), &arguments)
     }
 
-    /// A kernel with a thread for each of `count` elements, on buffers of which `quotient` has checked the sizes.
+    /// Launches a kernel with a thread for each of `count` elements, on buffers whose sizes `quotient` has checked.
     fn each(
         &self,
         stream: Stream,
@@ -228,12 +228,12 @@ impl Constraints {
             return Ok(());
         }
         let grid = (count.div_ceil(u64::from(THREADS)) as u32, 1);
-        // SAFETY: the callers give the arguments of the kernel's declaration, `count` among them. Indices in the buffers
-        // that `index` made were checked there; the others are as large as `quotient` has checked.
+        // SAFETY: the callers pass the arguments that the kernel declares, `count` among them. `index` has checked the
+        // indices in the buffers that it made, and `quotient` has checked the sizes of the others.
         unsafe { self.driver.launch(stream, Launch { kernel, grid, block: THREADS, shared: 0, arguments }) }
     }
 
-    /// A kernel with a block for each of `count` sums, on buffers of which `quotient` has checked the sizes.
+    /// Launches a kernel with a block for each of `count` sums, on buffers whose sizes `quotient` has checked.
     fn sums(
         &self,
         stream: Stream,
@@ -242,32 +242,32 @@ impl Constraints {
         arguments: &[Argument],
     ) -> Result<(), BackendError> {
         let (block, shared) = (PART_THREADS, PART_THREADS * ELEMENT as u32);
-        // SAFETY: as in `each`; there is a start for each of `count` sums and one more.
+        // SAFETY: as in `each`; there is a start for each of the `count` sums, and one more.
         unsafe { self.driver.launch(stream, Launch { kernel, grid: (count, 1), block, shared, arguments }) }
     }
 }
 
-/// Number of an entry's row, of all rows of A and then those of B.
+/// Returns the number of an entry's row, counting all rows of A and then those of B.
 fn row_of(key: &ProvingKey, matrix: u32, row: u32) -> usize {
     matrix as usize * key.header.domain_size as usize + row as usize
 }
 
-/// Where rows lie.
+/// The layout of the rows.
 struct Rows {
-    /// Terms of each row.
+    /// Number of terms of each row.
     lengths: Vec<u32>,
     /// Short rows, the longest first.
     short: Vec<u32>,
-    /// Where each slice of short rows starts, in columns, and the end.
+    /// Start of each slice of short rows, in columns; then the end.
     slices: Vec<u32>,
     /// Long rows.
     long: Vec<u32>,
-    /// Where the terms of each long row start, and the end.
+    /// Start of the terms of each long row; then the end.
     starts: Vec<u32>,
 }
 
 impl Rows {
-    /// From checked entries.
+    /// Lays out the rows of checked entries.
     fn of(key: &ProvingKey) -> Self {
         let lengths: Vec<AtomicU32> = (0..2 * key.header.domain_size).map(|_| AtomicU32::new(0)).collect();
         key.sections.coefficients.par_chunks(ENTRY_BYTES * ENTRIES).for_each(|entries| {
@@ -277,7 +277,7 @@ impl Rows {
         });
         let lengths: Vec<u32> = lengths.into_iter().map(AtomicU32::into_inner).collect();
 
-        // Counted by length, then put where they belong.
+        // A counting sort: rows are counted by length, then put in their places.
         let mut next = [0u32; SHORT + 1];
         let (mut long, mut starts) = (Vec::new(), vec![0]);
         for (row, &length) in lengths.iter().enumerate() {
@@ -308,7 +308,8 @@ impl Rows {
         Self { lengths, short, slices, long, starts }
     }
 
-    /// Where the parts of long rows start among their terms, and the rows among the parts; each with the end.
+    /// Returns the starts of the parts of long rows among their terms, and of the rows among the
+    /// parts, each with the end.
     fn parts(&self) -> (Vec<u32>, Vec<u32>) {
         let (mut starts, mut parts) = (Vec::new(), vec![0]);
         for row in self.starts.windows(2) {
@@ -319,13 +320,13 @@ impl Rows {
         (starts, parts)
     }
 
-    /// The terms of short rows, slice by slice, and those of long rows: the wire in the low half, the factor's place in
-    /// the high one. The order within a row may be any, since sums do not depend on it.
+    /// Returns the terms of short rows, slice by slice, and those of long rows. A term has the wire in its low half and
+    /// the index of the factor in its high half. The order within a row is arbitrary, because sums do not depend on it.
     fn terms(&self, key: &ProvingKey, factors: &Factors) -> (Vec<u64>, Vec<u64>) {
         let zeros = |count: usize| -> Vec<AtomicU64> { (0..count).map(|_| AtomicU64::new(0)).collect() };
         let short = zeros(self.slices.last().map_or(0, |end| *end as usize * SLICE));
         let long = zeros(self.starts.last().map_or(0, |end| *end as usize));
-        // Where a row's first term lies; how many more there are is counted down.
+        // Index of each row's first term; the number of terms that are still missing is counted down.
         let mut first = vec![0u64; self.lengths.len()];
         for (i, row) in self.short.iter().enumerate() {
             first[*row as usize] = u64::from(self.slices[i / SLICE]) * SLICE as u64 + (i % SLICE) as u64;
@@ -353,17 +354,17 @@ impl Rows {
 
 /// The distinct factors of a key's entries.
 struct Factors {
-    /// 0, then v·R².
+    /// 0, then the values v·R².
     distinct: Vec<[u64; 4]>,
-    /// For each [`ENTRIES`] entries.
+    /// Indices of the factors, for each [`ENTRIES`] entries.
     places: Vec<Places>,
 }
 
-/// Where the factors of entries lie.
+/// Indices of the factors of some entries.
 struct Places {
-    /// The place of each entry's factor among the distinct ones of these entries.
+    /// Index of each entry's factor among the distinct factors of these entries.
     of_entries: Vec<u32>,
-    /// The places of these among all.
+    /// Index of each of these factors among all distinct ones.
     of_values: Vec<u32>,
 }
 
@@ -382,10 +383,10 @@ impl Factors {
     }
 }
 
-/// The place of each entry's factor among the distinct ones, and these.
+/// Returns the index of each entry's factor among the distinct ones, and the distinct factors.
 fn distinct(entries: &[u8]) -> (Vec<u32>, Vec<[u64; 4]>) {
     let (mut values, mut known) = (Vec::new(), HashMap::new());
-    // Few values are most of the entries, and a hash that withstands chosen values takes longer than all the rest.
+    // A few values make up most entries, and a hash that withstands chosen values takes longer than everything else.
     let mut recent = [None; 64];
     let places = entries.chunks_exact(ENTRY_BYTES).map(|e| {
         let BigInteger256 { 0: limbs, .. } = entry(e).value;
@@ -443,7 +444,7 @@ mod tests {
     }
 
     impl Case {
-        /// Rows of A and of B by turns with so many terms, the others empty.
+        /// Creates a case whose rows, of A and of B alternately, have `lengths` terms; all others are empty.
         fn new(seed: u64, domain: u32, wires: u32, lengths: &[usize]) -> Self {
             let mut rng = StdRng::seed_from_u64(seed);
             let mut witness: Vec<Fr> = (0..wires).map(|_| Fr::rand(&mut rng)).collect();
@@ -499,7 +500,7 @@ mod tests {
             }
         }
 
-        /// Rows of A and then of B times the witness.
+        /// Returns the rows of A, then those of B, times the witness.
         fn rows(&self) -> Vec<Fr> {
             let mut rows = vec![Fr::zero(); 2 * self.domain as usize];
             for (matrix, row, wire, value) in &self.entries {
@@ -508,7 +509,7 @@ mod tests {
             rows
         }
 
-        /// a·b − c on the odd coset.
+        /// Returns a·b − c on the odd coset.
         fn scalars(&self) -> Vec<Fr> {
             let n = self.domain as usize;
             let domain = Radix2EvaluationDomain::<Fr>::new(n).unwrap();
@@ -542,7 +543,7 @@ mod tests {
             });
             assert!(rows.eq(self.rows()), "rows of A and B");
 
-            // Again in the same memory: nothing may stay from before.
+            // Again in the same memory: nothing may be left from before.
             for _ in 0..2 {
                 constraints.quotient(stream, &witness, &scratch).unwrap();
                 let mut bytes = vec![0; 32 * n];
@@ -612,7 +613,7 @@ mod tests {
             let what = "domain size (a power of two)";
             assert_eq!(with(domain), Some(BackendError::Shape { what, expected, got: u64::from(domain) }));
         }
-        // Which other devices can do.
+        // Not `Shape`, because other devices may support it.
         assert!(matches!(with(1 << 28), Some(BackendError::Unavailable { .. })));
         let constraints = Constraints::index(&driver, stream, &case.key()).unwrap();
         let mut block = Block::new(&driver, Scratch::bytes(&constraints)).unwrap();

@@ -1,4 +1,4 @@
-//! Memory of proofs that have ended, which stays with its key for the next ones, until another key lacks it.
+//! Memory of finished proofs, which stays with its key for the next ones until another key lacks memory.
 
 use std::sync::{Arc, Mutex, Weak};
 
@@ -6,17 +6,17 @@ use super::super::BackendError;
 use super::slot::Slot;
 use crate::model::locked;
 
-/// The slots of a key in which no proof is.
+/// The slots of a key in which no proof is running.
 pub(super) type Idle = Mutex<Vec<Slot>>;
 
-/// Those of all keys of a device.
+/// The idle slots of all keys of a device.
 #[derive(Default)]
 pub(super) struct Shelf {
     keys: Mutex<Vec<Weak<Idle>>>,
 }
 
 impl Shelf {
-    /// A place for those of one key more.
+    /// Adds a place for the idle slots of one more key.
     pub(super) fn place(&self) -> Arc<Idle> {
         let place = Arc::default();
         let mut keys = locked(&self.keys);
@@ -25,7 +25,7 @@ impl Shelf {
         place
     }
 
-    /// Does what takes memory; where there is none, once more when the idle slots have given theirs back.
+    /// Runs `work`, which allocates memory; if memory runs out, frees the idle slots and runs `work` once more.
     pub(super) fn with_memory<T>(&self, mut work: impl FnMut() -> Result<T, BackendError>) -> Result<T, BackendError> {
         match work() {
             Err(BackendError::OutOfMemory { .. }) if self.clear() => work(),
@@ -33,7 +33,7 @@ impl Shelf {
         }
     }
 
-    /// Gives back the memory of all idle slots; says whether there were any.
+    /// Frees the memory of all idle slots; returns whether there were any.
     fn clear(&self) -> bool {
         let keys: Vec<_> = locked(&self.keys).iter().filter_map(Weak::upgrade).collect();
         let slots: Vec<Slot> = keys.iter().flat_map(|idle| std::mem::take(&mut *locked(idle))).collect();

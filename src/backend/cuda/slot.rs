@@ -1,13 +1,14 @@
-//! One proof at a time on a device: its memory, its streams, and its work as one launch.
+//! One proof at a time on a device: its memory, its streams, and its launch as one CUDA graph.
 //!
-//! **Streams.** A product's first and last kernels leave most of a device idle, so the products of a small circuit run side
-//! by side, each with a stream and memory of its own (*apart*). Where that memory would be much, four of them follow each
-//! other in one stream, and only the quotient with its product has one to itself.
+//! **Streams.** The first and last kernels of an MSM leave most of a device idle, so the MSMs of a small circuit run
+//! side by side, each with a stream and memory of its own (*apart*). Where that would take much memory, four of them
+//! follow each other in one stream, and only the quotient with its MSM has a stream to itself.
 //!
-//! **One launch.** Those five streams have some hundred kernels and clearings, each of which takes the host microseconds to
-//! begin; for small circuits that is longer than the device takes. The first proof of a slot puts them there one by one,
-//! which loads whatever kernel has not run yet. The second notes them as a graph, which it and all later ones run as a
-//! whole. Where a graph cannot be made, it stays at the first way, and the driver's counts say why.
+//! **CUDA graphs.** Those five streams have some hundred kernels and memsets, each of which takes the host microseconds
+//! to launch; for small circuits, that takes longer than the device needs to run them. The first proof of a slot
+//! launches them one by one, which loads any kernel that has not run yet. The second captures them as a graph, which it
+//! and all later proofs launch as a whole. If a graph cannot be made, kernels are still launched one by one, and the
+//! driver's counts say why.
 //!
 //! **Memory.** All of a slot is one allocation, and as secret as the witness: clearing it is one call.
 
@@ -25,28 +26,28 @@ use super::msm::{self, Bases, Group, InG1, InG2, Needs, Plan, Sums};
 use super::quotient;
 use super::sort::{Sorted, Sorter};
 
-/// Bases of a product, at most, for the products of a proof to run apart. On an H200, four proofs at a time took 0.6 of the
-/// time of one each with 2^16, and 0.8 with 2^20.
+/// Most bases of an MSM for which the MSMs of a proof run apart. On an H200, four proofs at a time took 0.6 of the time
+/// of four single ones with 2^16 bases, and 0.8 with 2^20.
 const MOST_APART: u64 = 1 << 18;
-/// The share of a device's memory that one proof may take for its products to run apart.
+/// Share of a device's memory, as a divisor, that one proof may take for its MSMs to run apart.
 const APART_SHARE: u64 = 64;
 
-/// The products, in the order in which those in one stream follow each other, but for H.
+/// The MSMs, in the order in which those in one stream follow each other, except for H.
 const B2: usize = 0;
 const H: usize = 1;
 const B1: usize = 2;
 const A: usize = 3;
 const C: usize = 4;
 
-/// What the products of a proof need: of each, in the order above, where they run apart; else of the first four together,
-/// and of that of H. And bytes of their sums, and of the witness.
+/// Memory requirements of a proof: if the MSMs run apart, those of each, in the order above; otherwise those of B2, B1,
+/// A and C together, and those of H. Also the bytes of the sums, and of the witness.
 pub(super) struct Layout {
     lanes: Vec<Needs>,
     sums: u64,
     witness: u64,
 }
 
-/// Plans for A, B, C and H, how many bases each has, and whether products run apart.
+/// Plans for A, B, C and H, the number of bases of each, and whether the MSMs run apart.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plans {
     pub(super) a: Plan,
@@ -58,11 +59,11 @@ pub(super) struct Plans {
 }
 
 impl Plans {
-    /// The best for so many bases of A, B, C and H.
+    /// Returns the best plans for these numbers of bases of A, B, C and H.
     pub(super) fn new(driver: &dyn Driver, counts: [u64; 4], multiples: u64) -> Self {
         let [a, b, c, h] = counts;
         let plan = |n| Plan::new::<InG1>(driver, n, multiples);
-        // B is summed in both groups, of which G2 takes three times as long.
+        // B is summed in both groups, and G2 takes three times as long.
         let b = Plan::new::<InG2>(driver, b, multiples);
         let plans = Self { a: plan(a), b, c: plan(c), h: plan(h), counts, apart: false };
         let apart = counts.iter().all(|count| *count <= MOST_APART)
@@ -71,9 +72,9 @@ impl Plans {
         Self { apart, ..plans }
     }
 
-    /// The best for the points that there are, fewer than these plans count, if they take no more: a plan for fewer points may
-    /// take more than one for many, such as bundles that would have been too large for those. Else these plans, which take
-    /// the less the fewer there are.
+    /// Returns the best plans for the points that are present, which are fewer than these plans count, if they take no
+    /// more memory: a plan for fewer points may take more than one for many, for example for bundles that would have
+    /// been too large for all points. Otherwise returns these plans, which take less memory the fewer points there are.
     pub(super) fn of_present(&self, driver: &dyn Driver, counts: [u64; 4], multiples: u64, wires: u64) -> Self {
         let best = Self { apart: self.apart, ..Self::new(driver, counts, multiples) };
         let bytes = |plans: &Self| plans.layout(driver, wires).bytes();
@@ -81,7 +82,7 @@ impl Plans {
         if fits { best } else { Self { counts, ..*self } }
     }
 
-    /// Bytes of the points and their multiples.
+    /// Returns the bytes of the points and their multiples.
     pub(super) fn tables(&self) -> u64 {
         let [a, b, c, h] = self.counts;
         let of_b = Bases::<InG1>::bytes(b, &self.b) + Bases::<InG2>::bytes(b, &self.b);
@@ -89,20 +90,20 @@ impl Plans {
         of_b + in_g1.map(|(n, plan)| Bases::<InG1>::bytes(n, plan)).iter().sum::<u64>()
     }
 
-    /// What each product needs.
+    /// Returns the memory requirements of each MSM.
     fn needs(&self, driver: &dyn Driver) -> [Needs; 5] {
         let [a, b, c, h] = self.counts;
         [
             Needs::of::<InG2>(driver, b, &self.b),
             Needs::of::<InG1>(driver, h, &self.h),
-            // The digits of B are sorted once.
+            // The digits of B are sorted only once.
             Needs::of::<InG1>(driver, b, &self.b).without_sorter(),
             Needs::of::<InG1>(driver, a, &self.a),
             Needs::of::<InG1>(driver, c, &self.c),
         ]
     }
 
-    /// Where the products of a proof run, and in which memory; for a witness of so many values.
+    /// Returns where the MSMs of a proof run and in how much memory, for a witness of `wires` values.
     pub(super) fn layout(&self, driver: &dyn Driver, wires: u64) -> Layout {
         let (needs, witness) = (self.needs(driver), msm::SCALAR_BYTES * wires);
         let sums = [&self.a, &self.b, &self.c, &self.h].map(Sums::<InG1>::bytes).iter().sum::<u64>()
@@ -116,13 +117,13 @@ impl Plans {
 }
 
 impl Layout {
-    /// Bytes of it: all of a [`Slot`] but for the quotient.
+    /// Returns the bytes of a [`Slot`], not counting those for the quotient.
     pub(super) fn bytes(&self) -> u64 {
         self.lanes.iter().map(Needs::with_sorter).sum::<u64>() + rooms(&[self.sums, self.witness])
     }
 }
 
-/// A stream, and memory for one product at a time in it.
+/// A stream, and memory for one MSM at a time in it.
 struct Lane {
     stream: Stream,
     sorter: Sorter,
@@ -135,26 +136,26 @@ impl Lane {
     }
 }
 
-/// How the work of a proof gets to the device.
+/// How the work of a proof is launched.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Launching {
-    /// One by one, and that stays so.
+    /// Kernel by kernel, for good.
     Singly,
-    /// One by one as yet; the next proof makes graphs.
+    /// Kernel by kernel for now; the next proof makes a graph.
     SinglyAtFirst,
-    /// As one launch.
+    /// As one CUDA graph.
     AsOne(Graph),
 }
 
-/// What one proof at a time uses.
+/// The memory and streams of one proof at a time.
 pub(super) struct Slot {
     driver: Arc<dyn Driver>,
-    /// All that follows.
+    /// The memory of everything below.
     memory: Block,
     lanes: Vec<Lane>,
     witness: Buffer,
     quotient: quotient::Scratch,
-    /// What is left for the host, in one place, so that it is fetched at once.
+    /// What is left for the host, in one place, so that a single download fetches it.
     left: Arc<Buffer>,
     a: Sums<InG1>,
     b1: Sums<InG1>,
@@ -162,7 +163,7 @@ pub(super) struct Slot {
     c: Sums<InG1>,
     h: Sums<InG1>,
     launching: Launching,
-    /// Whether a proof was made here, and whether something of one may lie here.
+    /// Whether a proof has run here, and whether data of one may still be here.
     used: bool,
     secret: bool,
 }
@@ -170,10 +171,11 @@ pub(super) struct Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         if self.secret {
-            // Of a proof that nobody ended, or whose clearing failed: nothing better can be done about it.
+            // The data is that of a proof that was never ended, or whose clearing failed: a failure here cannot be
+            // handled any better.
             let _ = self.join().and_then(|()| self.memory.zero(self.stream()));
         }
-        // Graphs run in the first stream alone.
+        // Graphs run in the first stream only.
         let _ = self.driver.synchronize(self.stream());
         if let Launching::AsOne(work) = self.launching {
             self.driver.destroy_graph(work);
@@ -182,7 +184,7 @@ impl Drop for Slot {
     }
 }
 
-/// Streams that are destroyed unless a slot takes them.
+/// Streams that are destroyed unless a slot takes them over.
 struct Streams<'a> {
     driver: &'a Arc<dyn Driver>,
     made: Vec<Stream>,
@@ -195,7 +197,8 @@ impl Drop for Streams<'_> {
 }
 
 impl Slot {
-    /// Memory and streams for proofs with this key; `graphs` says whether they may become one launch.
+    /// Allocates memory and streams for proofs with this key; `graphs` says whether they may be
+    /// launched as one CUDA graph.
     pub(super) fn new(driver: &Arc<dyn Driver>, key: &Resident, graphs: bool) -> Result<Self, BackendError> {
         let plans = &key.plans;
         let layout = plans.layout(&**driver, key.wires);
@@ -220,7 +223,7 @@ impl Slot {
         let (a, b1, c, h) = (in_g1(&plans.a)?, in_g1(&plans.b)?, in_g1(&plans.c)?, in_g1(&plans.h)?);
         let b2 = Sums::<InG2>::new(&left, next(Sums::<InG2>::bytes(&plans.b)), plans.b)?;
         let quotient = quotient::Scratch::within(&mut memory, &key.constraints)?;
-        // The slot destroys them now.
+        // From here on, the slot destroys them.
         streams.made.clear();
         let launching = if graphs && plans.apart { Launching::SinglyAtFirst } else { Launching::Singly };
         let driver = driver.clone();
@@ -228,12 +231,12 @@ impl Slot {
         Ok(Self { driver, memory, lanes, witness, quotient, left, a, b1, b2, c, h, launching, used, secret })
     }
 
-    /// The stream that the others wait for at the beginning, and that waits for them in the end.
+    /// Returns the stream that the others wait for at the beginning, and that waits for them at the end.
     fn stream(&self) -> Stream {
         self.lanes[0].stream
     }
 
-    /// Where a product runs.
+    /// Returns the lane in which an MSM runs.
     fn lane(&self, product: usize) -> &Lane {
         &self.lanes[if self.lanes.len() > 2 { product } else { usize::from(product == H) }]
     }
@@ -243,8 +246,8 @@ impl Slot {
         self.launching
     }
 
-    /// Brings a witness to the device and puts the work of its proof into the streams, with `go_on` asked between products
-    /// where they are put there one by one.
+    /// Uploads a witness and puts the work of its proof into the streams. Between MSMs, `go_on` is asked whether to
+    /// continue, unless all work is launched as one graph.
     pub(super) fn begin(
         &mut self,
         key: &Resident,
@@ -261,13 +264,13 @@ impl Slot {
             }
         }
         if let Launching::AsOne(work) = self.launching {
-            // SAFETY: the graph's work points to the slot's memory and the key's, which is the one that it was made with, and
-            // both are there.
+            // SAFETY: the graph's work points to the memory of this slot and to that of the key that the graph was made
+            // with, which is `key`; both still exist.
             match unsafe { self.driver.run(self.stream(), work) } {
                 Ok(()) => return Ok(()),
                 Err(why) => {
                     self.give_up_graph(&why);
-                    // Where that does not work either, the first error says more.
+                    // If that fails as well, the first error says more.
                     return self.put(key, go_on).map_err(|later| match later {
                         BackendError::Stopped(_) => later,
                         _ => why,
@@ -278,11 +281,11 @@ impl Slot {
         self.put(key, go_on)
     }
 
-    /// Launches kernels one by one from now on, because a graph that fails once fails again; after a lack of memory, which
-    /// other keys and proofs may give back, for this proof and the next.
+    /// Launches kernels one by one from now on, because a graph that fails once fails again. After a lack of memory,
+    /// which other keys and proofs may free, that holds only for this proof and the next.
     fn give_up_graph(&mut self, why: &BackendError) {
-        tracing::warn!(%why, "the kernels of a proof could not be launched as one CUDA graph; they are launched one by one");
-        // The graph may still run if the error was reported late; on a device that is lost nothing does.
+        tracing::warn!(%why, "could not launch the kernels of a proof as one CUDA graph; launching them one by one");
+        // The graph may still be running if the error was reported late; on a device that is lost, nothing runs.
         let _ = self.driver.synchronize(self.stream());
         let next = match why {
             BackendError::OutOfMemory { .. } => Launching::SinglyAtFirst,
@@ -302,25 +305,26 @@ impl Slot {
         Ok(Commitments { a, b1, b2: self.b2.point(&left), c, h })
     }
 
-    /// Names the switch that may help if a graph ended in a fault of a kernel or ran into the time limit of a GPU that drives a
-    /// display (CUDA's codes 700, 702 and 719): some drivers have trouble with graphs on such GPUs.
+    /// Names the setting that may help if a graph ended in a kernel fault or ran into the time limit of a GPU that
+    /// drives a display (CUDA's codes 700, 702 and 719): some drivers have trouble with graphs on such GPUs.
     fn suspect_graph(&self, why: &BackendError) {
         if let (Launching::AsOne(_), BackendError::Device { code: 700 | 702 | 719, .. }) = (self.launching, why) {
-            tracing::warn!(%why, "a CUDA graph failed on the GPU; if that happens again, try PROVER_CUDA_GRAPHS=off");
+            tracing::warn!(%why, "a CUDA graph failed on the GPU; if this happens again, try PROVER_CUDA_GRAPHS=off");
         }
     }
 
-    /// Overwrites what is as secret as the witness, for the next proof to find. `whole` says that the work of the last
-    /// proof was put there without an error, and that its results are here.
+    /// Overwrites everything that is as secret as the witness, before the next proof uses the slot. `whole` says that
+    /// all work of the last proof was put into the streams without an error, and that its results have been downloaded.
     pub(super) fn clear(&mut self, whole: bool) -> Result<(), BackendError> {
         if !whole {
-            // Any stream may have work that no other waits for.
+            // Any stream may have work that no other stream waits for.
             self.join()?;
         }
-        // The sums, too: the commitments follow from them, before they are blinded.
+        // Including the sums: the commitments follow from them, before they are blinded.
         self.memory.zero(self.stream())?;
         if !whole {
-            // No result was waited for: so that the witness leaves the memory, too, that it came through.
+            // No download has waited: this makes sure that the witness also leaves the pinned memory
+            // that it came through.
             self.driver.synchronize(self.stream())?;
         }
         self.secret = false;
@@ -351,12 +355,12 @@ impl Slot {
         self.join()
     }
 
-    /// The later work of all other streams comes after that of the first so far.
+    /// Makes the later work of all other streams wait for that of the first stream so far.
     fn fork(&self) -> Result<(), BackendError> {
         self.lanes[1..].iter().try_for_each(|lane| self.driver.order(self.stream(), lane.stream))
     }
 
-    /// The later work of the first stream comes after that of all others so far.
+    /// Makes the later work of the first stream wait for that of all other streams so far.
     fn join(&self) -> Result<(), BackendError> {
         self.lanes[1..].iter().try_for_each(|lane| self.driver.order(lane.stream, self.stream()))
     }
@@ -367,7 +371,7 @@ mod tests {
     use super::super::driver::host::{HostDriver, Order};
     use super::*;
 
-    /// Also where fewer points of B would have bundles that all of them had not.
+    /// Including cases where fewer points of B would have bundles, but all of them would not.
     #[test]
     fn points_that_there_are_take_no_more_than_all_would() {
         let mut kept = 0;

@@ -1,7 +1,7 @@
-//! Digits of scalars sorted by bucket: the host's side of `kernels/sort.cu`, which says how it is done.
+//! Digits of scalars sorted by bucket: the host side of `kernels/sort.cu`, which describes the method.
 //!
-//! **Cost**: scalars are read three times. Each entry is written twice and read once, 4 bytes, and the low bits of its
-//! bucket written once and read twice, 2 bytes. Writes are runs of some 10 entries where all scalars are random. Where
+//! **Cost**: scalars are read three times. Each entry (4 bytes) is written twice and read once; the low bits of its
+//! bucket (2 bytes) are written once and read twice. Writes are runs of some 10 entries if all scalars are random. If
 //! entries are summed in bundles, buckets have half a bundle more of them on average.
 
 #![allow(unsafe_code)]
@@ -13,37 +13,37 @@ use super::driver::{Argument, Driver, Launch, Stream};
 use super::memory::{Block, Buffer, rooms};
 use super::msm::{Index, Plan};
 
-/// Threads of a block, as `sort.cu` has them: `msm_bins`, `msm_starts`, `msm_offsets`; `msm_count` and `msm_place`.
+/// Threads of a block, as in `sort.cu`: `msm_bins`, `msm_starts`, `msm_offsets`; `msm_count` and `msm_place`.
 const BIN_THREADS: u32 = 256;
 const START_THREADS: u32 = 1024;
 const OFFSET_THREADS: u32 = 256;
 const CHUNK_THREADS: u32 = 512;
-/// Entries of a chunk: eight a thread.
+/// Entries of a chunk: eight per thread.
 const CHUNK: u32 = 8 * CHUNK_THREADS;
-/// Threads of a block of `msm_partition`: the most, the least, and by how many they are reduced.
+/// Threads of a block of `msm_partition`: the most, the fewest, and the step between.
 const PARTITION_THREADS: u32 = 384;
 const LEAST_PARTITION_THREADS: u32 = 64;
 const WARP: u32 = 32;
-/// Shared memory for which `msm_partition` is cut, bytes.
+/// Shared memory for which the blocks of `msm_partition` are sized, in bytes.
 const SHARED: u32 = 48 << 10;
-/// Bytes for sums over a block.
+/// Shared memory for sums over a block, in bytes.
 const SUMS: u32 = 4 * 32;
-/// Blocks of `msm_bins` that a multiprocessor has at a time.
+/// Blocks of `msm_bins` that run on a multiprocessor at a time.
 const BIN_BLOCKS: u32 = 6;
-/// Buckets that are sorted in one step, at most.
+/// Most buckets that are sorted in one step.
 const ONE_STEP: u32 = 1 << 11;
-/// Low bits of a bucket's number, at most.
+/// Most low bits of a bucket's index.
 const LOW_BITS: u32 = 12;
 
-/// Whether entries get to so many buckets in two steps, which only can make whole bundles.
+/// Returns whether entries get to this many buckets in two steps; only two steps can make whole bundles.
 pub(super) fn in_two_steps(buckets: u32) -> bool {
     buckets > ONE_STEP
 }
 
-/// How buckets are put together as bins.
+/// How buckets are combined into bins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Bins {
-    /// Bits of a bucket's number in which those of a bin differ.
+    /// Number of low bits of a bucket's index in which the buckets of a bin differ.
     low_bits: u32,
     count: u32,
 }
@@ -55,12 +55,12 @@ impl Bins {
             return Self { low_bits: 0, count: buckets };
         }
         let bits = u32::BITS - (buckets - 1).leading_zeros();
-        // A bin has buckets of one group, so that all bins have the same number of them.
+        // A bin has buckets of one group only, so that all bins have the same number of them.
         let low_bits = (bits / 2).min(plan.window - 1).min(LOW_BITS);
         Self { low_bits, count: buckets >> low_bits }
     }
 
-    /// Threads of a block of `msm_partition`, and its shared memory.
+    /// Returns the threads of a block of `msm_partition`, and the bytes of its shared memory.
     fn partition(&self, plan: &Plan) -> (u32, u32) {
         let head = SUMS + 8 * self.count;
         let threads = SHARED.saturating_sub(head) / (6 * plan.windows) / WARP * WARP;
@@ -68,38 +68,38 @@ impl Bins {
         (threads, head + 6 * plan.windows * threads)
     }
 
-    /// Chunks of so many entries, at most.
+    /// Returns the maximum number of chunks for this number of entries.
     fn chunks(&self, entries: u32) -> u32 {
         (entries / CHUNK + self.count).min(entries)
     }
 }
 
-/// What sorting needs of its memory.
+/// Memory requirements of sorting.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Needs {
     entries: u64,
-    /// In whole bundles, at most.
+    /// Most entries in whole bundles, padding included.
     bundled: u64,
     buckets: u64,
     bins: u64,
 }
 
 impl Needs {
-    /// Those of `n` scalars by this plan.
+    /// Returns the requirements of `n` scalars under this plan.
     pub(super) fn of(n: u64, plan: &Plan) -> Self {
         let (entries, buckets, bins) =
             (n * u64::from(plan.windows), plan.buckets().into(), Bins::of(plan).count.into());
-        // No more buckets than entries have some.
+        // There are no more nonempty buckets than entries.
         let bundled = entries + ((1 << plan.rounds) - 1) * entries.min(buckets);
         Self { entries, bundled, buckets, bins }
     }
 
-    /// Entries in whole bundles, at most.
+    /// Returns the maximum number of entries in whole bundles, padding included.
     pub(super) fn bundled(&self) -> u64 {
         self.bundled
     }
 
-    /// Enough for either.
+    /// Returns requirements that cover both.
     pub(super) fn or(self, other: Self) -> Self {
         Self {
             entries: self.entries.max(other.entries),
@@ -109,12 +109,12 @@ impl Needs {
         }
     }
 
-    /// Bytes of a [`Sorter`] for this.
+    /// Returns the bytes of a [`Sorter`] for these requirements.
     pub(super) fn bytes(&self) -> u64 {
         rooms(&self.sizes())
     }
 
-    /// Those of its buffers, in the order of the fields; none where there is nothing to sort.
+    /// Returns the sizes of its buffers, in the order of the fields; all 0 if there is nothing to sort.
     fn sizes(&self) -> [u64; 8] {
         let Self { entries, bundled, buckets, bins } = *self;
         if buckets == 0 {
@@ -133,10 +133,10 @@ impl Needs {
     }
 }
 
-/// Memory to sort the digits of one vector of scalars at a time.
+/// Memory for sorting the digits of one vector of scalars at a time.
 pub(super) struct Sorter {
     driver: Arc<dyn Driver>,
-    /// Of bins, then of buckets: how many entries they have, later where their next one goes.
+    /// For each bin, then each bucket: the number of its entries, later the position of its next one.
     counts: Buffer,
     starts: Buffer,
     chunks: Buffer,
@@ -148,7 +148,7 @@ pub(super) struct Sorter {
     needs: Needs,
 }
 
-/// The digits last sorted.
+/// The digits that were sorted last.
 #[derive(Clone, Copy)]
 pub(super) struct Sorted<'a> {
     sorter: &'a Sorter,
@@ -157,37 +157,37 @@ pub(super) struct Sorted<'a> {
 }
 
 impl Sorted<'_> {
-    /// The plan that the scalars were cut by, and how many they were.
+    /// Returns the plan by which the scalars were split, and the number of scalars.
     pub(super) fn of(&self) -> (&Plan, u32) {
         (&self.plan, self.scalars)
     }
 
-    /// The digits as the places of multiples; the highest bit says that one is subtracted. All bits are 1 where a bucket
-    /// has none left for the last places of a bundle.
+    /// Returns the digits as indices of multiples; the highest bit says that the multiple is subtracted. All bits are 1
+    /// in the last places of a bundle that its bucket has no entries for.
     pub(super) fn entries(&self) -> &Buffer {
         &self.sorter.entries
     }
 
-    /// Where the entries of each bucket begin, and last, how many there are.
+    /// Returns where the entries of each bucket begin, followed by the total number of entries.
     pub(super) fn offsets(&self) -> &Buffer {
         &self.sorter.offsets
     }
 }
 
 impl Sorter {
-    /// Memory for what needs no more than `needs`.
+    /// Allocates memory for sorting that needs no more than `needs`.
     pub(super) fn new(driver: &Arc<dyn Driver>, needs: Needs) -> Result<Self, BackendError> {
         Self::within(driver, &mut Block::new(driver, needs.bytes())?, needs)
     }
 
-    /// The same, cut from a block. What lies there tells of the scalars.
+    /// Like [`Sorter::new`], but cut from a block. The content reveals information about the scalars.
     pub(super) fn within(driver: &Arc<dyn Driver>, block: &mut Block, needs: Needs) -> Result<Self, BackendError> {
         let [counts, starts, chunks, totals, binned, lows, entries, offsets] = block.cut(needs.sizes())?;
         let driver = driver.clone();
         Ok(Self { driver, counts, starts, chunks, totals, binned, lows, entries, offsets, needs })
     }
 
-    /// What `sort` left for these scalars and this plan.
+    /// Returns what `sort` left for these scalars and this plan.
     pub(super) fn sorted(&self, index: &Index, plan: &Plan) -> Sorted<'_> {
         Sorted { sorter: self, plan: *plan, scalars: index.len }
     }
@@ -201,14 +201,15 @@ impl Sorter {
         shared: u32,
         arguments: &[Argument],
     ) -> Result<(), BackendError> {
-        // SAFETY: `sort` passes what the kernels declare, and has checked that the buffers are large enough.
+        // SAFETY: `sort` passes the arguments that the kernels declare, and has checked that the
+        // buffers are large enough.
         unsafe { self.driver.launch(stream, Launch { kernel, grid: (blocks, 1), block, shared, arguments }) }
     }
 
-    /// Sorts the digits of the scalars of the wires of `index`, which are plain values below r.
+    /// Sorts the digits of the scalars of the wires in `index`. Scalars are plain values below r.
     ///
     /// # Errors
-    /// `Shape` where this memory is too small.
+    /// `Shape` if this memory is too small.
     pub(super) fn sort(
         &self,
         stream: Stream,
@@ -222,7 +223,7 @@ impl Sorter {
             return Err(BackendError::Shape { what, expected: self.needs.bytes(), got: needs.bytes() });
         }
         let (Ok(entries), Ok(_)) = (u32::try_from(needs.entries), u32::try_from(needs.bundled)) else {
-            let what = "digits that are not 0";
+            let what = "digits to sort, at most";
             return Err(BackendError::Shape { what, expected: u32::MAX.into(), got: needs.bundled });
         };
         let bins = Bins::of(plan);
@@ -239,7 +240,7 @@ impl Sorter {
         let of_buckets = self.counts.argument_at(4 * u64::from(bins.count));
         let [binned, sorted] = [&self.binned, &self.entries].map(Buffer::argument);
         let offsets = self.offsets.argument();
-        // With one step, what is true of bins is so of buckets.
+        // With one step, each bucket is a bin of its own.
         let (starts, first) = if two_steps { (self.starts.argument(), binned) } else { (offsets, sorted) };
         let [count, low_bits] = [bins.count, bins.low_bits].map(Argument::U32);
 
@@ -297,7 +298,7 @@ mod tests {
     fn scalars(kind: usize, n: usize, window: u32, rng: &mut StdRng) -> Vec<Fr> {
         let fixed = Fr::rand(rng);
         let half = Fr::from(Fr::MODULUS_MINUS_ONE_DIV_TWO);
-        // All digits of one magnitude, but for the highest.
+        // All digits have the same magnitude, except for the highest.
         let step = Fr::from(1u64 << window);
         let repeated = (0..250 / window).fold(Fr::from(0u64), |sum, _| sum * step + Fr::from(3u64));
         (0..n)
@@ -316,8 +317,8 @@ mod tests {
             .collect()
     }
 
-    /// The entries of each bucket, in ascending order: s or s − r, whichever is nearer to 0, in digits of which each is
-    /// what is left modulo 2^c, halfway from 0 at most.
+    /// Returns the entries of each bucket, in ascending order: s or s − r, whichever is closer to 0, in digits each of
+    /// which is the remainder modulo 2^c of magnitude 2^(c − 1) at most.
     fn expected(scalars: &[Fr], wires: &[u32], plan: &Plan) -> Vec<Vec<u32>> {
         let whole = |value: ark_ff::BigInteger256| BigInt::from(num_bigint::BigUint::from(value));
         let r = whole(Fr::MODULUS);
@@ -359,7 +360,7 @@ mod tests {
         let rounds = match plan.window {
             _ if !in_two_steps(plan.buckets()) => vec![0],
             window @ ..17 => vec![0, 1 + window % 3],
-            // So many buckets take long.
+            // This many buckets take long to check.
             window => vec![window % 4],
         };
         for rounds in rounds {
@@ -420,7 +421,7 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(2);
         for window in 4..=22 {
             let driver = driver(ORDERS[window as usize % 3]);
-            // As many groups as there are windows only where buckets are not too many for a test.
+            // As many groups as windows only if that is not too many buckets for a test.
             let multiples: &[u64] = if window < 17 { &[1, 2, 7, 64] } else { &[7, 64] };
             for multiples in multiples {
                 let s = scalars(8, 97, window, &mut rng);
@@ -492,7 +493,7 @@ mod tests {
                 let bins = Bins::of(&plan);
                 assert_eq!(bins.count << bins.low_bits, plan.buckets(), "{plan:?}");
                 let place = SUMS + (8 << bins.low_bits) + 6 * CHUNK;
-                // The oldest GPUs give a block 64 KiB.
+                // The oldest GPUs allow a block 64 KiB.
                 assert!(bins.partition(&plan).1.max(place) <= 64 << 10, "{plan:?}");
             }
         }

@@ -1,4 +1,4 @@
-//! Products and whole commitments on the driver that runs kernels on this processor, threads in several orders.
+//! MSMs and whole commitments on the driver that runs kernels on the CPU, with threads in several orders.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
@@ -21,7 +21,7 @@ fn lab(order: Order) -> Lab {
     Lab::new(Arc::new(HostDriver::new(order))).unwrap()
 }
 
-/// A section of a key with these points.
+/// Returns a section of a key with these points.
 fn section<G: Group>(points: &[Affine<G::Config>]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(points.len() * G::BYTES);
     for p in points {
@@ -39,7 +39,7 @@ fn section<G: Group>(points: &[Affine<G::Config>]) -> Vec<u8> {
     bytes
 }
 
-/// Different points, cheaply: a walk with a random step.
+/// Returns distinct points, computed cheaply: a walk with a random step.
 fn points<G: CurveGroup>(n: usize, rng: &mut StdRng) -> Vec<G::Affine> {
     let (mut at, step) = (G::rand(rng), G::rand(rng));
     let walk: Vec<G> = (0..n)
@@ -88,7 +88,7 @@ fn check<G: Lettered>(
     assert!(product.read().unwrap() == expected, "{} points, {}", points.len(), product.plan());
 }
 
-/// Operands in Montgomery's form, as words below twice the modulus: those around 0, p and 2p, and any.
+/// Returns operands in Montgomery form, as words below twice the modulus: those around 0, p and 2p, and random ones.
 fn operands<F: PrimeField<BigInt = BigInteger256>>(n: usize, rng: &mut StdRng) -> Vec<[u64; 4]> {
     let p = num_bigint::BigUint::from(F::MODULUS);
     let twice = &p * 2u8;
@@ -109,7 +109,7 @@ fn operands<F: PrimeField<BigInt = BigInteger256>>(n: usize, rng: &mut StdRng) -
     all.iter().map(words).collect()
 }
 
-/// The element that words in Montgomery's form stand for.
+/// Returns the element that words in Montgomery form stand for.
 fn element<F: PrimeField<BigInt = BigInteger256>>(words: &[u64]) -> F {
     let r = F::from(2u64).pow([256]);
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -189,7 +189,7 @@ fn any_window_and_any_number_of_multiples() {
     }
 }
 
-/// Bundles with one entry and with all, of points that are different, all the same, and each other's opposites.
+/// Bundles with one entry and with all, of points that are distinct, all the same, and each other's opposites.
 #[test]
 fn bundles_of_any_entries() {
     let mut rng = StdRng::seed_from_u64(5);
@@ -211,7 +211,7 @@ fn bundles_of_any_entries() {
     }
 }
 
-/// More bundles than there is memory for at a time.
+/// More bundles than fit in memory at a time.
 #[test]
 fn many_bundles_in_every_order() {
     let mut rng = StdRng::seed_from_u64(6);
@@ -236,7 +236,7 @@ fn many_parts_in_every_order() {
         for kind in [0, 5, 9] {
             check::<InG1>(&lab, &p[..1_200], &scalars(kind, 1_200, &mut rng), 64, Some((9, 0)));
         }
-        // One bucket of all, in 375 parts: a span of two pieces.
+        // All entries in one bucket, in 375 parts: a span of two pieces.
         check::<InG1>(&lab, &p, &scalars(2, p.len(), &mut rng), 64, Some((9, 0)));
     }
 }
@@ -262,7 +262,7 @@ fn the_self_test_passes_in_every_order() {
     }
 }
 
-/// Kernels of the program that no proof runs, so that the self-test need not.
+/// Kernels of the program that no proof runs, so that the self-test need not run them.
 const IN_NO_PROOF: [&str; 11] = [
     // Only timed.
     "nothing",
@@ -289,11 +289,11 @@ fn the_self_test_runs_every_kernel_that_a_proof_may_run() {
     let all = budget.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split(' ').next());
     let expected: Vec<_> = all.filter(|kernel| !IN_NO_PROOF.contains(kernel)).collect();
     assert_eq!(launched.keys().copied().collect::<Vec<_>>(), expected);
-    // More than a block gets without asking, as the transforms of large keys have it.
+    // More than a block gets without opting in, as in the NTTs of large keys.
     assert_eq!(launched["ntt_turn_3"], 64 << 10);
 }
 
-/// Those whose results are numbers; what others leave are addresses, and a GPU tells where those are wrong.
+/// Kernels whose results are numbers; others write addresses, and a GPU reports those that are wrong.
 #[test]
 fn a_kernel_that_does_nothing_fails_the_self_test() {
     let without = |kernel| CudaBackend::new(Arc::new(HostDriver::new(Order::Ascending).with_idle(kernel)));
@@ -319,7 +319,7 @@ fn a_kernel_that_does_nothing_fails_the_self_test() {
     }
 }
 
-/// Numbers that the host code and the kernels both have.
+/// Constants that the host code and the kernels both define.
 #[test]
 fn the_kernels_constants_are_the_hosts() {
     let kernels = [include_str!("../../../kernels/msm.cu"), include_str!("../../../kernels/bundle.cu")];

@@ -1,8 +1,8 @@
-//! A trial of the kernels that the self-test's small key does not reach, for its digits are sorted in one step, its sums are of
-//! few points, and its transforms are one pass. Here plans and transforms are those of large keys, on few points.
+//! A trial of the kernels that the self-test's small key does not reach, because its digits are sorted in one step, its
+//! sums have few points, and its NTTs are one pass. Here plans and NTTs are those of large keys, on few points.
 //!
-//! The points are the small key's over and over, so that a product is, by other means, one of each of them by the sum of
-//! its scalars. Transforms are arkworks'.
+//! The points are those of the small key over and over, so that the expected result of an MSM is computed by other
+//! means: one product for each point, by the sum of its scalars. The expected NTTs are those of arkworks.
 
 use ark_ec::short_weierstrass::{Affine, Projective};
 use ark_ec::{AffineRepr, PrimeGroup};
@@ -15,19 +15,19 @@ use super::lab::{InG1, InG2, Lab, Lettered, Transforms};
 use super::msm::Group;
 use crate::model::Fr;
 
-/// Scalars of a product for each multiprocessor, and at most: of a large device, some hundreds of threads have parts of one
-/// bucket.
+/// Scalars of an MSM per multiprocessor, and the most in total: on a large device, some hundreds of threads have
+/// parts of one bucket.
 const SCALARS: u32 = 128;
 const MOST_SCALARS: u32 = 1 << 12;
-/// Bits of a digit with which sorting takes two steps, and multiples of a point in memory: all.
+/// Bits of a digit with which sorting takes two steps, and multiples of a point in memory: all of them.
 const WINDOW: u32 = 13;
 const MULTIPLES: u64 = 64;
-/// Rounds of bundles, of products that have some.
+/// Rounds of bundles, for MSMs that have some.
 const ROUNDS: u32 = 2;
-/// Log of the elements of a transform: two passes, whatever the radix.
+/// Log2 of the elements of an NTT: two passes, whatever the radix.
 const LOG: u32 = 12;
 
-/// Computes products and transforms by plans of large keys, and compares each.
+/// Computes MSMs and NTTs with plans of large keys, and compares each with the expected result.
 pub(super) fn run(gpu: &CudaBackend) -> Result<(), BackendError> {
     let lab = Lab::new(gpu.driver.clone())?;
     let multiprocessors = gpu.driver.properties().multiprocessors;
@@ -35,10 +35,10 @@ pub(super) fn run(gpu: &CudaBackend) -> Result<(), BackendError> {
     let points = selftest::small_key().sections;
     let mut wrong = Vec::new();
     let mut compared = |what: String, right: bool| wrong.extend((!right).then_some(what));
-    compared("product in G1".into(), product::<InG1>(&lab, &points.a, 0, &scalars)?);
+    compared("MSM in G1".into(), product::<InG1>(&lab, &points.a, 0, &scalars)?);
     for rounds in [0, ROUNDS] {
         let right = product::<InG2>(&lab, &points.b2, rounds, &scalars)?;
-        compared(format!("product in G2 with {rounds} rounds of bundles"), right);
+        compared(format!("MSM in G2 with {rounds} rounds of bundles"), right);
     }
     let values: Vec<Fr> = numbers().take(1 << LOG).collect();
     let expected = on_odd_coset(&values);
@@ -49,11 +49,11 @@ pub(super) fn run(gpu: &CudaBackend) -> Result<(), BackendError> {
     };
     for stages in 1..=3 {
         let right = transformed(lab.transforms(LOG, 1, Some(stages))?)?;
-        compared(format!("transform by {stages} stages at a time"), right);
+        compared(format!("NTT by {stages} stages at a time"), right);
     }
-    // Which asks for more shared memory than a block gets without asking.
+    // This one needs more shared memory than a block gets without opting in.
     let right = transformed(lab.transforms(LOG, 1, Some(3))?.in_largest_tiles())?;
-    compared("transform in the largest tiles".into(), right);
+    compared("NTT in the largest tiles".into(), right);
     if wrong.is_empty() {
         return Ok(());
     }
@@ -61,18 +61,19 @@ pub(super) fn run(gpu: &CudaBackend) -> Result<(), BackendError> {
     Err(BackendError::Unavailable { device: gpu.device().label(), why })
 }
 
-/// Any fixed sequence.
+/// Returns an arbitrary but fixed sequence.
 fn numbers() -> impl Iterator<Item = Fr> {
     std::iter::successors(Some(Fr::from(0x7472_6961_6c00u64)), |x| Some(x.square() + Fr::from(7u64)))
 }
 
-/// An eighth of all widths; the others are 1 and −1, whose entries crowd in one bucket, so that many threads share it.
+/// Returns scalars of which one eighth have arbitrary widths; the others are 1 and −1, whose entries crowd into one
+/// bucket, so that many threads share it.
 fn scalars(n: usize) -> Vec<Fr> {
     let any = numbers().take(n).enumerate();
     any.map(|(i, any)| if i % 8 == 0 { any } else { [Fr::one(), -Fr::one()][i % 2] }).collect()
 }
 
-/// Whether the device has the product of these scalars and the section's points, over and over.
+/// Returns whether the device's MSM of these scalars with the section's points, over and over, is right.
 fn product<G: Lettered>(lab: &Lab, section: &[u8], rounds: u32, scalars: &[Fr]) -> Result<bool, BackendError> {
     let points = section.chunks_exact(G::Group::BYTES);
     let all: Vec<u8> = points.clone().cycle().take(scalars.len()).flatten().copied().collect();
@@ -90,7 +91,7 @@ fn product<G: Lettered>(lab: &Lab, section: &[u8], rounds: u32, scalars: &[Fr]) 
     Ok(product.read()? == expected)
 }
 
-/// As many times the values on the odd coset as there are, of a polynomial by its values on the domain.
+/// Returns n times the values on the odd coset of the polynomial that has these n values on the domain.
 fn on_odd_coset(values: &[Fr]) -> Vec<Fr> {
     let size = values.len() as u64;
     let root = Fr::get_root_of_unity(2 * size).unwrap_or_default();

@@ -1,10 +1,10 @@
-//! Work that is noted once and then run as one launch, as often as it is wanted.
+//! Work that is captured once and then launched as a whole, as often as needed.
 //!
-//! Putting a kernel into a stream takes the host some microseconds, and the five products of a small proof are a hundred
-//! kernels that take the device little longer. While a stream's work is *noted* ([`Notes`]), nothing of it runs: launches
-//! and clearings become the nodes of a graph, and what a stream and its events order become the edges. A stream that waits
-//! for an event of noted work is noted, too, from there on, as in CUDA's stream capture. Each driver makes of the nodes
-//! what it runs.
+//! Launching a kernel takes the host some microseconds, and the five MSMs of a small proof are a hundred kernels that
+//! take the device little longer. While a stream's work is *captured* ([`Notes`]), none of it runs: kernel launches and
+//! memsets become the nodes of a graph, and the order given by streams and their events becomes the edges. A stream
+//! that waits for an event of captured work is captured, too, from there on, as in CUDA's stream capture. Each driver
+//! turns the nodes into what it can run.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -13,16 +13,16 @@ use std::sync::{Mutex, MutexGuard};
 use super::{Address, Argument, BackendError, Event, Graph, GraphCounts, Launch, Stream};
 use crate::model::locked;
 
-/// CUDA's codes for what cannot be noted: other calls than launches, clearings and events; streams that the first one does
-/// not wait for at the end; events of one graph in another, or of none.
+/// CUDA's codes for what cannot be captured: calls other than launches, memsets and events; streams that the first one
+/// does not wait for at the end; events that belong to another graph or to none.
 const UNSUPPORTED: i64 = 900;
 const UNJOINED: i64 = 904;
 const ISOLATION: i64 = 905;
 
-/// What marks the number of an event of noted work. Neither addresses nor counts have this bit.
+/// Bit that marks the numbers of events of captured work. Neither addresses nor counts have it.
 const NOTED: u64 = 1 << 63;
 
-/// Something that a graph does.
+/// An operation of a graph.
 #[derive(Clone, Debug)]
 pub(super) enum Work {
     /// Runs a kernel.
@@ -38,14 +38,14 @@ impl Work {
     }
 }
 
-/// Some work, and which nodes before it in the graph must have ended.
+/// An operation, and the earlier nodes of the graph that must have ended.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
     pub(super) work: Work,
     pub(super) after: Vec<usize>,
 }
 
-/// Counts what comes of a driver's graphs.
+/// Counts of a driver's graphs, and the last error.
 #[derive(Default)]
 pub(super) struct Tally {
     made: AtomicU64,
@@ -54,12 +54,12 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Passes on what came of making one.
+    /// Counts the result of making a graph, and passes it on.
     pub(super) fn made(&self, made: Result<Graph, BackendError>) -> Result<Graph, BackendError> {
         self.count(&self.made, made)
     }
 
-    /// Passes on what came of launching one.
+    /// Counts the result of launching a graph, and passes it on.
     pub(super) fn launched(&self, launched: Result<(), BackendError>) -> Result<(), BackendError> {
         self.count(&self.launches, launched)
     }
@@ -82,31 +82,31 @@ impl Tally {
     }
 }
 
-/// The graphs that are being noted on a driver's streams.
+/// The graphs that are being captured on a driver's streams.
 #[derive(Default)]
 pub(super) struct Notes {
-    /// How many: mostly none, which no call should need a lock to know.
+    /// Number of these graphs: mostly 0, which calls can see without taking the lock.
     count: AtomicUsize,
     inner: Mutex<Inner>,
 }
 
 #[derive(Default)]
 struct Inner {
-    /// By the stream that each began with.
+    /// Nodes of each graph, by the stream that its capture began with.
     graphs: HashMap<Stream, Vec<Node>>,
-    /// Of each stream that is noted, its graph's first stream, and the nodes that its next one comes after.
+    /// For each captured stream: its graph's first stream, and the nodes that its next node comes after.
     streams: HashMap<Stream, (Stream, Vec<usize>)>,
-    /// The same of events.
+    /// The same for each event.
     events: HashMap<Event, (Stream, Vec<usize>)>,
     numbers: u64,
 }
 
 impl Notes {
-    /// The nodes of what `work` puts into `stream` and into those that wait for it.
+    /// Captures what `work` puts into `stream` and into streams that wait for it, and returns the nodes.
     ///
     /// # Errors
-    /// Those of `work`; `Device` with code 904 if at the end `stream` has not waited for all of them, with 905 if `stream` is
-    /// being noted already.
+    /// Those of `work`; `Device` with code 904 if `stream` has not waited for all captured work at the end, or with
+    /// code 905 if `stream` is already being captured.
     pub(super) fn take(
         &self,
         stream: Stream,
@@ -131,7 +131,7 @@ impl Notes {
         Ok(nodes)
     }
 
-    /// The nodes of a graph that is noted no longer, and those that its first stream ended with.
+    /// Ends the capture of a graph, and returns its nodes and those that its first stream ended with.
     fn end(&self, stream: Stream) -> (Vec<Node>, Vec<usize>) {
         let mut inner = self.lock();
         self.count.fetch_sub(1, Ordering::AcqRel);
@@ -142,7 +142,7 @@ impl Notes {
         (nodes, last)
     }
 
-    /// Notes work, if the stream's is noted; says whether it is.
+    /// Captures an operation if the stream is being captured; returns whether it is.
     pub(super) fn put(&self, stream: Stream, work: impl FnOnce() -> Work) -> bool {
         if self.none() {
             return false;
@@ -155,7 +155,7 @@ impl Notes {
         true
     }
 
-    /// An event after the stream's work, if that is noted.
+    /// Returns an event after the stream's work so far if the stream is being captured.
     pub(super) fn record(&self, stream: Stream) -> Option<Event> {
         if self.none() {
             return None;
@@ -168,11 +168,11 @@ impl Notes {
         Some(event)
     }
 
-    /// Lets a stream's later work come after an event's, if either is noted; says whether one is.
+    /// Makes a stream's later work come after an event if either is captured; returns whether one is.
     ///
     /// # Errors
-    /// `Device` with code 905 if they do not belong to the same graph, or one of them to none. A stream that belongs to none
-    /// becomes a part of the event's.
+    /// `Device` with code 905 if the stream and the event belong to different graphs, or if only the stream belongs to
+    /// one. A stream that belongs to none joins the event's graph.
     pub(super) fn wait(&self, stream: Stream, event: Event) -> Result<bool, BackendError> {
         if self.none() && event.0 & NOTED == 0 {
             return Ok(false);
@@ -191,7 +191,7 @@ impl Notes {
         Ok(true)
     }
 
-    /// Forgets an event; says whether it was one of noted work.
+    /// Forgets an event; returns whether it was one of captured work.
     pub(super) fn destroy(&self, event: Event) -> bool {
         let noted = event.0 & NOTED != 0;
         if noted {
@@ -200,7 +200,7 @@ impl Notes {
         noted
     }
 
-    /// An error if the stream's work is noted: `op` needs it to run.
+    /// Returns an error if the stream is being captured, because `op` needs its work to run.
     pub(super) fn refuse(&self, stream: Stream, op: &'static str) -> Result<(), BackendError> {
         let noted = !self.none() && self.lock().streams.contains_key(&stream);
         if noted { Err(BackendError::Device { op, code: UNSUPPORTED }) } else { Ok(()) }
@@ -215,7 +215,7 @@ impl Notes {
     }
 }
 
-/// Ends the noting of a graph whose work failed or panicked.
+/// Ends the capture of a graph whose work failed or panicked.
 struct Noting<'a> {
     notes: &'a Notes,
     stream: Stream,
@@ -227,7 +227,7 @@ impl Drop for Noting<'_> {
     }
 }
 
-/// Which nodes are among `last` or come before them.
+/// Returns which nodes are in `last` or come before a node in `last`.
 fn before(nodes: &[Node], mut last: Vec<usize>) -> Vec<bool> {
     let mut found = vec![false; nodes.len()];
     while let Some(node) = last.pop() {
@@ -271,7 +271,7 @@ mod tests {
             assert!(notes.put(A, zero(2)));
             assert!(notes.wait(B, begun)? && notes.put(B, zero(3)) && notes.put(B, zero(4)));
             let done = notes.record(B).unwrap();
-            // Twice the same is one edge.
+            // Waiting twice adds one edge.
             assert!(notes.wait(A, done)? && notes.wait(A, done)? && notes.put(A, zero(5)));
             assert!(notes.destroy(begun) && notes.destroy(done) && !notes.destroy(Event(7)));
             assert!(notes.refuse(A, "upload").is_err() && notes.refuse(Stream(3), "upload").is_ok());
@@ -286,7 +286,8 @@ mod tests {
     fn what_cannot_be_noted() {
         let notes = Notes::default();
         let isolated = BackendError::Device { op: "wait", code: ISOLATION };
-        // A stream that is not waited for; an error of the work; a graph within the same; an event from outside.
+        // A stream that is not waited for; an error of the work; a capture within one of the same stream; an
+        // event from outside.
         assert_eq!(
             code(&notes, || {
                 notes.put(A, zero(1));
@@ -299,7 +300,7 @@ mod tests {
         assert_eq!(code(&notes, || Err(BackendError::Device { op: "launch", code: 3 })), 3);
         assert_eq!(code(&notes, || notes.take(A, &mut || Ok(())).map(drop)), ISOLATION);
         assert_eq!(code(&notes, || notes.wait(A, Event(5)).map(drop)), ISOLATION);
-        // One of another graph, and of one that has ended.
+        // An event of another graph, and of one that has ended.
         let event = std::cell::Cell::new(Event(0));
         let taken = notes.take(B, &mut || {
             event.set(notes.record(B).unwrap());

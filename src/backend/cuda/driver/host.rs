@@ -1,13 +1,13 @@
-//! This processor as a device: the kernels of `kernels/`, compiled by the C++ compiler, with their threads as fibers.
+//! The CPU as a device: the kernels of `kernels/`, compiled by the C++ compiler, with their threads as fibers.
 //!
-//! For tests. It is strict where a GPU is not: memory begins with a pattern, every address must lie in an allocation,
-//! bytes around each allocation may not change, and a barrier that not all threads reach is an error. An error is told by
-//! every later call, as CUDA does after a kernel's fault.
+//! For tests. It is strict where a GPU is not: memory starts with a pattern, every address must lie in an allocation,
+//! the bytes around each allocation must not change, and a barrier that not all threads reach is an error. After an
+//! error, every later call reports it, as in CUDA after a kernel fault.
 //!
-//! **Order of work.** With threads in ascending order, work runs when it is put on a stream. Otherwise it waits until its
-//! stream is waited for: in descending order no other work runs then than what must come before, and in a random one any
-//! that may. The nodes of a graph run in any order that its edges permit, too. So a stream that forgets to wait for
-//! another's work finds it undone.
+//! **Order of work.** With threads in ascending order, work runs as soon as it is put into a stream. Otherwise it is
+//! deferred until its stream is waited for: in descending order, only the work that must come before runs then; in
+//! random order, any work that may run. The nodes of a graph run in any order that its edges permit, too. A stream that
+//! fails to wait for another's work therefore finds it not done.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc, dealloc};
@@ -22,25 +22,25 @@ use super::graph::{Node, Notes, Tally, Work};
 use super::{Address, Argument, BackendError, Driver, Event, Graph, GraphCounts, Launch, Properties, Stream};
 use crate::model::locked;
 
-/// In which order threads run between two waits, blocks, and work that no event orders. A result that depends on it is a
-/// race.
+/// The order in which threads run between two waits, in which blocks run, and in which work runs that no event orders.
+/// A result that depends on it is a race.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Order {
     /// The lowest number first.
     Ascending,
     /// The highest number first.
     Descending,
-    /// By chance, which the seed decides; another order for each launch, and after each barrier.
+    /// A random order, determined by the seed; another one for each launch, and after each barrier.
     Random(u64),
 }
 
-/// What memory holds before anything was written there. No field element has such words.
+/// Initial content of memory. No field element has such words.
 const POISON: u8 = 0xd7;
-/// What lies around allocations.
+/// Content of the guards around allocations.
 const GUARD: u8 = 0x5a;
-/// Bytes of the guards before and behind each allocation, and how addresses are aligned.
+/// Bytes of the guards before and after each allocation, and the alignment of addresses.
 const GUARD_BYTES: usize = 256;
-/// CUDA's codes, so that tests look for the same as on a GPU.
+/// CUDA's codes, so that tests expect the same ones as on a GPU.
 const INVALID_VALUE: i64 = 1;
 const INVALID_HANDLE: i64 = 400;
 const NOT_READY: i64 = 600;
@@ -62,8 +62,9 @@ struct RawLaunch {
     threads: u32,
 }
 
-// SAFETY: these are the declarations of kernels/host/host.h. What those with names ask of their callers stands at their only
-// calls; numbers may be any. The others change nothing but what the address sanitizer reports, if it is built in.
+// SAFETY: these are the declarations of kernels/host/host.h. What the functions that take names require is stated
+// at their only calls; numbers may have any value. The others change nothing but what the address sanitizer
+// reports, if it is built in.
 unsafe extern "C" {
     fn kernels_host_run(launch: *const RawLaunch, message: *mut c_char, message_bytes: usize) -> c_int;
     safe fn kernels_host_name(number: u32) -> *const c_char;
@@ -72,7 +73,7 @@ unsafe extern "C" {
     safe fn kernels_host_allow(start: *const c_void, bytes: usize);
 }
 
-/// The names of all kernels, sorted.
+/// Returns the names of all kernels, sorted.
 pub fn kernels() -> Vec<&'static str> {
     let mut names: Vec<&'static str> = (0..)
         .map_while(|number| {
@@ -85,20 +86,20 @@ pub fn kernels() -> Vec<&'static str> {
     names
 }
 
-/// Bytes of each parameter of a kernel: 8 for a pointer, 4 for a number.
+/// Returns the bytes of each parameter of a kernel: 8 for a pointer, 4 for a number.
 pub fn parameters(kernel: &str) -> Vec<u8> {
     let name = CString::new(kernel).unwrap_or_default();
-    // SAFETY: the name ends with a zero and is there until the call ends.
+    // SAFETY: the name is NUL-terminated and outlives the call.
     let bytes = (0..).map(|number| unsafe { kernels_host_parameter(name.as_ptr(), number) });
     bytes.take_while(|bytes| *bytes != 0).collect()
 }
 
-/// Host memory: a guard, as many bytes as were asked for, and a guard at once behind them.
+/// Host memory: a guard, the bytes that were requested, and a guard immediately after them.
 struct Allocation {
     start: NonNull<u8>,
     layout: Layout,
     bytes: usize,
-    /// How many there were before.
+    /// Number of allocations before this one.
     number: u64,
 }
 
@@ -109,9 +110,9 @@ impl Allocation {
     fn new(bytes: usize, number: u64) -> Option<Self> {
         let all = bytes.checked_add(2 * GUARD_BYTES)?;
         let layout = Layout::from_size_align(all, GUARD_BYTES).ok()?;
-        // SAFETY: the layout is not empty: it has guards.
+        // SAFETY: the layout is not empty, because it includes guards.
         let start = NonNull::new(unsafe { alloc(layout) })?;
-        // SAFETY: `all` bytes were allocated at `start`, and `bytes` of them begin behind the first guard.
+        // SAFETY: `all` bytes were allocated at `start`, and `bytes` of them begin after the first guard.
         unsafe {
             start.write_bytes(GUARD, all);
             start.add(GUARD_BYTES).write_bytes(POISON, bytes);
@@ -128,14 +129,14 @@ impl Allocation {
     }
 
     fn guards(&self) -> [&[u8]; 2] {
-        // SAFETY: both guards lie within the allocation and were written when it was made. No kernel runs.
+        // SAFETY: both guards lie within the allocation and were written when it was made. No kernel is running.
         unsafe {
             let before = slice::from_raw_parts(self.start.as_ptr(), GUARD_BYTES);
             [before, slice::from_raw_parts(self.start.as_ptr().add(GUARD_BYTES + self.bytes), GUARD_BYTES)]
         }
     }
 
-    /// How far from the first byte, negative if before it, a byte of a guard was changed.
+    /// Returns the offset from the first byte, negative if before it, of a guard byte that was changed.
     fn broken(&self) -> Option<i64> {
         let [before, behind] = self.guards().map(|guard| guard.iter().position(|&byte| byte != GUARD));
         let before = before.map(|at| at as i64 - GUARD_BYTES as i64);
@@ -146,19 +147,19 @@ impl Allocation {
 impl Drop for Allocation {
     fn drop(&mut self) {
         kernels_host_allow(self.start.as_ptr().cast(), self.layout.size());
-        // SAFETY: allocated with this layout, and nobody else frees it.
+        // SAFETY: allocated with this layout, and freed only here.
         unsafe { dealloc(self.start.as_ptr(), self.layout) }
     }
 }
 
-/// What is put on a stream.
+/// A task in a stream.
 enum Task {
     Work(Work),
     Upload {
         to: Address,
         bytes: Vec<u8>,
     },
-    /// From and to memory of the caller's, which is not looked at before.
+    /// Copies from and to memory of the caller, which is not accessed before the task runs.
     UploadLater {
         to: Address,
         from: Foreign,
@@ -169,24 +170,24 @@ enum Task {
         from: Address,
         bytes: u64,
     },
-    /// Notes when an event happens.
+    /// Marks an event as having happened.
     Happens(Event),
     Graph(Arc<[Node]>),
 }
 
-/// A place in memory of the caller's.
+/// A place in the caller's memory.
 struct Foreign(*mut u8);
 
-// SAFETY: the caller of what takes such places says that they are good until the work has run, on whatever thread.
+// SAFETY: the caller that passes such a place guarantees that it is valid until the work has run, on whatever thread.
 unsafe impl Send for Foreign {}
 
 struct Pending {
     task: Task,
-    /// Tasks that must have ended; those that are no longer pending have.
+    /// Tasks that must end before this one; those that are no longer pending have ended.
     after: Vec<u64>,
 }
 
-/// An event: the task that it comes after, itself one, and when that ran.
+/// An event: the task that marks it as having happened, and the time when that ran.
 #[derive(Clone, Copy)]
 struct Happening {
     task: u64,
@@ -197,16 +198,16 @@ struct Happening {
 struct State {
     allocations: BTreeMap<u64, Allocation>,
     used: u64,
-    /// Allocations so far.
+    /// Number of allocations so far.
     allocated: u64,
     pending: BTreeMap<u64, Pending>,
-    /// What the next task of each stream comes after.
+    /// The tasks that the next task of each stream comes after.
     streams: HashMap<Stream, Vec<u64>>,
     events: HashMap<Event, Happening>,
     graphs: HashMap<Graph, Arc<[Node]>>,
     handles: u64,
     launches: u64,
-    /// Kernels that ran, and the most shared memory of a block of each.
+    /// Kernels that ran, each with the most shared memory of a block.
     launched: BTreeMap<&'static str, u32>,
     choices: u64,
     fault: Option<(BackendError, String)>,
@@ -218,7 +219,7 @@ impl State {
         self.handles
     }
 
-    /// Notes what no later call may overlook.
+    /// Records a fault, which every later call reports.
     fn fail(&mut self, error: BackendError, message: String) -> BackendError {
         tracing::error!(%error, "{message}");
         self.pending.clear();
@@ -234,7 +235,7 @@ impl State {
         self.events.get(&event).copied().ok_or(BackendError::Device { op, code: INVALID_HANDLE })
     }
 
-    /// The pending tasks that must run for these to end, and these.
+    /// Returns the pending tasks that must run for these to end, including these.
     fn needed(&self, tasks: &[u64]) -> BTreeSet<u64> {
         let (mut needed, mut open) = (BTreeSet::new(), tasks.to_vec());
         while let Some(task) = open.pop() {
@@ -247,7 +248,7 @@ impl State {
         needed
     }
 
-    /// The allocation in which an address lies, or at whose end, and the bytes from there to the end.
+    /// Returns the bytes from an address to the end of the allocation in which, or at whose end, it lies.
     fn room(&self, address: Address) -> Option<u64> {
         let (start, allocation) = self.allocations.range(..=address.0).next_back()?;
         (start + allocation.bytes as u64).checked_sub(address.0)
@@ -262,7 +263,7 @@ impl State {
         }
     }
 
-    /// An error if something wrote outside of an allocation.
+    /// Returns an error if something wrote outside of an allocation.
     fn check_guards(&mut self, op: &'static str) -> Result<(), BackendError> {
         let broken = self.allocations.values().find_map(|allocation| Some((allocation.broken()?, allocation.bytes)));
         let Some((at, bytes)) = broken else { return Ok(()) };
@@ -271,7 +272,7 @@ impl State {
     }
 }
 
-/// The device.
+/// The CPU as a device.
 pub struct HostDriver {
     properties: Properties,
     order: Order,
@@ -284,7 +285,8 @@ pub struct HostDriver {
 }
 
 impl HostDriver {
-    /// A device with two multiprocessors, so that grids stay small, 96 KiB of shared memory and 4 GiB of memory.
+    /// Creates a device with two multiprocessors, so that grids stay small, 96 KiB of shared memory
+    /// and 4 GiB of memory.
     pub fn new(order: Order) -> Self {
         let properties = Properties {
             name: format!("{} by kernels/host", std::env::consts::ARCH),
@@ -299,67 +301,67 @@ impl HostDriver {
         Self { properties, order, threads, carves: false, idle: None, state, notes, tally }
     }
 
-    /// With another number of multiprocessors.
+    /// Sets the number of multiprocessors.
     pub fn with_multiprocessors(mut self, multiprocessors: u32) -> Self {
         self.properties.multiprocessors = multiprocessors;
         self
     }
 
-    /// With more or less shared memory a block, bytes.
+    /// Sets the shared memory per block, in bytes.
     pub fn with_shared_per_block(mut self, bytes: u32) -> Self {
         self.properties.shared_per_block = bytes;
         self
     }
 
-    /// With more or less memory, bytes.
+    /// Sets the memory, in bytes.
     pub fn with_memory(mut self, bytes: u64) -> Self {
         self.properties.memory = bytes;
         self
     }
 
-    /// With another compute capability.
+    /// Sets the compute capability.
     pub fn with_capability(mut self, major: u32, minor: u32) -> Self {
         self.properties.capability = (major, minor);
         self
     }
 
-    /// With buffers cut from one allocation, as a GPU has them: what is written between them is not seen then.
+    /// Cuts buffers from one allocation, as on a GPU; writes between them are then not detected.
     pub fn with_carving(mut self) -> Self {
         self.carves = true;
         self
     }
 
-    /// With so many threads of the operating system that share the blocks of a launch.
+    /// Sets the number of operating-system threads that share the blocks of a launch.
     pub fn with_threads(mut self, threads: u32) -> Self {
         self.threads = threads;
         self
     }
 
-    /// With a kernel that does nothing.
+    /// Makes a kernel do nothing.
     pub fn with_idle(mut self, kernel: &'static str) -> Self {
         self.idle = Some(kernel);
         self
     }
 
-    /// Kernels that ran, and the most dynamic shared memory that a block of each had, bytes.
+    /// Returns the kernels that ran, each with the most dynamic shared memory of a block in bytes.
     pub fn launched(&self) -> BTreeMap<&'static str, u32> {
         self.lock().launched.clone()
     }
 
-    /// What went wrong first, in words.
+    /// Returns the message of the first fault.
     pub fn fault(&self) -> Option<String> {
         self.lock().fault.as_ref().map(|(_, message)| message.clone())
     }
 
-    /// Memory in use, bytes: 0 when everything was released.
+    /// Returns the memory in use, in bytes: 0 once everything was released.
     pub fn used(&self) -> u64 {
         self.lock().used
     }
 
-    /// As `upload`, but looks at `from` when the copy runs.
+    /// Like `upload`, but reads `from` when the copy runs.
     ///
     /// # Safety
-    /// There lie as many bytes until then.
+    /// There are `bytes` bytes at `from` until then.
     pub unsafe fn upload_later(
         &self,
         stream: Stream,
@@ -374,10 +376,10 @@ impl HostDriver {
         self.put(&mut state, stream, Task::UploadLater { to, from: Foreign(from.cast_mut()), bytes }).map(drop)
     }
 
-    /// As `download`, but does not wait for the copy.
+    /// Like `download`, but does not wait for the copy.
     ///
     /// # Safety
-    /// At `to` is room for as many bytes until it has run.
+    /// There is space for `bytes` bytes at `to` until the copy has run.
     pub unsafe fn download_later(
         &self,
         stream: Stream,
@@ -392,38 +394,38 @@ impl HostDriver {
         self.put(&mut state, stream, Task::DownloadLater { to: Foreign(to), from, bytes }).map(drop)
     }
 
-    /// Whether an event has happened.
+    /// Returns whether an event has happened.
     pub fn has_happened(&self, event: Event) -> Result<bool, BackendError> {
         Ok(self.sound()?.event("query", event)?.at.is_some())
     }
 
-    /// Whether all work of a stream has ended.
+    /// Returns whether all work of a stream has ended.
     pub fn is_done(&self, stream: Stream) -> Result<bool, BackendError> {
         let state = self.sound()?;
         state.stream("query", stream)?;
         Ok(state.streams[&stream].iter().all(|last| !state.pending.contains_key(last)))
     }
 
-    /// Runs all work that was put on streams.
+    /// Runs all work that was put into streams.
     pub fn settle(&self) -> Result<(), BackendError> {
         let mut state = self.sound()?;
         let all: Vec<u64> = state.pending.keys().copied().collect();
         self.finish(&mut state, &all)
     }
 
-    /// How many allocations there have been.
+    /// Returns the number of allocations so far.
     pub fn allocations(&self) -> u64 {
         self.lock().allocated
     }
 
-    /// Whether all memory is zero, when all work has ended, that was allocated after so many others.
+    /// Runs all work, and returns whether all memory is zero except for that of the first `allocations` allocations.
     pub fn is_zero_since(&self, allocations: u64) -> bool {
-        // A fault is noted for later calls.
+        // A fault is recorded for later calls.
         let _ = self.settle();
         let state = self.lock();
         state.allocations.values().filter(|allocation| allocation.number >= allocations).all(|allocation| {
-            // SAFETY: as many bytes were allocated behind the first guard and written when the allocation was made; no
-            // kernel runs, for the state is locked.
+            // SAFETY: `allocation.bytes` bytes were allocated after the first guard and written when the allocation was
+            // made; no kernel is running, because the state is locked.
             let all = unsafe { slice::from_raw_parts(allocation.address() as *const u8, allocation.bytes) };
             all.iter().all(|byte| *byte == 0)
         })
@@ -433,7 +435,7 @@ impl HostDriver {
         locked(&self.state)
     }
 
-    /// Puts work on a stream, or notes it.
+    /// Puts work into a stream, or captures it.
     fn begin(&self, stream: Stream, op: &'static str, work: Work) -> Result<(), BackendError> {
         let mut state = self.sound()?;
         state.stream(op, stream)?;
@@ -444,7 +446,7 @@ impl HostDriver {
         self.put(&mut state, stream, Task::Work(work)).map(drop)
     }
 
-    /// The state, or the fault that makes it useless.
+    /// Returns the state, or the fault that makes it useless.
     fn sound(&self) -> Result<MutexGuard<'_, State>, BackendError> {
         let state = self.lock();
         match &state.fault {
@@ -471,7 +473,7 @@ impl HostDriver {
         self.put(&mut state, stream, Task::Graph(nodes)).map(drop)
     }
 
-    /// Checks what can be told of work before it runs.
+    /// Checks what can be known of work before it runs.
     fn check(&self, state: &mut State, work: &Work) -> Result<(), BackendError> {
         let (kernel, shared, arguments) = match work {
             Work::Zero { at, bytes } => return state.check("zero", *at, *bytes),
@@ -482,7 +484,7 @@ impl HostDriver {
             return Err(BackendError::Shape { what: "shared memory of a block", expected, got });
         }
         for (number, argument) in arguments.iter().enumerate() {
-            // Null is for what a kernel may have or not.
+            // Null is for parameters that are optional for a kernel.
             if let Argument::Pointer(address) = argument
                 && address.0 != 0
                 && state.room(*address).is_none()
@@ -494,7 +496,7 @@ impl HostDriver {
         Ok(())
     }
 
-    /// Puts a task on a stream.
+    /// Puts a task into a stream.
     fn put(&self, state: &mut State, stream: Stream, task: Task) -> Result<u64, BackendError> {
         let number = state.handle();
         let after = state.streams.insert(stream, vec![number]).unwrap_or_default();
@@ -505,7 +507,7 @@ impl HostDriver {
         Ok(number)
     }
 
-    /// Runs until these tasks have ended.
+    /// Runs pending tasks until `tasks` have ended.
     fn finish(&self, state: &mut State, tasks: &[u64]) -> Result<(), BackendError> {
         let mut allowed = match self.order {
             Order::Random(_) => state.pending.keys().copied().collect(),
@@ -523,13 +525,13 @@ impl HostDriver {
         Ok(())
     }
 
-    /// One of so many, not none, by the order.
+    /// Chooses an index below `count`, which is not 0, according to the order.
     fn choose(&self, state: &mut State, count: usize) -> usize {
         state.choices += 1;
         match self.order {
             Order::Ascending => 0,
             Order::Descending => count - 1,
-            // Knuth's multiplier: neighbouring numbers lead far apart.
+            // Knuth's multiplier: adjacent numbers lead far apart.
             Order::Random(seed) => {
                 let mixed = (seed ^ state.choices).wrapping_mul(6_364_136_223_846_793_005).rotate_right(29);
                 (mixed.wrapping_mul(6_364_136_223_846_793_005) >> 33) as usize % count
@@ -541,18 +543,18 @@ impl HostDriver {
         match task {
             Task::Work(work) => self.work(state, &work),
             Task::Upload { to, bytes } => {
-                // SAFETY: the bytes lay within an allocation when this was put on its stream, and memory is released only
-                // when nothing is pending.
+                // SAFETY: the bytes lay within an allocation when this was put into its stream, and memory is released
+                // only when nothing is pending.
                 unsafe { (to.0 as *mut u8).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
                 Ok(())
             }
             Task::UploadLater { to, from, bytes } => {
-                // SAFETY: as above; there the caller of `upload_later` has as many bytes.
+                // SAFETY: as above; the caller of `upload_later` guarantees the bytes at `from`.
                 unsafe { (to.0 as *mut u8).copy_from_nonoverlapping(from.0, bytes as usize) }
                 Ok(())
             }
             Task::DownloadLater { to, from, bytes } => {
-                // SAFETY: as above; there the caller of `download_later` has room for as many bytes.
+                // SAFETY: as above; the caller of `download_later` guarantees the space at `to`.
                 unsafe { (from.0 as *const u8).copy_to_nonoverlapping(to.0, bytes as usize) }
                 Ok(())
             }
@@ -638,8 +640,8 @@ impl HostDriver {
         };
         let mut message = [0_u8; 512];
         // SAFETY: everything in `raw` lives until the call ends, with as many arguments as it says, whose number and
-        // kinds are checked there; the message is cut to its length. What the kernel does with its pointers is what the
-        // caller of `launch` vouches for.
+        // types the callee checks; the message is truncated to its length. The caller of `launch` vouches for what the
+        // kernel does with its pointers.
         let status = unsafe { kernels_host_run(&raw, message.as_mut_ptr().cast(), message.len()) };
         if status != 0 {
             let message = CStr::from_bytes_until_nul(&message).map(CStr::to_string_lossy).unwrap_or_default();
@@ -675,14 +677,14 @@ impl Driver for HostDriver {
         Ok(Address(address))
     }
 
-    /// Buffers lie apart, each between guards, unless it was asked otherwise.
+    /// Buffers are separate, each between guards, unless `with_carving` was called.
     fn carves(&self) -> bool {
         self.carves
     }
 
     unsafe fn release(&self, address: Address) {
         let mut state = self.lock();
-        // Faults are noted for later calls.
+        // Faults are recorded for later calls.
         let all: Vec<u64> = state.pending.keys().copied().collect();
         let _ = self.finish(&mut state, &all);
         let _ = state.check_guards("release");
@@ -705,7 +707,7 @@ impl Driver for HostDriver {
     fn destroy_stream(&self, stream: Stream) {
         let mut state = self.lock();
         let last = state.streams.remove(&stream).unwrap_or_default();
-        // A fault is noted for later calls.
+        // A fault is recorded for later calls.
         let _ = self.finish(&mut state, &last);
     }
 
@@ -721,8 +723,8 @@ impl Driver for HostDriver {
         self.synchronize(stream)?;
         let state = self.sound()?;
         state.check("download", from, to.len() as u64)?;
-        // SAFETY: the bytes lie within an allocation, as was just checked, which `to` cannot overlap: no reference to it
-        // leaves this module.
+        // SAFETY: the bytes lie within an allocation, as was just checked. `to` cannot overlap it, because no reference
+        // to it leaves this module.
         unsafe { (from.0 as *const u8).copy_to_nonoverlapping(to.as_mut_ptr(), to.len()) }
         Ok(())
     }
@@ -813,7 +815,7 @@ mod tests {
     fn upload(driver: &HostDriver, words: &[u32]) -> Result<Address, BackendError> {
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         let (stream, to) = (driver.create_stream()?, driver.allocate(bytes.len() as u64)?);
-        // SAFETY: as many bytes were allocated.
+        // SAFETY: `bytes.len()` bytes were allocated at `to`.
         unsafe { driver.upload(stream, to, &bytes)? };
         driver.destroy_stream(stream);
         Ok(to)
@@ -822,7 +824,7 @@ mod tests {
     fn download(driver: &HostDriver, from: Address, words: usize) -> Result<Vec<u32>, BackendError> {
         let stream = driver.create_stream()?;
         let mut bytes = vec![0; 4 * words];
-        // SAFETY: the driver checks the bounds.
+        // SAFETY: the driver checks the bounds at `from`.
         unsafe { driver.download(stream, &mut bytes, from)? };
         driver.destroy_stream(stream);
         Ok(bytes.chunks_exact(4).map(|word| u32::from_ne_bytes(word.try_into().unwrap())).collect())
@@ -836,7 +838,7 @@ mod tests {
         arguments: &[Argument],
     ) -> Result<(), BackendError> {
         let stream = driver.create_stream()?;
-        // SAFETY: the tests give what check.h asks for, or what the driver refuses.
+        // SAFETY: the tests pass what check.h requires, or what the driver refuses.
         unsafe { driver.launch(stream, Launch { kernel, grid: (2, 1), block, shared, arguments })? };
         driver.synchronize(stream)
     }
@@ -903,7 +905,7 @@ mod tests {
         assert_eq!(launch(&driver, "check_trap", 32, 1025, &[Argument::U32(0)]), Err(expected));
     }
 
-    // The sanitizer ends the process at such a write: scripts/kernels.sh runs this test alone and sees that it does.
+    // The sanitizer ends the process at such a write: scripts/kernels.sh runs this test alone and checks that it does.
     #[test]
     fn stray_writes_are_noticed() {
         let driver = HostDriver::new(Order::Ascending);
@@ -923,7 +925,7 @@ mod tests {
         let (stream, at) = (driver.create_stream().unwrap(), driver.allocate(16).unwrap());
         assert_eq!(at.0 % 256, 0);
         assert_eq!(download(&driver, at, 4).unwrap(), [0xd7d7_d7d7; 4]);
-        // SAFETY: 8 bytes from the fourth lie within the allocation.
+        // SAFETY: 8 bytes from the fourth byte on lie within the allocation.
         unsafe { driver.zero(stream, Address(at.0 + 4), 8).unwrap() };
         assert_eq!(download(&driver, at, 4).unwrap(), [0xd7d7_d7d7, 0, 0, 0xd7d7_d7d7]);
     }
@@ -956,12 +958,12 @@ mod tests {
         // SAFETY: allocated above and not used again.
         unsafe { driver.release(first) };
         assert_eq!((driver.free_memory(), driver.used()), (Ok(1000), 0));
-        // SAFETY: the driver notices that nothing is there.
+        // SAFETY: the driver notices that there is no allocation at this address.
         unsafe { driver.release(first) };
         assert_eq!(driver.allocate(1), Err(device(INVALID_VALUE, "release")));
     }
 
-    /// What another stream reads of a word that one uploads, with and without waiting for it.
+    /// Returns what one stream reads of a word that another sets to zero, with and without waiting for it.
     fn read_beside(order: Order, waits: bool, as_one: bool) -> u32 {
         let driver = HostDriver::new(order);
         let (one, other) = (driver.create_stream().unwrap(), driver.create_stream().unwrap());
@@ -969,22 +971,22 @@ mod tests {
         let [from, to] = [at, Address(at.0 + 4)];
         let work = || {
             let begun = driver.record(one)?;
-            // SAFETY: a word lies there.
+            // SAFETY: there is a word at `from`.
             unsafe { driver.zero(one, from, 4)? };
             let done = driver.record(one)?;
             driver.wait(other, if waits { done } else { begun })?;
             let arguments = [Argument::Pointer(from), Argument::Pointer(to)];
-            // The sum of one word.
+            // The sum of one word is a copy of it.
             let (kernel, grid) = ("check_barrier", (1, 1));
-            // SAFETY: the kernel reads a word and writes one, and has one of shared memory.
+            // SAFETY: the kernel reads one word and writes one, and has one word of shared memory.
             unsafe { driver.launch(other, Launch { kernel, grid, block: 1, shared: 4, arguments: &arguments })? };
             let copied = driver.record(other)?;
             driver.wait(one, copied)
         };
         if as_one {
             let graph = driver.graph(one, &mut || work()).unwrap();
-            assert_eq!(download(&driver, at, 2).unwrap(), [7, 7], "noted work does not run");
-            // SAFETY: its memory is there.
+            assert_eq!(download(&driver, at, 2).unwrap(), [7, 7], "captured work does not run");
+            // SAFETY: the graph's memory still exists.
             unsafe { driver.run(one, graph).unwrap() };
             driver.destroy_graph(graph);
         } else {
@@ -1012,10 +1014,10 @@ mod tests {
             let driver = HostDriver::new(order);
             let stream = driver.create_stream().unwrap();
             let at = upload(&driver, &[1, 2]).unwrap();
-            // SAFETY: a word lies there.
+            // SAFETY: there is a word at `at`.
             let graph = driver.graph(stream, &mut || unsafe { driver.zero(stream, at, 4) }).unwrap();
             for _ in 0..2 {
-                // SAFETY: two words lie there; the graph's memory is there.
+                // SAFETY: there are two words at `at`; the graph's memory still exists.
                 unsafe {
                     driver.upload(stream, at, &[1; 8]).unwrap();
                     driver.run(stream, graph).unwrap();
@@ -1026,20 +1028,20 @@ mod tests {
             let unsupported = |op| Err(device(900, op));
             let refused = driver.graph(stream, &mut || {
                 assert_eq!(driver.synchronize(stream), unsupported("synchronize"));
-                // SAFETY: refused.
+                // SAFETY: the driver refuses this.
                 assert_eq!(unsafe { driver.run(stream, graph) }, unsupported("run"));
-                // SAFETY: refused.
+                // SAFETY: the driver refuses this.
                 unsafe { driver.upload(stream, at, &[0; 4]) }
             });
             assert_eq!(refused, unsupported("upload").map(|()| graph));
-            // SAFETY: allocated above; what the graph does with it then is refused.
+            // SAFETY: allocated above; the driver refuses what the graph does with it afterwards.
             unsafe {
                 driver.release(at);
                 let ran = driver.run(stream, graph).and_then(|()| driver.synchronize(stream));
                 assert_eq!(ran, Err(device(INVALID_VALUE, "zero")));
             }
             driver.destroy_graph(graph);
-            // SAFETY: refused.
+            // SAFETY: the driver refuses this.
             assert!(unsafe { driver.run(stream, graph) }.is_err());
         }
     }

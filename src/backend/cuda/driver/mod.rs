@@ -1,5 +1,5 @@
-//! What the host code of `cuda` needs of a device, and the two that give it: a GPU by NVIDIA's driver, and this
-//! processor, which runs the very same kernel sources for tests.
+//! What the host code of `cuda` needs from a device, and the two implementations: a GPU through NVIDIA's driver, and
+//! the CPU, which runs the very same kernel sources for tests.
 
 #![allow(unsafe_code)]
 
@@ -11,51 +11,51 @@ pub mod nvidia;
 
 use super::super::BackendError;
 
-/// A place in a device's memory.
+/// An address in a device's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Address(pub u64);
 
-/// Work in order. Work on two streams may overlap unless an event orders it.
+/// A stream: work that runs in order. The work of two streams may overlap unless an event orders it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Stream(u64);
 
-/// A point in a stream's work.
+/// An event: a point in a stream's work.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Event(u64);
 
-/// Work that was noted, to be run as one launch.
+/// A graph: work that was captured, to be launched as a whole.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Graph(u64);
 
-/// What has come of graphs on a device so far.
+/// Counts of a device's graphs so far.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct GraphCounts {
-    /// Made.
+    /// Graphs made.
     pub made: u64,
-    /// Put into a stream.
+    /// Graph launches put into a stream.
     pub launches: u64,
-    /// What kept the last one from being made or launched that was not.
+    /// The last error that kept a graph from being made or launched.
     pub error: Option<BackendError>,
 }
 
-/// What is fixed of a device.
+/// The fixed properties of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Properties {
-    /// What it calls itself.
+    /// Name that the device reports.
     pub name: String,
-    /// Number among those of its driver.
+    /// Ordinal among the devices of its driver.
     pub ordinal: u32,
     /// Compute capability, major and minor: (9, 0) for an H100.
     pub capability: (u32, u32),
-    /// Multiprocessors.
+    /// Number of multiprocessors.
     pub multiprocessors: u32,
-    /// Shared memory that one block may ask for, bytes.
+    /// Shared memory that one block may request, in bytes.
     pub shared_per_block: u32,
-    /// Global memory, bytes.
+    /// Global memory, in bytes.
     pub memory: u64,
 }
 
-/// One argument of a kernel, as its declaration in `kernels/` has it.
+/// One argument of a kernel, of the type in the kernel's declaration in `kernels/`.
 #[derive(Clone, Copy, Debug)]
 pub enum Argument {
     /// A pointer.
@@ -64,16 +64,16 @@ pub enum Argument {
     U32(u32),
 }
 
-/// A kernel to run.
+/// A kernel launch.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch<'a> {
-    /// Its name in `kernels/`.
+    /// Name of the kernel in `kernels/`.
     pub kernel: &'static str,
-    /// Blocks, in x and y.
+    /// Blocks of the grid, in x and y.
     pub grid: (u32, u32),
-    /// Threads of a block.
+    /// Threads per block.
     pub block: u32,
-    /// Dynamic shared memory of a block, bytes.
+    /// Dynamic shared memory per block, in bytes.
     pub shared: u32,
     /// Arguments, in the order of the declaration.
     pub arguments: &'a [Argument],
@@ -81,69 +81,69 @@ pub struct Launch<'a> {
 
 /// A device that runs kernels.
 ///
-/// Calls may come from any thread. Those that take a stream only put work there, but for `download` and `synchronize`.
-/// A fault of a kernel shows at a later call.
+/// Calls may come from any thread. Those that take a stream only put work into it, except for `download` and
+/// `synchronize`. A kernel fault is reported by a later call.
 pub trait Driver: Send + Sync {
-    /// What is fixed of it.
+    /// Returns the fixed properties.
     fn properties(&self) -> &Properties;
 
-    /// Free memory, bytes.
+    /// Returns the free memory in bytes.
     fn free_memory(&self) -> Result<u64, BackendError>;
 
-    /// Memory, aligned to 256 bytes, with any content. Fails with `OutOfMemory`.
+    /// Allocates memory, aligned to 256 bytes, with undefined content. Fails with `OutOfMemory` if too little is free.
     fn allocate(&self, bytes: u64) -> Result<Address, BackendError>;
 
-    /// Whether buffers that are used together may be cut from one allocation.
+    /// Returns whether buffers that are used together may be cut from one allocation.
     fn carves(&self) -> bool {
         true
     }
 
-    /// Gives memory back once all work on the device that was begun has ended, or when more is asked for.
+    /// Frees memory once all work on the device that has begun has ended, or when more memory is requested.
     ///
     /// # Safety
-    /// `address` comes from `allocate` of this driver, and is not used again.
+    /// `address` came from `allocate` of this driver, and is not used again.
     unsafe fn release(&self, address: Address);
 
-    /// A stream of its own.
+    /// Creates a stream.
     fn create_stream(&self) -> Result<Stream, BackendError>;
 
-    /// Waits for its work and forgets it.
+    /// Waits for the stream's work and destroys the stream.
     fn destroy_stream(&self, stream: Stream);
 
-    /// Copies `from` to the device; on return `from` may be changed, and the copy is ordered within the stream.
+    /// Copies `from` to the device. `from` may be changed on return, and the copy is ordered within the stream.
     ///
     /// # Safety
-    /// `to` has room for as many bytes.
+    /// There is space for `from.len()` bytes at `to`.
     unsafe fn upload(&self, stream: Stream, to: Address, from: &[u8]) -> Result<(), BackendError>;
 
-    /// Copies from the device when the stream's work up to here has ended, and waits for it.
+    /// Copies from the device once the stream's work so far has ended, and waits for the copy.
     ///
     /// # Safety
-    /// At `from` lie as many bytes.
+    /// There are `to.len()` bytes at `from`.
     unsafe fn download(&self, stream: Stream, to: &mut [u8], from: Address) -> Result<(), BackendError>;
 
-    /// Sets bytes to zero.
+    /// Sets `bytes` bytes to zero.
     ///
     /// # Safety
-    /// At `at` lie as many bytes.
+    /// There are `bytes` bytes at `at`.
     unsafe fn zero(&self, stream: Stream, at: Address, bytes: u64) -> Result<(), BackendError>;
 
-    /// Runs a kernel.
+    /// Launches a kernel.
     ///
     /// # Safety
-    /// The arguments are those of the kernel's declaration, and what they point to is as large as it says.
+    /// The arguments are those of the kernel's declaration, and what they point to is as large as the kernel requires.
     unsafe fn launch(&self, stream: Stream, launch: Launch<'_>) -> Result<(), BackendError>;
 
-    /// Waits until the stream's work has ended. Fails if any of it did.
+    /// Waits until the stream's work has ended. Fails if any of that work failed.
     fn synchronize(&self, stream: Stream) -> Result<(), BackendError>;
 
-    /// Notes the present end of the stream's work.
+    /// Records an event at the current end of the stream's work.
     fn record(&self, stream: Stream) -> Result<Event, BackendError>;
 
-    /// Later work on the stream waits for the event. The event is not used up.
+    /// Makes later work in the stream wait for the event, which can be waited for again.
     fn wait(&self, stream: Stream, event: Event) -> Result<(), BackendError>;
 
-    /// Later work on `after` comes after that on `before` so far.
+    /// Makes later work in `after` wait for the work in `before` so far.
     fn order(&self, before: Stream, after: Stream) -> Result<(), BackendError> {
         if before == after {
             return Ok(());
@@ -154,26 +154,28 @@ pub trait Driver: Send + Sync {
         waits
     }
 
-    /// Milliseconds between two events that both have happened.
+    /// Returns the milliseconds between two events that have both happened.
     fn elapsed(&self, from: Event, to: Event) -> Result<f32, BackendError>;
 
-    /// Forgets an event.
+    /// Destroys an event.
     fn destroy_event(&self, event: Event);
 
-    /// Notes what `work` puts into `stream`, and into streams that wait for its events, instead of running it. `work` puts
-    /// launches and clearings there and no uploads, waits for nothing, and in the end has `stream` wait for the others.
-    /// Events that it makes mean nothing outside.
+    /// Captures what `work` puts into `stream`, and into streams that wait for its events, instead of running it.
+    /// `work` puts kernel launches and memsets there but no uploads, waits for nothing, and finally makes `stream` wait
+    /// for the other streams. Events that it records have no meaning outside of the graph.
     fn graph(&self, stream: Stream, work: &mut dyn FnMut() -> Result<(), BackendError>) -> Result<Graph, BackendError>;
 
-    /// Runs what was noted, as if it were put into the stream once more. Runs of one graph follow each other.
+    /// Launches the captured work, as if it were put into the stream again. Launches of one graph
+    /// run one after another.
     ///
     /// # Safety
-    /// All that its work points to is still there.
+    /// Everything that the graph's work points to still exists.
     unsafe fn run(&self, stream: Stream, graph: Graph) -> Result<(), BackendError>;
 
-    /// Forgets a graph, once its last run has ended.
+    /// Destroys a graph once its last launch has ended.
     fn destroy_graph(&self, graph: Graph);
 
-    /// What has come of graphs so far: one that a device refuses is done without, and shows nowhere else.
+    /// Returns the counts of graphs so far. If a device refuses a graph, its work is done without one, so that
+    /// no result shows it.
     fn graph_counts(&self) -> GraphCounts;
 }

@@ -1,16 +1,17 @@
-//! A GPU by NVIDIA's driver, whose library is found when the program runs.
+//! A GPU through NVIDIA's driver, whose library is looked up at run time.
 //!
-//! A program without that library, without a GPU, or with a driver that cannot use our kernels gets a sentence, never a
-//! panic: `cudarc` panics where the library or one of its functions is missing, so both are looked for first.
+//! Without that library, without a GPU, or with a driver that cannot use our kernels, the caller gets a
+//! one-sentence reason, never a panic: `cudarc` panics if the library or one of its functions is missing, so both
+//! are looked up first.
 //!
 //! Calls may come from any thread: each makes the device's primary context current on its thread, which costs next to
-//! nothing. A fault of a kernel (code 700, an illegal address, and its like) kills that context: every later call fails
-//! with the same code until the process ends, whatever key or proof it is for. The device's slot is then of no use any
-//! more; nothing here tries to revive it.
+//! nothing. A kernel fault (code 700, an illegal address, and the like) kills that context: every later call, for
+//! whatever key or proof, fails with the same code until the process ends. The device's slot is then useless, and
+//! nothing here tries to revive it.
 //!
-//! Witnesses are secret. Uploads, small ones too, pass through pinned memory of ours, which is set to zero once the
-//! device has read it, at the next download or synchronisation of the stream at the latest. What is on the device is
-//! the caller's to overwrite. Downloads go through buffers of NVIDIA's driver, out of our reach: they are for results.
+//! Witnesses are secret. All uploads, however small, pass through our own pinned memory, which is set to zero once the
+//! device has read it, at the latest at the next download or synchronisation of the stream. Overwriting data on the
+//! device is up to the caller. Downloads go through buffers of NVIDIA's driver, out of our reach: they are for results.
 #![allow(unsafe_code)]
 
 use std::collections::{HashMap, VecDeque};
@@ -31,40 +32,42 @@ use super::graph::{Node, Notes, Tally, Work};
 use super::{Address, Argument, Driver, Event, Graph, GraphCounts, Launch, Properties, Stream};
 use crate::model::locked;
 
-/// What build.rs makes of `kernels/`: `FATBIN`, machine code for the architectures `ARCHS` and PTX of the oldest.
+/// Output of build.rs for `kernels/`: `FATBIN`, which has machine code for the architectures `ARCHS`
+/// and PTX of the oldest.
 mod kernels {
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
 
-/// Cores for each GPU below which a thread that waits for one sleeps.
+/// Number of cores per GPU below which a thread that waits for a GPU sleeps.
 const CORES: usize = 4;
 
-/// Shared memory that a block gets without asking, bytes.
+/// Shared memory that a block gets without opting in, in bytes.
 const SHARED_UNASKED: u32 = 48 << 10;
 
-/// How events are made whose time nobody asks for.
+/// Flags of events that need no timing.
 const UNTIMED: c_uint = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as c_uint;
 
-/// Arguments that a launch may have.
+/// Most arguments of a kernel launch.
 const ARGUMENTS: usize = 32;
 
-/// Pinned memory of a stream that uploads, bytes.
+/// Pinned memory of a stream that uploads, in bytes.
 const STAGING: usize = 16 << 20;
 
-/// Bytes copied to pinned memory at once. While the bus takes one piece, the processor copies the next: small enough
-/// for the bus to begin soon, large enough that the calls (some microseconds) do not show.
+/// Bytes copied to pinned memory at once. While one piece crosses the bus, the CPU copies the next: small enough for
+/// the transfer to begin soon, large enough for the calls (some microseconds) not to matter.
 const PIECE: usize = 2 << 20;
 
-/// From here on, one core does not copy as fast as the bus takes.
+/// Size in bytes from which on a copy uses several cores, because one core copies slower than the bus.
 const PARALLEL: usize = 512 << 10;
 
-/// Pieces start at multiples of this, bytes.
+/// Alignment of pieces, in bytes.
 const ALIGNMENT: usize = 256;
 
-/// Pieces on their way at once: of small ones, the ring would hold too many to look through.
+/// Most pieces in flight at once: with small pieces, the ring would hold too many to search.
 const PIECES: usize = 1024;
 
-/// Every function of the driver's library that is called here, but `elapsed`'s. An old driver may lack some.
+/// Every function of the driver's library that is called here, except for the one of `elapsed`. An old
+/// driver may lack some.
 const FUNCTIONS: [&str; 42] = [
     "cuInit",
     "cuDriverGetVersion",
@@ -110,25 +113,26 @@ const FUNCTIONS: [&str; 42] = [
     "cuGraphExecDestroy",
 ];
 
-/// Drivers before 12.8 have the older of the two only, and from 13 on `cudarc` knows the newer only.
+/// Names of the function that `elapsed` calls: drivers before 12.8 have only the older one, and from CUDA 13 on
+/// `cudarc` knows only the newer one.
 const ELAPSED: [&str; 2] = ["cuEventElapsedTime_v2", "cuEventElapsedTime"];
 
 type Elapsed = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> CUresult;
 
-/// Of a device and its driver, what only people and floors want to know.
+/// Properties of a device and its driver that are only for reports and performance floors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Card {
-    /// The newest CUDA version that the driver knows, major and minor.
+    /// Newest CUDA version that the driver supports, major and minor.
     pub cuda: (u32, u32),
-    /// Highest clock of the multiprocessors, kHz.
+    /// Highest clock rate of the multiprocessors, in kHz.
     pub clock_khz: u32,
-    /// Highest clock of the memory, kHz.
+    /// Highest clock rate of the memory, in kHz.
     pub memory_clock_khz: u32,
-    /// Width of the memory bus, bits.
+    /// Width of the memory bus, in bits.
     pub bus_bits: u32,
-    /// Level-2 cache, bytes.
+    /// Level-2 cache, in bytes.
     pub l2_bytes: u32,
-    /// Whether threads that wait for it sleep.
+    /// Whether threads that wait for the device sleep.
     pub sleeps: bool,
 }
 
@@ -141,18 +145,18 @@ pub struct NvidiaDriver {
     module: sys::CUmodule,
     elapsed: Elapsed,
     kernels: RwLock<HashMap<&'static str, Kernel>>,
-    /// Pinned memory of the streams that upload, and that of streams which have ended.
+    /// Pinned memory of each stream that uploads, and pinned memory that no stream uses any more.
     staging: Mutex<HashMap<Stream, Arc<Mutex<Staging>>>>,
     spare: Mutex<Vec<Staging>>,
     notes: Notes,
     tally: Tally,
     released: Released,
-    /// Events that order streams, to use again.
+    /// Events that order streams, for reuse.
     events: Mutex<Vec<Event>>,
     carves: bool,
 }
 
-/// Memory that was given back, and is not the driver's yet.
+/// Memory that was released but is not yet returned to the driver.
 #[derive(Default)]
 struct Released {
     waiting: Mutex<Vec<u64>>,
@@ -164,8 +168,8 @@ impl Released {
         locked(&self.waiting).push(address);
     }
 
-    /// Frees what waits. Whoever comes meanwhile waits for that: what another thread has taken from here and not freed yet
-    /// would look to them like memory that is in use.
+    /// Frees the released memory. Concurrent callers wait for this, because memory that another thread has taken from
+    /// the list but not freed yet would look to them as if it were in use.
     fn free(&self, free: impl FnOnce(Vec<u64>)) {
         let _freeing = locked(&self.freeing);
         let waiting = std::mem::take(&mut *locked(&self.waiting));
@@ -178,41 +182,42 @@ impl Released {
 #[derive(Clone, Copy)]
 struct Kernel {
     function: sys::CUfunction,
-    /// Dynamic shared memory that it may have, bytes.
+    /// Dynamic shared memory that it may have, in bytes.
     shared: u32,
 }
 
-// SAFETY: the pointers are handles of the driver, which takes them from any thread on which their context is current,
-// and every call here makes it so first. What changes is behind locks.
+// SAFETY: the pointers are handles of the driver, which accepts them on any thread where their context is current, and
+// every call here first makes it current. Mutable state is behind locks.
 unsafe impl Send for NvidiaDriver {}
 // SAFETY: as above; the driver's functions may be called by several threads at once.
 unsafe impl Sync for NvidiaDriver {}
 
-/// A GPU that the driver shows, to be opened.
+/// A GPU that the driver lists, to be opened.
 pub struct Opening {
     ordinal: u32,
-    /// The newest CUDA version that the driver knows.
+    /// Newest CUDA version that the driver supports.
     cuda: (u32, u32),
     fatbin: &'static [u8],
     elapsed: Elapsed,
-    /// Whether threads that wait for it are to sleep.
+    /// Whether threads that wait for the device should sleep.
     sleeps: bool,
 }
 
 impl Opening {
-    /// Opens it: ready, or one sentence on why it is not. Takes minutes where the driver has to assemble the kernels.
+    /// Opens the GPU, or returns a one-sentence reason why it cannot be used. Takes minutes if the driver has to
+    /// compile the kernels.
     pub fn open(self) -> Result<NvidiaDriver, String> {
         let Self { ordinal, cuda, fatbin, elapsed, sleeps } = self;
         let (device, properties, mut card) = look(ordinal, cuda)?;
         let name = properties.name.clone();
         if sleeps {
             let flags = sys::CUctx_flags_enum::CU_CTX_SCHED_BLOCKING_SYNC as u32;
-            // Where the driver refuses, threads spin as they would without.
-            // SAFETY: `device` is one of the driver's.
+            // If the driver refuses, threads spin, as they do by default.
+            // SAFETY: `device` is a handle from the driver.
             card.sleeps = unsafe { sys::cuDevicePrimaryCtxSetFlags_v2(device, flags) } == CUresult::CUDA_SUCCESS;
         }
         let mut context = ptr::null_mut();
-        // SAFETY: `device` is one of the driver's, and there is a place for the result.
+        // SAFETY: `device` is a handle from the driver, and `context` is a place for the result.
         let retained = unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) };
         told(retained).map_err(|why| format!("{name} could not be opened: {why}"))?;
         // SAFETY: the context was retained above.
@@ -220,7 +225,7 @@ impl Opening {
             .map_err(|why| format!("{name} could not be opened: {why}"))
             .and_then(|()| load(fatbin, &properties, cuda));
         let module = loaded.inspect_err(|_| {
-            // SAFETY: retained above, and given back once.
+            // SAFETY: retained above, and released once.
             let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(device) };
         })?;
         let (kernels, staging, spare, notes, tally, released, events) = Default::default();
@@ -240,8 +245,8 @@ impl Opening {
             events,
             carves: true,
         };
-        // A driver that loads code when it is asked for assembles the kernels now: here, where that may take minutes, and not
-        // in the time of a self-test.
+        // A driver that loads code lazily compiles the kernels now: here, where that may take minutes, and not within
+        // the time limit of a self-test.
         match opened.kernel("nothing", 0) {
             Ok(_) => Ok(opened),
             Err(why) => Err(format!("{name} did not load this build's device code: {why}")),
@@ -250,13 +255,13 @@ impl Opening {
 }
 
 impl NvidiaDriver {
-    /// Every GPU that the driver shows, in its order. One sentence for all of them where there is no driver, no GPU or no
-    /// device code.
+    /// Returns every GPU that the driver lists, in its order, or a one-sentence reason if there is no driver, no
+    /// GPU or no device code.
     pub fn shown() -> Result<Vec<Opening>, String> {
         Self::shown_to(thread::available_parallelism().map_or(1, |n| n.get()))
     }
 
-    /// The same, for a process that has so many cores.
+    /// Like [`NvidiaDriver::shown`], for a process that has `cores` cores.
     pub fn shown_to(cores: usize) -> Result<Vec<Opening>, String> {
         let elapsed = library()?;
         let count = start()?;
@@ -268,32 +273,32 @@ impl NvidiaDriver {
         Ok((0..count).map(|ordinal| Opening { ordinal, cuda, fatbin, elapsed, sleeps }).collect())
     }
 
-    /// The same, opened one after another.
+    /// Like [`NvidiaDriver::shown`], but opens the GPUs, one after another.
     pub fn all() -> Result<Vec<Result<Self, String>>, String> {
         Ok(Self::shown()?.into_iter().map(Opening::open).collect())
     }
 
-    /// What people and floors want to know of it.
+    /// Returns the properties that are only for reports and performance floors.
     pub fn card(&self) -> &Card {
         &self.card
     }
 
-    /// With each buffer an allocation of its own, so that compute-sanitizer sees what is written between them.
+    /// Makes each buffer an allocation of its own, so that compute-sanitizer detects writes between buffers.
     pub fn without_carving(mut self) -> Self {
         self.carves = false;
         self
     }
 
-    /// What comes back of bytes that are sent to the device and fetched again.
+    /// Uploads bytes to the device, downloads them, and returns the result.
     pub fn echo(&self, from: &[u8]) -> Result<Vec<u8>, BackendError> {
         let stream = self.create_stream()?;
         let echoed = self.allocate(from.len() as u64).and_then(|at| {
             let mut back = vec![0; from.len()];
-            // SAFETY: `at` has room for as many bytes.
+            // SAFETY: there is space for `from.len()` bytes at `at`.
             let sent = unsafe { self.upload(stream, at, from) };
-            // SAFETY: as above.
+            // SAFETY: `from.len()` bytes were allocated at `at`, and `back` is as long.
             let fetched = sent.and_then(|()| unsafe { self.download(stream, &mut back, at) });
-            // SAFETY: it was allocated above and is not used any more.
+            // SAFETY: allocated above, and not used any more.
             unsafe { self.release(at) };
             fetched.map(|()| back)
         });
@@ -301,33 +306,33 @@ impl NvidiaDriver {
         echoed
     }
 
-    /// Milliseconds that an upload of so many bytes takes, from ordinary memory until the device has them; one figure a
-    /// round.
+    /// Returns the milliseconds that an upload of `bytes` bytes takes, from ordinary memory until the device has them,
+    /// one figure per round.
     pub fn time_uploads(&self, bytes: u64, rounds: usize) -> Result<Vec<f64>, BackendError> {
         let from = vec![0x5a_u8; bytes as usize];
         self.time_at(bytes, rounds, |stream, to| {
-            // SAFETY: `to` has room for as many bytes.
+            // SAFETY: there is space for `bytes` bytes at `to`.
             unsafe { self.upload(stream, to, &from) }
         })
     }
 
-    /// Milliseconds of the device to set so many bytes to zero, one figure a round.
+    /// Returns the milliseconds that the device takes to set `bytes` bytes to zero, one figure per round.
     pub fn time_zero(&self, bytes: u64, rounds: usize) -> Result<Vec<f64>, BackendError> {
         self.time_at(bytes, rounds, |stream, at| {
-            // SAFETY: `at` has room for as many bytes.
+            // SAFETY: there are `bytes` bytes at `at`.
             unsafe { self.zero(stream, at, bytes) }
         })
     }
 
-    /// Milliseconds of one launch of the kernel `nothing`, which has no arguments: each round's figure is the mean of
-    /// `launches` in a row with one wait at their end.
+    /// Returns the milliseconds of one launch of the kernel `nothing`, which has no arguments: the figure of each round
+    /// is the mean of `launches` launches in a row, with one wait at the end.
     pub fn time_launches(&self, launches: u32, rounds: usize) -> Result<Vec<f64>, BackendError> {
         let nothing = Launch { kernel: "nothing", grid: (1, 1), block: 32, shared: 0, arguments: &[] };
         let stream = self.create_stream()?;
         let round = |_| {
             let start = Instant::now();
             for _ in 0..launches {
-                // SAFETY: the kernel takes no arguments and touches nothing.
+                // SAFETY: the kernel takes no arguments and touches no memory.
                 unsafe { self.launch(stream, nothing)? };
             }
             self.synchronize(stream)?;
@@ -338,7 +343,8 @@ impl NvidiaDriver {
         times
     }
 
-    /// Milliseconds between events before and after work on a stream and on so many bytes of the device.
+    /// Returns the milliseconds between events before and after work on a stream and on `bytes` bytes of the
+    /// device, one per round.
     fn time_at(
         &self,
         bytes: u64,
@@ -358,7 +364,7 @@ impl NvidiaDriver {
                 time.map(f64::from)
             };
             let times = (0..rounds).map(round).collect();
-            // SAFETY: it was allocated above and is not used any more.
+            // SAFETY: allocated above, and not used any more.
             unsafe { self.release(at) };
             times
         });
@@ -368,11 +374,11 @@ impl NvidiaDriver {
 
     /// Makes the context current on this thread.
     fn enter(&self) -> Result<(), BackendError> {
-        // SAFETY: the context is retained as long as `self` is.
+        // SAFETY: the context is retained as long as `self` exists.
         check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })
     }
 
-    /// The kernel, allowed as much shared memory.
+    /// Returns the kernel, allowed to use `shared` bytes of shared memory.
     fn kernel(&self, name: &'static str, shared: u32) -> Result<sys::CUfunction, BackendError> {
         let known = self.kernels.read().unwrap_or_else(PoisonError::into_inner).get(name).copied();
         if let Some(kernel) = known.filter(|kernel| shared <= kernel.shared) {
@@ -384,14 +390,14 @@ impl NvidiaDriver {
             None => {
                 let text = CString::new(name).map_err(|_| not_found(name))?;
                 let mut function = ptr::null_mut();
-                // SAFETY: the module is loaded as long as `self` is, and the name ends with a zero.
+                // SAFETY: the module is loaded as long as `self` exists, and the name is NUL-terminated.
                 check(name, unsafe { sys::cuModuleGetFunction(&mut function, self.module, text.as_ptr()) })?;
                 Kernel { function, shared: SHARED_UNASKED }
             }
         };
         if shared > kernel.shared {
             let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function is one of the module.
+            // SAFETY: the function belongs to the loaded module.
             check(name, unsafe { sys::cuFuncSetAttribute(kernel.function, most, shared as c_int) })?;
             kernel.shared = shared;
         }
@@ -399,7 +405,7 @@ impl NvidiaDriver {
         Ok(kernel.function)
     }
 
-    /// The pinned memory of a stream.
+    /// Returns the pinned memory of a stream.
     fn staging(&self, stream: Stream) -> Result<Arc<Mutex<Staging>>, BackendError> {
         let mut all = locked(&self.staging);
         if let Some(staging) = all.get(&stream) {
@@ -411,20 +417,22 @@ impl NvidiaDriver {
         Ok(staging)
     }
 
-    /// Gives back to the driver what was released. The context is current.
+    /// Returns released memory to the driver. The context must be current.
     fn give_back(&self) {
         self.released.free(|released| {
-            // A context that fails here is dead, and its memory goes with the process.
-            // SAFETY: a plain call.
+            // If this fails, the context is dead, and its memory goes with the process.
+            // SAFETY: the call takes no arguments.
             let _ = unsafe { sys::cuCtxSynchronize() };
             for address in released {
-                // SAFETY: it came from `allocate`, nobody has it any more, and no work on the device uses it now.
+                // SAFETY: the address came from `allocate`, nothing refers to it any more, and no work on the
+                // device uses it now.
                 let _ = unsafe { sys::cuMemFree_v2(address) };
             }
         });
     }
 
-    /// Does what takes memory; where there is none, once more with what was released meanwhile. The context is current.
+    /// Runs `work`, which allocates memory; if memory runs out, frees what was released and runs `work` once more. The
+    /// context must be current.
     fn with_memory<T>(&self, mut work: impl FnMut() -> Result<T, BackendError>) -> Result<T, BackendError> {
         match work() {
             Err(BackendError::OutOfMemory { .. }) => {
@@ -435,30 +443,30 @@ impl NvidiaDriver {
         }
     }
 
-    /// A graph of these nodes, ready to run. The context is current.
+    /// Makes an executable graph of these nodes. The context must be current.
     fn make(&self, nodes: &[Node]) -> Result<Graph, BackendError> {
         let mut graph = ptr::null_mut();
-        // SAFETY: there is a place for the result.
+        // SAFETY: `graph` is a place for the result.
         check("cuGraphCreate", unsafe { sys::cuGraphCreate(&mut graph, 0) })?;
         let made = self.fill(graph, nodes).and_then(|()| {
             let mut runnable = ptr::null_mut();
-            // SAFETY: the graph was made above, and there is a place for the result.
+            // SAFETY: the graph was made above, and `runnable` is a place for the result.
             let code = unsafe { sys::cuGraphInstantiateWithFlags(&mut runnable, graph, 0) };
             check("cuGraphInstantiate", code).map(|()| Graph(runnable as u64))
         });
-        // SAFETY: made above, and forgotten once; what can be run is a thing of its own.
+        // SAFETY: made above, and destroyed once; the executable graph does not depend on it.
         let _ = unsafe { sys::cuGraphDestroy(graph) };
         made
     }
 
-    /// Records an event of `order`'s in one stream, and has another wait for it.
+    /// Records an event of `order` in one stream, and makes another stream wait for it.
     fn order_by(&self, event: Event, before: Stream, after: Stream) -> Result<(), BackendError> {
-        // SAFETY: both are of this context.
+        // SAFETY: both handles are of this context.
         check("cuEventRecord", unsafe { sys::cuEventRecord(event.raw(), before.raw()) })?;
         self.wait(after, event)
     }
 
-    /// Puts nodes into a graph of the driver's.
+    /// Adds nodes to a graph of the driver.
     fn fill(&self, graph: sys::CUgraph, nodes: &[Node]) -> Result<(), BackendError> {
         let mut made: Vec<sys::CUgraphNode> = Vec::with_capacity(nodes.len());
         for Node { work, after } in nodes {
@@ -485,14 +493,14 @@ impl NvidiaDriver {
                         kern: ptr::null_mut(),
                         ctx: ptr::null_mut(),
                     };
-                    // SAFETY: the nodes before it are of this graph, and as many as said; the arguments are those that
-                    // `launch` was called with, whose caller vouched for them, and are copied before the return.
+                    // SAFETY: `after` has `after.len()` nodes of this graph; the arguments are those that `launch` was
+                    // called with, whose caller vouched for them, and are copied before the call returns.
                     let code =
                         unsafe { sys::cuGraphAddKernelNode_v2(&mut node, graph, after.as_ptr(), after.len(), &params) };
                     (*kernel, code)
                 }
                 Work::Zero { at, bytes } => {
-                    // By words, where it goes.
+                    // By words if possible.
                     let size = if at.0 % 4 == 0 && bytes % 4 == 0 { 4 } else { 1 };
                     let width = *bytes as usize / size;
                     let params = sys::CUDA_MEMSET_NODE_PARAMS {
@@ -503,7 +511,7 @@ impl NvidiaDriver {
                         width,
                         height: 1,
                     };
-                    // SAFETY: as above, of `zero`.
+                    // SAFETY: as above; the caller of `zero` vouched for the range.
                     let code = unsafe {
                         let (after, count) = (after.as_ptr(), after.len());
                         sys::cuGraphAddMemsetNode(&mut node, graph, after, count, &params, self.context)
@@ -517,20 +525,21 @@ impl NvidiaDriver {
         Ok(())
     }
 
-    /// Sets to zero what the device has read of the stream's uploads. If that is all, their pinned memory is free for other
-    /// streams, so that there is no more of it than uploads at a time.
+    /// Sets to zero what the device has read of the stream's uploads. If that is everything, their pinned memory
+    /// becomes available to other streams, so that there is no more of it than there are uploads at a time.
     fn tidy(&self, stream: Stream) -> Result<(), BackendError> {
         let Some(staging) = locked(&self.staging).remove(&stream) else { return Ok(()) };
         let tidied = locked(&staging).tidy();
         let mut all = locked(&self.staging);
-        // Another thread may have put something into the stream meanwhile, here or through memory of its own; the latter
-        // stays the stream's, and this one's pieces are waited for when it is used again.
+        // Meanwhile, another thread may have put something into the stream, through this memory or through memory of
+        // its own; in the latter case that memory stays the stream's, and the pieces here are waited for when this
+        // memory is used again.
         if !all.contains_key(&stream) && !locked(&staging).pieces.is_empty() {
             all.insert(stream, staging);
             return tidied;
         }
         drop(all);
-        // Where somebody else has it, they are done with it soon, and it goes with them.
+        // If another thread still holds this memory, it is done with it soon, and drops it.
         locked(&self.spare)
             .extend(Arc::into_inner(staging).map(|s| s.into_inner().unwrap_or_else(PoisonError::into_inner)));
         tidied
@@ -554,7 +563,7 @@ impl Driver for NvidiaDriver {
         self.with_memory(|| {
             let mut at = 0;
             // The driver refuses zero bytes. Its addresses are multiples of 256.
-            // SAFETY: there is a place for the result.
+            // SAFETY: `at` is a place for the result.
             let code = unsafe { sys::cuMemAlloc_v2(&mut at, bytes.max(1) as usize) };
             if code == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
                 return Err(BackendError::OutOfMemory { needed: bytes, free: free()? });
@@ -568,8 +577,8 @@ impl Driver for NvidiaDriver {
         self.carves
     }
 
-    /// The memory is the driver's again before the next is asked for: giving it back waits for all work on the device, which
-    /// is done once for all that was released meanwhile.
+    /// The memory goes back to the driver before the next allocation: freeing it waits for all work on the device,
+    /// which is done once for everything that was released meanwhile.
     unsafe fn release(&self, address: Address) {
         self.released.push(address.0);
     }
@@ -577,26 +586,26 @@ impl Driver for NvidiaDriver {
     fn create_stream(&self) -> Result<Stream, BackendError> {
         self.enter()?;
         let mut stream = ptr::null_mut();
-        // Not ordered with the default stream, which nobody uses.
+        // Not ordered with the default stream, which is unused.
         let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
-        // SAFETY: there is a place for the result.
+        // SAFETY: `stream` is a place for the result.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
         Ok(Stream(stream as u64))
     }
 
     fn destroy_stream(&self, stream: Stream) {
-        // Of a dead context there is nothing to wait for, and what it staged is set to zero all the same.
+        // There is nothing to wait for in a dead context, and what the stream staged is set to zero all the same.
         let _ = self.synchronize(stream);
         let staging = locked(&self.staging).remove(&stream).and_then(Arc::into_inner);
         locked(&self.spare).extend(staging.map(|s| s.into_inner().unwrap_or_else(PoisonError::into_inner)));
-        // SAFETY: it came from `create_stream`, and is forgotten once.
+        // SAFETY: it came from `create_stream`, and is destroyed once.
         let _ = unsafe { sys::cuStreamDestroy_v2(stream.raw()) };
     }
 
-    /// Where more is uploaded than pinned memory holds (16 MiB), this waits until the stream has come to the first of
-    /// it: large uploads belong on a stream of their own.
-    // All through pinned memory, however small: of other memory, CUDA says that a copy "might be synchronous", which is
-    // no promise that `from` may be changed on return.
+    /// If an upload is larger than the pinned memory (16 MiB), this waits until the stream has reached the first part
+    /// of it: large uploads belong on a stream of their own.
+    // All uploads go through pinned memory, however small: for other memory, CUDA says that a copy "might be
+    // synchronous", which does not promise that `from` may be changed on return.
     unsafe fn upload(&self, stream: Stream, to: Address, from: &[u8]) -> Result<(), BackendError> {
         if from.is_empty() {
             return Ok(());
@@ -607,7 +616,7 @@ impl Driver for NvidiaDriver {
         let mut staging = locked(&staging);
         let mut at = to.0;
         for piece in from.chunks(PIECE) {
-            // SAFETY: the caller's word on `to`, piece by piece.
+            // SAFETY: the caller guarantees the space at `to`, of which each piece gets its part.
             unsafe { staging.send(stream, at, piece)? };
             at += piece.len() as u64;
         }
@@ -617,16 +626,16 @@ impl Driver for NvidiaDriver {
     unsafe fn download(&self, stream: Stream, to: &mut [u8], from: Address) -> Result<(), BackendError> {
         self.notes.refuse(stream, "download")?;
         self.enter()?;
-        // Here, the device is mostly still busy with what it computes, and has long read its inputs.
+        // At this point, the device is usually still busy computing, and has read its inputs long ago.
         if self.card.sleeps {
-            // The copy would wait, too, since `to` is not pinned, but how is not said.
+            // The copy would wait, too, because `to` is not pinned, but whether the thread sleeps is not documented.
             self.synchronize(stream)?;
         } else {
             self.tidy(stream)?;
         }
         if !to.is_empty() {
-            // SAFETY: the caller's word on `from`; `to` outlives the copy, for the stream is waited for before the
-            // return. Should that fail, the context is dead and copies no more.
+            // SAFETY: the caller guarantees the bytes at `from`; `to` outlives the copy, because the stream is waited
+            // for before the return. If that fails, the context is dead and copies no more.
             let code = unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from.0, to.len(), stream.raw()) };
             check("cuMemcpyDtoHAsync", code)?;
         }
@@ -638,7 +647,7 @@ impl Driver for NvidiaDriver {
             return Ok(());
         }
         self.enter()?;
-        // SAFETY: the caller's word.
+        // SAFETY: the caller guarantees the bytes at `at`.
         check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(at.0, 0, bytes as usize, stream.raw()) })
     }
 
@@ -651,7 +660,7 @@ impl Driver for NvidiaDriver {
         let function = self.kernel(launch.kernel, launch.shared)?;
         let mut places = pointers(&mut words);
         let (x, y) = launch.grid;
-        // SAFETY: the caller's word on the arguments, which the driver copies before it returns.
+        // SAFETY: the caller guarantees the arguments, which the driver copies before it returns.
         let code = unsafe {
             let (shared, stream, none) = (launch.shared, stream.raw(), ptr::null_mut());
             sys::cuLaunchKernel(function, x, y, 1, launch.block, 1, 1, shared, stream, places.as_mut_ptr(), none)
@@ -665,7 +674,7 @@ impl Driver for NvidiaDriver {
             // SAFETY: it came from `create_stream` and was not destroyed.
             check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream.raw()) })
         });
-        // Also of a stream that failed: its secrets must not stay.
+        // Even if the stream failed: its secrets must not stay.
         let tidied = self.tidy(stream);
         waited.and(tidied)
     }
@@ -676,7 +685,7 @@ impl Driver for NvidiaDriver {
         }
         self.enter()?;
         let event = create_event(sys::CUevent_flags_enum::CU_EVENT_DEFAULT as c_uint)?;
-        // SAFETY: both are of this context.
+        // SAFETY: both handles are of this context.
         let recorded = check("cuEventRecord", unsafe { sys::cuEventRecord(event, stream.raw()) });
         recorded.inspect_err(|_| self.destroy_event(Event(event as u64)))?;
         Ok(Event(event as u64))
@@ -687,12 +696,12 @@ impl Driver for NvidiaDriver {
             return Ok(());
         }
         self.enter()?;
-        // SAFETY: both are of this context, and neither was destroyed.
+        // SAFETY: both handles are of this context, and neither was destroyed.
         check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream.raw(), event.raw(), 0) })
     }
 
-    /// By an event without a time, of a few that are used again and again: a wait is for what the event stood for when it was
-    /// asked for.
+    /// Uses an event without timing, one of a few that are reused: a wait refers to what the event stood for when the
+    /// wait was put into the stream.
     fn order(&self, before: Stream, after: Stream) -> Result<(), BackendError> {
         if before == after {
             return Ok(());
@@ -713,14 +722,14 @@ impl Driver for NvidiaDriver {
     fn elapsed(&self, from: Event, to: Event) -> Result<f32, BackendError> {
         self.enter()?;
         let mut milliseconds = 0.0;
-        // SAFETY: both were recorded and not destroyed; the function is the driver's own of this signature.
+        // SAFETY: both were recorded and not destroyed; the function is the driver's own, with this signature.
         check("cuEventElapsedTime", unsafe { (self.elapsed)(&mut milliseconds, from.raw(), to.raw()) })?;
         Ok(milliseconds)
     }
 
     fn destroy_event(&self, event: Event) {
         if !self.notes.destroy(event) && self.enter().is_ok() {
-            // SAFETY: it came from `record`, and is forgotten once.
+            // SAFETY: it came from `record`, and is destroyed once.
             let _ = unsafe { sys::cuEventDestroy_v2(event.raw()) };
         }
     }
@@ -738,14 +747,14 @@ impl Driver for NvidiaDriver {
         self.notes.refuse(stream, "run")?;
         self.enter()?;
         self.tally.launched(self.with_memory(|| {
-            // SAFETY: it came from `graph` and was not destroyed; that its memory is there is the caller's word.
+            // SAFETY: it came from `graph` and was not destroyed; the caller guarantees that its memory still exists.
             check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.0 as sys::CUgraphExec, stream.raw()) })
         }))
     }
 
     fn destroy_graph(&self, graph: Graph) {
         if self.enter().is_ok() {
-            // SAFETY: it came from `graph`, and is forgotten once.
+            // SAFETY: it came from `graph`, and is destroyed once.
             let _ = unsafe { sys::cuGraphExecDestroy(graph.0 as sys::CUgraphExec) };
         }
     }
@@ -757,9 +766,9 @@ impl Driver for NvidiaDriver {
 
 impl Drop for NvidiaDriver {
     fn drop(&mut self) {
-        // Failures leave things to the end of the process.
+        // Whatever cannot be freed here is left to the end of the process.
         let _ = self.enter();
-        // SAFETY: no call is in progress, for nobody else has `self`.
+        // SAFETY: no call is in progress, because nothing else refers to `self`.
         let _ = unsafe { sys::cuCtxSynchronize() };
         self.give_back();
         std::mem::take(&mut *locked(&self.events)).into_iter().for_each(|event| self.destroy_event(event));
@@ -772,71 +781,72 @@ impl Drop for NvidiaDriver {
     }
 }
 
-/// Pinned memory through which one stream's uploads go: a ring of pieces, each taken again when the device has read it.
+/// Pinned memory through which one stream's uploads go: a ring of pieces, each of which is reused once the
+/// device has read it.
 ///
-/// Used and dropped where its context is current.
+/// Used and dropped only where its context is current.
 struct Staging {
     memory: NonNull<u8>,
     /// Pieces that the device may still read, in the order of the stream and of the ring.
     pieces: VecDeque<Piece>,
-    /// Events to use again, and how they are made.
+    /// Events for reuse, and the flags with which they are created.
     events: Vec<sys::CUevent>,
     flags: c_uint,
-    /// Where the next piece goes.
+    /// Offset of the next piece.
     next: usize,
 }
 
 /// Whether to wait for a piece.
 enum Wait {
     Not,
-    /// Until the device has read it. These bytes are overwritten next, and need not be set to zero.
+    /// Until the device has read it. The bytes in this range are overwritten next, and need not be set to zero.
     Until(Range<usize>),
 }
 
 struct Piece {
     at: usize,
     bytes: usize,
-    /// Comes after the copy.
+    /// Event after the copy.
     read: sys::CUevent,
 }
 
-// SAFETY: the memory is its own, and the events are handles that any thread may use.
+// SAFETY: the memory belongs to this value only, and the events are handles that any thread may use.
 unsafe impl Send for Staging {}
 
 impl Staging {
-    /// `sleeps` says whether threads that wait for its pieces sleep: of an event that is its own affair, whatever the
-    /// context's way is.
+    /// `sleeps` says whether threads that wait for its pieces sleep: for events, that is a property of each event,
+    /// whatever the context's setting is.
     fn new(sleeps: bool) -> Result<Self, BackendError> {
         let sleeping = if sleeps { sys::CUevent_flags_enum::CU_EVENT_BLOCKING_SYNC as c_uint } else { 0 };
         let flags = UNTIMED | sleeping;
         let mut memory = ptr::null_mut();
-        // SAFETY: there is a place for the result.
+        // SAFETY: `memory` is a place for the result.
         let code = unsafe { sys::cuMemHostAlloc(&mut memory, STAGING, 0) };
-        // The host's memory, hence not `OutOfMemory` whatever the code.
+        // This is host memory, hence not `OutOfMemory`, whatever the code.
         let failed = BackendError::Device { op: "cuMemHostAlloc", code: code as i64 };
         let memory = NonNull::new(memory.cast()).filter(|_| code == CUresult::CUDA_SUCCESS).ok_or(failed)?;
-        // SAFETY: as many bytes were just allocated. Zeroes, so that slices of it are of initialised bytes.
+        // SAFETY: `STAGING` bytes were just allocated. They are set to zero so that slices of them are initialised.
         unsafe { memory.write_bytes(0, STAGING) };
         Ok(Self { memory, pieces: VecDeque::new(), events: Vec::new(), flags, next: 0 })
     }
 
-    /// Copies at most `PIECE` bytes and sends them on their way.
+    /// Copies at most `PIECE` bytes to pinned memory, and puts their upload into the stream.
     ///
     /// # Safety
-    /// At `to` on the device is room for as many bytes.
+    /// There is space for `from.len()` bytes at `to` on the device.
     unsafe fn send(&mut self, stream: Stream, to: u64, from: &[u8]) -> Result<(), BackendError> {
         let read = self.events.pop().map_or_else(|| create_event(self.flags), Ok)?;
         let at = self.room(from.len()).inspect_err(|_| self.events.push(read))?;
         copy(self.slice(at, from.len()), from);
         let pinned = self.memory.as_ptr().wrapping_add(at);
-        // SAFETY: the caller's word on `to`; the piece stays as it is until `read` has happened.
+        // SAFETY: the caller guarantees the space at `to`; the piece stays unchanged until `read` has happened.
         let code = unsafe { sys::cuMemcpyHtoDAsync_v2(to, pinned.cast(), from.len(), stream.raw()) };
         let sent = check("cuMemcpyHtoDAsync", code).and_then(|()| {
-            // SAFETY: both are of this context.
+            // SAFETY: both handles are of this context.
             check("cuEventRecord", unsafe { sys::cuEventRecord(read, stream.raw()) })
         });
         if let Err(error) = sent {
-            // The copy may be on its way without an event after it.
+            // The copy may be in flight without an event after it.
             // SAFETY: the stream is of this context.
             let _ = unsafe { sys::cuStreamSynchronize(stream.raw()) };
             self.wipe(at, from.len());
@@ -848,7 +858,7 @@ impl Staging {
         Ok(())
     }
 
-    /// A place in the ring, when the device has read what was there.
+    /// Returns the offset of free space in the ring, once the device has read what was there.
     fn room(&mut self, bytes: usize) -> Result<usize, BackendError> {
         let at = if self.next + bytes > STAGING { 0 } else { self.next };
         let end = at + bytes;
@@ -868,7 +878,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Takes back the oldest piece if the device has read it, or waits for that. Says whether there was one.
+    /// Takes back the oldest piece if the device has read it, or waits for that. Returns whether it took one back.
     fn retire(&mut self, wait: Wait) -> Result<bool, BackendError> {
         let Some(piece) = self.pieces.pop_front() else { return Ok(false) };
         // SAFETY: the event was recorded and not destroyed.
@@ -889,8 +899,8 @@ impl Staging {
         };
         self.events.push(piece.read);
         if read.is_err() {
-            // The context is dead and copies no more, so all of the memory is ours again. Earlier pieces that were to be
-            // overwritten are in no list any more, and still lie there.
+            // The context is dead and copies no more, so all of the memory is ours again. Earlier pieces that were to
+            // be overwritten are in no list any more, but still in the memory.
             self.events.extend(self.pieces.drain(..).map(|piece| piece.read));
             self.wipe(0, STAGING);
         } else if !overwritten {
@@ -901,15 +911,15 @@ impl Staging {
 
     fn slice(&mut self, at: usize, bytes: usize) -> &mut [u8] {
         assert!(at <= STAGING && bytes <= STAGING - at, "a piece is within its ring");
-        // SAFETY: within the allocation, initialised, and borrowed of `self`; the device does not read it, for it
-        // belongs to no piece that is on its way.
+        // SAFETY: the range is within the allocation, initialised, and borrowed from `self`; the device does not read
+        // it, because it belongs to no piece in flight.
         unsafe { slice::from_raw_parts_mut(self.memory.as_ptr().add(at), bytes) }
     }
 
     fn wipe(&mut self, at: usize, bytes: usize) {
         let slice = self.slice(at, bytes);
-        // In words: byte by byte it would take several times as long.
-        // SAFETY: any bytes are a u64.
+        // In words, because byte by byte it would take several times as long.
+        // SAFETY: any bytes are a valid `u64`.
         let (head, words, tail) = unsafe { slice.align_to_mut::<u64>() };
         head.zeroize();
         words.zeroize();
@@ -920,7 +930,7 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         while self.retire(Wait::Until(0..0)).is_ok_and(|any| any) {}
-        // SAFETY: nothing is on its way any more, and neither memory nor events are used again.
+        // SAFETY: nothing is in flight any more, and neither the memory nor the events are used again.
         unsafe {
             for event in self.events.drain(..) {
                 let _ = sys::cuEventDestroy_v2(event);
@@ -940,11 +950,11 @@ fn copy(to: &mut [u8], from: &[u8]) {
     }
 }
 
-/// A kernel's arguments, a word each: little-endian, so that a uint32_t is the start of its word.
+/// Returns a kernel's arguments, one word each: little-endian, so that a uint32_t is at the start of its word.
 fn words(arguments: &[Argument]) -> Result<[u64; ARGUMENTS], BackendError> {
     let (expected, got) = (ARGUMENTS as u64, arguments.len() as u64);
     if got > expected {
-        return Err(BackendError::Shape { what: "arguments of a kernel at most", expected, got });
+        return Err(BackendError::Shape { what: "arguments of a kernel, at most", expected, got });
     }
     let mut words = [0; ARGUMENTS];
     for (word, argument) in words.iter_mut().zip(arguments) {
@@ -956,7 +966,7 @@ fn words(arguments: &[Argument]) -> Result<[u64; ARGUMENTS], BackendError> {
     Ok(words)
 }
 
-/// Where they lie, as the driver wants to be told.
+/// Returns pointers to the arguments, as the driver expects them.
 fn pointers(words: &mut [u64; ARGUMENTS]) -> [*mut c_void; ARGUMENTS] {
     let mut pointers = [ptr::null_mut(); ARGUMENTS];
     for (pointer, word) in pointers.iter_mut().zip(words) {
@@ -979,15 +989,15 @@ impl Event {
 
 fn create_event(flags: c_uint) -> Result<sys::CUevent, BackendError> {
     let mut event = ptr::null_mut();
-    // SAFETY: there is a place for the result.
+    // SAFETY: `event` is a place for the result.
     check("cuEventCreate", unsafe { sys::cuEventCreate(&mut event, flags) })?;
     Ok(event)
 }
 
-/// Free memory of the current context's device, bytes.
+/// Returns the free memory of the current context's device, in bytes.
 fn free() -> Result<u64, BackendError> {
     let (mut free, mut total) = (0, 0);
-    // SAFETY: there are places for the results.
+    // SAFETY: `free` and `total` are places for the results.
     let code = unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) };
     if code != CUresult::CUDA_SUCCESS {
         return Err(BackendError::Device { op: "cuMemGetInfo", code: code as i64 });
@@ -999,7 +1009,7 @@ fn check(op: &'static str, code: CUresult) -> Result<(), BackendError> {
     match code {
         CUresult::CUDA_SUCCESS => Ok(()),
         CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-            // The driver does not say how much it wanted: more than there is.
+            // The driver does not say how much it needed: more than there is.
             let free = free()?;
             Err(BackendError::OutOfMemory { needed: free.saturating_add(1), free })
         }
@@ -1011,28 +1021,28 @@ fn not_found(kernel: &'static str) -> BackendError {
     BackendError::Device { op: kernel, code: CUresult::CUDA_ERROR_NOT_FOUND as i64 }
 }
 
-/// A code for people.
+/// Turns an error code into readable text.
 fn told(code: CUresult) -> Result<(), String> {
     if code == CUresult::CUDA_SUCCESS {
         return Ok(());
     }
     let mut name: *const c_char = ptr::null();
-    // SAFETY: there is a place for the result, which is a constant of the library or left null.
+    // SAFETY: `name` is a place for the result, which is a constant of the library or left null.
     let name = unsafe {
         let _ = sys::cuGetErrorName(code, &mut name);
-        if name.is_null() { "a code without a name".into() } else { CStr::from_ptr(name).to_string_lossy() }
+        if name.is_null() { "unnamed error".into() } else { CStr::from_ptr(name).to_string_lossy() }
     };
     Err(format!("{name} ({})", code as u32))
 }
 
-/// Whether threads that wait for a GPU are to sleep. By itself the driver has them spin, one for each proof at work, which keeps
-/// a core from the witnesses of the next. To be woken takes tens of microseconds a wait, so it is not for those who have
-/// cores to spare. Not measured on a GPU so far.
+/// Returns whether threads that wait for a GPU should sleep. By default the driver lets them spin, one for each proof
+/// in progress, which keeps a core from the witnesses of the next proofs. Waking up takes tens of microseconds per
+/// wait, so sleeping is not meant for machines with cores to spare. Not measured on a GPU so far.
 fn sleeps(cores: usize, gpus: u32) -> bool {
     cores < CORES * gpus as usize
 }
 
-/// Finds the driver's library and all that is needed of it.
+/// Finds the driver's library, checks that it has all functions that are needed, and returns that of `elapsed`.
 fn library() -> Result<Elapsed, String> {
     // SAFETY: loading NVIDIA's library runs its initialisers, which any program that uses it has to trust.
     if !unsafe { sys::is_culib_present() } {
@@ -1041,22 +1051,22 @@ fn library() -> Result<Elapsed, String> {
     // SAFETY: as above.
     let library = unsafe { sys::culib() };
     for name in FUNCTIONS {
-        // SAFETY: it is looked up and not called.
+        // SAFETY: the symbol is looked up but not called.
         if unsafe { library.get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_err() {
             return Err(format!("the NVIDIA driver is too old: its library lacks {name}"));
         }
     }
-    // SAFETY: both have this signature.
+    // SAFETY: both functions have this signature.
     let found = ELAPSED.iter().find_map(|name| unsafe { library.get::<Elapsed>(name.as_bytes()) }.ok());
     found
         .map(|elapsed| *elapsed)
         .ok_or_else(|| format!("the NVIDIA driver is too old: its library lacks {}", ELAPSED[1]))
 }
 
-/// Starts the driver: the number of devices, not zero.
+/// Starts the driver, and returns the number of devices, which is not zero.
 fn start() -> Result<u32, String> {
     let none = || "the NVIDIA driver shows no GPU".to_owned();
-    // SAFETY: a plain call.
+    // SAFETY: the call takes no pointers.
     let code = unsafe { sys::cuInit(0) };
     match code {
         CUresult::CUDA_ERROR_NO_DEVICE => return Err(none()),
@@ -1066,29 +1076,29 @@ fn start() -> Result<u32, String> {
         code => told(code).map_err(|why| format!("the NVIDIA driver did not start: {why}"))?,
     }
     let mut count = 0;
-    // SAFETY: there is a place for the result.
+    // SAFETY: `count` is a place for the result.
     told(unsafe { sys::cuDeviceGetCount(&mut count) })
         .map_err(|why| format!("the NVIDIA driver did not count its GPUs: {why}"))?;
     u32::try_from(count).ok().filter(|count| *count > 0).ok_or_else(none)
 }
 
-/// The newest CUDA version that the driver knows.
+/// Returns the newest CUDA version that the driver supports.
 fn driver_version() -> Result<(u32, u32), String> {
     let mut version = 0;
-    // SAFETY: there is a place for the result.
+    // SAFETY: `version` is a place for the result.
     told(unsafe { sys::cuDriverGetVersion(&mut version) })
-        .map_err(|why| format!("the NVIDIA driver did not tell its version: {why}"))?;
+        .map_err(|why| format!("the NVIDIA driver did not report its version: {why}"))?;
     let version = version.unsigned_abs();
     Ok((version / 1000, version % 1000 / 10))
 }
 
-/// What is fixed of a device.
+/// Returns a device's handle and its properties.
 fn look(ordinal: u32, cuda: (u32, u32)) -> Result<(sys::CUdevice, Properties, Card), String> {
-    let failed = |why| format!("GPU {ordinal} did not tell its properties: {why}");
+    let failed = |why| format!("GPU {ordinal} did not report its properties: {why}");
     let mut device = 0;
     let mut name = [0; 256];
     let mut memory = 0;
-    // SAFETY: there are places for the results, and the length is that of `name`.
+    // SAFETY: there are places for all results, and the length is that of `name`.
     let codes = unsafe {
         [
             sys::cuDeviceGet(&mut device, ordinal as c_int),
@@ -1099,7 +1109,7 @@ fn look(ordinal: u32, cuda: (u32, u32)) -> Result<(sys::CUdevice, Properties, Ca
     codes.into_iter().try_for_each(told).map_err(failed)?;
     let attribute = |which| {
         let mut value = 0;
-        // SAFETY: there is a place for the result.
+        // SAFETY: `value` is a place for the result.
         told(unsafe { sys::cuDeviceGetAttribute(&mut value, which, device) }).map_err(failed)?;
         Ok::<u32, String>(value.unsigned_abs())
     };
@@ -1114,7 +1124,7 @@ fn look(ordinal: u32, cuda: (u32, u32)) -> Result<(sys::CUdevice, Properties, Ca
         shared_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         memory: memory as u64,
     };
-    // Nothing depends on these: 0 where a device does not tell.
+    // Nothing depends on these: 0 if a device does not report them.
     let card = Card {
         cuda,
         clock_khz: attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE).unwrap_or(0),
@@ -1126,13 +1136,13 @@ fn look(ordinal: u32, cuda: (u32, u32)) -> Result<(sys::CUdevice, Properties, Ca
     Ok((device, properties, card))
 }
 
-/// Loads our kernels in the current context.
+/// Loads our kernels into the current context.
 fn load(fatbin: &[u8], properties: &Properties, cuda: (u32, u32)) -> Result<sys::CUmodule, String> {
     if !has_code(kernels::ARCHS, properties.capability) {
         return Err(no_code(kernels::ARCHS, properties));
     }
-    // Leaked, once per device: the driver may assemble kernels as late as their first use, and nothing says that it does not
-    // write to the log then.
+    // Leaked, once per device: the driver may compile kernels as late as their first use, and nothing guarantees that
+    // it does not write to the log then.
     let log = vec![0u8; 8 << 10].leak();
     let options = Box::leak(Box::new([
         sys::CUjit_option_enum::CU_JIT_ERROR_LOG_BUFFER,
@@ -1141,8 +1151,8 @@ fn load(fatbin: &[u8], properties: &Properties, cuda: (u32, u32)) -> Result<sys:
     let values: &mut [*mut c_void; 2] =
         Box::leak(Box::new([log.as_mut_ptr().cast(), ptr::without_provenance_mut(log.len())]));
     let mut module = ptr::null_mut();
-    // SAFETY: the image is whole, tells its own size and is aligned (build.rs); options and values are as many as said,
-    // and the log has the size given with it.
+    // SAFETY: the image is complete, states its own size and is aligned (build.rs); there are as many options and
+    // values as stated, and the log has the size that is passed with it.
     let code = unsafe {
         let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
         sys::cuModuleLoadDataEx(&mut module, fatbin.as_ptr().cast(), 2, options, values)
@@ -1153,7 +1163,7 @@ fn load(fatbin: &[u8], properties: &Properties, cuda: (u32, u32)) -> Result<sys:
     let log = log.split_whitespace().collect::<Vec<_>>().join(" ");
     let log = if log.is_empty() { why } else { format!("{why}: {}", log.chars().take(400).collect::<String>()) };
     Err(match code {
-        // There is code for the device, so it is the driver that does not read it.
+        // There is code for the device, so it is the driver that cannot read it.
         CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
         | CUresult::CUDA_ERROR_INVALID_IMAGE
         | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
@@ -1164,8 +1174,8 @@ fn load(fatbin: &[u8], properties: &Properties, cuda: (u32, u32)) -> Result<sys:
     })
 }
 
-/// Whether code for these architectures (90 for 9.0) runs on a device: the driver compiles the PTX of the oldest for
-/// whatever is newer and has no machine code of its own.
+/// Returns whether code for these architectures (90 for 9.0) runs on a device: the driver compiles the PTX of the
+/// oldest for any newer device that has no machine code of its own.
 fn has_code(archs: &[u32], (major, minor): (u32, u32)) -> bool {
     archs.iter().min().is_some_and(|oldest| *oldest <= 10 * major + minor)
 }
@@ -1189,7 +1199,7 @@ mod tests {
 
     #[test]
     fn without_a_driver_there_is_a_sentence_and_no_panic() {
-        // SAFETY: NVIDIA's library or none.
+        // SAFETY: NVIDIA's library is loaded, or there is none.
         let present = unsafe { sys::is_culib_present() };
         let found = NvidiaDriver::all().map(|devices| devices.len());
         if present {
@@ -1210,14 +1220,14 @@ mod tests {
                 released.free(|addresses| {
                     assert_eq!(addresses, [1]);
                     taken.wait();
-                    // As the device's work takes its time: whoever does not wait for this is seen not to.
+                    // Takes time, as the device's work does: a caller that does not wait for this is detected.
                     std::thread::sleep(Duration::from_millis(200));
                     freed.store(true, Ordering::SeqCst);
                 });
             });
             taken.wait();
             released.free(|_| panic!("nothing waits"));
-            assert!(freed.load(Ordering::SeqCst), "memory was about to come back, and nobody waited for it");
+            assert!(freed.load(Ordering::SeqCst), "memory was being freed, and the caller did not wait for it");
         });
     }
 

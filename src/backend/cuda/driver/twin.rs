@@ -1,17 +1,18 @@
-//! A twin of NVIDIA's driver library: the same C functions over the driver that runs kernels on this processor, by which
-//! tests drive `nvidia.rs` and the whole program where there is no GPU.
+//! A twin of NVIDIA's driver library: the same C functions on top of the driver that runs kernels on the CPU, with
+//! which tests run `nvidia.rs` and the whole program without a GPU.
 //!
-//! It is built as an example, `cuda_twin`, and found as `libcuda.so.1` in a folder of `LD_LIBRARY_PATH`. It reads structures
-//! by the offsets that NVIDIA's have, not by the declarations of `cudarc`, and is strict: handles must be its own, the
-//! context current, shared memory asked for, and memory that is copied from and to is looked at when the copy runs, which
-//! is as late as the stream permits. At the end of the context nothing may be left of what was made in it, and pinned
-//! memory that is given back must be zero, or the process aborts with a line that says what.
+//! It is built as an example, `cuda_twin`, and found as `libcuda.so.1` in a folder of `LD_LIBRARY_PATH`. It reads
+//! structures by the offsets that NVIDIA's have, not by the declarations of `cudarc`, and is strict: handles must be
+//! its own, the context must be current, shared memory must be opted into, and memory that is copied from or to is
+//! accessed when the copy runs, which is as late as the stream permits. At the end of the context, nothing that was
+//! made in it may be left, and pinned memory must be zero when it is freed; otherwise the process aborts with a line
+//! that says what is wrong.
 //!
-//! The file `fault` next to it is read at each call: `CODE FUNCTION SKIP` makes the function fail with the code after SKIP sound
-//! calls. A fourth word bounds that: `once`, or a number of calls; with `for-ever`, all later calls of any function fail as well,
-//! as after a fault of a kernel.
+//! The file `fault` next to it is read at each call: `CODE FUNCTION SKIP` makes the function fail with the code after
+//! SKIP successful calls. A fourth word limits this: `once`, or a number of calls. With `for-ever`, all later calls of
+//! any function fail as well, as after a kernel fault.
 #![allow(unsafe_code)]
-// Names, parameters and meaning are NVIDIA's.
+// Names, parameters and meanings are NVIDIA's.
 #![allow(non_snake_case, missing_docs, clippy::missing_safety_doc, clippy::too_many_arguments)]
 
 use std::cell::Cell;
@@ -35,22 +36,21 @@ const INVALID_HANDLE: c_int = 400;
 const NOT_FOUND: c_int = 500;
 const NOT_READY: c_int = 600;
 
-/// What this stands for: a driver of CUDA 13.0, and a device that its name tells from NVIDIA's.
+/// What this library presents: a driver for CUDA 13.0, and a device whose name tells it from NVIDIA's.
 const VERSION: c_int = 13_000;
 const NAME: &[u8] = b"Twin of a GPU\0";
 const CONTEXT: usize = 0xc0_0e;
 const MODULE: usize = 0x30_d0;
-/// Shared memory that a block gets without asking, bytes.
+/// Shared memory that a block gets without opting in, in bytes.
 const SHARED_UNASKED: u32 = 48 << 10;
-/// The flag by which threads that wait for the device sleep, that by which those do that wait for an event, and that of events
-/// without times.
+/// Flags: threads that wait for the device sleep; threads that wait for an event sleep; an event has no timing.
 const BLOCKING_SYNC: c_uint = 4;
 const SLEEPING: c_uint = 1;
 const UNTIMED: c_uint = 2;
-/// The attribute by which a function may have more.
+/// Attribute that sets the dynamic shared memory of a function.
 const MOST_SHARED: c_int = 8;
 
-/// How a function ends that does not do what it should.
+/// Error code of a function.
 type Code = c_int;
 
 /// A kernel, and the dynamic shared memory that it may have.
@@ -60,7 +60,7 @@ struct Function {
     shared: u32,
 }
 
-/// A node of a graph that is being made.
+/// A node of a graph that is being built.
 struct Node {
     work: Work,
     after: Vec<usize>,
@@ -71,10 +71,10 @@ enum Work {
     Zero { at: u64, bytes: u64 },
 }
 
-/// An event, and how it was made.
+/// An event, and the flags that it was created with.
 #[derive(Clone, Copy)]
 struct Made {
-    /// None of one that was not recorded.
+    /// `None` if the event was not recorded yet.
     event: Option<Event>,
     flags: c_uint,
 }
@@ -83,11 +83,11 @@ struct Made {
 struct State {
     initialised: bool,
     retained: u32,
-    /// Threads that wait for the device are to sleep.
+    /// Whether threads that wait for the device should sleep.
     sleeps: bool,
     loaded: bool,
     handles: usize,
-    /// The fault that was asked for, and the calls of each function since.
+    /// The requested fault, and the number of calls of each function since.
     asked: String,
     calls: HashMap<&'static str, u64>,
     dead: Option<Code>,
@@ -118,21 +118,21 @@ impl State {
         self.events.get(&event).copied().ok_or(INVALID_HANDLE)
     }
 
-    /// The event, if it has times.
+    /// Returns the event if it has timing.
     fn timed(&self, event: usize) -> Result<Event, Code> {
         let Made { event, flags } = self.made(event)?;
         event.filter(|_| flags & UNTIMED == 0).ok_or(INVALID_HANDLE)
     }
 
-    /// Whether all of these bytes are pinned.
+    /// Returns whether all of these bytes are pinned.
     fn is_pinned(&self, at: usize, bytes: usize) -> bool {
         self.pinned.iter().any(|(start, memory)| *start <= at && at + bytes <= start + 8 * memory.len())
     }
 
-    /// The function and its arguments, if a launch may be as it is asked for.
+    /// Returns the kernel and its arguments if the launch is valid.
     ///
     /// # Safety
-    /// `parameters` points to as many places as the kernel has parameters.
+    /// `parameters` points to as many pointers as the kernel has parameters, each to a value of the parameter's type.
     unsafe fn arguments(
         &self,
         function: usize,
@@ -147,7 +147,8 @@ impl State {
             return Err(INVALID_VALUE);
         }
         let argument = |(number, bytes): (usize, &u8)| {
-            // SAFETY: the caller's word on the places; each holds what the kernel declares.
+            // SAFETY: the caller guarantees the pointers and the values, which are of the types that
+            // the kernel declares.
             unsafe {
                 let place = *parameters.add(number);
                 match bytes {
@@ -159,7 +160,7 @@ impl State {
         Ok((kernel.name, kernel.parameters.iter().enumerate().map(argument).collect()))
     }
 
-    /// What is left of what was made in the context.
+    /// Lists what is left of what was made in the context.
     fn left(&self) -> String {
         let counts = [
             ("allocations", self.allocations.len()),
@@ -178,7 +179,7 @@ fn state() -> MutexGuard<'static, State> {
     STATE.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The device. Its calls may take long, so that the state is not locked meanwhile.
+/// Returns the device. Its calls may take long, so the state is not locked during them.
 fn device() -> &'static HostDriver {
     static DEVICE: OnceLock<HostDriver> = OnceLock::new();
     DEVICE.get_or_init(|| HostDriver::new(Order::Random(17)))
@@ -188,13 +189,13 @@ thread_local! {
     static CURRENT: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Says what a program did that the driver would not forgive, or not notice, and ends it.
+/// Reports what a program did that the driver would not forgive, or not notice, and aborts.
 fn refuse(what: &str) -> ! {
     eprintln!("twin of the CUDA driver: {what}");
     std::process::abort()
 }
 
-/// The folder that this library was loaded from.
+/// Returns the folder that this library was loaded from.
 fn folder() -> Option<&'static PathBuf> {
     static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
     let find = || {
@@ -207,7 +208,7 @@ fn folder() -> Option<&'static PathBuf> {
     FOLDER.get_or_init(find).as_ref()
 }
 
-/// The fault that was asked for, if this call is to have it.
+/// Returns the requested fault if this call is to fail.
 fn fault(state: &mut State, function: &'static str) -> Option<Code> {
     let text = std::fs::read_to_string(folder()?.join("fault")).unwrap_or_default();
     if text != state.asked {
@@ -241,7 +242,7 @@ fn code(error: BackendError) -> Code {
     }
 }
 
-/// A function that needs no context.
+/// Runs a function that needs no context.
 fn anywhere(function: &'static str, work: impl FnOnce(&mut State) -> Result<(), Code>) -> Code {
     let mut state = state();
     if let Some(code) = state.dead.or_else(|| fault(&mut state, function)) {
@@ -253,12 +254,12 @@ fn anywhere(function: &'static str, work: impl FnOnce(&mut State) -> Result<(), 
     work(&mut state).err().unwrap_or(SUCCESS)
 }
 
-/// A function that needs the context on its thread.
+/// Runs a function that needs the context to be current on its thread.
 fn within(function: &'static str, work: impl FnOnce(&mut State) -> Result<(), Code>) -> Code {
     anywhere(function, |state| if CURRENT.get() == CONTEXT { work(state) } else { Err(INVALID_CONTEXT) })
 }
 
-/// The same, with work of the device's that may take long: what `find` gives it is all that it needs of the state.
+/// Like `within`, with work on the device that may take long: what `find` returns is all that it needs of the state.
 fn on_device<T>(
     function: &'static str,
     find: impl FnOnce(&mut State) -> Result<T, Code>,
@@ -281,13 +282,14 @@ unsafe fn put<T>(to: *mut T, value: T) -> Result<(), Code> {
     if to.is_null() {
         return Err(INVALID_VALUE);
     }
-    // SAFETY: not null, and the caller's word.
+    // SAFETY: `to` is not null, and the caller guarantees the place.
     unsafe { to.write(value) };
     Ok(())
 }
 
-// SAFETY, of all that follows: each function has the name, the parameters and the meaning of NVIDIA's, whose callers know
-// that pointers must be places for results, or arrays as long as said. No other library of the process has these names.
+// SAFETY of everything below: each function has the name, the parameters and the meaning of NVIDIA's, whose
+// callers know that pointers must be places for results, or arrays of the stated length. No other library of the
+// process has these names.
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuInit(_: c_uint) -> Code {
@@ -334,7 +336,7 @@ pub unsafe extern "C" fn cuDeviceGetName(name: *mut c_char, bytes: c_int, device
         if device != 0 || (bytes as usize) < NAME.len() {
             return Err(INVALID_VALUE);
         }
-        // SAFETY: see above; there is room for the name.
+        // SAFETY: see above; there is space for the name.
         unsafe { name.cast::<u8>().copy_from_nonoverlapping(NAME.as_ptr(), NAME.len()) };
         Ok(())
     })
@@ -345,8 +347,8 @@ pub unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_in
     let properties = device().properties();
     anywhere("cuDeviceGetAttribute", |_| {
         let known = match attribute {
-            // By their numbers in NVIDIA's header: multiprocessors, capability, shared memory a block may ask for, clocks,
-            // bus and cache.
+            // By their numbers in NVIDIA's header: multiprocessors, compute capability, shared memory that a block may
+            // request, clock rates, bus width and cache.
             16 => properties.multiprocessors,
             75 => properties.capability.0,
             76 => properties.capability.1,
@@ -374,7 +376,7 @@ pub extern "C" fn cuDevicePrimaryCtxSetFlags_v2(device: c_int, flags: c_uint) ->
             state.sleeps = true;
             Ok(())
         }
-        // What is retained may have threads that wait already.
+        // Threads may already be waiting in a context that is retained.
         (0, BLOCKING_SYNC) => Err(PRIMARY_CONTEXT_ACTIVE),
         _ => Err(INVALID_VALUE),
     })
@@ -399,7 +401,7 @@ pub extern "C" fn cuDevicePrimaryCtxRelease_v2(_: c_int) -> Code {
         state.sleeps &= state.retained > 0;
         let left = state.left();
         if state.retained == 0 && !left.is_empty() {
-            refuse(&format!("the context ends, and there are {left}"));
+            refuse(&format!("the context ends, but these are left: {left}"));
         }
         Ok(())
     })
@@ -456,7 +458,7 @@ pub unsafe extern "C" fn cuModuleGetFunction(function: *mut usize, module: usize
         if module != MODULE || !state.loaded {
             return Err(INVALID_HANDLE);
         }
-        // SAFETY: see above: a name ends with a zero.
+        // SAFETY: see above: a name is NUL-terminated.
         let name = unsafe { CStr::from_ptr(name) }.to_str().map_err(|_| NOT_FOUND)?;
         let name = host::kernels().into_iter().find(|kernel| *kernel == name).ok_or(NOT_FOUND)?;
         let handle = state.handle();
@@ -507,7 +509,7 @@ pub unsafe extern "C" fn cuLaunchKernel(
         },
         |(stream, kernel, arguments)| {
             let launch = Launch { kernel, grid: (grid_x, grid_y), block: block_x, shared, arguments: &arguments };
-            // SAFETY: the caller's word on what the arguments point to; the device looks at each.
+            // SAFETY: the caller guarantees what the arguments point to; the device checks each.
             unsafe { device().launch(stream, launch) }
         },
     )
@@ -543,7 +545,7 @@ pub extern "C" fn cuMemFree_v2(at: u64) -> Code {
         "cuMemFree_v2",
         |state| state.allocations.remove(&at).ok_or(INVALID_VALUE),
         |_| {
-            // SAFETY: it came from `allocate`, and was there until now.
+            // SAFETY: it came from `allocate`, and was not released before.
             unsafe { device().release(Address(at)) };
             Ok(())
         },
@@ -553,7 +555,7 @@ pub extern "C" fn cuMemFree_v2(at: u64) -> Code {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemHostAlloc(to: *mut *mut c_void, bytes: usize, _: c_uint) -> Code {
     within("cuMemHostAlloc", |state| {
-        // What is there at first is anything.
+        // The initial content is undefined.
         let mut memory = vec![0xd7d7_d7d7_d7d7_d7d7_u64; bytes.div_ceil(8)].into_boxed_slice();
         let at = memory.as_mut_ptr();
         state.pinned.insert(at as usize, memory);
@@ -570,7 +572,7 @@ pub extern "C" fn cuMemFreeHost(at: *mut c_void) -> Code {
         |memory| {
             device().settle()?;
             if memory.iter().any(|word| *word != 0) {
-                refuse("pinned memory is given back that is not zero: there may be secrets in it");
+                refuse("pinned memory that is freed is not zero: it may contain secrets");
             }
             Ok(())
         },
@@ -581,9 +583,9 @@ pub extern "C" fn cuMemFreeHost(at: *mut c_void) -> Code {
 pub unsafe extern "C" fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, stream: usize) -> Code {
     on_device(
         "cuMemcpyHtoDAsync_v2",
-        // Of other memory CUDA does not say when it is read.
+        // Of other memory, CUDA does not say when it is read.
         |state| if state.is_pinned(from as usize, bytes) { state.stream(stream) } else { Err(INVALID_VALUE) },
-        // SAFETY: it is pinned memory, which nobody gives back before all work has ended.
+        // SAFETY: this is pinned memory, which is not freed before all work has ended.
         |stream| unsafe { device().upload_later(stream, Address(to), from.cast(), bytes as u64) },
     )
 }
@@ -594,11 +596,12 @@ pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes:
         "cuMemcpyDtoHAsync_v2",
         |state| Ok((state.stream(stream)?, state.sleeps && !state.is_pinned(to as usize, bytes))),
         |(stream, waits)| {
-            // To memory that is not pinned, NVIDIA's copies before it returns, and nothing says that it sleeps until it can.
+            // NVIDIA's function copies to memory that is not pinned before it returns, and does not promise to
+            // sleep until it can.
             if waits && !device().is_done(stream)? {
-                refuse("a copy to memory that is not pinned waits for its stream, and threads that wait are to sleep");
+                refuse("a copy to memory that is not pinned waits for its stream, but waiting threads should sleep");
             }
-            // SAFETY: see above: there is room for as many bytes until the stream was waited for.
+            // SAFETY: see above: there is space for `bytes` bytes until the stream has been waited for.
             unsafe { device().download_later(stream, to.cast(), Address(from), bytes as u64) }
         },
     )
@@ -609,7 +612,7 @@ pub extern "C" fn cuMemsetD8Async(at: u64, value: u8, bytes: usize, stream: usiz
     on_device(
         "cuMemsetD8Async",
         |state| if value == 0 && bytes > 0 { state.stream(stream) } else { Err(INVALID_VALUE) },
-        // SAFETY: the device looks whether the bytes lie in one allocation.
+        // SAFETY: the device checks that the bytes lie in one allocation.
         |stream| unsafe { device().zero(stream, Address(at), bytes as u64) },
     )
 }
@@ -617,7 +620,7 @@ pub extern "C" fn cuMemsetD8Async(at: u64, value: u8, bytes: usize, stream: usiz
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamCreate(stream: *mut usize, flags: c_uint) -> Code {
     within("cuStreamCreate", |state| {
-        // The default stream orders those that are not made so.
+        // Streams without this flag are ordered with the default stream.
         if flags != 1 {
             return Err(INVALID_VALUE);
         }
@@ -651,7 +654,7 @@ pub extern "C" fn cuStreamWaitEvent(stream: usize, event: usize, flags: c_uint) 
     on_device(
         "cuStreamWaitEvent",
         |state| if flags == 0 { Ok((state.stream(stream)?, state.event(event)?)) } else { Err(INVALID_VALUE) },
-        // An event that was not recorded has happened.
+        // An event that was not recorded counts as having happened.
         |(stream, event)| event.map_or(Ok(()), |event| device().wait(stream, event)),
     )
 }
@@ -695,7 +698,7 @@ pub extern "C" fn cuEventSynchronize(event: usize) -> Code {
         |state| {
             let Made { event, flags } = state.made(event)?;
             if state.sleeps && flags & SLEEPING == 0 {
-                refuse("a thread that waits for this event spins, whatever the context's way is, and was to sleep");
+                refuse("a thread that waits for this event spins, whatever the context's setting, but should sleep");
             }
             Ok(event)
         },
@@ -740,10 +743,10 @@ pub unsafe extern "C" fn cuGraphCreate(graph: *mut usize, flags: c_uint) -> Code
     })
 }
 
-/// Adds a node to a graph; handles of nodes are their numbers from 1 on, beside that of the graph.
+/// Adds a node to a graph. The handle of a node is its number, from 1 on, added to the graph's handle times 2^16.
 ///
 /// # Safety
-/// As of the two functions that it stands for.
+/// Those of the two functions that call it.
 unsafe fn add(
     state: &mut State,
     (node, graph): (*mut usize, usize),
@@ -751,7 +754,7 @@ unsafe fn add(
     work: Work,
 ) -> Result<(), Code> {
     let nodes = state.graphs.get_mut(&graph).ok_or(INVALID_HANDLE)?;
-    // SAFETY: the caller's word on how many there are.
+    // SAFETY: the caller guarantees `count` handles at `before`.
     let before = if count == 0 { &[] } else { unsafe { std::slice::from_raw_parts(before, count) } };
     let number = |handle: &usize| {
         let number = handle.checked_sub(graph << 16).filter(|number| (1..=nodes.len()).contains(number));
@@ -759,33 +762,33 @@ unsafe fn add(
     };
     let mut after = before.iter().map(number).collect::<Result<Vec<_>, _>>()?;
     after.sort_unstable();
-    // NVIDIA's driver refuses an edge that is there twice.
+    // NVIDIA's driver refuses duplicate edges.
     if after.windows(2).any(|pair| pair[0] == pair[1]) {
         return Err(INVALID_VALUE);
     }
     nodes.push(Node { work, after });
     let handle = (graph << 16) + nodes.len();
-    // SAFETY: the caller's word.
+    // SAFETY: the caller guarantees the place.
     unsafe { put(node, handle) }
 }
 
-/// What `CUDA_KERNEL_NODE_PARAMS` of the second version holds, by offset.
+/// Reads a `CUDA_KERNEL_NODE_PARAMS` of the second version, by offsets.
 ///
 /// # Safety
-/// There it is.
+/// There is one at `at`.
 unsafe fn kernel_node(state: &State, at: *const u8) -> Result<Work, Code> {
-    // SAFETY: the caller's word: 72 bytes.
+    // SAFETY: the caller guarantees the 72 bytes.
     let (function, numbers, parameters, others) = unsafe {
         let numbers: [u32; 7] = std::array::from_fn(|i| at.add(8 + 4 * i).cast::<u32>().read());
         let pointer = |offset: usize| at.add(offset).cast::<usize>().read();
         (pointer(0), numbers, pointer(40), [pointer(48), pointer(56), pointer(64)])
     };
     let [threads @ .., shared] = numbers;
-    // Neither `extra`, nor a kernel without a context, nor another context.
+    // Neither `extra`, nor a kernel without a context, nor another context is supported.
     if others[..2] != [0; 2] || ![0, CONTEXT].contains(&others[2]) {
         return Err(INVALID_VALUE);
     }
-    // SAFETY: the caller's word.
+    // SAFETY: the caller guarantees the parameters.
     let (_, arguments) = unsafe { state.arguments(function, threads, shared, parameters as *const *const c_void)? };
     Ok(Work::Launch { function, grid: (threads[0], threads[1]), block: threads[3], shared, arguments })
 }
@@ -846,7 +849,8 @@ pub unsafe extern "C" fn cuGraphInstantiateWithFlags(runnable: *mut usize, graph
     })
 }
 
-/// The device's graph of these nodes: each is put into a stream of its own, which waits for those before it.
+/// Returns the device's graph of these nodes: each is put into a stream of its own, which waits for
+/// the nodes before it.
 fn made_of(state: &State, graph: usize) -> Result<Graph, Code> {
     let nodes = state.graphs.get(&graph).ok_or(INVALID_HANDLE)?;
     let stream = device().create_stream().map_err(code)?;
@@ -857,7 +861,7 @@ fn made_of(state: &State, graph: usize) -> Result<Graph, Code> {
         for (node, own) in nodes.iter().zip(&streams) {
             device().wait(*own, begun)?;
             node.after.iter().try_for_each(|before| device().wait(*own, done[*before]))?;
-            // SAFETY: the caller's word on what the work points to; the device looks at it when it runs.
+            // SAFETY: the caller guarantees what the work points to; the device checks it when the work runs.
             unsafe {
                 match &node.work {
                     Work::Zero { at, bytes } => device().zero(*own, Address(*at), *bytes)?,
@@ -882,7 +886,7 @@ pub extern "C" fn cuGraphLaunch(runnable: usize, stream: usize) -> Code {
     on_device(
         "cuGraphLaunch",
         |state| Ok((state.runnable.get(&runnable).copied().ok_or(INVALID_HANDLE)?, state.stream(stream)?)),
-        // SAFETY: the caller's word on what its work points to; the device looks at it when it runs.
+        // SAFETY: the caller guarantees what the graph's work points to; the device checks it when the work runs.
         |(graph, stream)| unsafe { device().run(stream, graph) },
     )
 }
