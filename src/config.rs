@@ -492,7 +492,7 @@ pub struct Processor {
 impl Processor {
     /// Reads the environment of the process.
     pub fn from_env() -> Result<Self, ConfigError> {
-        Self::read(&mut Reader { lookup: &environment, settings: Vec::new() })
+        Self::read(&mut Reader { lookup: &environment, in_files: Vec::new(), settings: Vec::new() })
     }
 
     fn read(r: &mut Reader<'_>) -> Result<Self, ConfigError> {
@@ -632,7 +632,7 @@ impl Config {
     ///
     /// The first variable with an invalid value, or one that conflicts with another variable.
     pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let mut r = Reader { lookup: &lookup, settings: Vec::with_capacity(CATALOGUE.len()) };
+        let mut r = Reader { lookup: &lookup, in_files: Vec::new(), settings: Vec::with_capacity(CATALOGUE.len()) };
         let in_files = r.files()?;
         let lookup =
             |name: &str| in_files.iter().find(|(n, _)| *n == name).map(|f| f.1.clone()).or_else(|| lookup(name));
@@ -787,6 +787,8 @@ fn mask_parameters(tail: &str) -> String {
 /// Reads variables and records their effective values.
 struct Reader<'a> {
     lookup: &'a dyn Fn(&str) -> Option<String>,
+    /// Variables whose values lie in files.
+    in_files: Vec<&'static str>,
     settings: Vec<Setting>,
 }
 
@@ -794,7 +796,12 @@ impl Reader<'_> {
     fn text(&mut self, name: &'static str) -> Option<String> {
         let value = (self.lookup)(name).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
         let default = CATALOGUE.iter().find(|v| v.name == name).map_or("", |v| v.default);
-        let shown = value.as_deref().map_or_else(|| default.to_owned(), mask);
+        let shown = match &value {
+            // A file may hold something else than it should, such as a password alone.
+            Some(v) if self.in_files.contains(&name) && !v.contains("://") => "***".to_owned(),
+            Some(v) => mask(v),
+            None => default.to_owned(),
+        };
         self.settings.push(Setting { name, value: shown, set: value.is_some() });
         value
     }
@@ -814,6 +821,7 @@ impl Reader<'_> {
                 return Err(wrong(format!("{path:?}, which is empty")));
             }
             found.push((name, text));
+            self.in_files.push(name);
         }
         Ok(found)
     }

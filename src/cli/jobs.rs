@@ -10,7 +10,7 @@ use super::session::{circuit_name, job_id, table, time, with_workspace};
 use super::{CliError, Output};
 use crate::model::{CircuitName, FailedAttempt, FailureClass, Job, JobId, JobState, Priority, clip, io_reason};
 use crate::store::{Cancelled, JobFilter, Scope};
-use crate::worker::{JobService, ServiceError, SubmitRequest};
+use crate::worker::{JobService, Purged, ServiceError, SubmitRequest};
 
 /// How often a waiting command polls.
 const LOOK: Duration = Duration::from_millis(100);
@@ -267,9 +267,12 @@ fn purge(args: PurgeArgs, out: &Output) -> Result<(), CliError> {
         return Err(CliError::Usage(format!("--state: expected done, failed or cancelled, got {state}")));
     }
     with_workspace(|w| async move {
-        let n = w.service().purge(&states, args.older_than).await.map_err(CliError::failed)?;
-        out.result(&serde_json::json!({ "purged": n }), || format!("{n} jobs are deleted"));
-        Ok(())
+        let Purged { jobs, kept } = w.service().purge(&states, args.older_than).await.map_err(CliError::failed)?;
+        out.result(&serde_json::json!({ "purged": jobs, "kept": kept }), || format!("{jobs} jobs are deleted"));
+        if kept == 0 {
+            return Ok(());
+        }
+        Err(CliError::failed(format!("{kept} jobs are kept, because their proof files could not be removed")))
     })
 }
 

@@ -118,9 +118,14 @@ where
         self.lock().bytes()
     }
 
-    /// Evicts a value, unless it is being loaded. Those who use it keep it until they are done.
-    pub(super) async fn forget(&self, key: &K) {
-        let evicted = self.lock().remove_loaded(key);
+    /// Whether this is the value that is loaded.
+    pub(super) fn holds(&self, key: &K, value: &Arc<V>) -> bool {
+        self.lock().holds(key, value)
+    }
+
+    /// Evicts this value, if it is (still) there. Those who use it keep it until they are done.
+    pub(super) async fn forget(&self, key: &K, value: &Arc<V>) {
+        let evicted = self.lock().remove(key, value);
         // On a blocking thread, as below.
         let _ = tokio::task::spawn_blocking(move || drop(evicted)).await;
     }
@@ -144,9 +149,13 @@ impl<V: ?Sized, E> Entry<V, E> {
 }
 
 impl<K: Eq + Hash + Clone, V: ?Sized, E> Inner<K, V, E> {
-    fn remove_loaded(&mut self, key: &K) -> Option<Entry<V, E>> {
-        self.entries.get(key).filter(|e| e.cell.value.initialized())?;
-        self.entries.remove(key)
+    fn holds(&self, key: &K, value: &Arc<V>) -> bool {
+        let loaded = self.entries.get(key).and_then(|e| e.cell.value.get());
+        loaded.is_some_and(|loaded| Arc::ptr_eq(loaded, value))
+    }
+
+    fn remove(&mut self, key: &K, value: &Arc<V>) -> Option<Entry<V, E>> {
+        if self.holds(key, value) { self.entries.remove(key) } else { None }
     }
 
     fn cell(&mut self, key: &K) -> Arc<Cell<V, E>> {

@@ -9,7 +9,7 @@ mod host_memory;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use metrics::{counter, gauge};
@@ -30,6 +30,8 @@ pub use host_memory::host_keys;
 
 /// Number of concurrent removals that a registration recovers from.
 const MOST_CROSSED: usize = 5;
+/// How long a key that was read again from its file is trusted.
+const TRUSTED: Duration = Duration::from_secs(600);
 /// Witness programs loaded at the same time, each of which may have to be compiled.
 const COMPILED_AT_ONCE: usize = 2;
 
@@ -159,6 +161,8 @@ pub struct Registry {
     open: Cache<CircuitContent, ReadyCircuit, RegistryError>,
     /// Caches by the device's label.
     loaded: Arc<Mutex<HashMap<String, DeviceCache>>>,
+    /// Keys that were read again from their files, and when.
+    read_again: Arc<Mutex<HashMap<ContentHash, Instant>>>,
     /// Held while keys are evicted to load another.
     making_room: Arc<tokio::sync::Mutex<()>>,
     /// Limits concurrent compilations of witness programs, each in a child process with memory of its own.
@@ -169,9 +173,9 @@ impl Registry {
     /// Creates a registry over a store and its artifacts.
     pub fn new(store: Arc<dyn Store>, artifacts: Artifacts, modules: ModuleCache, limits: RegistryLimits) -> Self {
         let host = host_keys(limits.key_cache_bytes);
-        let (loaded, making_room) = Default::default();
+        let (loaded, read_again, making_room) = Default::default();
         let compiling = Arc::new(Semaphore::new(COMPILED_AT_ONCE));
-        Self { store, artifacts, modules, limits, open: Cache::new(host), loaded, making_room, compiling }
+        Self { store, artifacts, modules, limits, open: Cache::new(host), loaded, read_again, making_room, compiling }
     }
 
     /// Registers a circuit: imports its files, checks every byte of the key, compiles the witness program, and records
@@ -208,7 +212,10 @@ impl Registry {
         let replaced = self.store.circuit(&circuit.name).await?;
         let stored = self.store.put_circuit(&circuit).await?;
         if let Some(old) = replaced {
-            self.discard(CircuitContent { zkey: old.zkey, wasm: old.wasm }).await;
+            match self.store.settle_circuit(&stored.name).await {
+                Ok(()) => self.discard(CircuitContent { zkey: old.zkey, wasm: old.wasm }).await,
+                Err(error) => tracing::warn!(%error, "jobs may be about to need the former content; it is kept"),
+            }
         }
         // From here on the content is safe from removal; but it may have been removed just before.
         if !self.artifacts.contains(Kind::Zkey, content.zkey).await? {
@@ -294,16 +301,34 @@ impl Registry {
         self.open.get_or_load(content, load).await
     }
 
-    /// Returns an open circuit that has just been read from its files and verified by its hashes, and has the device
-    /// load its key again: if there are doubts about what is in memory.
-    pub async fn reopen(
+    /// Returns the circuit to make a proof with once more, after one with this circuit and key that did not verify: read
+    /// again from its files, and verified by its hashes, with its key to be loaded again. `None` if that was done a
+    /// moment ago: then what is in memory is not at fault.
+    pub async fn second_opinion(
         &self,
         device: &dyn Backend,
-        content: CircuitContent,
-    ) -> Result<Arc<ReadyCircuit>, RegistryError> {
-        self.open.forget(&content).await;
-        self.device_cache(device).forget(&content.zkey).await;
-        self.open(content).await
+        circuit: &Arc<ReadyCircuit>,
+        loaded: &Arc<dyn LoadedKey>,
+    ) -> Result<Option<Arc<ReadyCircuit>>, RegistryError> {
+        let (content, cache) = (circuit.content, self.device_cache(device));
+        // Another job may have had it read again meanwhile.
+        if cache.holds(&content.zkey, loaded) {
+            if self.was_read_again(content.zkey) {
+                return Ok(None);
+            }
+            // What is there stays if the file is not.
+            fetch(&self.artifacts, Kind::Zkey, content.zkey).await?;
+            self.open.forget(&content, circuit).await;
+            cache.forget(&content.zkey, loaded).await;
+            locked(&self.read_again).insert(content.zkey, Instant::now());
+        }
+        self.open(content).await.map(Some)
+    }
+
+    fn was_read_again(&self, zkey: ContentHash) -> bool {
+        let mut read_again = locked(&self.read_again);
+        read_again.retain(|_, at| at.elapsed() < TRUSTED);
+        read_again.contains_key(&zkey)
     }
 
     /// Whether a circuit is open.

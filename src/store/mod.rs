@@ -299,6 +299,20 @@ impl StoreError {
             _ => false,
         }
     }
+
+    /// Whether the call waited in vain for a lock that another session holds.
+    pub fn met_a_lock(&self) -> bool {
+        matches!(self, Self::Database(e) if words::met_a_lock(e))
+    }
+}
+
+/// The jobs that a purge is for: of the store's queue, in these final states, and ended longer ago than this.
+#[derive(Debug, Clone, Copy)]
+pub struct Purge<'a> {
+    /// Their states.
+    pub states: &'a [JobState],
+    /// How long ago they ended at least.
+    pub older_than: Duration,
 }
 
 /// Durable storage of circuits and jobs. The conformance suite in `tests/store` runs against every implementation.
@@ -407,12 +421,15 @@ pub trait Store: Send + Sync + 'static {
     /// Fails queued jobs of this queue that are past their `start_by`, and deletes the inputs that failed jobs no
     /// longer keep; at most `limit` of each.
     async fn sweep(&self, limit: u32) -> Result<Swept, StoreError>;
-    /// Returns up to `limit` jobs of this queue that are in these final states and ended longer than `older_than` ago,
-    /// oldest first: to remove their proof files, and then the jobs ([`Store::purge`]). In this order, because nothing
-    /// would come back for the files of jobs that are gone.
-    async fn purgeable(&self, states: &[JobState], older_than: Duration, limit: u32) -> Result<Vec<JobId>, StoreError>;
-    /// Deletes those of these jobs that ended longer than `older_than` ago, and returns their ids.
-    async fn purge(&self, jobs: &[JobId], older_than: Duration) -> Result<Vec<JobId>, StoreError>;
+    /// Returns up to `limit` of the jobs that a purge is for, oldest first, without the `skip` oldest: to remove their
+    /// proof files, and then the jobs ([`Store::purge`]). In this order, because nothing would come back for the files
+    /// of jobs that are gone.
+    async fn purgeable(&self, which: &Purge<'_>, limit: u32, skip: u32) -> Result<Vec<JobId>, StoreError>;
+    /// Deletes those of these jobs that the purge is (still) for, and returns their ids.
+    async fn purge(&self, which: &Purge<'_>, jobs: &[JobId]) -> Result<Vec<JobId>, StoreError>;
+    /// Returns once jobs whose submission read the circuit before this call are visible: before content that it had is
+    /// removed, because none of them is known to need it.
+    async fn settle_circuit(&self, name: &CircuitName) -> Result<(), StoreError>;
     /// Returns how busy the queue is.
     async fn load(&self) -> Result<Load, StoreError>;
     /// Returns the content (zkeys and wasms) that jobs of any queue need, without duplicates: unfinished jobs, and

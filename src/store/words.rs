@@ -22,6 +22,12 @@ pub(super) fn plainly(e: &sqlx::Error) -> String {
     }
 }
 
+/// Whether a call waited in vain for a lock: Postgres' `lock_timeout` or `statement_timeout`, SQLite's busy time-out.
+pub(super) fn met_a_lock(e: &sqlx::Error) -> bool {
+    let code = e.as_database_error().and_then(|e| e.code());
+    code.is_some_and(|c| matches!(c.as_ref(), "55P03" | "57014") || c.parse::<i32>().is_ok_and(|c| matches!(c, 5 | 6)))
+}
+
 /// Whether the database as a whole is failing, not only one call.
 pub(super) fn is_outage(e: &sqlx::Error) -> bool {
     use sqlx::Error::{Database, Io, PoolClosed, PoolTimedOut, Protocol, Tls, WorkerCrashed};

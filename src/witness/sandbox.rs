@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use wasmtime::{Cache, CacheConfig, Config, Engine, Linker, OptLevel, Strategy};
@@ -50,7 +50,7 @@ impl Sandbox {
     pub(super) fn get(cache: Option<&Path>) -> Result<Arc<Self>, WitnessError> {
         static ALL: Mutex<BTreeMap<Option<PathBuf>, Arc<Sandbox>>> = Mutex::new(BTreeMap::new());
         let dir = cache.map(super::compile::private_folder).transpose()?;
-        let mut all = lock(&ALL);
+        let mut all = locked(&ALL);
         if let Some(there) = all.get(&dir) {
             return Ok(there.clone());
         }
@@ -83,7 +83,7 @@ impl Sandbox {
 
     /// Keeps the clock ticking until the guard is dropped.
     pub(super) fn tick(&self) -> Ticking<'_> {
-        *lock(&self.clock.running) += 1;
+        *locked(&self.clock.running) += 1;
         self.clock.woken.notify_one();
         Ticking(&self.clock)
     }
@@ -112,7 +112,7 @@ struct Clock {
 impl Clock {
     fn run(&self, engine: &Engine) {
         loop {
-            let mut running = lock(&self.running);
+            let mut running = locked(&self.running);
             while *running == 0 {
                 running = self.woken.wait(running).unwrap_or_else(PoisonError::into_inner);
             }
@@ -128,11 +128,6 @@ pub(super) struct Ticking<'a>(&'a Clock);
 
 impl Drop for Ticking<'_> {
     fn drop(&mut self) {
-        *lock(&self.0.running) -= 1;
+        *locked(&self.0.running) -= 1;
     }
-}
-
-/// Locks a mutex; the data is consistent at all times, even if a thread panicked while holding the lock.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    locked(&mutex)
 }

@@ -183,10 +183,11 @@ async fn work(
 
     let witness = Arc::new(witness);
     let proving = async {
-        let proved = prove(device, circuit.clone(), loaded, witness.clone(), lease, stop).await;
+        let proved = prove(device, circuit.clone(), loaded.clone(), witness.clone(), lease, stop).await;
         match proved {
             Err(Outcome::Failed(error)) if error.class == FailureClass::InvalidProof && device.is_cpu() => {
-                prove_from_file(ctx, device, circuit.content, witness, lease, stop).await
+                let error = JobError { class: FailureClass::BadInput, ..error };
+                prove_from_file(ctx, device, (&circuit, &loaded), witness, lease, stop, error).await
             }
             proved => proved,
         }
@@ -237,25 +238,26 @@ async fn generate(circuit: Arc<ReadyCircuit>, input: Zeroizing<Vec<u8>>, stop: S
 }
 
 /// Proves once more on the CPU, with the key read again from its file and verified by its hash. Only if that proof
-/// does not verify either is the witness at fault, and with it the input, which is then not retried; the key in
-/// memory may be damaged.
+/// does not verify either is the witness at fault, and with it the input, which is then not retried (`blame`); the
+/// key in memory may be damaged.
 async fn prove_from_file(
     ctx: &Context,
     device: &Arc<Device>,
-    content: CircuitContent,
+    (circuit, loaded): (&Arc<ReadyCircuit>, &Arc<dyn LoadedKey>),
     witness: Arc<Witness>,
     lease: &Hold,
     stop: &StopToken,
+    blame: JobError,
 ) -> Result<Proved, Outcome> {
-    let circuit = unless_stopped(stop, ctx.registry.reopen(device.backend.as_ref(), content)).await??;
+    let again = ctx.registry.second_opinion(device.backend.as_ref(), circuit, loaded);
+    let Some(circuit) = unless_stopped(stop, again).await?? else { return Err(Outcome::Failed(blame)) };
+    let zkey = circuit.content.zkey;
     let loaded = loading::load(&ctx.registry, device, &circuit, ctx.options.load_patience);
     let loaded = unless_stopped(stop, loaded).await??;
     match prove(device, circuit, loaded, witness, lease, stop).await {
-        Err(Outcome::Failed(error)) if error.class == FailureClass::InvalidProof => {
-            Err(Outcome::Failed(JobError { class: FailureClass::BadInput, ..error }))
-        }
+        Err(Outcome::Failed(error)) if error.class == FailureClass::InvalidProof => Err(Outcome::Failed(blame)),
         Ok(proved) => {
-            tracing::error!(zkey = %content.zkey, "the key was damaged in memory; it has been read again from its file");
+            tracing::error!(%zkey, "the key was damaged in memory; it has been read again from its file");
             Ok(proved)
         }
         failed => failed,

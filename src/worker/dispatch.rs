@@ -242,7 +242,7 @@ async fn claim(ctx: &Arc<Context>, jobs: Vec<(JobId, Option<Delivery>)>, tasks: 
             Err(error) => {
                 let outage = ctx.outage.note_failure(&error);
                 say!(outage, error, %job, %error, "could not claim");
-                if !outage {
+                if error.met_a_lock() {
                     ctx.keeper.met_a_lock();
                 }
                 // The reconciler offers the job again once the store answers.

@@ -45,6 +45,7 @@ use uuid::Uuid;
 
 pub use canary::Canary;
 pub use faults::{Faults, Point};
+pub use proof_files::Purged;
 pub use readiness::{Readiness, Status};
 pub use service::{JobService, ServiceError, ServiceOptions, SubmitRequest};
 pub use view::{DeviceView, View, WorkerView};

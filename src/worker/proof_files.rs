@@ -9,7 +9,7 @@ use metrics::counter;
 use super::Context;
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::model::{JobId, JobResult, JobState};
-use crate::store::{JobFilter, Store, StoreError};
+use crate::store::{JobFilter, Purge, Store, StoreError};
 use crate::telemetry;
 
 /// Most proofs whose files are written at once.
@@ -61,47 +61,59 @@ async fn write(artifacts: &Artifacts, job: JobId, result: &JobResult) -> Result<
 }
 
 /// What a purge did.
-#[derive(Debug, Default)]
-pub(super) struct Purged {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Purged {
     /// Jobs deleted.
-    pub(super) jobs: u64,
-    /// Whether there may be more to delete now.
-    pub(super) more: bool,
+    pub jobs: u64,
+    /// Jobs kept, because their proof files could not be removed.
+    pub kept: u64,
 }
 
-/// Deletes up to `limit` jobs in these final states that ended longer ago than `older_than`, after their proof files:
-/// nothing would come back for the files of jobs that are gone. Jobs whose files cannot be removed stay for the next
-/// time.
-pub(super) async fn purge(
-    store: &Arc<dyn Store>,
-    artifacts: &Artifacts,
-    states: &[JobState],
-    older_than: Duration,
-    limit: u32,
-) -> Result<Purged, StoreError> {
-    let old = store.purgeable(states, older_than, limit).await?;
-    let cleared = many_at_once(&old, |job| artifacts.remove_proof(job)).await;
-    let jobs = if cleared.is_empty() { 0 } else { store.purge(&cleared, older_than).await?.len() as u64 };
-    Ok(Purged { jobs, more: old.len() == limit as usize && jobs > 0 })
+/// Deletes the jobs that a purge is for, each few of them after their proof files: nothing would come back for the files
+/// of jobs that are gone. A job whose files cannot be removed is kept.
+pub(super) async fn purge(store: &dyn Store, artifacts: &Artifacts, which: &Purge<'_>) -> Result<Purged, StoreError> {
+    let mut purged = Purged::default();
+    let mut first_error = None;
+    loop {
+        let skip = u32::try_from(purged.kept).unwrap_or(u32::MAX);
+        let old = store.purgeable(which, REMOVED_AT_ONCE as u32, skip).await?;
+        let (cleared, errors) = many_at_once(&old, |job| artifacts.remove_proof(job)).await;
+        purged.kept += errors.len() as u64;
+        first_error = first_error.or(errors.into_iter().next());
+        if !cleared.is_empty() {
+            purged.jobs += store.purge(which, &cleared).await?.len() as u64;
+        }
+        if old.len() < REMOVED_AT_ONCE {
+            break;
+        }
+    }
+    if let Some(error) = first_error {
+        let kept = purged.kept;
+        tracing::warn!(kept, %error, "jobs are kept, because their proof files could not be removed");
+    }
+    Ok(purged)
 }
 
-/// Removes something of each job. Returns the jobs for which that succeeded; failures are logged.
-async fn many_at_once<E: std::fmt::Display, F>(jobs: &[JobId], remove: impl Fn(JobId) -> F) -> Vec<JobId>
+/// Removes something of each job. Returns the jobs for which that succeeded, and the errors of the others.
+async fn many_at_once<E, F>(jobs: &[JobId], remove: impl Fn(JobId) -> F) -> (Vec<JobId>, Vec<E>)
 where
     F: Future<Output = Result<(), E>>,
 {
     let each = jobs.iter().copied().map(|job| {
         let removed = remove(job);
-        async move {
-            let removed = removed.await.inspect_err(|error| {
-                tracing::warn!(%job, %error, "the proof files of an old job could not be removed; it is kept");
-            });
-            removed.ok().map(|()| job)
-        }
+        async move { removed.await.map(|()| job) }
     });
     // Collected first: a stream over borrowed jobs would make this future's `Send` depend on lifetimes.
     let each: Vec<_> = each.collect();
-    futures::stream::iter(each).buffer_unordered(REMOVED_AT_ONCE).filter_map(std::future::ready).collect().await
+    let mut done = futures::stream::iter(each).buffer_unordered(REMOVED_AT_ONCE);
+    let (mut removed, mut errors) = (Vec::new(), Vec::new());
+    while let Some(answer) = done.next().await {
+        match answer {
+            Ok(job) => removed.push(job),
+            Err(error) => errors.push(error),
+        }
+    }
+    (removed, errors)
 }
 
 #[cfg(test)]
@@ -137,12 +149,12 @@ mod tests {
         // What is no file cannot be removed as one.
         let files = dir.path().join("proofs").join(id.to_string()).join("public.json");
         std::fs::create_dir_all(files.join("odd")).unwrap();
-        let purge = async || super::purge(&store, &artifacts, &JobState::ALL, Duration::ZERO, 1).await.unwrap();
-        let kept = purge().await;
-        assert_eq!((kept.jobs, kept.more), (0, false), "nor is it tried again at once");
+        let which = Purge { states: &JobState::ALL, older_than: Duration::ZERO };
+        let purge = async || super::purge(&*store, &artifacts, &which).await.unwrap();
+        assert_eq!(purge().await, Purged { jobs: 0, kept: 1 });
         assert!(store.job(id).await.unwrap().is_some());
         std::fs::remove_dir_all(files).unwrap();
-        assert_eq!(purge().await.jobs, 1);
+        assert_eq!(purge().await, Purged { jobs: 1, kept: 0 });
         assert!(store.job(id).await.unwrap().is_none());
     }
 
@@ -151,7 +163,7 @@ mod tests {
     async fn proofs_are_removed_many_at_once_and_one_failure_ends_nothing() {
         let jobs: Vec<JobId> = (0..100).map(|_| JobId::new()).collect();
         let (begun, full) = (AtomicUsize::new(0), tokio::sync::Barrier::new(REMOVED_AT_ONCE));
-        let removed = many_at_once(&jobs, async |_| {
+        let (removed, errors) = many_at_once(&jobs, async |_| {
             let n = begun.fetch_add(1, Ordering::SeqCst) + 1;
             if n <= REMOVED_AT_ONCE {
                 // The first ones continue only once as many as are allowed are in progress.
@@ -160,6 +172,6 @@ mod tests {
             if n % 2 == 0 { Err("made up") } else { Ok(()) }
         })
         .await;
-        assert_eq!((begun.into_inner(), removed.len()), (100, 50));
+        assert_eq!((begun.into_inner(), removed.len(), errors.len()), (100, 50, 50));
     }
 }

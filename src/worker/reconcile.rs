@@ -10,7 +10,7 @@ use metrics::{counter, gauge};
 use super::{Context, pauses, proof_files, retry};
 use crate::model::{FailureClass, JobState};
 use crate::queue::{Queue, QueueError};
-use crate::store::{Due, Load, Store, StoreError};
+use crate::store::{Due, Load, Purge, Store, StoreError};
 use crate::telemetry;
 
 /// How often overdue jobs are looked for and the load of the queue is measured.
@@ -23,7 +23,9 @@ const OFFER_EVERY: Duration = Duration::from_secs(10);
 const LEAST: Duration = Duration::from_millis(20);
 /// Most jobs offered at a time: more than any worker starts before the next query.
 const AT_A_TIME: u32 = 1000;
-/// Most jobs expired or purged at a time.
+/// How long jobs whose proof files could not be removed are left alone.
+const FORGET_AGAIN: Duration = Duration::from_secs(600);
+/// Most jobs expired at a time.
 const SWEEP_LIMIT: u32 = 1000;
 /// Interval of the queue's maintenance.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
@@ -176,13 +178,12 @@ pub(super) async fn forget(ctx: Arc<Context>) {
     let Some(retention) = ctx.options.retention else { return std::future::pending().await };
     let mut failures = Failures::of("cannot forget jobs beyond the retention");
     loop {
-        let purged = proof_files::purge(&ctx.store, &ctx.artifacts, &JobState::ALL, retention, SWEEP_LIMIT).await;
+        let which = Purge { states: &JobState::ALL, older_than: retention };
+        let purged = proof_files::purge(&*ctx.store, &ctx.artifacts, &which).await;
         failures.note(&purged, |error| ctx.outage.note_failure(error));
         let purged = purged.unwrap_or_default();
         counter!(telemetry::JOBS_PURGED).increment(purged.jobs);
-        if !purged.more {
-            tokio::time::sleep(TIDY_EVERY).await;
-        }
+        tokio::time::sleep(if purged.kept == 0 { TIDY_EVERY } else { FORGET_AGAIN }).await;
     }
 }
 

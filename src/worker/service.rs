@@ -9,19 +9,17 @@ use zeroize::Zeroizing;
 
 use super::outage::{Outage, say};
 use super::waiting::Waiting;
-use super::{briefly, proof_files};
+use super::{Purged, briefly, proof_files};
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::formats::wtns;
 use crate::model::{Circuit, CircuitName, ContentHash, Job, JobError, JobId, JobResult, JobState, NewJob, Priority};
 use crate::queue::{EndNotice, Queue, SetAside};
 use crate::seal::{Keyring, SealError};
 use crate::store::{
-    Cancelled, Counts, Input, JobFilter, Load, Replacement, Requeued, Scope, Store, StoreError, Submitted,
+    Cancelled, Counts, Input, JobFilter, Load, Purge, Replacement, Requeued, Scope, Store, StoreError, Submitted,
 };
 use crate::witness::Inputs;
 
-/// Most jobs purged per call to the store.
-const PURGE_AT_A_TIME: u32 = 1000;
 /// How long [`JobService::result`] waits for the files of a proof to be restored, which are only copies.
 const HEAL: Duration = Duration::from_secs(2);
 /// Longest idempotency key, in characters.
@@ -255,17 +253,10 @@ impl JobService {
         }
     }
 
-    /// Deletes jobs in these final states that ended longer ago than `older_than`, and their proofs. Returns the number
-    /// of jobs; those whose proof files cannot be removed stay.
-    pub async fn purge(&self, states: &[JobState], older_than: Duration) -> Result<u64, ServiceError> {
-        let mut n = 0;
-        loop {
-            let purged = proof_files::purge(&self.store, &self.artifacts, states, older_than, PURGE_AT_A_TIME).await?;
-            n += purged.jobs;
-            if !purged.more {
-                return Ok(n);
-            }
-        }
+    /// Deletes jobs in these final states that ended longer ago than `older_than`, and their proofs; those whose proof
+    /// files cannot be removed are kept.
+    pub async fn purge(&self, states: &[JobState], older_than: Duration) -> Result<Purged, ServiceError> {
+        Ok(proof_files::purge(&*self.store, &self.artifacts, &Purge { states, older_than }).await?)
     }
 
     /// Pauses or resumes the queue or a circuit. Returns whether that changed anything.

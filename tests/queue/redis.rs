@@ -1090,7 +1090,7 @@ impl Storm {
             step += 1;
             self.step(&queue, &mut dice, &mut held).await;
         }
-        if n % 2 == 0 {
+        if n.is_multiple_of(2) {
             queue.close().await.unwrap();
         }
         step

@@ -6,7 +6,7 @@ use prover_worker::model::{
     Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob,
     Priority, StageTimes, WorkerId,
 };
-use prover_worker::store::{Claim, Held, Input, Store, StoreError};
+use prover_worker::store::{Claim, Held, Input, Purge, Store, StoreError};
 
 /// A lease that outlasts every test.
 pub const LONG: Duration = Duration::from_secs(3600);
@@ -25,8 +25,8 @@ pub async fn purge(
     older_than: Duration,
     limit: u32,
 ) -> Result<Vec<JobId>, StoreError> {
-    let old = store.purgeable(states, older_than, limit).await?;
-    store.purge(&old, older_than).await
+    let which = Purge { states, older_than };
+    store.purge(&which, &store.purgeable(&which, limit, 0).await?).await
 }
 
 pub fn name(s: &str) -> CircuitName {

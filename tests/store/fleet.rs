@@ -8,7 +8,7 @@ use prover_worker::model::{
     ContentHash, FailureClass, JobError, JobId, JobState, NewJob, Priority, Stage, Tries, WorkerId,
 };
 use prover_worker::store::{
-    Cancelled, Counts, Due, Held, Input, JobFilter, Replacement, Requeued, Retry, Scope, Store, StoreError,
+    Cancelled, Counts, Due, Held, Input, JobFilter, Purge, Replacement, Requeued, Retry, Scope, Store, StoreError,
     StoreSettings, Submitted, Swept,
 };
 use tokio::task::JoinSet;
@@ -967,6 +967,10 @@ pub async fn ended_jobs_are_forgotten_by_state(p: impl Place) {
     assert_eq!(purge(&store, &[], NONE, 10).await.unwrap(), []);
     assert_eq!(purge(&store, &[JobState::Queued, JobState::Running], NONE, 10).await.unwrap(), [], "never these");
     assert_eq!(purge(&store, &[JobState::Failed], NONE, 0).await.unwrap(), []);
+    let which = Purge { states: &[JobState::Failed], older_than: NONE };
+    assert_eq!(store.purgeable(&which, 10, 0).await.unwrap(), [failed]);
+    assert_eq!(store.purgeable(&which, 10, 1).await.unwrap(), [], "past the oldest");
+    assert_eq!(store.purge(&which, &[done, cancelled]).await.unwrap(), [], "nor others that are given to it");
     assert_eq!(purge(&store, &[JobState::Failed, JobState::Queued], NONE, 10).await.unwrap(), [failed]);
     assert_eq!(inputs(&store).await, 2, "its input goes with it");
     let mut rest = purge(&store, &[JobState::Done, JobState::Cancelled], NONE, 10).await.unwrap();

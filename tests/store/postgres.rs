@@ -298,7 +298,7 @@ async fn until_waiting(database: &PostgresDatabase, n: i64) {
 
 /// Otherwise content that the submit refers to would be removed before the job that needs it is visible.
 #[tokio::test]
-async fn replacing_a_circuit_waits_for_submits_that_have_read_it() {
+async fn a_circuit_is_settled_once_submits_that_have_read_it_are_over() {
     let database = PostgresDatabase::new();
     let store = database.open().await;
     store.put_circuit(&circuit("c", 1)).await.unwrap();
@@ -306,12 +306,13 @@ async fn replacing_a_circuit_waits_for_submits_that_have_read_it() {
     let mut submit = other.begin().await.unwrap();
     sqlx::query("SELECT name FROM circuits WHERE name = 'c' FOR KEY SHARE").execute(&mut *submit).await.unwrap();
     let content = circuit("c", 2);
+    assert_eq!(store.put_circuit(&content).await.unwrap().zkey, content.zkey, "which waits for nobody");
     let seen = async {
         until_waiting(&database, 1).await;
         submit.commit().await.unwrap();
     };
-    let (replaced, ()) = tokio::join!(store.put_circuit(&content), seen);
-    assert_eq!(replaced.unwrap().zkey, content.zkey);
+    let (settled, ()) = tokio::join!(store.settle_circuit(&content.name), seen);
+    settled.unwrap();
 }
 
 /// Changes the job in a transaction of another session, which is left open.

@@ -47,7 +47,7 @@ use super::load::Known;
 use super::rows::{self, Columns, Repeat, corrupt};
 use super::words::plainly;
 use super::{
-    Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Replacement, Requeued, Retry, Scope, Store,
+    Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Purge, Replacement, Requeued, Retry, Scope, Store,
     StoreError, StoreSettings, Submitted, Swept,
 };
 use crate::model::{
@@ -1067,23 +1067,31 @@ impl Store for PostgresStore {
         Ok(Swept { expired, inputs })
     }
 
-    async fn purgeable(&self, states: &[JobState], older_than: Duration, limit: u32) -> Result<Vec<JobId>, StoreError> {
+    async fn purgeable(&self, which: &Purge<'_>, limit: u32, skip: u32) -> Result<Vec<JobId>, StoreError> {
         let rows = self.session.rows(Again::Always, |_| {
             sqlx::query(statements::PURGEABLE)
                 .bind(self.session.queue())
                 .bind(i64::from(limit))
-                .bind(rows::millis(older_than))
-                .bind(states.iter().map(|s| s.as_str().to_owned()).collect::<Vec<_>>())
+                .bind(rows::millis(which.older_than))
+                .bind(which.states.iter().map(|s| s.as_str().to_owned()).collect::<Vec<_>>())
+                .bind(i64::from(skip))
         });
         rows.await?.iter().map(rows::job_id).collect()
     }
 
-    async fn purge(&self, jobs: &[JobId], older_than: Duration) -> Result<Vec<JobId>, StoreError> {
+    async fn purge(&self, which: &Purge<'_>, jobs: &[JobId]) -> Result<Vec<JobId>, StoreError> {
         let rows = self.session.rows(Again::IfUndone, |_| {
-            let ids: Vec<_> = jobs.iter().map(JobId::to_string).collect();
-            sqlx::query(statements::PURGE).bind(ids).bind(rows::millis(older_than))
+            sqlx::query(statements::PURGE)
+                .bind(jobs.iter().map(JobId::to_string).collect::<Vec<_>>())
+                .bind(rows::millis(which.older_than))
+                .bind(which.states.iter().map(|s| s.as_str().to_owned()).collect::<Vec<_>>())
         });
         rows.await?.iter().map(rows::job_id).collect()
+    }
+
+    async fn settle_circuit(&self, name: &CircuitName) -> Result<(), StoreError> {
+        let row = self.session.row(Again::Always, |_| sqlx::query(statements::SETTLE_CIRCUIT).bind(name.to_string()));
+        row.await.map(|_| ())
     }
 
     async fn load(&self) -> Result<Load, StoreError> {

@@ -127,21 +127,20 @@ macro_rules! history_with {
     };
 }
 
-/// Waits for submits that have read the circuit's former content and are not visible yet, so that whoever looks for
-/// jobs that need that content, after this, finds them.
 pub(super) const PUT_CIRCUIT: &str = concat!(
     clock!(),
-    ", former AS MATERIALIZED (SELECT name FROM circuits WHERE name = $1 FOR UPDATE) ",
     "INSERT INTO circuits AS c (",
     circuit_columns!(),
-    ") SELECT $1, $2, $3, $4, $5, $6, ",
+    ") VALUES ($1, $2, $3, $4, $5, $6, ",
     now!(),
-    " FROM (SELECT count(*) FROM former) AS waited ON CONFLICT (name) DO UPDATE SET zkey = excluded.zkey, wasm = excluded.wasm, n_vars = excluded.n_vars, ",
+    ") ON CONFLICT (name) DO UPDATE SET zkey = excluded.zkey, wasm = excluded.wasm, n_vars = excluded.n_vars, ",
     "n_public = excluded.n_public, domain_size = excluded.domain_size, created_at = ",
     "CASE WHEN c.zkey = excluded.zkey AND c.wasm IS NOT DISTINCT FROM excluded.wasm THEN c.created_at ",
     "ELSE excluded.created_at END RETURNING ",
     circuit_columns!()
 );
+/// Waits for submits that share the circuit's row.
+pub(super) const SETTLE_CIRCUIT: &str = "SELECT name FROM circuits WHERE name = $1 FOR UPDATE";
 pub(super) const CIRCUIT: &str = concat!("SELECT ", circuit_columns!(), " FROM circuits WHERE name = $1");
 pub(super) const CIRCUITS: &str = concat!("SELECT ", circuit_columns!(), " FROM circuits ORDER BY name");
 /// `OFFSET 0` keeps the condition on the end out of the lookup: by the index of unfinished jobs it would go through all
@@ -377,7 +376,7 @@ pub(super) const FAIL: &str = concat!(
     held!("$12"),
     " RETURNING state, cancel_requested) SELECT cancel_requested, ",
     "CASE WHEN state = 'queued' AND $10::text IS NOT NULL THEN pg_notify($10::text, '')::text END AS told FROM f ",
-    "UNION ALL SELECT cancel_requested, NULL FROM jobs WHERE $11::boolean AND id = $1::text::uuid AND seq + 0 = $12 ",
+    "UNION ALL SELECT cancel_requested AND state = 'cancelled', NULL FROM jobs WHERE $11::boolean AND id = $1::text::uuid AND seq + 0 = $12 ",
     "AND history @> ",
     "jsonb_build_array(jsonb_build_object('attempt', $2::bigint, ",
     "'error', jsonb_build_object('class', $6::text, 'message', $7::text)))"
@@ -562,14 +561,15 @@ pub(super) const PURGEABLE: &str = concat!(
     "SELECT uuid_send(id) AS id FROM jobs WHERE queue = $1 ",
     "AND state IN ('done', 'failed', 'cancelled') AND state = ANY ($4::text[]) AND finished_at <= ",
     now!(),
-    " - $3 ORDER BY finished_at LIMIT $2"
+    " - $3 ORDER BY finished_at, id LIMIT $2 OFFSET $5"
 );
 /// The limit is for the planner, as in `no_more_than!`. Jobs that another worker purges now are left to it.
 pub(super) const PURGE: &str = concat!(
     clock!(),
     "DELETE FROM jobs WHERE id = ANY (ARRAY(SELECT id FROM jobs WHERE id = ANY ($1::text[]::uuid[]) AND finished_at <= ",
     now!(),
-    " - $2 ORDER BY id LIMIT cardinality($1::text[]) FOR UPDATE SKIP LOCKED)) RETURNING uuid_send(id) AS id"
+    " - $2 AND state = ANY ($3::text[]) ORDER BY id LIMIT cardinality($1::text[]) FOR UPDATE SKIP LOCKED)) ",
+    "RETURNING uuid_send(id) AS id"
 );
 /// Counts at most $2 ended jobs.
 pub(super) const ENDED: &str = "SELECT state, count(*) AS n FROM (SELECT state FROM jobs WHERE queue = $1 \

@@ -42,7 +42,7 @@ use super::room;
 use super::rows::{self, Columns, Repeat, corrupt};
 use super::words::plainly;
 use super::{
-    Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Replacement, Requeued, Retry, Scope, Store,
+    Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Purge, Replacement, Requeued, Retry, Scope, Store,
     StoreError, StoreSettings, Submitted, Swept,
 };
 use crate::model::{
@@ -525,14 +525,14 @@ impl Store for SqliteStore {
 
     async fn heartbeat(
         &self,
-        _: JobId,
+        job: JobId,
         attempt: Attempt,
         lease: Duration,
         stage: Stage,
         progress: f32,
     ) -> Result<Held, StoreError> {
         self.guarded(|| {
-            fenced(statements::HEARTBEAT, attempt)
+            fenced(statements::HEARTBEAT, job, attempt)
                 .bind(rows::millis(lease))
                 .bind(stage.as_str())
                 .bind(rows::fraction(progress))
@@ -540,15 +540,15 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn finish(&self, _: JobId, attempt: Attempt, result: &JobResult) -> Result<Held, StoreError> {
+    async fn finish(&self, job: JobId, attempt: Attempt, result: &JobResult) -> Result<Held, StoreError> {
         let json = serde_json::to_string(result).map_err(|e| corrupt("result", e))?;
-        self.ending(|| fenced(statements::FINISH, attempt).bind(json.clone())).await
+        self.ending(|| fenced(statements::FINISH, job, attempt).bind(json.clone())).await
     }
 
-    async fn fail(&self, _: JobId, attempt: Attempt, error: &JobError, retry: Retry) -> Result<Held, StoreError> {
+    async fn fail(&self, job: JobId, attempt: Attempt, error: &JobError, retry: Retry) -> Result<Held, StoreError> {
         let charge = rows::charges(error.class);
         let statement = |sql| {
-            fenced(sql, attempt)
+            fenced(sql, job, attempt)
                 .bind(i64::from(charge.transient))
                 .bind(i64::from(charge.device))
                 .bind(i64::from(charge.lost))
@@ -564,16 +564,16 @@ impl Store for SqliteStore {
         }
     }
 
-    async fn release(&self, _: JobId, attempt: Attempt) -> Result<Held, StoreError> {
-        self.ending(|| fenced(statements::RELEASE, attempt)).await
+    async fn release(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
+        self.ending(|| fenced(statements::RELEASE, job, attempt)).await
     }
 
-    async fn confirm_cancel(&self, _: JobId, attempt: Attempt) -> Result<Held, StoreError> {
-        let confirm = || self.ending(|| fenced(statements::CONFIRM_CANCEL, attempt));
+    async fn confirm_cancel(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
+        let confirm = || self.ending(|| fenced(statements::CONFIRM_CANCEL, job, attempt));
         if let yes @ Held::Yes { .. } = confirm().await? {
             return Ok(yes);
         }
-        match held(fenced(statements::HOLDS, attempt).fetch_optional(&self.writer).await?)? {
+        match held(fenced(statements::HOLDS, job, attempt).fetch_optional(&self.writer).await?)? {
             // Cancellation was requested between the two. A request stays until the attempt ends.
             Held::Yes { cancel: true } => confirm().await,
             other => Ok(other),
@@ -658,23 +658,30 @@ impl Store for SqliteStore {
         Ok(Swept { expired: expired.iter().map(rows::job_id).collect::<Result<_, _>>()?, inputs })
     }
 
-    async fn purgeable(&self, states: &[JobState], older_than: Duration, limit: u32) -> Result<Vec<JobId>, StoreError> {
+    async fn purgeable(&self, which: &Purge<'_>, limit: u32, skip: u32) -> Result<Vec<JobId>, StoreError> {
         // Jobs that have not ended have no end time, so their states do no harm here.
-        let states = serde_json::to_string(states).map_err(|e| corrupt("state", e))?;
+        let states = serde_json::to_string(which.states).map_err(|e| corrupt("state", e))?;
         let query = sqlx::query(statements::PURGEABLE)
             .bind(self.queue())
             .bind(i64::from(limit))
-            .bind(rows::millis(older_than))
-            .bind(states);
+            .bind(rows::millis(which.older_than))
+            .bind(states)
+            .bind(i64::from(skip));
         self.rows(query).await?.iter().map(rows::job_id).collect()
     }
 
-    async fn purge(&self, jobs: &[JobId], older_than: Duration) -> Result<Vec<JobId>, StoreError> {
+    async fn purge(&self, which: &Purge<'_>, jobs: &[JobId]) -> Result<Vec<JobId>, StoreError> {
         let ids: Vec<_> = jobs.iter().map(|job| job.0.simple().to_string()).collect();
         let ids = serde_json::to_string(&ids).map_err(|e| corrupt("id", e))?;
-        let older_than = rows::millis(older_than);
-        let rows = self.end_many(|| sqlx::query(statements::PURGE).bind(ids.clone()).bind(older_than)).await?;
-        rows.iter().map(rows::job_id).collect()
+        let states = serde_json::to_string(which.states).map_err(|e| corrupt("state", e))?;
+        let older_than = rows::millis(which.older_than);
+        let purge = || sqlx::query(statements::PURGE).bind(ids.clone()).bind(older_than).bind(states.clone());
+        self.end_many(purge).await?.iter().map(rows::job_id).collect()
+    }
+
+    async fn settle_circuit(&self, _: &CircuitName) -> Result<(), StoreError> {
+        // One writer at a time: whoever has read the circuit has written its job.
+        Ok(())
     }
 
     async fn load(&self) -> Result<Load, StoreError> {
@@ -733,9 +740,9 @@ fn id(job: JobId) -> Vec<u8> {
     job.0.as_bytes().to_vec()
 }
 
-/// A statement whose first two parameters are the submission and the number of the attempt.
-fn fenced(sql: &'static str, attempt: Attempt) -> Statement {
-    sqlx::query(sql).bind(attempt.submission).bind(i64::from(attempt.number))
+/// A statement whose first three parameters are the submission and the number of the attempt, and the job.
+fn fenced(sql: &'static str, job: JobId, attempt: Attempt) -> Statement {
+    sqlx::query(sql).bind(attempt.submission).bind(i64::from(attempt.number)).bind(id(job))
 }
 
 fn held(row: Option<SqliteRow>) -> Result<Held, StoreError> {

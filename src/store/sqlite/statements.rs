@@ -23,10 +23,11 @@ macro_rules! circuit_columns {
         "name, zkey, wasm, n_vars, n_public, domain_size, created_at"
     };
 }
-/// The fence: the job of submission ?1 is running with the attempt that has number ?2.
+/// The fence: the job of submission ?1, with id ?3, is running with the attempt that has number ?2. The submission alone
+/// would identify it, but not after a backup was restored in place.
 macro_rules! held {
     () => {
-        "WHERE seq = ?1 AND attempt = ?2 AND state = 'running'"
+        "WHERE seq = ?1 AND attempt = ?2 AND id = ?3 AND state = 'running'"
     };
 }
 
@@ -201,41 +202,41 @@ pub(super) const CANCEL_LAPSED: &str = concat!(
 pub(super) const HEARTBEAT: &str = concat!(
     "UPDATE jobs SET lease_expires_at = ",
     now!(),
-    " + ?3, stage = ?4, progress = ?5 ",
+    " + ?4, stage = ?5, progress = ?6 ",
     held!(),
     " RETURNING cancel_requested"
 );
 pub(super) const FINISH: &str = concat!(
-    "UPDATE jobs SET state = 'done', result = ?3, error_class = NULL, error_message = NULL, stage = NULL, ",
+    "UPDATE jobs SET state = 'done', result = ?4, error_class = NULL, error_message = NULL, stage = NULL, ",
     "progress = 1, lease_expires_at = NULL, finished_at = ",
     now!(),
     " ",
     held!(),
     " RETURNING cancel_requested"
 );
-/// Queues the job again after a failure, unless its cancellation was requested. ?8 is the delay.
+/// Queues the job again after a failure, unless its cancellation was requested. ?9 is the delay.
 pub(super) const FAIL_RETRY: &str = concat!(
-    "UPDATE jobs SET tries_transient = tries_transient + ?3, tries_device = tries_device + ?4, ",
-    "tries_lost = tries_lost + ?5, error_class = ?6, error_message = ?7, history = ",
-    history_with!("?6", "?7"),
+    "UPDATE jobs SET tries_transient = tries_transient + ?4, tries_device = tries_device + ?5, ",
+    "tries_lost = tries_lost + ?6, error_class = ?7, error_message = ?8, history = ",
+    history_with!("?7", "?8"),
     ", state = iif(cancel_requested, 'cancelled', 'queued'), finished_at = iif(cancel_requested, ",
     now!(),
     ", NULL), run_at = iif(cancel_requested, run_at, ",
     now!(),
-    " + ?8), progress = iif(cancel_requested, progress, 0), stage = NULL, lease_expires_at = NULL ",
+    " + ?9), progress = iif(cancel_requested, progress, 0), stage = NULL, lease_expires_at = NULL ",
     held!(),
     " RETURNING cancel_requested"
 );
-/// ?8 is how long the input is kept.
+/// ?9 is how long the input is kept.
 pub(super) const FAIL_FOR_GOOD: &str = concat!(
-    "UPDATE jobs SET tries_transient = tries_transient + ?3, tries_device = tries_device + ?4, ",
-    "tries_lost = tries_lost + ?5, error_class = ?6, error_message = ?7, history = ",
-    history_with!("?6", "?7"),
+    "UPDATE jobs SET tries_transient = tries_transient + ?4, tries_device = tries_device + ?5, ",
+    "tries_lost = tries_lost + ?6, error_class = ?7, error_message = ?8, history = ",
+    history_with!("?7", "?8"),
     ", state = 'failed', finished_at = ",
     now!(),
     ", keep_input_until = ",
     now!(),
-    " + ?8, stage = NULL, lease_expires_at = NULL ",
+    " + ?9, stage = NULL, lease_expires_at = NULL ",
     held!(),
     " RETURNING cancel_requested"
 );
@@ -385,13 +386,13 @@ pub(super) const END_INPUTS: &str = concat!(
 pub(super) const PURGEABLE: &str = concat!(
     "SELECT id FROM jobs INDEXED BY jobs_ended WHERE queue = ?1 AND finished_at <= ",
     now!(),
-    " - ?3 AND state IN (SELECT value FROM json_each(?4)) ORDER BY finished_at LIMIT ?2"
+    " - ?3 AND state IN (SELECT value FROM json_each(?4)) ORDER BY finished_at, seq LIMIT ?2 OFFSET ?5"
 );
-/// ?1 is a JSON array of ids in hexadecimal.
+/// ?1 is a JSON array of ids in hexadecimal, ?3 one of states.
 pub(super) const PURGE: &str = concat!(
     "DELETE FROM jobs WHERE id IN (SELECT unhex(value) FROM json_each(?1)) AND finished_at <= ",
     now!(),
-    " - ?2 RETURNING id"
+    " - ?2 AND state IN (SELECT value FROM json_each(?3)) RETURNING id"
 );
 /// ?1 is a JSON array of ids in hexadecimal.
 pub(super) const STILL_UNFINISHED: &str =
