@@ -1,7 +1,7 @@
 //! HTTP: metrics and health for machines, and the job API.
 //!
 //! There are two listeners. The one for metrics (`METRICS_PORT`) serves nothing secret. The API (`PROVER_API_ADDR`) is
-//! on loopback by default; [`access`] decides which requests it accepts. A body that is not declared as JSON or bytes
+//! on loopback by default; `access.rs` decides which requests it accepts. A body that is not declared as JSON or bytes
 //! is rejected: pages of other sites can only send bodies of other types.
 
 mod access;
