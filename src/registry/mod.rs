@@ -301,9 +301,9 @@ impl Registry {
         self.open.get_or_load(content, load).await
     }
 
-    /// Returns the circuit to make a proof with once more, after one with this circuit and key that did not verify: read
-    /// again from its files, and verified by its hashes, with its key to be loaded again. `None` if that was done a
-    /// moment ago: then what is in memory is not at fault.
+    /// Returns the circuit to make a proof with once more, after one with this circuit and key that did not verify:
+    /// read again from its files, and verified by its hashes, with its key to be loaded again. `None` if that was
+    /// done a moment ago: then what is in memory is not at fault.
     pub async fn second_opinion(
         &self,
         device: &dyn Backend,

@@ -69,8 +69,8 @@ pub struct Purged {
     pub kept: u64,
 }
 
-/// Deletes the jobs that a purge is for, each few of them after their proof files: nothing would come back for the files
-/// of jobs that are gone. A job whose files cannot be removed is kept.
+/// Deletes the jobs that a purge is for, each few of them after their proof files: nothing would come back for the
+/// files of jobs that are gone. A job whose files cannot be removed is kept.
 pub(super) async fn purge(store: &dyn Store, artifacts: &Artifacts, which: &Purge<'_>) -> Result<Purged, StoreError> {
     let mut purged = Purged::default();
     let mut first_error = None;

@@ -23,8 +23,8 @@ macro_rules! circuit_columns {
         "name, zkey, wasm, n_vars, n_public, domain_size, created_at"
     };
 }
-/// The fence: the job of submission ?1, with id ?3, is running with the attempt that has number ?2. The submission alone
-/// would identify it, but not after a backup was restored in place.
+/// The fence: the job of submission ?1, with id ?3, is running with the attempt that has number ?2. The submission
+/// alone would identify it, but not after a backup was restored in place.
 macro_rules! held {
     () => {
         "WHERE seq = ?1 AND attempt = ?2 AND id = ?3 AND state = 'running'"
