@@ -22,10 +22,13 @@ pub(super) fn plainly(e: &sqlx::Error) -> String {
     }
 }
 
-/// Whether a call waited in vain for a lock: Postgres' `lock_timeout` or `statement_timeout`, SQLite's busy time-out.
+/// Whether a call waited in vain for a lock that another session holds: in Postgres a `lock_timeout` or a
+/// `statement_timeout`, in SQLite `SQLITE_BUSY` or `SQLITE_LOCKED` with their extended codes.
 pub(super) fn met_a_lock(e: &sqlx::Error) -> bool {
-    let code = e.as_database_error().and_then(|e| e.code());
-    code.is_some_and(|c| matches!(c.as_ref(), "55P03" | "57014") || c.parse::<i32>().is_ok_and(|c| matches!(c, 5 | 6)))
+    let Some(code) = e.as_database_error().and_then(|e| e.code()) else { return false };
+    // Postgres' codes have five characters, SQLite's are shorter.
+    let is_busy = |code: i32| matches!(code & 0xff, 5 | 6);
+    matches!(code.as_ref(), "55P03" | "57014") || (code.len() < 5 && code.parse().is_ok_and(is_busy))
 }
 
 /// Whether the database as a whole is failing, not only one call.

@@ -196,12 +196,6 @@ fn may_be_of_one(e: &StoreError) -> bool {
     code.is_some_and(|c| c == "55P03" || ["22", "23", "54"].iter().any(|class| c.starts_with(class)))
 }
 
-/// Whether a statement timed out: waiting for a lock (`lock_timeout`), or as a whole (`statement_timeout`).
-pub(super) fn met_a_lock(e: &sqlx::Error) -> bool {
-    let code = e.as_database_error().and_then(|e| e.code());
-    code.is_some_and(|c| matches!(c.as_ref(), "55P03" | "57014"))
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -45,7 +45,7 @@ use self::listen::{Listener, channel};
 use self::pool::{Pool, Taken, late};
 use super::load::Known;
 use super::rows::{self, Columns, Repeat, corrupt};
-use super::words::plainly;
+use super::words::{met_a_lock, plainly};
 use super::{
     Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Purge, Replacement, Requeued, Retry, Scope, Store,
     StoreError, StoreSettings, Submitted, Swept,
@@ -343,7 +343,7 @@ impl Session {
                         let fate = fate(&e);
                         let repeat = match fate {
                             StatementFate::Refused => false,
-                            StatementFate::Undone => policy.calls == 1 || !coalesce::met_a_lock(&e),
+                            StatementFate::Undone => policy.calls == 1 || !met_a_lock(&e),
                             StatementFate::Unknown => policy.again == Again::Always,
                         };
                         if fate == StatementFate::Unknown {

@@ -40,7 +40,7 @@ use zeroize::Zeroizing;
 use super::load::Known;
 use super::room;
 use super::rows::{self, Columns, Repeat, corrupt};
-use super::words::plainly;
+use super::words::{met_a_lock, plainly};
 use super::{
     Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Purge, Replacement, Requeued, Retry, Scope, Store,
     StoreError, StoreSettings, Submitted, Swept,
@@ -231,7 +231,7 @@ impl SqliteStore {
             self.ended.store(true, Ordering::Release);
         }
         match through {
-            Err(StoreError::Database(e)) if is_busy(&e) => Ok(false),
+            Err(StoreError::Database(e)) if met_a_lock(&e) => Ok(false),
             other => other,
         }
     }
@@ -752,13 +752,6 @@ fn held(row: Option<SqliteRow>) -> Result<Held, StoreError> {
     }
 }
 
-/// Whether SQLite refused because another connection holds the lock (`SQLITE_BUSY` and `SQLITE_LOCKED` with their
-/// extended codes).
-fn is_busy(e: &sqlx::Error) -> bool {
-    let code = e.as_database_error().and_then(|e| e.code()).and_then(|c| c.parse::<i32>().ok());
-    code.is_some_and(|c| matches!(c & 0xff, 5 | 6))
-}
-
 /// Retries, a bounded number of times, an attempt that met a lock and so changed nothing.
 async fn retry_busy<T, F, R>(attempt: F) -> Result<T, StoreError>
 where
@@ -768,7 +761,7 @@ where
     let mut tries = 1;
     loop {
         match attempt().await {
-            Err(StoreError::Database(e)) if is_busy(&e) && tries < BUSY_TRIES => {
+            Err(StoreError::Database(e)) if met_a_lock(&e) && tries < BUSY_TRIES => {
                 tokio::time::sleep(Duration::from_millis(20) * tries).await;
                 tries += 1;
             }
