@@ -3,8 +3,8 @@
 
 #include "msm.cu"
 
-KERNEL(nothing, 32, 1)() {}
-EXPORT(nothing)
+KERNEL(no_op, 32, 1)() {}
+EXPORT(no_op)
 
 // Each thread multiplies `count` times; io has an element a thread.
 KERNEL(bench_fq_products, 512, 1)(Fq* io, uint32_t count) {

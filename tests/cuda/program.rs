@@ -57,8 +57,7 @@ fn devices_says_what_came_of_the_self_test() {
     assert!(!used && why.contains("Twin of a GPU could not be opened: CUDA_ERROR_OUT_OF_MEMORY (2)"), "{why}");
     // A driver that assembles kernels on demand does so before the self-test.
     twin.fault("222 cuModuleGetFunction 0");
-    let failed =
-        "GPU 0: Twin of a GPU did not load this build's device code: nothing failed on the device with code 222";
+    let failed = "GPU 0: Twin of a GPU did not load this build's device code: no_op failed on the device with code 222";
     assert_eq!(status(home.path(), &twin), (false, failed.into()));
 }
 

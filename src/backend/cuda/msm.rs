@@ -511,7 +511,7 @@ impl Scratch {
             return Ok(());
         }
         let what = "bytes of memory for an MSM";
-        Err(BackendError::Shape { what, expected: self.needs.bytes(), got: needs.bytes() })
+        Err(BackendError::Shape { what, expected: needs.bytes(), got: self.needs.bytes() })
     }
 
     /// Adds up the points that the digits select, and leaves the results in `sums`.

@@ -220,7 +220,7 @@ impl Sorter {
         let needs = Needs::of(index.len.into(), plan);
         if self.needs.or(needs) != self.needs {
             let what = "bytes to sort digits";
-            return Err(BackendError::Shape { what, expected: self.needs.bytes(), got: needs.bytes() });
+            return Err(BackendError::Shape { what, expected: needs.bytes(), got: self.needs.bytes() });
         }
         let (Ok(entries), Ok(_)) = (u32::try_from(needs.entries), u32::try_from(needs.bundled)) else {
             let what = "digits to sort, at most";

@@ -265,7 +265,7 @@ fn the_self_test_passes_in_every_order() {
 /// Kernels of the program that no proof runs, so that the self-test need not run them.
 const IN_NO_PROOF: [&str; 11] = [
     // Only timed.
-    "nothing",
+    "no_op",
     "bench_fq2_products",
     "bench_fq_products",
     "bench_fq_squares",

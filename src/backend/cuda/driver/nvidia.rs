@@ -247,7 +247,7 @@ impl Opening {
         };
         // A driver that loads code lazily compiles the kernels now: here, where that may take minutes, and not within
         // the time limit of a self-test.
-        match opened.kernel("nothing", 0) {
+        match opened.kernel("no_op", 0) {
             Ok(_) => Ok(opened),
             Err(why) => Err(format!("{name} did not load this build's device code: {why}")),
         }
@@ -324,16 +324,16 @@ impl NvidiaDriver {
         })
     }
 
-    /// Returns the milliseconds of one launch of the kernel `nothing`, which has no arguments: the figure of each round
+    /// Returns the milliseconds of one launch of the kernel `no_op`, which has no arguments: the figure of each round
     /// is the mean of `launches` launches in a row, with one wait at the end.
     pub fn time_launches(&self, launches: u32, rounds: usize) -> Result<Vec<f64>, BackendError> {
-        let nothing = Launch { kernel: "nothing", grid: (1, 1), block: 32, shared: 0, arguments: &[] };
+        let no_op = Launch { kernel: "no_op", grid: (1, 1), block: 32, shared: 0, arguments: &[] };
         let stream = self.create_stream()?;
         let round = |_| {
             let start = Instant::now();
             for _ in 0..launches {
                 // SAFETY: the kernel takes no arguments and touches no memory.
-                unsafe { self.launch(stream, nothing)? };
+                unsafe { self.launch(stream, no_op)? };
             }
             self.synchronize(stream)?;
             Ok(start.elapsed().as_secs_f64() * 1e3 / f64::from(launches.max(1)))
