@@ -91,7 +91,7 @@ async fn submit(
 /// Reads a job from its body and query, and how long the client is willing to wait for it. The body is dropped on
 /// return: the parts hold the only copy of the input from here on.
 fn parts_of(bytes: Zeroizing<Vec<u8>>, uri: &Uri, headers: &HeaderMap) -> Result<(request::Parts, Duration), Problem> {
-    match content_type(headers).as_str() {
+    match content_type(headers)?.as_str() {
         "application/json" => {
             let at_most = Query::of(uri, &["wait"])?.patience()?;
             Ok((request::parse(&bytes).map_err(invalid)?, at_most))
@@ -108,7 +108,7 @@ fn parts_of(bytes: Zeroizing<Vec<u8>>, uri: &Uri, headers: &HeaderMap) -> Result
             let idempotency_key = query.get("idempotency_key").map(str::to_owned);
             Ok((request::Parts { id: None, circuit, input: bytes, idempotency_key, priority }, query.patience()?))
         }
-        _ => Err(unsupported()),
+        _ => Err(unsupported(TYPES)),
     }
 }
 
@@ -134,8 +134,10 @@ fn idempotency_key(headers: &HeaderMap, among_parts: Option<String>) -> Result<O
     }
 }
 
-fn unsupported() -> Problem {
-    let why = "expected Content-Type application/json, or application/octet-stream for a .wtns file";
+/// What a body with another Content-Type is answered.
+const TYPES: &str = "expected Content-Type application/json, or application/octet-stream for a .wtns file";
+
+fn unsupported(why: impl ToString) -> Problem {
     Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why)
 }
 
@@ -153,10 +155,16 @@ async fn wait(app: &App, stopping: Stopping, id: JobId, at_most: Duration) -> Re
     Ok(job?)
 }
 
-/// Returns the media type of a body in lower case: media types are case-insensitive.
-fn content_type(headers: &HeaderMap) -> String {
+/// Returns the media type of a body in lower case: media types are case-insensitive. Bodies must come uncompressed.
+fn content_type(headers: &HeaderMap) -> Result<String, Problem> {
+    for coding in headers.get_all(header::CONTENT_ENCODING) {
+        if !coding.as_bytes().eq_ignore_ascii_case(b"identity") {
+            let got = clip(&String::from_utf8_lossy(coding.as_bytes()), LONGEST_GOT);
+            return Err(unsupported(format!("expected a body without Content-Encoding, got {got:?}")));
+        }
+    }
     let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+    Ok(kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
 }
 
 async fn list(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
@@ -227,9 +235,9 @@ async fn requeue(
     // Its share of the capacity is held until the job is stored.
     let Body { bytes, room: _room } = body(&room, request, app.jobs.max_input()).await?;
     // A browser sends these two types to another site only if that site permits it.
-    let kind = content_type(&headers);
+    let kind = content_type(&headers)?;
     if !bytes.is_empty() && !matches!(kind.as_str(), "application/json" | "application/octet-stream") {
-        return Err(unsupported());
+        return Err(unsupported(TYPES));
     }
     let input = (!bytes.is_empty()).then_some(bytes);
     json(StatusCode::OK, &app.jobs.requeue(job_id(&id)?, input).await?)

@@ -472,6 +472,8 @@ async fn what_cannot_be_right_is_refused_with_a_reason() {
         415,
         "application/json",
     );
+    let packed = [("content-type", "application/json"), ("content-encoding", "gzip")];
+    assert_problem(&request(site.api, "POST", "/v1/jobs", &packed, b"{}").await, 415, "got \"gzip\"");
     assert_problem(&site.get("/v1/jobs/7").await, 404, "UUID");
     assert_problem(&site.get("/v1/jobs/0199b0c4-7e11-7a3c-9c8e-0f4f5a3f1f22").await, 404, "no job");
     assert_problem(&site.get("/v1/jobs?state=odd").await, 422, "queued");
