@@ -23,11 +23,23 @@ async function open(address) {
       window.questions = [];
       window.confirm = (question) => Boolean(window.questions.push(question));
       window.asked = [];
+      window.ended = [];
       // jsdom has no fetch, and Node.js's does not accept jsdom's signals; a browser sends the origin.
-      window.fetch = (path, { method, headers }) => {
+      window.fetch = async (path, { method, headers, signal }) => {
         window.asked.push(path);
-        if (path === window.fails) return Promise.reject(new TypeError("no answer"));
-        return fetch(new URL(path, window.document.baseURI), { method, headers: { ...headers, origin: window.location.origin } });
+        if (path === window.fails) throw new TypeError("no answer");
+        const own = new AbortController();
+        const end = () => {
+          window.ended.push(path);
+          own.abort();
+        };
+        signal.addEventListener("abort", end);
+        try {
+          const options = { method, headers: { ...headers, origin: window.location.origin }, signal: own.signal };
+          return await fetch(new URL(path, window.document.baseURI), options);
+        } finally {
+          signal.removeEventListener("abort", end);
+        }
       };
     },
   });
@@ -153,6 +165,14 @@ async function main() {
   window.fails = null;
   await until("no word on it", () => document.getElementById("trouble").hidden);
   assert.equal(text("status"), "ready");
+
+  // A poll ends the requests of the one before it.
+  const begun = window.asked.length;
+  window.dispatchEvent(new window.Event("hashchange"));
+  const overtaken = window.asked.slice(begun);
+  assert.ok(overtaken.includes("v1/worker"));
+  window.dispatchEvent(new window.Event("hashchange"));
+  assert.deepEqual(window.ended.slice(-overtaken.length), overtaken);
 
   // The address contains what is shown.
   find(queued);

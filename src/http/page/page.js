@@ -26,8 +26,8 @@ let refusal = null;
 const shown = new Map();
 /** The job whose panel is open. */
 let opened = null;
-/** Number of the latest poll: answers to earlier ones are discarded. */
-let turn = 0;
+/** The latest poll, which ends the requests of earlier ones. */
+let poll = new AbortController();
 
 function element(tag, attributes, ...children) {
   const made = document.createElement(tag);
@@ -43,11 +43,11 @@ const cell = (kind, ...children) => element("td", kind ? { class: kind } : {}, .
 const badge = (kind, text) => element("span", { class: `badge ${kind}` }, text);
 const button = (text, onclick, kind) => element("button", { type: "button", class: kind, onclick }, text);
 
-/** Returns the answer of the API, or throws an error with a readable message. */
-async function ask(method, path) {
+/** Returns the answer of the API, or throws an error with a readable message. `ends` may end the request early. */
+async function ask(method, path, ends = []) {
   let answer;
   try {
-    const signal = AbortSignal.timeout(PATIENCE_MS);
+    const signal = AbortSignal.any([AbortSignal.timeout(PATIENCE_MS), ...ends]);
     answer = await fetch(path, { method, headers: { accept: "application/json" }, signal });
   } catch {
     throw new Error("the worker does not respond");
@@ -308,7 +308,9 @@ function trouble(message) {
 /** Polls everything once, and schedules the next poll. A failed request leaves its part of the page as it is. */
 async function look() {
   clearTimeout(timer);
-  const mine = ++turn;
+  poll.abort();
+  poll = new AbortController();
+  const { signal } = poll;
   const whole = looks++ % COUNT_EVERY === 0;
   const begun = performance.now();
   const paths = [
@@ -318,8 +320,8 @@ async function look() {
     `v1/jobs?${query()}`,
     view.job ? `v1/jobs/${encodeURIComponent(view.job)}` : null,
   ];
-  const answers = await Promise.allSettled(paths.map((path) => path && ask("GET", path)));
-  if (mine !== turn) {
+  const answers = await Promise.allSettled(paths.map((path) => path && ask("GET", path, [signal])));
+  if (signal.aborted) {
     // Another poll has started meanwhile, which asks for less.
     if (whole) looks = 0;
     return;
