@@ -151,9 +151,10 @@ impl Keeper {
         });
         let keeper = Self { shared: shared.clone() };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new()
-            .name("heartbeat".to_owned())
-            .spawn(move || runtime.block_on(beat_for_ever(&shared, store.as_ref())))?;
+        std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || {
+            let beat = move || beat_until_closed(shared.clone(), store.clone());
+            runtime.block_on(super::supervised("heartbeat", beat));
+        })?;
         Ok(keeper)
     }
 
@@ -184,7 +185,7 @@ impl Keeper {
         self.shared.beating.lock().await
     }
 
-    /// Whether the lease of a job that is claimed now would be kept: not if the thread has ended, either.
+    /// Whether the lease of a job that is claimed now would be kept: not if the thread is stuck, either.
     pub(super) fn may_take(&self) -> bool {
         let now = Instant::now();
         let recent = |last| now.saturating_duration_since(last) <= self.shared.lease * 3 / 4;
@@ -222,7 +223,7 @@ fn period(lease: Duration) -> Duration {
     (lease / 4).min(Duration::from_secs(1))
 }
 
-async fn beat_for_ever(shared: &Shared, store: &dyn Store) {
+async fn beat_until_closed(shared: Arc<Shared>, store: Arc<dyn Store>) {
     let mut tick = tokio::time::interval(period(shared.lease));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // Without jobs, the store is still called now and then, so that the connection exists before it is needed.
@@ -237,7 +238,7 @@ async fn beat_for_ever(shared: &Shared, store: &dyn Store) {
             }
             matches!(tokio::time::timeout(shared.lease / 2, store.ping()).await, Ok(Ok(())))
         } else {
-            let beats = join_all(leases.iter().map(|lease| beat(lease, store, shared.lease))).await;
+            let beats = join_all(leases.iter().map(|lease| beat(lease, &*store, shared.lease))).await;
             if beats.contains(&Beat::Answered) {
                 renewed_at = Instant::now();
             }
@@ -311,7 +312,7 @@ mod tests {
         let well = || HeartbeatState::Well { takes_from: now, last: now };
         let silent = keeper(Duration::ZERO, well());
         std::thread::sleep(Duration::from_millis(1));
-        assert!(!silent.may_take(), "as if its thread had ended");
+        assert!(!silent.may_take(), "as if its thread were stuck");
         assert!(keeper(Duration::from_secs(3600), well()).may_take());
     }
 
