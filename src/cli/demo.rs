@@ -12,7 +12,6 @@ use super::{CliError, Output};
 use crate::formats::{r1cs, snarkjs, zkey};
 use crate::groth16::{Verifier, setup};
 use crate::model::{CircuitName, ContentHash, Job, JobId, JobState, Priority};
-use crate::registry::CircuitContent;
 use crate::telemetry;
 use crate::worker::{JobService, SubmitRequest, Worker, WorkerOptions, Workspace};
 
@@ -156,8 +155,7 @@ async fn check(workspace: &Workspace, service: &JobService, job: Job) -> Result<
     let result = service.result(job.id).await.map_err(CliError::failed)?;
     let proof = snarkjs::proof_from_json(&result.proof_json).map_err(CliError::failed)?;
     let public = snarkjs::public_from_json(&result.public_json).map_err(CliError::failed)?;
-    let content = CircuitContent { zkey: job.zkey, wasm: job.wasm };
-    let circuit = workspace.registry().open(content).await.map_err(CliError::failed)?;
+    let circuit = workspace.registry().open(job.content()).await.map_err(CliError::failed)?;
     if !Verifier::new(&circuit.key.header.vk).verify(&proof, &public) {
         return Err(CliError::failed(format!("the proof of job {} does not verify", job.id)));
     }

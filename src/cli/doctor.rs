@@ -13,7 +13,7 @@ use crate::artifacts::{ArtifactError, private_dir};
 use crate::config::{Config, Setting};
 use crate::model::{JobId, StopToken, io_reason};
 use crate::queue::QueueError;
-use crate::registry::{CircuitContent, RegistryError, RegistryLimits};
+use crate::registry::{RegistryError, RegistryLimits};
 use crate::seal::Keyring;
 use crate::store::{Scope, Store};
 use crate::witness::{Inputs, WasmWitness, WitnessError, WitnessGenerator};
@@ -240,7 +240,7 @@ async fn circuits(workspace: &Workspace, report: &mut Report) {
     };
     let mut broken = Vec::new();
     for c in &circuits {
-        if let Err(e) = workspace.registry().open(CircuitContent { zkey: c.zkey, wasm: c.wasm }).await {
+        if let Err(e) = workspace.registry().open(c.content()).await {
             let what_helps = if is_of_its_files(&e) { "; register it again" } else { "" };
             broken.push(format!("{}: {e}{what_helps}", c.name));
         }

@@ -82,3 +82,26 @@ pub struct Circuit {
     /// Time of registration, in milliseconds since 1970 by the store's clock; 0 before it is stored.
     pub created_at: i64,
 }
+
+impl Circuit {
+    /// Its content.
+    pub fn content(&self) -> CircuitContent {
+        CircuitContent { zkey: self.zkey, wasm: self.wasm }
+    }
+}
+
+/// The content of a circuit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CircuitContent {
+    /// Hash of its key.
+    pub zkey: ContentHash,
+    /// Hash of its witness program, if it has one.
+    pub wasm: Option<ContentHash>,
+}
+
+impl CircuitContent {
+    /// The hashes of its files.
+    pub fn files(self) -> impl Iterator<Item = ContentHash> {
+        [Some(self.zkey), self.wasm].into_iter().flatten()
+    }
+}

@@ -16,7 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
-use super::{CircuitName, ContentHash, clip};
+use super::{CircuitContent, CircuitName, ContentHash, clip};
 
 /// A job's id, chosen by the submitter (a time-ordered UUID by default), so that a repeated submission is recognised.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Debug)]
@@ -365,4 +365,11 @@ pub struct Job {
     pub finished_at: Option<i64>,
     /// Time when the current lease lapses.
     pub lease_expires_at: Option<i64>,
+}
+
+impl Job {
+    /// The content of its circuit when it was submitted.
+    pub fn content(&self) -> CircuitContent {
+        CircuitContent { zkey: self.zkey, wasm: self.wasm }
+    }
 }

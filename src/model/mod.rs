@@ -15,7 +15,7 @@ mod text;
 mod witness;
 
 pub use choice::{BackendChoice, Instructions};
-pub use circuit::{Circuit, CircuitName, InvalidName};
+pub use circuit::{Circuit, CircuitContent, CircuitName, InvalidName};
 pub use cloud::Cloud;
 pub use curve::{FQ_MODULUS_DEC, FR_MODULUS_DEC, Fq, Fq2, Fr, G1, G1Affine, G2, G2Affine};
 pub use hash::ContentHash;

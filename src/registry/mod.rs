@@ -6,7 +6,7 @@
 mod cache;
 mod host_memory;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use crate::backend::mapped::map_file;
 use crate::backend::{Backend, BackendError, Footprint, LoadedKey};
 use crate::formats::{FormatError, zkey};
 use crate::groth16::Verifier;
-use crate::model::{Circuit, CircuitName, ContentHash, ProvingKey, locked};
+use crate::model::{Circuit, CircuitContent, CircuitName, ContentHash, ProvingKey, locked};
 use crate::store::{Store, StoreError};
 use crate::telemetry;
 use crate::witness::{self, ModuleCache, WasmWitness, WitnessError};
@@ -102,15 +102,6 @@ impl Told for RegistryError {
             Self::Artifact(_) | Self::Store(_) | Self::Cut(_) | Self::Elsewhere(_) => Self::Elsewhere(self.to_string()),
         }
     }
-}
-
-/// The content of a circuit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct CircuitContent {
-    /// Hash of its key.
-    pub zkey: ContentHash,
-    /// Hash of its witness program, if it has one.
-    pub wasm: Option<ContentHash>,
 }
 
 /// An open circuit.
@@ -204,19 +195,13 @@ impl Registry {
                 }
                 Err(e) => {
                     // Content that failed the check is not kept.
-                    self.discard(content).await;
+                    self.discard_refused(content).await;
                     return Err(e);
                 }
             }
         };
-        let replaced = self.store.circuit(&circuit.name).await?;
         let stored = self.store.put_circuit(&circuit).await?;
-        if let Some(old) = replaced {
-            match self.store.settle_circuit(&stored.name).await {
-                Ok(()) => self.discard(CircuitContent { zkey: old.zkey, wasm: old.wasm }).await,
-                Err(error) => tracing::warn!(%error, "jobs may be about to need the former content; it is kept"),
-            }
-        }
+        self.remove_former_now().await;
         // From here on the content is safe from removal; but it may have been removed just before.
         if !self.artifacts.contains(Kind::Zkey, content.zkey).await? {
             self.artifacts.import(Kind::Zkey, zkey).await?;
@@ -272,10 +257,9 @@ impl Registry {
     /// Removes a circuit, and its content unless another circuit has it. Refused while unfinished jobs need it. Returns
     /// whether there was such a circuit.
     pub async fn remove(&self, name: &CircuitName) -> Result<bool, RegistryError> {
-        let Some(circuit) = self.store.circuit(name).await? else { return Ok(false) };
         let removed = self.store.remove_circuit(name).await?;
         if removed {
-            self.discard(CircuitContent { zkey: circuit.zkey, wasm: circuit.wasm }).await;
+            self.remove_former_now().await;
         }
         Ok(removed)
     }
@@ -387,36 +371,70 @@ impl Registry {
         blocking(move || Ok(WasmWitness::load(&bytes, limits, &modules)?)).await
     }
 
-    /// Returns the content that circuits or unfinished jobs need, sorted.
-    async fn needed(&self) -> Result<Vec<ContentHash>, RegistryError> {
-        let mut held = Vec::new();
-        for circuit in self.store.circuits().await? {
-            held.push(circuit.zkey);
-            held.extend(circuit.wasm);
-        }
-        held.extend(self.store.content_in_use().await?);
-        held.sort_unstable();
-        Ok(held)
+    /// Returns the content that circuits have now.
+    async fn registered(&self) -> Result<HashSet<ContentHash>, StoreError> {
+        Ok(self.store.circuits().await?.iter().flat_map(|circuit| circuit.content().files()).collect())
     }
 
-    /// Removes content that no circuit and no unfinished job needs at this moment; others may have registered it since
-    /// the caller started. A failure only leaves a file that nothing needs.
-    async fn discard(&self, content: CircuitContent) {
-        let needed = match self.needed().await {
-            Ok(needed) => needed,
-            Err(error) => {
-                return tracing::warn!(%error, "could not find out which artifacts are needed; none is removed");
-            }
-        };
-        let parts = [(Kind::Zkey, Some(content.zkey)), (Kind::Wasm, content.wasm)];
-        for (kind, hash) in parts {
-            if let Some(hash) = hash
-                && needed.binary_search(&hash).is_err()
-                && let Err(e) = self.artifacts.remove(kind, hash).await
+    /// Removes the former content of circuits that were replaced or removed, as far as neither a circuit nor a job that
+    /// may run needs it. What a job still needs is left for a later call.
+    pub async fn remove_former(&self) -> Result<(), StoreError> {
+        // Before the former content: a circuit that has it now, and is replaced meanwhile, leaves it to the next call.
+        let registered = self.registered().await?;
+        let former = self.store.former_circuits().await?;
+        if former.is_empty() {
+            return Ok(());
+        }
+        // Only then are jobs seen whose submission read a circuit before it was replaced.
+        for name in former.iter().map(|circuit| &circuit.name).collect::<BTreeSet<_>>() {
+            self.store.settle_circuit(name).await?;
+        }
+        let in_use: HashSet<_> = self.store.content_in_use().await?.into_iter().collect();
+        for circuit in &former {
+            if self.discard(circuit.content, |hash| in_use.contains(&hash) || registered.contains(&hash)).await
+                && !circuit.content.files().any(|hash| in_use.contains(&hash) && !registered.contains(&hash))
             {
-                tracing::warn!(%hash, error = %e, "could not remove an artifact that no circuit needs");
+                self.store.forget_former_circuit(circuit).await?;
             }
         }
+        Ok(())
+    }
+
+    /// Like `remove_former`, for callers whose own work is done: a failure only leaves files to a later call.
+    async fn remove_former_now(&self) {
+        if let Err(error) = self.remove_former().await {
+            tracing::warn!(%error, "the former content of circuits is not removed yet");
+        }
+    }
+
+    /// Removes content that failed its check, unless a circuit or a job needs it. A failure only leaves a file that
+    /// nothing needs.
+    async fn discard_refused(&self, content: CircuitContent) {
+        let needed = async {
+            let registered = self.registered().await?;
+            let in_use = self.store.content_in_use().await?;
+            Ok::<_, StoreError>(registered.into_iter().chain(in_use).collect::<HashSet<_>>())
+        };
+        match needed.await {
+            Ok(needed) => {
+                self.discard(content, |hash| needed.contains(&hash)).await;
+            }
+            Err(error) => tracing::warn!(%error, "could not find out which artifacts are needed; none is removed"),
+        }
+    }
+
+    /// Removes what of this content is not needed. Returns whether all of that is gone.
+    async fn discard(&self, content: CircuitContent, needed: impl Fn(ContentHash) -> bool) -> bool {
+        let mut gone = true;
+        for (kind, hash) in [(Kind::Zkey, Some(content.zkey)), (Kind::Wasm, content.wasm)] {
+            if let Some(hash) = hash.filter(|hash| !needed(*hash))
+                && let Err(error) = self.artifacts.remove(kind, hash).await
+            {
+                tracing::warn!(%hash, %error, "could not remove an artifact that no circuit needs");
+                gone = false;
+            }
+        }
+        gone
     }
 }
 

@@ -23,9 +23,20 @@ pub use postgres::PostgresStore;
 pub use sqlite::SqliteStore;
 
 use crate::model::{
-    Attempt, Circuit, CircuitName, ContentHash, Job, JobError, JobId, JobResult, JobState, NewJob, Priority, Stage,
-    WorkerId,
+    Attempt, Circuit, CircuitContent, CircuitName, ContentHash, Job, JobError, JobId, JobResult, JobState, NewJob,
+    Priority, Stage, WorkerId,
 };
+
+/// The content that a circuit had until it was replaced or removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FormerCircuit {
+    /// Which of the former contents it is; no other ever has this number.
+    pub number: i64,
+    /// The circuit's name.
+    pub name: CircuitName,
+    /// The former content.
+    pub content: CircuitContent,
+}
 
 /// The outcome of a submit.
 #[derive(Debug, Clone, PartialEq)]
@@ -340,6 +351,10 @@ pub trait Store: Send + Sync + 'static {
     /// Removes a circuit; returns false if there was none. Fails with [`StoreError::InUse`] while unfinished jobs need
     /// it.
     async fn remove_circuit(&self, name: &CircuitName) -> Result<bool, StoreError>;
+    /// Returns the former content of circuits that were replaced or removed, until it is forgotten, oldest first.
+    async fn former_circuits(&self) -> Result<Vec<FormerCircuit>, StoreError>;
+    /// Forgets former content whose files were removed.
+    async fn forget_former_circuit(&self, former: &FormerCircuit) -> Result<(), StoreError>;
 
     /// Stores a job and its input in one transaction. Idempotent by id, then by idempotency key: a repeat with the same
     /// body returns the job as it is now, even if its circuit has been removed since. A rejected job with this id does

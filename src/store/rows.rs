@@ -5,10 +5,10 @@ use std::str::FromStr;
 
 use uuid::Uuid;
 
-use super::{Counts, Due, Load, Scope, StoreError, StoreSettings};
+use super::{Counts, Due, FormerCircuit, Load, Scope, StoreError, StoreSettings};
 use crate::model::{
-    Attempt, Circuit, CircuitName, ContentHash, FailedAttempt, FailureClass, Job, JobError, JobId, JobResult, JobState,
-    NewJob, Priority, Stage, Tries, WorkerId,
+    Attempt, Circuit, CircuitContent, CircuitName, ContentHash, FailedAttempt, FailureClass, Job, JobError, JobId,
+    JobResult, JobState, NewJob, Priority, Stage, Tries, WorkerId,
 };
 
 /// A row whose columns can be read by name as one of five kinds, each possibly null.
@@ -98,6 +98,15 @@ pub(super) fn circuit(row: &impl Columns) -> Result<Circuit, StoreError> {
         n_public: number(row, "n_public")?,
         domain_size: number(row, "domain_size")?,
         created_at: number(row, "created_at")?,
+    })
+}
+
+/// Reads the former content of a circuit.
+pub(super) fn former_circuit(row: &impl Columns) -> Result<FormerCircuit, StoreError> {
+    Ok(FormerCircuit {
+        number: number(row, "id")?,
+        name: parsed("name", &some("name", row.text("name")?)?)?,
+        content: CircuitContent { zkey: content_hash(row, "zkey")?, wasm: maybe_content_hash(row, "wasm")? },
     })
 }
 

@@ -33,7 +33,7 @@ use crate::groth16::Proved;
 use crate::model::{
     FailedAttempt, FailureClass, Job, JobError, JobResult, JobState, Stage, StageTimes, StopReason, StopToken, Witness,
 };
-use crate::registry::{CircuitContent, ReadyCircuit};
+use crate::registry::ReadyCircuit;
 use crate::store::{Claim, Held, Retry, StoreError};
 use crate::telemetry;
 use crate::witness::{Inputs, WitnessGenerator};
@@ -159,8 +159,7 @@ async fn work(
     let mut times = StageTimes::default();
 
     let load = async {
-        let content = CircuitContent { zkey: job.zkey, wasm: job.wasm };
-        let circuit = unless_stopped(stop, lend_until(place, ctx.registry.open(content))).await??;
+        let circuit = unless_stopped(stop, lend_until(place, ctx.registry.open(job.content()))).await??;
         let room = tokio::time::timeout(JOB_ROOM_WAIT, device.capacity.job_room(&circuit.key));
         let room = unless_stopped(stop, room).await?.map_err(|_| {
             device.capacity.note_crowded(&circuit.key);

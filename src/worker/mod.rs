@@ -55,9 +55,9 @@ use self::failure::Outcome;
 use crate::artifacts::Artifacts;
 use crate::backend::{Backend, DeviceKind};
 use crate::config::{Config, ExitOnDead};
-use crate::model::{Circuit, Job, JobError, JobResult, StopReason, StopToken, WorkerId};
+use crate::model::{Circuit, Job, JobError, JobResult, JobState, StopReason, StopToken, WorkerId};
 use crate::queue::Queue;
-use crate::registry::{CircuitContent, Registry};
+use crate::registry::Registry;
 use crate::seal::Keyring;
 use crate::store::{Held, Store};
 use crate::telemetry;
@@ -297,6 +297,8 @@ impl Worker {
         others.spawn(supervised("tidying", move || reconcile::tidy(tidier.clone())));
         let forgetter = ctx.clone();
         others.spawn(supervised("forgetting", move || reconcile::forget(forgetter.clone())));
+        let remover = ctx.clone();
+        others.spawn(supervised("forgetting circuits", move || reconcile::forget_circuits(remover.clone())));
         let keeping = ctx.clone();
         let keep = move || reconcile::keep_queue(keeping.queue.clone(), keeping.store.clone());
         others.spawn(supervised("queue upkeep", keep));
@@ -386,7 +388,15 @@ impl Worker {
         let held = self.ctx.keeper.held();
         let each = held.into_iter().map(|(job, attempt)| async move {
             match tokio::time::timeout(HAND_BACK, self.ctx.store.release(job, attempt)).await {
-                Ok(Ok(Held::Yes { .. })) => tracing::warn!(%job, "job handed back while still running"),
+                Ok(Ok(Held::Yes { cancel: false })) => tracing::warn!(%job, "job handed back while still running"),
+                Ok(Ok(Held::Yes { cancel: true })) => {
+                    tracing::info!(%job, "job cancelled while still running");
+                    self.ctx.service.has_ended(job);
+                    let ended = [job];
+                    let told = self.ctx.service.tell_ended_by_id(&ended, JobState::Cancelled);
+                    // Whoever waits looks at the store now and then, too.
+                    let _ = tokio::time::timeout(HAND_BACK, told).await;
+                }
                 // The job's end was written; only the reply is missing.
                 Ok(Ok(Held::Lost)) => tracing::info!(%job, "job had ended, or another worker has it"),
                 _ => tracing::error!(%job, "job could not be handed back; its lease will lapse"),
@@ -448,18 +458,17 @@ where
 /// Opens all registered circuits, and those that other processes register later, so that the first job of each waits
 /// neither for a download nor for the compilation of a witness program.
 async fn warm(ctx: Arc<Context>) {
-    let content = |circuit: &Circuit| CircuitContent { zkey: circuit.zkey, wasm: circuit.wasm };
     let mut known = HashSet::new();
     let mut started = false;
     loop {
         // If the store does not answer, the next round asks again.
         if let Ok(circuits) = ctx.store.circuits().await {
-            known.retain(|opened| circuits.iter().any(|circuit| content(circuit) == *opened));
+            known.retain(|opened| circuits.iter().any(|circuit| circuit.content() == *opened));
             // One device is enough; the others load keys as needed. Only in the first round: later there may be work,
             // and a key that no job asked for might evict one that is in use.
             let device = if started { None } else { ctx.fleet.first() };
-            let new: Vec<_> = circuits.iter().filter(|circuit| known.insert(content(circuit))).collect();
-            some_at_once(new, |circuit| open_ahead(&ctx, device, circuit, content(circuit))).await;
+            let new: Vec<_> = circuits.iter().filter(|circuit| known.insert(circuit.content())).collect();
+            some_at_once(new, |circuit| open_ahead(&ctx, device, circuit)).await;
             started = true;
         }
         tokio::time::sleep(WARM_EVERY).await;
@@ -471,8 +480,8 @@ async fn some_at_once<T, F: Future<Output = ()>>(circuits: Vec<T>, open: impl Fn
     futures::stream::iter(circuits).for_each_concurrent(OPENED_AT_ONCE, open).await;
 }
 
-async fn open_ahead(ctx: &Context, device: Option<&Arc<Device>>, circuit: &Circuit, content: CircuitContent) {
-    let open = match ctx.registry.open(content).await {
+async fn open_ahead(ctx: &Context, device: Option<&Arc<Device>>, circuit: &Circuit) {
+    let open = match ctx.registry.open(circuit.content()).await {
         Ok(open) => open,
         Err(error) => return tracing::warn!(circuit = %circuit.name, %error, "a registered circuit cannot be opened"),
     };

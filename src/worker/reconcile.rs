@@ -23,7 +23,8 @@ const OFFER_EVERY: Duration = Duration::from_secs(10);
 const LEAST: Duration = Duration::from_millis(20);
 /// Most jobs offered at a time: more than any worker starts before the next query.
 const AT_A_TIME: u32 = 1000;
-/// How long jobs whose proof files could not be removed are left alone.
+/// How long jobs whose proof files could not be removed are left alone, and circuits' former content that jobs still
+/// need.
 const FORGET_AGAIN: Duration = Duration::from_secs(600);
 /// Most jobs expired at a time.
 const SWEEP_LIMIT: u32 = 1000;
@@ -184,6 +185,19 @@ pub(super) async fn forget(ctx: Arc<Context>) {
         let purged = purged.unwrap_or_default();
         counter!(telemetry::JOBS_PURGED).increment(purged.jobs);
         tokio::time::sleep(if purged.kept == 0 { TIDY_EVERY } else { FORGET_AGAIN }).await;
+    }
+}
+
+/// Removes the former content of circuits once no job needs it, forever.
+pub(super) async fn forget_circuits(ctx: Arc<Context>) {
+    loop {
+        match ctx.registry.remove_former().await {
+            Err(error) if !ctx.outage.note_failure(&error) => {
+                tracing::warn!(%error, "the former content of circuits is not removed yet");
+            }
+            _ => {}
+        }
+        tokio::time::sleep(FORGET_AGAIN.mul_f64(1.0 + retry::jitter())).await;
     }
 }
 

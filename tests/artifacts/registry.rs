@@ -7,7 +7,8 @@ use std::time::Duration;
 use prover_worker::artifacts::{ArtifactError, Artifacts};
 use prover_worker::formats::{r1cs, zkey};
 use prover_worker::groth16::setup;
-use prover_worker::registry::{CircuitContent, Registry, RegistryError, RegistryLimits};
+use prover_worker::model::CircuitContent;
+use prover_worker::registry::{Registry, RegistryError, RegistryLimits};
 use prover_worker::store::{SqliteStore, Store, StoreSettings};
 use prover_worker::witness::ModuleCache;
 
@@ -56,7 +57,7 @@ impl Fixture {
         let (key, wasm) = (self.key(), circuits().join("multiplier.wasm"));
         let registry = self.registry(machine, 1 << 30);
         let circuit = registry.add("c".parse().unwrap(), &key, Some(&wasm), Arc::new(|_, _| {})).await.unwrap();
-        CircuitContent { zkey: circuit.zkey, wasm: circuit.wasm }
+        circuit.content()
     }
 }
 

@@ -22,7 +22,7 @@ use prover_worker::model::{
     ContentHash, FailureClass, G1, Job, JobId, JobState, Priority, ProvingKey, Stage, StopToken, Tries, Witness,
 };
 use prover_worker::queue::{MemoryQueue, Queue};
-use prover_worker::registry::{CircuitContent, Registry, RegistryLimits};
+use prover_worker::registry::{Registry, RegistryLimits};
 use prover_worker::seal::Keyring;
 use prover_worker::store::{SqliteStore, Store, StoreSettings};
 use prover_worker::witness::ModuleCache;
@@ -371,8 +371,7 @@ async fn a_new_circuit_is_opened_ahead_of_its_first_job() {
     let (key, _) = multiplier_key(site.dir.path());
     let elsewhere = registry(&site.store, &site.artifacts);
     let circuit = elsewhere.add("new".parse().unwrap(), &key, Some(&program), Arc::new(|_, _| {})).await.unwrap();
-    let content = CircuitContent { zkey: circuit.zkey, wasm: circuit.wasm };
-    until_async("the circuit to be open", || async { site.registry.is_open(content) }).await;
+    until_async("the circuit to be open", || async { site.registry.is_open(circuit.content()) }).await;
     site.worker.drain().await;
 }
 

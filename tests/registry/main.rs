@@ -14,7 +14,7 @@ use prover_worker::backend::{
 use prover_worker::formats::{r1cs, zkey};
 use prover_worker::groth16::setup;
 use prover_worker::model::{Circuit, ContentHash, JobId, NewJob, Priority, ProvingKey, StopToken, Witness};
-use prover_worker::registry::{CircuitContent, Registry, RegistryError, RegistryLimits};
+use prover_worker::registry::{Registry, RegistryError, RegistryLimits};
 use prover_worker::store::{Input, SqliteStore, Store, StoreSettings};
 use prover_worker::witness::ModuleCache;
 
@@ -99,7 +99,15 @@ async fn a_replaced_key_is_removed_unless_something_needs_it() {
     assert!(fixture.has(Kind::Zkey, second.zkey).await, "an unfinished job needs it");
     assert!(fixture.has(Kind::Wasm, second.wasm.unwrap()).await, "an unfinished job needs it");
 
+    fixture.registry.remove_former().await.unwrap();
+    assert!(fixture.has(Kind::Zkey, second.zkey).await, "an unfinished job still needs it");
     fixture.store.cancel(job).await.unwrap();
+    fixture.registry.remove_former().await.unwrap();
+    assert!(!fixture.has(Kind::Zkey, second.zkey).await, "no job needs it any more");
+    assert!(!fixture.has(Kind::Wasm, second.wasm.unwrap()).await, "no job needs it any more");
+    assert!(fixture.has(Kind::Zkey, first.zkey).await, "another circuit still has it");
+    assert_eq!(fixture.store.former_circuits().await.unwrap(), []);
+
     fixture.add("c", &keys[1], None).await.unwrap();
     assert!(!fixture.has(Kind::Zkey, hash(&keys[2])).await, "nothing needs it");
     fixture.add("c", &keys[1], None).await.unwrap();
@@ -215,7 +223,7 @@ async fn all_who_wait_for_room_on_a_device_get_their_key() {
     let mut circuits = Vec::new();
     for name in ["1", "2"] {
         let circuit = fixture.add(name, &fixture.key(name), None).await.unwrap();
-        circuits.push(fixture.registry.open(CircuitContent { zkey: circuit.zkey, wasm: None }).await.unwrap());
+        circuits.push(fixture.registry.open(circuit.content()).await.unwrap());
     }
     for circuit in [&circuits[0], &circuits[1], &circuits[0]] {
         let all = (0..8).map(|_| fixture.registry.load(&device, circuit));
@@ -230,7 +238,7 @@ async fn all_who_wait_for_room_on_a_device_get_their_key() {
 async fn a_key_that_would_fill_a_device_is_too_large() {
     let fixture = Fixture::open().await;
     let circuit = fixture.add("1", &fixture.key("1"), None).await.unwrap();
-    let circuit = fixture.registry.open(CircuitContent { zkey: circuit.zkey, wasm: None }).await.unwrap();
+    let circuit = fixture.registry.open(circuit.content()).await.unwrap();
     let fits = |resident| {
         let device: Arc<dyn Backend> =
             Arc::new(Small::new(Footprint { resident, per_proof: 100 << 20, proof_buffers_kept: 1 }));
@@ -283,7 +291,7 @@ async fn keys_count_by_what_they_take_once_they_are_loaded() {
     let mut loaded = Vec::new();
     for name in ["1", "2"] {
         let circuit = fixture.add(name, &fixture.key(name), None).await.unwrap();
-        let circuit = fixture.registry.open(CircuitContent { zkey: circuit.zkey, wasm: None }).await.unwrap();
+        let circuit = fixture.registry.open(circuit.content()).await.unwrap();
         fixture.registry.load(&device, &circuit).await.unwrap();
         loaded.push(circuit.content.zkey);
     }

@@ -47,8 +47,8 @@ use super::load::Known;
 use super::rows::{self, Columns, Repeat, corrupt};
 use super::words::{met_a_lock, plainly};
 use super::{
-    Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Purge, Replacement, Requeued, Retry, Scope, Store,
-    StoreError, StoreSettings, Submitted, Swept,
+    Cancelled, Claim, Counts, Due, FormerCircuit, Held, Input, JobFilter, Load, Purge, Replacement, Requeued, Retry,
+    Scope, Store, StoreError, StoreSettings, Submitted, Swept,
 };
 use crate::model::{
     Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Stage,
@@ -56,9 +56,10 @@ use crate::model::{
 };
 
 /// Migrations in order: the first takes the schema from version 0 to 1, and so on. Never edit one that was released.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     include_str!("../../../migrations/postgres/0001_jobs.sql"),
     include_str!("../../../migrations/postgres/0002_waiting.sql"),
+    include_str!("../../../migrations/postgres/0003_former_circuits.sql"),
 ];
 /// The advisory lock held during a migration ("PrvW").
 const MIGRATION_LOCK: i64 = 0x5072_7657;
@@ -779,6 +780,16 @@ impl Store for PostgresStore {
                 })
             })
             .await
+    }
+
+    async fn former_circuits(&self) -> Result<Vec<FormerCircuit>, StoreError> {
+        let rows = self.session.rows(Again::Always, |_| sqlx::query(statements::FORMER_CIRCUITS)).await?;
+        rows.iter().map(rows::former_circuit).collect()
+    }
+
+    async fn forget_former_circuit(&self, former: &FormerCircuit) -> Result<(), StoreError> {
+        let forget = |_| sqlx::query(statements::FORGET_FORMER_CIRCUIT).bind(former.number);
+        self.session.row(Again::Always, forget).await.map(|_| ())
     }
 
     async fn submit(&self, new: &NewJob, input: Input<'_>) -> Result<Submitted, StoreError> {

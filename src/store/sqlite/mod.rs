@@ -42,8 +42,8 @@ use super::room;
 use super::rows::{self, Columns, Repeat, corrupt};
 use super::words::{met_a_lock, plainly};
 use super::{
-    Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Purge, Replacement, Requeued, Retry, Scope, Store,
-    StoreError, StoreSettings, Submitted, Swept,
+    Cancelled, Claim, Counts, Due, FormerCircuit, Held, Input, JobFilter, Load, Purge, Replacement, Requeued, Retry,
+    Scope, Store, StoreError, StoreSettings, Submitted, Swept,
 };
 use crate::model::{
     Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Stage,
@@ -51,10 +51,11 @@ use crate::model::{
 };
 
 /// Migrations in order: the first takes the schema from version 0 to 1, and so on. Never edit one that was released.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("../../../migrations/sqlite/0001_jobs.sql"),
     include_str!("../../../migrations/sqlite/0002_fleet.sql"),
     include_str!("../../../migrations/sqlite/0003_waiting.sql"),
+    include_str!("../../../migrations/sqlite/0004_former_circuits.sql"),
 ];
 
 /// Marks a file as ours ("PrvW"), so that another program's database is not mistaken for an empty one.
@@ -460,6 +461,14 @@ impl Store for SqliteStore {
 
     async fn remove_circuit(&self, name: &CircuitName) -> Result<bool, StoreError> {
         retry_busy(|| self.remove_circuit_once(name)).await
+    }
+
+    async fn former_circuits(&self) -> Result<Vec<FormerCircuit>, StoreError> {
+        self.rows(sqlx::query(statements::FORMER_CIRCUITS)).await?.iter().map(rows::former_circuit).collect()
+    }
+
+    async fn forget_former_circuit(&self, former: &FormerCircuit) -> Result<(), StoreError> {
+        self.change(|| sqlx::query(statements::FORGET_FORMER_CIRCUIT).bind(former.number)).await.map(|_| ())
     }
 
     async fn submit(&self, new: &NewJob, input: Input<'_>) -> Result<Submitted, StoreError> {
