@@ -138,7 +138,8 @@ async fn many_open_an_empty_database_at_once() {
     while let Some(opened) = opening.join_next().await {
         opened.unwrap().unwrap().ping().await.unwrap();
     }
-    assert_eq!(database.number("SELECT count(*) FROM prover_worker_schema").await, 2);
+    let twice = "SELECT count(*) - max(version) FROM prover_worker_schema";
+    assert_eq!(database.number(twice).await, 0, "each migration ran once");
 }
 
 #[tokio::test]

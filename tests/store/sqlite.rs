@@ -111,9 +111,9 @@ async fn another_programs_database_is_refused_and_left_alone() {
 async fn a_newer_schema_is_refused_and_left_alone() {
     let place = SqliteFile::new();
     let id = submitted(&place.open().await).await;
-    execute(&place.path(), "PRAGMA user_version = 4").await;
+    execute(&place.path(), "PRAGMA user_version = 99").await;
     assert!(matches!(open(&place.path()).await, Err(StoreError::NewerSchema)));
-    execute(&place.path(), "PRAGMA user_version = 3").await;
+    execute(&place.path(), "PRAGMA user_version = 4").await;
     assert!(place.open().await.job(id).await.unwrap().is_some());
 }
 
