@@ -387,7 +387,6 @@ pub fn cancel(args: CancelArgs, out: &Output) -> Result<(), CliError> {
             Cancelled::TooLate(state) => {
                 return Err(CliError::failed(format!("job {} is already {state}", args.id)));
             }
-            Cancelled::Unknown => return Err(CliError::failed(format!("there is no job {}", args.id))),
         };
         let job = service.job(args.id).await.map_err(CliError::failed)?;
         out.result(&job, || format!("job {} {said}", args.id));

@@ -169,7 +169,7 @@ async fn open(config: Config) -> Result<Workspace, CliError> {
     let begun = Instant::now();
     loop {
         match Workspace::open(config.clone()).await {
-            Err(OpenError::Store(error @ StoreError::Away { .. })) if begun.elapsed() < DATABASE_WAIT => {
+            Err(OpenError::Store(error @ StoreError::Unreachable { .. })) if begun.elapsed() < DATABASE_WAIT => {
                 tracing::warn!(%error, "the worker starts once its database is available");
             }
             opened => return opened.map_err(CliError::failed),

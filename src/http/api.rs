@@ -219,7 +219,6 @@ async fn cancel(State(app): State<App>, Path(id): Path<String>, _: NoQuery) -> R
         Cancelled::TooLate(state) => {
             return Err(Problem::new(StatusCode::CONFLICT, format!("job {id} is already {state}")));
         }
-        Cancelled::Unknown => return Err(Problem::new(StatusCode::NOT_FOUND, format!("there is no job {id}"))),
     };
     json(status, &app.jobs.job(id).await?)
 }

@@ -8,17 +8,18 @@
 //! confirms it. A job with such a request never runs again: a retry, a release, or a claim after its lease lapsed
 //! cancels it instead. A proof that is finished nevertheless is kept, since the work is done.
 
+mod disk;
+mod error;
 mod load;
 mod postgres;
-mod room;
 mod rows;
 mod sqlite;
-mod words;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use error::{Cause, StoreError};
 pub use postgres::PostgresStore;
 pub use sqlite::SqliteStore;
 
@@ -138,8 +139,6 @@ pub enum Cancelled {
     Requested,
     /// It had already reached this final state.
     TooLate(JobState),
-    /// There is no such job.
-    Unknown,
 }
 
 /// Which jobs to list, newest first.
@@ -236,87 +235,6 @@ pub struct Counts {
     pub cancelled: u64,
 }
 
-/// Errors of a store.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// No circuit with that name is registered.
-    #[error("no circuit {0} is registered")]
-    UnknownCircuit(CircuitName),
-    /// The id or the idempotency key belongs to a job with another body, or the key to one that was rejected.
-    #[error("{what} is taken by job {id}, which {holder}")]
-    Conflict {
-        /// "idempotency key …" or "id …".
-        what: String,
-        /// The job that has it.
-        id: JobId,
-        /// How that job differs: "asks for something else: …" or "was rejected: …".
-        holder: String,
-    },
-    /// The circuit is needed by unfinished jobs.
-    #[error("circuit {name} has {unfinished} unfinished jobs; cancel them first")]
-    InUse {
-        /// The circuit.
-        name: CircuitName,
-        /// Number of queued or running jobs.
-        unfinished: u64,
-    },
-    /// The schema was written by a newer version of this program.
-    #[error("the database's schema is newer than this program; use the newer version of prover-worker")]
-    NewerSchema,
-    /// The store cannot be opened.
-    #[error("cannot open the store {what}: {why}")]
-    Open {
-        /// Its path or URL.
-        what: String,
-        /// The reason.
-        why: String,
-    },
-    /// The database cannot be reached, perhaps only for now: it is starting, or has no connection to spare.
-    #[error("the database {what} cannot be reached: {why}")]
-    Away {
-        /// Its URL, without user name and password.
-        what: String,
-        /// The reason.
-        why: String,
-    },
-    /// The database answers, but accepts no writes.
-    #[error("the database {what} takes no writes: {why}")]
-    Unwritable {
-        /// Its path, or its URL without user name and password.
-        what: String,
-        /// The reason.
-        why: String,
-    },
-    /// The database failed.
-    #[error("database: {}", words::plainly(.0))]
-    Database(#[from] sqlx::Error),
-    /// A column holds a value that cannot be read.
-    #[error("database: cannot read column {column}: {why}")]
-    Corrupt {
-        /// The column.
-        column: &'static str,
-        /// Why it cannot be read.
-        why: String,
-    },
-}
-
-impl StoreError {
-    /// Whether the database as a whole is failing, so that other calls would fail too: it does not answer, is full, or
-    /// accepts no writes. Otherwise only this call failed, because of its content or of a lock held elsewhere.
-    pub fn is_outage(&self) -> bool {
-        match self {
-            Self::Away { .. } | Self::Open { .. } | Self::Unwritable { .. } => true,
-            Self::Database(e) => words::is_outage(e),
-            _ => false,
-        }
-    }
-
-    /// Whether the call waited in vain for a lock that another session holds.
-    pub fn met_a_lock(&self) -> bool {
-        matches!(self, Self::Database(e) if words::met_a_lock(e))
-    }
-}
-
 /// The jobs that a purge is for: of the store's queue, in these final states, and ended longer ago than this.
 #[derive(Debug, Clone, Copy)]
 pub struct Purge<'a> {
@@ -361,7 +279,8 @@ pub trait Store: Send + Sync + 'static {
     /// not count: the new job replaces it, whatever its body.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] for a repeat with another body, [`StoreError::UnknownCircuit`].
+    /// [`StoreError::Conflict`] for a repeat with another body, [`StoreError::UnknownCircuit`],
+    /// [`StoreError::Contended`].
     async fn submit(&self, new: &NewJob, input: Input<'_>) -> Result<Submitted, StoreError>;
     /// Stores a job that failed before it could be queued, so that its sender finds the reason under its id. Idempotent
     /// like `submit`, but an existing job with another body is left as it is ([`StoreError::Conflict`]), unless it was
@@ -401,8 +320,12 @@ pub trait Store: Send + Sync + 'static {
     /// Cancels a job whose cancellation was requested, on behalf of its holder, and deletes its input. If nobody
     /// requested it, nothing changes and the answer is `Yes { cancel: false }`.
     async fn confirm_cancel(&self, id: JobId, attempt: Attempt) -> Result<Held, StoreError>;
-    /// Cancels a job: at once if it is queued (which deletes its input), by request if it is running.
-    async fn cancel(&self, id: JobId) -> Result<Cancelled, StoreError>;
+    /// Cancels a job: at once if it is queued (which deletes its input), by request if it is running. Returns `None` if
+    /// there is no such job.
+    ///
+    /// # Errors
+    /// [`StoreError::Contended`] if the job kept changing from one state to another.
+    async fn cancel(&self, id: JobId) -> Result<Option<Cancelled>, StoreError>;
     /// Queues a failed or cancelled job again, due at once, with fresh retry budgets and, if given, another input. As
     /// after a submit, the job fails if no worker has started it within `start_within`.
     ///

@@ -30,13 +30,13 @@ pub(super) fn corrupt(column: &'static str, why: impl ToString) -> StoreError {
     StoreError::Corrupt { column, why: why.to_string() }
 }
 
-fn some<T>(column: &'static str, value: Option<T>) -> Result<T, StoreError> {
+fn required<T>(column: &'static str, value: Option<T>) -> Result<T, StoreError> {
     value.ok_or_else(|| corrupt(column, "expected a value, got null"))
 }
 
 /// Reads an integer that fits `T`.
 pub(super) fn number<T: TryFrom<i64>>(row: &impl Columns, column: &'static str) -> Result<T, StoreError> {
-    let n = some(column, row.int(column)?)?;
+    let n = required(column, row.int(column)?)?;
     T::try_from(n).map_err(|_| corrupt(column, format!("{n} is out of range")))
 }
 
@@ -55,16 +55,16 @@ fn hash(column: &'static str, bytes: Vec<u8>) -> Result<ContentHash, StoreError>
 
 /// Reads a content hash.
 pub(super) fn content_hash(row: &impl Columns, column: &'static str) -> Result<ContentHash, StoreError> {
-    hash(column, some(column, row.bytes(column)?)?)
+    hash(column, required(column, row.bytes(column)?)?)
 }
 
-fn maybe_content_hash(row: &impl Columns, column: &'static str) -> Result<Option<ContentHash>, StoreError> {
+fn optional_content_hash(row: &impl Columns, column: &'static str) -> Result<Option<ContentHash>, StoreError> {
     row.bytes(column)?.map(|b| hash(column, b)).transpose()
 }
 
 /// Reads a job's id, from `id`.
 pub(super) fn job_id(row: &impl Columns) -> Result<JobId, StoreError> {
-    let bytes = some("id", row.bytes("id")?)?;
+    let bytes = required("id", row.bytes("id")?)?;
     Ok(JobId(Uuid::from_slice(&bytes).map_err(|e| corrupt("id", e))?))
 }
 
@@ -75,25 +75,25 @@ pub(super) fn priority(row: &impl Columns) -> Result<Priority, StoreError> {
 
 /// Reads a job that a queue should know of.
 pub(super) fn due(row: &impl Columns) -> Result<Due, StoreError> {
-    Ok(Due { id: job_id(row)?, priority: priority(row)?, again: some("again", row.flag("again")?)? })
+    Ok(Due { id: job_id(row)?, priority: priority(row)?, again: required("again", row.flag("again")?)? })
 }
 
 /// Reads a job's state, from `state`.
 pub(super) fn state(row: &impl Columns) -> Result<JobState, StoreError> {
-    parsed("state", &some("state", row.text("state")?)?)
+    parsed("state", &required("state", row.text("state")?)?)
 }
 
 /// Reads the name of a job's circuit, from `circuit`.
 pub(super) fn circuit_name(row: &impl Columns) -> Result<CircuitName, StoreError> {
-    parsed("circuit", &some("circuit", row.text("circuit")?)?)
+    parsed("circuit", &required("circuit", row.text("circuit")?)?)
 }
 
 /// Reads a circuit.
 pub(super) fn circuit(row: &impl Columns) -> Result<Circuit, StoreError> {
     Ok(Circuit {
-        name: parsed("name", &some("name", row.text("name")?)?)?,
+        name: parsed("name", &required("name", row.text("name")?)?)?,
         zkey: content_hash(row, "zkey")?,
-        wasm: maybe_content_hash(row, "wasm")?,
+        wasm: optional_content_hash(row, "wasm")?,
         n_vars: number(row, "n_vars")?,
         n_public: number(row, "n_public")?,
         domain_size: number(row, "domain_size")?,
@@ -105,8 +105,8 @@ pub(super) fn circuit(row: &impl Columns) -> Result<Circuit, StoreError> {
 pub(super) fn former_circuit(row: &impl Columns) -> Result<FormerCircuit, StoreError> {
     Ok(FormerCircuit {
         number: number(row, "id")?,
-        name: parsed("name", &some("name", row.text("name")?)?)?,
-        content: CircuitContent { zkey: content_hash(row, "zkey")?, wasm: maybe_content_hash(row, "wasm")? },
+        name: parsed("name", &required("name", row.text("name")?)?)?,
+        content: CircuitContent { zkey: content_hash(row, "zkey")?, wasm: optional_content_hash(row, "wasm")? },
     })
 }
 
@@ -119,7 +119,7 @@ pub(super) fn job(row: &impl Columns) -> Result<Job, StoreError> {
         }
         _ => None,
     };
-    let history: Vec<FailedAttempt> = serde_json::from_str(&some("history", row.text("history")?)?)
+    let history: Vec<FailedAttempt> = serde_json::from_str(&required("history", row.text("history")?)?)
         .map_err(|e| corrupt("history", format!("expected the JSON of failed attempts: {e}")))?;
     let result: Option<JobResult> = row
         .text("result")?
@@ -128,13 +128,13 @@ pub(super) fn job(row: &impl Columns) -> Result<Job, StoreError> {
         .map_err(|e| corrupt("result", format!("expected the JSON of a result: {e}")))?;
     Ok(Job {
         id: job_id(row)?,
-        queue: some("queue", row.text("queue")?)?,
+        queue: required("queue", row.text("queue")?)?,
         circuit: circuit_name(row)?,
         zkey: content_hash(row, "zkey")?,
-        wasm: maybe_content_hash(row, "wasm")?,
+        wasm: optional_content_hash(row, "wasm")?,
         state: state(row)?,
         stage: row.text("stage")?.and_then(|s| s.parse::<Stage>().ok()),
-        progress: some("progress", row.real("progress")?)? as f32,
+        progress: required("progress", row.real("progress")?)? as f32,
         attempt: Attempt { number: number(row, "attempt")?, submission: number(row, "seq")? },
         tries: Tries {
             transient: number(row, "tries_transient")?,
@@ -147,7 +147,7 @@ pub(super) fn job(row: &impl Columns) -> Result<Job, StoreError> {
         error,
         history,
         result,
-        cancel_requested: some("cancel_requested", row.flag("cancel_requested")?)?,
+        cancel_requested: required("cancel_requested", row.flag("cancel_requested")?)?,
         created_at: number(row, "created_at")?,
         run_at: number(row, "run_at")?,
         start_by: row.int("start_by")?,
@@ -214,9 +214,9 @@ fn was_rejected(job: &Job) -> Option<&str> {
 
 /// Reads what is paused and since when, from `scope`, `name` and `since`.
 pub(super) fn pause(row: &impl Columns) -> Result<(Scope, i64), StoreError> {
-    let scope = match some("scope", row.text("scope")?)?.as_str() {
+    let scope = match required("scope", row.text("scope")?)?.as_str() {
         "queue" => Scope::Queue,
-        "circuit" => Scope::Circuit(parsed("name", &some("name", row.text("name")?)?)?),
+        "circuit" => Scope::Circuit(parsed("name", &required("name", row.text("name")?)?)?),
         other => return Err(corrupt("scope", format!("expected queue or circuit, got {other:?}"))),
     };
     Ok((scope, number(row, "since")?))
@@ -234,7 +234,7 @@ pub(super) fn load(row: &impl Columns) -> Result<Load, StoreError> {
 
 /// Reads how many inputs are sealed with a key, from `key` and `n`.
 pub(super) fn inputs_of_key(row: &impl Columns) -> Result<(String, u64), StoreError> {
-    Ok((some("key", row.text("key")?)?, number(row, "n")?))
+    Ok((required("key", row.text("key")?)?, number(row, "n")?))
 }
 
 /// Reads the counts, from rows of `state` and `n`.

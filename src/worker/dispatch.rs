@@ -242,7 +242,7 @@ async fn claim(ctx: &Arc<Context>, jobs: Vec<(JobId, Option<Delivery>)>, tasks: 
             Err(error) => {
                 let outage = ctx.outage.note_failure(&error);
                 say!(outage, error, %job, %error, "could not claim");
-                if error.met_a_lock() {
+                if error.is_lock_timeout() {
                     ctx.keeper.met_a_lock();
                 }
                 // The reconciler offers the job again once the store answers.

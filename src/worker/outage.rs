@@ -118,8 +118,8 @@ impl Outage {
 mod tests {
     use super::*;
 
-    fn away() -> StoreError {
-        StoreError::Away { what: "postgres://db:5432/jobs".to_owned(), why: "connection refused".to_owned() }
+    fn unreachable() -> StoreError {
+        StoreError::Unreachable { what: "postgres://db:5432/jobs".to_owned(), why: "connection refused".into() }
     }
 
     #[test]
@@ -141,7 +141,7 @@ mod tests {
     fn nothing_is_taken_while_it_lasts() {
         let outage = Outage::of("db".to_owned());
         assert_eq!(outage.room(7), 7);
-        assert!(outage.note_failure(&away()), "the log has its own line for it");
+        assert!(outage.note_failure(&unreachable()), "the log has its own line for it");
         assert_eq!((outage.lasts(), outage.room(7)), (true, 0));
         // Through another handle to the same state.
         outage.clone().answered();
@@ -153,7 +153,7 @@ mod tests {
         let outage = Outage::of("db".to_owned());
         let own = StoreError::Corrupt { column: "state", why: "made up".to_owned() };
         assert!(!outage.note_failure(&own) && !outage.lasts());
-        outage.note_failure(&away());
+        outage.note_failure(&unreachable());
         assert!(!outage.note_failure(&own), "its line is not hidden meanwhile");
     }
 }

@@ -375,13 +375,13 @@ impl JobService {
     /// Cancels a job: at once if it is queued, within about a second if it is running.
     pub async fn cancel(&self, id: JobId) -> Result<Cancelled, ServiceError> {
         match self.store.cancel(id).await? {
-            Cancelled::Unknown => Err(ServiceError::UnknownJob(id)),
-            Cancelled::Now => {
+            None => Err(ServiceError::UnknownJob(id)),
+            Some(Cancelled::Now) => {
                 tracing::info!(job = %id, "job cancelled before a worker claimed it");
                 self.tell_ended_by_id(&[id], JobState::Cancelled).await;
                 Ok(Cancelled::Now)
             }
-            cancelled => Ok(cancelled),
+            Some(cancelled) => Ok(cancelled),
         }
     }
 
@@ -415,8 +415,8 @@ impl JobService {
     pub async fn ping(&self) -> Result<(), ServiceError> {
         self.store.ping().await?;
         if self.outage.lasts() {
-            let why = "calls failed a moment ago".to_owned();
-            return Err(ServiceError::Store(StoreError::Away { what: self.store.address(), why }));
+            let why = "calls failed a moment ago".into();
+            return Err(ServiceError::Store(StoreError::Unreachable { what: self.store.address(), why }));
         }
         Ok(())
     }
@@ -507,7 +507,7 @@ mod tests {
         let service = JobService::new(Arc::new(store), None, Artifacts::memory(), options);
         let asked = service.clone();
         asked.ping().await.unwrap();
-        let full = StoreError::Unwritable { what: "jobs.db".to_owned(), why: "no space left".to_owned() };
+        let full = StoreError::Unwritable { what: "jobs.db".to_owned(), why: "no space left".into() };
         assert!(service.outage().note_failure(&full));
         assert!(matches!(asked.ping().await, Err(ServiceError::Store(_))));
         service.outage().answered();

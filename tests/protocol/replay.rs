@@ -144,7 +144,7 @@ impl Walk<'_> {
             Action::Cancel(j) => {
                 let now = before.jobs[j].row == Row::Queued;
                 let expected = if now { Cancelled::Now } else { Cancelled::Requested };
-                assert_eq!(store.cancel(self.ids[j]).await.unwrap(), expected, "{:?}", self.way);
+                assert_eq!(store.cancel(self.ids[j]).await.unwrap(), Some(expected), "{:?}", self.way);
             }
             Action::Requeue(j) => {
                 let job = before.jobs[j];

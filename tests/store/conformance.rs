@@ -426,7 +426,7 @@ pub async fn unknown_jobs_are_none_and_hold_nothing(p: impl Place) {
     assert_eq!(store.job(id).await.unwrap(), None);
     assert!(claim(&store, id, LONG).await.is_none());
     assert_all_lost(&store, id, attempt).await;
-    assert_eq!(store.cancel(id).await.unwrap(), Cancelled::Unknown);
+    assert_eq!(store.cancel(id).await.unwrap(), None);
 }
 
 pub async fn those_that_have_not_ended_are_told_from_those_that_have(p: impl Place) {
@@ -555,7 +555,7 @@ pub async fn a_final_job_cannot_be_claimed_or_changed(p: impl Place) {
         assert_eq!(before.state, state);
         assert!(claim(&store, id, LONG).await.is_none());
         assert_all_lost(&store, id, attempt).await;
-        assert_eq!(store.cancel(id).await.unwrap(), Cancelled::TooLate(state));
+        assert_eq!(store.cancel(id).await.unwrap(), Some(Cancelled::TooLate(state)));
         assert_eq!(job(&store, id).await, before);
         assert_eq!(due_ids(&store).await, []);
     }
@@ -831,7 +831,7 @@ pub async fn a_release_of_an_older_attempt_changes_nothing(p: impl Place) {
 pub async fn a_queued_job_is_cancelled_at_once(p: impl Place) {
     let store = p.open().await;
     let id = submitted(&store).await;
-    assert_eq!(store.cancel(id).await.unwrap(), Cancelled::Now);
+    assert_eq!(store.cancel(id).await.unwrap(), Some(Cancelled::Now));
     let job = job(&store, id).await;
     assert_eq!(job.state, JobState::Cancelled);
     assert!(job.finished_at.is_some());
@@ -844,7 +844,7 @@ pub async fn a_delayed_retry_is_cancelled_at_once(p: impl Place) {
     let store = p.open().await;
     let (id, attempt) = claimed(&store, LONG).await;
     store.fail(id, attempt, &error(FailureClass::Transient), Retry::After(LONG)).await.unwrap();
-    assert_eq!(store.cancel(id).await.unwrap(), Cancelled::Now);
+    assert_eq!(store.cancel(id).await.unwrap(), Some(Cancelled::Now));
     assert_eq!(job(&store, id).await.state, JobState::Cancelled);
     assert_eq!(inputs(&store).await, 0);
 }
@@ -852,7 +852,7 @@ pub async fn a_delayed_retry_is_cancelled_at_once(p: impl Place) {
 pub async fn a_running_job_is_cancelled_by_its_holder(p: impl Place) {
     let store = p.open().await;
     let (id, attempt) = claimed(&store, LONG).await;
-    assert_eq!(store.cancel(id).await.unwrap(), Cancelled::Requested);
+    assert_eq!(store.cancel(id).await.unwrap(), Some(Cancelled::Requested));
     let running = job(&store, id).await;
     assert_eq!(running.state, JobState::Running);
     assert!(running.cancel_requested);
@@ -870,18 +870,18 @@ pub async fn a_cancel_of_a_final_or_unknown_job_says_so(p: impl Place) {
     for state in [JobState::Done, JobState::Failed, JobState::Cancelled] {
         let (id, attempt) = claimed(&store, LONG).await;
         end(&store, id, attempt, state).await;
-        assert_eq!(store.cancel(id).await.unwrap(), Cancelled::TooLate(state));
+        assert_eq!(store.cancel(id).await.unwrap(), Some(Cancelled::TooLate(state)));
     }
-    assert_eq!(store.cancel(JobId::new()).await.unwrap(), Cancelled::Unknown);
+    assert_eq!(store.cancel(JobId::new()).await.unwrap(), None);
 }
 
 pub async fn a_cancel_can_be_asked_for_twice(p: impl Place) {
     let store = p.open().await;
     let (id, attempt) = claimed(&store, LONG).await;
-    assert_eq!(store.cancel(id).await.unwrap(), Cancelled::Requested);
-    assert_eq!(store.cancel(id).await.unwrap(), Cancelled::Requested);
+    assert_eq!(store.cancel(id).await.unwrap(), Some(Cancelled::Requested));
+    assert_eq!(store.cancel(id).await.unwrap(), Some(Cancelled::Requested));
     store.confirm_cancel(id, attempt).await.unwrap();
-    assert_eq!(store.cancel(id).await.unwrap(), Cancelled::TooLate(JobState::Cancelled));
+    assert_eq!(store.cancel(id).await.unwrap(), Some(Cancelled::TooLate(JobState::Cancelled)));
 }
 
 pub async fn a_confirmation_that_nobody_asked_for_changes_nothing(p: impl Place) {
@@ -950,7 +950,7 @@ pub async fn a_failure_for_good_of_a_job_to_be_cancelled_is_a_failure(p: impl Pl
 pub async fn a_lapsed_job_to_be_cancelled_is_cancelled_by_the_next_claim(p: impl Place) {
     let store = p.open().await;
     let (id, old) = claimed(&store, NONE).await;
-    assert_eq!(store.cancel(id).await.unwrap(), Cancelled::Requested);
+    assert_eq!(store.cancel(id).await.unwrap(), Some(Cancelled::Requested));
     assert_eq!(due_ids(&store).await, [id], "somebody has to see to it");
     assert!(store.claim(id, &worker(2), LONG).await.unwrap().is_none());
     let job = job(&store, id).await;
@@ -982,8 +982,8 @@ pub async fn a_cancel_that_races_the_finish_has_one_outcome(p: impl Place) {
         });
         let finished = a.finish(id, attempt, &result()).await.unwrap();
         match cancelling.await.unwrap() {
-            Cancelled::Requested => assert_eq!(finished, HELD_AND_CANCELLED),
-            Cancelled::TooLate(state) => assert_eq!((state, finished), (JobState::Done, HELD)),
+            Some(Cancelled::Requested) => assert_eq!(finished, HELD_AND_CANCELLED),
+            Some(Cancelled::TooLate(state)) => assert_eq!((state, finished), (JobState::Done, HELD)),
             other => panic!("a running job was {other:?}"),
         }
         assert_eq!(job(&*b, id).await.state, JobState::Done);
@@ -996,7 +996,7 @@ pub async fn a_confirmation_that_races_the_request_says_what_it_did(p: impl Plac
     for _ in 0..100 {
         let (id, attempt) = claimed(&store, LONG).await;
         let (asked, confirmed) = tokio::join!(other.cancel(id), store.confirm_cancel(id, attempt));
-        assert_eq!(asked.unwrap(), Cancelled::Requested);
+        assert_eq!(asked.unwrap(), Some(Cancelled::Requested));
         let state = match confirmed.unwrap() {
             HELD_AND_CANCELLED => JobState::Cancelled,
             held => {
@@ -1039,8 +1039,8 @@ pub async fn a_cancel_that_races_the_claim_has_one_outcome(p: impl Place) {
         });
         let cancelled = a.cancel(id).await.unwrap();
         match (cancelled, claiming.await.unwrap()) {
-            (Cancelled::Now, None) => assert_eq!(job(&*a, id).await.state, JobState::Cancelled),
-            (Cancelled::Requested, Some(claim)) => {
+            (Some(Cancelled::Now), None) => assert_eq!(job(&*a, id).await.state, JobState::Cancelled),
+            (Some(Cancelled::Requested), Some(claim)) => {
                 let beat = b.heartbeat(id, claim.job.attempt, LONG, Stage::Load, 0.0).await.unwrap();
                 assert_eq!(beat, HELD_AND_CANCELLED, "the worker hears of it");
                 b.confirm_cancel(id, claim.job.attempt).await.unwrap();

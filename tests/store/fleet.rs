@@ -97,7 +97,7 @@ pub async fn queues_see_their_own_jobs_and_find_all_by_id(p: impl Place) {
     assert_eq!(b.load().await.unwrap().ended_last_minute, 1);
     assert_eq!(purge(&a, &JobState::ALL, NONE, 10).await.unwrap(), []);
     assert_eq!(purge(&b, &JobState::ALL, NONE, 10).await.unwrap(), [in_b]);
-    assert_eq!(b.cancel(in_a).await.unwrap(), Cancelled::Now);
+    assert_eq!(b.cancel(in_a).await.unwrap(), Some(Cancelled::Now));
     assert_eq!(requeued(&b, in_a, Some(instead(plain(INPUT)))).await.queue, "a", "it goes back to its own queue");
     assert_eq!((due_ids(&a).await, due_ids(&b).await), (vec![in_a], vec![]));
 }
@@ -454,7 +454,7 @@ pub async fn a_cancelled_job_of_a_dead_worker_is_cancelled_under_a_pause_too(p: 
         let (id, _) = claimed(&store, NONE).await;
         let (other, _) = claimed(&store, NONE).await;
         assert!(store.set_paused(&scope, true).await.unwrap());
-        assert_eq!(store.cancel(id).await.unwrap(), Cancelled::Requested);
+        assert_eq!(store.cancel(id).await.unwrap(), Some(Cancelled::Requested));
         assert_eq!(due_ids(&store).await, [id], "{scope:?}: {other} waits for the end of the pause");
         assert!(claim(&store, id, LONG).await.is_none());
         assert_eq!(job(&store, id).await.state, JobState::Cancelled);
@@ -502,7 +502,7 @@ pub async fn a_pause_leaves_running_jobs_alone(p: impl Place) {
     assert!(claim(&store, retried, LONG).await.is_none());
     assert!(claim(&store, released, LONG).await.is_none());
     let queued = submitted(&store).await;
-    assert_eq!(store.cancel(queued).await.unwrap(), Cancelled::Now, "what is held back can be cancelled");
+    assert_eq!(store.cancel(queued).await.unwrap(), Some(Cancelled::Now), "what is held back can be cancelled");
 }
 
 pub async fn a_lapsed_job_waits_while_it_is_paused(p: impl Place) {

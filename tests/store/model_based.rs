@@ -427,9 +427,9 @@ impl Model {
         Held::Yes { cancel }
     }
 
-    fn cancel(&mut self, id: JobId) -> Cancelled {
-        let Some(entry) = self.entry(id) else { return Cancelled::Unknown };
-        match entry.job.state {
+    fn cancel(&mut self, id: JobId) -> Option<Cancelled> {
+        let entry = self.entry(id)?;
+        Some(match entry.job.state {
             JobState::Queued => {
                 entry.leave(JobState::Cancelled);
                 Cancelled::Now
@@ -439,7 +439,7 @@ impl Model {
                 Cancelled::Requested
             }
             state => Cancelled::TooLate(state),
-        }
+        })
     }
 
     fn remove_circuit(&mut self, name: &str) -> Answer {

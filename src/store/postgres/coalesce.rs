@@ -11,7 +11,6 @@ use tokio::sync::oneshot;
 
 use crate::model::locked;
 use crate::store::StoreError;
-use crate::store::words::copy;
 
 /// A call of one caller.
 pub(super) trait Call: Send + Sync + 'static {
@@ -23,9 +22,9 @@ pub(super) trait Call: Send + Sync + 'static {
     fn bytes(&self) -> usize;
 }
 
-/// Makes calls together.
-pub(super) trait Joint<C: Call>: Send + Sync + 'static {
-    /// Makes the calls, and returns one answer for each, in their order.
+/// Executes calls together.
+pub(super) trait Executor<C: Call>: Send + Sync + 'static {
+    /// Executes the calls, and returns one answer for each, in their order.
     fn run(&self, calls: Vec<Arc<C>>) -> impl Future<Output = Result<Vec<C::Answer>, StoreError>> + Send;
     /// Undoes a call whose caller had gone away when the answer came.
     fn undelivered(&self, _answer: C::Answer) -> impl Future<Output = ()> + Send {
@@ -34,7 +33,7 @@ pub(super) trait Joint<C: Call>: Send + Sync + 'static {
 }
 
 /// Number of calls made concurrently after a joint call failed.
-const ALONE: usize = 4;
+const MAX_ALONE: usize = 4;
 
 /// Limits of a joint call. A single call may be larger.
 #[derive(Clone, Copy)]
@@ -46,17 +45,17 @@ pub(super) struct Bounds {
 }
 
 /// The queue of one kind of call.
-pub(super) struct Coalescer<C: Call, J>(Arc<Shared<C, J>>);
+pub(super) struct Coalescer<C: Call, E>(Arc<Shared<C, E>>);
 
-struct Shared<C: Call, J> {
-    joint: Arc<J>,
+struct Shared<C: Call, E> {
+    executor: Arc<E>,
     bounds: Bounds,
-    line: Mutex<Line<C>>,
+    waitlist: Mutex<Waitlist<C>>,
 }
 
-struct Line<C: Call> {
+struct Waitlist<C: Call> {
     waiting: VecDeque<Waiting<C>>,
-    under_way: bool,
+    in_progress: bool,
 }
 
 struct Waiting<C: Call> {
@@ -64,10 +63,10 @@ struct Waiting<C: Call> {
     answer: oneshot::Sender<Result<C::Answer, StoreError>>,
 }
 
-impl<C: Call, J: Joint<C>> Coalescer<C, J> {
-    pub(super) fn new(joint: Arc<J>, bounds: Bounds) -> Self {
-        let line = Mutex::new(Line { waiting: VecDeque::new(), under_way: false });
-        Self(Arc::new(Shared { joint, bounds, line }))
+impl<C: Call, E: Executor<C>> Coalescer<C, E> {
+    pub(super) fn new(executor: Arc<E>, bounds: Bounds) -> Self {
+        let waitlist = Mutex::new(Waitlist { waiting: VecDeque::new(), in_progress: false });
+        Self(Arc::new(Shared { executor, bounds, waitlist }))
     }
 
     /// Makes a call, alone or together with others.
@@ -78,9 +77,9 @@ impl<C: Call, J: Joint<C>> Coalescer<C, J> {
     pub(super) async fn call(&self, call: C) -> Result<C::Answer, StoreError> {
         let (answer, answered) = oneshot::channel();
         let first = {
-            let mut line = self.0.line();
-            line.waiting.push_back(Waiting { call: Arc::new(call), answer });
-            !std::mem::replace(&mut line.under_way, true)
+            let mut waitlist = self.0.waitlist();
+            waitlist.waiting.push_back(Waiting { call: Arc::new(call), answer });
+            !std::mem::replace(&mut waitlist.in_progress, true)
         };
         if first {
             tokio::spawn(work_off(self.0.clone()));
@@ -90,24 +89,24 @@ impl<C: Call, J: Joint<C>> Coalescer<C, J> {
     }
 }
 
-impl<C: Call, J> Shared<C, J> {
-    fn line(&self) -> MutexGuard<'_, Line<C>> {
-        locked(&self.line)
+impl<C: Call, E> Shared<C, E> {
+    fn waitlist(&self) -> MutexGuard<'_, Waitlist<C>> {
+        locked(&self.waitlist)
     }
 
     /// Returns the calls to make next; none if no call waits.
     fn next(&self) -> Vec<Waiting<C>> {
-        let mut line = self.line();
+        let mut waitlist = self.waitlist();
         let (mut batch, mut bytes) = (Vec::new(), 0);
         let (mut keys, mut later) = (HashSet::new(), VecDeque::new());
         while batch.len() < self.bounds.calls {
-            let Some(w) = line.waiting.pop_front() else { break };
+            let Some(w) = waitlist.waiting.pop_front() else { break };
             if w.answer.is_closed() {
                 continue;
             }
             let more = w.call.bytes();
             if !batch.is_empty() && bytes + more > self.bounds.bytes {
-                line.waiting.push_front(w);
+                waitlist.waiting.push_front(w);
                 break;
             }
             let own = w.call.keys();
@@ -121,27 +120,27 @@ impl<C: Call, J> Shared<C, J> {
                 later.push_back(w);
             }
         }
-        later.append(&mut line.waiting);
-        line.waiting = later;
-        line.under_way = !batch.is_empty();
+        later.append(&mut waitlist.waiting);
+        waitlist.waiting = later;
+        waitlist.in_progress = !batch.is_empty();
         batch
     }
 }
 
 /// Empties the queue if the work is aborted: callers get an error, and the next call starts new work.
-struct Unfinished<C: Call, J>(Option<Arc<Shared<C, J>>>);
+struct Unfinished<C: Call, E>(Option<Arc<Shared<C, E>>>);
 
-impl<C: Call, J> Drop for Unfinished<C, J> {
+impl<C: Call, E> Drop for Unfinished<C, E> {
     fn drop(&mut self) {
         if let Some(shared) = &self.0 {
-            let mut line = shared.line();
-            line.under_way = false;
-            line.waiting.clear();
+            let mut waitlist = shared.waitlist();
+            waitlist.in_progress = false;
+            waitlist.waiting.clear();
         }
     }
 }
 
-async fn work_off<C: Call, J: Joint<C>>(shared: Arc<Shared<C, J>>) {
+async fn work_off<C: Call, E: Executor<C>>(shared: Arc<Shared<C, E>>) {
     let mut unfinished = Unfinished(Some(shared.clone()));
     loop {
         let batch = shared.next();
@@ -152,7 +151,7 @@ async fn work_off<C: Call, J: Joint<C>>(shared: Arc<Shared<C, J>>) {
         }
         let calls: Vec<Arc<C>> = batch.iter().map(|w| w.call.clone()).collect();
         let several = calls.len() > 1;
-        match shared.joint.run(calls).await {
+        match shared.executor.run(calls).await {
             Ok(answers) => {
                 for (w, answer) in batch.into_iter().zip(answers) {
                     reply(&shared, w, Ok(answer)).await;
@@ -162,24 +161,30 @@ async fn work_off<C: Call, J: Joint<C>>(shared: Arc<Shared<C, J>>) {
                 let each = futures::stream::iter(batch);
                 // Concurrently, so that a call that waits for a lock does not delay the others.
                 each.filter(|w| std::future::ready(!w.answer.is_closed()))
-                    .for_each_concurrent(ALONE, |w| async {
-                        let alone = shared.joint.run(vec![w.call.clone()]).await;
+                    .for_each_concurrent(MAX_ALONE, |w| async {
+                        let alone = shared.executor.run(vec![w.call.clone()]).await;
                         reply(&shared, w, alone.and_then(only)).await;
                     })
                     .await;
             }
-            Err(e) => {
+            Err(e) if several => {
+                let e = Arc::new(e);
                 for w in batch {
-                    reply(&shared, w, Err(copy(&e))).await;
+                    reply(&shared, w, Err(StoreError::Shared(e.clone()))).await;
+                }
+            }
+            Err(e) => {
+                if let Some(w) = batch.into_iter().next() {
+                    reply(&shared, w, Err(e)).await;
                 }
             }
         }
     }
 }
 
-async fn reply<C: Call, J: Joint<C>>(shared: &Shared<C, J>, w: Waiting<C>, answer: Result<C::Answer, StoreError>) {
+async fn reply<C: Call, E: Executor<C>>(shared: &Shared<C, E>, w: Waiting<C>, answer: Result<C::Answer, StoreError>) {
     if let Err(Ok(undelivered)) = w.answer.send(answer) {
-        shared.joint.undelivered(undelivered).await;
+        shared.executor.undelivered(undelivered).await;
     }
 }
 
@@ -244,7 +249,7 @@ mod tests {
         }
     }
 
-    impl Joint<Add> for Sums {
+    impl Executor<Add> for Sums {
         async fn run(&self, calls: Vec<Arc<Add>>) -> Result<Vec<u64>, StoreError> {
             self.runs.lock().unwrap().push(calls.iter().map(|c| c.to).collect());
             self.go.acquire().await.unwrap().forget();
@@ -269,9 +274,9 @@ mod tests {
 
     const WIDE: Bounds = Bounds { calls: 100, bytes: 100 };
 
-    type Told = tokio::task::JoinHandle<Result<u64, StoreError>>;
+    type Answer = tokio::task::JoinHandle<Result<u64, StoreError>>;
 
-    fn spawn(line: &Arc<Coalescer<Add, Sums>>, call: Add) -> Told {
+    fn spawn(line: &Arc<Coalescer<Add, Sums>>, call: Add) -> Answer {
         let line = line.clone();
         tokio::spawn(async move { line.call(call).await })
     }
@@ -283,20 +288,20 @@ mod tests {
     }
 
     /// The first call is in progress, then the others wait in this order.
-    async fn lined_up(bounds: Bounds, calls: Vec<Add>) -> (Arc<Sums>, Arc<Coalescer<Add, Sums>>, Vec<Told>) {
+    async fn lined_up(bounds: Bounds, calls: Vec<Add>) -> (Arc<Sums>, Arc<Coalescer<Add, Sums>>, Vec<Answer>) {
         let sums = Sums::new();
         let line = Arc::new(Coalescer::new(sums.clone(), bounds));
-        let mut told = Vec::new();
+        let mut answers = Vec::new();
         for (n, call) in calls.into_iter().enumerate() {
-            told.push(spawn(&line, call));
-            until(|| sums.runs.lock().unwrap().len() == 1 && line.0.line().waiting.len() == n).await;
+            answers.push(spawn(&line, call));
+            until(|| sums.runs.lock().unwrap().len() == 1 && line.0.waitlist().waiting.len() == n).await;
         }
-        (sums, line, told)
+        (sums, line, answers)
     }
 
-    async fn answers(told: Vec<Told>) -> Vec<u64> {
+    async fn all(answers: Vec<Answer>) -> Vec<u64> {
         let mut all = Vec::new();
-        for t in told {
+        for t in answers {
             all.push(t.await.unwrap().unwrap());
         }
         all
@@ -304,18 +309,18 @@ mod tests {
 
     #[tokio::test]
     async fn one_call_goes_at_once_and_those_that_come_meanwhile_go_together() {
-        let (sums, _line, told) = lined_up(WIDE, (0..5).map(|n| add(n, 1)).collect()).await;
+        let (sums, _line, answers) = lined_up(WIDE, (0..5).map(|n| add(n, 1)).collect()).await;
         sums.go.add_permits(2);
-        assert_eq!(answers(told).await, [1; 5]);
+        assert_eq!(all(answers).await, [1; 5]);
         assert_eq!(*sums.runs.lock().unwrap(), [vec![0], vec![1, 2, 3, 4]]);
     }
 
     #[tokio::test]
     async fn calls_that_share_a_key_go_one_after_the_other_in_their_order() {
         let calls = vec![add(0, 1), add(1, 1), add(1, 10), add(2, 1), add(1, 100)];
-        let (sums, _line, told) = lined_up(WIDE, calls).await;
+        let (sums, _line, answers) = lined_up(WIDE, calls).await;
         sums.go.add_permits(4);
-        assert_eq!(answers(told).await, [1, 1, 11, 1, 111]);
+        assert_eq!(all(answers).await, [1, 1, 11, 1, 111]);
         assert_eq!(*sums.runs.lock().unwrap(), [vec![0], vec![1, 2], vec![1], vec![1]]);
     }
 
@@ -323,20 +328,22 @@ mod tests {
     async fn a_joint_call_keeps_its_bounds_and_a_large_one_goes_alone() {
         let mut calls: Vec<Add> = (0..6).map(|n| add(n, 1)).collect();
         calls[4].bytes = 1000;
-        let (sums, _line, told) = lined_up(Bounds { calls: 2, bytes: 100 }, calls).await;
+        let (sums, _line, answers) = lined_up(Bounds { calls: 2, bytes: 100 }, calls).await;
         sums.go.add_permits(5);
-        assert_eq!(answers(told).await, [1; 6]);
+        assert_eq!(all(answers).await, [1; 6]);
         assert_eq!(*sums.runs.lock().unwrap(), [vec![0], vec![1, 2], vec![3], vec![4], vec![5]]);
     }
 
     #[tokio::test]
-    async fn a_failure_is_told_to_all_its_callers_and_the_next_go_on() {
-        let (sums, line, mut told) = lined_up(WIDE, vec![add(0, 1), add(1, 1), add(u8::MAX, 1)]).await;
+    async fn a_failure_reaches_all_its_callers_and_the_next_go_on() {
+        let (sums, line, mut answers) = lined_up(WIDE, vec![add(0, 1), add(1, 1), add(u8::MAX, 1)]).await;
         sums.go.add_permits(2);
-        told.remove(0).await.unwrap().unwrap();
-        for t in told {
+        answers.remove(0).await.unwrap().unwrap();
+        for t in answers {
             let e = t.await.unwrap().unwrap_err();
-            assert!(matches!(e, StoreError::Database(sqlx::Error::PoolTimedOut)), "{e}");
+            let StoreError::Shared(original) = &e else { panic!("{e:?}") };
+            assert!(matches!(**original, StoreError::Database(sqlx::Error::PoolTimedOut)), "{e}");
+            assert!(e.is_outage());
         }
         sums.go.add_permits(1);
         assert_eq!(line.call(add(1, 5)).await.unwrap(), 5);
@@ -344,14 +351,14 @@ mod tests {
 
     #[tokio::test]
     async fn callers_who_go_away_do_no_harm() {
-        let (sums, line, mut told) = lined_up(WIDE, (0..4).map(|n| add(n, 1)).collect()).await;
+        let (sums, line, mut answers) = lined_up(WIDE, (0..4).map(|n| add(n, 1)).collect()).await;
         for gone in [2, 0] {
-            let t = told.remove(gone);
+            let t = answers.remove(gone);
             t.abort();
             assert!(t.await.unwrap_err().is_cancelled());
         }
         sums.go.add_permits(2);
-        assert_eq!(answers(told).await, [1, 1]);
+        assert_eq!(all(answers).await, [1, 1]);
         assert_eq!(*sums.runs.lock().unwrap(), [vec![0], vec![1, 3]], "2 was never sent");
         assert_eq!(sums.undelivered.load(Ordering::SeqCst), 1, "0 was sent");
         sums.go.add_permits(1);
@@ -379,14 +386,14 @@ mod tests {
         let sums = Sums::new();
         sums.go.add_permits(10_000);
         let line = Arc::new(Coalescer::new(sums.clone(), Bounds { calls: 7, bytes: 100 }));
-        let told: Vec<(u8, Told)> = (0..2000u64)
+        let answers: Vec<(u8, Answer)> = (0..2000u64)
             .map(|n| {
                 let to = (n * n % 13) as u8;
                 (to, spawn(&line, add(to, 1)))
             })
             .collect();
         let (mut got, mut expected): (HashMap<u8, Vec<u64>>, HashMap<u8, Vec<u64>>) = Default::default();
-        for (to, t) in told {
+        for (to, t) in answers {
             got.entry(to).or_default().push(t.await.unwrap().unwrap());
             let twin = expected.entry(to).or_default();
             twin.push(twin.len() as u64 + 1);

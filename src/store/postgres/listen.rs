@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 /// Maximum length of a channel name, in bytes.
-const LONGEST: usize = 63;
+const MAX_CHANNEL: usize = 63;
 const PREFIX: &str = "prover_worker_";
 /// How long a connection may be silent before it is checked.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -21,7 +21,7 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fr
 
 /// Returns the channel of a queue: with the queue's name, or a hash of it where the name would not fit.
 pub(super) fn channel(queue: &str) -> String {
-    if PREFIX.len() + queue.len() <= LONGEST && !queue.contains('\0') {
+    if PREFIX.len() + queue.len() <= MAX_CHANNEL && !queue.contains('\0') {
         return format!("{PREFIX}{queue}");
     }
     let hash = crate::model::ContentHash::of(queue.as_bytes());
@@ -121,7 +121,7 @@ async fn listen_once(
 }
 
 async fn bounded<T>(answer: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
-    timeout(ANSWER_TIMEOUT, answer).await.unwrap_or_else(|_| Err(super::pool::late("no answer", ANSWER_TIMEOUT)))
+    timeout(ANSWER_TIMEOUT, answer).await.unwrap_or_else(|_| Err(super::pool::timed_out("no answer", ANSWER_TIMEOUT)))
 }
 
 #[cfg(test)]
@@ -132,7 +132,7 @@ mod tests {
     fn a_channel_has_the_queues_name_if_that_fits() {
         assert_eq!(channel("prove"), "prover_worker_prove");
         let (a, b) = (channel(&"x".repeat(60)), channel(&"x".repeat(61)));
-        assert!(a.len() <= LONGEST && b.len() <= LONGEST && a != b, "{a} {b}");
-        assert_eq!(channel(&"x".repeat(49)).len(), LONGEST);
+        assert!(a.len() <= MAX_CHANNEL && b.len() <= MAX_CHANNEL && a != b, "{a} {b}");
+        assert_eq!(channel(&"x".repeat(49)).len(), MAX_CHANNEL);
     }
 }

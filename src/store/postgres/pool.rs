@@ -15,8 +15,8 @@ use tokio::time::timeout;
 
 /// How long a new connection may take, including TLS and authentication.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long to wait for a free slot.
-const TAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait for one of the connections that may be open.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an idle connection may take to answer a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection that was used more recently than this is not pinged.
@@ -39,26 +39,26 @@ const SESSION: &str = "SET statement_timeout = '10s'; SET lock_timeout = '1s'; \
 pub(super) struct Pool {
     options: PgConnectOptions,
     idle: Mutex<Vec<Idle>>,
-    places: Semaphore,
+    permits: Semaphore,
 }
 
 struct Idle {
     connection: PgConnection,
-    born: Instant,
+    opened: Instant,
     since: Instant,
 }
 
 /// A connection in use. Dropping it closes it.
-pub(super) struct Taken<'a> {
+pub(super) struct PooledConnection<'a> {
     pub(super) connection: PgConnection,
-    born: Instant,
+    opened: Instant,
     pool: &'a Pool,
-    _place: SemaphorePermit<'a>,
+    _permit: SemaphorePermit<'a>,
 }
 
 impl Pool {
     pub(super) fn new(options: PgConnectOptions, size: usize) -> Self {
-        Self { options, idle: Mutex::new(Vec::new()), places: Semaphore::new(size) }
+        Self { options, idle: Mutex::new(Vec::new()), permits: Semaphore::new(size) }
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
@@ -66,35 +66,35 @@ impl Pool {
     }
 
     /// Returns a connection that is ready for use, within about twelve seconds.
-    pub(super) async fn take(&self) -> Result<Taken<'_>, sqlx::Error> {
-        let place = match timeout(TAKE_TIMEOUT, self.places.acquire()).await {
-            Ok(place) => place.map_err(|_| sqlx::Error::PoolClosed)?,
+    pub(super) async fn acquire(&self) -> Result<PooledConnection<'_>, sqlx::Error> {
+        let permit = match timeout(ACQUIRE_TIMEOUT, self.permits.acquire()).await {
+            Ok(permit) => permit.map_err(|_| sqlx::Error::PoolClosed)?,
             Err(_) => return Err(sqlx::Error::PoolTimedOut),
         };
         let now = Instant::now();
-        let found = self.idle().pop();
-        if let Some(Idle { mut connection, born, since }) = found
-            && now.duration_since(born) < MAX_AGE
+        let idle = self.idle().pop();
+        if let Some(Idle { mut connection, opened, since }) = idle
+            && now.duration_since(opened) < MAX_AGE
         {
             let fresh = now.duration_since(since) < PING_AFTER;
             if fresh || matches!(timeout(PING_TIMEOUT, connection.ping()).await, Ok(Ok(()))) {
-                return Ok(Taken { connection, born, pool: self, _place: place });
+                return Ok(PooledConnection { connection, opened, pool: self, _permit: permit });
             }
             // The other connections have been idle for longer.
-            self.forget_idle();
+            self.close_idle();
         }
         let connection = connect(&self.options).await?;
-        Ok(Taken { connection, born: now, pool: self, _place: place })
+        Ok(PooledConnection { connection, opened: now, pool: self, _permit: permit })
     }
 
     /// Closes idle connections, because they probably broke together with another one.
-    pub(super) fn forget_idle(&self) {
+    pub(super) fn close_idle(&self) {
         self.idle().clear();
     }
 
     /// Closes the pool. Connections in use are closed by their users.
     pub(super) async fn close(&self) {
-        self.places.close();
+        self.permits.close();
         let idle = std::mem::take(&mut *self.idle());
         for i in idle {
             let _ = timeout(PING_TIMEOUT, i.connection.close()).await;
@@ -102,11 +102,11 @@ impl Pool {
     }
 }
 
-impl Taken<'_> {
+impl PooledConnection<'_> {
     /// Returns the connection to the pool, after its answer was read to its end.
-    pub(super) fn give_back(self) {
-        if !self.pool.places.is_closed() {
-            self.pool.idle().push(Idle { connection: self.connection, born: self.born, since: Instant::now() });
+    pub(super) fn put_back(self) {
+        if !self.pool.permits.is_closed() {
+            self.pool.idle().push(Idle { connection: self.connection, opened: self.opened, since: Instant::now() });
         }
     }
 }
@@ -118,11 +118,11 @@ pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, 
         sqlx::raw_sql(SESSION).execute(&mut connection).await?;
         Ok(connection)
     });
-    made.await.unwrap_or_else(|_| Err(late("no connection", CONNECT_TIMEOUT)))
+    made.await.unwrap_or_else(|_| Err(timed_out("no connection", CONNECT_TIMEOUT)))
 }
 
 /// The error for something that did not arrive within `limit`.
-pub(super) fn late(what: &str, limit: Duration) -> sqlx::Error {
+pub(super) fn timed_out(what: &str, limit: Duration) -> sqlx::Error {
     let what = format!("{what} within {} s", limit.as_secs());
     sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, what))
 }

@@ -178,7 +178,7 @@ pub(super) const SUBMIT: &str = concat!(
     " + q.start_within FROM q JOIN c ON c.name = q.circuit ORDER BY q.ord ON CONFLICT DO NOTHING RETURNING *), ",
     "kept AS (INSERT INTO job_inputs (job, input, key) ",
     "SELECT q.id, q.input, q.input_key FROM q JOIN made ON made.id = q.id) ",
-    "SELECT ord, CASE WHEN $2::text IS NOT NULL THEN pg_notify($2::text, '')::text END AS told, ",
+    "SELECT ord, CASE WHEN $2::text IS NOT NULL THEN pg_notify($2::text, '')::text END AS notified, ",
     job_columns!(),
     " FROM made JOIN (SELECT q.id AS q_id, q.ord FROM q) q ON q_id = id"
 );
@@ -202,7 +202,7 @@ pub(super) const SAME_JOBS: &str = concat!(
 );
 /// A submit that replaces a rejected job with its id: everything but the id is that of the new job. $1 is the queue, $2
 /// the channel or null.
-pub(super) const TAKE_PLACE: &str = concat!(
+pub(super) const REPLACE_REJECTED: &str = concat!(
     clock!(),
     // As in a submit.
     ", c AS MATERIALIZED (SELECT name, zkey, wasm FROM circuits WHERE name = $4 FOR KEY SHARE), ",
@@ -218,7 +218,7 @@ pub(super) const TAKE_PLACE: &str = concat!(
     rejected!(),
     " RETURNING jobs.*), ",
     "kept AS (INSERT INTO job_inputs (job, input, key) SELECT id, $9, $10 FROM made) ",
-    "SELECT CASE WHEN $2::text IS NOT NULL THEN pg_notify($2::text, '')::text END AS told, ",
+    "SELECT CASE WHEN $2::text IS NOT NULL THEN pg_notify($2::text, '')::text END AS notified, ",
     job_columns!(),
     " FROM made"
 );
@@ -377,7 +377,7 @@ pub(super) const FAIL: &str = concat!(
     " + $9::bigint END, stage = NULL, lease_expires_at = NULL ",
     held!("$12"),
     " RETURNING state, cancel_requested) SELECT cancel_requested, ",
-    "CASE WHEN state = 'queued' AND $10::text IS NOT NULL THEN pg_notify($10::text, '')::text END AS told FROM f ",
+    "CASE WHEN state = 'queued' AND $10::text IS NOT NULL THEN pg_notify($10::text, '')::text END AS notified FROM f ",
     "UNION ALL SELECT cancel_requested AND state = 'cancelled', NULL FROM jobs WHERE $11::boolean AND id = $1::text::uuid AND seq + 0 = $12 ",
     "AND history @> ",
     "jsonb_build_array(jsonb_build_object('attempt', $2::bigint, ",
@@ -395,7 +395,7 @@ pub(super) const RELEASE: &str = concat!(
     " END, progress = CASE WHEN cancel_requested THEN progress ELSE 0 END, stage = NULL, lease_expires_at = NULL ",
     held!("$5"),
     " RETURNING state, cancel_requested) SELECT cancel_requested, ",
-    "CASE WHEN state = 'queued' AND $3::text IS NOT NULL THEN pg_notify($3::text, '')::text END AS told FROM r ",
+    "CASE WHEN state = 'queued' AND $3::text IS NOT NULL THEN pg_notify($3::text, '')::text END AS notified FROM r ",
     "UNION ALL SELECT cancel_requested, NULL FROM jobs WHERE $4::boolean AND id = $1::text::uuid AND attempt = $2 ",
     "AND seq + 0 = $5 AND (state = 'queued' OR (state = 'cancelled' AND cancel_requested)) ",
     "AND NOT history @> jsonb_build_array(jsonb_build_object('attempt', $2::bigint))"
@@ -421,18 +421,18 @@ pub(super) const CANCEL: &str = concat!(
 );
 
 /// As in a submit: the circuit cannot be removed until the job is queued again.
-pub(super) const HOLD_CIRCUIT: &str = "SELECT c.name FROM jobs j JOIN circuits c ON c.name = j.circuit \
+pub(super) const LOCK_CIRCUIT: &str = "SELECT c.name FROM jobs j JOIN circuits c ON c.name = j.circuit \
                                        WHERE j.id = $1::text::uuid FOR KEY SHARE OF c";
 /// `gone`: the content it is to be proved with is no longer registered under any name.
 pub(super) const REQUEUEABLE: &str = "SELECT state, circuit, body, zkey = decode(repeat('00', 32), 'hex') \
-                                      AND NOT EXISTS (SELECT FROM circuits c WHERE c.name = circuit) AS adrift, \
+                                      AND NOT EXISTS (SELECT FROM circuits c WHERE c.name = circuit) AS unregistered, \
                                       zkey <> decode(repeat('00', 32), 'hex') \
                                       AND (NOT EXISTS (SELECT FROM circuits c WHERE c.zkey = jobs.zkey) \
                                       OR (wasm IS NOT NULL \
                                       AND NOT EXISTS (SELECT FROM circuits c WHERE c.wasm = jobs.wasm))) AS gone \
                                       FROM jobs WHERE id = $1::text::uuid FOR UPDATE";
 /// Locked, so that no sweep deletes it.
-pub(super) const HOLD_INPUT: &str = "SELECT key FROM job_inputs WHERE job = $1::text::uuid FOR UPDATE";
+pub(super) const LOCK_INPUT: &str = "SELECT key FROM job_inputs WHERE job = $1::text::uuid FOR UPDATE";
 /// A job that was rejected before it had a circuit uses what is registered under the name now. $2 is how long it may
 /// wait, $3 the hash that identifies its repeats.
 pub(super) const REQUEUE: &str = concat!(
@@ -466,7 +466,7 @@ pub(super) const PAUSED: &str = "SELECT scope, name, since FROM pauses WHERE sco
                                  ORDER BY scope DESC, name";
 /// Queues with unfinished jobs of a circuit.
 pub(super) const QUEUES_OF: &str = "SELECT DISTINCT queue FROM jobs WHERE circuit = $1 AND finished_at IS NULL";
-pub(super) const TELL: &str = "SELECT pg_notify(channel, '')::text AS told FROM unnest($1::text[]) AS channel";
+pub(super) const NOTIFY: &str = "SELECT pg_notify(channel, '')::text AS notified FROM unnest($1::text[]) AS channel";
 
 /// In three parts: queued jobs while no circuit is paused; while one is, the jobs of each other circuit, so that paused
 /// jobs need not be read through; and jobs whose lease has lapsed, of which those that are to be cancelled are due
@@ -578,12 +578,15 @@ pub(super) const ENDED: &str = "SELECT state, count(*) AS n FROM (SELECT state F
                                 AND state IN ('done', 'failed', 'cancelled') ORDER BY finished_at DESC LIMIT $2) AS j \
                                 GROUP BY state";
 /// Counts each up to $2.
-pub(super) const PUT_ASIDE: &str = "SELECT 'failed' AS state, count(*) AS n FROM (SELECT FROM jobs WHERE queue = $1 \
-                                    AND state = 'failed' LIMIT $2) AS f UNION ALL SELECT 'cancelled', count(*) \
-                                    FROM (SELECT FROM jobs WHERE queue = $1 AND state = 'cancelled' LIMIT $2) AS c";
+pub(super) const FAILED_AND_CANCELLED: &str = concat!(
+    "SELECT 'failed' AS state, count(*) AS n ",
+    "FROM (SELECT FROM jobs WHERE queue = $1 AND state = 'failed' LIMIT $2) AS f ",
+    "UNION ALL SELECT 'cancelled', count(*) ",
+    "FROM (SELECT FROM jobs WHERE queue = $1 AND state = 'cancelled' LIMIT $2) AS c"
+);
 /// Returns a statement whose plan has, in its first line, the number of rows that the server expects. `queue` must be a
 /// literal quoted by the server.
-pub(super) fn expected(queue: &str, state: &'static str) -> String {
+pub(super) fn estimate(queue: &str, state: &'static str) -> String {
     format!("EXPLAIN SELECT FROM jobs WHERE queue = {queue} AND state = '{state}'")
 }
 pub(super) const INPUTS_HELD: &str = "SELECT key, count(*) AS n FROM job_inputs GROUP BY key ORDER BY key";
@@ -605,7 +608,7 @@ pub(super) fn watched() -> Vec<(&'static str, String)> {
         ("purgeable", PURGEABLE),
         ("purge", PURGE),
         ("ended", ENDED),
-        ("put aside", PUT_ASIDE),
+        ("put aside", FAILED_AND_CANCELLED),
         ("unfinished", UNFINISHED),
         ("still unfinished", STILL_UNFINISHED),
         ("content in use", CONTENT_IN_USE),

@@ -21,56 +21,45 @@
 //! **Location.** The file must be on a local disk: the log's index is shared memory, which network file systems do not
 //! provide.
 
+mod file;
+mod migrate;
 mod statements;
+mod transactions;
+mod watch;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::query::Query;
 use sqlx::sqlite::{
-    SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
-    SqliteRow, SqliteSynchronous,
+    SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
+    SqliteSynchronous,
 };
 use sqlx::{ConnectOptions, Connection, Row, Sqlite};
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
-use super::load::Known;
-use super::room;
-use super::rows::{self, Columns, Repeat, corrupt};
-use super::words::{met_a_lock, plainly};
+use self::migrate::migrate;
+use self::watch::Watch;
+use super::disk;
+use super::error::Cause;
+use super::load::LoadCache;
+use super::rows::{self, Columns, corrupt};
 use super::{
     Cancelled, Claim, Counts, Due, FormerCircuit, Held, Input, JobFilter, Load, Purge, Replacement, Requeued, Retry,
     Scope, Store, StoreError, StoreSettings, Submitted, Swept,
 };
 use crate::model::{
     Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Stage,
-    WorkerId, io_reason, locked,
+    WorkerId,
 };
-
-/// Migrations in order: the first takes the schema from version 0 to 1, and so on. Never edit one that was released.
-const MIGRATIONS: [&str; 4] = [
-    include_str!("../../../migrations/sqlite/0001_jobs.sql"),
-    include_str!("../../../migrations/sqlite/0002_fleet.sql"),
-    include_str!("../../../migrations/sqlite/0003_waiting.sql"),
-    include_str!("../../../migrations/sqlite/0004_former_circuits.sql"),
-];
-
-/// Marks a file as ours ("PrvW"), so that another program's database is not mistaken for an empty one.
-const APPLICATION_ID: i64 = 0x5072_7657;
 
 /// How long SQLite waits for another process's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many times a change that still meets a lock is tried.
-const BUSY_TRIES: u32 = 4;
-/// How long a checkpoint waits for readers; short, since writers wait for the checkpoint.
-const CHECKPOINT_TIMEOUT: Duration = Duration::from_millis(50);
-/// Minimum time between two truncations of the log.
-const TIDY_EVERY: Duration = Duration::from_secs(10);
-/// Interval at which a wait for changes polls.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How many times a change is tried that still meets a lock, or that others come in between.
+const TRIES: u32 = 4;
 /// Number of connections for reading.
 const READERS: u32 = 4;
 
@@ -112,18 +101,8 @@ pub struct SqliteStore {
     seen: std::sync::Mutex<Option<(i64, i64)>>,
     settings: StoreSettings,
     /// Whether a job ended since the log was last truncated.
-    ended: AtomicBool,
-    load: Known,
-}
-
-/// The connection that only polls and tidies up. All other writes, also those of this process, change the data version
-/// that it sees.
-struct Watch {
-    options: SqliteConnectOptions,
-    connection: Option<SqliteConnection>,
-    /// Incremented with every new connection, because data versions of different connections are not comparable.
-    epoch: i64,
-    tidied: Instant,
+    job_ended: AtomicBool,
+    load: LoadCache,
 }
 
 impl std::fmt::Debug for SqliteStore {
@@ -140,7 +119,7 @@ impl SqliteStore {
     /// [`StoreError::Open`] if the file cannot be created or is another program's database,
     /// [`StoreError::NewerSchema`], [`StoreError::Database`].
     pub async fn open(path: &Path, settings: StoreSettings) -> Result<Self, StoreError> {
-        create_private(path).map_err(|e| cannot_open(path, io_reason(&e)))?;
+        file::create_private(path).map_err(|e| cannot_open(path, e))?;
         Self::connect(path, settings).await
     }
 
@@ -160,7 +139,7 @@ impl SqliteStore {
         // done.
         let first = base.clone().journal_mode(SqliteJournalMode::Wal);
         let connection = retry_busy(|| async { Ok(first.connect().await?) }).await.map_err(|e| match e {
-            StoreError::Database(e) => cannot_open(path, plainly(&e)),
+            StoreError::Database(e) => cannot_open(path, e),
             e => e,
         })?;
         migrate(connection, path, &settings.queue).await?;
@@ -171,23 +150,17 @@ impl SqliteStore {
                 |connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }),
             )
         };
-        let watch = Watch {
-            options: base.clone().busy_timeout(CHECKPOINT_TIMEOUT),
-            connection: None,
-            epoch: 0,
-            tidied: Instant::now(),
-        };
         Ok(Self {
             path: path.to_owned(),
-            file: identity(path).map_err(|e| cannot_open(path, io_reason(&e)))?,
+            file: file::identity(path).map_err(|e| cannot_open(path, e))?,
             writer: pool().max_connections(1).connect_lazy_with(base.clone()),
-            reader: pool().max_connections(READERS).connect_lazy_with(base.pragma("query_only", "ON")),
-            watch: Mutex::new(watch),
+            reader: pool().max_connections(READERS).connect_lazy_with(base.clone().pragma("query_only", "ON")),
+            watch: Mutex::new(Watch::new(base)),
             seen: std::sync::Mutex::default(),
             settings,
             // Another process may have died before truncating the log.
-            ended: AtomicBool::new(true),
-            load: Known::default(),
+            job_ended: AtomicBool::new(true),
+            load: LoadCache::default(),
         })
     }
 
@@ -199,42 +172,8 @@ impl SqliteStore {
     /// Closes the connections. The last process to do so leaves no log behind.
     pub async fn close(&self) {
         self.reader.close().await;
-        let watching = self.watch.lock().await.connection.take();
-        if let Some(c) = watching {
-            let _ = c.close().await;
-        }
+        self.watch.lock().await.close().await;
         self.writer.close().await;
-    }
-
-    /// Moves the log into the file and truncates it, so that it holds no input of an ended job. Returns whether that
-    /// succeeded; it does not while another process reads.
-    ///
-    /// # Errors
-    /// [`StoreError::Database`].
-    pub async fn tidy(&self) -> Result<bool, StoreError> {
-        let mut watch = self.watch.lock().await;
-        self.truncate_log(&mut watch).await
-    }
-
-    async fn tidy_now_and_then(&self, watch: &mut Watch) -> Result<(), StoreError> {
-        if self.ended.load(Ordering::Acquire) && watch.tidied.elapsed() >= TIDY_EVERY {
-            self.truncate_log(watch).await?;
-        }
-        Ok(())
-    }
-
-    async fn truncate_log(&self, watch: &mut Watch) -> Result<bool, StoreError> {
-        watch.tidied = Instant::now();
-        self.ended.store(false, Ordering::Release);
-        let row = watch.row("PRAGMA wal_checkpoint(TRUNCATE)").await;
-        let through = row.and_then(|r| Ok(r.int("busy")? == Some(0)));
-        if !matches!(through, Ok(true)) {
-            self.ended.store(true, Ordering::Release);
-        }
-        match through {
-            Err(StoreError::Database(e)) if met_a_lock(&e) => Ok(false),
-            other => other,
-        }
     }
 
     /// Runs a statement that changes and returns at most one row, to its end.
@@ -251,7 +190,7 @@ impl SqliteStore {
     async fn ending(&self, make: impl Fn() -> Statement + Send + Sync) -> Result<Held, StoreError> {
         let held = self.guarded(make).await?;
         if held != Held::Lost {
-            self.ended.store(true, Ordering::Release);
+            self.note_end();
         }
         Ok(held)
     }
@@ -261,10 +200,10 @@ impl SqliteStore {
     }
 
     /// Runs a statement that changes and returns several rows, and that may end jobs.
-    async fn end_many(&self, make: impl Fn() -> Statement + Send + Sync) -> Result<Vec<SqliteRow>, StoreError> {
+    async fn change_many(&self, make: impl Fn() -> Statement + Send + Sync) -> Result<Vec<SqliteRow>, StoreError> {
         let rows = retry_busy(|| async { Ok(make().fetch_all(&self.writer).await?) }).await?;
         if !rows.is_empty() {
-            self.ended.store(true, Ordering::Release);
+            self.note_end();
         }
         Ok(rows)
     }
@@ -273,155 +212,19 @@ impl SqliteStore {
         self.settings.queue.clone()
     }
 
-    async fn look_at_load(&self, at_most: Option<u64>) -> Result<Load, StoreError> {
-        let at_most = at_most.map_or(-1, |n| i64::try_from(n).unwrap_or(i64::MAX));
-        rows::load(&sqlx::query(statements::LOAD).bind(self.queue()).bind(at_most).fetch_one(&self.reader).await?)
-    }
-
     /// Fails if the file was removed or replaced. Open connections would continue to use the old file, and what is
     /// written to it would be lost with the process.
-    fn still_there(&self) -> Result<(), StoreError> {
-        match identity(&self.path) {
+    fn check_file(&self) -> Result<(), StoreError> {
+        match file::identity(&self.path) {
             Ok(now) if now == self.file => Ok(()),
             Ok(_) => Err(cannot_open(&self.path, "the file was replaced after it was opened")),
-            Err(e) => Err(cannot_open(&self.path, io_reason(&e))),
+            Err(e) => Err(cannot_open(&self.path, e)),
         }
     }
 
-    /// Returns the job that was stored before under this id or key, if any.
-    async fn same(&self, connection: &mut SqliteConnection, new: &NewJob) -> Result<Option<Repeat>, StoreError> {
-        let same = sqlx::query(statements::SAME_JOB)
-            .bind(id(new.id))
-            .bind(self.queue())
-            .bind(new.idempotency_key.clone())
-            .fetch_optional(connection)
-            .await?;
-        same.map(|row| rows::repeat(&row, new)).transpose()
-    }
-
-    async fn submit_once(&self, new: &NewJob, input: Input<'_>) -> Result<Submitted, StoreError> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        match self.same(&mut tx, new).await? {
-            None => {}
-            Some(Repeat::Same(job)) => return Ok(Submitted::Existing(job)),
-            Some(Repeat::Rejected { .. }) => forget_rejected(&mut tx, new.id).await?,
-        }
-        let inserted = sqlx::query(statements::INSERT_JOB)
-            .bind(id(new.id))
-            .bind(self.queue())
-            .bind(new.circuit.as_str())
-            .bind(new.body.0.to_vec())
-            .bind(new.idempotency_key.clone())
-            .bind(i64::from(new.priority.0))
-            .bind(new.start_within.map(rows::millis))
-            .fetch_optional(&mut *tx)
-            .await?;
-        let Some(row) = inserted else {
-            return Err(StoreError::UnknownCircuit(new.circuit.clone()));
-        };
-        let job = rows::job(&row)?;
-        insert_input(&mut tx, rows::number(&row, "seq")?, input).await?;
-        tx.commit().await?;
-        Ok(Submitted::Created(job))
-    }
-
-    async fn reject_once(&self, new: &NewJob, error: &JobError) -> Result<Submitted, StoreError> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        match self.same(&mut tx, new).await? {
-            None => {}
-            Some(Repeat::Same(job) | Repeat::Rejected { job, same_body: true }) => {
-                return Ok(Submitted::Existing(job));
-            }
-            Some(Repeat::Rejected { same_body: false, .. }) => forget_rejected(&mut tx, new.id).await?,
-        }
-        let row = sqlx::query(statements::INSERT_FAILED)
-            .bind(id(new.id))
-            .bind(self.queue())
-            .bind(new.circuit.as_str())
-            .bind(new.body.0.to_vec())
-            .bind(new.idempotency_key.clone())
-            .bind(i64::from(new.priority.0))
-            .bind(error.class.as_str())
-            .bind(error.message.clone())
-            .fetch_one(&mut *tx)
-            .await?;
-        let job = rows::job(&row)?;
-        tx.commit().await?;
-        Ok(Submitted::Created(job))
-    }
-
-    async fn requeue_once(
-        &self,
-        job: JobId,
-        input: Option<Replacement<'_>>,
-        start_within: Option<Duration>,
-    ) -> Result<Requeued, StoreError> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        let Some(row) = sqlx::query(statements::REQUEUEABLE).bind(id(job)).fetch_optional(&mut *tx).await? else {
-            return Ok(Requeued::Unknown);
-        };
-        let state = rows::state(&row)?;
-        if !matches!(state, JobState::Failed | JobState::Cancelled) {
-            return Ok(Requeued::Not(state));
-        }
-        let held = row.flag("held")?.unwrap_or_default();
-        if input.is_none() && !held {
-            return Ok(Requeued::InputGone);
-        }
-        if row.flag("adrift")?.unwrap_or_default() {
-            return Err(StoreError::UnknownCircuit(rows::circuit_name(&row)?));
-        }
-        // A stored input keeps the content, too.
-        if !held && row.flag("gone")?.unwrap_or_default() {
-            return Ok(Requeued::CircuitGone(rows::circuit_name(&row)?));
-        }
-        let seq: i64 = rows::number(&row, "seq")?;
-        let body = rows::body_of_requeued(&row, job, input.map(|i| i.body))?;
-        let requeue =
-            sqlx::query(statements::REQUEUE).bind(seq).bind(start_within.map(rows::millis)).bind(body.0.to_vec());
-        let queued = rows::job(&requeue.fetch_one(&mut *tx).await?)?;
-        match input {
-            Some(other) => insert_input(&mut tx, seq, other.input).await?,
-            None => {
-                sqlx::query(statements::KEEP_INPUT).bind(seq).execute(&mut *tx).await?;
-            }
-        }
-        tx.commit().await?;
-        if input.is_some() && held {
-            // The log still holds the input that was replaced.
-            self.ended.store(true, Ordering::Release);
-        }
-        Ok(Requeued::Yes(Box::new(queued)))
-    }
-
-    async fn remove_circuit_once(&self, name: &CircuitName) -> Result<bool, StoreError> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        let row = sqlx::query(statements::UNFINISHED).bind(name.as_str()).fetch_one(&mut *tx).await?;
-        let unfinished: u64 = rows::number(&row, "n")?;
-        let removed =
-            sqlx::query(statements::REMOVE_CIRCUIT).bind(name.as_str()).execute(&mut *tx).await?.rows_affected() > 0;
-        if removed && unfinished > 0 {
-            tx.rollback().await?;
-            return Err(StoreError::InUse { name: name.clone(), unfinished });
-        }
-        tx.commit().await?;
-        Ok(removed)
-    }
-}
-
-impl Watch {
-    /// Returns the single row of a statement; after a failure, the next call opens a new connection.
-    async fn row(&mut self, sql: &'static str) -> Result<SqliteRow, StoreError> {
-        let mut connection = match self.connection.take() {
-            Some(c) => c,
-            None => {
-                self.epoch += 1;
-                self.options.connect().await?
-            }
-        };
-        let row = sqlx::query(sql).fetch_one(&mut connection).await?;
-        self.connection = Some(connection);
-        Ok(row)
+    async fn query_load(&self, at_most: Option<u64>) -> Result<Load, StoreError> {
+        let at_most = at_most.map_or(-1, |n| i64::try_from(n).unwrap_or(i64::MAX));
+        rows::load(&sqlx::query(statements::LOAD).bind(self.queue()).bind(at_most).fetch_one(&self.reader).await?)
     }
 }
 
@@ -472,12 +275,12 @@ impl Store for SqliteStore {
     }
 
     async fn submit(&self, new: &NewJob, input: Input<'_>) -> Result<Submitted, StoreError> {
-        self.still_there()?;
+        self.check_file()?;
         retry_busy(|| self.submit_once(new, input)).await
     }
 
     async fn reject(&self, new: &NewJob, error: &JobError) -> Result<Submitted, StoreError> {
-        self.still_there()?;
+        self.check_file()?;
         retry_busy(|| self.reject_once(new, error)).await
     }
 
@@ -516,7 +319,7 @@ impl Store for SqliteStore {
             .await?;
         let Some(row) = row else {
             if self.change(|| sqlx::query(statements::CANCEL_LAPSED).bind(id(job))).await?.is_some() {
-                self.ended.store(true, Ordering::Release);
+                self.note_end();
             }
             return Ok(None);
         };
@@ -589,22 +392,26 @@ impl Store for SqliteStore {
         }
     }
 
-    async fn cancel(&self, job: JobId) -> Result<Cancelled, StoreError> {
-        self.still_there()?;
-        if let Some(row) = self.change(|| sqlx::query(statements::CANCEL).bind(id(job))).await? {
-            return Ok(if rows::state(&row)? == JobState::Running {
-                Cancelled::Requested
-            } else {
-                self.ended.store(true, Ordering::Release);
-                Cancelled::Now
-            });
+    async fn cancel(&self, job: JobId) -> Result<Option<Cancelled>, StoreError> {
+        self.check_file()?;
+        for _ in 0..TRIES {
+            if let Some(row) = self.change(|| sqlx::query(statements::CANCEL).bind(id(job))).await? {
+                return Ok(Some(if rows::state(&row)? == JobState::Running {
+                    Cancelled::Requested
+                } else {
+                    self.note_end();
+                    Cancelled::Now
+                }));
+            }
+            let row = sqlx::query(statements::JOB_STATE).bind(id(job)).fetch_optional(&self.writer).await?;
+            match row.as_ref().map(rows::state).transpose()? {
+                None => return Ok(None),
+                Some(state) if state.is_final() => return Ok(Some(Cancelled::TooLate(state))),
+                // The job was queued again, or submitted, in between.
+                Some(_) => {}
+            }
         }
-        // It had ended or did not exist: a job that exists now and has not ended was submitted only afterwards.
-        let row = sqlx::query(statements::JOB_STATE).bind(id(job)).fetch_optional(&self.writer).await?;
-        Ok(match row.as_ref().map(rows::state).transpose()? {
-            Some(state) if state.is_final() => Cancelled::TooLate(state),
-            _ => Cancelled::Unknown,
-        })
+        Err(StoreError::Contended(job))
     }
 
     async fn requeue(
@@ -613,12 +420,12 @@ impl Store for SqliteStore {
         input: Option<Replacement<'_>>,
         start_within: Option<Duration>,
     ) -> Result<Requeued, StoreError> {
-        self.still_there()?;
+        self.check_file()?;
         retry_busy(|| self.requeue_once(job, input, start_within)).await
     }
 
     async fn set_paused(&self, scope: &Scope, paused: bool) -> Result<bool, StoreError> {
-        self.still_there()?;
+        self.check_file()?;
         let sql = if paused { statements::PAUSE } else { statements::RESUME };
         let (what, name) = match scope {
             Scope::Queue => ("queue", self.queue()),
@@ -632,38 +439,21 @@ impl Store for SqliteStore {
     }
 
     async fn due(&self, limit: u32) -> Result<Vec<Due>, StoreError> {
-        self.tidy_now_and_then(&mut *self.watch.lock().await).await?;
+        self.truncate_log_if_due(&mut *self.watch.lock().await).await?;
         let rows = self.rows(sqlx::query(statements::DUE).bind(self.queue()).bind(i64::from(limit))).await?;
         rows.iter().map(rows::due).collect()
     }
 
     async fn changed(&self, at_most: Duration) -> Result<(), StoreError> {
-        let began = Instant::now();
-        // Concurrent callers wait from the same poll on, and each of them is notified of what came after it.
-        let before = *locked(&self.seen);
-        loop {
-            let now = {
-                let mut watch = self.watch.lock().await;
-                self.tidy_now_and_then(&mut watch).await?;
-                let version = rows::number(&watch.row("PRAGMA data_version").await?, "data_version")?;
-                let now = Some((watch.epoch, version));
-                *locked(&self.seen) = now;
-                now
-            };
-            let left = at_most.saturating_sub(began.elapsed());
-            if now != before || left.is_zero() {
-                return Ok(());
-            }
-            tokio::time::sleep(left.min(LOOK_EVERY)).await;
-        }
+        self.wait_for_change(at_most).await
     }
 
     async fn sweep(&self, limit: u32) -> Result<Swept, StoreError> {
         let limit = i64::from(limit);
         let keep = rows::keep_input(&self.settings, FailureClass::Timeout);
         let expired =
-            self.end_many(|| sqlx::query(statements::EXPIRE).bind(self.queue()).bind(limit).bind(keep)).await?;
-        let inputs = self.end_many(|| sqlx::query(statements::END_INPUTS).bind(limit)).await?.len() as u64;
+            self.change_many(|| sqlx::query(statements::EXPIRE).bind(self.queue()).bind(limit).bind(keep)).await?;
+        let inputs = self.change_many(|| sqlx::query(statements::END_INPUTS).bind(limit)).await?.len() as u64;
         Ok(Swept { expired: expired.iter().map(rows::job_id).collect::<Result<_, _>>()?, inputs })
     }
 
@@ -685,7 +475,7 @@ impl Store for SqliteStore {
         let states = serde_json::to_string(which.states).map_err(|e| corrupt("state", e))?;
         let older_than = rows::millis(which.older_than);
         let purge = || sqlx::query(statements::PURGE).bind(ids.clone()).bind(older_than).bind(states.clone());
-        self.end_many(purge).await?.iter().map(rows::job_id).collect()
+        self.change_many(purge).await?.iter().map(rows::job_id).collect()
     }
 
     async fn settle_circuit(&self, _: &CircuitName) -> Result<(), StoreError> {
@@ -694,7 +484,7 @@ impl Store for SqliteStore {
     }
 
     async fn load(&self) -> Result<Load, StoreError> {
-        self.load.load(|at_most| self.look_at_load(at_most)).await
+        self.load.load(|at_most| self.query_load(at_most)).await
     }
 
     async fn content_in_use(&self) -> Result<Vec<ContentHash>, StoreError> {
@@ -714,35 +504,21 @@ impl Store for SqliteStore {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        self.still_there()?;
+        self.check_file()?;
         sqlx::query("PRAGMA schema_version").fetch_one(&self.reader).await?;
         let folder = self.path.parent().unwrap_or(Path::new("")).to_owned();
         // A task that could not run says nothing about the disk.
-        let tried = tokio::task::spawn_blocking(move || room::takes_writes(&folder)).await;
+        let tried = tokio::task::spawn_blocking(move || disk::check_writable(&folder)).await;
         match tried {
-            Ok(Err(e)) => Err(StoreError::Unwritable { what: self.address(), why: io_reason(&e) }),
+            Ok(Err(e)) => Err(StoreError::Unwritable { what: self.address(), why: e.into() }),
             _ => Ok(()),
         }
     }
 }
 
-/// Stores an input, replacing one that may exist.
-async fn insert_input(connection: &mut SqliteConnection, seq: i64, input: Input<'_>) -> Result<(), StoreError> {
-    // Not persistent: a prepared statement keeps the values that were bound last.
-    sqlx::query(statements::INSERT_INPUT)
-        .bind(seq)
-        .bind(input.key)
-        .bind(input.bytes)
-        .persistent(false)
-        .execute(connection)
-        .await?;
-    Ok(())
-}
-
-/// Deletes a rejected job to make way for another with its id, in the transaction that stores the new one.
-async fn forget_rejected(connection: &mut SqliteConnection, job: JobId) -> Result<(), StoreError> {
-    sqlx::query(statements::FORGET_REJECTED).bind(id(job)).execute(connection).await?;
-    Ok(())
+/// The error for a file that cannot be used as a store.
+fn cannot_open(path: &Path, why: impl Into<Cause>) -> StoreError {
+    StoreError::Open { what: path.display().to_string(), why: why.into() }
 }
 
 fn id(job: JobId) -> Vec<u8> {
@@ -770,7 +546,7 @@ where
     let mut tries = 1;
     loop {
         match attempt().await {
-            Err(StoreError::Database(e)) if met_a_lock(&e) && tries < BUSY_TRIES => {
+            Err(e) if e.is_lock_timeout() && tries < TRIES => {
                 tokio::time::sleep(Duration::from_millis(20) * tries).await;
                 tries += 1;
             }
@@ -779,83 +555,12 @@ where
     }
 }
 
-fn cannot_open(path: &Path, why: impl ToString) -> StoreError {
-    StoreError::Open { what: path.display().to_string(), why: why.to_string() }
-}
-
-/// Device and inode number of a file: equal as long as it is the same file.
-#[cfg(unix)]
-fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(path).map(|m| (m.dev(), m.ino()))
-}
-
-#[cfg(not(unix))]
-fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
-    std::fs::metadata(path).map(|_| (0, 0))
-}
-
-/// Creates the file, accessible to its owner only, and the folders above it, unless they exist.
-fn create_private(path: &Path) -> std::io::Result<()> {
-    let mut folder = std::fs::DirBuilder::new();
-    folder.recursive(true);
-    let mut file = std::fs::OpenOptions::new();
-    file.write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-        folder.mode(0o700);
-        file.mode(0o600);
-    }
-    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-        folder.create(parent)?;
-    }
-    file.open(path)?;
-    Ok(())
-}
-
-/// Brings the schema up to date in one transaction, whichever process comes first. Jobs from before there were several
-/// queues continue in this queue.
-async fn migrate(mut connection: SqliteConnection, path: &Path, queue: &str) -> Result<(), StoreError> {
-    let latest = MIGRATIONS.len();
-    if schema_version(&mut connection, path).await? < latest {
-        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
-        let version = schema_version(&mut tx, path).await?;
-        for migration in MIGRATIONS.iter().skip(version) {
-            sqlx::raw_sql(*migration).execute(&mut *tx).await?;
-        }
-        if version == 1 {
-            sqlx::query("UPDATE jobs SET queue = ?1").bind(queue).execute(&mut *tx).await?;
-        }
-        let mark = format!("PRAGMA user_version = {latest}; PRAGMA application_id = {APPLICATION_ID};");
-        sqlx::raw_sql(sqlx::AssertSqlSafe(mark)).execute(&mut *tx).await?;
-        tx.commit().await?;
-    }
-    connection.close().await?;
-    Ok(())
-}
-
-/// Returns the version of the schema in the file: 0 for an empty one.
-async fn schema_version(connection: &mut SqliteConnection, path: &Path) -> Result<usize, StoreError> {
-    const WHOSE: &str = "SELECT (SELECT user_version FROM pragma_user_version) AS version, \
-                         (SELECT application_id FROM pragma_application_id) AS owner, \
-                         (SELECT count(*) FROM sqlite_schema) AS tables";
-    let row = sqlx::query(WHOSE).fetch_one(connection).await?;
-    let owner = row.int("owner")?;
-    let empty = row.int("tables")? == Some(0);
-    if !(owner == Some(APPLICATION_ID) || (empty && owner == Some(0))) {
-        return Err(cannot_open(path, "it is another program's database"));
-    }
-    let version: i64 = rows::number(&row, "version")?;
-    match usize::try_from(version) {
-        Ok(v) if v <= MIGRATIONS.len() => Ok(v),
-        _ => Err(StoreError::NewerSchema),
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::time::Instant;
+
+    use super::watch::TRUNCATE_EVERY;
     use super::*;
     use crate::model::Priority;
 
@@ -955,23 +660,23 @@ mod tests {
         store.submit(&new, input(b"input")).await.unwrap();
         let log = folder.path().join("jobs.db-wal");
         let size = || std::fs::metadata(&log).unwrap().len();
-        let long_ago = Instant::now().checked_sub(TIDY_EVERY).unwrap();
+        let long_ago = Instant::now().checked_sub(TRUNCATE_EVERY).unwrap();
 
         let mut reading = store.reader.begin().await.unwrap();
         sqlx::query(statements::COUNTS).bind("prove").fetch_all(&mut *reading).await.unwrap();
         store.cancel(new.id).await.unwrap();
-        assert!(!store.tidy().await.unwrap());
+        assert!(!store.truncate_log().await.unwrap());
         reading.rollback().await.unwrap();
         assert!(size() > 0);
 
         store.changed(Duration::ZERO).await.unwrap();
         assert!(size() > 0, "the last try was just now");
-        store.watch.lock().await.tidied = long_ago;
+        store.watch.lock().await.truncated = long_ago;
         store.changed(Duration::ZERO).await.unwrap();
         assert_eq!(size(), 0);
 
         store.submit(&NewJob { id: JobId::new(), ..new }, input(b"input")).await.unwrap();
-        store.watch.lock().await.tidied = long_ago;
+        store.watch.lock().await.truncated = long_ago;
         store.due(1).await.unwrap();
         assert!(size() > 0, "no job has ended since");
     }

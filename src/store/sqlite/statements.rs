@@ -269,7 +269,8 @@ pub(super) const CANCEL: &str = concat!(
 /// `gone`: the content it is to be proved with is no longer registered under any name.
 pub(super) const REQUEUEABLE: &str = "SELECT seq, state, circuit, body, \
                                      EXISTS (SELECT 1 FROM job_inputs WHERE job = jobs.seq) AS held, \
-                                     zkey = zeroblob(32) AND circuit NOT IN (SELECT name FROM circuits) AS adrift, \
+                                     zkey = zeroblob(32) \
+                                     AND circuit NOT IN (SELECT name FROM circuits) AS unregistered, \
                                      zkey <> zeroblob(32) AND (zkey NOT IN (SELECT c.zkey FROM circuits c) \
                                      OR (wasm IS NOT NULL AND wasm NOT IN \
                                      (SELECT c.wasm FROM circuits c WHERE c.wasm IS NOT NULL))) AS gone \
