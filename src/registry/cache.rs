@@ -8,10 +8,11 @@ use crate::model::locked;
 use tokio::sync::OnceCell;
 use tokio::task::JoinError;
 
-/// An error that can be given to every caller that waited for the same load.
-pub(super) trait Told: From<JoinError> + Send + Sync + 'static {
-    /// Returns an equivalent error for another caller.
-    fn again(&self) -> Self;
+/// An error of a load, for which several callers may wait.
+pub(super) trait LoadError: From<JoinError> + Send + Sync + 'static {
+    /// Returns the error for a caller that waited for the load of another one. It may be of another kind, so that what
+    /// is to be noted once for each load is not noted for each caller.
+    fn for_waiter(&self) -> Self;
 }
 
 /// Values by key. Each is loaded once, however many callers ask for it at the same time. The least recently used ones
@@ -50,7 +51,7 @@ impl<K, V, E> Cache<K, V, E>
 where
     K: Eq + Hash + Clone + Send + 'static,
     V: Send + Sync + ?Sized + 'static,
-    E: Told,
+    E: LoadError,
 {
     pub(super) fn new(limit: u64) -> Self {
         Self { inner: Arc::new(Mutex::new(Inner { limit, clock: 0, entries: HashMap::new() })) }
@@ -78,7 +79,7 @@ where
             let mut bytes = None;
             let load = async {
                 if let Some(failed) = cell.failed.get() {
-                    return Err(failed.again());
+                    return Err(failed.for_waiter());
                 }
                 match load.await {
                     Ok((value, size)) => {
@@ -86,7 +87,7 @@ where
                         Ok(value)
                     }
                     Err(e) => {
-                        let _ = cell.failed.set(e.again());
+                        let _ = cell.failed.set(e.for_waiter());
                         Err(e)
                     }
                 }
@@ -214,8 +215,8 @@ mod tests {
             Self
         }
     }
-    impl Told for Failed {
-        fn again(&self) -> Self {
+    impl LoadError for Failed {
+        fn for_waiter(&self) -> Self {
             Self
         }
     }
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_who_wait_for_a_load_that_fails_are_told_and_the_next_one_begins_anew() {
+    async fn all_who_wait_for_a_load_that_fails_get_the_error_and_the_next_one_begins_anew() {
         let cache = Cache::<u32, u32>::new(30);
         let loads = Arc::new(AtomicU32::new(0));
         let asks = (0..20).map(|_| {

@@ -24,7 +24,7 @@ use crate::model::{Circuit, CircuitContent, CircuitName, ContentHash, ProvingKey
 use crate::store::{Store, StoreError};
 use crate::telemetry;
 use crate::witness::{self, ModuleCache, WasmWitness, WitnessError};
-use cache::{Cache, Told};
+use cache::{Cache, LoadError};
 
 pub use host_memory::host_keys;
 
@@ -81,11 +81,11 @@ pub enum RegistryError {
     Cut(#[from] tokio::task::JoinError),
     /// A concurrent load of the same content, which this call waited for, failed for a reason outside the program.
     #[error("{0}")]
-    Elsewhere(String),
+    ConcurrentLoad(String),
 }
 
-impl Told for RegistryError {
-    fn again(&self) -> Self {
+impl LoadError for RegistryError {
+    fn for_waiter(&self) -> Self {
         match self {
             Self::Key(e) => Self::Key(e.clone()),
             Self::Witness(e) => Self::Witness(e.clone()),
@@ -99,7 +99,9 @@ impl Told for RegistryError {
             Self::Artifact(ArtifactError::Damaged { what, got }) => {
                 ArtifactError::Damaged { what: what.clone(), got: *got }.into()
             }
-            Self::Artifact(_) | Self::Store(_) | Self::Cut(_) | Self::Elsewhere(_) => Self::Elsewhere(self.to_string()),
+            Self::Artifact(_) | Self::Store(_) | Self::Cut(_) | Self::ConcurrentLoad(_) => {
+                Self::ConcurrentLoad(self.to_string())
+            }
         }
     }
 }

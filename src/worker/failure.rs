@@ -124,7 +124,7 @@ impl From<RegistryError> for Outcome {
                 Self::environment(e, Blame::Worker)
             }
             // Noted once, by the load that failed.
-            RegistryError::Elsewhere(_) => Self::failed(FailureClass::Transient, e),
+            RegistryError::ConcurrentLoad(_) => Self::failed(FailureClass::Transient, e),
         }
     }
 }
