@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use prover_worker::model::{Circuit, ContentHash, JobId, JobResult, NewJob, Priority, Stage, StageTimes, WorkerId};
-use prover_worker::queue::{MemoryQueue, Queue};
+use prover_worker::queue::{MemoryQueue, Precedence, Queue};
 use prover_worker::store::{Input, SqliteStore, Store, StoreSettings};
 use tokio::runtime::Runtime;
 
@@ -121,13 +121,13 @@ fn memory(c: &mut Criterion) {
         let queue = MemoryQueue::new();
         runtime.block_on(async {
             for _ in 0..depth {
-                queue.push(&[(JobId::new(), Priority(0))]).await.unwrap();
+                queue.push(&[(JobId::new(), Priority(0))], Precedence::New).await.unwrap();
             }
         });
         group.bench_function(format!("push and pop at depth {depth}"), |b| {
             b.iter(|| {
                 runtime.block_on(async {
-                    queue.push(&[(JobId::new(), Priority(0))]).await.unwrap();
+                    queue.push(&[(JobId::new(), Priority(0))], Precedence::New).await.unwrap();
                     queue.pop(1, Duration::ZERO).await.unwrap().remove(0)
                 })
             });

@@ -9,11 +9,10 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{Delivery, Offer, Queue, QueueError, SetAside};
+use super::{Delivery, Offer, Precedence, Queue, QueueError, SetAside};
 use crate::model::{JobId, Priority, locked};
 
-/// Ids in memory, ordered by priority; within a priority, ids that a worker had before come first, then the oldest. It
-/// never delivers messages.
+/// Ids in memory, ordered by priority, then by [`Precedence`], then by age. It never delivers messages.
 ///
 /// What is lost (at a restart, or because a [`Delivery`] was dropped without [`Queue::ack`]) stays lost here: the
 /// reconciler offers such jobs again from the store. So acknowledging does nothing, and nothing is delivered twice
@@ -30,15 +29,8 @@ pub struct MemoryQueue {
     capacity: usize,
 }
 
-/// By priority, highest first; then ids that come again before new ones, then in the order of pushes.
-type Rank = (Reverse<Priority>, Turn, u64);
-
-/// Whether a worker had the id before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Turn {
-    Again,
-    New,
-}
+/// By priority, highest first; then returning ids before new ones, then in the order of pushes.
+type Rank = (Reverse<Priority>, Precedence, u64);
 
 #[derive(Debug, Default)]
 struct Waiting {
@@ -54,15 +46,15 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn add(&mut self, id: JobId, priority: Priority, turn: Turn, capacity: usize) {
+    fn add(&mut self, id: JobId, priority: Priority, precedence: Precedence, capacity: usize) {
         if let Some(rank) = self.ids.get(&id) {
-            if turn >= rank.1 {
+            if precedence >= rank.1 {
                 return;
             }
             self.order.remove(rank);
         }
         self.pushes += 1;
-        let rank = (Reverse(priority), turn, self.pushes);
+        let rank = (Reverse(priority), precedence, self.pushes);
         self.ids.insert(id, rank);
         self.order.insert(rank, id);
         if self.order.len() > capacity
@@ -94,7 +86,7 @@ impl Waiting {
         {
             let (id, priority) = first.remove();
             self.due.remove(&id);
-            self.add(id, priority, Turn::Again, capacity);
+            self.add(id, priority, Precedence::Returning, capacity);
         }
     }
 }
@@ -150,8 +142,8 @@ impl MemoryQueue {
         }
     }
 
-    fn push_one(&self, id: JobId, priority: Priority, turn: Turn) {
-        self.lock().add(id, priority, turn, self.capacity);
+    fn push_one(&self, id: JobId, priority: Priority, precedence: Precedence) {
+        self.lock().add(id, priority, precedence, self.capacity);
         self.pushed.notify_one();
     }
 }
@@ -164,16 +156,9 @@ impl Default for MemoryQueue {
 
 #[async_trait]
 impl Queue for MemoryQueue {
-    async fn push(&self, ids: &[(JobId, Priority)]) -> Result<(), QueueError> {
+    async fn push(&self, ids: &[(JobId, Priority)], precedence: Precedence) -> Result<(), QueueError> {
         for (id, priority) in ids {
-            self.push_one(*id, *priority, Turn::New);
-        }
-        Ok(())
-    }
-
-    async fn push_again(&self, ids: &[(JobId, Priority)]) -> Result<(), QueueError> {
-        for (id, priority) in ids {
-            self.push_one(*id, *priority, Turn::Again);
+            self.push_one(*id, *priority, precedence);
         }
         Ok(())
     }
@@ -210,7 +195,7 @@ impl Queue for MemoryQueue {
 
     async fn put_back(&self, delivery: Delivery) -> Result<(), QueueError> {
         if let Offer::Job(id) = delivery.offer {
-            self.push_one(id, Priority(delivery.receipt.parse().unwrap_or(0)), Turn::Again);
+            self.push_one(id, Priority(delivery.receipt.parse().unwrap_or(0)), Precedence::Returning);
         }
         Ok(())
     }

@@ -89,33 +89,42 @@ impl EndNotice {
 }
 
 /// Errors of a queue.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum QueueError {
-    /// The queue cannot be reached.
+    /// The queue does not answer, or refuses the call.
     #[error("queue: {0}")]
     Unavailable(String),
-    /// The server is too old, or configured so that it would lose data.
+    /// The server does not permit the call to this program's user (Redis' error `NOPERM`).
+    #[error("queue: {0}")]
+    NotPermitted(String),
+    /// The server is too old, rejects this program's credentials, or cannot serve as a queue.
     #[error("the queue's server cannot be used: {0}")]
     Unfit(String),
+}
+
+/// Which ids come first among those of about the same priority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Precedence {
+    /// Ids that a worker had before: returned, or lost with it. They come before all new ones.
+    Returning,
+    /// Ids that no worker had.
+    New,
 }
 
 /// Job ids on their way to workers. The conformance suite in `tests/queue` runs against every implementation.
 #[async_trait]
 pub trait Queue: Send + Sync + 'static {
-    /// Offers ids. An id that is already waiting is not added twice and keeps its place; one that is held by a worker
-    /// may be added again.
-    async fn push(&self, ids: &[(JobId, Priority)]) -> Result<(), QueueError>;
-    /// Offers ids that a worker had before (returned, or lost with it): they come before all ids of their priority band
-    /// that no worker had, even if they are already waiting among those.
-    async fn push_again(&self, ids: &[(JobId, Priority)]) -> Result<(), QueueError>;
-    /// Offers an id again, like `push_again`, after `delay`. A later call for the same id replaces the delay.
+    /// Offers ids. An id that is already waiting is not added twice and keeps its place, unless it waits as new and is
+    /// now returning: then it moves forward. One that is held by a worker may be added again.
+    async fn push(&self, ids: &[(JobId, Priority)], precedence: Precedence) -> Result<(), QueueError>;
+    /// Offers a returning id after `delay`. A later call for the same id replaces the delay.
     async fn push_after(&self, id: JobId, priority: Priority, delay: Duration) -> Result<(), QueueError>;
     /// Returns up to `max` deliveries, best first; waits up to `wait` for the first. Dropping the future loses nothing:
     /// what it had taken is offered again.
     async fn pop(&self, max: usize, wait: Duration) -> Result<Vec<Delivery>, QueueError>;
     /// Acknowledges deliveries that have been processed (or that the store will offer again).
     async fn ack(&self, deliveries: &[Delivery]) -> Result<(), QueueError>;
-    /// Offers a delivery again at once, to any worker, before ids that no worker had.
+    /// Offers a delivery again at once, to any worker, as returning.
     async fn put_back(&self, delivery: Delivery) -> Result<(), QueueError>;
     /// Removes an unusable message from the queue and records why; at most the last 1,000 are remembered.
     async fn set_aside(&self, delivery: Delivery, why: &str) -> Result<(), QueueError>;
@@ -123,7 +132,7 @@ pub trait Queue: Send + Sync + 'static {
     async fn aside(&self, limit: usize) -> Result<Vec<SetAside>, QueueError>;
     /// Notifies listeners of these jobs' queues, on the same server, that the jobs have ended. Only a hint, since
     /// notices may be lost; the store is authoritative.
-    async fn tell_ended(&self, _: &[EndNotice]) -> Result<(), QueueError> {
+    async fn announce_ended(&self, _: &[EndNotice]) -> Result<(), QueueError> {
         Ok(())
     }
     /// Sets the database that the jobs belong to, by [`Store::identity`](crate::store::Store::identity). A shared queue

@@ -33,6 +33,7 @@ use crate::groth16::Proved;
 use crate::model::{
     FailedAttempt, FailureClass, Job, JobError, JobResult, JobState, Stage, StageTimes, StopReason, StopToken, Witness,
 };
+use crate::queue::Precedence;
 use crate::registry::ReadyCircuit;
 use crate::store::{Claim, Held, Retry, StoreError};
 use crate::telemetry;
@@ -399,7 +400,7 @@ async fn give_back(ctx: &Context, job: &Job, lease: Option<Hold>, stop: &StopTok
     counter!(telemetry::JOBS_RELEASED).increment(1);
     // So that other workers need not wait for their reconcilers.
     let (queue, offer) = (ctx.queue.clone(), [(job.id, job.priority)]);
-    let _ = briefly(async move { queue.push_again(&offer).await }).await;
+    let _ = briefly(async move { queue.push(&offer, Precedence::Returning).await }).await;
     tracing::info!(job = %job.id, "job handed back");
     None
 }

@@ -12,7 +12,7 @@ use super::outage::say;
 use super::service::{MAX_KEY, ServiceError, SubmitRequest, is_key, refuse};
 use super::{Context, request};
 use crate::model::{CircuitName, FailureClass, JobError, JobId, Priority};
-use crate::queue::{Delivery, EndNotice, Message, Offer};
+use crate::queue::{Delivery, EndNotice, Message, Offer, Precedence};
 use crate::store::{StoreError, Submitted};
 use crate::telemetry;
 
@@ -71,7 +71,7 @@ pub(super) async fn take(ctx: &Context, delivery: Delivery) {
     match fate {
         MessageFate::Recorded(id, priority) => {
             // If this fails, the reconciler offers the job.
-            let _ = ctx.queue.push(&[(id, priority)]).await;
+            let _ = ctx.queue.push(&[(id, priority)], Precedence::New).await;
             acknowledge(ctx, &[delivery]).await;
         }
         MessageFate::SetAside(why) => {

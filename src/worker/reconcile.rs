@@ -9,7 +9,7 @@ use metrics::{counter, gauge};
 
 use super::{Context, pauses, proof_files, retry};
 use crate::model::{FailureClass, JobState};
-use crate::queue::{Queue, QueueError};
+use crate::queue::{Precedence, Queue, QueueError};
 use crate::store::{Due, Load, Purge, Store, StoreError};
 use crate::telemetry;
 
@@ -107,8 +107,8 @@ async fn look(ctx: &Context, offered: &mut Option<Instant>) -> Result<(), StoreE
 /// Offers jobs, those that a worker had before first: otherwise they would wait behind all newer ones.
 async fn offer(queue: &dyn Queue, due: &[Due]) -> Result<(), QueueError> {
     let those = |again| due.iter().filter(move |d| d.again == again).map(|d| (d.id, d.priority)).collect::<Vec<_>>();
-    queue.push_again(&those(true)).await?;
-    queue.push(&those(false)).await
+    queue.push(&those(true), Precedence::Returning).await?;
+    queue.push(&those(false), Precedence::New).await
 }
 
 /// Fails overdue jobs and publishes the load of the queue, forever.

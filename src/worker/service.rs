@@ -13,7 +13,7 @@ use super::{Purged, briefly, proof_files};
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::formats::wtns;
 use crate::model::{Circuit, CircuitName, ContentHash, Job, JobError, JobId, JobResult, JobState, NewJob, Priority};
-use crate::queue::{EndNotice, Queue, SetAside};
+use crate::queue::{EndNotice, Precedence, Queue, SetAside};
 use crate::seal::{Keyring, SealError};
 use crate::store::{
     Cancelled, Counts, Input, JobFilter, Load, Purge, Replacement, Requeued, Scope, Store, StoreError, Submitted,
@@ -204,7 +204,7 @@ impl JobService {
     async fn offer(&self, job: &Job) {
         let Some(queue) = self.queue.clone().filter(|_| job.queue == self.store.queue_name()) else { return };
         let offered = [(job.id, job.priority)];
-        let pushed = briefly(async move { queue.push(&offered).await }).await;
+        let pushed = briefly(async move { queue.push(&offered, Precedence::New).await }).await;
         // The start and end of an outage are logged, not each job in between.
         let before = self.passed_over.swap(!matches!(pushed, Some(Ok(()))), Ordering::Relaxed);
         match pushed {
@@ -339,7 +339,7 @@ impl JobService {
     /// Announces through the queue that jobs have ended.
     pub(super) async fn tell_ended(&self, ended: Vec<EndNotice>) {
         let Some(queue) = self.queue.clone() else { return };
-        if let Some(Err(error)) = briefly(async move { queue.tell_ended(&ended).await }).await {
+        if let Some(Err(error)) = briefly(async move { queue.announce_ended(&ended).await }).await {
             tracing::debug!(%error, "the end of jobs could not be announced through the queue");
         }
     }

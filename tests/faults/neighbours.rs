@@ -12,7 +12,7 @@ use prover_worker::backend::Backend;
 use prover_worker::backend::cpu::CpuBackend;
 use prover_worker::config::Config;
 use prover_worker::model::{FailureClass, Job, JobError, JobId, JobResult, JobState, Priority, StageTimes, WorkerId};
-use prover_worker::queue::{Delivery, MemoryQueue, Queue, QueueError, SetAside};
+use prover_worker::queue::{Delivery, MemoryQueue, Precedence, Queue, QueueError, SetAside};
 use prover_worker::seal::Keyring;
 use prover_worker::store::{Retry, SqliteStore, Store, StoreSettings};
 use prover_worker::worker::{JobService, Rooms, ServiceOptions, SubmitRequest, Work, Worker, WorkerOptions};
@@ -129,11 +129,7 @@ struct Deaf {
 
 #[async_trait]
 impl Queue for Deaf {
-    async fn push(&self, _: &[(JobId, Priority)]) -> Result<(), QueueError> {
-        std::future::pending().await
-    }
-
-    async fn push_again(&self, _: &[(JobId, Priority)]) -> Result<(), QueueError> {
+    async fn push(&self, _: &[(JobId, Priority)], _: Precedence) -> Result<(), QueueError> {
         std::future::pending().await
     }
 

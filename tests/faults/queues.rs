@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use prover_worker::model::{JobId, Priority};
-use prover_worker::queue::{Delivery, MemoryQueue, Queue, QueueError, SetAside};
+use prover_worker::queue::{Delivery, MemoryQueue, Precedence, Queue, QueueError, SetAside};
 use tokio::sync::Notify;
 
 /// What a queue does with offers.
@@ -47,21 +47,20 @@ impl Odd {
 
 #[async_trait]
 impl Queue for Odd {
-    async fn push(&self, ids: &[(JobId, Priority)]) -> Result<(), QueueError> {
+    async fn push(&self, ids: &[(JobId, Priority)], precedence: Precedence) -> Result<(), QueueError> {
         self.is_full()?;
+        if precedence == Precedence::Returning {
+            return Ok(());
+        }
         let new = ids.iter().filter(|(id, _)| self.offered.lock().unwrap().insert(*id)).copied();
-        self.inner.push(&new.collect::<Vec<_>>()).await
-    }
-
-    async fn push_again(&self, _: &[(JobId, Priority)]) -> Result<(), QueueError> {
-        self.is_full()
+        self.inner.push(&new.collect::<Vec<_>>(), Precedence::New).await
     }
 
     async fn push_after(&self, id: JobId, priority: Priority, delay: Duration) -> Result<(), QueueError> {
         self.is_full()?;
         tokio::time::sleep(delay).await;
         let dealt_with = self.dealt_with.notified();
-        self.inner.push_again(&[(id, priority)]).await?;
+        self.inner.push(&[(id, priority)], Precedence::Returning).await?;
         dealt_with.await;
         Ok(())
     }

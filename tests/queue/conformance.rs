@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prover_worker::model::{JobId, Priority};
-use prover_worker::queue::{Delivery, Offer, Queue};
+use prover_worker::queue::{Delivery, Offer, Precedence, Queue};
 
 use crate::wait::HANG;
 
@@ -69,7 +69,7 @@ pub fn id_of(delivery: &Delivery) -> JobId {
 }
 
 pub async fn push(queue: &impl Queue, id: JobId, priority: i16) {
-    queue.push(&[(id, Priority(priority))]).await.unwrap();
+    queue.push(&[(id, Priority(priority))], Precedence::New).await.unwrap();
 }
 
 /// Takes one delivery, if there is one now.
@@ -118,7 +118,7 @@ pub async fn an_empty_queue_gives_nothing(f: &impl Factory) {
     assert!(queue.pop(0, HANG).await.unwrap().is_empty());
     assert_eq!(queue.depth().await.unwrap(), 0);
     assert_eq!(queue.aside(10).await.unwrap(), []);
-    queue.push(&[]).await.unwrap();
+    queue.push(&[], Precedence::New).await.unwrap();
     queue.ack(&[]).await.unwrap();
     queue.ping().await.unwrap();
 }
@@ -135,8 +135,8 @@ pub async fn a_higher_band_comes_first_then_the_older(f: &impl Factory) {
     let ids = ids(7);
     let priorities = [0, -3, i16::MAX, 0, -3, i16::MAX, 0];
     let all: Vec<_> = ids.iter().zip(priorities).map(|(id, p)| (*id, Priority(p))).collect();
-    queue.push(&all[..3]).await.unwrap();
-    queue.push(&all[3..]).await.unwrap();
+    queue.push(&all[..3], Precedence::New).await.unwrap();
+    queue.push(&all[3..], Precedence::New).await.unwrap();
     assert_eq!(drain(&queue).await, [2, 5, 0, 3, 6, 1, 4].map(|i: usize| ids[i]));
 }
 
@@ -162,7 +162,7 @@ pub async fn an_id_that_waits_is_not_added_twice(f: &impl Factory) {
     for id in [a, b, a, b, a] {
         push(&queue, id, 1).await;
     }
-    queue.push(&[(a, Priority(1)), (a, Priority(1))]).await.unwrap();
+    queue.push(&[(a, Priority(1)), (a, Priority(1))], Precedence::New).await.unwrap();
     assert_eq!(queue.depth().await.unwrap(), 2);
     assert_eq!(drain(&queue).await, [a, b], "a repeat keeps its place");
 }
@@ -222,7 +222,7 @@ pub async fn what_comes_again_comes_before_what_is_new_in_its_band(f: &impl Fact
     let held = take(&queue).await.unwrap();
     push(&queue, ids[1], 0).await;
     push(&queue, ids[2], 0).await;
-    queue.push_again(&[(ids[0], Priority(0))]).await.unwrap();
+    queue.push(&[(ids[0], Priority(0))], Precedence::Returning).await.unwrap();
     queue.ack(&[held]).await.unwrap();
     assert_eq!(queue.depth().await.unwrap(), 3);
     assert_eq!(drain(&queue).await, ids[..3]);
@@ -233,13 +233,13 @@ pub async fn what_comes_again_comes_before_what_is_new_in_its_band(f: &impl Fact
     }
     let mut held = queue.pop(3, HANG).await.unwrap();
     assert_eq!(held.iter().map(id_of).collect::<Vec<_>>(), [ids[4], ids[0], ids[1]]);
-    queue.push_again(&[(ids[4], Priority(1))]).await.unwrap();
+    queue.push(&[(ids[4], Priority(1))], Precedence::Returning).await.unwrap();
     queue.ack(&held[..1]).await.unwrap();
     queue.push_after(ids[1], Priority(0), Duration::ZERO).await.unwrap();
     queue.ack(&held[2..]).await.unwrap();
     queue.put_back(held.swap_remove(1)).await.unwrap();
     let last = JobId::new();
-    queue.push_again(&[(last, Priority(-1))]).await.unwrap();
+    queue.push(&[(last, Priority(-1))], Precedence::Returning).await.unwrap();
     let mut got = drain(&queue).await;
     // The queue decides when a delayed one is due, so the order of these two may vary.
     assert_eq!(got.remove(0), ids[4]);
@@ -253,9 +253,9 @@ pub async fn what_comes_again_and_waits_already_moves_up_once(f: &impl Factory) 
     for id in &ids {
         push(&queue, *id, 0).await;
     }
-    queue.push_again(&[(ids[3], Priority(0)), (ids[1], Priority(0))]).await.unwrap();
+    queue.push(&[(ids[3], Priority(0)), (ids[1], Priority(0))], Precedence::Returning).await.unwrap();
     for _ in 0..3 {
-        queue.push_again(&[(ids[1], Priority(0))]).await.unwrap();
+        queue.push(&[(ids[1], Priority(0))], Precedence::Returning).await.unwrap();
         push(&queue, ids[3], 0).await;
         push(&queue, ids[1], 0).await;
     }
@@ -490,7 +490,7 @@ pub async fn thousands_of_ids_in_one_push_all_arrive_in_order(f: &impl Factory) 
     let ids = ids(2_345);
     let all: Vec<_> = ids.iter().map(|id| (*id, Priority(0))).collect();
     for _ in 0..2 {
-        queue.push(&all).await.unwrap();
+        queue.push(&all, Precedence::New).await.unwrap();
         assert_eq!(queue.depth().await.unwrap(), 2_345);
     }
     let mut got = Vec::new();
@@ -520,7 +520,7 @@ pub async fn care_and_closing_lose_nothing(f: &impl Factory) {
 pub async fn it_is_used_as_a_trait_object(f: &impl Factory) {
     let queue: Arc<dyn Queue> = Arc::new(f.fresh().await);
     let id = JobId::new();
-    queue.push(&[(id, Priority(0))]).await.unwrap();
+    queue.push(&[(id, Priority(0))], Precedence::New).await.unwrap();
     let held = queue.pop(1, HANG).await.unwrap();
     assert_eq!(held.iter().map(id_of).collect::<Vec<_>>(), [id]);
     queue.ack(&held).await.unwrap();

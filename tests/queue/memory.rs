@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use prover_worker::model::{JobId, Priority};
-use prover_worker::queue::{MemoryQueue, Queue};
+use prover_worker::queue::{MemoryQueue, Precedence, Queue};
 
 use crate::conformance::{drain, id_of, ids, pop_soon};
 use crate::wait::HANG;
@@ -13,7 +13,7 @@ async fn ids_come_by_exact_priority_then_age() {
     let queue = MemoryQueue::new();
     let ids = ids(7);
     for (id, priority) in ids.iter().zip([0, -3, i16::MAX, 0, i16::MIN, i16::MAX, 7]) {
-        queue.push(&[(*id, Priority(priority))]).await.unwrap();
+        queue.push(&[(*id, Priority(priority))], Precedence::New).await.unwrap();
     }
     assert_eq!(drain(&queue).await, [2, 5, 6, 0, 3, 1, 4].map(|i: usize| ids[i]));
 }
@@ -23,7 +23,7 @@ async fn what_is_put_back_keeps_its_exact_priority() {
     let queue = MemoryQueue::new();
     let ids = ids(3);
     for (id, priority) in ids.iter().zip([5, 4, 3]) {
-        queue.push(&[(*id, Priority(priority))]).await.unwrap();
+        queue.push(&[(*id, Priority(priority))], Precedence::New).await.unwrap();
     }
     let mut held = queue.pop(2, HANG).await.unwrap();
     assert_eq!(held.iter().map(id_of).collect::<Vec<_>>(), ids[..2]);
@@ -38,13 +38,13 @@ async fn past_its_capacity_it_keeps_the_best_and_oldest() {
     let queue = MemoryQueue::with_capacity(3);
     let ids = ids(6);
     for (id, priority) in ids.iter().zip([0, 5, 0, 0, 1, -1]) {
-        queue.push(&[(*id, Priority(priority))]).await.unwrap();
+        queue.push(&[(*id, Priority(priority))], Precedence::New).await.unwrap();
     }
     assert_eq!(queue.depth().await.unwrap(), 3);
     assert_eq!(drain(&queue).await, [ids[1], ids[4], ids[0]]);
 
     // A forgotten id may return.
-    queue.push(&[(ids[5], Priority(-1))]).await.unwrap();
+    queue.push(&[(ids[5], Priority(-1))], Precedence::New).await.unwrap();
     assert_eq!(drain(&queue).await, [ids[5]]);
 }
 
@@ -66,6 +66,6 @@ async fn it_takes_a_million_ids_and_stays_within_its_capacity() {
     let queue = MemoryQueue::new();
     let all: Vec<_> =
         (0..=MemoryQueue::CAPACITY).map(|n| (JobId(uuid::Uuid::from_u128(n as u128)), Priority(0))).collect();
-    queue.push(&all).await.unwrap();
+    queue.push(&all, Precedence::New).await.unwrap();
     assert_eq!(queue.depth().await.unwrap(), MemoryQueue::CAPACITY as u64);
 }

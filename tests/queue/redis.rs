@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use prover_worker::model::{JobId, JobState, Priority};
-use prover_worker::queue::{Delivery, EndNotice, Message, Offer, Queue, QueueError, RedisQueue, RedisSettings};
+use prover_worker::queue::{
+    Delivery, EndNotice, Message, Offer, Precedence, Queue, QueueError, RedisQueue, RedisSettings,
+};
 use sha2::{Digest, Sha256};
 
 use crate::conformance::{Factory, drain, id_of, ids, pop_soon, push, take, take_soon};
@@ -33,7 +35,7 @@ async fn body_soon(queue: &RedisQueue) -> String {
 
 async fn push_all(queue: &RedisQueue, ids: &[JobId]) -> Result<(), QueueError> {
     let all: Vec<_> = ids.iter().map(|id| (*id, Priority(0))).collect();
-    queue.push(&all).await
+    queue.push(&all, Precedence::New).await
 }
 
 /// Drops a call of `pop` as soon as its read has begun. Needs a runtime of one thread, on which the reader runs exactly
@@ -431,8 +433,8 @@ async fn a_queue_has_the_workers_of_one_database() {
     let refused = [
         foreign.ping().await,
         foreign.upkeep().await,
-        foreign.push(&[(id, Priority(0))]).await,
-        foreign.push_again(&[(id, Priority(0))]).await,
+        foreign.push(&[(id, Priority(0))], Precedence::New).await,
+        foreign.push(&[(id, Priority(0))], Precedence::Returning).await,
         foreign.push_after(id, Priority(0), Duration::ZERO).await,
         foreign.pop(1, Duration::ZERO).await.map(|_| ()),
     ];
@@ -612,7 +614,7 @@ async fn an_older_worker_beside_newer_ones_swallows_nothing() {
     let queue = RedisQueue::open(settings(&shared_url(), &name)).await.unwrap();
     let (ids, known) = (ids(2), format!("{name}:ids"));
     let again: Vec<_> = ids.iter().map(|id| (*id, Priority(0))).collect();
-    queue.push_again(&again).await.unwrap();
+    queue.push(&again, Precedence::Returning).await.unwrap();
     let entry: String = raw(&shared_url(), &["XADD", &name, "*", "id", &ids[0].to_string()]).await;
     let _set: u64 = raw(&shared_url(), &["HSET", &known, &ids[0].to_string(), &format!("n {entry}")]).await;
     let _forgotten: u64 = raw(&shared_url(), &["HDEL", &known, &ids[1].to_string()]).await;
@@ -683,7 +685,7 @@ async fn ends_of_jobs_are_told_to_whoever_listens() {
         // The end of a job of another queue is announced where that queue's listeners are.
         EndNotice { id: foreign, queue: elsewhere.clone(), key: None, state: JobState::Done },
     ];
-    queue.tell_ended(&told).await.unwrap();
+    queue.announce_ended(&told).await.unwrap();
     let other: Vec<(String, Vec<String>)> =
         raw(&shared_url(), &["XRANGE", &format!("{elsewhere}:ended"), "-", "+"]).await;
     assert_eq!(other[0].1, ["id", &foreign.to_string(), "state", "done"]);
@@ -696,7 +698,7 @@ async fn ends_of_jobs_are_told_to_whoever_listens() {
     // They are not offers, and are not kept forever.
     assert!(take(&queue).await.is_none());
     for _ in 0..30 {
-        queue.tell_ended(&vec![told[1].clone(); 400]).await.unwrap();
+        queue.announce_ended(&vec![told[1].clone(); 400]).await.unwrap();
     }
     let kept = raw::<u64>(&shared_url(), &["XLEN", &format!("{name}:ended")]).await;
     assert!((10_000..10_500).contains(&kept), "{kept}");
@@ -1102,11 +1104,11 @@ impl Storm {
         match dice.roll(10) {
             0..2 => {
                 self.want(id);
-                queue.push(&[(id, priority)]).await.unwrap();
+                queue.push(&[(id, priority)], Precedence::New).await.unwrap();
             }
             2 => {
                 self.want(id);
-                queue.push_again(&[(id, priority)]).await.unwrap();
+                queue.push(&[(id, priority)], Precedence::Returning).await.unwrap();
             }
             3 => {
                 self.want(id);

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 use super::QueueError;
 
 /// Maximum wait for a connection.
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum wait for an answer.
-const RESPONSE: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The scripts' error code for a client of another database.
 const FOREIGN: &str = "FOREIGN";
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
@@ -34,7 +34,7 @@ struct State {
     number: u64,
     failures: u32,
     /// No connection attempt before this time, and the error of the last one.
-    pause: Option<(Instant, String)>,
+    pause: Option<(Instant, QueueError)>,
 }
 
 impl Link {
@@ -50,15 +50,14 @@ impl Link {
 
     /// Runs a script, sending its source if the server does not have it.
     pub(super) async fn script<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, QueueError> {
-        let first = self.connection().await?;
-        let (number, mut connection) = first;
-        let result = limited(RESPONSE, script.invoke_async(&mut connection)).await;
+        let (number, mut connection) = self.connection().await?;
+        let result = with_timeout(ANSWER_TIMEOUT, script.invoke_async(&mut connection)).await;
         if !self.broken(number, &result).await {
             return result.map_err(|e| self.error(&e));
         }
         // The server, or something in between, had closed the connection. Every script can safely run twice.
         let (number, mut connection) = self.connection().await?;
-        let result = limited(RESPONSE, script.invoke_async(&mut connection)).await;
+        let result = with_timeout(ANSWER_TIMEOUT, script.invoke_async(&mut connection)).await;
         self.broken(number, &result).await;
         result.map_err(|e| self.error(&e))
     }
@@ -66,7 +65,7 @@ impl Link {
     /// Runs a command that may block for `blocks`, with the usual time limit on top.
     pub(super) async fn command<T: FromRedisValue>(&self, cmd: &Cmd, blocks: Duration) -> Result<T, QueueError> {
         let (number, mut connection) = self.connection().await?;
-        let result = limited(blocks + RESPONSE, cmd.query_async(&mut connection)).await;
+        let result = with_timeout(blocks + ANSWER_TIMEOUT, cmd.query_async(&mut connection)).await;
         self.broken(number, &result).await;
         result.map_err(|e| self.error(&e))
     }
@@ -78,13 +77,15 @@ impl Link {
         if let Some(live) = &state.live {
             return Ok((state.number, live.clone()));
         }
-        if let Some((until, why)) = &state.pause
+        if let Some((until, error)) = &state.pause
             && Instant::now() < *until
         {
-            return Err(QueueError::Unavailable(why.clone()));
+            return Err(error.clone());
         }
-        let config = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(None);
-        let made = limited(CONNECT, self.client.get_multiplexed_async_connection_with_config(&config)).await;
+        let config =
+            AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(None);
+        let made =
+            with_timeout(CONNECT_TIMEOUT, self.client.get_multiplexed_async_connection_with_config(&config)).await;
         match made {
             Ok(live) => {
                 state.number += 1;
@@ -94,7 +95,7 @@ impl Link {
             Err(e) => {
                 let error = self.error(&e);
                 state.failures = state.failures.saturating_add(1);
-                state.pause = Some((Instant::now() + backoff(state.failures), self.text(&e)));
+                state.pause = Some((Instant::now() + backoff(state.failures), error.clone()));
                 Err(error)
             }
         }
@@ -116,11 +117,10 @@ impl Link {
     }
 
     fn error(&self, e: &RedisError) -> QueueError {
-        let refused = matches!(e.code(), Some("NOAUTH" | "WRONGPASS"));
-        match e.kind() {
-            ErrorKind::AuthenticationFailed => QueueError::Unfit(self.text(e)),
-            _ if refused => QueueError::Unfit(self.text(e)),
-            _ if e.code() == Some(FOREIGN) => QueueError::Unavailable(e.detail().unwrap_or_default().to_owned()),
+        match (e.kind(), e.code()) {
+            (ErrorKind::AuthenticationFailed, _) | (_, Some("NOAUTH" | "WRONGPASS")) => QueueError::Unfit(self.text(e)),
+            (_, Some("NOPERM")) => QueueError::NotPermitted(self.text(e)),
+            (_, Some(FOREIGN)) => QueueError::Unavailable(e.detail().unwrap_or_default().to_owned()),
             _ => QueueError::Unavailable(self.text(e)),
         }
     }
@@ -138,7 +138,7 @@ impl Link {
     }
 }
 
-async fn limited<T>(limit: Duration, work: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+async fn with_timeout<T>(limit: Duration, work: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
     match tokio::time::timeout(limit, work).await {
         Ok(result) => result,
         Err(_) => {
@@ -172,12 +172,31 @@ fn is_read_only(e: &RedisError) -> bool {
 mod tests {
     use super::*;
 
+    /// The error of a server that replies with this line.
+    fn error(line: &str) -> RedisError {
+        let reply = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
+        reply.extract_error().unwrap_err()
+    }
+
+    #[test]
+    fn errors_are_told_apart_by_their_codes() {
+        let link = Link::new(Client::open("redis://127.0.0.1").unwrap());
+        for line in ["NOAUTH Authentication required.", "WRONGPASS invalid username-password pair"] {
+            let got = link.error(&error(line));
+            assert!(matches!(got, QueueError::Unfit(_)), "{line}: {got:?}");
+        }
+        let got = link.error(&error("NOPERM this user has no permissions to run the 'info' command"));
+        assert!(matches!(&got, QueueError::NotPermitted(why) if why.contains("'info'")), "{got:?}");
+        let got = link.error(&error("FOREIGN workers of another database have this queue"));
+        assert_eq!(got, QueueError::Unavailable("workers of another database have this queue".to_owned()));
+        for line in ["OOM command not allowed", "ERR NOPERM is only a word here"] {
+            let got = link.error(&error(line));
+            assert!(matches!(got, QueueError::Unavailable(_)), "{line}: {got:?}");
+        }
+    }
+
     #[test]
     fn a_replica_is_told_by_what_any_version_says() {
-        let error = |line: &str| {
-            let reply = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap();
-            reply.extract_error().unwrap_err()
-        };
         for line in [
             "READONLY You can't write against a read only replica.",
             "ERR Error running script (call to f_0123): @user_script:3: @user_script: 3: -READONLY You can't write against \

@@ -25,7 +25,7 @@
 //!   nothing. Otherwise (never seen, held by a worker, lost with a deleted stream) a push makes a new entry, which
 //!   becomes the newest. So an id has at most one entry that waits, and one more for each delivery that was not
 //!   acknowledged, however often it is pushed.
-//! * An id that a worker had before and that comes again (put back, delay passed, [`Queue::push_again`]) is older than
+//! * An id that a worker had before and that returns (put back, delay passed, [`Precedence::Returning`]) is older than
 //!   those that no worker had: it goes to the band's stream for such ids, and if it waits in the other stream, it
 //!   moves.
 //! * `ack` removes the entry that was delivered and no other, and clears `<q>:ids` only if it names that entry. So it
@@ -74,19 +74,19 @@ use zeroize::Zeroizing;
 
 use self::link::Link;
 use self::reader::Buffer;
-use super::{Delivery, EndNotice, Message, Offer, Queue, QueueError, SetAside};
+use super::{Delivery, EndNotice, Message, Offer, Precedence, Queue, QueueError, SetAside};
 use crate::model::{JobId, Priority, locked};
 
 /// Maximum number of ids or deliveries in one call of a script.
-const CHUNK: usize = 500;
+const MAX_PER_CALL: usize = 500;
 /// Number of bytes kept of a message that is too large.
-const CUT: usize = 64 << 10;
+const KEPT_BYTES: usize = 64 << 10;
 /// Number of bytes of messages read at a time, at least.
 const READ_BYTES: usize = 8 << 20;
 /// Number of messages set aside that are remembered.
-const ASIDE: usize = 1000;
+const MAX_ASIDE: usize = 1000;
 /// Approximate number of ended jobs that are remembered.
-const ENDED: usize = 10_000;
+const MAX_ENDED: usize = 10_000;
 /// A consumer that holds nothing is never considered dead before this time.
 const DEAD_AFTER: Duration = Duration::from_secs(300);
 /// How long a queue whose workers fell silent belongs to their database: several times as long as live workers are
@@ -142,7 +142,7 @@ impl std::fmt::Debug for RedisQueue {
 /// What the queue and its reader both use.
 struct Shared {
     settings: RedisSettings,
-    keys: [String; 13],
+    keys: Keys,
     /// The identity of the database; empty if there is none.
     database: Mutex<String>,
     scripts: Scripts,
@@ -195,22 +195,51 @@ impl Scripts {
     }
 }
 
-fn keys(queue: &str) -> [String; 13] {
-    let bands = [":high:again", ":high", ":again", "", ":low:again", ":low"];
-    let others = [":ids", ":delayed", ":delayed:priority", ":inbox", ":aside", ":wake", ":database"];
-    let mut suffixes = bands.into_iter().chain(others);
-    std::array::from_fn(|_| format!("{queue}{}", suffixes.next().unwrap_or_default()))
+/// The names of a queue's keys.
+struct Keys {
+    /// The streams: of high, normal and low priority, each with that of returning ids first.
+    streams: [String; 6],
+    ids: String,
+    delayed: String,
+    delayed_bands: String,
+    inbox: String,
+    aside: String,
+    wake: String,
+    database: String,
 }
 
-/// Returns the stream of a priority: for new ids, or for ids that come again.
-fn band(priority: Priority, again: bool) -> &'static str {
-    match (priority.0, again) {
-        (1.., false) => "h",
-        (1.., true) => "H",
-        (0, false) => "n",
-        (0, true) => "N",
-        (_, false) => "l",
-        (_, true) => "L",
+impl Keys {
+    fn of(queue: &str) -> Self {
+        let key = |suffix: &str| format!("{queue}{suffix}");
+        Self {
+            streams: [":high:again", ":high", ":again", "", ":low:again", ":low"].map(key),
+            ids: key(":ids"),
+            delayed: key(":delayed"),
+            delayed_bands: key(":delayed:priority"),
+            inbox: key(":inbox"),
+            aside: key(":aside"),
+            wake: key(":wake"),
+            database: key(":database"),
+        }
+    }
+
+    /// Returns all keys, in the order in which `common.lua` expects them.
+    fn all(&self) -> impl Iterator<Item = &str> {
+        let Self { streams, ids, delayed, delayed_bands, inbox, aside, wake, database } = self;
+        let others = [ids, delayed, delayed_bands, inbox, aside, wake, database];
+        streams.iter().chain(others).map(String::as_str)
+    }
+}
+
+/// Returns the letter by which the scripts know a stream.
+fn band(priority: Priority, precedence: Precedence) -> &'static str {
+    match (priority.0, precedence) {
+        (1.., Precedence::New) => "h",
+        (1.., Precedence::Returning) => "H",
+        (0, Precedence::New) => "n",
+        (0, Precedence::Returning) => "N",
+        (_, Precedence::New) => "l",
+        (_, Precedence::Returning) => "L",
     }
 }
 
@@ -244,16 +273,18 @@ impl Shared {
 
     fn prepare<'a>(&self, script: &'a Script) -> ScriptInvocation<'a> {
         let mut invocation = script.prepare_invoke();
-        invocation.key(self.keys.as_slice());
+        for key in self.keys.all() {
+            invocation.key(key);
+        }
         invocation
     }
 
-    async fn push(&self, ids: &[(JobId, Priority)], again: bool) -> Result<(), QueueError> {
-        for chunk in ids.chunks(CHUNK) {
+    async fn push(&self, ids: &[(JobId, Priority)], precedence: Precedence) -> Result<(), QueueError> {
+        for chunk in ids.chunks(MAX_PER_CALL) {
             let mut invocation = self.prepare(&self.scripts.push);
             invocation.arg(self.database());
             for (id, priority) in chunk {
-                invocation.arg(band(*priority, again)).arg(id.to_string());
+                invocation.arg(band(*priority, precedence)).arg(id.to_string());
             }
             let _added: u64 = self.commands.script(&invocation).await?;
         }
@@ -261,7 +292,7 @@ impl Shared {
     }
 
     async fn put_back(&self, deliveries: &[Delivery]) -> Result<(), QueueError> {
-        for chunk in deliveries.chunks(CHUNK) {
+        for chunk in deliveries.chunks(MAX_PER_CALL) {
             let mut invocation = self.prepare(&self.scripts.put_back);
             for delivery in chunk {
                 let (band, entry) = receipt(delivery)?;
@@ -294,7 +325,7 @@ impl Shared {
     async fn set_aside(&self, receipt: (&str, &str), message: &Message, why: &str) -> Result<(), QueueError> {
         let mut invocation = self.prepare(&self.scripts.set_aside);
         invocation.arg(receipt.0).arg(receipt.1).arg(&message.source).arg(why).arg(message.size);
-        invocation.arg(hex::encode(Sha256::digest(message.body.as_slice()))).arg(ASIDE);
+        invocation.arg(hex::encode(Sha256::digest(message.body.as_slice()))).arg(MAX_ASIDE);
         self.commands.script(&invocation).await
     }
 }
@@ -317,7 +348,7 @@ impl RedisQueue {
             QueueError::Unfit(format!("{expected}, with special characters in the password percent-encoded"))
         })?;
         let shared = Arc::new(Shared {
-            keys: keys(&settings.queue),
+            keys: Keys::of(&settings.queue),
             database: Mutex::default(),
             scripts: Scripts::new(),
             commands: Link::new(client.clone()),
@@ -353,18 +384,17 @@ impl Drop for RedisQueue {
 
 #[async_trait]
 impl Queue for RedisQueue {
-    async fn push(&self, ids: &[(JobId, Priority)]) -> Result<(), QueueError> {
-        self.shared.push(ids, false).await
-    }
-
-    async fn push_again(&self, ids: &[(JobId, Priority)]) -> Result<(), QueueError> {
-        self.shared.push(ids, true).await
+    async fn push(&self, ids: &[(JobId, Priority)], precedence: Precedence) -> Result<(), QueueError> {
+        self.shared.push(ids, precedence).await
     }
 
     async fn push_after(&self, id: JobId, priority: Priority, delay: Duration) -> Result<(), QueueError> {
         let mut invocation = self.shared.prepare(&self.shared.scripts.push_after);
         // Up to a thousand years: a score cannot hold more digits than that.
-        invocation.arg(id.to_string()).arg(band(priority, true)).arg(millis(delay).min(31_536_000_000_000));
+        invocation
+            .arg(id.to_string())
+            .arg(band(priority, Precedence::Returning))
+            .arg(millis(delay).min(31_536_000_000_000));
         invocation.arg(self.shared.database());
         self.shared.commands.script(&invocation).await
     }
@@ -377,7 +407,7 @@ impl Queue for RedisQueue {
     }
 
     async fn ack(&self, deliveries: &[Delivery]) -> Result<(), QueueError> {
-        for chunk in deliveries.chunks(CHUNK) {
+        for chunk in deliveries.chunks(MAX_PER_CALL) {
             let mut invocation = self.shared.prepare(&self.shared.scripts.ack);
             for delivery in chunk {
                 let (band, entry) = receipt(delivery)?;
@@ -400,9 +430,8 @@ impl Queue for RedisQueue {
     }
 
     async fn aside(&self, limit: usize) -> Result<Vec<SetAside>, QueueError> {
-        let [.., key, _, _] = &self.shared.keys;
         let mut range = redis::cmd("XREVRANGE");
-        range.arg(key).arg("+").arg("-").arg("COUNT").arg(limit.clamp(1, ASIDE));
+        range.arg(&self.shared.keys.aside).arg("+").arg("-").arg("COUNT").arg(limit.clamp(1, MAX_ASIDE));
         let reply: redis::streams::StreamRangeReply = self.shared.commands.command(&range, Duration::ZERO).await?;
         let records = reply.ids.into_iter().map(|entry| {
             let text = |name: &str| entry.get::<String>(name).unwrap_or_default();
@@ -417,11 +446,11 @@ impl Queue for RedisQueue {
         Ok(records.take(limit).collect())
     }
 
-    async fn tell_ended(&self, ended: &[EndNotice]) -> Result<(), QueueError> {
+    async fn announce_ended(&self, ended: &[EndNotice]) -> Result<(), QueueError> {
         let mut result = Ok(());
         for EndNotice { id, queue, key, state } in ended {
             let mut add = redis::cmd("XADD");
-            add.arg(format!("{queue}:ended")).arg("MAXLEN").arg("~").arg(ENDED).arg("*");
+            add.arg(format!("{queue}:ended")).arg("MAXLEN").arg("~").arg(MAX_ENDED).arg("*");
             add.arg("id").arg(id.to_string()).arg("state").arg(state.as_str());
             if let Some(key) = key {
                 add.arg("key").arg(key);

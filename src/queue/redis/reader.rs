@@ -9,17 +9,17 @@ use redis::{RedisResult, Value};
 use tokio::time::Instant;
 
 use super::link::{backoff, invalid};
-use super::{CHUNK, CUT, OWNED_FOR, READ_BYTES, Shared, after, message, millis};
+use super::{KEPT_BYTES, MAX_PER_CALL, OWNED_FOR, READ_BYTES, Shared, after, message, millis};
 use crate::model::JobId;
 use crate::queue::{Delivery, Message, Offer, QueueError};
 
-/// Maximum time between two looks while a caller waits.
-const LOOK: Duration = Duration::from_millis(200);
+/// Maximum time between two reading rounds while a caller waits.
+const POLL_EVERY: Duration = Duration::from_millis(200);
 /// How long one blocking read lasts. Not long, because a wake-up mark that it takes when no caller waits any more is
 /// lost.
-const BLOCK: Duration = Duration::from_secs(1);
+const BLOCK_FOR: Duration = Duration::from_secs(1);
 /// How long deliveries without a caller are kept.
-const KEEP: Duration = Duration::from_millis(100);
+const KEEP_FOR: Duration = Duration::from_millis(100);
 
 /// Deliveries that were read and not yet taken, and the demand for more.
 #[derive(Default)]
@@ -31,7 +31,7 @@ pub(super) struct Buffer {
     begun: u64,
     ended: u64,
     /// The number of the last round and its error, if it failed.
-    failed: Option<(u64, String)>,
+    failed: Option<(u64, QueueError)>,
     /// Whether the reader pauses: after a failure, until the next round.
     paused: bool,
     closed: bool,
@@ -60,11 +60,11 @@ impl Drop for Waiter<'_> {
     }
 }
 
-/// Takes deliveries that the reader has or will have. Waits for at least one look, however short `wait` is. Everything
+/// Takes deliveries that the reader has or will have. Waits for at least one round, however short `wait` is. Everything
 /// is taken in the same poll that returns it, so a dropped future has taken nothing.
 pub(super) async fn pop(shared: &Shared, max: usize, wait: Duration) -> Result<Vec<Delivery>, QueueError> {
     // No more than this is read at once, and a sum of these does not overflow.
-    let max = max.min(CHUNK);
+    let max = max.min(MAX_PER_CALL);
     let deadline = after(wait);
     let (_waiter, round) = {
         let mut buffer = shared.lock();
@@ -83,10 +83,10 @@ pub(super) async fn pop(shared: &Shared, max: usize, wait: Duration) -> Result<V
                 return Ok(taken);
             }
             // While the reader pauses after a failure, no caller waits longer than it asked to.
-            if let Some((failed, why)) = &buffer.failed
+            if let Some((failed, error)) = &buffer.failed
                 && (*failed >= round || (late && buffer.paused))
             {
-                return Err(QueueError::Unavailable(why.clone()));
+                return Err(error.clone());
             }
             if late && (buffer.ended >= round || buffer.closed) {
                 return Ok(Vec::new());
@@ -100,15 +100,15 @@ pub(super) async fn pop(shared: &Shared, max: usize, wait: Duration) -> Result<V
     }
 }
 
-/// The result of one look.
+/// What one reading round found.
 struct Round {
     deliveries: Vec<Delivery>,
     /// Entries that are neither an id nor a message, with their receipts.
-    odd: Vec<(String, Message)>,
+    malformed: Vec<(String, Message)>,
     /// Time until the next delayed id is due.
     due: Option<Duration>,
     /// Whether there may be more entries to reclaim.
-    again: bool,
+    more: bool,
 }
 
 /// Reads while the queue is open.
@@ -119,28 +119,25 @@ pub(super) async fn read(shared: Arc<Shared>) {
     while let Some(wanted) = demand(&shared).await {
         let reclaim = Instant::now() >= reclaim_at;
         shared.lock().begun += 1;
-        let (wait, got) = match look(&shared, wanted, reclaim).await {
+        let (wait, got) = match read_round(&shared, wanted, reclaim).await {
             Ok(round) => {
                 failures = 0;
-                if reclaim && !round.again {
+                if reclaim && !round.more {
                     reclaim_at = after(shared.settings.reclaim_after / 2);
                 }
-                set_aside(&shared, round.odd).await;
+                set_aside(&shared, round.malformed).await;
                 let got = !round.deliveries.is_empty();
-                end(&shared, round.deliveries, None);
-                (round.due.map_or(LOOK, |due| due.clamp(Duration::from_millis(5), LOOK)), got)
+                end_round(&shared, round.deliveries, None);
+                (round.due.map_or(POLL_EVERY, |due| due.clamp(Duration::from_millis(5), POLL_EVERY)), got)
             }
             Err(e) => {
                 failures += 1;
-                let why = match e {
-                    QueueError::Unavailable(why) | QueueError::Unfit(why) => why,
-                };
-                end(&shared, Vec::new(), Some(why));
+                end_round(&shared, Vec::new(), Some(e));
                 tokio::select! {
                     () = shared.closing.notified() => return,
                     () = tokio::time::sleep(backoff(failures)) => {}
                 }
-                // Even if no caller waits now: the next one waits for a look of its own.
+                // Even if no caller waits now: the next one waits for a round of its own.
                 shared.lock().paused = false;
                 continue;
             }
@@ -148,7 +145,7 @@ pub(super) async fn read(shared: Arc<Shared>) {
         if got {
             continue;
         }
-        // A blocking read is kept over several looks: dropped, it would consume a mark without waking anyone.
+        // A blocking read is kept over several rounds: dropped, it would consume a mark without waking anyone.
         let mark = blocked.get_or_insert_with(|| Box::pin(mark(shared.clone())));
         tokio::select! {
             () = mark => blocked = None,
@@ -170,12 +167,12 @@ async fn demand(shared: &Shared) -> Option<usize> {
             return None;
         }
         if wanted > ready {
-            return Some((wanted - ready).min(CHUNK));
+            return Some((wanted - ready).min(MAX_PER_CALL));
         }
         tokio::select! {
             () = shared.asked.notified() => {}
             () = shared.closing.notified() => return None,
-            () = tokio::time::sleep(KEEP), if ready > 0 => give_back(shared).await,
+            () = tokio::time::sleep(KEEP_FOR), if ready > 0 => give_back(shared).await,
         }
     }
 }
@@ -195,12 +192,12 @@ async fn give_back(shared: &Shared) {
     }
 }
 
-fn end(shared: &Shared, deliveries: Vec<Delivery>, failed: Option<String>) {
+fn end_round(shared: &Shared, deliveries: Vec<Delivery>, failed: Option<QueueError>) {
     {
         let mut buffer = shared.lock();
         buffer.ended = buffer.begun;
         buffer.paused = failed.is_some();
-        buffer.failed = failed.map(|why| (buffer.begun, why));
+        buffer.failed = failed.map(|error| (buffer.begun, error));
         buffer.ready.extend(deliveries);
     }
     shared.arrived.notify_waiters();
@@ -208,17 +205,16 @@ fn end(shared: &Shared, deliveries: Vec<Delivery>, failed: Option<String>) {
 
 /// Waits for a mark in the list that wakes workers.
 async fn mark(shared: Arc<Shared>) {
-    let [.., key, _] = &shared.keys;
     let mut pop = redis::cmd("BLPOP");
-    pop.arg(key).arg(BLOCK.as_secs());
-    if shared.blocking.command::<Value>(&pop, BLOCK).await.is_err() {
-        // Whatever is wrong, the looks continue at their own interval.
-        tokio::time::sleep(LOOK).await;
+    pop.arg(&shared.keys.wake).arg(BLOCK_FOR.as_secs());
+    if shared.blocking.command::<Value>(&pop, BLOCK_FOR).await.is_err() {
+        // Whatever is wrong, the rounds continue at their own interval.
+        tokio::time::sleep(POLL_EVERY).await;
     }
 }
 
-async fn set_aside(shared: &Shared, odd: Vec<(String, Message)>) {
-    for (receipt, message) in odd {
+async fn set_aside(shared: &Shared, malformed: Vec<(String, Message)>) {
+    for (receipt, message) in malformed {
         let Some(parts) = receipt.split_once(' ') else { continue };
         let why = "expected an entry with a field `job` (a JSON object) or `id` (a UUID), got other fields";
         tracing::warn!(source = message.source, size = message.size, "an entry of the queue was set aside: {why}");
@@ -229,25 +225,25 @@ async fn set_aside(shared: &Shared, odd: Vec<(String, Message)>) {
     }
 }
 
-async fn look(shared: &Shared, wanted: usize, reclaim: bool) -> Result<Round, QueueError> {
+async fn read_round(shared: &Shared, wanted: usize, reclaim: bool) -> Result<Round, QueueError> {
     let settings = &shared.settings;
     let idle = if reclaim { millis(settings.reclaim_after).max(1) } else { 0 };
     let mut invocation = shared.prepare(&shared.scripts.pop);
     invocation.arg(&settings.consumer).arg(wanted).arg(READ_BYTES.max(settings.max_message));
-    invocation.arg(settings.max_message).arg(CUT.min(settings.max_message)).arg(idle);
+    invocation.arg(settings.max_message).arg(KEPT_BYTES.min(settings.max_message)).arg(idle);
     invocation.arg(shared.database()).arg(millis(OWNED_FOR));
     let reply = shared.commands.script(&invocation).await?;
-    round(reply).map_err(|e| QueueError::Unavailable(e.to_string()))
+    parse_round(reply).map_err(|e| QueueError::Unavailable(e.to_string()))
 }
 
-fn round(reply: Value) -> RedisResult<Round> {
+fn parse_round(reply: Value) -> RedisResult<Round> {
     let wrong = || invalid("expected entries, a time and a mark from the queue's script");
     let Value::Array(parts) = reply else { return Err(wrong()) };
-    let Ok([Value::Array(entries), Value::Int(due), Value::Int(again)]) = <[Value; 3]>::try_from(parts) else {
+    let Ok([Value::Array(entries), Value::Int(due), Value::Int(more)]) = <[Value; 3]>::try_from(parts) else {
         return Err(wrong());
     };
     let due = u64::try_from(due).ok().map(Duration::from_millis);
-    let mut round = Round { deliveries: Vec::new(), odd: Vec::new(), due, again: again == 1 };
+    let mut round = Round { deliveries: Vec::new(), malformed: Vec::new(), due, more: more == 1 };
     for entry in entries {
         let Value::Array(fields) = entry else { return Err(wrong()) };
         let mut bytes = fields.into_iter().map(|v| match v {
@@ -262,7 +258,7 @@ fn round(reply: Value) -> RedisResult<Round> {
                 let id = text(next()?);
                 match id.parse::<JobId>() {
                     Ok(id) => round.deliveries.push(Delivery { offer: Offer::Job(id), receipt }),
-                    Err(_) => round.odd.push((receipt, message(id.clone().into_bytes(), id.len() as u64, entry))),
+                    Err(_) => round.malformed.push((receipt, message(id.clone().into_bytes(), id.len() as u64, entry))),
                 }
             }
             _ => {
@@ -271,7 +267,7 @@ fn round(reply: Value) -> RedisResult<Round> {
                 if kind == "m" {
                     round.deliveries.push(Delivery { offer: Offer::Message(message), receipt });
                 } else {
-                    round.odd.push((receipt, message));
+                    round.malformed.push((receipt, message));
                 }
             }
         }

@@ -7,13 +7,13 @@ use redis::cmd;
 use super::QueueError;
 use super::link::Link;
 
-const OLDEST: (u32, u32) = (6, 2);
+const MIN_VERSION: (u32, u32) = (6, 2);
 
 /// Rejects a server that is too old or a cluster; warns if it may evict keys.
 pub(super) async fn check(link: &Link) -> Result<(), QueueError> {
     match link.command::<String>(cmd("INFO").arg("server"), Duration::ZERO).await {
         Ok(info) => fit(&info)?,
-        Err(QueueError::Unavailable(why)) if why.to_ascii_uppercase().contains("NOPERM") => {
+        Err(QueueError::NotPermitted(why)) => {
             tracing::warn!("the queue's server does not report its version ({why}); it must be Redis 6.2 or later");
         }
         Err(e) => return Err(e),
@@ -36,11 +36,11 @@ fn fit(info: &str) -> Result<(), QueueError> {
     }
     let got = field("redis_version").unwrap_or("no version");
     match version(got) {
-        Some(v) if v >= OLDEST => Ok(()),
+        Some(v) if v >= MIN_VERSION => Ok(()),
         _ => Err(QueueError::Unfit(format!(
             "expected Redis {}.{} or later, or Valkey; got {}",
-            OLDEST.0,
-            OLDEST.1,
+            MIN_VERSION.0,
+            MIN_VERSION.1,
             got.chars().take(40).collect::<String>()
         ))),
     }
