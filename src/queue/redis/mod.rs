@@ -515,3 +515,30 @@ fn after(wait: Duration) -> Instant {
 fn message(body: Vec<u8>, size: u64, source: String) -> Message {
     Message { body: Zeroizing::new(body), size, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `common.lua` reads them.
+    #[test]
+    fn the_keys_are_in_the_order_of_the_scripts() {
+        let keys = Keys::of("q");
+        let expected = [
+            "q:high:again",
+            "q:high",
+            "q:again",
+            "q",
+            "q:low:again",
+            "q:low",
+            "q:ids",
+            "q:delayed",
+            "q:delayed:priority",
+            "q:inbox",
+            "q:aside",
+            "q:wake",
+            "q:database",
+        ];
+        assert_eq!(keys.all().collect::<Vec<_>>(), expected);
+    }
+}
