@@ -1,6 +1,6 @@
 //! Local files and folders.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirEntry, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -21,14 +21,18 @@ pub fn private_dir(dir: &Path) -> Result<(), ArtifactError> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|why| io_error(dir, why))
 }
 
-/// Removes old half-written objects, which have a `#` after their name until they are complete. Failures are ignored:
-/// such files do no harm.
+/// Whether a file is an object that is not complete yet: until then, a `#` follows its name.
+pub(super) fn is_unfinished(entry: &DirEntry) -> bool {
+    entry.file_name().to_string_lossy().contains('#')
+}
+
+/// Removes old half-written objects. Failures are ignored: such files do no harm.
 pub(super) fn sweep(folder: &Path) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     for entry in entries.filter_map(Result::ok) {
         let written = entry.metadata().and_then(|m| m.modified());
         let age = written.ok().and_then(|at| SystemTime::now().duration_since(at).ok());
-        if entry.file_name().to_string_lossy().contains('#') && age.is_some_and(|age| age > STALE) {
+        if is_unfinished(&entry) && age.is_some_and(|age| age > STALE) {
             let _ = std::fs::remove_file(entry.path());
         }
     }

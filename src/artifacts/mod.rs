@@ -338,11 +338,18 @@ impl Artifacts {
             self.delete(&proof_at(job, file)).await?;
         }
         let Some(dir) = self.folder_of(job) else { return Ok(()) };
-        let remove = move || match std::fs::remove_dir(&dir) {
-            Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
-                Err(io_error(&dir, e))
+        let remove = move || {
+            // Of processes that were killed while they wrote.
+            for unfinished in std::fs::read_dir(&dir).into_iter().flatten().flatten().filter(files::is_unfinished) {
+                // A file that stays is in the way of its folder alone.
+                let _ = std::fs::remove_file(unfinished.path());
             }
-            _ => Ok(()),
+            match std::fs::remove_dir(&dir) {
+                Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+                    Err(io_error(&dir, e))
+                }
+                _ => Ok(()),
+            }
         };
         blocking(remove).await
     }

@@ -252,7 +252,8 @@ async fn requeue_failed(service: &JobService, args: &RequeueArgs, out: &Output) 
 /// Arguments of `jobs purge`.
 #[derive(clap::Args)]
 struct PurgeArgs {
-    /// Only jobs that ended at least this long ago: a number with s, m, h or d.
+    /// Only jobs that ended at least this long ago: a number with s, m, h or d. At least 15s, in which the files of a
+    /// proof are written.
     #[arg(long, value_name = "TIME", value_parser = span)]
     older_than: Duration,
     /// Only jobs in these final states; by default done, failed and cancelled.

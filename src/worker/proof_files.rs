@@ -20,6 +20,8 @@ const REMOVED_AT_ONCE: usize = 32;
 const LATEST: u32 = 200;
 /// How long writing the files of a proof may take. When it fails, they are restored once someone asks for the proof.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long after its end the files of a job may still be written by its worker, as the database's clock sees it.
+pub(super) const WRITTEN_WITHIN: Duration = Duration::from_secs(15);
 
 /// Writes the files of a proof that is in the store. A failure is counted and logged.
 pub(super) async fn copy(ctx: &Context, job: JobId, result: &JobResult) {
@@ -44,7 +46,7 @@ pub(super) async fn restore_latest(ctx: Arc<Context>) {
         if matches!(ctx.artifacts.has_proof(job.id).await, Ok(false))
             && let Ok(Some(job)) = ctx.store.job(job.id).await
             && let Some(result) = &job.result
-            && write(&ctx.artifacts, job.id, result).await.is_ok()
+            && restore(&*ctx.store, &ctx.artifacts, job.id, result).await.is_ok()
         {
             tracing::info!(job = %job.id, "proof files restored");
         }
@@ -52,8 +54,18 @@ pub(super) async fn restore_latest(ctx: Arc<Context>) {
 }
 
 /// Writes the files of a proof if they are missing.
-pub(super) async fn restore(artifacts: &Artifacts, job: JobId, result: &JobResult) -> Result<(), ArtifactError> {
-    if artifacts.has_proof(job).await? { Ok(()) } else { write(artifacts, job, result).await }
+pub(super) async fn restore(
+    store: &dyn Store,
+    artifacts: &Artifacts,
+    job: JobId,
+    result: &JobResult,
+) -> Result<(), ArtifactError> {
+    if artifacts.has_proof(job).await? {
+        return Ok(());
+    }
+    write(artifacts, job, result).await?;
+    // A purge may have come between, and found no files to remove.
+    if matches!(store.job(job).await, Ok(None)) { artifacts.remove_proof(job).await } else { Ok(()) }
 }
 
 async fn write(artifacts: &Artifacts, job: JobId, result: &JobResult) -> Result<(), ArtifactError> {
@@ -122,8 +134,22 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::model::{Circuit, ContentHash, FailureClass, JobError, NewJob, Priority, WorkerId};
+    use crate::model::{Circuit, ContentHash, FailureClass, JobError, NewJob, Priority, StageTimes, WorkerId};
     use crate::store::{Input, Retry, SqliteStore, StoreSettings};
+
+    /// A purge deletes a job between a look at it and the writing of its files.
+    #[tokio::test]
+    async fn files_of_a_deleted_job_are_not_restored() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("jobs.db"), StoreSettings::default()).await.unwrap();
+        let artifacts = Artifacts::local(dir.path()).unwrap();
+        let (proof_json, public_json) = ("{}".to_owned(), "[]".to_owned());
+        let result = JobResult { proof_json, public_json, device: String::new(), times: StageTimes::default() };
+        let job = JobId::new();
+        restore(&store, &artifacts, job, &result).await.unwrap();
+        assert!(!artifacts.has_proof(job).await.unwrap());
+        assert!(!dir.path().join("proofs").join(job.to_string()).exists());
+    }
 
     /// Nothing would come back for the files of jobs that are gone.
     #[tokio::test]

@@ -254,8 +254,10 @@ impl JobService {
     }
 
     /// Deletes jobs in these final states that ended longer ago than `older_than`, and their proofs; those whose proof
-    /// files cannot be removed are kept.
+    /// files cannot be removed are kept. Jobs that ended within the last seconds are left: their files may still be
+    /// being written, and would stay.
     pub async fn purge(&self, states: &[JobState], older_than: Duration) -> Result<Purged, ServiceError> {
+        let older_than = older_than.max(proof_files::WRITTEN_WITHIN);
         Ok(proof_files::purge(&*self.store, &self.artifacts, &Purge { states, older_than }).await?)
     }
 
@@ -390,7 +392,7 @@ impl JobService {
     pub async fn result(&self, id: JobId) -> Result<JobResult, ServiceError> {
         let job = self.job(id).await?;
         let result = job.result.ok_or(ServiceError::NoProof { id, state: job.state })?;
-        match tokio::time::timeout(HEAL, proof_files::restore(&self.artifacts, id, &result)).await {
+        match tokio::time::timeout(HEAL, proof_files::restore(&*self.store, &self.artifacts, id, &result)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(job = %id, %error, "the proof files could not be checked or restored"),
             Err(_) => {

@@ -147,6 +147,16 @@ async function main() {
   assert.deepEqual(shownJobs(), [other]);
   find("");
 
+  // A list that has the focus keeps its value when it gets other entries.
+  const list = document.getElementById("circuit");
+  list.focus();
+  setTo("circuit", "multiplier");
+  list.options[1].remove();
+  await until("the list to be complete again", () => [...list.options].map((o) => o.value).join() === ",bare,multiplier");
+  assert.equal(list.value, "multiplier");
+  setTo("circuit", "");
+  list.blur();
+
   // Page by page.
   let newest;
   for (let i = 0; i < 50; i++) newest = await submit(`${i}`);

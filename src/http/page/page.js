@@ -43,11 +43,10 @@ const cell = (kind, ...children) => element("td", kind ? { class: kind } : {}, .
 const badge = (kind, text) => element("span", { class: `badge ${kind}` }, text);
 const button = (text, onclick, kind) => element("button", { type: "button", class: kind, onclick }, text);
 
-/** Returns the answer of the API, or throws an error with a readable message. `ends` may end the request early. */
-async function ask(method, path, ends = []) {
+/** Returns the answer of the API, or throws an error with a readable message. */
+async function ask(method, path, signal = AbortSignal.timeout(PATIENCE_MS)) {
   let answer;
   try {
-    const signal = AbortSignal.any([AbortSignal.timeout(PATIENCE_MS), ...ends]);
     answer = await fetch(path, { method, headers: { accept: "application/json" }, signal });
   } catch {
     throw new Error("the worker does not respond");
@@ -200,7 +199,9 @@ function options(id, values, chosen, anyhow) {
   const list = at(id);
   const wanted = ["", ...values];
   if ([...list.options].map((o) => o.value).join("\n") !== wanted.join("\n")) {
+    const kept = list.value;
     list.replaceChildren(...wanted.map((value) => element("option", { value }, value || "all")));
+    if (wanted.includes(kept)) list.value = kept;
   }
   if (anyhow || document.activeElement !== list) list.value = chosen ?? "";
 }
@@ -309,8 +310,9 @@ function trouble(message) {
 async function look() {
   clearTimeout(timer);
   poll.abort();
-  poll = new AbortController();
-  const { signal } = poll;
+  const mine = new AbortController();
+  poll = mine;
+  const patience = setTimeout(() => mine.abort(), PATIENCE_MS);
   const whole = looks++ % COUNT_EVERY === 0;
   const begun = performance.now();
   const paths = [
@@ -320,8 +322,9 @@ async function look() {
     `v1/jobs?${query()}`,
     view.job ? `v1/jobs/${encodeURIComponent(view.job)}` : null,
   ];
-  const answers = await Promise.allSettled(paths.map((path) => path && ask("GET", path, [signal])));
-  if (signal.aborted) {
+  const answers = await Promise.allSettled(paths.map((path) => path && ask("GET", path, mine.signal)));
+  clearTimeout(patience);
+  if (mine !== poll) {
     // Another poll has started meanwhile, which asks for less.
     if (whole) looks = 0;
     return;
