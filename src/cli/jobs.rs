@@ -202,23 +202,36 @@ fn requeue(args: RequeueArgs, out: &Output) -> Result<(), CliError> {
     }
     with_workspace(|w| async move {
         let service = w.service();
-        let queued = if args.failed {
-            requeue_failed(&service, &args, out).await?
+        let mut queued = Vec::new();
+        let done = if args.failed {
+            requeue_failed(&service, &args, &mut queued, out).await
         } else {
-            let mut queued = Vec::new();
-            for id in args.ids {
-                let read = |file| files::input_copy(file, service.max_input(), JOB_BOUND);
-                let input = args.input.as_deref().map(read).transpose()?;
-                queued.push(service.requeue(id, input).await.map_err(CliError::failed)?);
-            }
-            queued
+            requeue_each(&service, &args, &mut queued).await
         };
-        out.result(&queued, || queued.iter().map(|j| format!("job {} is queued", j.id)).collect::<Vec<_>>().join("\n"));
-        Ok(())
+        // What was queued before a failure is told, too.
+        if done.is_ok() || !queued.is_empty() {
+            let line = |job: &Job| format!("job {} is queued", job.id);
+            out.result(&queued, || queued.iter().map(line).collect::<Vec<_>>().join("\n"));
+        }
+        done
     })
 }
 
-async fn requeue_failed(service: &JobService, args: &RequeueArgs, out: &Output) -> Result<Vec<Job>, CliError> {
+async fn requeue_each(service: &JobService, args: &RequeueArgs, queued: &mut Vec<Job>) -> Result<(), CliError> {
+    for id in &args.ids {
+        let read = |file| files::input_copy(file, service.max_input(), JOB_BOUND);
+        let input = args.input.as_deref().map(read).transpose()?;
+        queued.push(service.requeue(*id, input).await.map_err(CliError::failed)?);
+    }
+    Ok(())
+}
+
+async fn requeue_failed(
+    service: &JobService,
+    args: &RequeueArgs,
+    queued: &mut Vec<Job>,
+    out: &Output,
+) -> Result<(), CliError> {
     let filter = JobFilter {
         state: Some(JobState::Failed),
         circuit: args.circuit.clone(),
@@ -227,7 +240,7 @@ async fn requeue_failed(service: &JobService, args: &RequeueArgs, out: &Output) 
     };
     let failed = service.jobs(filter).await.map_err(CliError::failed)?;
     let class_of = |job: &Job| job.error.as_ref().map(|e| e.class);
-    let (mut queued, mut left) = (Vec::new(), 0);
+    let mut left = 0;
     for job in failed.iter().rev().filter(|job| args.class.is_none() || class_of(job) == args.class) {
         match service.requeue(job.id, None).await {
             Ok(job) => queued.push(job),
@@ -246,7 +259,7 @@ async fn requeue_failed(service: &JobService, args: &RequeueArgs, out: &Output) 
         "{} jobs are queued again; {left} are not, because their input or circuit is gone or their state has changed",
         queued.len()
     ));
-    Ok(queued)
+    Ok(())
 }
 
 /// Arguments of `jobs purge`.

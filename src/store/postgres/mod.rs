@@ -22,6 +22,7 @@
 //! **Secrets.** Inputs are in the database as they were submitted (sealed or not) until their job ends, those of failed
 //! jobs a while longer. What the server keeps of deleted rows until a vacuum, and in its log, is up to the server.
 
+mod address;
 mod calls;
 mod coalesce;
 mod counts;
@@ -31,12 +32,11 @@ mod pool;
 mod session;
 mod statements;
 
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::postgres::{PgConnectOptions, PgRow};
+use sqlx::postgres::PgRow;
 use sqlx::{ConnectOptions, Connection, Row};
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
@@ -114,7 +114,7 @@ impl PostgresStore {
     /// it refuses the connection or does not accept the schema; [`StoreError::ServerTooOld`];
     /// [`StoreError::NewerSchema`].
     pub async fn open(url: &str, settings: StoreSettings) -> Result<Self, StoreError> {
-        let options = PgConnectOptions::from_str(url).map_err(StoreError::InvalidUrl)?;
+        let options = address::options(url)?;
         // Useless in the binary protocol, and unknown to pgbouncer.
         let mut options = options.extra_float_digits(None).disable_statement_logging();
         if options.get_application_name().is_none() {
