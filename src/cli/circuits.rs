@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::session::{circuit_name, table, time, with_workspace};
 use super::{CliError, Output};
 use crate::model::{Circuit, CircuitName};
+use crate::registry::Registry;
 use crate::store::Scope;
 use crate::worker::Workspace;
 
@@ -23,6 +24,10 @@ pub enum Args {
         /// Witness program; without one, jobs supply a .wtns file.
         #[arg(long, value_name = "FILE")]
         wasm: Option<PathBuf>,
+        /// Accept a key without a contribution (`snarkjs groth16 setup` without `zkey contribute`), for which anyone
+        /// can make false proofs.
+        #[arg(long)]
+        insecure_dev_only: bool,
     },
     /// List the registered circuits.
     List,
@@ -56,7 +61,11 @@ pub enum Args {
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     with_workspace(|w| async move {
         match args {
-            Args::Add { name, zkey, wasm } => add(&w, name, zkey, wasm, out).await,
+            Args::Add { name, zkey, wasm, insecure_dev_only } => {
+                let registry = w.registry().clone();
+                let registry = if insecure_dev_only { registry.for_development() } else { registry };
+                add(&w, &registry, name, zkey, wasm, out).await
+            }
             Args::List => list(&w, out).await,
             Args::Show { name } => {
                 let circuit =
@@ -88,6 +97,7 @@ fn unknown(name: &CircuitName) -> CliError {
 
 async fn add(
     w: &Workspace,
+    registry: &Registry,
     name: CircuitName,
     zkey: PathBuf,
     wasm: Option<PathBuf>,
@@ -100,7 +110,7 @@ async fn add(
         shown.set_message(what);
         shown.set_position((done * 1000.0) as u64);
     });
-    let added = w.registry().add(name, &zkey, wasm.as_deref(), listener).await;
+    let added = registry.add(name, &zkey, wasm.as_deref(), listener).await;
     bar.finish_and_clear();
     let circuit = added.map_err(CliError::failed)?;
     let how = match before {

@@ -33,6 +33,10 @@ struct Report {
     details: serde_json::Map<String, Value>,
 }
 
+/// What is said of a key for which anyone can make false proofs.
+pub(super) const NOT_CONTRIBUTED: &str =
+    "WARNING: the key has had no contribution (gamma and delta are equal): anyone can make false proofs for it";
+
 /// Prints the contents of the file.
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let bytes = files::map(&args.file)?;
@@ -59,6 +63,9 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
         if args.check {
             lines.push("  check: every value is valid".into());
         }
+        if report.details.get("contributed") == Some(&Value::Bool(false)) {
+            lines.push(format!("  {NOT_CONTRIBUTED}"));
+        }
         lines.join("\n")
     });
     Ok(())
@@ -79,6 +86,7 @@ fn look(path: &Path, bytes: &bytes::Bytes, check: bool, out: &Output) -> Result<
                     "public_values": h.n_public,
                     "domain": h.domain_size,
                     "matrix_entries": key.n_coefficients(),
+                    "contributed": h.vk.is_contributed(),
                 }),
             ))
         }
@@ -130,7 +138,10 @@ fn json_document(path: &Path, bytes: &[u8]) -> Result<(&'static str, Value), Cli
         }
         Some(Document::VerificationKey) => {
             let key = files::parsed(path, snarkjs::vkey_from_json(&text))?;
-            Ok(("Groth16 verification key on BN254", json!({ "public_values": key.n_public() })))
+            Ok((
+                "Groth16 verification key on BN254",
+                json!({ "public_values": key.n_public(), "contributed": key.is_contributed() }),
+            ))
         }
         None => Err(about(path, "JSON, but not a proof, a verification key or public values")),
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::files::{self, about};
+use super::inspect::NOT_CONTRIBUTED;
 use super::{CliError, Output, documents};
 use crate::formats::{FileKind, zkey};
 use crate::groth16::Verifier;
@@ -47,6 +48,9 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     if public.0.len() != key.n_public() {
         let (expected, got) = (key.n_public(), public.0.len());
         return Err(about(&args.public, format!("expected {expected} public values, got {got}")));
+    }
+    if !key.is_contributed() {
+        out.note(NOT_CONTRIBUTED);
     }
     let valid = Verifier::new(&key).verify(&proof, &public);
     out.result(&Report { valid }, || if valid { "OK".into() } else { "INVALID".into() });

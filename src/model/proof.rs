@@ -37,4 +37,11 @@ impl VerificationKey {
     pub fn n_public(&self) -> usize {
         self.ic.len().saturating_sub(1)
     }
+
+    /// Whether the second phase of the ceremony has had a contribution, as far as the key shows. Without any, as
+    /// `snarkjs groth16 setup` writes it, γ = δ, and anyone can make proofs for it that verify: (α, β, −IC(x)) for any
+    /// public values x.
+    pub fn is_contributed(&self) -> bool {
+        self.gamma_g2 != self.delta_g2
+    }
 }

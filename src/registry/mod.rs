@@ -41,6 +41,12 @@ pub enum RegistryError {
     /// The key is not a valid Groth16 key on BN254.
     #[error("the zkey: {0}")]
     Key(#[from] FormatError),
+    /// Anyone can make false proofs for the key.
+    #[error(
+        "the zkey: expected a key with a contribution to its phase 2, got one without (gamma and delta are equal): anyone \
+         can make false proofs for it. Run `snarkjs zkey contribute`; for development, add it with --insecure-dev-only"
+    )]
+    NotContributed,
     /// The witness program is unusable.
     #[error("the wasm: {0}")]
     Witness(#[from] WitnessError),
@@ -160,6 +166,8 @@ pub struct Registry {
     making_room: Arc<tokio::sync::Mutex<()>>,
     /// Limits concurrent compilations of witness programs, each in a child process with memory of its own.
     compiling: Arc<Semaphore>,
+    /// Whether keys without a contribution are registered.
+    development: bool,
 }
 
 impl Registry {
@@ -168,7 +176,13 @@ impl Registry {
         let host = host_keys(limits.key_cache_bytes);
         let (loaded, read_again, making_room) = Default::default();
         let compiling = Arc::new(Semaphore::new(COMPILED_AT_ONCE));
-        Self { store, artifacts, modules, limits, open: Cache::new(host), loaded, read_again, making_room, compiling }
+        let (open, development) = (Cache::new(host), false);
+        Self { store, artifacts, modules, limits, open, loaded, read_again, making_room, compiling, development }
+    }
+
+    /// Registers keys without a contribution as well, for which anyone can make false proofs.
+    pub fn for_development(self) -> Self {
+        Self { development: true, ..self }
     }
 
     /// Registers a circuit: imports its files, checks every byte of the key, compiles the witness program, and records
@@ -182,8 +196,8 @@ impl Registry {
         on: Listener,
     ) -> Result<Circuit, RegistryError> {
         on("copy", 0.0);
-        let (key_file, program_file) = (zkey.to_path_buf(), wasm.map(Path::to_path_buf));
-        blocking(move || glance(&key_file, program_file.as_deref())).await?;
+        let (key_file, program_file, development) = (zkey.to_path_buf(), wasm.map(Path::to_path_buf), self.development);
+        blocking(move || glance(&key_file, program_file.as_deref(), development)).await?;
         let mut content = self.import(zkey, wasm).await?;
         let mut crossed = 0;
         let circuit = loop {
@@ -500,10 +514,14 @@ async fn fetch(artifacts: &Artifacts, kind: Kind, hash: ContentHash) -> Result<B
     }
 }
 
-/// Refuses files that are obviously something else before they are imported, because they may be of any size.
-fn glance(key: &Path, program: Option<&Path>) -> Result<(), RegistryError> {
+/// Refuses files that are obviously something else, and keys without a contribution, before they are imported, because
+/// they may be of any size.
+fn glance(key: &Path, program: Option<&Path>, development: bool) -> Result<(), RegistryError> {
     let map = |file: &Path| map_file(file).map_err(|why| ArtifactError::Io { what: file.display().to_string(), why });
-    zkey::parse(map(key)?)?;
+    let key = zkey::parse(map(key)?)?;
+    if !development && !key.header.vk.is_contributed() {
+        return Err(RegistryError::NotContributed);
+    }
     program.map_or(Ok(()), |file| Ok(WasmWitness::precheck(&map(file)?)?))
 }
 

@@ -113,6 +113,7 @@ impl From<RegistryError> for Outcome {
             // older version. The input is not at fault, and is kept.
             RegistryError::Witness(WitnessError::Module(_))
             | RegistryError::Key(_)
+            | RegistryError::NotContributed
             | RegistryError::Mismatch { .. } => Self::failed(FailureClass::Transient, e),
             RegistryError::Witness(e) => e.into(),
             RegistryError::TooLarge { .. } => Self::failed(FailureClass::Device, e),

@@ -6,14 +6,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use ark_bn254::{Fr, G1Projective};
 use prover_worker::artifacts::{Artifacts, Kind};
 use prover_worker::backend::cpu::CpuBackend;
 use prover_worker::backend::{
     Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress,
 };
 use prover_worker::formats::{r1cs, zkey};
-use prover_worker::groth16::setup;
-use prover_worker::model::{Circuit, ContentHash, JobId, NewJob, Priority, ProvingKey, StopToken, Witness};
+use prover_worker::groth16::{Verifier, setup};
+use prover_worker::model::{
+    Circuit, ContentHash, JobId, NewJob, Priority, Proof, ProvingKey, PublicValues, StopToken, Witness,
+};
 use prover_worker::registry::{Registry, RegistryError, RegistryLimits};
 use prover_worker::store::{Input, SqliteStore, Store, StoreSettings};
 use prover_worker::witness::ModuleCache;
@@ -116,6 +119,34 @@ async fn a_replaced_key_is_removed_unless_something_needs_it() {
     assert!(fixture.registry.remove(&"c".parse().unwrap()).await.unwrap());
     assert!(!fixture.has(Kind::Zkey, hash(&keys[1])).await);
     assert!(fixture.has(Kind::Zkey, first.zkey).await, "another circuit has it");
+}
+
+/// As `snarkjs groth16 setup` writes it, with the same point for γ and δ.
+#[tokio::test]
+async fn a_key_without_a_contribution_is_for_development_only() {
+    let fixture = Fixture::open().await;
+    let circuit = r1cs::parse(&std::fs::read(circuits().join("multiplier.r1cs")).unwrap()).unwrap();
+    let mut key = setup::generate(&circuit, &|_| {}).unwrap();
+    assert!(key.header.vk.is_contributed());
+    key.header.vk.gamma_g2 = key.header.vk.delta_g2;
+
+    // The reason: a proof that nobody needs a witness for.
+    let vk = &key.header.vk;
+    let public = PublicValues(vec![Fr::from(123_456_789); vk.n_public()]);
+    let sum: G1Projective =
+        vk.ic[0] + vk.ic[1..].iter().zip(&public.0).map(|(point, x)| *point * x).sum::<G1Projective>();
+    let forged = Proof { a: vk.alpha_g1, b: vk.beta_g2, c: (-sum).into() };
+    assert!(Verifier::new(vk).verify(&forged, &public));
+
+    let path = fixture.dir.path().join("1");
+    let mut bytes = Vec::new();
+    zkey::write(&key, &mut bytes).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    let refused = fixture.add("c", &path, None).await.unwrap_err();
+    assert!(matches!(refused, RegistryError::NotContributed), "{refused}");
+    assert!(!fixture.has(Kind::Zkey, hash(&path)).await, "it was imported");
+    let registry = fixture.registry.clone().for_development();
+    registry.add("c".parse().unwrap(), &path, None, Arc::new(|_, _| {})).await.unwrap();
 }
 
 #[tokio::test]
