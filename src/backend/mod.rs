@@ -136,6 +136,17 @@ pub enum BackendError {
         /// Actual size.
         got: u64,
     },
+    /// A buffer, scratch memory or another resource of the device is too small for the work. The caller is not at
+    /// fault: the sizes are this program's.
+    #[error("{what}: {needed} needed, {available} available")]
+    TooSmall {
+        /// What is too small, with the unit of the sizes.
+        what: &'static str,
+        /// Size needed.
+        needed: u64,
+        /// Size available.
+        available: u64,
+    },
     /// The work was asked to stop.
     #[error("stopped: {0}")]
     Stopped(StopReason),

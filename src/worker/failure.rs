@@ -87,9 +87,10 @@ impl From<BackendError> for Outcome {
         match e {
             BackendError::Stopped(why) => Self::Stopped(why),
             BackendError::Shape { .. } => Self::failed(FailureClass::BadInput, e),
-            BackendError::Unavailable { .. } | BackendError::OutOfMemory { .. } | BackendError::Device { .. } => {
-                Self::failed(FailureClass::Device, e)
-            }
+            BackendError::Unavailable { .. }
+            | BackendError::OutOfMemory { .. }
+            | BackendError::Device { .. }
+            | BackendError::TooSmall { .. } => Self::failed(FailureClass::Device, e),
         }
     }
 }
@@ -154,6 +155,13 @@ mod tests {
             let (Outcome::Failed(error) | Outcome::Environment(error, _)) = ended else { panic!("{ended:?}") };
             assert_eq!(error.class, FailureClass::Transient, "{}", error.message);
         }
+    }
+
+    #[test]
+    fn memory_that_a_device_backend_made_too_small_does_not_cost_the_input() {
+        let small = BackendError::TooSmall { what: "bytes to sort digits", needed: 2, available: 1 };
+        let ended = Outcome::from(ProveError::Backend(small));
+        assert!(matches!(ended, Outcome::Failed(JobError { class: FailureClass::Device, .. })), "{ended:?}");
     }
 
     /// Every attempt would end like this.

@@ -92,14 +92,15 @@ impl Buffer {
 
     /// Writes `from` at byte `offset`.
     pub(super) fn upload(&self, stream: Stream, offset: u64, from: &[u8]) -> Result<(), BackendError> {
-        let Some((driver, to)) = self.range("upload to the device", offset, from.len() as u64)? else { return Ok(()) };
+        let range = self.range("bytes of a buffer to upload to", offset, from.len() as u64)?;
+        let Some((driver, to)) = range else { return Ok(()) };
         // SAFETY: `range` checked that the bytes lie in this buffer.
         unsafe { driver.upload(stream, to, from) }
     }
 
     /// Reads from byte `offset` on, after all work in the stream so far.
     pub(super) fn download(&self, stream: Stream, offset: u64, to: &mut [u8]) -> Result<(), BackendError> {
-        let range = self.range("download from the device", offset, to.len() as u64)?;
+        let range = self.range("bytes of a buffer to download from", offset, to.len() as u64)?;
         let Some((driver, from)) = range else { return Ok(()) };
         // SAFETY: `range` checked that the bytes lie in this buffer.
         unsafe { driver.download(stream, to, from) }
@@ -107,7 +108,7 @@ impl Buffer {
 
     /// Sets `bytes` bytes from byte `offset` on to zero.
     pub(super) fn zero(&self, stream: Stream, offset: u64, bytes: u64) -> Result<(), BackendError> {
-        let Some((driver, at)) = self.range("clearing device memory", offset, bytes)? else { return Ok(()) };
+        let Some((driver, at)) = self.range("bytes of a buffer to clear", offset, bytes)? else { return Ok(()) };
         // SAFETY: `range` checked that the bytes lie in this buffer.
         unsafe { driver.zero(stream, at, bytes) }
     }
@@ -124,7 +125,7 @@ impl Buffer {
             Some(end) if end <= self.bytes => {
                 Ok(self.whole.as_ref().map(|whole| (&*whole.driver, Address(self.address.0 + offset))))
             }
-            end => Err(BackendError::Shape { what, expected: self.bytes, got: end.unwrap_or(u64::MAX) }),
+            end => Err(BackendError::TooSmall { what, needed: end.unwrap_or(u64::MAX), available: self.bytes }),
         }
     }
 }
@@ -153,11 +154,12 @@ impl Block {
     /// Cuts off the next buffers.
     ///
     /// # Errors
-    /// `Shape` if too few bytes are left.
+    /// `TooSmall` if too few bytes are left.
     pub(super) fn cut<const N: usize>(&mut self, sizes: [u64; N]) -> Result<[Buffer; N], BackendError> {
         let end = self.cut + rooms(&sizes);
         if end > self.bytes {
-            return Err(BackendError::Shape { what: "bytes of a block of memory", expected: end, got: self.bytes });
+            let what = "bytes of a block of memory";
+            return Err(BackendError::TooSmall { what, needed: end, available: self.bytes });
         }
         let mut buffers = sizes.map(|_| Buffer::empty());
         for (buffer, bytes) in buffers.iter_mut().zip(sizes).filter(|(_, bytes)| *bytes > 0) {
@@ -220,7 +222,7 @@ mod tests {
             block.zero(stream).unwrap();
             assert!(buffers.iter().all(|buffer| content(stream, buffer).iter().all(|byte| *byte == 0)));
             let what = "bytes of a block of memory";
-            assert_eq!(block.cut([1]).err(), Some(BackendError::Shape { what, expected: 1536, got: 1280 }));
+            assert_eq!(block.cut([1]).err(), Some(BackendError::TooSmall { what, needed: 1536, available: 1280 }));
             // The buffers keep their memory after the block is dropped.
             drop(block);
             assert_eq!((content(stream, &buffers[2]).len(), host.used()), (257, used));
@@ -237,7 +239,7 @@ mod tests {
         let empty = Buffer::with(&driver, stream, &[]).unwrap();
         assert_eq!((empty.bytes(), host.allocations()), (0, 0));
         empty.zero(stream, 0, 0).and_then(|()| empty.download(stream, 0, &mut [])).unwrap();
-        let what = "upload to the device";
-        assert_eq!(empty.upload(stream, 0, &[1]), Err(BackendError::Shape { what, expected: 0, got: 1 }));
+        let what = "bytes of a buffer to upload to";
+        assert_eq!(empty.upload(stream, 0, &[1]), Err(BackendError::TooSmall { what, needed: 1, available: 0 }));
     }
 }

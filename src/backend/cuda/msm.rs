@@ -511,13 +511,13 @@ impl Scratch {
             return Ok(());
         }
         let what = "bytes of memory for an MSM";
-        Err(BackendError::Shape { what, expected: needs.bytes(), got: self.needs.bytes() })
+        Err(BackendError::TooSmall { what, needed: needs.bytes(), available: self.needs.bytes() })
     }
 
     /// Adds up the points that the digits select, and leaves the results in `sums`.
     ///
     /// # Errors
-    /// `Shape` if this memory is too small, or if digits, bases and sums differ in their plan or number of points.
+    /// `TooSmall` if this memory is; `Shape` if digits, bases and sums differ in their plan or number of points.
     pub(super) fn sum<G: Group>(
         &self,
         stream: Stream,
@@ -598,11 +598,11 @@ impl<G: Group> Sums<G> {
     /// Creates the sums at byte `offset` of `out`.
     ///
     /// # Errors
-    /// `Shape` if `out` ends before the sums do.
+    /// `TooSmall` if `out` ends before the sums do.
     pub(super) fn new(out: &Arc<Buffer>, offset: u64, plan: Plan) -> Result<Self, BackendError> {
         let end = offset + Self::bytes(&plan);
         if end > out.bytes() {
-            return Err(BackendError::Shape { what: "bytes for sums", expected: end, got: out.bytes() });
+            return Err(BackendError::TooSmall { what: "bytes for sums", needed: end, available: out.bytes() });
         }
         Ok(Self { out: out.clone(), offset, plan, group: PhantomData })
     }

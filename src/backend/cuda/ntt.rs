@@ -191,8 +191,9 @@ impl Domain {
     }
 
     fn check(&self, data: &Buffer, vectors: u32) -> Result<(), BackendError> {
-        let (what, expected, got) = ("bytes of vectors", (u64::from(vectors) * ELEMENT) << self.log, data.bytes());
-        if got < expected { Err(BackendError::Shape { what, expected, got }) } else { Ok(()) }
+        let (needed, available) = ((u64::from(vectors) * ELEMENT) << self.log, data.bytes());
+        let small = BackendError::TooSmall { what: "bytes of vectors", needed, available };
+        if available < needed { Err(small) } else { Ok(()) }
     }
 
     /// Returns log2 of the elements of a tile and of its columns. A tile is as large as it can be while enough
@@ -491,7 +492,7 @@ mod tests {
         let domain = Domain::new(&driver, stream, 4).unwrap();
         let data = Buffer::new(&driver, 32 * 16 * 2).unwrap();
         let error = domain.inverse(stream, &data, 3).err();
-        assert_eq!(error, Some(BackendError::Shape { what: "bytes of vectors", expected: 1536, got: 1024 }));
+        assert_eq!(error, Some(BackendError::TooSmall { what: "bytes of vectors", needed: 1536, available: 1024 }));
         assert_eq!(domain.forward(stream, &data, 3, Points::Domain).err(), error);
     }
 }

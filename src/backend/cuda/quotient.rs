@@ -178,18 +178,18 @@ impl Constraints {
     /// Computes the scalars of H into [`Scratch::scalars`] from a witness of plain values below r, 32 bytes per wire.
     ///
     /// # Errors
-    /// `Shape` if the witness or the scratch memory is too short.
+    /// `TooSmall` if the buffer of the witness or the scratch memory is.
     pub(super) fn quotient(&self, stream: Stream, witness: &Buffer, scratch: &Scratch) -> Result<(), BackendError> {
         let Scratch { vectors, sums } = scratch;
         let parts = self.long.as_ref().map_or(0, |long| u64::from(long.part_count));
         let bytes = ELEMENT * self.domain.size();
-        for (what, expected, got) in [
+        for (what, needed, available) in [
             ("bytes of a witness", ELEMENT * self.wires, witness.bytes()),
             ("bytes of a quotient's vectors", 3 * bytes, vectors.bytes()),
             ("bytes of the sums of long rows' parts", ELEMENT * parts, sums.bytes()),
         ] {
-            if got < expected {
-                return Err(BackendError::Shape { what, expected, got });
+            if available < needed {
+                return Err(BackendError::TooSmall { what, needed, available });
             }
         }
         self.rows(stream, witness, scratch)?;
@@ -620,6 +620,6 @@ mod tests {
         let scratch = Scratch::within(&mut block, &constraints).unwrap();
         let short = Buffer::new(&driver, 8 * 32).unwrap();
         let error = constraints.quotient(stream, &short, &scratch).err();
-        assert_eq!(error, Some(BackendError::Shape { what: "bytes of a witness", expected: 288, got: 256 }));
+        assert_eq!(error, Some(BackendError::TooSmall { what: "bytes of a witness", needed: 288, available: 256 }));
     }
 }

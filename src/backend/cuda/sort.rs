@@ -209,7 +209,8 @@ impl Sorter {
     /// Sorts the digits of the scalars of the wires in `index`. Scalars are plain values below r.
     ///
     /// # Errors
-    /// `Shape` if this memory is too small.
+    /// `TooSmall` if this memory is, or if there are more digits than kernels can count; `Shape` if the plan has bundles
+    /// of too few buckets.
     pub(super) fn sort(
         &self,
         stream: Stream,
@@ -220,11 +221,11 @@ impl Sorter {
         let needs = Needs::of(index.len.into(), plan);
         if self.needs.or(needs) != self.needs {
             let what = "bytes to sort digits";
-            return Err(BackendError::Shape { what, expected: needs.bytes(), got: self.needs.bytes() });
+            return Err(BackendError::TooSmall { what, needed: needs.bytes(), available: self.needs.bytes() });
         }
         let (Ok(entries), Ok(_)) = (u32::try_from(needs.entries), u32::try_from(needs.bundled)) else {
-            let what = "digits to sort, at most";
-            return Err(BackendError::Shape { what, expected: u32::MAX.into(), got: needs.bundled });
+            let what = "32-bit positions of digits";
+            return Err(BackendError::TooSmall { what, needed: needs.bundled, available: u32::MAX.into() });
         };
         let bins = Bins::of(plan);
         let two_steps = bins.low_bits > 0;
@@ -481,8 +482,8 @@ mod tests {
         let what = "buckets whose entries are bundled, at least";
         assert_eq!(error, Some(BackendError::Shape { what, expected: 2049, got: 8 }));
         let error = sorter.sort(stream, &scalars, &index, &plan).err();
-        let (expected, got) = (Needs::of(10, &plan).bytes(), Needs::of(11, &plan).bytes());
-        assert_eq!(error, Some(BackendError::Shape { what: "bytes to sort digits", expected, got }));
+        let [available, needed] = [10, 11].map(|n| Needs::of(n, &plan).bytes());
+        assert_eq!(error, Some(BackendError::TooSmall { what: "bytes to sort digits", needed, available }));
     }
 
     #[test]

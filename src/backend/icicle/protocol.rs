@@ -278,7 +278,7 @@ impl From<BackendError> for Failure {
             BackendError::OutOfMemory { needed, free } => Self::OutOfMemory { needed, free },
             BackendError::Stopped(_) => Self::Stopped,
             BackendError::Unavailable { why, .. } => Self::Says(why),
-            shape @ BackendError::Shape { .. } => Self::Says(shape.to_string()),
+            size @ (BackendError::Shape { .. } | BackendError::TooSmall { .. }) => Self::Says(size.to_string()),
         }
     }
 }

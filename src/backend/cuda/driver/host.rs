@@ -258,7 +258,7 @@ impl State {
     fn check(&self, op: &'static str, address: Address, bytes: u64) -> Result<(), BackendError> {
         match self.room(address) {
             None => Err(BackendError::Device { op, code: INVALID_VALUE }),
-            Some(room) if room < bytes => Err(BackendError::Shape { what: op, expected: room, got: bytes }),
+            Some(room) if room < bytes => Err(BackendError::TooSmall { what: op, needed: bytes, available: room }),
             Some(_) => Ok(()),
         }
     }
@@ -480,8 +480,8 @@ impl HostDriver {
             Work::Launch { kernel, shared, arguments, .. } => (*kernel, *shared, arguments),
         };
         if shared > self.properties.shared_per_block {
-            let (expected, got) = (self.properties.shared_per_block.into(), shared.into());
-            return Err(BackendError::Shape { what: "shared memory of a block", expected, got });
+            let (needed, available) = (shared.into(), self.properties.shared_per_block.into());
+            return Err(BackendError::TooSmall { what: "bytes of shared memory of a block", needed, available });
         }
         for (number, argument) in arguments.iter().enumerate() {
             // Null is for parameters that are optional for a kernel.
@@ -901,7 +901,8 @@ mod tests {
         fails("check_trap", 32, &[Argument::U32(9)], 8, "thread 9 called __trap");
         fails("check_words", 1, &[Argument::Pointer(Address(16))], ILLEGAL_ADDRESS, "points to no allocation");
         let driver = HostDriver::new(Order::Ascending).with_shared_per_block(1024);
-        let expected = BackendError::Shape { what: "shared memory of a block", expected: 1024, got: 1025 };
+        let what = "bytes of shared memory of a block";
+        let expected = BackendError::TooSmall { what, needed: 1025, available: 1024 };
         assert_eq!(launch(&driver, "check_trap", 32, 1025, &[Argument::U32(0)]), Err(expected));
     }
 
@@ -936,12 +937,12 @@ mod tests {
         let stream = driver.create_stream().unwrap();
         let (first, _second) = (driver.allocate(16).unwrap(), driver.allocate(16).unwrap());
         let mut bytes = [0; 17];
-        let shape = |op, room| Err(BackendError::Shape { what: op, expected: room, got: 17 });
+        let small = |op, available| Err(BackendError::TooSmall { what: op, needed: 17, available });
         // SAFETY: all of these are refused.
         unsafe {
-            assert_eq!(driver.upload(stream, first, &bytes), shape("upload", 16));
-            assert_eq!(driver.download(stream, &mut bytes, Address(first.0 + 1)), shape("download", 15));
-            assert_eq!(driver.zero(stream, Address(first.0 + 16), 17), shape("zero", 0));
+            assert_eq!(driver.upload(stream, first, &bytes), small("upload", 16));
+            assert_eq!(driver.download(stream, &mut bytes, Address(first.0 + 1)), small("download", 15));
+            assert_eq!(driver.zero(stream, Address(first.0 + 16), 17), small("zero", 0));
             assert_eq!(driver.zero(stream, Address(first.0 + 17), 1), Err(device(INVALID_VALUE, "zero")));
             assert_eq!(driver.zero(stream, Address(first.0 - 1), 1), Err(device(INVALID_VALUE, "zero")));
             assert_eq!(driver.upload(Stream(99), first, &[]), Err(device(INVALID_HANDLE, "upload")));

@@ -952,9 +952,9 @@ fn copy(to: &mut [u8], from: &[u8]) {
 
 /// Returns a kernel's arguments, one word each: little-endian, so that a uint32_t is at the start of its word.
 fn words(arguments: &[Argument]) -> Result<[u64; ARGUMENTS], BackendError> {
-    let (expected, got) = (ARGUMENTS as u64, arguments.len() as u64);
-    if got > expected {
-        return Err(BackendError::Shape { what: "arguments of a kernel, at most", expected, got });
+    let (needed, available) = (arguments.len() as u64, ARGUMENTS as u64);
+    if needed > available {
+        return Err(BackendError::TooSmall { what: "places for arguments of a kernel", needed, available });
     }
     let mut words = [0; ARGUMENTS];
     for (word, argument) in words.iter_mut().zip(arguments) {
