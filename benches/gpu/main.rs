@@ -688,7 +688,7 @@ fn main() -> ExitCode {
     }
     let driver = match device(options.device) {
         // Under compute-sanitizer, buffers are separate allocations, so that writes between them are noticed.
-        Ok(driver) => Arc::new(if options.small { driver.without_carving() } else { driver }),
+        Ok(driver) => Arc::new(if options.small { driver.without_suballocation() } else { driver }),
         Err(why) => {
             eprintln!("{why}");
             return NO_GPU.into();

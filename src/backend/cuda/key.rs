@@ -366,8 +366,8 @@ mod tests {
             [(Order::Descending, PLENTY, false), (Order::Random(1), PLENTY, false), (Order::Random(2), LITTLE, true)];
         for (number, (order, memory, graphs)) in as_one.into_iter().chain(others).enumerate() {
             let driver = HostDriver::new(order).with_memory(memory);
-            // Buffers are cut from one allocation, as on a GPU; otherwise each has guards.
-            let driver = Arc::new(if number == 0 { driver.with_carving() } else { driver });
+            // Buffers share one allocation, as on a GPU; otherwise each has guards.
+            let driver = Arc::new(if number == 0 { driver.with_suballocation() } else { driver });
             let key = example.on(&driver, graphs);
             let loaded = driver.allocations();
             for (i, (witness, expected)) in example.witnesses.iter().zip(&example.expected).enumerate() {
@@ -514,7 +514,7 @@ mod tests {
             *section = vec![0; section.len()].into();
         }
         let key = Arc::new(key);
-        let on = |megabytes: u64| HostDriver::new(Order::Ascending).with_memory(megabytes << 20).with_carving();
+        let on = |megabytes: u64| HostDriver::new(Order::Ascending).with_memory(megabytes << 20).with_suballocation();
         let of_points = |host: &HostDriver| {
             let counts = [0, WIRES as u64, 0, 64];
             Plans::new(host, counts, multiples(&key, host.properties().memory)).apart
@@ -553,7 +553,7 @@ mod tests {
     fn a_proof_takes_no_more_than_its_footprint() {
         let example = Example::new(1);
         for memory in [PLENTY, LITTLE] {
-            let host = Arc::new(HostDriver::new(Order::Ascending).with_memory(memory).with_carving());
+            let host = Arc::new(HostDriver::new(Order::Ascending).with_memory(memory).with_suballocation());
             let key = example.on(&host, true);
             let (resident, allocations) = (host.used(), host.allocations());
             assert_eq!(key.resident.plans.apart, memory == PLENTY);

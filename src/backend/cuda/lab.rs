@@ -436,8 +436,8 @@ impl Driver for Traced {
     fn allocate(&self, bytes: u64) -> Result<Address, BackendError> {
         self.inner.allocate(bytes)
     }
-    fn carves(&self) -> bool {
-        self.inner.carves()
+    fn suballocates(&self) -> bool {
+        self.inner.suballocates()
     }
     unsafe fn release(&self, address: Address) {
         // SAFETY: the caller's guarantee is passed on.

@@ -1,6 +1,6 @@
 //! Device memory that is freed when it is no longer used.
 //!
-//! Buffers that are used together are cut from one allocation, a [`Block`]: allocating memory from a driver is slow,
+//! Buffers that are used together are suballocated from one allocation, an [`Arena`]: allocating memory from a driver is slow,
 //! and so is clearing many small buffers.
 
 #![allow(unsafe_code)]
@@ -13,31 +13,31 @@ use super::driver::{Address, Argument, Driver, Stream};
 /// Alignment of buffers in bytes, which is also that of allocations.
 const ALIGNMENT: u64 = 256;
 
-/// Returns the bytes that a buffer takes in a [`Block`], padding included.
-const fn room(bytes: u64) -> u64 {
+/// Returns the bytes that a buffer takes in an [`Arena`], padding included.
+const fn padded(bytes: u64) -> u64 {
     bytes.next_multiple_of(ALIGNMENT)
 }
 
-/// Returns the bytes that buffers of these sizes take together.
-pub(super) fn rooms(sizes: &[u64]) -> u64 {
-    sizes.iter().map(|bytes| room(*bytes)).sum()
+/// Returns the bytes that buffers of these sizes take together in an [`Arena`], padding included.
+pub(super) fn padded_total(sizes: &[u64]) -> u64 {
+    sizes.iter().map(|bytes| padded(*bytes)).sum()
 }
 
 /// An allocation, released when it is dropped.
-struct Whole {
+struct Allocation {
     driver: Arc<dyn Driver>,
     address: Address,
     bytes: u64,
 }
 
-impl Whole {
+impl Allocation {
     fn new(driver: &Arc<dyn Driver>, bytes: u64) -> Result<Arc<Self>, BackendError> {
         let address = driver.allocate(bytes)?;
         Ok(Arc::new(Self { driver: driver.clone(), address, bytes }))
     }
 }
 
-impl Drop for Whole {
+impl Drop for Allocation {
     fn drop(&mut self) {
         // SAFETY: the address came from `allocate`, and nothing uses it any more: arguments made from buffers in this
         // allocation are consumed by launches, and `release` waits for their work.
@@ -48,7 +48,7 @@ impl Drop for Whole {
 /// A buffer in device memory. Its content is undefined until it is written.
 pub(super) struct Buffer {
     /// `None` if the buffer is empty; its address is null then.
-    whole: Option<Arc<Whole>>,
+    allocation: Option<Arc<Allocation>>,
     address: Address,
     bytes: u64,
 }
@@ -59,12 +59,12 @@ impl Buffer {
         if bytes == 0 {
             return Ok(Self::empty());
         }
-        let whole = Whole::new(driver, bytes)?;
-        Ok(Self { address: whole.address, whole: Some(whole), bytes })
+        let allocation = Allocation::new(driver, bytes)?;
+        Ok(Self { address: allocation.address, allocation: Some(allocation), bytes })
     }
 
     fn empty() -> Self {
-        Self { whole: None, address: Address::default(), bytes: 0 }
+        Self { allocation: None, address: Address::default(), bytes: 0 }
     }
 
     /// Allocates a buffer by itself and uploads `content` to it.
@@ -123,42 +123,42 @@ impl Buffer {
     ) -> Result<Option<(&dyn Driver, Address)>, BackendError> {
         match offset.checked_add(bytes) {
             Some(end) if end <= self.bytes => {
-                Ok(self.whole.as_ref().map(|whole| (&*whole.driver, Address(self.address.0 + offset))))
+                Ok(self.allocation.as_ref().map(|allocation| (&*allocation.driver, Address(self.address.0 + offset))))
             }
             end => Err(BackendError::TooSmall { what, needed: end.unwrap_or(u64::MAX), available: self.bytes }),
         }
     }
 }
 
-/// Memory for buffers that are used together: one allocation, from which they are cut one after another. On a driver
+/// Memory for buffers that are used together: one allocation, of which they take one part after another. On a driver
 /// for tests each is an allocation of its own, so that writes between buffers are detected.
-pub(super) struct Block {
+pub(super) struct Arena {
     driver: Arc<dyn Driver>,
     /// One allocation, or one for each buffer.
-    wholes: Vec<Arc<Whole>>,
-    /// Bytes in total, and bytes that are cut off already.
+    allocations: Vec<Arc<Allocation>>,
+    /// Bytes in total, and bytes that buffers have taken.
     bytes: u64,
-    cut: u64,
+    used: u64,
 }
 
-impl Block {
-    /// Allocates memory for buffers that take `bytes` bytes together, as computed by [`rooms`].
+impl Arena {
+    /// Allocates memory for buffers that take `bytes` bytes together, as computed by [`padded_total`].
     pub(super) fn new(driver: &Arc<dyn Driver>, bytes: u64) -> Result<Self, BackendError> {
-        let mut block = Self { driver: driver.clone(), wholes: Vec::new(), bytes, cut: 0 };
-        if driver.carves() && bytes > 0 {
-            block.wholes.push(Whole::new(driver, bytes)?);
+        let mut arena = Self { driver: driver.clone(), allocations: Vec::new(), bytes, used: 0 };
+        if driver.suballocates() && bytes > 0 {
+            arena.allocations.push(Allocation::new(driver, bytes)?);
         }
-        Ok(block)
+        Ok(arena)
     }
 
-    /// Cuts off the next buffers.
+    /// Allocates the next buffers.
     ///
     /// # Errors
     /// `TooSmall` if too few bytes are left.
-    pub(super) fn cut<const N: usize>(&mut self, sizes: [u64; N]) -> Result<[Buffer; N], BackendError> {
-        let end = self.cut + rooms(&sizes);
+    pub(super) fn allocate<const N: usize>(&mut self, sizes: [u64; N]) -> Result<[Buffer; N], BackendError> {
+        let end = self.used + padded_total(&sizes);
         if end > self.bytes {
-            let what = "bytes of a block of memory";
+            let what = "bytes of an arena";
             return Err(BackendError::TooSmall { what, needed: end, available: self.bytes });
         }
         let mut buffers = sizes.map(|_| Buffer::empty());
@@ -169,22 +169,24 @@ impl Block {
     }
 
     fn next(&mut self, bytes: u64) -> Result<Buffer, BackendError> {
-        if !self.driver.carves() {
+        if !self.driver.suballocates() {
             let buffer = Buffer::new(&self.driver, bytes)?;
-            self.wholes.extend(buffer.whole.clone());
-            self.cut += room(bytes);
+            self.allocations.extend(buffer.allocation.clone());
+            self.used += padded(bytes);
             return Ok(buffer);
         }
-        let whole = self.wholes.first().cloned();
-        let address = whole.as_ref().map_or(0, |whole| whole.address.0) + self.cut;
-        self.cut += room(bytes);
-        Ok(Buffer { whole, address: Address(address), bytes })
+        let allocation = self.allocations.first().cloned();
+        let address = allocation.as_ref().map_or(0, |allocation| allocation.address.0) + self.used;
+        self.used += padded(bytes);
+        Ok(Buffer { allocation, address: Address(address), bytes })
     }
 
-    /// Sets the whole block to zero.
+    /// Sets the whole arena to zero.
     pub(super) fn zero(&self, stream: Stream) -> Result<(), BackendError> {
-        // SAFETY: `whole.bytes` bytes were allocated at `whole.address`.
-        self.wholes.iter().try_for_each(|whole| unsafe { self.driver.zero(stream, whole.address, whole.bytes) })
+        // SAFETY: `allocation.bytes` bytes were allocated at `allocation.address`.
+        self.allocations
+            .iter()
+            .try_for_each(|allocation| unsafe { self.driver.zero(stream, allocation.address, allocation.bytes) })
     }
 }
 
@@ -201,15 +203,17 @@ mod tests {
     }
 
     #[test]
-    fn buffers_of_a_block_are_one_allocation_and_are_cleared_at_once() {
+    fn buffers_of_an_arena_are_one_allocation_and_are_cleared_at_once() {
         const SIZES: [u64; 5] = [1, 0, 257, 256, 8];
         let host = HostDriver::new(Order::Ascending);
-        for (host, allocations, used) in [(host.with_carving(), 1, 1280), (HostDriver::new(Order::Ascending), 4, 522)] {
+        for (host, allocations, used) in
+            [(host.with_suballocation(), 1, 1280), (HostDriver::new(Order::Ascending), 4, 522)]
+        {
             let host = Arc::new(host);
             let driver: Arc<dyn Driver> = host.clone();
             let stream = driver.create_stream().unwrap();
-            let mut block = Block::new(&driver, rooms(&SIZES)).unwrap();
-            let buffers = block.cut(SIZES).unwrap();
+            let mut arena = Arena::new(&driver, padded_total(&SIZES)).unwrap();
+            let buffers = arena.allocate(SIZES).unwrap();
             assert_eq!((host.allocations(), host.used()), (allocations, used));
             for (i, buffer) in buffers.iter().enumerate() {
                 assert_eq!(buffer.bytes(), SIZES[i]);
@@ -219,12 +223,12 @@ mod tests {
             for (i, buffer) in buffers.iter().enumerate() {
                 assert_eq!(content(stream, buffer), vec![i as u8 + 1; SIZES[i] as usize], "buffer {i}");
             }
-            block.zero(stream).unwrap();
+            arena.zero(stream).unwrap();
             assert!(buffers.iter().all(|buffer| content(stream, buffer).iter().all(|byte| *byte == 0)));
-            let what = "bytes of a block of memory";
-            assert_eq!(block.cut([1]).err(), Some(BackendError::TooSmall { what, needed: 1536, available: 1280 }));
-            // The buffers keep their memory after the block is dropped.
-            drop(block);
+            let what = "bytes of an arena";
+            assert_eq!(arena.allocate([1]).err(), Some(BackendError::TooSmall { what, needed: 1536, available: 1280 }));
+            // The buffers keep their memory after the arena is dropped.
+            drop(arena);
             assert_eq!((content(stream, &buffers[2]).len(), host.used()), (257, used));
             drop(buffers);
             assert_eq!((host.used(), host.fault()), (0, None));

@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 
 use super::super::BackendError;
 use super::driver::{Argument, Driver, Launch, Stream};
-use super::memory::{Block, Buffer, rooms};
+use super::memory::{Arena, Buffer, padded_total};
 use super::sort::{self, Sorted};
 use crate::model::{Fq, Fq2, G1_BYTES, G2_BYTES, limbs};
 
@@ -434,7 +434,7 @@ impl Needs {
 
     /// Returns the bytes of a [`Scratch`] for these requirements.
     pub(super) fn bytes(&self) -> u64 {
-        rooms(&self.sizes())
+        padded_total(&self.sizes())
     }
 
     /// Returns the sizes of its buffers, in the order of the fields.
@@ -471,13 +471,13 @@ impl Needs {
 impl Scratch {
     /// Allocates memory for MSMs that need no more than `needs`.
     pub(super) fn new(driver: &Arc<dyn Driver>, needs: Needs) -> Result<Self, BackendError> {
-        Self::within(driver, &mut Block::new(driver, needs.bytes())?, needs)
+        Self::within(driver, &mut Arena::new(driver, needs.bytes())?, needs)
     }
 
-    /// Like [`Scratch::new`], but cut from a block. The content reveals information about the scalars.
-    pub(super) fn within(driver: &Arc<dyn Driver>, block: &mut Block, needs: Needs) -> Result<Self, BackendError> {
+    /// Like [`Scratch::new`], but suballocated from an arena. The content reveals information about the scalars.
+    pub(super) fn within(driver: &Arc<dyn Driver>, arena: &mut Arena, needs: Needs) -> Result<Self, BackendError> {
         let [buckets, partials, bundles, bundled_points, bundled_products, span_count, spans, lines] =
-            block.cut(needs.sizes())?;
+            arena.allocate(needs.sizes())?;
         Ok(Self {
             driver: driver.clone(),
             buckets,
@@ -663,7 +663,7 @@ mod tests {
 
     #[test]
     fn needs_are_what_is_allocated() {
-        let host = Arc::new(HostDriver::new(Order::Ascending).with_carving());
+        let host = Arc::new(HostDriver::new(Order::Ascending).with_suballocation());
         let driver: Arc<dyn Driver> = host.clone();
         for rounds in [0, 1, 4] {
             let plan = Plan { rounds, ..Plan::of(13, 1000, 64) };

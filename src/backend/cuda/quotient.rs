@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use super::super::BackendError;
 use super::super::cpu::sparse;
 use super::driver::{Argument, Driver, Launch, Stream};
-use super::memory::{Block, Buffer, rooms};
+use super::memory::{Arena, Buffer, padded_total};
 use super::ntt::{Domain, ELEMENT, MOST_LOG};
 use crate::model::{ENTRY_BYTES, Fr, ProvingKey, entry};
 
@@ -81,14 +81,14 @@ pub(super) struct Scratch {
 
 impl Scratch {
     /// Cuts memory for quotients of these constraints from a block.
-    pub(super) fn within(block: &mut Block, constraints: &Constraints) -> Result<Self, BackendError> {
-        let [vectors, sums] = block.cut(Self::sizes(constraints))?;
+    pub(super) fn within(arena: &mut Arena, constraints: &Constraints) -> Result<Self, BackendError> {
+        let [vectors, sums] = arena.allocate(Self::sizes(constraints))?;
         Ok(Self { vectors, sums })
     }
 
     /// Returns the bytes of this memory.
     pub(super) fn bytes(constraints: &Constraints) -> u64 {
-        rooms(&Self::sizes(constraints))
+        padded_total(&Self::sizes(constraints))
     }
 
     fn sizes(constraints: &Constraints) -> [u64; 2] {
@@ -172,7 +172,10 @@ impl Constraints {
     /// Returns the bytes of a [`Scratch`], or a few more.
     pub(super) fn per_proof(key: &ProvingKey) -> u64 {
         // A part has more than SHORT terms, or is one of several of a row whose other parts have PART terms each.
-        rooms(&[3 * ELEMENT * u64::from(key.header.domain_size), ELEMENT * (key.n_coefficients() / SHORT) as u64])
+        padded_total(&[
+            3 * ELEMENT * u64::from(key.header.domain_size),
+            ELEMENT * (key.n_coefficients() / SHORT) as u64,
+        ])
     }
 
     /// Computes the scalars of H into [`Scratch::scalars`] from a witness of plain values below r, 32 bytes per wire.
@@ -525,8 +528,8 @@ mod tests {
             let stream = driver.create_stream().unwrap();
             let key = self.key();
             let constraints = Constraints::index(&driver, stream, &key).unwrap();
-            let mut block = Block::new(&driver, Scratch::bytes(&constraints)).unwrap();
-            let scratch = Scratch::within(&mut block, &constraints).unwrap();
+            let mut arena = Arena::new(&driver, Scratch::bytes(&constraints)).unwrap();
+            let scratch = Scratch::within(&mut arena, &constraints).unwrap();
             let plain: Vec<u64> = self.witness.iter().flat_map(|w| w.into_bigint().0).collect();
             let witness = upload_u64(&driver, stream, &plain).unwrap();
             let n = self.domain as usize;
@@ -616,8 +619,8 @@ mod tests {
         // Not `Shape`, because other devices may support it.
         assert!(matches!(with(1 << 28), Some(BackendError::Unavailable { .. })));
         let constraints = Constraints::index(&driver, stream, &case.key()).unwrap();
-        let mut block = Block::new(&driver, Scratch::bytes(&constraints)).unwrap();
-        let scratch = Scratch::within(&mut block, &constraints).unwrap();
+        let mut arena = Arena::new(&driver, Scratch::bytes(&constraints)).unwrap();
+        let scratch = Scratch::within(&mut arena, &constraints).unwrap();
         let short = Buffer::new(&driver, 8 * 32).unwrap();
         let error = constraints.quotient(stream, &short, &scratch).err();
         assert_eq!(error, Some(BackendError::TooSmall { what: "bytes of a witness", needed: 288, available: 256 }));

@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 use super::super::{BackendError, Commitments};
 use super::driver::{Driver, Graph, Stream};
 use super::key::Resident;
-use super::memory::{Block, Buffer, rooms};
+use super::memory::{Arena, Buffer, padded_total};
 use super::msm::{self, Bases, Group, InG1, InG2, Needs, Plan, Sums};
 use super::quotient;
 use super::sort::{Sorted, Sorter};
@@ -119,7 +119,7 @@ impl Plans {
 impl Layout {
     /// Returns the bytes of a [`Slot`], not counting those for the quotient.
     pub(super) fn bytes(&self) -> u64 {
-        self.lanes.iter().map(Needs::with_sorter).sum::<u64>() + rooms(&[self.sums, self.witness])
+        self.lanes.iter().map(Needs::with_sorter).sum::<u64>() + padded_total(&[self.sums, self.witness])
     }
 }
 
@@ -151,7 +151,7 @@ pub(super) enum Launching {
 pub(super) struct Slot {
     driver: Arc<dyn Driver>,
     /// The memory of everything below.
-    memory: Block,
+    memory: Arena,
     lanes: Vec<Lane>,
     witness: Buffer,
     quotient: quotient::Scratch,
@@ -203,7 +203,7 @@ impl Slot {
         let plans = &key.plans;
         let layout = plans.layout(&**driver, key.wires);
         let bytes = layout.bytes() + quotient::Scratch::bytes(&key.constraints);
-        let mut memory = Block::new(driver, bytes)?;
+        let mut memory = Arena::new(driver, bytes)?;
         let mut streams = Streams { driver, made: Vec::new() };
         let mut lanes = Vec::new();
         for needs in &layout.lanes {
@@ -212,7 +212,7 @@ impl Slot {
             let sorter = Sorter::within(driver, &mut memory, needs.sorter())?;
             lanes.push(Lane { stream, sorter, scratch: msm::Scratch::within(driver, &mut memory, *needs)? });
         }
-        let [left, witness] = memory.cut([layout.sums, layout.witness])?;
+        let [left, witness] = memory.allocate([layout.sums, layout.witness])?;
         let left = Arc::new(left);
         let mut end = 0;
         let mut next = |bytes| {
@@ -258,7 +258,7 @@ impl Slot {
         self.witness.upload(self.stream(), 0, witness)?;
         let used = std::mem::replace(&mut self.used, true);
         if used && self.launching == Launching::SinglyAtFirst {
-            match self.driver.graph(self.stream(), &mut || self.put(key, &|| Ok(()))) {
+            match self.driver.graph(self.stream(), &mut || self.launch(key, &|| Ok(()))) {
                 Ok(work) => self.launching = Launching::AsOne(work),
                 Err(why) => self.give_up_graph(&why),
             }
@@ -271,14 +271,14 @@ impl Slot {
                 Err(why) => {
                     self.give_up_graph(&why);
                     // If that fails as well, the first error says more.
-                    return self.put(key, go_on).map_err(|later| match later {
+                    return self.launch(key, go_on).map_err(|later| match later {
                         BackendError::Stopped(_) => later,
                         _ => why,
                     });
                 }
             }
         }
-        self.put(key, go_on)
+        self.launch(key, go_on)
     }
 
     /// Launches kernels one by one from now on, because a graph that fails once fails again. After a lack of memory,
@@ -331,7 +331,7 @@ impl Slot {
         Ok(())
     }
 
-    fn put(&self, key: &Resident, go_on: &dyn Fn() -> Result<(), BackendError>) -> Result<(), BackendError> {
+    fn launch(&self, key: &Resident, go_on: &dyn Fn() -> Result<(), BackendError>) -> Result<(), BackendError> {
         self.fork()?;
         let plans = &key.plans;
         let lane = self.lane(H);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::super::BackendError;
 use super::driver::{Argument, Driver, Launch, Stream};
-use super::memory::{Block, Buffer, rooms};
+use super::memory::{Arena, Buffer, padded_total};
 use super::msm::{Index, Plan};
 
 /// Threads of a block, as in `sort.cu`: `msm_bins`, `msm_starts`, `msm_offsets`; `msm_count` and `msm_place`.
@@ -111,7 +111,7 @@ impl Needs {
 
     /// Returns the bytes of a [`Sorter`] for these requirements.
     pub(super) fn bytes(&self) -> u64 {
-        rooms(&self.sizes())
+        padded_total(&self.sizes())
     }
 
     /// Returns the sizes of its buffers, in the order of the fields; all 0 if there is nothing to sort.
@@ -177,12 +177,12 @@ impl Sorted<'_> {
 impl Sorter {
     /// Allocates memory for sorting that needs no more than `needs`.
     pub(super) fn new(driver: &Arc<dyn Driver>, needs: Needs) -> Result<Self, BackendError> {
-        Self::within(driver, &mut Block::new(driver, needs.bytes())?, needs)
+        Self::within(driver, &mut Arena::new(driver, needs.bytes())?, needs)
     }
 
-    /// Like [`Sorter::new`], but cut from a block. The content reveals information about the scalars.
-    pub(super) fn within(driver: &Arc<dyn Driver>, block: &mut Block, needs: Needs) -> Result<Self, BackendError> {
-        let [counts, starts, chunks, totals, binned, lows, entries, offsets] = block.cut(needs.sizes())?;
+    /// Like [`Sorter::new`], but suballocated from an arena. The content reveals information about the scalars.
+    pub(super) fn within(driver: &Arc<dyn Driver>, arena: &mut Arena, needs: Needs) -> Result<Self, BackendError> {
+        let [counts, starts, chunks, totals, binned, lows, entries, offsets] = arena.allocate(needs.sizes())?;
         let driver = driver.clone();
         Ok(Self { driver, counts, starts, chunks, totals, binned, lows, entries, offsets, needs })
     }
@@ -498,7 +498,7 @@ mod tests {
                 assert!(bins.partition(&plan).1.max(place) <= 64 << 10, "{plan:?}");
             }
         }
-        let host = Arc::new(HostDriver::new(Order::Ascending).with_carving());
+        let host = Arc::new(HostDriver::new(Order::Ascending).with_suballocation());
         let driver: Arc<dyn Driver> = host.clone();
         let needs = Needs::of(1000, &Plan::of(13, 1000, 64));
         let sorter = Sorter::new(&driver, needs).unwrap();

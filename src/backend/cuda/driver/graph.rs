@@ -1,7 +1,7 @@
 //! Work that is captured once and then launched as a whole, as often as needed.
 //!
 //! Launching a kernel takes the host some microseconds, and the five MSMs of a small proof are a hundred kernels that
-//! take the device little longer. While a stream's work is *captured* ([`Notes`]), none of it runs: kernel launches and
+//! take the device little longer. While a stream's work is *captured* ([`Captures`]), none of it runs: kernel launches and
 //! memsets become the nodes of a graph, and the order given by streams and their events becomes the edges. A stream
 //! that waits for an event of captured work is captured, too, from there on, as in CUDA's stream capture. Each driver
 //! turns the nodes into what it can run.
@@ -20,7 +20,7 @@ const UNJOINED: i64 = 904;
 const ISOLATION: i64 = 905;
 
 /// Bit that marks the numbers of events of captured work. Neither addresses nor counts have it.
-const NOTED: u64 = 1 << 63;
+const CAPTURED: u64 = 1 << 63;
 
 /// An operation of a graph.
 #[derive(Clone, Debug)]
@@ -47,13 +47,13 @@ pub(super) struct Node {
 
 /// Counts of a driver's graphs, and the last error.
 #[derive(Default)]
-pub(super) struct Tally {
+pub(super) struct GraphStats {
     made: AtomicU64,
     launches: AtomicU64,
     error: Mutex<Option<BackendError>>,
 }
 
-impl Tally {
+impl GraphStats {
     /// Counts the result of making a graph, and passes it on.
     pub(super) fn made(&self, made: Result<Graph, BackendError>) -> Result<Graph, BackendError> {
         self.count(&self.made, made)
@@ -84,7 +84,7 @@ impl Tally {
 
 /// The graphs that are being captured on a driver's streams.
 #[derive(Default)]
-pub(super) struct Notes {
+pub(super) struct Captures {
     /// Number of these graphs: mostly 0, which calls can see without taking the lock.
     count: AtomicUsize,
     inner: Mutex<Inner>,
@@ -101,13 +101,13 @@ struct Inner {
     numbers: u64,
 }
 
-impl Notes {
+impl Captures {
     /// Captures what `work` puts into `stream` and into streams that wait for it, and returns the nodes.
     ///
     /// # Errors
     /// Those of `work`; `Device` with code 904 if `stream` has not waited for all captured work at the end, or with
     /// code 905 if `stream` is already being captured.
-    pub(super) fn take(
+    pub(super) fn capture(
         &self,
         stream: Stream,
         work: &mut dyn FnMut() -> Result<(), BackendError>,
@@ -121,10 +121,10 @@ impl Notes {
             inner.streams.insert(stream, (stream, Vec::new()));
             self.count.fetch_add(1, Ordering::AcqRel);
         }
-        let noting = Noting { notes: self, stream };
+        let guard = CaptureGuard { captures: self, stream };
         work()?;
         let (nodes, last) = self.end(stream);
-        std::mem::forget(noting);
+        std::mem::forget(guard);
         if before(&nodes, last).iter().any(|joined| !joined) {
             return Err(BackendError::Device { op: "graph", code: UNJOINED });
         }
@@ -143,8 +143,8 @@ impl Notes {
     }
 
     /// Captures an operation if the stream is being captured; returns whether it is.
-    pub(super) fn put(&self, stream: Stream, work: impl FnOnce() -> Work) -> bool {
-        if self.none() {
+    pub(super) fn add(&self, stream: Stream, work: impl FnOnce() -> Work) -> bool {
+        if self.is_idle() {
             return false;
         }
         let mut inner = self.lock();
@@ -157,13 +157,13 @@ impl Notes {
 
     /// Returns an event after the stream's work so far if the stream is being captured.
     pub(super) fn record(&self, stream: Stream) -> Option<Event> {
-        if self.none() {
+        if self.is_idle() {
             return None;
         }
         let mut inner = self.lock();
         let at = inner.streams.get(&stream)?.clone();
         inner.numbers += 1;
-        let event = Event(NOTED | inner.numbers);
+        let event = Event(CAPTURED | inner.numbers);
         inner.events.insert(event, at);
         Some(event)
     }
@@ -174,14 +174,14 @@ impl Notes {
     /// `Device` with code 905 if the stream and the event belong to different graphs, or if only the stream belongs to
     /// one. A stream that belongs to none joins the event's graph.
     pub(super) fn wait(&self, stream: Stream, event: Event) -> Result<bool, BackendError> {
-        if self.none() && event.0 & NOTED == 0 {
+        if self.is_idle() && event.0 & CAPTURED == 0 {
             return Ok(false);
         }
         let isolated = Err(BackendError::Device { op: "wait", code: ISOLATION });
         let mut inner = self.lock();
         let Inner { streams, events, .. } = &mut *inner;
         match (streams.get_mut(&stream), events.get(&event)) {
-            (None, None) if event.0 & NOTED == 0 => return Ok(false),
+            (None, None) if event.0 & CAPTURED == 0 => return Ok(false),
             (None, Some(at)) => drop(streams.insert(stream, at.clone())),
             (Some((first, last)), Some((graph, nodes))) if first == graph => {
                 last.extend(nodes.iter().filter(|node| !last.contains(node)).copied().collect::<Vec<_>>());
@@ -193,20 +193,20 @@ impl Notes {
 
     /// Forgets an event; returns whether it was one of captured work.
     pub(super) fn destroy(&self, event: Event) -> bool {
-        let noted = event.0 & NOTED != 0;
-        if noted {
+        let captured = event.0 & CAPTURED != 0;
+        if captured {
             self.lock().events.remove(&event);
         }
-        noted
+        captured
     }
 
     /// Returns an error if the stream is being captured, because `op` needs its work to run.
     pub(super) fn refuse(&self, stream: Stream, op: &'static str) -> Result<(), BackendError> {
-        let noted = !self.none() && self.lock().streams.contains_key(&stream);
-        if noted { Err(BackendError::Device { op, code: UNSUPPORTED }) } else { Ok(()) }
+        let captured = !self.is_idle() && self.lock().streams.contains_key(&stream);
+        if captured { Err(BackendError::Device { op, code: UNSUPPORTED }) } else { Ok(()) }
     }
 
-    fn none(&self) -> bool {
+    fn is_idle(&self) -> bool {
         self.count.load(Ordering::Acquire) == 0
     }
 
@@ -216,14 +216,14 @@ impl Notes {
 }
 
 /// Ends the capture of a graph whose work failed or panicked.
-struct Noting<'a> {
-    notes: &'a Notes,
+struct CaptureGuard<'a> {
+    captures: &'a Captures,
     stream: Stream,
 }
 
-impl Drop for Noting<'_> {
+impl Drop for CaptureGuard<'_> {
     fn drop(&mut self) {
-        self.notes.end(self.stream);
+        self.captures.end(self.stream);
     }
 }
 
@@ -254,8 +254,8 @@ mod tests {
         nodes.iter().map(|node| node.after.clone()).collect()
     }
 
-    fn code(notes: &Notes, mut work: impl FnMut() -> Result<(), BackendError>) -> i64 {
-        match notes.take(A, &mut work) {
+    fn code(captures: &Captures, mut work: impl FnMut() -> Result<(), BackendError>) -> i64 {
+        match captures.capture(A, &mut work) {
             Err(BackendError::Device { code, .. }) => code,
             other => panic!("{other:?}"),
         }
@@ -263,57 +263,57 @@ mod tests {
 
     #[test]
     fn streams_and_events_become_edges() {
-        let notes = Notes::default();
-        assert!(!notes.put(A, zero(1)) && notes.record(A).is_none());
-        let nodes = notes.take(A, &mut || {
-            assert!(notes.put(A, zero(1)) && !notes.put(B, zero(1)));
-            let begun = notes.record(A).unwrap();
-            assert!(notes.put(A, zero(2)));
-            assert!(notes.wait(B, begun)? && notes.put(B, zero(3)) && notes.put(B, zero(4)));
-            let done = notes.record(B).unwrap();
+        let captures = Captures::default();
+        assert!(!captures.add(A, zero(1)) && captures.record(A).is_none());
+        let nodes = captures.capture(A, &mut || {
+            assert!(captures.add(A, zero(1)) && !captures.add(B, zero(1)));
+            let begun = captures.record(A).unwrap();
+            assert!(captures.add(A, zero(2)));
+            assert!(captures.wait(B, begun)? && captures.add(B, zero(3)) && captures.add(B, zero(4)));
+            let done = captures.record(B).unwrap();
             // Waiting twice adds one edge.
-            assert!(notes.wait(A, done)? && notes.wait(A, done)? && notes.put(A, zero(5)));
-            assert!(notes.destroy(begun) && notes.destroy(done) && !notes.destroy(Event(7)));
-            assert!(notes.refuse(A, "upload").is_err() && notes.refuse(Stream(3), "upload").is_ok());
+            assert!(captures.wait(A, done)? && captures.wait(A, done)? && captures.add(A, zero(5)));
+            assert!(captures.destroy(begun) && captures.destroy(done) && !captures.destroy(Event(7)));
+            assert!(captures.refuse(A, "upload").is_err() && captures.refuse(Stream(3), "upload").is_ok());
             Ok(())
         });
         assert_eq!(edges(&nodes.unwrap()), [vec![], vec![0], vec![0], vec![2], vec![1, 3]]);
-        assert!(!notes.put(A, zero(1)) && !notes.put(B, zero(1)) && notes.refuse(A, "upload").is_ok());
-        assert_eq!(notes.take(A, &mut || Ok(())).unwrap().len(), 0);
+        assert!(!captures.add(A, zero(1)) && !captures.add(B, zero(1)) && captures.refuse(A, "upload").is_ok());
+        assert_eq!(captures.capture(A, &mut || Ok(())).unwrap().len(), 0);
     }
 
     #[test]
-    fn what_cannot_be_noted() {
-        let notes = Notes::default();
+    fn what_cannot_be_captured() {
+        let captures = Captures::default();
         let isolated = BackendError::Device { op: "wait", code: ISOLATION };
         // A stream that is not waited for; an error of the work; a capture within one of the same stream; an
         // event from outside.
         assert_eq!(
-            code(&notes, || {
-                notes.put(A, zero(1));
-                notes.wait(B, notes.record(A).unwrap())?;
-                notes.put(B, zero(1));
+            code(&captures, || {
+                captures.add(A, zero(1));
+                captures.wait(B, captures.record(A).unwrap())?;
+                captures.add(B, zero(1));
                 Ok(())
             }),
             UNJOINED
         );
-        assert_eq!(code(&notes, || Err(BackendError::Device { op: "launch", code: 3 })), 3);
-        assert_eq!(code(&notes, || notes.take(A, &mut || Ok(())).map(drop)), ISOLATION);
-        assert_eq!(code(&notes, || notes.wait(A, Event(5)).map(drop)), ISOLATION);
+        assert_eq!(code(&captures, || Err(BackendError::Device { op: "launch", code: 3 })), 3);
+        assert_eq!(code(&captures, || captures.capture(A, &mut || Ok(())).map(drop)), ISOLATION);
+        assert_eq!(code(&captures, || captures.wait(A, Event(5)).map(drop)), ISOLATION);
         // An event of another graph, and of one that has ended.
         let event = std::cell::Cell::new(Event(0));
-        let taken = notes.take(B, &mut || {
-            event.set(notes.record(B).unwrap());
+        let taken = captures.capture(B, &mut || {
+            event.set(captures.record(B).unwrap());
             Ok(())
         });
         assert_eq!(taken.unwrap().len(), 0);
-        assert_eq!(code(&notes, || notes.wait(A, event.get()).map(drop)), ISOLATION);
-        assert_eq!(notes.wait(A, event.get()), Err(isolated.clone()));
-        let both = notes.take(B, &mut || {
-            event.set(notes.record(B).unwrap());
-            notes.take(A, &mut || notes.wait(A, event.get()).map(drop)).map(drop)
+        assert_eq!(code(&captures, || captures.wait(A, event.get()).map(drop)), ISOLATION);
+        assert_eq!(captures.wait(A, event.get()), Err(isolated.clone()));
+        let both = captures.capture(B, &mut || {
+            event.set(captures.record(B).unwrap());
+            captures.capture(A, &mut || captures.wait(A, event.get()).map(drop)).map(drop)
         });
         assert_eq!(both.map(|nodes| nodes.len()), Err(isolated));
-        assert_eq!(notes.take(A, &mut || Ok(())).unwrap().len(), 0);
+        assert_eq!(captures.capture(A, &mut || Ok(())).unwrap().len(), 0);
     }
 }

@@ -18,7 +18,7 @@ use std::slice;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
-use super::graph::{Node, Notes, Tally, Work};
+use super::graph::{Captures, GraphStats, Node, Work};
 use super::{Address, Argument, BackendError, Driver, Event, Graph, GraphCounts, Launch, Properties, Stream};
 use crate::model::locked;
 
@@ -277,11 +277,11 @@ pub struct HostDriver {
     properties: Properties,
     order: Order,
     threads: u32,
-    carves: bool,
+    suballocates: bool,
     idle: Option<&'static str>,
     state: Mutex<State>,
-    notes: Notes,
-    tally: Tally,
+    captures: Captures,
+    graph_stats: GraphStats,
 }
 
 impl HostDriver {
@@ -297,8 +297,8 @@ impl HostDriver {
             memory: 4 << 30,
         };
         let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get().min(8) as u32);
-        let (state, notes, tally) = Default::default();
-        Self { properties, order, threads, carves: false, idle: None, state, notes, tally }
+        let (state, captures, graph_stats) = Default::default();
+        Self { properties, order, threads, suballocates: false, idle: None, state, captures, graph_stats }
     }
 
     /// Sets the number of multiprocessors.
@@ -325,9 +325,9 @@ impl HostDriver {
         self
     }
 
-    /// Cuts buffers from one allocation, as on a GPU; writes between them are then not detected.
-    pub fn with_carving(mut self) -> Self {
-        self.carves = true;
+    /// Makes buffers parts of one allocation, as on a GPU; writes between them are then not detected.
+    pub fn with_suballocation(mut self) -> Self {
+        self.suballocates = true;
         self
     }
 
@@ -369,11 +369,11 @@ impl HostDriver {
         from: *const u8,
         bytes: u64,
     ) -> Result<(), BackendError> {
-        self.notes.refuse(stream, "upload")?;
+        self.captures.refuse(stream, "upload")?;
         let mut state = self.sound()?;
         state.stream("upload", stream)?;
         state.check("upload", to, bytes)?;
-        self.put(&mut state, stream, Task::UploadLater { to, from: Foreign(from.cast_mut()), bytes }).map(drop)
+        self.enqueue(&mut state, stream, Task::UploadLater { to, from: Foreign(from.cast_mut()), bytes }).map(drop)
     }
 
     /// Like `download`, but does not wait for the copy.
@@ -387,11 +387,11 @@ impl HostDriver {
         from: Address,
         bytes: u64,
     ) -> Result<(), BackendError> {
-        self.notes.refuse(stream, "download")?;
+        self.captures.refuse(stream, "download")?;
         let mut state = self.sound()?;
         state.stream("download", stream)?;
         state.check("download", from, bytes)?;
-        self.put(&mut state, stream, Task::DownloadLater { to: Foreign(to), from, bytes }).map(drop)
+        self.enqueue(&mut state, stream, Task::DownloadLater { to: Foreign(to), from, bytes }).map(drop)
     }
 
     /// Returns whether an event has happened.
@@ -440,10 +440,10 @@ impl HostDriver {
         let mut state = self.sound()?;
         state.stream(op, stream)?;
         self.check(&mut state, &work)?;
-        if self.notes.put(stream, || work.clone()) {
+        if self.captures.add(stream, || work.clone()) {
             return Ok(());
         }
-        self.put(&mut state, stream, Task::Work(work)).map(drop)
+        self.enqueue(&mut state, stream, Task::Work(work)).map(drop)
     }
 
     /// Returns the state, or the fault that makes it useless.
@@ -455,22 +455,26 @@ impl HostDriver {
         }
     }
 
-    fn make(&self, stream: Stream, work: &mut dyn FnMut() -> Result<(), BackendError>) -> Result<Graph, BackendError> {
+    fn capture(
+        &self,
+        stream: Stream,
+        work: &mut dyn FnMut() -> Result<(), BackendError>,
+    ) -> Result<Graph, BackendError> {
         self.sound()?.stream("graph", stream)?;
-        let nodes = self.notes.take(stream, work)?;
+        let nodes = self.captures.capture(stream, work)?;
         let mut state = self.sound()?;
         let graph = Graph(state.handle());
         state.graphs.insert(graph, nodes.into());
         Ok(graph)
     }
 
-    fn put_graph(&self, stream: Stream, graph: Graph) -> Result<(), BackendError> {
-        self.notes.refuse(stream, "run")?;
+    fn enqueue_graph(&self, stream: Stream, graph: Graph) -> Result<(), BackendError> {
+        self.captures.refuse(stream, "run")?;
         let mut state = self.sound()?;
         state.stream("run", stream)?;
         let nodes = state.graphs.get(&graph).cloned();
         let nodes = nodes.ok_or(BackendError::Device { op: "run", code: INVALID_HANDLE })?;
-        self.put(&mut state, stream, Task::Graph(nodes)).map(drop)
+        self.enqueue(&mut state, stream, Task::Graph(nodes)).map(drop)
     }
 
     /// Checks what can be known of work before it runs.
@@ -497,7 +501,7 @@ impl HostDriver {
     }
 
     /// Puts a task into a stream.
-    fn put(&self, state: &mut State, stream: Stream, task: Task) -> Result<u64, BackendError> {
+    fn enqueue(&self, state: &mut State, stream: Stream, task: Task) -> Result<u64, BackendError> {
         let number = state.handle();
         let after = state.streams.insert(stream, vec![number]).unwrap_or_default();
         state.pending.insert(number, Pending { task, after });
@@ -677,9 +681,9 @@ impl Driver for HostDriver {
         Ok(Address(address))
     }
 
-    /// Buffers are separate, each between guards, unless `with_carving` was called.
-    fn carves(&self) -> bool {
-        self.carves
+    /// Buffers are separate, each between guards, unless `with_suballocation` was called.
+    fn suballocates(&self) -> bool {
+        self.suballocates
     }
 
     unsafe fn release(&self, address: Address) {
@@ -712,11 +716,11 @@ impl Driver for HostDriver {
     }
 
     unsafe fn upload(&self, stream: Stream, to: Address, from: &[u8]) -> Result<(), BackendError> {
-        self.notes.refuse(stream, "upload")?;
+        self.captures.refuse(stream, "upload")?;
         let mut state = self.sound()?;
         state.stream("upload", stream)?;
         state.check("upload", to, from.len() as u64)?;
-        self.put(&mut state, stream, Task::Upload { to, bytes: from.to_vec() }).map(drop)
+        self.enqueue(&mut state, stream, Task::Upload { to, bytes: from.to_vec() }).map(drop)
     }
 
     unsafe fn download(&self, stream: Stream, to: &mut [u8], from: Address) -> Result<(), BackendError> {
@@ -738,7 +742,7 @@ impl Driver for HostDriver {
     }
 
     fn synchronize(&self, stream: Stream) -> Result<(), BackendError> {
-        self.notes.refuse(stream, "synchronize")?;
+        self.captures.refuse(stream, "synchronize")?;
         let mut state = self.sound()?;
         state.stream("synchronize", stream)?;
         let last = state.streams.get(&stream).cloned().unwrap_or_default();
@@ -746,14 +750,14 @@ impl Driver for HostDriver {
     }
 
     fn record(&self, stream: Stream) -> Result<Event, BackendError> {
-        if let Some(event) = self.notes.record(stream) {
+        if let Some(event) = self.captures.record(stream) {
             return Ok(event);
         }
         let mut state = self.sound()?;
         state.stream("record", stream)?;
         let event = Event(state.handle());
         state.events.insert(event, Happening { task: 0, at: None });
-        let task = self.put(&mut state, stream, Task::Happens(event))?;
+        let task = self.enqueue(&mut state, stream, Task::Happens(event))?;
         if let Some(happening) = state.events.get_mut(&event) {
             happening.task = task;
         }
@@ -761,7 +765,7 @@ impl Driver for HostDriver {
     }
 
     fn wait(&self, stream: Stream, event: Event) -> Result<(), BackendError> {
-        if self.notes.wait(stream, event)? {
+        if self.captures.wait(stream, event)? {
             return Ok(());
         }
         let mut state = self.sound()?;
@@ -779,17 +783,17 @@ impl Driver for HostDriver {
     }
 
     fn destroy_event(&self, event: Event) {
-        if !self.notes.destroy(event) {
+        if !self.captures.destroy(event) {
             self.lock().events.remove(&event);
         }
     }
 
     fn graph(&self, stream: Stream, work: &mut dyn FnMut() -> Result<(), BackendError>) -> Result<Graph, BackendError> {
-        self.tally.made(self.make(stream, work))
+        self.graph_stats.made(self.capture(stream, work))
     }
 
     unsafe fn run(&self, stream: Stream, graph: Graph) -> Result<(), BackendError> {
-        self.tally.launched(self.put_graph(stream, graph))
+        self.graph_stats.launched(self.enqueue_graph(stream, graph))
     }
 
     fn destroy_graph(&self, graph: Graph) {
@@ -797,7 +801,7 @@ impl Driver for HostDriver {
     }
 
     fn graph_counts(&self) -> GraphCounts {
-        self.tally.counts()
+        self.graph_stats.counts()
     }
 }
 

@@ -93,8 +93,8 @@ pub trait Driver: Send + Sync {
     /// Allocates memory, aligned to 256 bytes, with undefined content. Fails with `OutOfMemory` if too little is free.
     fn allocate(&self, bytes: u64) -> Result<Address, BackendError>;
 
-    /// Returns whether buffers that are used together may be cut from one allocation.
-    fn carves(&self) -> bool {
+    /// Returns whether buffers that are used together may be parts of one allocation.
+    fn suballocates(&self) -> bool {
         true
     }
 

@@ -28,7 +28,7 @@ use rayon::prelude::*;
 use zeroize::Zeroize;
 
 use super::super::super::BackendError;
-use super::graph::{Node, Notes, Tally, Work};
+use super::graph::{Captures, GraphStats, Node, Work};
 use super::{Address, Argument, Driver, Event, Graph, GraphCounts, Launch, Properties, Stream};
 use crate::model::locked;
 
@@ -148,12 +148,12 @@ pub struct NvidiaDriver {
     /// Pinned memory of each stream that uploads, and pinned memory that no stream uses any more.
     staging: Mutex<HashMap<Stream, Arc<Mutex<Staging>>>>,
     spare: Mutex<Vec<Staging>>,
-    notes: Notes,
-    tally: Tally,
+    captures: Captures,
+    graph_stats: GraphStats,
     released: Released,
     /// Events that order streams, for reuse.
     events: Mutex<Vec<Event>>,
-    carves: bool,
+    suballocates: bool,
 }
 
 /// Memory that was released but is not yet returned to the driver.
@@ -228,7 +228,7 @@ impl Opening {
             // SAFETY: retained above, and released once.
             let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(device) };
         })?;
-        let (kernels, staging, spare, notes, tally, released, events) = Default::default();
+        let (kernels, staging, spare, captures, graph_stats, released, events) = Default::default();
         let opened = NvidiaDriver {
             properties,
             card,
@@ -239,11 +239,11 @@ impl Opening {
             kernels,
             staging,
             spare,
-            notes,
-            tally,
+            captures,
+            graph_stats,
             released,
             events,
-            carves: true,
+            suballocates: true,
         };
         // A driver that loads code lazily compiles the kernels now: here, where that may take minutes, and not within
         // the time limit of a self-test.
@@ -284,8 +284,8 @@ impl NvidiaDriver {
     }
 
     /// Makes each buffer an allocation of its own, so that compute-sanitizer detects writes between buffers.
-    pub fn without_carving(mut self) -> Self {
-        self.carves = false;
+    pub fn without_suballocation(mut self) -> Self {
+        self.suballocates = false;
         self
     }
 
@@ -573,8 +573,8 @@ impl Driver for NvidiaDriver {
         })
     }
 
-    fn carves(&self) -> bool {
-        self.carves
+    fn suballocates(&self) -> bool {
+        self.suballocates
     }
 
     /// The memory goes back to the driver before the next allocation: freeing it waits for all work on the device,
@@ -610,7 +610,7 @@ impl Driver for NvidiaDriver {
         if from.is_empty() {
             return Ok(());
         }
-        self.notes.refuse(stream, "upload")?;
+        self.captures.refuse(stream, "upload")?;
         self.enter()?;
         let staging = self.staging(stream)?;
         let mut staging = locked(&staging);
@@ -624,7 +624,7 @@ impl Driver for NvidiaDriver {
     }
 
     unsafe fn download(&self, stream: Stream, to: &mut [u8], from: Address) -> Result<(), BackendError> {
-        self.notes.refuse(stream, "download")?;
+        self.captures.refuse(stream, "download")?;
         self.enter()?;
         // At this point, the device is usually still busy computing, and has read its inputs long ago.
         if self.card.sleeps {
@@ -643,7 +643,7 @@ impl Driver for NvidiaDriver {
     }
 
     unsafe fn zero(&self, stream: Stream, at: Address, bytes: u64) -> Result<(), BackendError> {
-        if bytes == 0 || self.notes.put(stream, || Work::Zero { at, bytes }) {
+        if bytes == 0 || self.captures.add(stream, || Work::Zero { at, bytes }) {
             return Ok(());
         }
         self.enter()?;
@@ -653,7 +653,7 @@ impl Driver for NvidiaDriver {
 
     unsafe fn launch(&self, stream: Stream, launch: Launch<'_>) -> Result<(), BackendError> {
         let mut words = words(launch.arguments)?;
-        if self.notes.put(stream, || Work::of(&launch)) {
+        if self.captures.add(stream, || Work::of(&launch)) {
             return Ok(());
         }
         self.enter()?;
@@ -669,7 +669,7 @@ impl Driver for NvidiaDriver {
     }
 
     fn synchronize(&self, stream: Stream) -> Result<(), BackendError> {
-        self.notes.refuse(stream, "synchronize")?;
+        self.captures.refuse(stream, "synchronize")?;
         let waited = self.enter().and_then(|()| {
             // SAFETY: it came from `create_stream` and was not destroyed.
             check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream.raw()) })
@@ -680,7 +680,7 @@ impl Driver for NvidiaDriver {
     }
 
     fn record(&self, stream: Stream) -> Result<Event, BackendError> {
-        if let Some(event) = self.notes.record(stream) {
+        if let Some(event) = self.captures.record(stream) {
             return Ok(event);
         }
         self.enter()?;
@@ -692,7 +692,7 @@ impl Driver for NvidiaDriver {
     }
 
     fn wait(&self, stream: Stream, event: Event) -> Result<(), BackendError> {
-        if self.notes.wait(stream, event)? {
+        if self.captures.wait(stream, event)? {
             return Ok(());
         }
         self.enter()?;
@@ -706,9 +706,9 @@ impl Driver for NvidiaDriver {
         if before == after {
             return Ok(());
         }
-        if let Some(noted) = self.notes.record(before) {
-            let waits = self.wait(after, noted);
-            self.notes.destroy(noted);
+        if let Some(captured) = self.captures.record(before) {
+            let waits = self.wait(after, captured);
+            self.captures.destroy(captured);
             return waits;
         }
         self.enter()?;
@@ -728,7 +728,7 @@ impl Driver for NvidiaDriver {
     }
 
     fn destroy_event(&self, event: Event) {
-        if !self.notes.destroy(event) && self.enter().is_ok() {
+        if !self.captures.destroy(event) && self.enter().is_ok() {
             // SAFETY: it came from `record`, and is destroyed once.
             let _ = unsafe { sys::cuEventDestroy_v2(event.raw()) };
         }
@@ -736,17 +736,17 @@ impl Driver for NvidiaDriver {
 
     /// Kernels that have never run may have to be loaded, which the driver does while the graph is made.
     fn graph(&self, stream: Stream, work: &mut dyn FnMut() -> Result<(), BackendError>) -> Result<Graph, BackendError> {
-        let nodes = self.notes.take(stream, work);
-        self.tally.made(nodes.and_then(|nodes| {
+        let nodes = self.captures.capture(stream, work);
+        self.graph_stats.made(nodes.and_then(|nodes| {
             self.enter()?;
             self.with_memory(|| self.make(&nodes))
         }))
     }
 
     unsafe fn run(&self, stream: Stream, graph: Graph) -> Result<(), BackendError> {
-        self.notes.refuse(stream, "run")?;
+        self.captures.refuse(stream, "run")?;
         self.enter()?;
-        self.tally.launched(self.with_memory(|| {
+        self.graph_stats.launched(self.with_memory(|| {
             // SAFETY: it came from `graph` and was not destroyed; the caller guarantees that its memory still exists.
             check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.0 as sys::CUgraphExec, stream.raw()) })
         }))
@@ -760,7 +760,7 @@ impl Driver for NvidiaDriver {
     }
 
     fn graph_counts(&self) -> GraphCounts {
-        self.tally.counts()
+        self.graph_stats.counts()
     }
 }
 
