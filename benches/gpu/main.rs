@@ -657,12 +657,12 @@ fn time(run: &Run, options: &Options, results: &mut Results) -> std::io::Result<
 
 /// Opens the requested device. No other is opened: it may hang, or be in use by others.
 fn device(ordinal: usize) -> Result<NvidiaDriver, String> {
-    let mut shown = NvidiaDriver::shown()?;
-    let count = shown.len();
+    let mut listed = NvidiaDriver::list()?;
+    let count = listed.len();
     if ordinal >= count {
         return Err(format!("--device: expected a number below {count}, got {ordinal}"));
     }
-    shown.swap_remove(ordinal).open()
+    listed.swap_remove(ordinal).open()
 }
 
 fn main() -> ExitCode {

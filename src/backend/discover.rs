@@ -163,9 +163,9 @@ fn gpus(graphs: bool) -> Found {
     use super::cuda::CudaBackend;
     use super::cuda::driver::nvidia::NvidiaDriver;
 
-    let shown = wait_for(spawn_detached(NvidiaDriver::shown), LONGEST_LOOK);
-    let shown = shown.map_err(|why| format!("looking for GPUs {why}"))??;
-    let open = shown.into_iter().map(|gpu| {
+    let listed = wait_for(spawn_detached(NvidiaDriver::list), LONGEST_LOOK);
+    let listed = listed.map_err(|why| format!("looking for GPUs {why}"))??;
+    let open = listed.into_iter().map(|gpu| {
         move || -> Opened {
             let gpu = CudaBackend::new(Arc::new(gpu.open()?));
             Ok(Arc::new(if graphs { gpu } else { gpu.without_graphs() }))

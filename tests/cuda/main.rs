@@ -270,7 +270,7 @@ fn what_became_of_graphs_is_counted() {
 #[test]
 fn who_waits_for_the_device_sleeps_where_cores_are_few() {
     let Some(folder) = with_twin("who_waits_for_the_device_sleeps_where_cores_are_few") else { return };
-    let open = |cores| NvidiaDriver::shown_to(cores).unwrap().remove(0).open().unwrap();
+    let open = |cores| NvidiaDriver::list_for(cores).unwrap().remove(0).open().unwrap();
     assert!(open(3).card().sleeps && !open(4).card().sleeps);
     // In every place where it waits: more than pinned memory holds, and results that are not ready. The twin refuses
     // waits that do not sleep.

@@ -173,7 +173,7 @@ impl Lab {
 
     /// Prepares arithmetic alone, `count` times in each of `blocks` blocks of 128 threads, on arbitrary data.
     pub fn bench(&self, what: Arithmetic, blocks: u32, count: u32) -> Result<Bench, BackendError> {
-        let memory = Buffer::new(&self.driver, u64::from(blocks * BENCH_THREADS) * what.bytes_a_thread())?;
+        let memory = Buffer::new(&self.driver, u64::from(blocks * BENCH_THREADS) * what.bytes_per_thread())?;
         let filler: Vec<u8> = (0..memory.bytes() as usize).map(|i| (i * 7 + i / 251) as u8 & 0x1f).collect();
         memory.upload(self.stream.id, 0, &filler)?;
         Ok(Bench { driver: self.driver.clone(), stream: self.stream.clone(), memory, what, blocks, count })
@@ -216,7 +216,7 @@ impl Arithmetic {
     }
 
     /// Returns the bytes that its kernel reads and writes per thread.
-    fn bytes_a_thread(self) -> u64 {
+    fn bytes_per_thread(self) -> u64 {
         if matches!(self, Self::AdditionsInG1 | Self::AdditionsInG2) { 128 } else { 32 }
     }
 

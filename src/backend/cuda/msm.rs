@@ -32,7 +32,7 @@ const SCALAR_BITS: u32 = 254;
 /// Bytes of a scalar in plain form.
 pub(super) const SCALAR_BYTES: u64 = 32;
 /// Fewest entries of a part: the partial sums that parts leave are work, too.
-const LEAST_PART: u32 = 8;
+const MIN_PART: u32 = 8;
 /// Threads of a block of `msm_accumulate` and `msm_join`, and of the kernels that sum over a block.
 const PART_THREADS: u32 = 128;
 const SUM_THREADS: u32 = 128;
@@ -42,24 +42,24 @@ const BUNDLE_THREADS: u32 = 256;
 const BUNDLE_BLOCKS: u32 = 2;
 /// Most and fewest additions of a worker in the first round of bundles: they share one inversion, and each takes memory
 /// for a point and a half, for which a share of the device's memory (given as a divisor) is granted.
-const ADDITIONS: u32 = 128;
-const LEAST_ADDITIONS: u32 = 1 << (MOST_ROUNDS - 1);
+const MAX_ADDITIONS: u32 = 128;
+const MIN_ADDITIONS: u32 = 1 << (MAX_ROUNDS - 1);
 const ADDITIONS_SHARE: u64 = 64;
 /// Share of a device's memory, as a divisor, that bundles and everything they need may take in one proof.
 const BUNDLES_SHARE: u64 = 32;
 /// Most rounds of bundles that are considered.
-const MOST_ROUNDS: u32 = 4;
-/// Most partial sums of a bucket that one thread adds up; more form a *span*.
-const FEW: u32 = 16;
+const MAX_ROUNDS: u32 = 4;
+/// Most partial sums of a bucket that one thread adds up; more form a *span*. `FEW` in the kernels.
+const MAX_PARTIALS: u32 = 16;
 /// Constants that the kernels define as well, by their names there.
 #[cfg(all(test, feature = "kernels-on-host"))]
 pub(super) const CONSTANTS: [(&str, u32); 3] =
-    [("FEW", FEW), ("SUM_THREADS", SUM_THREADS), ("BUNDLE_THREADS", BUNDLE_THREADS)];
+    [("FEW", MAX_PARTIALS), ("SUM_THREADS", SUM_THREADS), ("BUNDLE_THREADS", BUNDLE_THREADS)];
 /// Bytes of a `Span` of the kernels, and of the counter of spans.
 const SPAN_BYTES: u64 = 12;
 const SPAN_COUNT_BYTES: u64 = 4;
 /// Entries have 31 bits for the index of a multiple in the table.
-const MOST_MULTIPLES: u64 = 1 << 31;
+const MAX_MULTIPLES: u64 = 1 << 31;
 
 /// A group of points that the kernels support.
 pub trait Group: Send + Sync + 'static {
@@ -181,7 +181,7 @@ impl Plan {
         let parts = parts::<G>(driver);
         let windows = (4..=22).map(|window| Self::of(window, n, multiples));
         let plans = windows.flat_map(|plan| {
-            let most = if G::BUNDLES && sort::in_two_steps(plan.buckets()) { MOST_ROUNDS } else { 0 };
+            let most = if G::BUNDLES && sort::in_two_steps(plan.buckets()) { MAX_ROUNDS } else { 0 };
             (0..=most).map(move |rounds| Self { rounds, ..plan })
         });
         let costs = plans.filter_map(|plan| {
@@ -196,7 +196,7 @@ impl Plan {
     /// Returns the plan with this window size, without bundles.
     pub(super) fn of(window: u32, n: u64, multiples: u64) -> Self {
         let windows = SCALAR_BITS.div_ceil(window);
-        let multiples = multiples.min((MOST_MULTIPLES - 1) / n.max(1)).clamp(1, u64::from(windows)) as u32;
+        let multiples = multiples.min((MAX_MULTIPLES - 1) / n.max(1)).clamp(1, u64::from(windows)) as u32;
         Self { window, windows, groups: windows.div_ceil(multiples), rounds: 0 }
     }
 
@@ -211,14 +211,14 @@ impl Plan {
         let (buckets, parts) = (f64::from(self.buckets()), f64::from(parts));
         let bundle = f64::from(1 << self.rounds);
         let entries = (n * u64::from(self.windows)) as f64 + (bundle - 1.0) / 2.0 * buckets;
-        let each = (entries / bundle / parts).max(f64::from(LEAST_PART));
+        let each = (entries / bundle / parts).max(f64::from(MIN_PART));
         let busy = (entries / bundle / each / parts).min(1.0);
         // In G2, the only group with bundles, there are 4/3 as many workers for them as parts.
         let passes = (entries / 2.0 / (parts * 1.33) / f64::from(additions)).ceil();
         let bundles = entries * (1.0 - 1.0 / bundle) / parts * 11.0 * 0.68 + 25.0 * f64::from(self.rounds) * passes;
         let highest = SCALAR_BITS - (self.windows - 1) * self.window;
         let crowd = n as f64 / 2f64.powi(highest as i32 - 1) / bundle / each;
-        let spans = if crowd > f64::from(FEW) { 80.0 } else { 0.0 };
+        let spans = if crowd > f64::from(MAX_PARTIALS) { 80.0 } else { 0.0 };
         let lines = 60.0 * buckets / parts;
         bundles + each * 5.5 * (1.0 + busy) + 7.0 * (entries / bundle / buckets / each) + lines + spans
     }
@@ -386,11 +386,11 @@ impl Needs {
         let bundled = |bytes: u64| if plan.rounds > 0 { bytes * G::BYTES as u64 } else { 0 };
         let granted = driver.properties().memory / ADDITIONS_SHARE / (u64::from(workers) * G::BYTES as u64 * 3 / 2);
         let wanted = (sort.bundled() / 2).div_ceil(workers.into()).min(granted);
-        let additions = wanted.clamp(LEAST_ADDITIONS.into(), ADDITIONS.into()) as u32;
+        let additions = wanted.clamp(MIN_ADDITIONS.into(), MAX_ADDITIONS.into()) as u32;
         // Any more parts would have no entries.
-        let a_block = u64::from(PART_THREADS / G::LANES);
-        let filled = (sort.bundled() >> plan.rounds).div_ceil(LEAST_PART.into()).div_ceil(a_block);
-        let blocks = filled.clamp(1, u64::from(parts::<G>(driver)) / a_block);
+        let parts_per_block = u64::from(PART_THREADS / G::LANES);
+        let filled = (sort.bundled() >> plan.rounds).div_ceil(MIN_PART.into()).div_ceil(parts_per_block);
+        let blocks = filled.clamp(1, u64::from(parts::<G>(driver)) / parts_per_block);
         Self {
             sort,
             blocks: blocks as u32,
@@ -398,7 +398,7 @@ impl Needs {
             additions,
             addition_bytes: bundled(u64::from(workers) * u64::from(additions)),
             bucket_bytes: u64::from(plan.buckets()) * xyzz_bytes::<G>(),
-            partial_bytes: 2 * blocks * a_block * xyzz_bytes::<G>(),
+            partial_bytes: 2 * blocks * parts_per_block * xyzz_bytes::<G>(),
             line_bytes: u64::from(plan.groups) * ((1 << rows) + (1 << columns)) * xyzz_bytes::<G>(),
         }
     }
@@ -417,9 +417,9 @@ impl Needs {
         }
     }
 
-    /// Returns the maximum number of spans: each has [`FEW`] parts to itself but for the first and the last.
+    /// Returns the maximum number of spans: each has [`MAX_PARTIALS`] parts to itself but for the first and the last.
     fn spans(&self) -> u64 {
-        self.partial_bytes / (4 * 64 * u64::from(FEW)) + 1
+        self.partial_bytes / (4 * 64 * u64::from(MAX_PARTIALS)) + 1
     }
 
     /// Returns the requirements of sorting.
@@ -543,7 +543,7 @@ impl Scratch {
         let count = Argument::U32(plan.buckets());
         let part_count = needs.blocks * (PART_THREADS / G::LANES);
         let blocks = (needs.blocks, 1);
-        let least = Argument::U32(LEAST_PART);
+        let least = Argument::U32(MIN_PART);
         let [offsets, buckets, partials] = [digits.offsets(), &self.buckets, &self.partials].map(Buffer::argument);
         let [span_count, spans, lines] = [&self.span_count, &self.spans, &self.lines].map(Buffer::argument);
         let shared = u64::from(SUM_THREADS / G::LANES) * xyzz_bytes::<G>();

@@ -19,7 +19,7 @@ pub(super) const ELEMENT: u64 = 32;
 /// Bytes of a twiddle factor: its ratio to the modulus, and the factor itself.
 const ROOT: u64 = 64;
 /// Log2 of the largest size: the roots of the double domain must exist, and 2^28 is the largest order of a root.
-pub(super) const MOST_LOG: u32 = 27;
+pub(super) const MAX_LOG: u32 = 27;
 /// Threads of a block of `ntt_roots`.
 const ROOTS_THREADS: u32 = 256;
 
@@ -54,7 +54,7 @@ impl Radix {
     }
 
     /// Returns log2 of the elements of a block of 256 threads, the block size for which `ntt.cu` bounds the registers.
-    fn most_tile(self) -> u32 {
+    fn max_tile(self) -> u32 {
         8 + self.stages()
     }
 }
@@ -104,7 +104,7 @@ pub(super) struct Domain {
     log: u32,
     radix: Radix,
     /// Log2 of the elements of the largest tile.
-    most_tile: u32,
+    max_tile: u32,
     /// Number of blocks that fill the device: tiles grow while at least this many blocks remain.
     pub(super) enough: u64,
     /// Passes, from the lowest bits up.
@@ -122,28 +122,28 @@ impl Domain {
 
     /// Like [`Domain::new`], with the given radix.
     pub(super) fn with(driver: &Arc<dyn Driver>, stream: Stream, log: u32, radix: Radix) -> Result<Self, BackendError> {
-        if log > MOST_LOG {
-            let (what, expected) = ("log of the elements of a transform, at most", u64::from(MOST_LOG));
+        if log > MAX_LOG {
+            let (what, expected) = ("log of the elements of a transform, at most", u64::from(MAX_LOG));
             return Err(BackendError::Shape { what, expected, got: u64::from(log) });
         }
         let shared = driver.properties().shared_per_block;
-        let most_tile = radix.most_tile().min((shared / ELEMENT as u32).max(1).ilog2());
+        let max_tile = radix.max_tile().min((shared / ELEMENT as u32).max(1).ilog2());
         let mut low = 0;
-        let passes = plan(log, radix.stages(), most_tile).into_iter().map(|stages| {
+        let passes = plan(log, radix.stages(), max_tile).into_iter().map(|stages| {
             let pass = Pass { low, stages, roots: roots(driver, stream, low + stages)? };
             low += stages;
             Ok(pass)
         });
         let passes = passes.collect::<Result<_, BackendError>>()?;
         let enough = 2 * u64::from(driver.properties().multiprocessors);
-        Ok(Self { driver: driver.clone(), log, radix, most_tile, enough, passes })
+        Ok(Self { driver: driver.clone(), log, radix, max_tile, enough, passes })
     }
 
     /// Returns the bytes on the device of a domain made by [`Domain::new`].
     pub(super) fn footprint(log: u32) -> u64 {
         let radix = Radix::of(log);
         let mut end = 0;
-        let tables = plan(log, radix.stages(), radix.most_tile()).into_iter().map(|stages| {
+        let tables = plan(log, radix.stages(), radix.max_tile()).into_iter().map(|stages| {
             end += stages;
             ROOT * ((1 << end) + 1)
         });
@@ -203,9 +203,9 @@ impl Domain {
         let radix = self.radix.stages();
         let least = pass.stages.max(radix);
         let (wanted, most) = if pass.low == 0 {
-            (0, self.most_tile.min(self.log).max(least))
+            (0, self.max_tile.min(self.log).max(least))
         } else {
-            (1, self.most_tile.min(least + pass.low))
+            (1, self.max_tile.min(least + pass.low))
         };
         let blocks = |tile: u32| u64::from(vectors) << (self.log - tile.min(self.log));
         let mut tile = (least + wanted).max(radix + 5).min(most);
@@ -467,12 +467,12 @@ mod tests {
 
     #[test]
     fn plans_have_few_passes() {
-        let passes = |log, radix: Radix| plan(log, radix.stages(), radix.most_tile());
+        let passes = |log, radix: Radix| plan(log, radix.stages(), radix.max_tile());
         for radix in RADICES {
-            for log in 0..=MOST_LOG {
+            for log in 0..=MAX_LOG {
                 let plan = passes(log, radix);
                 assert_eq!(plan.iter().sum::<u32>(), log);
-                assert!(plan.iter().all(|bits| (1..=radix.most_tile()).contains(bits)));
+                assert!(plan.iter().all(|bits| (1..=radix.max_tile()).contains(bits)));
                 assert!(plan.iter().skip(1).all(|bits| *bits >= radix.stages()));
             }
         }

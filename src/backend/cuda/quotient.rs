@@ -18,15 +18,15 @@ use super::super::BackendError;
 use super::super::cpu::sparse;
 use super::driver::{Argument, Driver, Launch, Stream};
 use super::memory::{Arena, Buffer, padded_total};
-use super::ntt::{Domain, ELEMENT, MOST_LOG};
+use super::ntt::{Domain, ELEMENT, MAX_LOG};
 use crate::model::{ENTRY_BYTES, Fr, ProvingKey, entry};
 
 /// Most terms of a short row.
-const SHORT: usize = 64;
+const MAX_SHORT: usize = 64;
 /// Number of short rows in a slice.
 const SLICE: usize = 32;
 /// Most terms of a part of a long row.
-const PART: usize = 2048;
+const MAX_PART: usize = 2048;
 /// Threads of a block that computes one sum.
 const PART_THREADS: u32 = 128;
 /// Threads of a block of all other kernels.
@@ -50,7 +50,7 @@ pub(super) struct Constraints {
     scale: Buffer,
 }
 
-/// Rows of at most [`SHORT`] terms, the longest first, in slices.
+/// Rows of at most [`MAX_SHORT`] terms, the longest first, in slices.
 struct ShortRows {
     terms: Buffer,
     /// Starts of the slices, in columns of [`SLICE`] terms.
@@ -59,7 +59,7 @@ struct ShortRows {
     count: u32,
 }
 
-/// Rows of more than [`SHORT`] terms, in parts.
+/// Rows of more than [`MAX_SHORT`] terms, in parts.
 struct LongRows {
     terms: Buffer,
     /// Starts of the parts among the terms.
@@ -114,8 +114,8 @@ impl Constraints {
             let what = "domain size (a power of two)";
             return Err(BackendError::Shape { what, expected: u64::from(n).next_power_of_two(), got: u64::from(n) });
         }
-        if n > 1 << MOST_LOG {
-            let why = format!("its NTTs have at most 2^{MOST_LOG} elements, and the key's domain has {n}");
+        if n > 1 << MAX_LOG {
+            let why = format!("its NTTs have at most 2^{MAX_LOG} elements, and the key's domain has {n}");
             return Err(BackendError::Unavailable { device: driver.properties().name.clone(), why });
         }
         sparse::check(key)?;
@@ -156,7 +156,7 @@ impl Constraints {
     /// but how often is unknown before all of them are read.
     pub(super) fn resident(key: &ProvingKey) -> u64 {
         let n = key.header.domain_size;
-        let domain = Domain::footprint(n.checked_ilog2().unwrap_or(0).min(MOST_LOG));
+        let domain = Domain::footprint(n.checked_ilog2().unwrap_or(0).min(MAX_LOG));
         // Terms, and as many bytes for factors; rows, and the starts of slices.
         2 * TERM * key.n_coefficients() as u64 + 9 * u64::from(n) + domain
     }
@@ -171,10 +171,10 @@ impl Constraints {
 
     /// Returns the bytes of a [`Scratch`], or a few more.
     pub(super) fn per_proof(key: &ProvingKey) -> u64 {
-        // A part has more than SHORT terms, or is one of several of a row whose other parts have PART terms each.
+        // A part has more than MAX_SHORT terms, or is one of several of a row whose other parts have MAX_PART terms each.
         padded_total(&[
             3 * ELEMENT * u64::from(key.header.domain_size),
-            ELEMENT * (key.n_coefficients() / SHORT) as u64,
+            ELEMENT * (key.n_coefficients() / MAX_SHORT) as u64,
         ])
     }
 
@@ -281,7 +281,7 @@ impl Rows {
         let lengths: Vec<u32> = lengths.into_iter().map(AtomicU32::into_inner).collect();
 
         // A counting sort: rows are counted by length, then put in their places.
-        let mut next = [0u32; SHORT + 1];
+        let mut next = [0u32; MAX_SHORT + 1];
         let (mut long, mut starts) = (Vec::new(), vec![0]);
         for (row, &length) in lengths.iter().enumerate() {
             match next.get_mut(length as usize) {
@@ -316,7 +316,7 @@ impl Rows {
     fn parts(&self) -> (Vec<u32>, Vec<u32>) {
         let (mut starts, mut parts) = (Vec::new(), vec![0]);
         for row in self.starts.windows(2) {
-            starts.extend((row[0]..row[1]).step_by(PART));
+            starts.extend((row[0]..row[1]).step_by(MAX_PART));
             parts.push(starts.len() as u32);
         }
         starts.extend(self.starts.last());
@@ -345,8 +345,11 @@ impl Rows {
                 let nth = rest[row].fetch_sub(1, Ordering::Relaxed) as usize - 1;
                 let factor = places.of_values[*place as usize];
                 let first = first[row] as usize;
-                let term =
-                    if self.lengths[row] as usize <= SHORT { &short[first + nth * SLICE] } else { &long[first + nth] };
+                let term = if self.lengths[row] as usize <= MAX_SHORT {
+                    &short[first + nth * SLICE]
+                } else {
+                    &long[first + nth]
+                };
                 term.store(u64::from(factor) << 32 | u64::from(e.signal), Ordering::Relaxed);
             }
         });
@@ -561,7 +564,8 @@ mod tests {
 
     #[test]
     fn rows_of_any_length() {
-        let long = [0, 1, 5000, SHORT, SHORT + 1, 127, 129, PART, PART + 1, 2 * PART, 2, 3, 64, 0, 31];
+        let long =
+            [0, 1, 5000, MAX_SHORT, MAX_SHORT + 1, 127, 129, MAX_PART, MAX_PART + 1, 2 * MAX_PART, 2, 3, 64, 0, 31];
         for order in [Order::Ascending, Order::Descending, Order::Random(3)] {
             Case::new(1, 64, 40, &long).check(HostDriver::new(order));
         }

@@ -28,7 +28,7 @@ use super::sort::{Sorted, Sorter};
 
 /// Most bases of an MSM for which the MSMs of a proof run apart. On an H200, four proofs at a time took 0.6 of the time
 /// of four single ones with 2^16 bases, and 0.8 with 2^20.
-const MOST_APART: u64 = 1 << 18;
+const MAX_APART: u64 = 1 << 18;
 /// Share of a device's memory, as a divisor, that one proof may take for its MSMs to run apart.
 const APART_SHARE: u64 = 64;
 
@@ -66,7 +66,7 @@ impl Plans {
         // B is summed in both groups, and G2 takes three times as long.
         let b = Plan::new::<InG2>(driver, b, multiples);
         let plans = Self { a: plan(a), b, c: plan(c), h: plan(h), counts, apart: false };
-        let apart = counts.iter().all(|count| *count <= MOST_APART)
+        let apart = counts.iter().all(|count| *count <= MAX_APART)
             && plans.needs(driver).iter().map(Needs::with_sorter).sum::<u64>()
                 <= driver.properties().memory / APART_SHARE;
         Self { apart, ..plans }

@@ -21,8 +21,8 @@ const CHUNK_THREADS: u32 = 512;
 /// Entries of a chunk: eight per thread.
 const CHUNK: u32 = 8 * CHUNK_THREADS;
 /// Threads of a block of `msm_partition`: the most, the fewest, and the step between.
-const PARTITION_THREADS: u32 = 384;
-const LEAST_PARTITION_THREADS: u32 = 64;
+const MAX_PARTITION_THREADS: u32 = 384;
+const MIN_PARTITION_THREADS: u32 = 64;
 const WARP: u32 = 32;
 /// Shared memory for which the blocks of `msm_partition` are sized, in bytes.
 const SHARED: u32 = 48 << 10;
@@ -31,13 +31,13 @@ const SUMS: u32 = 4 * 32;
 /// Blocks of `msm_bins` that run on a multiprocessor at a time.
 const BIN_BLOCKS: u32 = 6;
 /// Most buckets that are sorted in one step.
-const ONE_STEP: u32 = 1 << 11;
+const MAX_ONE_STEP: u32 = 1 << 11;
 /// Most low bits of a bucket's index.
-const LOW_BITS: u32 = 12;
+const MAX_LOW_BITS: u32 = 12;
 
 /// Returns whether entries get to this many buckets in two steps; only two steps can make whole bundles.
 pub(super) fn in_two_steps(buckets: u32) -> bool {
-    buckets > ONE_STEP
+    buckets > MAX_ONE_STEP
 }
 
 /// How buckets are combined into bins.
@@ -56,7 +56,7 @@ impl Bins {
         }
         let bits = u32::BITS - (buckets - 1).leading_zeros();
         // A bin has buckets of one group only, so that all bins have the same number of them.
-        let low_bits = (bits / 2).min(plan.window - 1).min(LOW_BITS);
+        let low_bits = (bits / 2).min(plan.window - 1).min(MAX_LOW_BITS);
         Self { low_bits, count: buckets >> low_bits }
     }
 
@@ -64,7 +64,7 @@ impl Bins {
     fn partition(&self, plan: &Plan) -> (u32, u32) {
         let head = SUMS + 8 * self.count;
         let threads = SHARED.saturating_sub(head) / (6 * plan.windows) / WARP * WARP;
-        let threads = threads.clamp(LEAST_PARTITION_THREADS, PARTITION_THREADS);
+        let threads = threads.clamp(MIN_PARTITION_THREADS, MAX_PARTITION_THREADS);
         (threads, head + 6 * plan.windows * threads)
     }
 
@@ -231,7 +231,7 @@ impl Sorter {
         let two_steps = bins.low_bits > 0;
         if plan.rounds > 0 && !two_steps {
             let (what, got) = ("buckets whose entries are bundled, at least", plan.buckets().into());
-            return Err(BackendError::Shape { what, expected: u64::from(ONE_STEP) + 1, got });
+            return Err(BackendError::Shape { what, expected: u64::from(MAX_ONE_STEP) + 1, got });
         }
         let keys = 1 << bins.low_bits;
         let counted = if two_steps { plan.buckets() } else { 0 };

@@ -18,7 +18,7 @@ use crate::model::Fr;
 /// Scalars of an MSM per multiprocessor, and the most in total: on a large device, some hundreds of threads have
 /// parts of one bucket.
 const SCALARS: u32 = 128;
-const MOST_SCALARS: u32 = 1 << 12;
+const MAX_SCALARS: u32 = 1 << 12;
 /// Bits of a digit with which sorting takes two steps, and multiples of a point in memory: all of them.
 const WINDOW: u32 = 13;
 const MULTIPLES: u64 = 64;
@@ -31,7 +31,7 @@ const LOG: u32 = 12;
 pub(super) fn run(gpu: &CudaBackend) -> Result<(), BackendError> {
     let lab = Lab::new(gpu.driver.clone())?;
     let multiprocessors = gpu.driver.properties().multiprocessors;
-    let scalars = scalars(multiprocessors.saturating_mul(SCALARS).min(MOST_SCALARS) as usize);
+    let scalars = scalars(multiprocessors.saturating_mul(SCALARS).min(MAX_SCALARS) as usize);
     let points = selftest::small_key().sections;
     let mut wrong = Vec::new();
     let mut compared = |what: String, right: bool| wrong.extend((!right).then_some(what));

@@ -162,24 +162,24 @@ enum Task {
     /// Copies from and to memory of the caller, which is not accessed before the task runs.
     UploadLater {
         to: Address,
-        from: Foreign,
+        from: HostPointer,
         bytes: u64,
     },
     DownloadLater {
-        to: Foreign,
+        to: HostPointer,
         from: Address,
         bytes: u64,
     },
     /// Marks an event as having happened.
-    Happens(Event),
+    Event(Event),
     Graph(Arc<[Node]>),
 }
 
 /// A place in the caller's memory.
-struct Foreign(*mut u8);
+struct HostPointer(*mut u8);
 
 // SAFETY: the caller that passes such a place guarantees that it is valid until the work has run, on whatever thread.
-unsafe impl Send for Foreign {}
+unsafe impl Send for HostPointer {}
 
 struct Pending {
     task: Task,
@@ -189,7 +189,7 @@ struct Pending {
 
 /// An event: the task that marks it as having happened, and the time when that ran.
 #[derive(Clone, Copy)]
-struct Happening {
+struct EventState {
     task: u64,
     at: Option<Instant>,
 }
@@ -203,7 +203,7 @@ struct State {
     pending: BTreeMap<u64, Pending>,
     /// The tasks that the next task of each stream comes after.
     streams: HashMap<Stream, Vec<u64>>,
-    events: HashMap<Event, Happening>,
+    events: HashMap<Event, EventState>,
     graphs: HashMap<Graph, Arc<[Node]>>,
     handles: u64,
     launches: u64,
@@ -231,7 +231,7 @@ impl State {
         if self.streams.contains_key(&stream) { Ok(()) } else { Err(BackendError::Device { op, code: INVALID_HANDLE }) }
     }
 
-    fn event(&self, op: &'static str, event: Event) -> Result<Happening, BackendError> {
+    fn event(&self, op: &'static str, event: Event) -> Result<EventState, BackendError> {
         self.events.get(&event).copied().ok_or(BackendError::Device { op, code: INVALID_HANDLE })
     }
 
@@ -249,14 +249,14 @@ impl State {
     }
 
     /// Returns the bytes from an address to the end of the allocation in which, or at whose end, it lies.
-    fn room(&self, address: Address) -> Option<u64> {
+    fn remaining(&self, address: Address) -> Option<u64> {
         let (start, allocation) = self.allocations.range(..=address.0).next_back()?;
         (start + allocation.bytes as u64).checked_sub(address.0)
     }
 
     /// Checks that `bytes` bytes at an address lie in one allocation.
     fn check(&self, op: &'static str, address: Address, bytes: u64) -> Result<(), BackendError> {
-        match self.room(address) {
+        match self.remaining(address) {
             None => Err(BackendError::Device { op, code: INVALID_VALUE }),
             Some(room) if room < bytes => Err(BackendError::TooSmall { what: op, needed: bytes, available: room }),
             Some(_) => Ok(()),
@@ -373,7 +373,7 @@ impl HostDriver {
         let mut state = self.sound()?;
         state.stream("upload", stream)?;
         state.check("upload", to, bytes)?;
-        self.enqueue(&mut state, stream, Task::UploadLater { to, from: Foreign(from.cast_mut()), bytes }).map(drop)
+        self.enqueue(&mut state, stream, Task::UploadLater { to, from: HostPointer(from.cast_mut()), bytes }).map(drop)
     }
 
     /// Like `download`, but does not wait for the copy.
@@ -391,7 +391,7 @@ impl HostDriver {
         let mut state = self.sound()?;
         state.stream("download", stream)?;
         state.check("download", from, bytes)?;
-        self.enqueue(&mut state, stream, Task::DownloadLater { to: Foreign(to), from, bytes }).map(drop)
+        self.enqueue(&mut state, stream, Task::DownloadLater { to: HostPointer(to), from, bytes }).map(drop)
     }
 
     /// Returns whether an event has happened.
@@ -491,7 +491,7 @@ impl HostDriver {
             // Null is for parameters that are optional for a kernel.
             if let Argument::Pointer(address) = argument
                 && address.0 != 0
-                && state.room(*address).is_none()
+                && state.remaining(*address).is_none()
             {
                 let message = format!("{kernel}: argument {number} points to no allocation: {:#x}", address.0);
                 return Err(state.fail(BackendError::Device { op: kernel, code: ILLEGAL_ADDRESS }, message));
@@ -562,9 +562,9 @@ impl HostDriver {
                 unsafe { (from.0 as *const u8).copy_to_nonoverlapping(to.0, bytes as usize) }
                 Ok(())
             }
-            Task::Happens(event) => {
-                if let Some(happening) = state.events.get_mut(&event) {
-                    happening.at = Some(Instant::now());
+            Task::Event(event) => {
+                if let Some(event) = state.events.get_mut(&event) {
+                    event.at = Some(Instant::now());
                 }
                 Ok(())
             }
@@ -756,10 +756,10 @@ impl Driver for HostDriver {
         let mut state = self.sound()?;
         state.stream("record", stream)?;
         let event = Event(state.handle());
-        state.events.insert(event, Happening { task: 0, at: None });
-        let task = self.enqueue(&mut state, stream, Task::Happens(event))?;
-        if let Some(happening) = state.events.get_mut(&event) {
-            happening.task = task;
+        state.events.insert(event, EventState { task: 0, at: None });
+        let task = self.enqueue(&mut state, stream, Task::Event(event))?;
+        if let Some(event) = state.events.get_mut(&event) {
+            event.task = task;
         }
         Ok(event)
     }

@@ -39,7 +39,7 @@ mod kernels {
 }
 
 /// Number of cores per GPU below which a thread that waits for a GPU sleeps.
-const CORES: usize = 4;
+const MIN_CORES_PER_GPU: usize = 4;
 
 /// Shared memory that a block gets without opting in, in bytes.
 const SHARED_UNASKED: u32 = 48 << 10;
@@ -48,23 +48,23 @@ const SHARED_UNASKED: u32 = 48 << 10;
 const UNTIMED: c_uint = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as c_uint;
 
 /// Most arguments of a kernel launch.
-const ARGUMENTS: usize = 32;
+const MAX_ARGUMENTS: usize = 32;
 
 /// Pinned memory of a stream that uploads, in bytes.
-const STAGING: usize = 16 << 20;
+const STAGING_BYTES: usize = 16 << 20;
 
 /// Bytes copied to pinned memory at once. While one piece crosses the bus, the CPU copies the next: small enough for
 /// the transfer to begin soon, large enough for the calls (some microseconds) not to matter.
-const PIECE: usize = 2 << 20;
+const MAX_PIECE: usize = 2 << 20;
 
 /// Size in bytes from which on a copy uses several cores, because one core copies slower than the bus.
-const PARALLEL: usize = 512 << 10;
+const MIN_PARALLEL: usize = 512 << 10;
 
 /// Alignment of pieces, in bytes.
 const ALIGNMENT: usize = 256;
 
 /// Most pieces in flight at once: with small pieces, the ring would hold too many to search.
-const PIECES: usize = 1024;
+const MAX_PIECES: usize = 1024;
 
 /// Every function of the driver's library that is called here, except for the one of `elapsed`. An old
 /// driver may lack some.
@@ -193,7 +193,7 @@ unsafe impl Send for NvidiaDriver {}
 unsafe impl Sync for NvidiaDriver {}
 
 /// A GPU that the driver lists, to be opened.
-pub struct Opening {
+pub struct ListedGpu {
     ordinal: u32,
     /// Newest CUDA version that the driver supports.
     cuda: (u32, u32),
@@ -203,12 +203,12 @@ pub struct Opening {
     sleeps: bool,
 }
 
-impl Opening {
+impl ListedGpu {
     /// Opens the GPU, or returns a one-sentence reason why it cannot be used. Takes minutes if the driver has to
     /// compile the kernels.
     pub fn open(self) -> Result<NvidiaDriver, String> {
         let Self { ordinal, cuda, fatbin, elapsed, sleeps } = self;
-        let (device, properties, mut card) = look(ordinal, cuda)?;
+        let (device, properties, mut card) = query(ordinal, cuda)?;
         let name = properties.name.clone();
         if sleeps {
             let flags = sys::CUctx_flags_enum::CU_CTX_SCHED_BLOCKING_SYNC as u32;
@@ -219,9 +219,9 @@ impl Opening {
         let mut context = ptr::null_mut();
         // SAFETY: `device` is a handle from the driver, and `context` is a place for the result.
         let retained = unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) };
-        told(retained).map_err(|why| format!("{name} could not be opened: {why}"))?;
+        explained(retained).map_err(|why| format!("{name} could not be opened: {why}"))?;
         // SAFETY: the context was retained above.
-        let loaded = told(unsafe { sys::cuCtxSetCurrent(context) })
+        let loaded = explained(unsafe { sys::cuCtxSetCurrent(context) })
             .map_err(|why| format!("{name} could not be opened: {why}"))
             .and_then(|()| load(fatbin, &properties, cuda));
         let module = loaded.inspect_err(|_| {
@@ -257,25 +257,25 @@ impl Opening {
 impl NvidiaDriver {
     /// Returns every GPU that the driver lists, in its order, or a one-sentence reason if there is no driver, no
     /// GPU or no device code.
-    pub fn shown() -> Result<Vec<Opening>, String> {
-        Self::shown_to(thread::available_parallelism().map_or(1, |n| n.get()))
+    pub fn list() -> Result<Vec<ListedGpu>, String> {
+        Self::list_for(thread::available_parallelism().map_or(1, |n| n.get()))
     }
 
-    /// Like [`NvidiaDriver::shown`], for a process that has `cores` cores.
-    pub fn shown_to(cores: usize) -> Result<Vec<Opening>, String> {
+    /// Like [`NvidiaDriver::list`], for a process that has `cores` cores.
+    pub fn list_for(cores: usize) -> Result<Vec<ListedGpu>, String> {
         let elapsed = library()?;
-        let count = start()?;
+        let count = init()?;
         let sleeps = sleeps(cores, count);
         let cuda = driver_version()?;
         let Some(fatbin) = kernels::FATBIN else {
             return Err("this build has no device code (it was built with CUDA_ARCHS=none)".into());
         };
-        Ok((0..count).map(|ordinal| Opening { ordinal, cuda, fatbin, elapsed, sleeps }).collect())
+        Ok((0..count).map(|ordinal| ListedGpu { ordinal, cuda, fatbin, elapsed, sleeps }).collect())
     }
 
-    /// Like [`NvidiaDriver::shown`], but opens the GPUs, one after another.
+    /// Like [`NvidiaDriver::list`], but opens the GPUs, one after another.
     pub fn all() -> Result<Vec<Result<Self, String>>, String> {
-        Ok(Self::shown()?.into_iter().map(Opening::open).collect())
+        Ok(Self::list()?.into_iter().map(ListedGpu::open).collect())
     }
 
     /// Returns the properties that are only for reports and performance floors.
@@ -418,7 +418,7 @@ impl NvidiaDriver {
     }
 
     /// Returns released memory to the driver. The context must be current.
-    fn give_back(&self) {
+    fn free_released(&self) {
         self.released.free(|released| {
             // If this fails, the context is dead, and its memory goes with the process.
             // SAFETY: the call takes no arguments.
@@ -436,7 +436,7 @@ impl NvidiaDriver {
     fn with_memory<T>(&self, mut work: impl FnMut() -> Result<T, BackendError>) -> Result<T, BackendError> {
         match work() {
             Err(BackendError::OutOfMemory { .. }) => {
-                self.give_back();
+                self.free_released();
                 work()
             }
             done => done,
@@ -444,11 +444,11 @@ impl NvidiaDriver {
     }
 
     /// Makes an executable graph of these nodes. The context must be current.
-    fn make(&self, nodes: &[Node]) -> Result<Graph, BackendError> {
+    fn instantiate(&self, nodes: &[Node]) -> Result<Graph, BackendError> {
         let mut graph = ptr::null_mut();
         // SAFETY: `graph` is a place for the result.
         check("cuGraphCreate", unsafe { sys::cuGraphCreate(&mut graph, 0) })?;
-        let made = self.fill(graph, nodes).and_then(|()| {
+        let made = self.add_nodes(graph, nodes).and_then(|()| {
             let mut runnable = ptr::null_mut();
             // SAFETY: the graph was made above, and `runnable` is a place for the result.
             let code = unsafe { sys::cuGraphInstantiateWithFlags(&mut runnable, graph, 0) };
@@ -467,7 +467,7 @@ impl NvidiaDriver {
     }
 
     /// Adds nodes to a graph of the driver.
-    fn fill(&self, graph: sys::CUgraph, nodes: &[Node]) -> Result<(), BackendError> {
+    fn add_nodes(&self, graph: sys::CUgraph, nodes: &[Node]) -> Result<(), BackendError> {
         let mut made: Vec<sys::CUgraphNode> = Vec::with_capacity(nodes.len());
         for Node { work, after } in nodes {
             let unmade =
@@ -553,13 +553,13 @@ impl Driver for NvidiaDriver {
 
     fn free_memory(&self) -> Result<u64, BackendError> {
         self.enter()?;
-        self.give_back();
+        self.free_released();
         free()
     }
 
     fn allocate(&self, bytes: u64) -> Result<Address, BackendError> {
         self.enter()?;
-        self.give_back();
+        self.free_released();
         self.with_memory(|| {
             let mut at = 0;
             // The driver refuses zero bytes. Its addresses are multiples of 256.
@@ -615,7 +615,7 @@ impl Driver for NvidiaDriver {
         let staging = self.staging(stream)?;
         let mut staging = locked(&staging);
         let mut at = to.0;
-        for piece in from.chunks(PIECE) {
+        for piece in from.chunks(MAX_PIECE) {
             // SAFETY: the caller guarantees the space at `to`, of which each piece gets its part.
             unsafe { staging.send(stream, at, piece)? };
             at += piece.len() as u64;
@@ -739,7 +739,7 @@ impl Driver for NvidiaDriver {
         let nodes = self.captures.capture(stream, work);
         self.graph_stats.made(nodes.and_then(|nodes| {
             self.enter()?;
-            self.with_memory(|| self.make(&nodes))
+            self.with_memory(|| self.instantiate(&nodes))
         }))
     }
 
@@ -770,7 +770,7 @@ impl Drop for NvidiaDriver {
         let _ = self.enter();
         // SAFETY: no call is in progress, because nothing else refers to `self`.
         let _ = unsafe { sys::cuCtxSynchronize() };
-        self.give_back();
+        self.free_released();
         std::mem::take(&mut *locked(&self.events)).into_iter().for_each(|event| self.destroy_event(event));
         let mut spare = std::mem::take(&mut *locked(&self.spare));
         let used = std::mem::take(&mut *locked(&self.staging)).into_values().filter_map(Arc::into_inner);
@@ -821,22 +821,22 @@ impl Staging {
         let flags = UNTIMED | sleeping;
         let mut memory = ptr::null_mut();
         // SAFETY: `memory` is a place for the result.
-        let code = unsafe { sys::cuMemHostAlloc(&mut memory, STAGING, 0) };
+        let code = unsafe { sys::cuMemHostAlloc(&mut memory, STAGING_BYTES, 0) };
         // This is host memory, hence not `OutOfMemory`, whatever the code.
         let failed = BackendError::Device { op: "cuMemHostAlloc", code: code as i64 };
         let memory = NonNull::new(memory.cast()).filter(|_| code == CUresult::CUDA_SUCCESS).ok_or(failed)?;
-        // SAFETY: `STAGING` bytes were just allocated. They are set to zero so that slices of them are initialised.
-        unsafe { memory.write_bytes(0, STAGING) };
+        // SAFETY: `STAGING_BYTES` bytes were just allocated. They are set to zero so that slices of them are initialised.
+        unsafe { memory.write_bytes(0, STAGING_BYTES) };
         Ok(Self { memory, pieces: VecDeque::new(), events: Vec::new(), flags, next: 0 })
     }
 
-    /// Copies at most `PIECE` bytes to pinned memory, and puts their upload into the stream.
+    /// Copies at most `MAX_PIECE` bytes to pinned memory, and puts their upload into the stream.
     ///
     /// # Safety
     /// There is space for `from.len()` bytes at `to` on the device.
     unsafe fn send(&mut self, stream: Stream, to: u64, from: &[u8]) -> Result<(), BackendError> {
         let read = self.events.pop().map_or_else(|| create_event(self.flags), Ok)?;
-        let at = self.room(from.len()).inspect_err(|_| self.events.push(read))?;
+        let at = self.reserve(from.len()).inspect_err(|_| self.events.push(read))?;
         copy(self.slice(at, from.len()), from);
         let pinned = self.memory.as_ptr().wrapping_add(at);
         // SAFETY: the caller guarantees the space at `to`; the piece stays unchanged until `read` has happened.
@@ -859,10 +859,10 @@ impl Staging {
     }
 
     /// Returns the offset of free space in the ring, once the device has read what was there.
-    fn room(&mut self, bytes: usize) -> Result<usize, BackendError> {
-        let at = if self.next + bytes > STAGING { 0 } else { self.next };
+    fn reserve(&mut self, bytes: usize) -> Result<usize, BackendError> {
+        let at = if self.next + bytes > STAGING_BYTES { 0 } else { self.next };
         let end = at + bytes;
-        while self.pieces.len() >= PIECES || self.pieces.iter().any(|p| p.at < end && at < p.at + p.bytes) {
+        while self.pieces.len() >= MAX_PIECES || self.pieces.iter().any(|p| p.at < end && at < p.at + p.bytes) {
             self.retire(Wait::Until(at..end))?;
         }
         Ok(at)
@@ -902,7 +902,7 @@ impl Staging {
             // The context is dead and copies no more, so all of the memory is ours again. Earlier pieces that were to
             // be overwritten are in no list any more, but still in the memory.
             self.events.extend(self.pieces.drain(..).map(|piece| piece.read));
-            self.wipe(0, STAGING);
+            self.wipe(0, STAGING_BYTES);
         } else if !overwritten {
             self.wipe(piece.at, piece.bytes);
         }
@@ -910,7 +910,7 @@ impl Staging {
     }
 
     fn slice(&mut self, at: usize, bytes: usize) -> &mut [u8] {
-        assert!(at <= STAGING && bytes <= STAGING - at, "a piece is within its ring");
+        assert!(at <= STAGING_BYTES && bytes <= STAGING_BYTES - at, "a piece is within its ring");
         // SAFETY: the range is within the allocation, initialised, and borrowed from `self`; the device does not read
         // it, because it belongs to no piece in flight.
         unsafe { slice::from_raw_parts_mut(self.memory.as_ptr().add(at), bytes) }
@@ -942,21 +942,21 @@ impl Drop for Staging {
 
 /// Copies as fast as memory allows.
 fn copy(to: &mut [u8], from: &[u8]) {
-    if from.len() < PARALLEL {
+    if from.len() < MIN_PARALLEL {
         to.copy_from_slice(from);
     } else {
-        const PART: usize = PARALLEL / 2;
-        to.par_chunks_mut(PART).zip(from.par_chunks(PART)).for_each(|(to, from)| to.copy_from_slice(from));
+        const SHARE: usize = MIN_PARALLEL / 2;
+        to.par_chunks_mut(SHARE).zip(from.par_chunks(SHARE)).for_each(|(to, from)| to.copy_from_slice(from));
     }
 }
 
 /// Returns a kernel's arguments, one word each: little-endian, so that a uint32_t is at the start of its word.
-fn words(arguments: &[Argument]) -> Result<[u64; ARGUMENTS], BackendError> {
-    let (needed, available) = (arguments.len() as u64, ARGUMENTS as u64);
+fn words(arguments: &[Argument]) -> Result<[u64; MAX_ARGUMENTS], BackendError> {
+    let (needed, available) = (arguments.len() as u64, MAX_ARGUMENTS as u64);
     if needed > available {
         return Err(BackendError::TooSmall { what: "places for arguments of a kernel", needed, available });
     }
-    let mut words = [0; ARGUMENTS];
+    let mut words = [0; MAX_ARGUMENTS];
     for (word, argument) in words.iter_mut().zip(arguments) {
         *word = match *argument {
             Argument::Pointer(address) => address.0,
@@ -967,8 +967,8 @@ fn words(arguments: &[Argument]) -> Result<[u64; ARGUMENTS], BackendError> {
 }
 
 /// Returns pointers to the arguments, as the driver expects them.
-fn pointers(words: &mut [u64; ARGUMENTS]) -> [*mut c_void; ARGUMENTS] {
-    let mut pointers = [ptr::null_mut(); ARGUMENTS];
+fn pointers(words: &mut [u64; MAX_ARGUMENTS]) -> [*mut c_void; MAX_ARGUMENTS] {
+    let mut pointers = [ptr::null_mut(); MAX_ARGUMENTS];
     for (pointer, word) in pointers.iter_mut().zip(words) {
         *pointer = ptr::from_mut(word).cast();
     }
@@ -1022,7 +1022,7 @@ fn not_found(kernel: &'static str) -> BackendError {
 }
 
 /// Turns an error code into readable text.
-fn told(code: CUresult) -> Result<(), String> {
+fn explained(code: CUresult) -> Result<(), String> {
     if code == CUresult::CUDA_SUCCESS {
         return Ok(());
     }
@@ -1039,7 +1039,7 @@ fn told(code: CUresult) -> Result<(), String> {
 /// in progress, which keeps a core from the witnesses of the next proofs. Waking up takes tens of microseconds per
 /// wait, so sleeping is not meant for machines with cores to spare. Not measured on a GPU so far.
 fn sleeps(cores: usize, gpus: u32) -> bool {
-    cores < CORES * gpus as usize
+    cores < MIN_CORES_PER_GPU * gpus as usize
 }
 
 /// Finds the driver's library, checks that it has all functions that are needed, and returns that of `elapsed`.
@@ -1064,7 +1064,7 @@ fn library() -> Result<Elapsed, String> {
 }
 
 /// Starts the driver, and returns the number of devices, which is not zero.
-fn start() -> Result<u32, String> {
+fn init() -> Result<u32, String> {
     let none = || "the NVIDIA driver shows no GPU".to_owned();
     // SAFETY: the call takes no pointers.
     let code = unsafe { sys::cuInit(0) };
@@ -1073,11 +1073,11 @@ fn start() -> Result<u32, String> {
         CUresult::CUDA_ERROR_STUB_LIBRARY => {
             return Err("the libcuda.so found is the CUDA toolkit's stub, not an NVIDIA driver's".into());
         }
-        code => told(code).map_err(|why| format!("the NVIDIA driver did not start: {why}"))?,
+        code => explained(code).map_err(|why| format!("the NVIDIA driver did not start: {why}"))?,
     }
     let mut count = 0;
     // SAFETY: `count` is a place for the result.
-    told(unsafe { sys::cuDeviceGetCount(&mut count) })
+    explained(unsafe { sys::cuDeviceGetCount(&mut count) })
         .map_err(|why| format!("the NVIDIA driver did not count its GPUs: {why}"))?;
     u32::try_from(count).ok().filter(|count| *count > 0).ok_or_else(none)
 }
@@ -1086,14 +1086,14 @@ fn start() -> Result<u32, String> {
 fn driver_version() -> Result<(u32, u32), String> {
     let mut version = 0;
     // SAFETY: `version` is a place for the result.
-    told(unsafe { sys::cuDriverGetVersion(&mut version) })
+    explained(unsafe { sys::cuDriverGetVersion(&mut version) })
         .map_err(|why| format!("the NVIDIA driver did not report its version: {why}"))?;
     let version = version.unsigned_abs();
     Ok((version / 1000, version % 1000 / 10))
 }
 
 /// Returns a device's handle and its properties.
-fn look(ordinal: u32, cuda: (u32, u32)) -> Result<(sys::CUdevice, Properties, Card), String> {
+fn query(ordinal: u32, cuda: (u32, u32)) -> Result<(sys::CUdevice, Properties, Card), String> {
     let failed = |why| format!("GPU {ordinal} did not report its properties: {why}");
     let mut device = 0;
     let mut name = [0; 256];
@@ -1106,11 +1106,11 @@ fn look(ordinal: u32, cuda: (u32, u32)) -> Result<(sys::CUdevice, Properties, Ca
             sys::cuDeviceTotalMem_v2(&mut memory, device),
         ]
     };
-    codes.into_iter().try_for_each(told).map_err(failed)?;
+    codes.into_iter().try_for_each(explained).map_err(failed)?;
     let attribute = |which| {
         let mut value = 0;
         // SAFETY: `value` is a place for the result.
-        told(unsafe { sys::cuDeviceGetAttribute(&mut value, which, device) }).map_err(failed)?;
+        explained(unsafe { sys::cuDeviceGetAttribute(&mut value, which, device) }).map_err(failed)?;
         Ok::<u32, String>(value.unsigned_abs())
     };
     let properties = Properties {
@@ -1157,7 +1157,7 @@ fn load(fatbin: &[u8], properties: &Properties, cuda: (u32, u32)) -> Result<sys:
         let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
         sys::cuModuleLoadDataEx(&mut module, fatbin.as_ptr().cast(), 2, options, values)
     };
-    let Err(why) = told(code) else { return Ok(module) };
+    let Err(why) = explained(code) else { return Ok(module) };
     let name = &properties.name;
     let log = CStr::from_bytes_until_nul(log).map(|log| log.to_string_lossy()).unwrap_or_default();
     let log = log.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -48,7 +48,7 @@ const BLOCKING_SYNC: c_uint = 4;
 const SLEEPING: c_uint = 1;
 const UNTIMED: c_uint = 2;
 /// Attribute that sets the dynamic shared memory of a function.
-const MOST_SHARED: c_int = 8;
+const MAX_SHARED: c_int = 8;
 
 /// Error code of a function.
 type Code = c_int;
@@ -475,7 +475,7 @@ pub extern "C" fn cuFuncSetAttribute(function: usize, attribute: c_int, value: c
     within("cuFuncSetAttribute", |state| {
         let kernel = state.functions.get_mut(&function).ok_or(INVALID_HANDLE)?;
         match (attribute, u32::try_from(value)) {
-            (MOST_SHARED, Ok(value)) if value <= most => kernel.shared = value,
+            (MAX_SHARED, Ok(value)) if value <= most => kernel.shared = value,
             _ => return Err(INVALID_VALUE),
         }
         Ok(())
