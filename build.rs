@@ -248,7 +248,7 @@ mod cuda {
         option
     }
 
-    /// Returns the Rust code that `src/backend/cuda/driver/nvidia.rs` includes.
+    /// Returns the Rust code that `src/backend/cuda/driver/nvidia/open.rs` includes.
     fn declarations(fatbin: &Path, archs: &[u32]) -> String {
         // Aligned because the driver reads the image in words.
         let image = format!(

@@ -1,4 +1,4 @@
-/* Kernels that run on this processor, for the tests of the host code (src/backend/cuda/driver/host.rs) and of kernels/. */
+/* Kernels that run on this processor, for the tests of the host code (src/backend/cuda/driver/host) and of kernels/. */
 #ifndef KERNELS_HOST_H
 #define KERNELS_HOST_H
 

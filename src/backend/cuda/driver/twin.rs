@@ -1,5 +1,5 @@
 //! A twin of NVIDIA's driver library: the same C functions on top of the driver that runs kernels on the CPU, with
-//! which tests run `nvidia.rs` and the whole program without a GPU.
+//! which tests run `nvidia` and the whole program without a GPU.
 //!
 //! It is built as an example, `cuda_twin`, and found as `libcuda.so.1` in a folder of `LD_LIBRARY_PATH`. It reads
 //! structures by the offsets that NVIDIA's have, not by the declarations of `cudarc`, and is strict: handles must be
