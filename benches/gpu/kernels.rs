@@ -11,7 +11,7 @@ use ark_std::rand::{Rng, SeedableRng, rngs::StdRng};
 use prover_worker::backend::cpu::CpuBackend;
 use prover_worker::backend::cuda::CudaBackend;
 use prover_worker::backend::cuda::driver::{Driver, GraphCounts};
-use prover_worker::backend::cuda::lab::{AsOne, InG1, InG2, Lab, Lettered, Product};
+use prover_worker::backend::cuda::lab::{self, CapturedGraph, Group, InG1, InG2, Lab};
 use prover_worker::backend::{Backend, BackendError, Commitments, LoadedKey, Quiet, selftest};
 use prover_worker::model::{
     Fq, Fr, G1, G1Affine, G2, G2Affine, KeyHeader, KeySections, ProvingKey, StopToken, VerificationKey, Witness,
@@ -119,7 +119,7 @@ macro_rules! check_products {
                     if window.is_some() && n > 1 << 16 {
                         continue;
                     }
-                    let product = lab.product::<$group>(&section, multiples, window).map_err(told)?;
+                    let product = lab.msm::<$group>(&section, multiples, window).map_err(told)?;
                     for kind in KINDS {
                         let s = scalars(kind, n, n as u64);
                         product.scalars(&plain(&s)).map_err(told)?;
@@ -260,12 +260,12 @@ pub(super) fn batches(run: &Run) -> Result<String, String> {
 }
 
 /// `count` products with these points, each in its own stream, as one launch.
-fn batch<G: Lettered>(
+fn batch<G: Group>(
     run: &Run,
     section: &[u8],
     n: usize,
     count: usize,
-) -> Result<AsOne<Vec<Product<G>>>, BackendError> {
+) -> Result<CapturedGraph<Vec<lab::Msm<G>>>, BackendError> {
     let lab = Lab::new(run.driver.clone())?;
     let beside = (1..count).map(|_| lab.beside()).collect::<Result<Vec<_>, _>>()?;
     let labs = [&lab].into_iter().chain(&beside);
@@ -276,7 +276,7 @@ fn batch<G: Lettered>(
         product.run()?;
         product.wait()?;
     }
-    lab.as_one(&beside, products, |products| products.iter().try_for_each(Product::run))
+    lab.capture(&beside, products, |products| products.iter().try_for_each(lab::Msm::run))
 }
 
 /// Whole commitments, with each kernel a separate launch.
@@ -342,20 +342,20 @@ fn wrong(got: &Result<Commitments, BackendError>) -> String {
     got.as_ref().map_or_else(ToString::to_string, |_| "not the processor's commitments".into())
 }
 
-fn product<G: Lettered>(
+fn product<G: Group>(
     lab: &Lab,
     section: &[u8],
     n: usize,
     kind: Kind,
     multiples: u64,
     window: Option<(u32, u32)>,
-) -> Result<Product<G>, BackendError> {
-    let product = lab.product::<G>(section, multiples, window)?;
+) -> Result<lab::Msm<G>, BackendError> {
+    let product = lab.msm::<G>(section, multiples, window)?;
     product.scalars(&plain(&scalars(kind, n, 3)))?;
     Ok(product)
 }
 
-fn time_products<G: Lettered>(
+fn time_products<G: Group>(
     run: &Run,
     name: &str,
     second: bool,

@@ -10,8 +10,8 @@ use ark_ff::{BigInteger256, PrimeField};
 use super::super::BackendError;
 use super::driver::{Address, Argument, Driver, Event, Graph, GraphCounts, Launch, Properties, Stream};
 use super::memory::Buffer;
-use super::msm::{self, Bases, Group, Index, Needs, Scratch, Sums};
-pub use super::msm::{InG1, InG2, Plan};
+use super::msm::{self, Bases, Index, Needs, Scratch, Sums};
+pub use super::msm::{Group, InG1, InG2, Plan};
 use super::ntt::{Domain, ELEMENT, Points, Radix};
 use super::sort::Sorter;
 use crate::model::{Fr, locked};
@@ -20,38 +20,38 @@ use crate::model::{Fr, locked};
 pub struct Lab {
     driver: Arc<dyn Driver>,
     traced: Arc<Traced>,
-    stream: Arc<Owned>,
+    stream: Arc<OwnedStream>,
 }
 
 impl Lab {
     /// Creates a lab on this device.
     pub fn new(driver: Arc<dyn Driver>) -> Result<Self, BackendError> {
-        let stream = Arc::new(Owned { id: driver.create_stream()?, driver: driver.clone() });
+        let stream = Arc::new(OwnedStream { id: driver.create_stream()?, driver: driver.clone() });
         let traced = Arc::new(Traced { inner: driver, launches: Mutex::default() });
         Ok(Self { driver: traced.clone(), traced, stream })
     }
 
     /// Returns a lab on the same device with a stream of its own, so that the work of both may run at the same time.
     pub fn beside(&self) -> Result<Self, BackendError> {
-        let stream = Arc::new(Owned { id: self.driver.create_stream()?, driver: self.driver.clone() });
+        let stream = Arc::new(OwnedStream { id: self.driver.create_stream()?, driver: self.driver.clone() });
         Ok(Self { driver: self.driver.clone(), traced: self.traced.clone(), stream })
     }
 
     /// Captures, as one graph, what `work` puts into this stream and into those of `beside`. `parts` is everything that
     /// the work uses, made in any of these labs.
-    pub fn as_one<T>(
+    pub fn capture<T>(
         &self,
         beside: &[Self],
         parts: T,
         work: fn(&T) -> Result<(), BackendError>,
-    ) -> Result<AsOne<T>, BackendError> {
+    ) -> Result<CapturedGraph<T>, BackendError> {
         let first = self.stream.id;
         let graph = self.driver.graph(first, &mut || {
             beside.iter().try_for_each(|lab| self.driver.order(first, lab.stream.id))?;
             work(&parts)?;
             beside.iter().try_for_each(|lab| self.driver.order(lab.stream.id, first))
         })?;
-        Ok(AsOne { stream: self.stream.clone(), graph, parts })
+        Ok(CapturedGraph { stream: self.stream.clone(), graph, parts })
     }
 
     /// Returns the milliseconds that the device takes for what `work` puts into the stream, one figure per round.
@@ -62,13 +62,11 @@ impl Lab {
     ) -> Result<Vec<f64>, BackendError> {
         let mut times = Vec::with_capacity(rounds);
         for _ in 0..rounds {
-            let from = self.driver.record(self.stream.id)?;
+            let from = OwnedEvent::record(&self.driver, self.stream.id)?;
             work()?;
-            let to = self.driver.record(self.stream.id)?;
+            let to = OwnedEvent::record(&self.driver, self.stream.id)?;
             self.driver.synchronize(self.stream.id)?;
-            times.push(f64::from(self.driver.elapsed(from, to)?));
-            self.driver.destroy_event(from);
-            self.driver.destroy_event(to);
+            times.push(Span { from, to }.milliseconds()?);
         }
         Ok(times)
     }
@@ -85,33 +83,31 @@ impl Lab {
         done?;
         self.driver.synchronize(self.stream.id)?;
         let mut times = Vec::with_capacity(traced.len());
-        for (kernel, from, to) in traced {
-            times.push((kernel, f64::from(self.driver.elapsed(from, to)?)));
-            self.driver.destroy_event(from);
-            self.driver.destroy_event(to);
+        for (kernel, span) in traced {
+            times.push((kernel, span.milliseconds()?));
         }
         Ok(times)
     }
 
     /// Prepares an MSM, Σ scalarᵢ·pointᵢ, for the points of a section of a key, with the given window and rounds of
     /// bundles or those expected to be best, and with at most `multiples` multiples of each point in memory.
-    pub fn product<G: Lettered>(
+    pub fn msm<G: Group>(
         &self,
         section: &[u8],
         multiples: u64,
         window: Option<(u32, u32)>,
-    ) -> Result<Product<G>, BackendError> {
-        let there = msm::present::<G::Group>(section)?;
+    ) -> Result<Msm<G>, BackendError> {
+        let there = msm::present::<G>(section)?;
         let index = Index::new(&self.driver, self.stream.id, &there, 0)?;
         let n = there.len() as u64;
         let plan = match window {
             Some((window, rounds)) => Plan { rounds, ..Plan::of(window, n, multiples) },
-            None => Plan::new::<G::Group>(&*self.driver, n, multiples),
+            None => Plan::new::<G>(&*self.driver, n, multiples),
         };
-        let scalars = Buffer::new(&self.driver, msm::SCALAR_BYTES * (section.len() / G::Group::BYTES) as u64)?;
-        let needs = Needs::of::<G::Group>(&*self.driver, n, &plan);
-        let sums = Arc::new(Buffer::new(&self.driver, Sums::<G::Group>::bytes(&plan))?);
-        Ok(Product {
+        let scalars = Buffer::new(&self.driver, msm::SCALAR_BYTES * (section.len() / G::BYTES) as u64)?;
+        let needs = Needs::of::<G>(&*self.driver, n, &plan);
+        let sums = Arc::new(Buffer::new(&self.driver, Sums::<G>::bytes(&plan))?);
+        Ok(Msm {
             bases: Bases::new(&self.driver, self.stream.id, section, &index, 0, plan)?,
             sorter: Sorter::new(&self.driver, needs.sorter())?,
             scratch: Scratch::new(&self.driver, needs)?,
@@ -232,45 +228,29 @@ impl Arithmetic {
 }
 
 /// A stream that lives as long as anything has work for it.
-struct Owned {
+struct OwnedStream {
     driver: Arc<dyn Driver>,
     id: Stream,
 }
 
-impl Drop for Owned {
+impl Drop for OwnedStream {
     fn drop(&mut self) {
         self.driver.destroy_stream(self.id);
     }
 }
 
-/// A group, as named outside of this module.
-pub trait Lettered {
-    /// The group.
-    #[doc(hidden)]
-    #[allow(private_bounds)]
-    type Group: Group;
-}
-
-impl Lettered for InG1 {
-    type Group = Self;
-}
-
-impl Lettered for InG2 {
-    type Group = Self;
-}
-
 /// An MSM.
-pub struct Product<G: Lettered> {
-    bases: Bases<G::Group>,
+pub struct Msm<G: Group> {
+    bases: Bases<G>,
     sorter: Sorter,
     scratch: Scratch,
-    sums: Sums<G::Group>,
+    sums: Sums<G>,
     index: Index,
     scalars: Buffer,
-    stream: Arc<Owned>,
+    stream: Arc<OwnedStream>,
 }
 
-impl<G: Lettered> Product<G> {
+impl<G: Group> Msm<G> {
     /// Returns the plan.
     pub fn plan(&self) -> String {
         format!("{:?}", self.bases.plan)
@@ -305,19 +285,19 @@ impl<G: Lettered> Product<G> {
     }
 
     /// Waits for the result and returns it.
-    pub fn read(&self) -> Result<Projective<<G::Group as Group>::Config>, BackendError> {
+    pub fn read(&self) -> Result<Projective<G::Config>, BackendError> {
         self.sums.read(self.stream.id)
     }
 }
 
 /// Work captured as one graph, and what it uses.
-pub struct AsOne<T> {
-    stream: Arc<Owned>,
+pub struct CapturedGraph<T> {
+    stream: Arc<OwnedStream>,
     graph: Graph,
     parts: T,
 }
 
-impl<T> AsOne<T> {
+impl<T> CapturedGraph<T> {
     /// Launches the graph in the stream.
     pub fn run(&self) -> Result<(), BackendError> {
         // SAFETY: the work was a function without an environment, so that all memory it used belongs to `parts`.
@@ -335,7 +315,7 @@ impl<T> AsOne<T> {
     }
 }
 
-impl<T> Drop for AsOne<T> {
+impl<T> Drop for CapturedGraph<T> {
     fn drop(&mut self) {
         // The graph may still be running; a stream that failed runs nothing.
         let _ = self.wait();
@@ -348,7 +328,7 @@ pub struct Transforms {
     domain: Domain,
     data: Buffer,
     vectors: u32,
-    stream: Arc<Owned>,
+    stream: Arc<OwnedStream>,
 }
 
 impl Transforms {
@@ -398,7 +378,7 @@ impl Transforms {
 /// A kernel of `kernels/bench.cu`, with its arguments.
 pub struct Bench {
     driver: Arc<dyn Driver>,
-    stream: Arc<Owned>,
+    stream: Arc<OwnedStream>,
     memory: Buffer,
     what: Arithmetic,
     blocks: u32,
@@ -417,8 +397,40 @@ impl Bench {
     }
 }
 
+/// An event that is destroyed when it is dropped.
+struct OwnedEvent {
+    driver: Arc<dyn Driver>,
+    id: Event,
+}
+
+impl OwnedEvent {
+    /// Records an event at the current end of the stream's work.
+    fn record(driver: &Arc<dyn Driver>, stream: Stream) -> Result<Self, BackendError> {
+        Ok(Self { id: driver.record(stream)?, driver: driver.clone() })
+    }
+}
+
+impl Drop for OwnedEvent {
+    fn drop(&mut self) {
+        self.driver.destroy_event(self.id);
+    }
+}
+
+/// The events before and after some work.
+struct Span {
+    from: OwnedEvent,
+    to: OwnedEvent,
+}
+
+impl Span {
+    /// Returns the time between the events, which have both happened.
+    fn milliseconds(&self) -> Result<f64, BackendError> {
+        self.from.driver.elapsed(self.from.id, self.to.id).map(f64::from)
+    }
+}
+
 /// A kernel with the events before and after its launch.
-type Timed = (&'static str, Event, Event);
+type Timed = (&'static str, Span);
 
 /// A driver that records events around launches on request.
 struct Traced {
@@ -467,12 +479,12 @@ impl Driver for Traced {
             // SAFETY: the caller's guarantee is passed on.
             return unsafe { self.inner.launch(stream, launch) };
         }
-        let from = self.inner.record(stream)?;
+        let from = OwnedEvent::record(&self.inner, stream)?;
         // SAFETY: the caller's guarantee is passed on.
         unsafe { self.inner.launch(stream, launch)? };
-        let to = self.inner.record(stream)?;
+        let to = OwnedEvent::record(&self.inner, stream)?;
         if let Some(launches) = &mut *locked(&self.launches) {
-            launches.push((launch.kernel, from, to));
+            launches.push((launch.kernel, Span { from, to }));
         }
         Ok(())
     }

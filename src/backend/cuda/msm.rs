@@ -71,7 +71,7 @@ pub trait Group: Send + Sync + 'static {
     const BYTES: usize;
     /// Threads that compute one addition together.
     const LANES: u32;
-    /// Blocks of [`PART_THREADS`] threads that fit on a multiprocessor, as limited by the registers of `accumulate`.
+    /// Blocks of 128 threads that fit on a multiprocessor, as limited by the registers of `accumulate`.
     const BLOCKS: u32;
     /// Whether bundles pay off: in G1, an addition in bundles was measured to be no faster than an addition to a sum.
     const BUNDLES: bool;

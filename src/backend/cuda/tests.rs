@@ -9,8 +9,7 @@ use ark_ff::{BigInteger, BigInteger256, Field, One, PrimeField, UniformRand, Zer
 use ark_std::rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::driver::host::{HostDriver, Order};
-use super::lab::{Field as OfWhat, InG1, InG2, Lab, Lettered};
-use super::msm::Group;
+use super::lab::{Field as OfWhat, Group, InG1, InG2, Lab};
 use super::*;
 use crate::backend::selftest;
 use crate::model::{Fq, Fq2, Fr, G1, G2};
@@ -70,19 +69,13 @@ fn scalars(kind: usize, n: usize, rng: &mut StdRng) -> Vec<Fr> {
         .collect()
 }
 
-fn check<G: Lettered>(
-    lab: &Lab,
-    points: &[Affine<<G::Group as Group>::Config>],
-    scalars: &[Fr],
-    multiples: u64,
-    window: Option<(u32, u32)>,
-) where
-    Projective<<G::Group as Group>::Config>:
-        VariableBaseMSM<MulBase = Affine<<G::Group as Group>::Config>, ScalarField = Fr>,
+fn check<G: Group>(lab: &Lab, points: &[Affine<G::Config>], scalars: &[Fr], multiples: u64, window: Option<(u32, u32)>)
+where
+    Projective<G::Config>: VariableBaseMSM<MulBase = Affine<G::Config>, ScalarField = Fr>,
 {
     let plain: Vec<BigInteger256> = scalars.iter().map(|s| s.into_bigint()).collect();
-    let expected = Projective::<<G::Group as Group>::Config>::msm_bigint(points, &plain);
-    let product = lab.product::<G>(&section::<G::Group>(points), multiples, window).unwrap();
+    let expected = Projective::<G::Config>::msm_bigint(points, &plain);
+    let product = lab.msm::<G>(&section::<G>(points), multiples, window).unwrap();
     product.scalars(&plain).unwrap();
     product.run().unwrap();
     assert!(product.read().unwrap() == expected, "{} points, {}", points.len(), product.plan());

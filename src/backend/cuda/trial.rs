@@ -11,8 +11,7 @@ use ark_poly::{EvaluationDomain, Radix2EvaluationDomain};
 
 use super::super::{Backend, BackendError, selftest};
 use super::CudaBackend;
-use super::lab::{InG1, InG2, Lab, Lettered, Transforms};
-use super::msm::Group;
+use super::lab::{Group, InG1, InG2, Lab, Transforms};
 use crate::model::Fr;
 
 /// Scalars of an MSM per multiprocessor, and the most in total: on a large device, some hundreds of threads have
@@ -74,17 +73,17 @@ fn scalars(n: usize) -> Vec<Fr> {
 }
 
 /// Returns whether the device's MSM of these scalars with the section's points, over and over, is right.
-fn product<G: Lettered>(lab: &Lab, section: &[u8], rounds: u32, scalars: &[Fr]) -> Result<bool, BackendError> {
-    let points = section.chunks_exact(G::Group::BYTES);
+fn product<G: Group>(lab: &Lab, section: &[u8], rounds: u32, scalars: &[Fr]) -> Result<bool, BackendError> {
+    let points = section.chunks_exact(G::BYTES);
     let all: Vec<u8> = points.clone().cycle().take(scalars.len()).flatten().copied().collect();
-    let product = lab.product::<G>(&all, MULTIPLES, Some((WINDOW, rounds)))?;
+    let product = lab.msm::<G>(&all, MULTIPLES, Some((WINDOW, rounds)))?;
     product.scalars(&scalars.iter().map(|s| s.into_bigint()).collect::<Vec<_>>())?;
     product.run()?;
     let count = points.len();
-    let mut expected = Projective::<<G::Group as Group>::Config>::ZERO;
+    let mut expected = Projective::<G::Config>::ZERO;
     for (i, raw) in points.enumerate().filter(|(_, raw)| raw.iter().any(|byte| *byte != 0)) {
         let (x, y) = raw.split_at(raw.len() / 2);
-        let point = Affine::new_unchecked(G::Group::coordinate(x), G::Group::coordinate(y));
+        let point = Affine::new_unchecked(G::coordinate(x), G::coordinate(y));
         let sum: Fr = scalars.iter().skip(i).step_by(count).sum();
         expected += point.into_group().mul_bigint(sum.into_bigint());
     }
