@@ -7,17 +7,17 @@ use super::slot::Slot;
 use crate::model::locked;
 
 /// The slots of a key in which no proof is running.
-pub(super) type Idle = Mutex<Vec<Slot>>;
+pub(super) type IdleSlots = Mutex<Vec<Slot>>;
 
 /// The idle slots of all keys of a device.
 #[derive(Default)]
-pub(super) struct Shelf {
-    keys: Mutex<Vec<Weak<Idle>>>,
+pub(super) struct IdlePool {
+    keys: Mutex<Vec<Weak<IdleSlots>>>,
 }
 
-impl Shelf {
+impl IdlePool {
     /// Adds a place for the idle slots of one more key.
-    pub(super) fn place(&self) -> Arc<Idle> {
+    pub(super) fn register(&self) -> Arc<IdleSlots> {
         let place = Arc::default();
         let mut keys = locked(&self.keys);
         keys.retain(|key| key.strong_count() > 0);

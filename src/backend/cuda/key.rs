@@ -6,9 +6,9 @@ use std::sync::{Arc, MutexGuard};
 
 use super::super::{BackendError, Commitments, Footprint, LoadedKey, Progress};
 use super::driver::{Driver, Stream};
+use super::idle::{IdlePool, IdleSlots};
 use super::msm::{self, Bases, InG1, InG2, Index};
 use super::quotient::Constraints;
-use super::shelf::{Idle, Shelf};
 use super::slot::{Plans, Slot};
 use crate::model::{G1_BYTES, ProvingKey, StopToken, Witness, locked};
 
@@ -104,7 +104,7 @@ impl Resident {
             // No sound key has wires in B in one group only, but their sums are well defined, and
             // the CPU computes them.
             let why = "the key has points of B that are infinity in only one group, so digits cannot be shared".into();
-            return Err(BackendError::Unavailable { device: driver.properties().name.clone(), why });
+            return Err(BackendError::Unavailable { device: driver.properties().label(), why });
         }
         let index = |points: &[u32], first| Index::new(driver, stream, points, first);
         let in_a = index(&msm::present::<InG1>(&s.a)?, 0)?;
@@ -136,8 +136,8 @@ pub(super) struct CudaKey {
     driver: Arc<dyn Driver>,
     key: Arc<ProvingKey>,
     /// Memory of finished proofs, for the next ones. Dropped before `resident`, to which its graphs point.
-    idle: Arc<Idle>,
-    shelf: Arc<Shelf>,
+    idle: Arc<IdleSlots>,
+    idle_pool: Arc<IdlePool>,
     resident: Resident,
     /// Whether proofs may be launched as one CUDA graph.
     graphs: bool,
@@ -153,7 +153,7 @@ impl CudaKey {
     /// `Shape` if the key's sections do not fit its header; `OutOfMemory`.
     pub(super) fn new(
         driver: &Arc<dyn Driver>,
-        shelf: &Arc<Shelf>,
+        idle_pool: &Arc<IdlePool>,
         key: Arc<ProvingKey>,
         graphs: bool,
     ) -> Result<Self, BackendError> {
@@ -163,8 +163,8 @@ impl CudaKey {
         driver.destroy_stream(stream);
         let resident = resident?;
         let (batch, kept) = proofs(&**driver, &key, per_proof(&**driver, &key, &all));
-        let (driver, idle, shelf) = (driver.clone(), shelf.place(), shelf.clone());
-        Ok(Self { driver, key, idle, shelf, resident, graphs, batch, kept })
+        let (driver, idle, idle_pool) = (driver.clone(), idle_pool.register(), idle_pool.clone());
+        Ok(Self { driver, key, idle, idle_pool, resident, graphs, batch, kept })
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Slot>> {
@@ -175,7 +175,7 @@ impl CudaKey {
     fn slot(&self) -> Result<Slot, BackendError> {
         let idle = self.idle().pop();
         let new = || Slot::new(&self.driver, &self.resident, self.graphs);
-        idle.map_or_else(|| self.shelf.with_memory(new), Ok)
+        idle.map_or_else(|| self.idle_pool.with_memory(new), Ok)
     }
 
     /// Takes a slot and begins a proof there.
@@ -342,9 +342,9 @@ mod tests {
             self.beside(driver, &Arc::default(), graphs)
         }
 
-        fn beside(&self, driver: &Arc<HostDriver>, shelf: &Arc<Shelf>, graphs: bool) -> CudaKey {
+        fn beside(&self, driver: &Arc<HostDriver>, idle_pool: &Arc<IdlePool>, graphs: bool) -> CudaKey {
             let driver: Arc<dyn Driver> = driver.clone();
-            CudaKey::new(&driver, shelf, self.key.clone(), graphs).unwrap()
+            CudaKey::new(&driver, idle_pool, self.key.clone(), graphs).unwrap()
         }
     }
 
@@ -376,7 +376,7 @@ mod tests {
                 let launching = launching(&key);
                 match (graphs && memory == PLENTY, i) {
                     (true, 0) => assert_eq!(launching, [Launching::SinglyAtFirst]),
-                    (true, _) => assert!(matches!(launching[..], [Launching::AsOne(_)]), "{launching:?}"),
+                    (true, _) => assert!(matches!(launching[..], [Launching::AsGraph(_)]), "{launching:?}"),
                     (false, _) => assert_eq!(launching, [Launching::Singly]),
                 }
                 // Not even values derived from the witness are left.
@@ -458,8 +458,8 @@ mod tests {
     fn a_key_without_memory_takes_that_of_other_keys_idle_proofs() {
         let example = Example::new(2);
         let host = driver(Order::Random(5), PLENTY);
-        let shelf = Arc::default();
-        let keys = [(); 2].map(|()| example.beside(&host, &shelf, true));
+        let idle_pool = Arc::default();
+        let keys = [(); 2].map(|()| example.beside(&host, &idle_pool, true));
         let commit = |key: usize, i: usize| keys[key].commit(&example.witnesses[i], &StopToken::new(), &Quiet);
         assert_eq!(commit(0, 0).as_ref(), Ok(&example.expected[0]));
         // What is left is less than a proof needs.

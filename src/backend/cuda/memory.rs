@@ -1,7 +1,7 @@
 //! Device memory that is freed when it is no longer used.
 //!
-//! Buffers that are used together are suballocated from one allocation, an [`Arena`]: allocating memory from a driver is slow,
-//! and so is clearing many small buffers.
+//! Buffers that are used together are suballocated from one allocation, an [`Arena`]: allocating memory from a driver
+//! is slow, and so is clearing many small buffers.
 
 #![allow(unsafe_code)]
 

@@ -6,6 +6,7 @@
 //! drives a [`driver::Driver`], which is NVIDIA's or, for tests, the CPU running the same kernels.
 
 pub mod driver;
+mod idle;
 mod key;
 #[doc(hidden)]
 pub mod lab;
@@ -13,7 +14,6 @@ mod memory;
 mod msm;
 mod ntt;
 mod quotient;
-mod shelf;
 mod slot;
 mod sort;
 mod trial;
@@ -21,7 +21,7 @@ mod trial;
 use std::sync::Arc;
 
 use self::driver::Driver;
-use self::shelf::Shelf;
+use self::idle::IdlePool;
 use super::{Backend, BackendError, DeviceInfo, DeviceKind, Footprint, LoadedKey, Plainer};
 use crate::model::ProvingKey;
 
@@ -29,7 +29,7 @@ use crate::model::ProvingKey;
 pub struct CudaBackend {
     info: DeviceInfo,
     driver: Arc<dyn Driver>,
-    shelf: Arc<Shelf>,
+    idle_pool: Arc<IdlePool>,
     graphs: bool,
 }
 
@@ -44,7 +44,7 @@ impl CudaBackend {
             threads: 1,
             memory: p.memory,
         };
-        Self { info, driver, shelf: Arc::default(), graphs: true }
+        Self { info, driver, idle_pool: Arc::default(), graphs: true }
     }
 
     /// Returns whether proofs with this key may be launched as one CUDA graph, from the second proof
@@ -55,7 +55,7 @@ impl CudaBackend {
 
     /// Returns the same backend without graphs: each kernel is launched by itself.
     pub fn without_graphs(&self) -> Self {
-        Self { info: self.info.clone(), driver: self.driver.clone(), shelf: self.shelf.clone(), graphs: false }
+        Self { info: self.info.clone(), driver: self.driver.clone(), idle_pool: self.idle_pool.clone(), graphs: false }
     }
 }
 
@@ -69,8 +69,8 @@ impl Backend for CudaBackend {
     }
 
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
-        let load = || key::CudaKey::new(&self.driver, &self.shelf, key.clone(), self.graphs);
-        Ok(Arc::new(self.shelf.with_memory(load)?))
+        let load = || key::CudaKey::new(&self.driver, &self.idle_pool, key.clone(), self.graphs);
+        Ok(Arc::new(self.idle_pool.with_memory(load)?))
     }
 
     fn trial(&self) -> Result<(), BackendError> {

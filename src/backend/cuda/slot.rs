@@ -32,18 +32,68 @@ const MAX_APART: u64 = 1 << 18;
 /// Share of a device's memory, as a divisor, that one proof may take for its MSMs to run apart.
 const APART_SHARE: u64 = 64;
 
-/// The MSMs, in the order in which those in one stream follow each other, except for H.
-const B2: usize = 0;
-const H: usize = 1;
-const B1: usize = 2;
-const A: usize = 3;
-const C: usize = 4;
+/// The MSMs of a proof, in the order in which those in one stream follow each other, except for H.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Msm {
+    B2,
+    H,
+    B1,
+    A,
+    C,
+}
 
-/// Memory requirements of a proof: if the MSMs run apart, those of each, in the order above; otherwise those of B2, B1,
-/// A and C together, and those of H. Also the bytes of the sums, and of the witness.
+/// A value for each stream of a proof: the memory requirements of the MSMs in it, or the stream with that memory.
+enum Lanes<T> {
+    /// Each MSM has a stream, in the order of [`Msm`].
+    Apart([T; 5]),
+    /// The MSMs with the values of the wires, B2, B1, A and C, share a stream.
+    Together { wires: T, h: T },
+}
+
+impl<T> Lanes<T> {
+    /// Returns the value for the stream in which an MSM runs.
+    fn of(&self, msm: Msm) -> &T {
+        match (self, msm) {
+            (Self::Apart(lanes), msm) => &lanes[msm as usize],
+            (Self::Together { h, .. }, Msm::H) => h,
+            (Self::Together { wires, .. }, _) => wires,
+        }
+    }
+
+    /// Returns the value for the first stream, that of B2.
+    fn first(&self) -> &T {
+        self.of(Msm::B2)
+    }
+
+    /// Returns the values for all streams but the first.
+    fn others(&self) -> &[T] {
+        match self {
+            Self::Apart([_, others @ ..]) => others,
+            Self::Together { h, .. } => std::slice::from_ref(h),
+        }
+    }
+
+    /// Returns the values for all streams, the first one's first.
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        std::iter::once(self.first()).chain(self.others())
+    }
+
+    /// Makes other values of these, in the order of [`Lanes::iter`], until one fails.
+    fn try_map<U, E>(&self, mut make: impl FnMut(&T) -> Result<U, E>) -> Result<Lanes<U>, E> {
+        Ok(match self {
+            Self::Apart([b2, h, b1, a, c]) => Lanes::Apart([make(b2)?, make(h)?, make(b1)?, make(a)?, make(c)?]),
+            Self::Together { wires, h } => Lanes::Together { wires: make(wires)?, h: make(h)? },
+        })
+    }
+}
+
+/// Memory requirements of a proof.
 pub(super) struct Layout {
-    lanes: Vec<Needs>,
+    /// Those of the MSMs in each stream.
+    lanes: Lanes<Needs>,
+    /// Bytes of the sums.
     sums: u64,
+    /// Bytes of the witness.
     witness: u64,
 }
 
@@ -90,7 +140,7 @@ impl Plans {
         of_b + in_g1.map(|(n, plan)| Bases::<InG1>::bytes(n, plan)).iter().sum::<u64>()
     }
 
-    /// Returns the memory requirements of each MSM.
+    /// Returns the memory requirements of each MSM, in the order of [`Msm`].
     fn needs(&self, driver: &dyn Driver) -> [Needs; 5] {
         let [a, b, c, h] = self.counts;
         [
@@ -109,10 +159,11 @@ impl Plans {
         let sums = [&self.a, &self.b, &self.c, &self.h].map(Sums::<InG1>::bytes).iter().sum::<u64>()
             + Sums::<InG2>::bytes(&self.b);
         if self.apart {
-            return Layout { lanes: needs.to_vec(), sums, witness };
+            return Layout { lanes: Lanes::Apart(needs), sums, witness };
         }
-        let together = [B2, B1, A, C].iter().fold(Needs::default(), |all, product| all.or(needs[*product]));
-        Layout { lanes: vec![together, needs[H]], sums, witness }
+        let [b2, h, b1, a, c] = needs;
+        let wires = [b2, b1, a, c].into_iter().fold(Needs::default(), Needs::or);
+        Layout { lanes: Lanes::Together { wires, h }, sums, witness }
     }
 }
 
@@ -144,7 +195,7 @@ pub(super) enum Launching {
     /// Kernel by kernel for now; the next proof makes a graph.
     SinglyAtFirst,
     /// As one CUDA graph.
-    AsOne(Graph),
+    AsGraph(Graph),
 }
 
 /// The memory and streams of one proof at a time.
@@ -152,7 +203,7 @@ pub(super) struct Slot {
     driver: Arc<dyn Driver>,
     /// The memory of everything below.
     memory: Arena,
-    lanes: Vec<Lane>,
+    lanes: Lanes<Lane>,
     witness: Buffer,
     quotient: quotient::Scratch,
     /// What is left for the host, in one place, so that a single download fetches it.
@@ -163,6 +214,8 @@ pub(super) struct Slot {
     c: Sums<InG1>,
     h: Sums<InG1>,
     launching: Launching,
+    /// Whether the log has a warning about this slot's graphs already.
+    warned: bool,
     /// Whether a proof has run here, and whether data of one may still be here.
     used: bool,
     secret: bool,
@@ -177,7 +230,7 @@ impl Drop for Slot {
         }
         // Graphs run in the first stream only.
         let _ = self.driver.synchronize(self.stream());
-        if let Launching::AsOne(work) = self.launching {
+        if let Launching::AsGraph(work) = self.launching {
             self.driver.destroy_graph(work);
         }
         self.lanes.iter().for_each(|lane| self.driver.destroy_stream(lane.stream));
@@ -205,13 +258,12 @@ impl Slot {
         let bytes = layout.bytes() + quotient::Scratch::bytes(&key.constraints);
         let mut memory = Arena::new(driver, bytes)?;
         let mut streams = Streams { driver, made: Vec::new() };
-        let mut lanes = Vec::new();
-        for needs in &layout.lanes {
+        let lanes = layout.lanes.try_map(|needs| {
             let stream = driver.create_stream()?;
             streams.made.push(stream);
             let sorter = Sorter::within(driver, &mut memory, needs.sorter())?;
-            lanes.push(Lane { stream, sorter, scratch: msm::Scratch::within(driver, &mut memory, *needs)? });
-        }
+            Ok::<_, BackendError>(Lane { stream, sorter, scratch: msm::Scratch::within(driver, &mut memory, *needs)? })
+        })?;
         let [left, witness] = memory.allocate([layout.sums, layout.witness])?;
         let left = Arc::new(left);
         let mut end = 0;
@@ -227,18 +279,13 @@ impl Slot {
         streams.made.clear();
         let launching = if graphs && plans.apart { Launching::SinglyAtFirst } else { Launching::Singly };
         let driver = driver.clone();
-        let (used, secret) = (false, false);
-        Ok(Self { driver, memory, lanes, witness, quotient, left, a, b1, b2, c, h, launching, used, secret })
+        let (warned, used, secret) = (false, false, false);
+        Ok(Self { driver, memory, lanes, witness, quotient, left, a, b1, b2, c, h, launching, warned, used, secret })
     }
 
     /// Returns the stream that the others wait for at the beginning, and that waits for them at the end.
     fn stream(&self) -> Stream {
-        self.lanes[0].stream
-    }
-
-    /// Returns the lane in which an MSM runs.
-    fn lane(&self, product: usize) -> &Lane {
-        &self.lanes[if self.lanes.len() > 2 { product } else { usize::from(product == H) }]
+        self.lanes.first().stream
     }
 
     #[cfg(all(test, feature = "kernels-on-host"))]
@@ -259,11 +306,11 @@ impl Slot {
         let used = std::mem::replace(&mut self.used, true);
         if used && self.launching == Launching::SinglyAtFirst {
             match self.driver.graph(self.stream(), &mut || self.launch(key, &|| Ok(()))) {
-                Ok(work) => self.launching = Launching::AsOne(work),
+                Ok(work) => self.launching = Launching::AsGraph(work),
                 Err(why) => self.give_up_graph(&why),
             }
         }
-        if let Launching::AsOne(work) = self.launching {
+        if let Launching::AsGraph(work) = self.launching {
             // SAFETY: the graph's work points to the memory of this slot and to that of the key that the graph was made
             // with, which is `key`; both still exist.
             match unsafe { self.driver.run(self.stream(), work) } {
@@ -284,7 +331,13 @@ impl Slot {
     /// Launches kernels one by one from now on, because a graph that fails once fails again. After a lack of memory,
     /// which other keys and proofs may free, that holds only for this proof and the next.
     fn give_up_graph(&mut self, why: &BackendError) {
-        tracing::warn!(%why, "could not launch the kernels of a proof as one CUDA graph; launching them one by one");
+        const WHAT: &str = "could not launch the kernels of a proof as one CUDA graph; launching them one by one";
+        // While memory is short, this happens with every second proof.
+        if std::mem::replace(&mut self.warned, true) {
+            tracing::debug!(%why, "{WHAT}");
+        } else {
+            tracing::warn!(%why, "{WHAT}");
+        }
         // The graph may still be running if the error was reported late; on a device that is lost, nothing runs.
         let _ = self.driver.synchronize(self.stream());
         let next = match why {
@@ -292,7 +345,7 @@ impl Slot {
             _ => Launching::Singly,
         };
         self.used = false;
-        if let Launching::AsOne(work) = std::mem::replace(&mut self.launching, next) {
+        if let Launching::AsGraph(work) = std::mem::replace(&mut self.launching, next) {
             self.driver.destroy_graph(work);
         }
     }
@@ -308,7 +361,7 @@ impl Slot {
     /// Names the setting that may help if a graph ended in a kernel fault or ran into the time limit of a GPU that
     /// drives a display (CUDA's codes 700, 702 and 719): some drivers have trouble with graphs on such GPUs.
     fn suspect_graph(&self, why: &BackendError) {
-        if let (Launching::AsOne(_), BackendError::Device { code: 700 | 702 | 719, .. }) = (self.launching, why) {
+        if let (Launching::AsGraph(_), BackendError::Device { code: 700 | 702 | 719, .. }) = (self.launching, why) {
             tracing::warn!(%why, "a CUDA graph failed on the GPU; if this happens again, try PROVER_CUDA_GRAPHS=off");
         }
     }
@@ -334,21 +387,22 @@ impl Slot {
     fn launch(&self, key: &Resident, go_on: &dyn Fn() -> Result<(), BackendError>) -> Result<(), BackendError> {
         self.fork()?;
         let plans = &key.plans;
-        let lane = self.lane(H);
+        let lane = self.lanes.of(Msm::H);
         key.constraints.quotient(lane.stream, &self.witness, &self.quotient)?;
         let digits = lane.sorter.sort(lane.stream, self.quotient.scalars(), &key.in_h, &plans.h)?;
         lane.sum(&key.h, digits, &self.h)?;
         go_on()?;
-        let lane = self.lane(B2);
+        let lane = self.lanes.of(Msm::B2);
         let digits = lane.sorter.sort(lane.stream, &self.witness, &key.in_b, &plans.b)?;
-        self.driver.order(lane.stream, self.lane(B1).stream)?;
+        let of_b1 = self.lanes.of(Msm::B1);
+        self.driver.order(lane.stream, of_b1.stream)?;
         lane.sum(&key.b2, digits, &self.b2)?;
-        self.lane(B1).sum(&key.b1, digits, &self.b1)?;
-        for (product, index, bases, plan, sums) in
-            [(A, &key.in_a, &key.a, &plans.a, &self.a), (C, &key.in_c, &key.c, &plans.c, &self.c)]
+        of_b1.sum(&key.b1, digits, &self.b1)?;
+        for (msm, index, bases, plan, sums) in
+            [(Msm::A, &key.in_a, &key.a, &plans.a, &self.a), (Msm::C, &key.in_c, &key.c, &plans.c, &self.c)]
         {
             go_on()?;
-            let lane = self.lane(product);
+            let lane = self.lanes.of(msm);
             let digits = lane.sorter.sort(lane.stream, &self.witness, index, plan)?;
             lane.sum(bases, digits, sums)?;
         }
@@ -357,12 +411,12 @@ impl Slot {
 
     /// Makes the later work of all other streams wait for that of the first stream so far.
     fn fork(&self) -> Result<(), BackendError> {
-        self.lanes[1..].iter().try_for_each(|lane| self.driver.order(self.stream(), lane.stream))
+        self.lanes.others().iter().try_for_each(|lane| self.driver.order(self.stream(), lane.stream))
     }
 
     /// Makes the later work of the first stream wait for that of all other streams so far.
     fn join(&self) -> Result<(), BackendError> {
-        self.lanes[1..].iter().try_for_each(|lane| self.driver.order(lane.stream, self.stream()))
+        self.lanes.others().iter().try_for_each(|lane| self.driver.order(lane.stream, self.stream()))
     }
 }
 

@@ -209,8 +209,8 @@ impl Sorter {
     /// Sorts the digits of the scalars of the wires in `index`. Scalars are plain values below r.
     ///
     /// # Errors
-    /// `TooSmall` if this memory is, or if there are more digits than kernels can count; `Shape` if the plan has bundles
-    /// of too few buckets.
+    /// `TooSmall` if this memory is, or if there are more digits than kernels can count; `Shape` if the plan has
+    /// bundles of too few buckets.
     pub(super) fn sort(
         &self,
         stream: Stream,

@@ -1,8 +1,8 @@
 //! Work that is captured once and then launched as a whole, as often as needed.
 //!
 //! Launching a kernel takes the host some microseconds, and the five MSMs of a small proof are a hundred kernels that
-//! take the device little longer. While a stream's work is *captured* ([`Captures`]), none of it runs: kernel launches and
-//! memsets become the nodes of a graph, and the order given by streams and their events becomes the edges. A stream
+//! take the device little longer. While a stream's work is *captured* ([`Captures`]), none of it runs: kernel launches
+//! and memsets become the nodes of a graph, and the order given by streams and their events becomes the edges. A stream
 //! that waits for an event of captured work is captured, too, from there on, as in CUDA's stream capture. Each driver
 //! turns the nodes into what it can run.
 

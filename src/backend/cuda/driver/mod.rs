@@ -9,7 +9,7 @@ pub mod host;
 #[cfg(feature = "cuda")]
 pub mod nvidia;
 
-use super::super::BackendError;
+use super::super::{BackendError, DeviceKind};
 
 /// An address in a device's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -53,6 +53,13 @@ pub struct Properties {
     pub shared_per_block: u32,
     /// Global memory, in bytes.
     pub memory: u64,
+}
+
+impl Properties {
+    /// Returns the label of the device, such as `cuda:0`.
+    pub fn label(&self) -> String {
+        format!("{}:{}", DeviceKind::Cuda.as_str(), self.ordinal)
+    }
 }
 
 /// One argument of a kernel, of the type in the kernel's declaration in `kernels/`.

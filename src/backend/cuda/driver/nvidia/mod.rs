@@ -275,8 +275,8 @@ impl Driver for NvidiaDriver {
     }
 
     fn destroy_stream(&self, stream: Stream) {
-        // There is nothing to wait for in a dead context, and what the stream staged is set to zero all the same. If the
-        // stream is being captured, `synchronize` refuses before it makes the context current.
+        // There is nothing to wait for in a dead context, and what the stream staged is set to zero all the same. While
+        // the stream is being captured, `synchronize` fails before it makes the context current.
         let _ = self.synchronize(stream).or_else(|_| self.enter());
         let staging = locked(&self.staging).remove(&stream).and_then(Arc::into_inner);
         locked(&self.spare).extend(staging.map(|s| s.into_inner().unwrap_or_else(PoisonError::into_inner)));
