@@ -66,7 +66,7 @@ impl Lab {
             work()?;
             let to = OwnedEvent::record(&self.driver, self.stream.id)?;
             self.driver.synchronize(self.stream.id)?;
-            times.push(Span { from, to }.milliseconds()?);
+            times.push(Interval { from, to }.milliseconds()?);
         }
         Ok(times)
     }
@@ -83,8 +83,8 @@ impl Lab {
         done?;
         self.driver.synchronize(self.stream.id)?;
         let mut times = Vec::with_capacity(traced.len());
-        for (kernel, span) in traced {
-            times.push((kernel, span.milliseconds()?));
+        for (kernel, interval) in traced {
+            times.push((kernel, interval.milliseconds()?));
         }
         Ok(times)
     }
@@ -417,12 +417,12 @@ impl Drop for OwnedEvent {
 }
 
 /// The events before and after some work.
-struct Span {
+struct Interval {
     from: OwnedEvent,
     to: OwnedEvent,
 }
 
-impl Span {
+impl Interval {
     /// Returns the time between the events, which have both happened.
     fn milliseconds(&self) -> Result<f64, BackendError> {
         self.from.driver.elapsed(self.from.id, self.to.id).map(f64::from)
@@ -430,7 +430,7 @@ impl Span {
 }
 
 /// A kernel with the events before and after its launch.
-type Timed = (&'static str, Span);
+type Timed = (&'static str, Interval);
 
 /// A driver that records events around launches on request.
 struct Traced {
@@ -484,7 +484,7 @@ impl Driver for Traced {
         unsafe { self.inner.launch(stream, launch)? };
         let to = OwnedEvent::record(&self.inner, stream)?;
         if let Some(launches) = &mut *locked(&self.launches) {
-            launches.push((launch.kernel, Span { from, to }));
+            launches.push((launch.kernel, Interval { from, to }));
         }
         Ok(())
     }
