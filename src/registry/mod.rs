@@ -28,6 +28,8 @@ use cache::{Cache, LoadError};
 
 pub use host_memory::host_keys;
 
+/// How long content that was imported is kept without a circuit: longer than any registration takes.
+const UNREGISTERED_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// Number of concurrent removals that a registration recovers from.
 const MOST_CROSSED: usize = 5;
 /// How long a key that was read again from its file is trusted.
@@ -94,6 +96,7 @@ impl LoadError for RegistryError {
     fn for_waiter(&self) -> Self {
         match self {
             Self::Key(e) => Self::Key(e.clone()),
+            Self::NotContributed => Self::NotContributed,
             Self::Witness(e) => Self::Witness(e.clone()),
             Self::Mismatch { wasm, zkey } => Self::Mismatch { wasm: *wasm, zkey: *zkey },
             Self::Backend(e) => Self::Backend(e.clone()),
@@ -198,7 +201,7 @@ impl Registry {
         on("copy", 0.0);
         let (key_file, program_file, development) = (zkey.to_path_buf(), wasm.map(Path::to_path_buf), self.development);
         blocking(move || glance(&key_file, program_file.as_deref(), development)).await?;
-        let mut content = self.import(zkey, wasm).await?;
+        let mut content = self.import(&name, zkey, wasm).await?;
         let mut crossed = 0;
         let circuit = loop {
             match self.examine(name.clone(), content, on.clone()).await {
@@ -207,7 +210,7 @@ impl Registry {
                 // again.
                 Err(RegistryError::Artifact(ArtifactError::Missing { .. })) if crossed < MOST_CROSSED => {
                     crossed += 1;
-                    content = self.import(zkey, wasm).await?;
+                    content = self.import(&name, zkey, wasm).await?;
                 }
                 Err(e) => {
                     // Content that failed the check is not kept.
@@ -217,7 +220,7 @@ impl Registry {
             }
         };
         let stored = self.store.put_circuit(&circuit).await?;
-        self.remove_former_now().await;
+        self.remove_unneeded_now().await;
         // From here on the content is safe from removal; but it may have been removed just before.
         if !self.artifacts.contains(Kind::Zkey, content.zkey).await? {
             self.artifacts.import(Kind::Zkey, zkey).await?;
@@ -230,13 +233,21 @@ impl Registry {
         Ok(stored)
     }
 
-    async fn import(&self, zkey: &Path, wasm: Option<&Path>) -> Result<CircuitContent, RegistryError> {
+    /// Imports the files of a circuit. They are noted as removable, for the case that the registration never ends.
+    async fn import(
+        &self,
+        name: &CircuitName,
+        zkey: &Path,
+        wasm: Option<&Path>,
+    ) -> Result<CircuitContent, RegistryError> {
         let (zkey, _) = self.artifacts.import(Kind::Zkey, zkey).await?;
-        let wasm = match wasm {
-            Some(file) => Some(self.artifacts.import(Kind::Wasm, file).await?.0),
-            None => None,
-        };
-        Ok(CircuitContent { zkey, wasm })
+        let content = CircuitContent { zkey, wasm: None };
+        self.store.note_imported(name, content, UNREGISTERED_KEPT).await?;
+        let Some(file) = wasm else { return Ok(content) };
+        let (wasm, _) = self.artifacts.import(Kind::Wasm, file).await?;
+        let content = CircuitContent { wasm: Some(wasm), ..content };
+        self.store.note_imported(name, content, UNREGISTERED_KEPT).await?;
+        Ok(content)
     }
 
     async fn examine(
@@ -275,7 +286,7 @@ impl Registry {
     pub async fn remove(&self, name: &CircuitName) -> Result<bool, RegistryError> {
         let removed = self.store.remove_circuit(name).await?;
         if removed {
-            self.remove_former_now().await;
+            self.remove_unneeded_now().await;
         }
         Ok(removed)
     }
@@ -392,34 +403,34 @@ impl Registry {
         Ok(self.store.circuits().await?.iter().flat_map(|circuit| circuit.content().files()).collect())
     }
 
-    /// Removes the former content of circuits that were replaced or removed, as far as neither a circuit nor a job that
-    /// may run needs it. What a job still needs is left for a later call.
-    pub async fn remove_former(&self) -> Result<(), StoreError> {
-        // Before the former content: a circuit that has it now, and is replaced meanwhile, leaves it to the next call.
+    /// Removes content that neither a circuit nor a job that may run needs: what circuits had before they were replaced
+    /// or removed, and what registrations imported that never ended. What a job still needs is left to a later call.
+    pub async fn remove_unneeded(&self) -> Result<(), StoreError> {
+        // Read first: a circuit that has the content now, and is replaced meanwhile, leaves it to the next call.
         let registered = self.registered().await?;
-        let former = self.store.former_circuits().await?;
-        if former.is_empty() {
+        let records = self.store.removable_content().await?;
+        if records.is_empty() {
             return Ok(());
         }
         // Only then are jobs seen whose submission read a circuit before it was replaced.
-        for name in former.iter().map(|circuit| &circuit.name).collect::<BTreeSet<_>>() {
+        for name in records.iter().map(|record| &record.name).collect::<BTreeSet<_>>() {
             self.store.settle_circuit(name).await?;
         }
         let in_use: HashSet<_> = self.store.content_in_use().await?.into_iter().collect();
-        for circuit in &former {
-            if self.discard(circuit.content, |hash| in_use.contains(&hash) || registered.contains(&hash)).await
-                && !circuit.content.files().any(|hash| in_use.contains(&hash) && !registered.contains(&hash))
-            {
-                self.store.forget_former_circuit(circuit).await?;
+        for record in &records {
+            let for_jobs_alone = |hash| in_use.contains(&hash) && !registered.contains(&hash);
+            let gone = self.discard(record.content, |h| registered.contains(&h) || in_use.contains(&h)).await;
+            if gone && !record.content.files().any(for_jobs_alone) {
+                self.store.forget_removable(record).await?;
             }
         }
         Ok(())
     }
 
-    /// Like `remove_former`, for callers whose own work is done: a failure only leaves files to a later call.
-    async fn remove_former_now(&self) {
-        if let Err(error) = self.remove_former().await {
-            tracing::warn!(%error, "the former content of circuits is not removed yet");
+    /// Like `remove_unneeded`, for callers whose own work is done: a failure only leaves files to a later call.
+    async fn remove_unneeded_now(&self) {
+        if let Err(error) = self.remove_unneeded().await {
+            tracing::warn!(%error, "content that no circuit needs is not removed yet");
         }
     }
 

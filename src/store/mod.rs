@@ -28,14 +28,14 @@ use crate::model::{
     Priority, Stage, WorkerId,
 };
 
-/// The content that a circuit had until it was replaced or removed.
+/// Content to be removed from the artifacts, unless a circuit or a job needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FormerCircuit {
-    /// Which of the former contents it is; no other ever has this number.
+pub struct Removable {
+    /// The number of this record; no other ever has it.
     pub number: i64,
-    /// The circuit's name.
+    /// The circuit that had the content, or for which it was imported.
     pub name: CircuitName,
-    /// The former content.
+    /// The content.
     pub content: CircuitContent,
 }
 
@@ -269,10 +269,19 @@ pub trait Store: Send + Sync + 'static {
     /// Removes a circuit; returns false if there was none. Fails with [`StoreError::InUse`] while unfinished jobs need
     /// it.
     async fn remove_circuit(&self, name: &CircuitName) -> Result<bool, StoreError>;
-    /// Returns the former content of circuits that were replaced or removed, until it is forgotten, oldest first.
-    async fn former_circuits(&self) -> Result<Vec<FormerCircuit>, StoreError>;
-    /// Forgets former content whose files were removed.
-    async fn forget_former_circuit(&self, former: &FormerCircuit) -> Result<(), StoreError>;
+    /// Notes content that is imported for a circuit which is not registered yet: to be removed after `keep`, unless a
+    /// circuit or a job needs it then.
+    async fn note_imported(
+        &self,
+        name: &CircuitName,
+        content: CircuitContent,
+        keep: Duration,
+    ) -> Result<(), StoreError>;
+    /// Returns the content that may be removed now unless something needs it, oldest record first: what circuits had
+    /// before they were replaced or removed, and what was imported long ago.
+    async fn removable_content(&self) -> Result<Vec<Removable>, StoreError>;
+    /// Deletes a record of content whose files were removed, or that a circuit has.
+    async fn forget_removable(&self, record: &Removable) -> Result<(), StoreError>;
 
     /// Stores a job and its input in one transaction. Idempotent by id, then by idempotency key: a repeat with the same
     /// body returns the job as it is now, even if its circuit has been removed since. A rejected job with this id does

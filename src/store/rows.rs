@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use uuid::Uuid;
 
-use super::{Counts, Due, FormerCircuit, Load, Scope, StoreError, StoreSettings};
+use super::{Counts, Due, Load, Removable, Scope, StoreError, StoreSettings};
 use crate::model::{
     Attempt, Circuit, CircuitContent, CircuitName, ContentHash, FailedAttempt, FailureClass, Job, JobError, JobId,
     JobResult, JobState, NewJob, Priority, Stage, Tries, WorkerId,
@@ -101,9 +101,9 @@ pub(super) fn circuit(row: &impl Columns) -> Result<Circuit, StoreError> {
     })
 }
 
-/// Reads the former content of a circuit.
-pub(super) fn former_circuit(row: &impl Columns) -> Result<FormerCircuit, StoreError> {
-    Ok(FormerCircuit {
+/// Reads a record of removable content.
+pub(super) fn removable(row: &impl Columns) -> Result<Removable, StoreError> {
+    Ok(Removable {
         number: number(row, "id")?,
         name: parsed("name", &required("name", row.text("name")?)?)?,
         content: CircuitContent { zkey: content_hash(row, "zkey")?, wasm: optional_content_hash(row, "wasm")? },

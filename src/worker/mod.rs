@@ -298,7 +298,7 @@ impl Worker {
         let forgetter = ctx.clone();
         others.spawn(supervised("forgetting", move || reconcile::forget(forgetter.clone())));
         let remover = ctx.clone();
-        others.spawn(supervised("forgetting circuits", move || reconcile::forget_circuits(remover.clone())));
+        others.spawn(supervised("removing content", move || reconcile::remove_content(remover.clone())));
         let keeping = ctx.clone();
         let keep = move || reconcile::keep_queue(keeping.queue.clone(), keeping.store.clone());
         others.spawn(supervised("queue upkeep", keep));

@@ -23,8 +23,8 @@ const OFFER_EVERY: Duration = Duration::from_secs(10);
 const LEAST: Duration = Duration::from_millis(20);
 /// Most jobs offered at a time: more than any worker starts before the next query.
 const AT_A_TIME: u32 = 1000;
-/// How long jobs whose proof files could not be removed are left alone, and circuits' former content that jobs still
-/// need.
+/// How long jobs whose proof files could not be removed are left alone, and content that jobs
+/// still need.
 const FORGET_AGAIN: Duration = Duration::from_secs(600);
 /// Most jobs expired at a time.
 const SWEEP_LIMIT: u32 = 1000;
@@ -188,12 +188,12 @@ pub(super) async fn forget(ctx: Arc<Context>) {
     }
 }
 
-/// Removes the former content of circuits once no job needs it, forever.
-pub(super) async fn forget_circuits(ctx: Arc<Context>) {
+/// Removes content that neither a circuit nor a job needs, forever.
+pub(super) async fn remove_content(ctx: Arc<Context>) {
     loop {
-        match ctx.registry.remove_former().await {
+        match ctx.registry.remove_unneeded().await {
             Err(error) if !ctx.outage.note_failure(&error) => {
-                tracing::warn!(%error, "the former content of circuits is not removed yet");
+                tracing::warn!(%error, "content that no circuit needs is not removed yet");
             }
             _ => {}
         }

@@ -15,7 +15,7 @@ use prover_worker::backend::{
 use prover_worker::formats::{r1cs, zkey};
 use prover_worker::groth16::{Verifier, setup};
 use prover_worker::model::{
-    Circuit, ContentHash, JobId, NewJob, Priority, Proof, ProvingKey, PublicValues, StopToken, Witness,
+    Circuit, CircuitContent, ContentHash, JobId, NewJob, Priority, Proof, ProvingKey, PublicInputs, StopToken, Witness,
 };
 use prover_worker::registry::{Registry, RegistryError, RegistryLimits};
 use prover_worker::store::{Input, SqliteStore, Store, StoreSettings};
@@ -102,14 +102,14 @@ async fn a_replaced_key_is_removed_unless_something_needs_it() {
     assert!(fixture.has(Kind::Zkey, second.zkey).await, "an unfinished job needs it");
     assert!(fixture.has(Kind::Wasm, second.wasm.unwrap()).await, "an unfinished job needs it");
 
-    fixture.registry.remove_former().await.unwrap();
+    fixture.registry.remove_unneeded().await.unwrap();
     assert!(fixture.has(Kind::Zkey, second.zkey).await, "an unfinished job still needs it");
     fixture.store.cancel(job).await.unwrap();
-    fixture.registry.remove_former().await.unwrap();
+    fixture.registry.remove_unneeded().await.unwrap();
     assert!(!fixture.has(Kind::Zkey, second.zkey).await, "no job needs it any more");
     assert!(!fixture.has(Kind::Wasm, second.wasm.unwrap()).await, "no job needs it any more");
     assert!(fixture.has(Kind::Zkey, first.zkey).await, "another circuit still has it");
-    assert_eq!(fixture.store.former_circuits().await.unwrap(), []);
+    assert_eq!(fixture.store.removable_content().await.unwrap(), []);
 
     fixture.add("c", &keys[1], None).await.unwrap();
     assert!(!fixture.has(Kind::Zkey, hash(&keys[2])).await, "nothing needs it");
@@ -132,9 +132,9 @@ async fn a_key_without_a_contribution_is_for_development_only() {
 
     // The reason: a proof that nobody needs a witness for.
     let vk = &key.header.vk;
-    let public = PublicValues(vec![Fr::from(123_456_789); vk.n_public()]);
+    let public = PublicInputs(vec![Fr::from(123_456_789); vk.n_public()]);
     let sum: G1Projective =
-        vk.ic[0] + vk.ic[1..].iter().zip(&public.0).map(|(point, x)| *point * x).sum::<G1Projective>();
+        vk.ic[1..].iter().zip(&public.0).map(|(point, x)| *point * x).sum::<G1Projective>() + vk.ic[0];
     let forged = Proof { a: vk.alpha_g1, b: vk.beta_g2, c: (-sum).into() };
     assert!(Verifier::new(vk).verify(&forged, &public));
 
@@ -147,6 +147,23 @@ async fn a_key_without_a_contribution_is_for_development_only() {
     assert!(!fixture.has(Kind::Zkey, hash(&path)).await, "it was imported");
     let registry = fixture.registry.clone().for_development();
     registry.add("c".parse().unwrap(), &path, None, Arc::new(|_, _| {})).await.unwrap();
+}
+
+/// As after a registration that was interrupted.
+#[tokio::test]
+async fn what_was_imported_for_no_circuit_is_removed_in_the_end() {
+    let fixture = Fixture::open().await;
+    let keys = ["1", "2"].map(|n| fixture.key(n));
+    let circuit = fixture.add("c", &keys[0], None).await.unwrap();
+    let (interrupted, _) = fixture.artifacts.import(Kind::Zkey, &keys[1]).await.unwrap();
+    for zkey in [interrupted, circuit.zkey] {
+        let content = CircuitContent { zkey, wasm: None };
+        fixture.store.note_imported(&circuit.name, content, Duration::ZERO).await.unwrap();
+    }
+    fixture.registry.remove_unneeded().await.unwrap();
+    assert!(!fixture.has(Kind::Zkey, interrupted).await);
+    assert!(fixture.has(Kind::Zkey, circuit.zkey).await, "a circuit has it");
+    assert_eq!(fixture.store.removable_content().await.unwrap(), []);
 }
 
 #[tokio::test]

@@ -1108,30 +1108,36 @@ pub async fn content_in_use_is_that_of_jobs_that_may_run_yet(p: impl Place) {
     assert_eq!(a.content_in_use().await.unwrap(), [two.zkey]);
 }
 
-pub async fn former_content_is_known_until_it_is_forgotten(p: impl Place) {
+pub async fn removable_content_is_known_until_it_is_forgotten(p: impl Place) {
     let store = p.open().await;
-    let former = async || store.former_circuits().await.unwrap();
+    let removable = async || store.removable_content().await.unwrap();
     let first = circuit("one", 1);
     store.put_circuit(&first).await.unwrap();
     store.put_circuit(&Circuit { n_public: 7, ..first.clone() }).await.unwrap();
-    assert_eq!(former().await, [], "the same content replaces nothing");
+    assert_eq!(removable().await, [], "the same content replaces nothing");
     let without_program = Circuit { wasm: None, ..first.clone() };
     store.put_circuit(&without_program).await.unwrap();
     store.put_circuit(&first).await.unwrap();
     store.remove_circuit(&first.name).await.unwrap();
     store.remove_circuit(&first.name).await.unwrap();
-    let all = former().await;
+    let all = removable().await;
     let contents: Vec<_> = all.iter().map(|f| (f.name.clone(), f.content)).collect();
     let expected = [&first, &without_program, &first].map(|c| (c.name.clone(), c.content()));
     assert_eq!(contents, expected);
-    store.forget_former_circuit(&all[1]).await.unwrap();
-    store.forget_former_circuit(&all[1]).await.unwrap();
-    assert_eq!(former().await, [all[0].clone(), all[2].clone()]);
-    // Nor is the content of a circuit that could not be removed former content.
+    store.forget_removable(&all[1]).await.unwrap();
+    store.forget_removable(&all[1]).await.unwrap();
+    assert_eq!(removable().await, [all[0].clone(), all[2].clone()]);
+    // Nor is that of a circuit that could not be removed.
     store.put_circuit(&first).await.unwrap();
     submit(&store, &new_job("one")).await;
     assert!(matches!(store.remove_circuit(&first.name).await, Err(StoreError::InUse { .. })));
-    assert_eq!(former().await.len(), 2);
+    assert_eq!(removable().await.len(), 2);
+
+    // What was imported is left alone for a while.
+    store.note_imported(&first.name, without_program.content(), LONG).await.unwrap();
+    assert_eq!(removable().await.len(), 2);
+    store.note_imported(&first.name, without_program.content(), NONE).await.unwrap();
+    assert_eq!(removable().await[2].content, without_program.content());
 }
 
 // Waiting for changes.

@@ -10,7 +10,7 @@ use crate::store::rows::{self, Columns};
 const MIGRATIONS: [&str; 3] = [
     include_str!("../../../migrations/postgres/0001_jobs.sql"),
     include_str!("../../../migrations/postgres/0002_waiting.sql"),
-    include_str!("../../../migrations/postgres/0003_former_circuits.sql"),
+    include_str!("../../../migrations/postgres/0003_removable_content.sql"),
 ];
 /// The advisory lock held during a migration ("PrvW").
 const MIGRATION_LOCK: i64 = 0x5072_7657;

@@ -49,12 +49,12 @@ use self::session::{ANSWER_TIMEOUT, Retries, Session, TRIES, is_unreachable};
 use super::load::LoadCache;
 use super::rows::{self, Columns, Repeat, corrupt};
 use super::{
-    Cancelled, Claim, Counts, Due, FormerCircuit, Held, Input, JobFilter, Load, Purge, Replacement, Requeued, Retry,
-    Scope, Store, StoreError, StoreSettings, Submitted, Swept,
+    Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Purge, Removable, Replacement, Requeued, Retry, Scope,
+    Store, StoreError, StoreSettings, Submitted, Swept,
 };
 use crate::model::{
-    Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Stage,
-    WorkerId,
+    Attempt, Circuit, CircuitContent, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult,
+    JobState, NewJob, Stage, WorkerId,
 };
 
 /// Maximum number of connections, not counting the listener's.
@@ -260,13 +260,29 @@ impl Store for PostgresStore {
             .await
     }
 
-    async fn former_circuits(&self) -> Result<Vec<FormerCircuit>, StoreError> {
-        let rows = self.session.rows(Retries::Always, |_| sqlx::query(statements::FORMER_CIRCUITS)).await?;
-        rows.iter().map(rows::former_circuit).collect()
+    async fn note_imported(
+        &self,
+        name: &CircuitName,
+        content: CircuitContent,
+        keep: Duration,
+    ) -> Result<(), StoreError> {
+        let note = |_| {
+            sqlx::query(statements::NOTE_IMPORTED)
+                .bind(name.to_string())
+                .bind(content.zkey.0.to_vec())
+                .bind(content.wasm.map(|h| h.0.to_vec()))
+                .bind(rows::millis(keep))
+        };
+        self.session.row(Retries::Always, note).await.map(|_| ())
     }
 
-    async fn forget_former_circuit(&self, former: &FormerCircuit) -> Result<(), StoreError> {
-        let forget = |_| sqlx::query(statements::FORGET_FORMER_CIRCUIT).bind(former.number);
+    async fn removable_content(&self) -> Result<Vec<Removable>, StoreError> {
+        let rows = self.session.rows(Retries::Always, |_| sqlx::query(statements::REMOVABLE_CONTENT)).await?;
+        rows.iter().map(rows::removable).collect()
+    }
+
+    async fn forget_removable(&self, record: &Removable) -> Result<(), StoreError> {
+        let forget = |_| sqlx::query(statements::FORGET_REMOVABLE).bind(record.number);
         self.session.row(Retries::Always, forget).await.map(|_| ())
     }
 

@@ -151,8 +151,19 @@ pub(super) const KNOWN_CIRCUITS: &str = "SELECT name FROM circuits WHERE name = 
 pub(super) const UNFINISHED: &str = "SELECT count(*) AS n FROM jobs WHERE circuit = $1 AND finished_at IS NULL";
 /// Its lock blocks submits, which share the row, until the transaction ends.
 pub(super) const REMOVE_CIRCUIT: &str = "DELETE FROM circuits WHERE name = $1 RETURNING name";
-pub(super) const FORMER_CIRCUITS: &str = "SELECT id, name, zkey, wasm FROM former_circuits ORDER BY id";
-pub(super) const FORGET_FORMER_CIRCUIT: &str = "DELETE FROM former_circuits WHERE id = $1";
+pub(super) const NOTE_IMPORTED: &str = concat!(
+    clock!(),
+    "INSERT INTO removable_content (name, zkey, wasm, removable_from) VALUES ($1, $2, $3, ",
+    now!(),
+    " + $4)"
+);
+pub(super) const REMOVABLE_CONTENT: &str = concat!(
+    clock!(),
+    "SELECT id, name, zkey, wasm FROM removable_content WHERE removable_from <= ",
+    now!(),
+    " ORDER BY id"
+);
+pub(super) const FORGET_REMOVABLE: &str = "DELETE FROM removable_content WHERE id = $1";
 /// Content that jobs of any queue need: unfinished ones, and failed ones that still have their input.
 pub(super) const CONTENT_IN_USE: &str = "SELECT zkey AS content FROM jobs WHERE finished_at IS NULL \
                                          UNION SELECT wasm FROM jobs WHERE finished_at IS NULL AND wasm IS NOT NULL \

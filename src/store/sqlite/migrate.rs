@@ -14,7 +14,7 @@ const MIGRATIONS: [&str; 4] = [
     include_str!("../../../migrations/sqlite/0001_jobs.sql"),
     include_str!("../../../migrations/sqlite/0002_fleet.sql"),
     include_str!("../../../migrations/sqlite/0003_waiting.sql"),
-    include_str!("../../../migrations/sqlite/0004_former_circuits.sql"),
+    include_str!("../../../migrations/sqlite/0004_removable_content.sql"),
 ];
 
 /// Marks a file as ours ("PrvW"), so that another program's database is not mistaken for an empty one.

@@ -48,12 +48,12 @@ use super::error::Cause;
 use super::load::LoadCache;
 use super::rows::{self, Columns, corrupt};
 use super::{
-    Cancelled, Claim, Counts, Due, FormerCircuit, Held, Input, JobFilter, Load, Purge, Replacement, Requeued, Retry,
-    Scope, Store, StoreError, StoreSettings, Submitted, Swept,
+    Cancelled, Claim, Counts, Due, Held, Input, JobFilter, Load, Purge, Removable, Replacement, Requeued, Retry, Scope,
+    Store, StoreError, StoreSettings, Submitted, Swept,
 };
 use crate::model::{
-    Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Stage,
-    WorkerId,
+    Attempt, Circuit, CircuitContent, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult,
+    JobState, NewJob, Stage, WorkerId,
 };
 
 /// How long SQLite waits for another process's lock.
@@ -266,12 +266,28 @@ impl Store for SqliteStore {
         retry_busy(|| self.remove_circuit_once(name)).await
     }
 
-    async fn former_circuits(&self) -> Result<Vec<FormerCircuit>, StoreError> {
-        self.rows(sqlx::query(statements::FORMER_CIRCUITS)).await?.iter().map(rows::former_circuit).collect()
+    async fn note_imported(
+        &self,
+        name: &CircuitName,
+        content: CircuitContent,
+        keep: Duration,
+    ) -> Result<(), StoreError> {
+        let note = || {
+            sqlx::query(statements::NOTE_IMPORTED)
+                .bind(name.to_string())
+                .bind(content.zkey.0.to_vec())
+                .bind(content.wasm.map(|h| h.0.to_vec()))
+                .bind(rows::millis(keep))
+        };
+        self.change(note).await.map(|_| ())
     }
 
-    async fn forget_former_circuit(&self, former: &FormerCircuit) -> Result<(), StoreError> {
-        self.change(|| sqlx::query(statements::FORGET_FORMER_CIRCUIT).bind(former.number)).await.map(|_| ())
+    async fn removable_content(&self) -> Result<Vec<Removable>, StoreError> {
+        self.rows(sqlx::query(statements::REMOVABLE_CONTENT)).await?.iter().map(rows::removable).collect()
+    }
+
+    async fn forget_removable(&self, record: &Removable) -> Result<(), StoreError> {
+        self.change(|| sqlx::query(statements::FORGET_REMOVABLE).bind(record.number)).await.map(|_| ())
     }
 
     async fn submit(&self, new: &NewJob, input: Input<'_>) -> Result<Submitted, StoreError> {

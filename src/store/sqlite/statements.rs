@@ -92,8 +92,14 @@ pub(super) const CIRCUITS: &str = concat!("SELECT ", circuit_columns!(), " FROM 
 pub(super) const UNFINISHED: &str =
     "SELECT count(*) AS n FROM jobs INDEXED BY jobs_unfinished WHERE circuit = ?1 AND state IN ('queued', 'running')";
 pub(super) const REMOVE_CIRCUIT: &str = "DELETE FROM circuits WHERE name = ?1";
-pub(super) const FORMER_CIRCUITS: &str = "SELECT id, name, zkey, wasm FROM former_circuits ORDER BY id";
-pub(super) const FORGET_FORMER_CIRCUIT: &str = "DELETE FROM former_circuits WHERE id = ?1 RETURNING id";
+pub(super) const NOTE_IMPORTED: &str = concat!(
+    "INSERT INTO removable_content (name, zkey, wasm, removable_from) VALUES (?1, ?2, ?3, ",
+    now!(),
+    " + ?4) RETURNING id"
+);
+pub(super) const REMOVABLE_CONTENT: &str =
+    concat!("SELECT id, name, zkey, wasm FROM removable_content WHERE removable_from <= ", now!(), " ORDER BY id");
+pub(super) const FORGET_REMOVABLE: &str = "DELETE FROM removable_content WHERE id = ?1 RETURNING id";
 
 /// Content that jobs of any queue need: unfinished ones, and failed ones that still have their input.
 pub(super) const CONTENT_IN_USE: &str = "SELECT zkey AS content FROM jobs INDEXED BY jobs_unfinished \
