@@ -8,7 +8,9 @@ use serde::Serialize;
 use super::files::{self, about};
 use super::session::{circuit_name, job_id, table, time, with_workspace};
 use super::{CliError, Output};
-use crate::model::{CircuitName, FailedAttempt, FailureClass, Job, JobId, JobState, Priority, clip, io_reason};
+use crate::model::{
+    CircuitName, FailedAttempt, FailureClass, IdempotencyKey, Job, JobId, JobState, Priority, clip, io_reason,
+};
 use crate::store::{Cancelled, JobFilter, Scope};
 use crate::worker::{JobService, Purged, ServiceError, SubmitRequest};
 
@@ -33,7 +35,7 @@ pub struct SubmitArgs {
     wait: bool,
     /// Your own name for the job: the same key with the same circuit and input returns the same job.
     #[arg(long, value_name = "KEY")]
-    idempotency_key: Option<String>,
+    idempotency_key: Option<IdempotencyKey>,
     /// Jobs with a higher priority run first.
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     priority: i16,
@@ -315,7 +317,7 @@ struct ListArgs {
     circuit: Option<CircuitName>,
     /// Only the job with this idempotency key.
     #[arg(long, value_name = "KEY")]
-    idempotency_key: Option<String>,
+    idempotency_key: Option<IdempotencyKey>,
     /// Only jobs submitted before this one; the last job of a list gives the next page.
     #[arg(long, value_name = "ID", value_parser = job_id)]
     before: Option<JobId>,

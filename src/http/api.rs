@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use super::App;
 use super::problem::Problem;
 use super::server::{Body, ENVELOPE, Room, Stopping, body};
-use crate::model::{Circuit, CircuitName, Job, JobId, JobState, Priority, clip};
+use crate::model::{Circuit, CircuitName, IdempotencyKey, Job, JobId, JobState, Priority, clip};
 use crate::store::{Cancelled, JobFilter, Scope, Submitted};
 use crate::worker::{Status, SubmitRequest, request};
 
@@ -113,7 +113,7 @@ fn parts_of(bytes: Zeroizing<Vec<u8>>, uri: &Uri, headers: &HeaderMap) -> Result
 }
 
 /// Returns the idempotency key of a request, which may be in the header, among the parts of the job, or in both.
-fn idempotency_key(headers: &HeaderMap, among_parts: Option<String>) -> Result<Option<String>, Problem> {
+fn idempotency_key(headers: &HeaderMap, among_parts: Option<String>) -> Result<Option<IdempotencyKey>, Problem> {
     let mut keys = headers.get_all("idempotency-key").iter();
     let header_key = match (keys.next(), keys.next()) {
         (None, _) => None,
@@ -128,10 +128,17 @@ fn idempotency_key(headers: &HeaderMap, among_parts: Option<String>) -> Result<O
             Some(key.to_owned())
         }
     };
-    match (among_parts, header_key) {
-        (Some(a), Some(b)) if a != b => Err(invalid("the header Idempotency-Key and \"idempotency_key\" differ")),
-        (a, b) => Ok(a.or(b)),
-    }
+    let key = match (among_parts, header_key) {
+        (Some(a), Some(b)) if a != b => {
+            return Err(invalid("the header Idempotency-Key and \"idempotency_key\" differ"));
+        }
+        (a, b) => a.or(b),
+    };
+    key.as_deref().map(parse_key).transpose()
+}
+
+fn parse_key(text: &str) -> Result<IdempotencyKey, Problem> {
+    text.parse().map_err(|e| invalid(format!("idempotency_key: {e}")))
 }
 
 /// What a body with another Content-Type is answered.
@@ -180,7 +187,7 @@ async fn list(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
     };
     let circuit = query.get("circuit").map(str::parse::<CircuitName>).transpose().map_err(invalid)?;
     let before = query.get("before").map(str::parse::<JobId>).transpose().map_err(invalid)?;
-    let idempotency_key = query.get("idempotency_key").map(str::to_owned);
+    let idempotency_key = query.get("idempotency_key").map(parse_key).transpose()?;
     let jobs: Vec<Job> = app.jobs.jobs(JobFilter { state, circuit, idempotency_key, before, limit }).await?;
     json(StatusCode::OK, &jobs)
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
-use super::{CircuitContent, CircuitName, ContentHash, clip};
+use super::{CircuitContent, CircuitName, ContentHash, IdempotencyKey, clip};
 
 /// A job's id, chosen by the submitter (a time-ordered UUID by default), so that a repeated submission is recognised.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Debug)]
@@ -296,7 +296,7 @@ pub struct NewJob {
     /// Name of the circuit; what is proved is its content at the time of submission.
     pub circuit: CircuitName,
     /// The submitter's own name for the job: the same key with the same body returns the same job.
-    pub idempotency_key: Option<String>,
+    pub idempotency_key: Option<IdempotencyKey>,
     /// Hash of the request (circuit and input), which distinguishes a repetition from a conflict.
     pub body: ContentHash,
     /// The same hash by keys in use earlier, so that a job stored at that time is recognised too.

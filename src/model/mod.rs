@@ -5,6 +5,7 @@ mod circuit;
 mod cloud;
 mod curve;
 mod hash;
+mod idempotency;
 mod job;
 mod key;
 mod proof;
@@ -19,6 +20,7 @@ pub use circuit::{Circuit, CircuitContent, CircuitName, InvalidName};
 pub use cloud::Cloud;
 pub use curve::{FQ_MODULUS_DEC, FR_MODULUS_DEC, Fq, Fq2, Fr, G1, G1Affine, G2, G2Affine};
 pub use hash::ContentHash;
+pub use idempotency::{IdempotencyKey, InvalidKey};
 pub use job::{
     Attempt, FailedAttempt, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Priority, Stage,
     StageTimes, Tries, WorkerId,

@@ -24,8 +24,8 @@ pub use postgres::PostgresStore;
 pub use sqlite::SqliteStore;
 
 use crate::model::{
-    Attempt, Circuit, CircuitContent, CircuitName, ContentHash, Job, JobError, JobId, JobResult, JobState, NewJob,
-    Priority, Stage, WorkerId,
+    Attempt, Circuit, CircuitContent, CircuitName, ContentHash, IdempotencyKey, Job, JobError, JobId, JobResult,
+    JobState, NewJob, Priority, Stage, WorkerId,
 };
 
 /// Content to be removed from the artifacts, unless a circuit or a job needs it.
@@ -149,7 +149,7 @@ pub struct JobFilter {
     /// Only those of this circuit.
     pub circuit: Option<CircuitName>,
     /// Only the job with this idempotency key.
-    pub idempotency_key: Option<String>,
+    pub idempotency_key: Option<IdempotencyKey>,
     /// Only those submitted before this job; all jobs if this one does not exist.
     pub before: Option<JobId>,
     /// The maximum number of jobs.

@@ -9,9 +9,9 @@ use uuid::Uuid;
 
 use super::dispatch::acknowledge;
 use super::outage::say;
-use super::service::{MAX_KEY, ServiceError, SubmitRequest, is_key, refuse};
+use super::service::{ServiceError, SubmitRequest, refuse};
 use super::{Context, request};
-use crate::model::{CircuitName, FailureClass, JobError, JobId, Priority};
+use crate::model::{CircuitName, FailureClass, IdempotencyKey, JobError, JobId, Priority};
 use crate::queue::{Delivery, EndNotice, Message, Offer, Precedence};
 use crate::store::{StoreError, Submitted};
 use crate::telemetry;
@@ -33,7 +33,7 @@ enum MessageFate {
 /// is derived from the queue's name and the text.
 struct Identity {
     id: JobId,
-    key: Option<String>,
+    key: Option<IdempotencyKey>,
 }
 
 /// The namespace of derived ids, so that they do not collide with those of other programs.
@@ -47,11 +47,10 @@ fn identity(queue: &str, text: &str) -> Result<Identity, String> {
     if let Ok(id) = text.parse() {
         return Ok(Identity { id, key: None });
     }
-    if is_key(text) {
-        return Ok(Identity { id: derived(queue, "id", text), key: Some(text.to_owned()) });
+    match text.parse() {
+        Ok(key) => Ok(Identity { id: derived(queue, "id", text), key: Some(key) }),
+        Err(e) => Err(format!("id: {e}")),
     }
-    let got = text.chars().count();
-    Err(format!("an id must have 1 to {MAX_KEY} characters, none of them NUL; got {got}"))
 }
 
 /// Processes a message.
@@ -105,14 +104,17 @@ async fn record(ctx: &Context, message: &Message) -> MessageFate {
         Ok(own) => own.unwrap_or_else(|| Identity { id: derived(queue, "entry", &message.source), key: None }),
         Err(why) => return MessageFate::SetAside(why),
     };
-    let why = match parts.circuit.parse::<CircuitName>() {
-        Err(e) => e.to_string(),
-        Ok(circuit) => {
+    let circuit = parts.circuit.parse::<CircuitName>().map_err(|e| e.to_string());
+    let key = parts.idempotency_key.as_deref().map(str::parse::<IdempotencyKey>).transpose();
+    let key = key.map_err(|e| format!("idempotency_key: {e}"));
+    let why = match circuit.and_then(|circuit| Ok((circuit, key?))) {
+        Err(why) => why,
+        Ok((circuit, key)) => {
             let request = SubmitRequest {
                 id: Some(own.id),
                 circuit,
                 input: parts.input,
-                idempotency_key: parts.idempotency_key.or(own.key),
+                idempotency_key: key.or(own.key),
                 priority: Priority(parts.priority),
             };
             match ctx.service.record(request).await {
@@ -172,7 +174,7 @@ mod tests {
         let own = identity("q", &id.to_string()).unwrap();
         assert_eq!((own.id, own.key), (id, None));
         let own = identity("q", "order 7").unwrap();
-        assert_eq!(own.key.as_deref(), Some("order 7"));
+        assert_eq!(own.key.as_ref().map(IdempotencyKey::as_str), Some("order 7"));
         assert_eq!(own.id, identity("q", "order 7").unwrap().id, "the same each time");
         assert_ne!(own.id, identity("p", "order 7").unwrap().id);
         assert_ne!(own.id, derived("q", "entry", "order 7"));

@@ -12,7 +12,9 @@ use super::waiting::Waiting;
 use super::{Purged, briefly, proof_files};
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::formats::wtns;
-use crate::model::{Circuit, CircuitName, ContentHash, Job, JobError, JobId, JobResult, JobState, NewJob, Priority};
+use crate::model::{
+    Circuit, CircuitName, ContentHash, IdempotencyKey, Job, JobError, JobId, JobResult, JobState, NewJob, Priority,
+};
 use crate::queue::{EndNotice, Precedence, Queue, SetAside};
 use crate::seal::{Keyring, SealError};
 use crate::store::{
@@ -22,8 +24,6 @@ use crate::witness::Inputs;
 
 /// How long [`JobService::result`] waits for the files of a proof to be restored, which are only copies.
 const HEAL: Duration = Duration::from_secs(2);
-/// Longest idempotency key, in characters.
-pub(super) const MAX_KEY: usize = 256;
 
 /// A job to submit.
 pub struct SubmitRequest {
@@ -34,7 +34,7 @@ pub struct SubmitRequest {
     /// Input as JSON, or a .wtns file if the circuit has no witness program. Secret.
     pub input: Zeroizing<Vec<u8>>,
     /// The submitter's own key for the job.
-    pub idempotency_key: Option<String>,
+    pub idempotency_key: Option<IdempotencyKey>,
     /// Priority among queued jobs.
     pub priority: Priority,
 }
@@ -179,7 +179,6 @@ impl JobService {
     /// Records a job without offering it to workers.
     pub(super) async fn record(&self, request: SubmitRequest) -> Result<Submitted, ServiceError> {
         let SubmitRequest { id: own_id, circuit: name, input, idempotency_key, priority } = request;
-        refuse_invalid_key(idempotency_key.as_deref())?;
         let input = match self.store.circuit(&name).await? {
             Some(circuit) => self.checked(Takes::of(&circuit), input).await?,
             // The request may repeat a job whose circuit was removed since: the store knows, and refuses others.
@@ -188,7 +187,7 @@ impl JobService {
         };
         let id = own_id.unwrap_or_default();
         let keyring = &self.options.keyring;
-        let (body, former_bodies) = match (own_id, idempotency_key.as_deref()) {
+        let (body, former_bodies) = match (own_id, idempotency_key.as_ref().map(IdempotencyKey::as_str)) {
             // No request can repeat this job.
             (None, None) => (NewJob::unrepeatable(id), Vec::new()),
             (_, key) => keyring.body_hashes(&asked(key, &name, &input)),
@@ -361,7 +360,6 @@ impl JobService {
 
     /// Returns jobs, newest first, without their results and histories.
     pub async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, ServiceError> {
-        refuse_invalid_key(filter.idempotency_key.as_deref())?;
         if let Some(before) = filter.before {
             // The job may have been deleted, in which case the ones before it are unknown.
             self.job(before).await?;
@@ -424,23 +422,6 @@ impl JobService {
     }
 }
 
-/// Whether a text is a valid idempotency key. Postgres cannot store the character NUL.
-pub(super) fn is_key(text: &str) -> bool {
-    !text.is_empty() && text.chars().count() <= MAX_KEY && !text.contains('\0')
-}
-
-/// Refuses an invalid idempotency key.
-fn refuse_invalid_key(text: Option<&str>) -> Result<(), ServiceError> {
-    match text {
-        Some(text) if !is_key(text) => {
-            let got = text.chars().count();
-            let expected = format!("an idempotency key must have 1 to {MAX_KEY} characters, none of them NUL");
-            Err(ServiceError::Invalid(format!("{expected}; got {got}")))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Stands for the key of a job that was refused before it had a circuit.
 const NO_KEY: ContentHash = ContentHash([0; 32]);
 
@@ -482,7 +463,7 @@ async fn check_input(takes: Takes, input: Zeroizing<Vec<u8>>) -> Result<Zeroizin
 }
 
 /// Creates a job that is refused before it was queued, for [`Store::reject`]: the same refusal gives the same job.
-pub(super) fn refuse(id: JobId, circuit: CircuitName, key: Option<String>, error: &JobError) -> NewJob {
+pub(super) fn refuse(id: JobId, circuit: CircuitName, key: Option<IdempotencyKey>, error: &JobError) -> NewJob {
     let body = ContentHash::of(format!("refused\n{id}\n{}", error.message).as_bytes());
     NewJob {
         id,

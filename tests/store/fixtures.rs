@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use prover_worker::model::{
-    Attempt, Circuit, CircuitName, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob,
-    Priority, StageTimes, WorkerId,
+    Attempt, Circuit, CircuitName, ContentHash, FailureClass, IdempotencyKey, Job, JobError, JobId, JobResult,
+    JobState, NewJob, Priority, StageTimes, WorkerId,
 };
 use prover_worker::store::{Claim, Held, Input, Purge, Store, StoreError};
 
@@ -30,6 +30,10 @@ pub async fn purge(
 }
 
 pub fn name(s: &str) -> CircuitName {
+    s.parse().unwrap()
+}
+
+pub fn key(s: &str) -> IdempotencyKey {
     s.parse().unwrap()
 }
 

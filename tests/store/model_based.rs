@@ -243,7 +243,7 @@ impl Model {
     fn repeat(&self, new: &NewJob, body: u8) -> Option<Answer> {
         // A rejected job is replaced by another with its id.
         let by_id = self.jobs.iter().find(|e| e.job.id == new.id && !e.was_rejected());
-        let keyed = |e: &&Entry| e.job.id != new.id && e.job.key.is_some() && e.job.key == new.idempotency_key;
+        let keyed = |e: &&Entry| e.job.id != new.id && e.job.key.is_some() && e.job.key == key_text(new);
         let by_key = self.jobs.iter().find(keyed);
         let same = by_id.or(by_key)?;
         let what = if same.body == body { "existing" } else { "conflict" };
@@ -267,7 +267,7 @@ impl Model {
                 attempt: 0,
                 tries: Tries::default(),
                 priority: new.priority,
-                key: new.idempotency_key.clone(),
+                key: key_text(new),
                 worker: None,
                 error: None,
                 history: Vec::new(),
@@ -645,11 +645,15 @@ async fn compare(store: &impl Store, model: &Model, at: &str) {
     assert!(circuits.iter().eq(model.circuits.values()), "{at}");
 }
 
+fn key_text(new: &NewJob) -> Option<String> {
+    new.idempotency_key.clone().map(String::from)
+}
+
 /// What a submit or reject asks for.
 fn request(id: JobId, circuit: usize, key: Option<u8>, body: u8) -> NewJob {
     NewJob {
         id,
-        idempotency_key: key.map(|k| format!("key {k}")),
+        idempotency_key: key.map(|k| crate::fixtures::key(&format!("key {k}"))),
         body: ContentHash::of(&[body]),
         ..new_job(CIRCUITS[circuit])
     }

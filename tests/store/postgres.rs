@@ -107,7 +107,7 @@ async fn the_same_keys_submitted_by_two_processes_meet_no_deadlock() {
         let mut submits = JoinSet::new();
         for n in 0..200 {
             for store in &stores {
-                let (store, key) = (store.clone(), format!("{round} {n}"));
+                let (store, key) = (store.clone(), key(&format!("{round} {n}")));
                 let new = prover_worker::model::NewJob { idempotency_key: Some(key), ..new_job("c") };
                 submits.spawn(async move { store.submit(&new, plain(INPUT)).await.unwrap() });
             }

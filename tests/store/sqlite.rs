@@ -181,7 +181,7 @@ async fn a_file_of_the_first_version_is_brought_up_to_date() {
     assert_eq!(job(&store, id(3)).await.state, JobState::Cancelled);
     assert_eq!(inputs(&store).await, 0);
     let mut new = new_job("c");
-    new.idempotency_key = Some("key 5".into());
+    new.idempotency_key = Some(key("key 5"));
     assert!(matches!(store.submit(&new, plain(INPUT)).await, Err(StoreError::Conflict { id: i, .. }) if i == id(5)));
     new.body = hash(5);
     assert_eq!(store.submit(&new, plain(INPUT)).await.unwrap().job().id, id(5));

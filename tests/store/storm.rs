@@ -146,7 +146,7 @@ impl<S: Store> Storm<S> {
         let _kept = self.forgetting.read().await;
         let id = self.id(slot);
         let n = self.next.fetch_add(1, Ordering::SeqCst);
-        let key = (dice.of(3) == 0).then(|| format!("key {}", slot / 2));
+        let key = (dice.of(3) == 0).then(|| key(&format!("key {}", slot / 2)));
         let within = (dice.of(6) == 0).then(|| Duration::from_millis(dice.of(20)));
         let body = ContentHash::of(&[(slot / 2) as u8]);
         let circuit = CIRCUITS[slot % CIRCUITS.len()];

@@ -101,12 +101,12 @@ impl Call for SubmitCall {
     fn keys(&self) -> Vec<Vec<u8>> {
         let id = self.new.id.0.as_bytes().to_vec();
         // Distinguished from an id by its first byte and its length.
-        let key = self.new.idempotency_key.as_ref().map(|k| [b"idempotency key ", k.as_bytes()].concat());
+        let key = self.new.idempotency_key.as_ref().map(|k| [b"idempotency key ", k.as_str().as_bytes()].concat());
         std::iter::once(id).chain(key).collect()
     }
 
     fn bytes(&self) -> usize {
-        let key = self.new.idempotency_key.as_ref().map_or(0, String::len);
+        let key = self.new.idempotency_key.as_ref().map_or(0, |k| k.as_str().len());
         self.input.len() + self.input_key.len() + self.new.circuit.as_str().len() + key + 150
     }
 }
@@ -267,7 +267,7 @@ impl Session {
                 .bind(column(|c| c.new.id.to_string()))
                 .bind(column(|c| c.new.circuit.as_str().to_owned()))
                 .bind(calls.iter().map(|c| c.new.body.0.to_vec()).collect::<Vec<_>>())
-                .bind(calls.iter().map(|c| c.new.idempotency_key.clone()).collect::<Vec<_>>())
+                .bind(calls.iter().map(|c| c.new.idempotency_key.clone().map(String::from)).collect::<Vec<_>>())
                 .bind(calls.iter().map(|c| i64::from(c.new.priority.0)).collect::<Vec<_>>())
                 .bind(calls.iter().map(|c| c.new.start_within.map(rows::millis)).collect::<Vec<_>>())
                 .bind(calls.iter().map(|c| c.input.as_slice()).collect::<Vec<_>>())
@@ -282,7 +282,7 @@ impl Session {
             sqlx::query(statements::SAME_JOBS)
                 .bind(self.queue())
                 .bind(new.iter().map(|n| n.id.to_string()).collect::<Vec<_>>())
-                .bind(new.iter().map(|n| n.idempotency_key.clone()).collect::<Vec<_>>())
+                .bind(new.iter().map(|n| n.idempotency_key.clone().map(String::from)).collect::<Vec<_>>())
         });
         let rows = rows.await?;
         let same = rows.iter().map(|r| {
@@ -304,7 +304,7 @@ impl Session {
                 .bind(new.id.to_string())
                 .bind(new.circuit.as_str().to_owned())
                 .bind(new.body.0.to_vec())
-                .bind(new.idempotency_key.clone())
+                .bind(new.idempotency_key.clone().map(String::from))
                 .bind(i64::from(new.priority.0))
                 .bind(new.start_within.map(rows::millis))
                 .bind(call.input.as_slice())

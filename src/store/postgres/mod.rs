@@ -300,7 +300,7 @@ impl Store for PostgresStore {
                     .bind(new.id.to_string())
                     .bind(new.circuit.as_str().to_owned())
                     .bind(new.body.0.to_vec())
-                    .bind(new.idempotency_key.clone())
+                    .bind(new.idempotency_key.clone().map(String::from))
                     .bind(i64::from(new.priority.0))
                     .bind(error.class.as_str())
                     .bind(clean(&error.message))
@@ -347,7 +347,7 @@ impl Store for PostgresStore {
                 .bind(i64::from(filter.limit))
                 .bind(filter.circuit.as_ref().map(|c| c.as_str().to_owned()))
                 .bind(filter.before.map(|job| job.to_string()))
-                .bind(filter.idempotency_key.clone())
+                .bind(filter.idempotency_key.clone().map(String::from))
         });
         rows.await?.iter().map(rows::job).collect()
     }

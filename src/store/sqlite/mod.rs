@@ -325,7 +325,7 @@ impl Store for SqliteStore {
             .bind(filter.state.map(JobState::as_str))
             .bind(filter.circuit.map(|c| c.as_str().to_owned()))
             .bind(filter.before.map(id))
-            .bind(filter.idempotency_key);
+            .bind(filter.idempotency_key.map(String::from));
         self.rows(statement).await?.iter().map(rows::job).collect()
     }
 

@@ -75,7 +75,7 @@ impl Planned {
     }
 
     fn request(&self) -> SubmitRequest {
-        let key = Some(self.name.clone());
+        let key = Some(self.name.parse().unwrap());
         SubmitRequest { idempotency_key: key, priority: Priority(self.priority), ..request(self.input()) }
     }
 

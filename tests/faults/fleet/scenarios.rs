@@ -292,7 +292,7 @@ fn a_submit_that_is_repeated_is_one_job() {
         // Cut at another byte each time.
         fleet.door(Door::Postgres).cut_in(i * 97);
         let submit = || {
-            let key = Some(format!("order {i}"));
+            let key = Some(format!("order {i}").parse().unwrap());
             fleet.block(fleet.service().submit(SubmitRequest { idempotency_key: key, ..fleet.request(i + 2, 2) }))
         };
         let id = until("the submit", || match submit() {
