@@ -28,7 +28,7 @@ use prover_worker::queue::{Queue, RedisQueue, RedisSettings};
 use prover_worker::registry::{Registry, RegistryLimits};
 use prover_worker::seal::Keyring;
 use prover_worker::store::{JobFilter, PostgresStore, Store, StoreSettings};
-use prover_worker::witness::{Inputs, ModuleCache, WasmWitness, WitnessGenerator};
+use prover_worker::witness::{Inputs, ModuleCache, WasmWitness};
 use prover_worker::worker::{JobService, Rooms, ServiceOptions, SubmitRequest, Work, Worker, WorkerOptions};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use tokio::runtime::Runtime;

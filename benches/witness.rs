@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use prover_worker::model::StopToken;
-use prover_worker::witness::{Inputs, Limits, ModuleCache, WasmWitness, WitnessGenerator};
+use prover_worker::witness::{Inputs, Limits, ModuleCache, WasmWitness};
 
 const AMPLE: Limits = Limits {
     time: Duration::from_secs(120),

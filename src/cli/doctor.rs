@@ -16,7 +16,7 @@ use crate::queue::QueueError;
 use crate::registry::{RegistryError, RegistryLimits};
 use crate::seal::Keyring;
 use crate::store::{Scope, Store};
-use crate::witness::{Inputs, WasmWitness, WitnessError, WitnessGenerator};
+use crate::witness::{Inputs, WasmWitness, WitnessError};
 use crate::worker::{Canary, OpenError, Workspace, module_cache, open_queue};
 
 /// Free space below which keys and proofs may soon not fit, in bytes.

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::formats::wtns;
 use crate::model::{StopToken, Witness};
 use crate::registry::RegistryLimits;
-use crate::witness::{Inputs, WasmWitness, WitnessError, WitnessGenerator, compile_into_cache};
+use crate::witness::{Inputs, WasmWitness, WitnessError, compile_into_cache};
 use crate::worker::module_cache;
 
 /// Arguments of `witness`.

@@ -17,7 +17,7 @@ pub use inputs::{InputError, Inputs};
 pub use rewrite::Rewritten;
 pub use wasm::{Abi, Limits, ModuleCache, WasmInfo, WasmWitness};
 
-use crate::model::{StopReason, StopToken, Witness};
+use crate::model::StopReason;
 
 /// Why a witness could not be computed. Messages name signals and counts, never values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -50,10 +50,4 @@ pub enum WitnessError {
     /// The program took too long or was asked to stop.
     #[error("the witness program was stopped: {0}")]
     Stopped(StopReason),
-}
-
-/// Computes witnesses of one circuit.
-pub trait WitnessGenerator: Send + Sync {
-    /// Computes the witness for these inputs in a fresh instance. Ends soon after `stop` is triggered.
-    fn generate(&self, inputs: &Inputs, stop: &StopToken) -> Result<Witness, WitnessError>;
 }

@@ -11,7 +11,7 @@ use super::outline::Outline;
 use super::rewrite::Rewritten;
 use super::run::Run;
 use super::sandbox::Sandbox;
-use super::{Inputs, WitnessError, WitnessGenerator, circom1, circom2, compile};
+use super::{Inputs, WitnessError, circom1, circom2, compile};
 use crate::model::{StopToken, Witness};
 
 /// Limits on generating one witness and on compiling.
@@ -159,6 +159,17 @@ impl WasmWitness {
         &self.info
     }
 
+    /// Computes the witness for these inputs in a fresh instance. Ends soon after `stop` is triggered.
+    pub fn generate(&self, inputs: &Inputs, stop: &StopToken) -> Result<Witness, WitnessError> {
+        Self::run(&self.sandbox, &self.program, &self.limits, stop, |run| match self.info.abi {
+            Abi::Circom1 => circom1::generate(run, inputs, self.info.witness_size),
+            Abi::Circom2 { .. } => {
+                let place = self.program.rewritten.and_then(|r| r.witness);
+                circom2::generate(run, inputs, self.info.witness_size, place)
+            }
+        })
+    }
+
     /// Runs `work` on a fresh instance, within the limits.
     fn run<T>(
         sandbox: &Sandbox,
@@ -174,17 +185,5 @@ impl WasmWitness {
         // Rewritten programs check the time themselves.
         let _ticking = program.rewritten.is_none().then(|| sandbox.tick());
         work(&mut Run::start(sandbox, program, limits.memory, stop)?)
-    }
-}
-
-impl WitnessGenerator for WasmWitness {
-    fn generate(&self, inputs: &Inputs, stop: &StopToken) -> Result<Witness, WitnessError> {
-        Self::run(&self.sandbox, &self.program, &self.limits, stop, |run| match self.info.abi {
-            Abi::Circom1 => circom1::generate(run, inputs, self.info.witness_size),
-            Abi::Circom2 { .. } => {
-                let place = self.program.rewritten.and_then(|r| r.witness);
-                circom2::generate(run, inputs, self.info.witness_size, place)
-            }
-        })
     }
 }

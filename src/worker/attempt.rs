@@ -37,7 +37,7 @@ use crate::queue::Precedence;
 use crate::registry::ReadyCircuit;
 use crate::store::{Claim, Held, Retry, StoreError};
 use crate::telemetry;
-use crate::witness::{Inputs, WitnessGenerator};
+use crate::witness::Inputs;
 
 /// Inputs of at least this many bytes are unsealed on a blocking thread.
 const LARGE: usize = 256 << 10;

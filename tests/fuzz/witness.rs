@@ -8,7 +8,7 @@ use std::time::Duration;
 use num_bigint::BigUint;
 use proptest::prelude::*;
 use prover_worker::model::{FR_MODULUS_DEC, StopToken};
-use prover_worker::witness::{Inputs, Limits, ModuleCache, WasmWitness, WitnessGenerator};
+use prover_worker::witness::{Inputs, Limits, ModuleCache, WasmWitness};
 
 use crate::fuzz;
 

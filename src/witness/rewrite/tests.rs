@@ -10,7 +10,7 @@ use wasmtime::{Config, Engine, ExternType, Linker, Memory, Module, Store, Val};
 
 use super::*;
 use crate::model::{Fr, StopToken};
-use crate::witness::{Inputs, Limits, ModuleCache, WasmWitness, WitnessGenerator};
+use crate::witness::{Inputs, Limits, ModuleCache, WasmWitness};
 
 const OPERATORS: &[u8] = include_bytes!("../../../circuits/operators.wasm");
 
