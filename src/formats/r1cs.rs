@@ -8,8 +8,6 @@
 //! Section 3 (u64 label of each wire) is not read, but its length confirms nWires. Sections 4 and 5 are custom gates,
 //! which Groth16 does not support.
 
-use std::fmt;
-
 use ark_ff::{BigInteger256, PrimeField};
 use num_bigint::BigUint;
 use rayon::prelude::*;
@@ -182,9 +180,10 @@ fn at_row(e: FormatError, place: &str) -> FormatError {
 }
 
 /// Why a witness does not satisfy a constraint system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unsatisfied {
     /// The number of values differs from the number of wires.
+    #[error("the circuit has {expected} wires, the witness has {got} values: they do not belong together")]
     Length {
         /// Number of wires of the circuit.
         expected: usize,
@@ -192,21 +191,9 @@ pub enum Unsatisfied {
         got: usize,
     },
     /// The first constraint that does not hold.
+    #[error("the witness does not satisfy constraint {0}")]
     Constraint(usize),
 }
-
-impl fmt::Display for Unsatisfied {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Length { expected, got } => {
-                write!(f, "the circuit has {expected} wires, the witness has {got} values: they do not belong together")
-            }
-            Self::Constraint(i) => write!(f, "the witness does not satisfy constraint {i}"),
-        }
-    }
-}
-
-impl std::error::Error for Unsatisfied {}
 
 /// Checks that a witness satisfies every constraint, in parallel.
 ///

@@ -73,7 +73,9 @@ impl ResourceLimiter for Meter {
     fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
         let total = self.table.saturating_sub(current).saturating_add(desired);
         if total > MAX_TABLE {
-            return Err(Error::new(Refused(format!("the module wants {total} table elements, more than {MAX_TABLE}"))));
+            return Err(Error::new(HostError::Refused(format!(
+                "the module wants {total} table elements, more than {MAX_TABLE}"
+            ))));
         }
         self.table = total;
         Ok(true)
@@ -94,55 +96,29 @@ impl ResourceLimiter for Meter {
 }
 
 /// An exception that the program raised through circom's own import.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("exception {code}")]
 pub(super) struct Exception {
     /// circom's code.
     pub code: i32,
 }
 
-impl std::fmt::Display for Exception {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "exception {}", self.code)
-    }
+/// Why the host ends a program, as wasmtime hands it on.
+#[derive(Debug, thiserror::Error)]
+enum HostError {
+    /// The program raised an exception through circom's own import.
+    #[error(transparent)]
+    Exception(Exception),
+    /// The program was asked to stop.
+    #[error("{0}")]
+    Stopped(StopReason),
+    /// The module cannot be instantiated.
+    #[error("{0}")]
+    Refused(String),
+    /// The module has more than [`MAX_TABLES`] tables.
+    #[error("the module has {0} tables, more than {MAX_TABLES}")]
+    TooManyTables(u32),
 }
-
-impl std::error::Error for Exception {}
-
-/// The program was asked to stop.
-#[derive(Debug)]
-struct Interrupted(StopReason);
-
-impl std::fmt::Display for Interrupted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::error::Error for Interrupted {}
-
-/// The module cannot be instantiated here.
-#[derive(Debug)]
-struct Refused(String);
-
-impl std::fmt::Display for Refused {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Refused {}
-
-/// The module has more than [`MAX_TABLES`] tables.
-#[derive(Debug)]
-struct TooManyTables(u32);
-
-impl std::fmt::Display for TooManyTables {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the module has {} tables, more than {MAX_TABLES}", self.0)
-    }
-}
-
-impl std::error::Error for TooManyTables {}
 
 /// How a call failed.
 #[derive(Debug)]
@@ -159,11 +135,11 @@ pub(super) fn imports(engine: &Engine) -> Result<Linker<Host>> {
     l.func_wrap("runtime", "exceptionHandler", |mut caller: Caller<'_, Host>, code: i32| -> Result<()> {
         if code == rewrite::ASK && asks_for_time(&mut caller) {
             return match caller.data().stop.stopped() {
-                Some(why) => Err(Error::new(Interrupted(why))),
+                Some(why) => Err(Error::new(HostError::Stopped(why))),
                 None => Ok(()),
             };
         }
-        Err(Error::new(Exception { code }))
+        Err(Error::new(HostError::Exception(Exception { code })))
     })?;
     l.func_wrap("runtime", "printErrorMessage", |mut caller: Caller<'_, Host>| -> Result<()> {
         let message = message(&mut caller)?;
@@ -204,7 +180,7 @@ pub(super) fn imports(engine: &Engine) -> Result<Linker<Host>> {
                 trace.push_str(&text_at(&caller, place));
             }
             caller.data_mut().trace = trace;
-            Err(Error::new(Exception { code }))
+            Err(Error::new(HostError::Exception(Exception { code })))
         },
     )?;
     Ok(l)
@@ -284,14 +260,14 @@ impl Run {
         if !rewritten {
             store.set_epoch_deadline(1);
             store.epoch_deadline_callback(move |_| match stop.stopped() {
-                Some(why) => Err(Error::new(Interrupted(why))),
+                Some(why) => Err(Error::new(HostError::Stopped(why))),
                 None => Ok(UpdateDeadline::Continue(1)),
             });
         }
         match Self::instantiate(machine, &program.module, &mut store, limit) {
             Ok(instance) => Ok(Self { store, instance, limit }),
             Err(e) => {
-                let own = e.is::<Trap>() || e.is::<TooManyTables>();
+                let own = e.is::<Trap>() || matches!(e.downcast_ref(), Some(HostError::TooManyTables(_)));
                 Err(match failure(&store, e) {
                     Failure::Exception(e, trace) => WitnessError::Trap(format!("{e} at its start: {trace}")),
                     // The program has not started, or has run to its end.
@@ -321,7 +297,7 @@ impl Run {
                         _ => false,
                     };
                     if !same {
-                        return Err(Error::new(Refused(format!(
+                        return Err(Error::new(HostError::Refused(format!(
                             "the module imports {module}.{name} with a different signature than circom's"
                         ))));
                     }
@@ -332,7 +308,7 @@ impl Run {
         // Counted here because wasmtime's error for too many tables has no type to recognise it by.
         let tables = module.resources_required().num_tables;
         if tables > MAX_TABLES {
-            return Err(Error::new(TooManyTables(tables)));
+            return Err(Error::new(HostError::TooManyTables(tables)));
         }
         let instance = Instance::new(&mut *store, module, &externs)?;
         if store.data().memory.is_none() {
@@ -468,14 +444,11 @@ fn failure(store: &Store<Host>, e: Error) -> Failure {
     if meter.exceeded {
         return Failure::Other(WitnessError::Memory { limit: meter.limit });
     }
-    if let Some(Interrupted(why)) = e.downcast_ref() {
-        return Failure::Other(WitnessError::Stopped(*why));
-    }
-    if let Some(Refused(why)) = e.downcast_ref() {
-        return Failure::Other(WitnessError::Module(why.clone()));
-    }
-    if let Some(exception) = e.downcast_ref::<Exception>() {
-        return Failure::Exception(*exception, store.data().trace.clone());
+    match e.downcast_ref() {
+        Some(HostError::Exception(exception)) => return Failure::Exception(*exception, store.data().trace.clone()),
+        Some(HostError::Stopped(why)) => return Failure::Other(WitnessError::Stopped(*why)),
+        Some(HostError::Refused(why)) => return Failure::Other(WitnessError::Module(why.clone())),
+        Some(HostError::TooManyTables(_)) | None => {}
     }
     Failure::Other(WitnessError::Trap(match e.downcast_ref::<Trap>() {
         Some(trap) => format!("{trap}{}", circuits_part(*trap)),
