@@ -7,7 +7,7 @@ use ark_ec::scalar_mul::BatchMulPreprocessing;
 use ark_ec::{CurveGroup, PrimeGroup};
 use ark_ff::{BigInteger256, FftField, Field, One, PrimeField, Zero, batch_inversion};
 use rayon::prelude::*;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::prove::{NoRandomness, random_scalar};
 use crate::formats::r1cs::R1cs;
@@ -17,11 +17,19 @@ use crate::model::{Fr, G1, G1Affine, G2, KeyHeader, KeySections, ProvingKey, Ver
 /// Error of a setup.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SetupError {
-    /// The circuit is too large for this field.
-    #[error("the circuit needs a domain of {needed} points, the field has one of at most 2^28")]
+    /// The circuit has more constraints than this setup supports.
+    #[error("expected at most 2^27 constraints and public values, got {got}")]
     TooLarge {
-        /// Number of constraints and public values together.
-        needed: u64,
+        /// Number of constraints and public values together, the constant 1 among the latter.
+        got: u64,
+    },
+    /// The circuit has fewer wires than public values, of which the constant 1 is one.
+    #[error("expected more wires than public inputs and outputs ({public}), got {wires}")]
+    Wires {
+        /// Number of public inputs and outputs.
+        public: u64,
+        /// Number of wires, including the constant 1.
+        wires: u64,
     },
     /// A wire number or a coefficient is out of range.
     #[error("constraint {constraint} of the circuit has a wire or a coefficient that is out of range")]
@@ -38,6 +46,7 @@ pub enum SetupError {
 }
 
 /// The toxic waste.
+#[derive(Zeroize, ZeroizeOnDrop)]
 struct Waste {
     tau: Fr,
     alpha: Fr,
@@ -58,33 +67,27 @@ impl Waste {
     }
 }
 
-impl Drop for Waste {
-    fn drop(&mut self) {
-        for v in [&mut self.tau, &mut self.alpha, &mut self.beta, &mut self.gamma, &mut self.delta] {
-            v.zeroize();
-        }
-    }
-}
-
 /// Generates a key for the circuit, in the layout of a zkey. `on` is called with the progress, 0 to 1.
 pub fn generate(circuit: &R1cs, on: &(dyn Fn(f32) + Sync)) -> Result<ProvingKey, SetupError> {
-    let waste = Waste::draw()?;
-    let n_constraints = circuit.constraints.len();
     let n_public = circuit.n_pub_out as usize + circuit.n_pub_in as usize;
     let n_vars = circuit.n_wires as usize;
-    let needed = n_constraints as u64 + n_public as u64 + 1;
-    let domain = needed.next_power_of_two();
-    if domain > 1 << 28 || n_public >= n_vars {
-        return Err(SetupError::TooLarge { needed });
+    if n_public >= n_vars {
+        return Err(SetupError::Wires { public: n_public as u64, wires: n_vars as u64 });
     }
-    let wires = wire_polynomials(circuit, &lagrange(domain, &waste, Points::Domain)?, n_public)?;
+    let rows = circuit.constraints.len() as u64 + n_public as u64 + 1;
+    let domain = rows.next_power_of_two();
+    // For H, the polynomials are evaluated on a domain of twice the size, and the field has none of more than 2^28
+    // points. For a domain of 2^28, snarkjs shifts by 25 instead, which this setup does not support.
+    let root = Fr::get_root_of_unity(2 * domain).ok_or(SetupError::TooLarge { got: rows })?;
+    let waste = Waste::draw()?;
+    let wires = wire_polynomials(circuit, &lagrange(domain, root, &waste, Points::Domain)?, n_public)?;
     on(0.05);
 
     let [inv_gamma, inv_delta] = inverses(&waste)?;
     let combined = |i: usize| waste.beta * wires.a[i] + waste.alpha * wires.b[i] + wires.c[i];
     let ic: Vec<Fr> = (0..=n_public).map(|i| combined(i) * inv_gamma).collect();
     let c: Vec<Fr> = (n_public + 1..n_vars).into_par_iter().map(|i| combined(i) * inv_delta).collect();
-    let mut h = lagrange(domain, &waste, Points::OddOfDouble)?;
+    let mut h = lagrange(domain, root, &waste, Points::OddOfDouble)?;
     h.par_iter_mut().for_each(|v| *v *= inv_delta);
 
     let g1 = BatchMulPreprocessing::new(G1::generator(), n_vars.max(1 << 10));
@@ -146,7 +149,6 @@ fn inverses(waste: &Waste) -> Result<[Fr; 2], SetupError> {
     Ok([inverse(&waste.gamma)?, inverse(&waste.delta)?])
 }
 
-#[derive(PartialEq)]
 enum Points {
     /// The n points of the domain.
     Domain,
@@ -154,19 +156,14 @@ enum Points {
     OddOfDouble,
 }
 
-/// Evaluates Lagrange polynomials at τ: Lⱼ(τ) = (τᵐ − 1)·ωʲ / (m·(τ − ωʲ)) over a domain of m points.
-fn lagrange(n: u64, waste: &Waste, which: Points) -> Result<Vec<Fr>, SetupError> {
-    let (m, odd) = match which {
-        Points::Domain => (n, false),
-        Points::OddOfDouble => (2 * n, true),
+/// Evaluates n Lagrange polynomials at τ: Lⱼ(τ) = (τᵐ − 1)·ωʲ / (m·(τ − ωʲ)) over a domain of m points. `root`
+/// generates the domain of 2n points.
+fn lagrange(n: u64, root: Fr, waste: &Waste, which: Points) -> Result<Vec<Fr>, SetupError> {
+    let (m, start) = match which {
+        Points::Domain => (n, Fr::one()),
+        Points::OddOfDouble => (2 * n, root),
     };
-    let root = match Fr::get_root_of_unity(m) {
-        Some(root) => root,
-        // There is no domain of twice 2^28 points; snarkjs shifts by 25 in this case, which this setup does not
-        // support.
-        None => return Err(SetupError::TooLarge { needed: 2 * n }),
-    };
-    let (step, start) = if odd { (root.square(), root) } else { (root, Fr::one()) };
+    let step = root.square();
     let mut points = Vec::with_capacity(n as usize);
     let mut x = start;
     for _ in 0..n {
@@ -229,4 +226,22 @@ fn coefficients(circuit: &R1cs, n_public: usize) -> Vec<u8> {
     });
     let public = (0..=n_public).map(|s| (0u32, (rows.len() + s) as u32, s as u32, Fr::one()));
     zkey::encode_coefficients(constraints.chain(public))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::r1cs::Constraints;
+
+    fn refusal(n_wires: u32, n_pub_in: u32) -> Option<SetupError> {
+        let constraints = Constraints::default();
+        let circuit = R1cs { n_wires, n_pub_out: 0, n_pub_in, n_prv_in: 0, n_labels: 0, constraints };
+        generate(&circuit, &|_| {}).err()
+    }
+
+    #[test]
+    fn a_circuit_that_no_key_can_be_made_for_is_refused_at_once() {
+        assert_eq!(refusal(3, 3), Some(SetupError::Wires { public: 3, wires: 3 }));
+        assert_eq!(refusal((1 << 27) + 1, 1 << 27), Some(SetupError::TooLarge { got: (1 << 27) + 1 }));
+    }
 }
