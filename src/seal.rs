@@ -68,7 +68,7 @@ pub enum SealError {
     Damaged,
     /// The operating system provided no random bytes.
     #[error("no randomness to seal the input with: {0}")]
-    Randomness(String),
+    Randomness(#[source] getrandom::Error),
 }
 
 /// An input as it is stored.
@@ -143,7 +143,7 @@ impl Keyring {
             return Ok(Sealed { key: String::new(), bytes: Zeroizing::new(plain.to_vec()) });
         };
         let mut nonce = [0; NONCE];
-        getrandom::fill(&mut nonce).map_err(|e| SealError::Randomness(e.to_string()))?;
+        getrandom::fill(&mut nonce).map_err(SealError::Randomness)?;
         let bytes = seal_with(key, &nonce, job, plain)?;
         Ok(Sealed { key: key.name.clone(), bytes })
     }

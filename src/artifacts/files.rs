@@ -92,6 +92,6 @@ pub(super) async fn blocking<T: Send + 'static>(
 ) -> Result<T, ArtifactError> {
     match tokio::task::spawn_blocking(f).await {
         Ok(result) => result,
-        Err(e) => Err(ArtifactError::Io { what: "reading".to_owned(), why: io::Error::other(e) }),
+        Err(e) => Err(ArtifactError::Interrupted(e)),
     }
 }

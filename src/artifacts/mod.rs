@@ -110,6 +110,9 @@ pub enum ArtifactError {
         /// The store's message, without secrets.
         why: String,
     },
+    /// A file operation ended without a result, because it panicked or the process is shutting down.
+    #[error("a file operation was interrupted: {0}")]
+    Interrupted(#[source] tokio::task::JoinError),
 }
 
 /// The content of an object, in memory or on disk.

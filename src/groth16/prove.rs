@@ -42,7 +42,7 @@ pub enum ProveError {
 /// The operating system gave no random bytes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the operating system gave no random bytes: {0}")]
-pub struct NoRandomness(String);
+pub struct NoRandomness(#[source] getrandom::Error);
 
 /// A verified proof with its public values.
 #[derive(Clone, Debug)]
@@ -214,6 +214,6 @@ where
 /// Draws a uniform scalar from the operating system's generator: 512 bits, reduced, so that the bias is below 2^-256.
 pub(super) fn random_scalar() -> Result<Fr, NoRandomness> {
     let mut wide = Zeroizing::new([0u8; 64]);
-    getrandom::fill(&mut *wide).map_err(|e| NoRandomness(e.to_string()))?;
+    getrandom::fill(&mut *wide).map_err(NoRandomness)?;
     Ok(Fr::from_le_bytes_mod_order(&*wide))
 }
