@@ -1,8 +1,7 @@
 //! Requests to running work to stop.
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 /// Why work is asked to stop.
@@ -29,11 +28,11 @@ impl fmt::Display for StopReason {
     }
 }
 
-/// A shared flag that long-running work checks between its steps. Clones share the flag; the first reason given is
-/// kept.
+/// A shared request to stop, which long-running work checks between its steps. Clones share the request; the first
+/// reason given is kept.
 #[derive(Clone, Debug, Default)]
 pub struct StopToken {
-    flag: Arc<AtomicU8>,
+    reason: Arc<OnceLock<StopReason>>,
     deadline: Option<Instant>,
 }
 
@@ -43,16 +42,16 @@ impl StopToken {
         Self::default()
     }
 
-    /// Returns a token with the same flag and a deadline, after which it is stopped with [`StopReason::TimedOut`]. If
-    /// it has a deadline already, the earlier one applies.
+    /// Returns a token with the same request and a deadline, after which it is stopped with [`StopReason::TimedOut`].
+    /// If it has a deadline already, the earlier one applies.
     pub fn with_deadline(&self, at: Instant) -> Self {
         let deadline = Some(self.deadline.map_or(at, |d| d.min(at)));
-        Self { flag: self.flag.clone(), deadline }
+        Self { reason: self.reason.clone(), deadline }
     }
 
-    /// Returns a token with the same flag and no deadline.
+    /// Returns a token with the same request and no deadline.
     pub fn without_deadline(&self) -> Self {
-        Self { flag: self.flag.clone(), deadline: None }
+        Self { reason: self.reason.clone(), deadline: None }
     }
 
     /// Returns the deadline, if there is one.
@@ -62,24 +61,15 @@ impl StopToken {
 
     /// Asks the work to stop.
     pub fn stop(&self, why: StopReason) {
-        let code = match why {
-            StopReason::Cancelled => 1,
-            StopReason::TimedOut => 2,
-            StopReason::Draining => 3,
-            StopReason::LeaseLost => 4,
-        };
-        let _ = self.flag.compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self.reason.set(why);
     }
 
     /// Returns why the work must stop, or `None` if it may continue.
     pub fn stopped(&self) -> Option<StopReason> {
-        match self.flag.load(Ordering::Acquire) {
-            0 if self.deadline.is_some_and(|d| Instant::now() >= d) => Some(StopReason::TimedOut),
-            0 => None,
-            1 => Some(StopReason::Cancelled),
-            2 => Some(StopReason::TimedOut),
-            3 => Some(StopReason::Draining),
-            _ => Some(StopReason::LeaseLost),
+        match self.reason.get() {
+            Some(why) => Some(*why),
+            None if self.deadline.is_some_and(|d| Instant::now() >= d) => Some(StopReason::TimedOut),
+            None => None,
         }
     }
 }
