@@ -1,6 +1,7 @@
 //! Waiting for what other threads, tasks and processes do. Each test program includes this file by `#[path]`.
 //!
-//! Conditions are polled, and a test fails only when one does not hold within [`HANG`]: no test depends on timing.
+//! Conditions are polled, and a test fails only when one does not hold within [`HANG`]. The few tests that depend on
+//! timing nevertheless say so.
 
 // No test program uses all of it.
 #![allow(dead_code)]
