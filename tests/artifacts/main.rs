@@ -1,6 +1,8 @@
 //! Artifacts in a folder, in memory and in object stores: the rules that hold for all, then the faults of each.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "../support/circuits.rs"]
+mod circuits;
 mod clouds;
 mod conformance;
 mod disk;

@@ -1,6 +1,6 @@
 //! A registry whose artifacts are in an object store.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use prover_worker::registry::{Registry, RegistryError, RegistryLimits};
 use prover_worker::store::{SqliteStore, Store, StoreSettings};
 use prover_worker::witness::ModuleCache;
 
+use crate::circuits::{circuit_file, circuits};
 use crate::faulty::Faulty;
 use crate::names;
 
@@ -47,7 +48,7 @@ impl Fixture {
     }
 
     fn key(&self) -> PathBuf {
-        let circuit = r1cs::parse(&std::fs::read(circuits().join("multiplier.r1cs")).unwrap()).unwrap();
+        let circuit = r1cs::parse(&circuit_file("multiplier.r1cs")).unwrap();
         let mut bytes = Vec::new();
         zkey::write(&setup::generate(&circuit, &|_| {}).unwrap(), &mut bytes).unwrap();
         crate::file(self.dir.path(), "key", &bytes)
@@ -59,10 +60,6 @@ impl Fixture {
         let circuit = registry.add("c".parse().unwrap(), &key, Some(&wasm), Arc::new(|_, _| {})).await.unwrap();
         circuit.content()
     }
-}
-
-fn circuits() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits")
 }
 
 #[tokio::test(flavor = "multi_thread")]

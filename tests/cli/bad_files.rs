@@ -2,7 +2,9 @@
 //! memory, no panic, and never an invalid proof with exit code 0. The cases are those on which other provers hang,
 //! crash or succeed wrongly.
 
-use crate::harness::{Container, circuits, fixture, range_check, run_bounded as run, s, scratch};
+use crate::circom2;
+use crate::circuits::circuit_file;
+use crate::harness::{Container, fixture, range_check, run_bounded as run, s, scratch};
 
 /// Proves with a damaged key.
 #[track_caller]
@@ -185,7 +187,7 @@ fn wtns_of_every_wrong_kind() {
     // One value changed: only the verifier can tell.
     bad_wtns("does not verify", &changed(&|c| c.section(2)[64] ^= 1));
     // From another circuit.
-    let other = std::fs::read(circuits().join("mimc_preimage.wtns")).unwrap();
+    let other = circuit_file("mimc_preimage.wtns");
     bad_wtns("different circuits", &other);
     // Of the right length, but not a witness.
     let sevens = changed(&|c| {
@@ -272,37 +274,17 @@ fn programs_that_are_none() {
     }
     bad_wasm("", &garbled);
     // A program of another circuit: its inputs have other names.
-    bad_wasm("", &std::fs::read(circuits().join("multiplier.wasm")).unwrap());
+    bad_wasm("", &circuit_file("multiplier.wasm"));
 }
 
 /// A module with the functions of circom 2's, one of which has another body.
 fn program(function: &str, body: &str, memory: u32) -> Vec<u8> {
-    let r: num_bigint::BigUint = prover_worker::model::FR_MODULUS_DEC.parse().unwrap();
-    let prime: String = r.to_bytes_le().iter().map(|b| format!("\\{b:02x}")).collect();
-    let functions = [
-        ("getVersion", "(result i32) i32.const 2"),
-        ("getSharedRWMemoryStart", "(result i32) i32.const 0"),
-        ("readSharedRWMemory", "(param i32) (result i32) (i32.load (i32.mul (local.get 0) (i32.const 4)))"),
-        ("writeSharedRWMemory", "(param i32 i32) (i32.store (i32.mul (local.get 0) (i32.const 4)) (local.get 1))"),
-        ("init", "(param i32)"),
-        ("setInputSignal", "(param i32 i32 i32)"),
-        ("getInputSignalSize", "(param i32 i32) (result i32) i32.const 1"),
-        ("getRawPrime", "(memory.copy (i32.const 0) (i32.const 32) (i32.const 32))"),
-        ("getFieldNumLen32", "(result i32) i32.const 8"),
-        ("getWitnessSize", "(result i32) i32.const 2"),
-        ("getInputSize", "(result i32) i32.const 1"),
-        (
-            "getWitness",
-            "(param i32) (memory.fill (i32.const 0) (i32.const 0) (i32.const 32))
-                        (i32.store (i32.const 0) (i32.eqz (local.get 0)))",
-        ),
-        ("getMessageChar", "(result i32) i32.const 0"),
-    ];
+    let prime = circom2::prime();
     let mut text = format!(
         "(module (import \"runtime\" \"exceptionHandler\" (func (param i32)))
          (memory (export \"memory\") {memory}) (data (i32.const 32) \"{prime}\")\n"
     );
-    for (name, usual) in functions {
+    for (name, usual) in circom2::FUNCTIONS {
         let body = if name == function { body } else { usual };
         text.push_str(&format!("(func (export \"{name}\") {body})\n"));
     }

@@ -1,6 +1,7 @@
 //! What must work.
 
-use crate::harness::{circuits, fixture, range_check, run, run_masked, s, scratch, shell};
+use crate::circuits::circuits;
+use crate::harness::{fixture, range_check, run, run_masked, s, scratch, shell};
 
 #[test]
 fn from_inputs_to_a_proof_that_verifies_with_either_key_and_not_for_other_values() {

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use crate::circuits::circuits;
 use crate::wait::HANG;
 
 /// The result of a run.
@@ -121,11 +122,6 @@ impl Ran {
         assert!(lines[0].len() < 600, "a sentence, not a novel: {}", lines[0]);
         assert!(!lines[0].contains("os error"), "words, not numbers: {}", lines[0]);
     }
-}
-
-/// Folder of the project's own circuits.
-pub fn circuits() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits")
 }
 
 /// A circuit with a development key, made once for all tests in this process.

@@ -2,6 +2,10 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod bad_files;
+#[path = "../support/circom2.rs"]
+mod circom2;
+#[path = "../support/circuits.rs"]
+mod circuits;
 mod full;
 mod happy;
 mod harness;

@@ -5,7 +5,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::{circuits, range_check, run, run_bounded, s, scratch, shell};
+use crate::circuits::circuits;
+use crate::harness::{range_check, run, run_bounded, s, scratch, shell};
 
 fn pipe(dir: &Path) {
     assert!(Command::new("mkfifo").arg(dir.join("pipe")).status().unwrap().success());

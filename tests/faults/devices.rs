@@ -31,6 +31,7 @@ use prover_worker::worker::{
 };
 use zeroize::Zeroizing;
 
+use crate::circuits::{circuit_file, circuits};
 use crate::queues::{self, Odd};
 use crate::wait::{HANG, until_async, until_async_ok};
 
@@ -193,10 +194,6 @@ struct Site {
     cpu: FakeDevice,
     verifier: Verifier,
     store: Arc<dyn Store>,
-}
-
-pub fn circuit_file(name: &str) -> Vec<u8> {
-    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits").join(name)).unwrap()
 }
 
 /// Opens a registry over a store, as each process has its own.
@@ -367,7 +364,7 @@ async fn a_sound_gpu_has_the_jobs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_circuit_is_opened_ahead_of_its_first_job() {
     let site = Site::open(|_| {}).await;
-    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits/multiplier.wasm");
+    let program = circuits().join("multiplier.wasm");
     let (key, _) = multiplier_key(site.dir.path());
     let elsewhere = registry(&site.store, &site.artifacts);
     let circuit = elsewhere.add("new".parse().unwrap(), &key, Some(&program), Arc::new(|_, _| {})).await.unwrap();

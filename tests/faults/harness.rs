@@ -12,6 +12,7 @@ use prover_worker::groth16::{Verifier, setup};
 use prover_worker::store::{SqliteStore, Store, StoreSettings};
 use serde_json::Value;
 
+use crate::circuits::{circuit_file, circuits};
 use crate::wait::{HANG, until};
 
 pub struct Site {
@@ -35,18 +36,13 @@ pub fn program(args: &[&str]) -> Command {
 
 /// Writes a key for the circuit `multiplier` (c = a·b) to a file in `dir`; returns it with the verifier of its proofs.
 pub fn multiplier_key(dir: &Path) -> (PathBuf, Verifier) {
-    let circuit = r1cs::parse(&fs::read(circuits().join("multiplier.r1cs")).unwrap()).unwrap();
+    let circuit = r1cs::parse(&circuit_file("multiplier.r1cs")).unwrap();
     let key = setup::generate(&circuit, &|_| {}).unwrap();
     let file = dir.join("multiplier.zkey");
     let mut bytes = Vec::new();
     zkey::write(&key, &mut bytes).unwrap();
     fs::write(&file, bytes).unwrap();
     (file, Verifier::new(&key.header.vk))
-}
-
-/// Returns the folder of the project's own circuits.
-pub fn circuits() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits")
 }
 
 impl Site {

@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod cancel;
+#[path = "../support/circuits.rs"]
+mod circuits;
 mod crash;
 mod crowd;
 mod devices;

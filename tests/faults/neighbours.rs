@@ -18,7 +18,8 @@ use prover_worker::store::{Retry, SqliteStore, Store, StoreSettings};
 use prover_worker::worker::{JobService, Rooms, ServiceOptions, SubmitRequest, Work, Worker, WorkerOptions};
 use zeroize::Zeroizing;
 
-use crate::devices::{circuit_file, multiplier_key, registry};
+use crate::circuits::circuit_file;
+use crate::devices::{multiplier_key, registry};
 use crate::harness::Site;
 use crate::queues::{Behaviour, Odd};
 use crate::wait::{until_async, until_async_ok};

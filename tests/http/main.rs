@@ -6,6 +6,8 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "../support/circuits.rs"]
+mod circuits;
 mod client;
 mod openapi;
 mod page;
@@ -18,6 +20,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use circuits::{circuit_file, circuits};
 use client::{Answer, request};
 use prover_worker::artifacts::Artifacts;
 use prover_worker::backend::Backend;
@@ -55,10 +58,6 @@ struct Site {
     stop: watch::Sender<bool>,
 }
 
-fn circuit_file(name: &str) -> std::path::PathBuf {
-    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits").join(name)
-}
-
 impl Site {
     async fn open() -> Self {
         Self::open_to(Access::new(true, [])).await
@@ -74,12 +73,12 @@ impl Site {
         let limits = RegistryLimits::for_witness(Duration::from_secs(60), 1 << 30);
         let registry = Registry::new(store.clone(), artifacts.clone(), modules, limits);
 
-        let circuit = r1cs::parse(&std::fs::read(circuit_file("multiplier.r1cs")).unwrap()).unwrap();
+        let circuit = r1cs::parse(&circuit_file("multiplier.r1cs")).unwrap();
         let key = setup::generate(&circuit, &|_| {}).unwrap();
         let (file, mut bytes) = (dir.path().join("key.zkey"), Vec::new());
         zkey::write(&key, &mut bytes).unwrap();
         std::fs::write(&file, bytes).unwrap();
-        let wasm = circuit_file("multiplier.wasm");
+        let wasm = circuits().join("multiplier.wasm");
         for (name, wasm) in [("multiplier", Some(wasm.as_path())), ("bare", None)] {
             let name: CircuitName = name.parse().unwrap();
             registry.add(name, &file, wasm, Arc::new(|_, _| {})).await.unwrap();
@@ -248,7 +247,7 @@ async fn a_wait_ends_with_its_time_or_with_the_server() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_circuit_without_a_program_takes_a_witness() {
     let mut site = Site::open().await;
-    let witness = std::fs::read(circuit_file("multiplier.wtns")).unwrap();
+    let witness = circuit_file("multiplier.wtns");
     let bytes = [("content-type", "application/octet-stream"), ("idempotency-key", "w")];
     let path = "/v1/jobs?circuit=bare&priority=3";
     let answer = request(site.api, "POST", path, &bytes, &witness).await;
@@ -287,7 +286,7 @@ async fn submits_are_idempotent_by_key() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_witness_has_its_key_in_the_header_or_the_query() {
     let site = Site::open().await;
-    let witness = std::fs::read(circuit_file("multiplier.wtns")).unwrap();
+    let witness = circuit_file("multiplier.wtns");
     let post = async |query: &str, key: Option<&str>| {
         let mut headers = vec![("content-type", "application/octet-stream")];
         headers.extend(key.map(|key| ("idempotency-key", key)));
@@ -329,7 +328,7 @@ async fn a_parameter_that_is_none_is_refused() {
     let body = json!({"circuit": "multiplier", "input": {"a": 1, "b": 2}});
     assert_problem(&site.api("POST", "/v1/jobs?priority=3", &body).await, 400, "\"priority\"");
     let bytes = [("content-type", "application/octet-stream")];
-    let witness = std::fs::read(circuit_file("multiplier.wtns")).unwrap();
+    let witness = circuit_file("multiplier.wtns");
     let misspelt = request(site.api, "POST", "/v1/jobs?circuit=bare&priorty=3", &bytes, &witness).await;
     assert_problem(&misspelt, 400, "circuit, priority, idempotency_key, wait");
     assert_eq!(site.get("/v1/jobs?&limit=9&").await.json().as_array().unwrap().len(), 1, "nothing was written");
@@ -386,7 +385,7 @@ async fn media_types_mean_the_same_in_any_letters() {
         let answer = request(site.api, "POST", "/v1/jobs", &[("content-type", kind)], body.as_bytes()).await;
         assert_eq!(answer.status, 201, "{answer:?}");
     }
-    let witness = std::fs::read(circuit_file("multiplier.wtns")).unwrap();
+    let witness = circuit_file("multiplier.wtns");
     let bytes = [("content-type", "APPLICATION/octet-stream")];
     assert_eq!(request(site.api, "POST", "/v1/jobs?circuit=bare", &bytes, &witness).await.status, 201);
 }
@@ -395,7 +394,7 @@ async fn media_types_mean_the_same_in_any_letters() {
 async fn a_job_queued_again_is_proved_with_its_own_content_or_not_at_all() {
     let site = Site::open().await;
     let store = site.rooms.as_ref().unwrap().store.clone();
-    let witness = std::fs::read(circuit_file("multiplier.wtns")).unwrap();
+    let witness = circuit_file("multiplier.wtns");
     let bytes = [("content-type", "application/octet-stream")];
     let bare = request(site.api, "POST", "/v1/jobs?circuit=bare", &bytes, &witness).await.json();
     let bare = bare["id"].as_str().unwrap();

@@ -1,12 +1,16 @@
 //! What the registry keeps and what it removes, on real files.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "../support/circuits.rs"]
+mod circuits;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use ark_bn254::{Fr, G1Projective};
+use circuits::{circuit_file, circuits};
 use prover_worker::artifacts::{Artifacts, Kind};
 use prover_worker::backend::cpu::CpuBackend;
 use prover_worker::backend::{
@@ -45,7 +49,7 @@ impl Fixture {
 
     /// Writes a development key of `multiplier` to a file with this name; each has different content.
     fn key(&self, name: &str) -> PathBuf {
-        let circuit = r1cs::parse(&std::fs::read(circuits().join("multiplier.r1cs")).unwrap()).unwrap();
+        let circuit = r1cs::parse(&circuit_file("multiplier.r1cs")).unwrap();
         let mut bytes = Vec::new();
         zkey::write(&setup::generate(&circuit, &|_| {}).unwrap(), &mut bytes).unwrap();
         let path = self.dir.path().join(name);
@@ -77,10 +81,6 @@ impl Fixture {
         self.store.submit(&new, Input { bytes: b"input", key: "" }).await.unwrap();
         id
     }
-}
-
-fn circuits() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits")
 }
 
 fn hash(file: &Path) -> ContentHash {

@@ -5,6 +5,7 @@ use std::path::Path;
 use num_bigint::BigInt;
 
 use super::*;
+use crate::circuits::circuits;
 
 fn agrees(wasm: &Path, input: &Path, wtns_file: &Path) {
     let program = WasmWitness::load(&std::fs::read(wasm).unwrap(), AMPLE, &NO_CACHE).unwrap();

@@ -32,31 +32,11 @@ struct Program {
 
 impl Program {
     fn new() -> Self {
-        let functions = [
-            ("getVersion", "(result i32) i32.const 2"),
-            ("getSharedRWMemoryStart", "(result i32) i32.const 0"),
-            ("readSharedRWMemory", "(param i32) (result i32) (i32.load (i32.mul (local.get 0) (i32.const 4)))"),
-            ("writeSharedRWMemory", "(param i32 i32) (i32.store (i32.mul (local.get 0) (i32.const 4)) (local.get 1))"),
-            ("init", "(param i32)"),
-            ("setInputSignal", "(param i32 i32 i32)"),
-            ("getInputSignalSize", "(param i32 i32) (result i32) i32.const 1"),
-            ("getRawPrime", "(memory.copy (i32.const 0) (i32.const 32) (i32.const 32))"),
-            ("getFieldNumLen32", "(result i32) i32.const 8"),
-            ("getWitnessSize", "(result i32) i32.const 2"),
-            ("getInputSize", "(result i32) i32.const 1"),
-            (
-                "getWitness",
-                "(param i32) (memory.fill (i32.const 0) (i32.const 0) (i32.const 32))
-                 (i32.store (i32.const 0) (i32.eqz (local.get 0)))",
-            ),
-            ("getMessageChar", "(result i32) i32.const 0"),
-        ];
-        let r: num_bigint::BigUint = prover_worker::model::FR_MODULUS_DEC.parse().unwrap();
         Self {
-            functions: functions.map(|(n, b)| (n, b.to_owned())).into(),
+            functions: circom2::FUNCTIONS.map(|(n, b)| (n, b.to_owned())).into(),
             imports: String::new(),
             memory: "(memory (export \"memory\") 1)".into(),
-            prime: r.to_bytes_le().iter().map(|b| format!("\\{b:02x}")).collect(),
+            prime: circom2::prime(),
             more: String::new(),
         }
     }

@@ -3,15 +3,19 @@
 
 mod cache;
 mod cases;
+#[path = "../support/circom2.rs"]
+mod circom2;
+#[path = "../support/circuits.rs"]
+mod circuits;
 mod hostile;
 mod rejected;
 mod rewritten;
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use circuits::circuit_file;
 use prover_worker::model::{StopToken, Witness};
-use prover_worker::witness::{Inputs, Limits, ModuleCache, WasmWitness, WitnessError, WitnessGenerator};
+use prover_worker::witness::{Inputs, Limits, ModuleCache, WasmWitness, WitnessError};
 
 /// Limits that no honest test reaches.
 const AMPLE: Limits = Limits {
@@ -23,14 +27,6 @@ const AMPLE: Limits = Limits {
 
 /// Compiled in this process, and not cached.
 const NO_CACHE: ModuleCache = ModuleCache { dir: None, compiler: None, rewrite: true };
-
-fn circuits() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits")
-}
-
-fn circuit_file(name: &str) -> Vec<u8> {
-    std::fs::read(circuits().join(name)).unwrap()
-}
 
 /// Loads one of the project's own circuits with ample limits.
 fn own(wasm: &str) -> WasmWitness {

@@ -1,5 +1,6 @@
 //! Rewritten programs give the same results as the originals.
 
+use std::path::Path;
 use std::time::Instant;
 
 use prover_worker::model::StopReason;

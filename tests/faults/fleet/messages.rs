@@ -10,7 +10,8 @@ use super::scenarios::{address, get, metrics};
 use super::schedule::Door;
 use super::servers::Postgres;
 use super::site::{Fleet, QUEUE, request};
-use crate::harness::{Server, circuits};
+use crate::circuits::circuits;
+use crate::harness::Server;
 use crate::wait::until;
 
 fn xadd(body: impl redis::ToSingleRedisArg) -> redis::Cmd {

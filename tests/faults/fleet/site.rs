@@ -19,7 +19,8 @@ use zeroize::Zeroizing;
 use super::proxy::Proxy;
 use super::schedule::Door;
 use super::servers::{Postgres, Redis};
-use crate::harness::{Server, circuits, multiplier_key, program};
+use crate::circuits::circuits;
+use crate::harness::{Server, multiplier_key, program};
 use crate::wait::{HANG, until};
 
 /// Name of the fleet's queue, which is also the key of its stream.
