@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used)]
+use super::values::byte_count;
 use super::*;
 use std::collections::HashMap;
 
