@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::App;
 use super::problem::Problem;
-use super::server::{Body, ENVELOPE, Room, Stopping, body};
+use super::server::{Body, Room, Stopping, body};
 use crate::model::{Circuit, CircuitName, IdempotencyKey, Job, JobId, JobState, Priority, clip};
 use crate::store::{Cancelled, JobFilter, Scope, Submitted};
 use crate::worker::{Status, SubmitRequest, request};
@@ -30,7 +30,7 @@ const LONGEST_WAIT: u64 = 300;
 const LONGEST_GOT: usize = 60;
 
 pub(super) fn routes(app: &App) -> Router<App> {
-    let largest = app.jobs.max_input().saturating_add(ENVELOPE);
+    let largest = app.jobs.max_input().saturating_add(request::ENVELOPE);
     Router::new()
         .route("/v1/jobs", get(list).post(submit))
         .route("/v1/jobs/{id}", get(show).delete(cancel))

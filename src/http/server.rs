@@ -28,6 +28,7 @@ use tokio_io_timeout::TimeoutStream;
 use zeroize::Zeroizing;
 
 use super::problem::Problem;
+use crate::worker::request::ENVELOPE;
 
 /// Maximum time for the head of a request to arrive, and for a connection to be idle.
 const HEAD_TIME: Duration = Duration::from_secs(30);
@@ -37,8 +38,6 @@ const WRITE_TIME: Duration = Duration::from_secs(30);
 const PACE: Pace = Pace { total: Duration::from_secs(300), grace: Duration::from_secs(10), rate: 64 << 10 };
 /// Maximum number of open connections of a listener, if the limit on open files is at least four times that.
 const CONNECTIONS: usize = 4096;
-/// Maximum size of a JSON submission without its input, in bytes.
-pub(super) const ENVELOPE: usize = 64 << 10;
 /// Bodies of up to this size, in bytes, are read without a share of the capacity.
 const SMALL: usize = 64 << 10;
 /// Minimum capacity for larger bodies, in bytes; it is larger if four bodies of the maximum size need more.

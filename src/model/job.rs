@@ -79,6 +79,13 @@ impl Serialize for Attempt {
 #[serde(transparent)]
 pub struct WorkerId(pub String);
 
+impl WorkerId {
+    /// Creates a new id, which begins with the id of this process.
+    pub fn of_this_process() -> Self {
+        Self(format!("{}-{}", std::process::id(), Uuid::now_v7().simple()))
+    }
+}
+
 /// State of a job.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Debug)]
 #[serde(rename_all = "lowercase")]

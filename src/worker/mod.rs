@@ -41,7 +41,6 @@ use futures::future::join_all;
 use metrics::gauge;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use uuid::Uuid;
 
 pub use canary::Canary;
 pub use faults::{Faults, Point};
@@ -265,7 +264,7 @@ impl Worker {
         let fleet = Arc::new(Fleet::new(devices, sizing));
         let Rooms { store, heartbeat, queue, artifacts, registry, service, keyring } = rooms;
         let keeper = Keeper::start(heartbeat, options.lease)?;
-        let id = WorkerId(format!("{}-{}", std::process::id(), Uuid::now_v7().simple()));
+        let id = WorkerId::of_this_process();
         let messages = Arc::new(Semaphore::new(dispatch::MESSAGES));
         let outage = service.outage().clone();
         let ctx = Context {

@@ -6,6 +6,9 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use zeroize::Zeroizing;
 
+/// Maximum size of a submission without its input, in bytes.
+pub const ENVELOPE: usize = 64 << 10;
+
 /// A submission as JSON. The input is not decoded here but passed on as the original bytes, so that no digit of a
 /// number is lost and no copy of a secret is made that would not be wiped.
 #[derive(Deserialize)]

@@ -3,17 +3,16 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::request::ENVELOPE;
 use super::{JobService, Rooms, ServiceOptions};
 use crate::artifacts::{ArtifactError, Artifacts, BucketSpec, private_dir};
 use crate::config::{ArtifactsUrl, Config, Database};
+use crate::model::WorkerId;
 use crate::queue::{MemoryQueue, Queue, QueueError, RedisQueue, RedisSettings};
 use crate::registry::{Registry, RegistryLimits};
 use crate::seal::{Keyring, SealError};
 use crate::store::{PostgresStore, SqliteStore, Store, StoreError, StoreSettings};
 use crate::witness::ModuleCache;
-
-/// Bytes of a message in addition to its input.
-const MESSAGE_ENVELOPE: usize = 64 << 10;
 
 /// The variable that names the data folder.
 const DATA_DIR: &str = "PROVER_DATA_DIR";
@@ -154,9 +153,9 @@ pub async fn open_queue(config: &Config) -> Result<Arc<dyn Queue>, QueueError> {
     let settings = RedisSettings {
         url: url.reveal().to_owned(),
         queue: config.queue_name.clone(),
-        consumer: format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple()),
+        consumer: WorkerId::of_this_process().0,
         reclaim_after: config.lease,
-        max_message: config.max_input_bytes.saturating_add(MESSAGE_ENVELOPE),
+        max_message: config.max_input_bytes.saturating_add(ENVELOPE),
     };
     Ok(Arc::new(RedisQueue::open(settings).await?))
 }
