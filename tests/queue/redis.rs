@@ -70,13 +70,12 @@ async fn a_wiped_server_is_filled_again_by_the_next_push() {
     assert_eq!(got, ids[1..].iter().copied().collect());
 
     // A call that waits while the server is wiped is woken nevertheless. Earlier calls wait no more.
-    let blocked_clients = async |count: &str| server.raw::<String>(&["INFO", "clients"]).await.contains(count);
-    until_async("earlier calls to end", || blocked_clients("blocked_clients:0\r")).await;
+    server.until_blocked(0).await;
     let waiting = tokio::spawn({
         let queue = queue.clone();
         async move { pop_soon(&*queue).await }
     });
-    until_async("the call to wait", || blocked_clients("blocked_clients:1\r")).await;
+    server.until_blocked(1).await;
     server.run(&["FLUSHALL"]).await;
     push(&*queue, ids[0], 0).await;
     assert_eq!(tokio::time::timeout(HANG, waiting).await.unwrap().unwrap(), ids[0]);
@@ -558,11 +557,12 @@ async fn messages_come_by_xadd_and_lpush_first_in_first_out() {
 
     // A waiting call sees them, too.
     for command in [["XADD", "prove", "*", "job", "late"].as_slice(), &["LPUSH", "prove:inbox", "late"]] {
+        server.until_blocked(0).await;
         let waiting = tokio::spawn({
             let queue = queue.clone();
             async move { body_soon(&queue).await }
         });
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        server.until_blocked(1).await;
         server.run(command).await;
         assert_eq!(tokio::time::timeout(HANG, waiting).await.unwrap().unwrap(), "late");
     }

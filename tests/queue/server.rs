@@ -10,7 +10,7 @@ use prover_worker::queue::{QueueError, RedisQueue, RedisSettings};
 use redis::{Client, Value};
 
 use crate::conformance::Factory;
-use crate::wait::{HANG, until_async_ok};
+use crate::wait::{HANG, until_async, until_async_ok};
 
 /// Long enough that nothing is reclaimed in a test that is not about reclaiming.
 pub const LONG: Duration = Duration::from_secs(600);
@@ -155,6 +155,13 @@ impl Private {
 
     pub async fn run(&self, parts: &[&str]) {
         let _reply: Value = self.raw(parts).await;
+    }
+
+    /// Waits until this many clients are in a blocking call.
+    pub async fn until_blocked(&self, clients: usize) {
+        let line = format!("blocked_clients:{clients}\r");
+        let is_so = || async { self.raw::<String>(&["INFO", "clients"]).await.contains(&line) };
+        until_async(format!("{clients} blocked clients"), is_so).await;
     }
 
     pub async fn open(&self, queue: &str) -> RedisQueue {
