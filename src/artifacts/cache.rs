@@ -26,7 +26,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::files::{blocking, hash_into, io_error, is_full, private_dir};
 use super::remote::describe;
-use super::{ArtifactError, CHUNK, Kind, LANES, name};
+use super::{ArtifactError, CHUNK, CONCURRENT_PIECES, Kind, name};
 use crate::model::{ContentHash, locked};
 
 /// How often a download is resumed after a failure before it gives up; the count starts again whenever a piece arrives.
@@ -99,7 +99,7 @@ impl Cache {
 
     async fn download(&self, kind: Kind, hash: ContentHash, turn: OwnedMutexGuard<()>) -> Result<File, ArtifactError> {
         let size = self.size(kind, hash).await?;
-        self.make_room(kind, hash, size).await?;
+        self.evict_to_budget(kind, hash, size).await?;
         let path = self.path(kind, hash);
         let mut part = blocking(move || Part::open(path, size, turn)).await?;
         let mut again = false;
@@ -109,10 +109,10 @@ impl Cache {
             if got == hash {
                 let file = blocking(move || part.finish()).await?;
                 // Others may have downloaded at the same time, each with only its own object in mind.
-                self.make_room(kind, hash, size).await?;
+                self.evict_to_budget(kind, hash, size).await?;
                 return Ok(file);
             }
-            if part.mended && !again {
+            if part.resumed && !again {
                 // The resumed part, or an object replaced meanwhile, may be at fault: once more, without interruption.
                 again = true;
                 part = blocking(move || part.restart()).await?;
@@ -132,7 +132,7 @@ impl Cache {
             let starts = (part.len..size).step_by(CHUNK);
             let mut pieces = futures::stream::iter(starts)
                 .map(|from| self.piece(kind.at(hash), from, size.min(from.saturating_add(CHUNK as u64))))
-                .buffered(LANES);
+                .buffered(CONCURRENT_PIECES);
             while let Some(piece) = pieces.next().await {
                 match piece {
                     Ok(bytes) => {
@@ -140,7 +140,7 @@ impl Cache {
                         failures = 0;
                     }
                     Err(why) => {
-                        part.mended = true;
+                        part.resumed = true;
                         self.wait_or_fail(kind, hash, &mut failures, why).await?;
                         break;
                     }
@@ -173,7 +173,7 @@ impl Cache {
             match written {
                 Ok(()) => return Ok(part),
                 // Make space: other files can be downloaded again.
-                Err(why) if is_full(&why) && self.make_way(kind, hash).await? => {}
+                Err(why) if is_full(&why) && self.evict_one(kind, hash).await? => {}
                 Err(why) => {
                     let path = part.path.clone();
                     blocking(move || part.discard()).await?;
@@ -229,7 +229,7 @@ impl Cache {
 
     /// Removes files, least recently used first, until `size` bytes of this object and the remaining files fit into the
     /// budget.
-    async fn make_room(&self, kind: Kind, hash: ContentHash, size: u64) -> Result<(), ArtifactError> {
+    async fn evict_to_budget(&self, kind: Kind, hash: ContentHash, size: u64) -> Result<(), ArtifactError> {
         let (dir, keep, budget) = (self.dir.clone(), self.path(kind, hash), self.budget);
         blocking(move || {
             let mut entries = entries(&dir, &keep);
@@ -250,7 +250,7 @@ impl Cache {
     }
 
     /// Removes the least recently used file that is not of this object. Returns whether there was one.
-    async fn make_way(&self, kind: Kind, hash: ContentHash) -> Result<bool, ArtifactError> {
+    async fn evict_one(&self, kind: Kind, hash: ContentHash) -> Result<bool, ArtifactError> {
         let (dir, keep) = (self.dir.clone(), self.path(kind, hash));
         blocking(move || {
             let mut entries = entries(&dir, &keep);
@@ -361,7 +361,7 @@ struct Part {
     len: u64,
     hash: Sha256,
     /// Whether the download was interrupted.
-    mended: bool,
+    resumed: bool,
     _turn: OwnedMutexGuard<()>,
 }
 
@@ -390,7 +390,7 @@ impl Part {
         let mut hash = Sha256::new();
         if let Some((path, mut file, _)) = best {
             let len = hash_into(&mut hash, &mut file).map_err(failed(&path))?;
-            return Ok(Self { file, path, target, len, hash, mended: len > 0, _turn: turn });
+            return Ok(Self { file, path, target, len, hash, resumed: len > 0, _turn: turn });
         }
         loop {
             let path = target.with_extension(format!("part#{}", uuid::Uuid::new_v4().simple()));
@@ -399,7 +399,7 @@ impl Part {
             let file = options.open(&path).map_err(failed(&path))?;
             match file.try_lock() {
                 Ok(()) if path.exists() => {
-                    return Ok(Self { file, path, target, len: 0, hash, mended: false, _turn: turn });
+                    return Ok(Self { file, path, target, len: 0, hash, resumed: false, _turn: turn });
                 }
                 // Another process took it for an abandoned one.
                 Ok(()) | Err(TryLockError::WouldBlock) => {}
@@ -423,7 +423,7 @@ impl Part {
     /// Discards the downloaded bytes.
     fn restart(mut self) -> Result<Self, ArtifactError> {
         self.file.set_len(0).map_err(|why| io_error(&self.path, why))?;
-        (self.len, self.hash, self.mended) = (0, Sha256::new(), false);
+        (self.len, self.hash, self.resumed) = (0, Sha256::new(), false);
         Ok(self)
     }
 

@@ -40,7 +40,7 @@ pub use remote::BucketSpec;
 const CHUNK: usize = 8 << 20;
 
 /// Most pieces in transfer at a time to or from a remote store; bounds the memory.
-const LANES: usize = 4;
+const CONCURRENT_PIECES: usize = 4;
 
 /// Most pieces of an object, below the limit of S3 and Google (10,000); larger objects have larger pieces.
 const MAX_PIECES: u64 = 9_000;
@@ -427,7 +427,7 @@ impl Artifacts {
         file: &Path,
         size: u64,
     ) -> Result<ContentHash, ArtifactError> {
-        let lanes = if let Place::Remote(_) = self.place { LANES } else { 1 };
+        let at_once = if let Place::Remote(_) = self.place { CONCURRENT_PIECES } else { 1 };
         let piece_bytes = size.div_ceil(MAX_PIECES).max(CHUNK as u64);
         let failed = |e| self.failed(&name(kind, hash), e);
         let mut source = open_without_waiting(file).map_err(|why| io_error(file, why))?;
@@ -441,7 +441,7 @@ impl Artifacts {
                 break;
             }
             hash.update(&piece);
-            while under_way.len() >= lanes {
+            while under_way.len() >= at_once {
                 under_way.next().await.transpose().map_err(failed)?;
             }
             under_way.push(upload.put_part(piece.into()));

@@ -23,7 +23,7 @@ const REQUEST: Duration = Duration::from_secs(120);
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// Longest text of an error, in characters.
-const LONGEST: usize = 400;
+const MAX_ERROR_CHARS: usize = 400;
 
 /// A bucket and how to access it.
 #[derive(Clone, PartialEq, Eq)]
@@ -208,7 +208,7 @@ pub(super) fn describe(e: &dyn Error) -> String {
     let plain = text.split('<').next().unwrap_or_default().trim().trim_end_matches(':').to_owned();
     said.insert(0, plain);
     let line = said.join(": ").split_whitespace().collect::<Vec<_>>().join(" ");
-    clean_urls(&line).chars().take(LONGEST).collect()
+    clean_urls(&line).chars().take(MAX_ERROR_CHARS).collect()
 }
 
 /// Removes user and query from the URLs in a text.

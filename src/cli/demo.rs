@@ -20,7 +20,7 @@ const CIRCUIT: &str = "range_check";
 const R1CS: &[u8] = include_bytes!("../../circuits/range_check.r1cs");
 const WASM: &[u8] = include_bytes!("../../circuits/range_check.wasm");
 /// Maximum time that the demo waits for its jobs.
-const LONGEST: Duration = Duration::from_secs(600);
+const MAX_WAIT: Duration = Duration::from_secs(600);
 
 /// Inputs as a user would send them: numbers, decimal strings and hexadecimal ones.
 const INPUTS: [&str; 5] = [
@@ -134,8 +134,12 @@ async fn prove_all(workspace: &Workspace, name: &CircuitName, out: &Output) -> R
             if job.state.is_final() {
                 break job;
             }
-            if begun.elapsed() > LONGEST {
-                return Err(CliError::failed(format!("job {id} is still {} after {} s", job.state, LONGEST.as_secs())));
+            if begun.elapsed() > MAX_WAIT {
+                return Err(CliError::failed(format!(
+                    "job {id} is still {} after {} s",
+                    job.state,
+                    MAX_WAIT.as_secs()
+                )));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         };

@@ -22,9 +22,9 @@ use crate::worker::{Canary, OpenError, Workspace, module_cache, open_queue};
 /// Free space below which keys and proofs may soon not fit, in bytes.
 const LITTLE_SPACE: u64 = 1 << 30;
 /// Size of a test file in the data folder, in bytes.
-const PIECE: usize = 64 << 10;
+const PROBE_BYTES: usize = 64 << 10;
 /// Time limit for writing a proof's files to the artifacts.
-const ANSWER: Duration = Duration::from_secs(15);
+const ARTIFACTS_TIMEOUT: Duration = Duration::from_secs(15);
 /// A bundled witness program, to test compiling.
 const WASM: &[u8] = include_bytes!("../../circuits/multiplier.wasm");
 
@@ -73,13 +73,13 @@ pub fn run(_: Args, out: &Output) -> Result<(), CliError> {
     settings(&mut report);
     report.result("data folder", data_folder(&config.data_dir));
     space(&config.data_dir, &mut report);
-    session::runtime()?.block_on(rooms(&config, &mut report));
+    session::runtime()?.block_on(services(&config, &mut report));
     report.result("witness sandbox", sandbox(&config));
     devices(&config, &mut report);
     ports(&config, &mut report);
     let failed = report.checks.iter().any(|c| c.verdict == Verdict::Failed);
     out.result(&report, || describe(&report));
-    if failed { Err(CliError::Said) } else { Ok(()) }
+    if failed { Err(CliError::Reported) } else { Ok(()) }
 }
 
 /// Looks for misspelt variables, which are otherwise ignored silently.
@@ -98,18 +98,18 @@ fn settings(report: &mut Report) {
 
 fn data_folder(dir: &Path) -> Result<String, String> {
     use std::os::unix::fs::PermissionsExt;
-    let mend = |e: &dyn std::fmt::Display| {
+    let with_remedy = |e: &dyn std::fmt::Display| {
         format!("{}: {e}; set PROVER_DATA_DIR to a folder you own, on a disk with free space", dir.display())
     };
     private_dir(dir).map_err(|e| match e {
-        // `mend` names the folder already.
-        ArtifactError::Io { why, .. } => mend(&io_reason(&why)),
-        e => mend(&e),
+        // `with_remedy` names the folder already.
+        ArtifactError::Io { why, .. } => with_remedy(&io_reason(&why)),
+        e => with_remedy(&e),
     })?;
     // An empty file can be written even to a full disk.
-    let written = tempfile::tempfile_in(dir).and_then(|mut file| file.write_all(&[0; PIECE]));
-    written.map_err(|e| mend(&io_reason(&e)))?;
-    let mode = std::fs::metadata(dir).map_err(|e| mend(&io_reason(&e)))?.permissions().mode() & 0o777;
+    let written = tempfile::tempfile_in(dir).and_then(|mut file| file.write_all(&[0; PROBE_BYTES]));
+    written.map_err(|e| with_remedy(&io_reason(&e)))?;
+    let mode = std::fs::metadata(dir).map_err(|e| with_remedy(&io_reason(&e)))?.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(format!("{} is open to others (mode {mode:03o}); chmod 700 it", dir.display()));
     }
@@ -129,7 +129,7 @@ fn space(dir: &Path, report: &mut Report) {
 
 /// Checks the keys of inputs, the queue, the store, the artifacts and every registered circuit, each by itself, so that
 /// a failure of one does not hide that of another.
-async fn rooms(config: &Config, report: &mut Report) {
+async fn services(config: &Config, report: &mut Report) {
     let keyring = keys(config, report);
     let mut alone = config.clone();
     (alone.redis, alone.encryption_keys) = (None, None);
@@ -161,15 +161,15 @@ async fn rooms(config: &Config, report: &mut Report) {
 /// Checks that a proof's files can be written where a worker writes them, which may be a folder or bucket outside the
 /// data folder.
 async fn artifacts(workspace: &Workspace, report: &mut Report) {
-    let (artifacts, probe, text) = (workspace.artifacts(), JobId::new(), " ".repeat(PIECE));
+    let (artifacts, probe, text) = (workspace.artifacts(), JobId::new(), " ".repeat(PROBE_BYTES));
     let tried = async {
         let written = artifacts.put_proof(probe, &text, &text).await;
         // Files that were written in part are removed, too.
         let removed = artifacts.remove_proof(probe).await;
         written.and(removed).map_err(|e| e.to_string())
     };
-    let tried = tokio::time::timeout(ANSWER, tried).await;
-    let tried = tried.unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER.as_secs())));
+    let tried = tokio::time::timeout(ARTIFACTS_TIMEOUT, tried).await;
+    let tried = tried.unwrap_or_else(|_| Err(format!("no answer within {} s", ARTIFACTS_TIMEOUT.as_secs())));
     report.result("artifacts", tried.map(|()| "a proof's files can be written".to_owned()));
 }
 
@@ -313,7 +313,7 @@ fn devices(config: &Config, report: &mut Report) {
     let found = match session::devices(config) {
         Ok(found) => found,
         Err(CliError::Failed(e) | CliError::Usage(e)) => return report.note("devices", Verdict::Failed, e),
-        Err(CliError::Said) => return report.note("devices", Verdict::Failed, "cannot be found"),
+        Err(CliError::Reported) => return report.note("devices", Verdict::Failed, "cannot be found"),
     };
     report.note("devices", Verdict::Ok, &found.summary);
     let canary = match Canary::new() {
@@ -383,12 +383,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path(), env);
         let mut report = Report { checks: Vec::new(), settings: Vec::new() };
-        rooms(&config, &mut report).await;
+        services(&config, &mut report).await;
         report.checks.iter().map(|c| (c.what, c.verdict)).collect()
     }
 
     #[tokio::test]
-    async fn a_room_that_fails_is_named_and_hides_no_other() {
+    async fn a_service_that_fails_is_named_and_hides_no_other() {
         let (ok, failed, warning) = (Verdict::Ok, Verdict::Failed, Verdict::Warning);
         let sound = verdicts(&[]).await;
         let (rest, inputs) = ([("pauses", ok), ("artifacts", ok), ("circuits", ok)], ("inputs", ok));

@@ -17,7 +17,7 @@ use crate::witness::Inputs;
 /// The path of standard input.
 const STDIN: &str = "/dev/stdin";
 /// Initial buffer size for an input of unknown length, in bytes.
-const FIRST_ROOM: usize = 64 << 10;
+const INITIAL_CAPACITY: usize = 64 << 10;
 
 /// Returns an error that names the file.
 pub fn about(path: &Path, why: impl std::fmt::Display) -> CliError {
@@ -98,7 +98,7 @@ fn open(path: &Path) -> io::Result<File> {
 
 /// Reads to the end; returns `None` if there are more than `limit` bytes.
 fn read_secret(mut source: impl Read, limit: usize) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
-    let mut bytes = Zeroizing::new(vec![0; FIRST_ROOM]);
+    let mut bytes = Zeroizing::new(vec![0; INITIAL_CAPACITY]);
     let mut read = 0;
     loop {
         match source.read(&mut bytes[read..]) {
@@ -142,7 +142,9 @@ mod tests {
     #[test]
     fn an_input_is_read_whole_up_to_its_bound_and_not_beyond() {
         let long: Vec<u8> = (0..300_000u32).map(|i| (i % 251) as u8).collect();
-        for length in [0, 1, FIRST_ROOM - 1, FIRST_ROOM, FIRST_ROOM + 1, 2 * FIRST_ROOM, long.len()] {
+        for length in
+            [0, 1, INITIAL_CAPACITY - 1, INITIAL_CAPACITY, INITIAL_CAPACITY + 1, 2 * INITIAL_CAPACITY, long.len()]
+        {
             let content = &long[..length];
             for limit in [length, length + 1, usize::MAX] {
                 let read = read_secret(Drops(content), limit).unwrap();

@@ -41,7 +41,7 @@ pub(super) const NOT_CONTRIBUTED: &str =
 pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     let bytes = files::map(&args.file)?;
     let bar = out.bar("inspect");
-    let (kind, details) = look(&args.file, &bytes, args.check, out)?;
+    let (kind, details) = inspect(&args.file, &bytes, args.check, out)?;
     let sha256 = ContentHash::of(&bytes);
     bar.finish_and_clear();
     let Value::Object(details) = details else { return Err(CliError::failed("a report is an object")) };
@@ -71,7 +71,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     Ok(())
 }
 
-fn look(path: &Path, bytes: &bytes::Bytes, check: bool, out: &Output) -> Result<(&'static str, Value), CliError> {
+fn inspect(path: &Path, bytes: &bytes::Bytes, check: bool, out: &Output) -> Result<(&'static str, Value), CliError> {
     match bytes.get(..4) {
         Some(b"zkey") => {
             let key = files::parsed(path, zkey::parse(bytes.clone()))?;

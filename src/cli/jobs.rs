@@ -15,7 +15,7 @@ use crate::store::{Cancelled, JobFilter, Scope};
 use crate::worker::{JobService, Purged, ServiceError, SubmitRequest};
 
 /// How often a waiting command polls.
-const LOOK: Duration = Duration::from_millis(100);
+const POLL_EVERY: Duration = Duration::from_millis(100);
 /// How long a job may be queued before a waiting command suggests that no worker is running.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The setting of the maximum input size, for errors.
@@ -92,7 +92,7 @@ async fn wait(service: &JobService, id: JobId, out: &Output) -> Result<Job, CliE
             told = Some(*attempt);
             bar.suspend(|| out.note(format_args!("attempt {attempt} failed: {}", error.message)));
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_EVERY).await;
     }
 }
 

@@ -19,7 +19,7 @@ pub enum CliError {
     /// The subcommand failed (exit code 1) for this reason.
     Failed(String),
     /// The subcommand failed (exit code 1) and has reported it already, as `verify` does with INVALID.
-    Said,
+    Reported,
     /// The usage is wrong (exit code 2), for this reason.
     Usage(String),
 }
@@ -42,7 +42,7 @@ impl CliError {
     /// Returns the exit code.
     pub fn code(&self) -> u8 {
         match self {
-            Self::Failed(_) | Self::Said => 1,
+            Self::Failed(_) | Self::Reported => 1,
             Self::Usage(_) => 2,
         }
     }
@@ -131,7 +131,7 @@ impl Output {
     pub fn error(&self, e: &CliError) {
         let text = match e {
             CliError::Failed(t) | CliError::Usage(t) => t,
-            CliError::Said => return,
+            CliError::Reported => return,
         };
         let _ = writeln!(io::stderr(), "error: {}", one_line(text));
     }

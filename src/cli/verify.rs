@@ -54,7 +54,7 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
     }
     let valid = Verifier::new(&key).verify(&proof, &public);
     out.result(&Report { valid }, || if valid { "OK".into() } else { "INVALID".into() });
-    if valid { Ok(()) } else { Err(CliError::Said) }
+    if valid { Ok(()) } else { Err(CliError::Reported) }
 }
 
 /// Opens a proving key. If it is a verification key instead, the error points to `--vkey`.

@@ -11,10 +11,10 @@ use rayon::prelude::*;
 use crate::model::{Fr, G1, G1Affine, Proof, PublicInputs, VerificationKey};
 
 /// Maximum size of a set that is verified one by one once it is known to contain a bad proof.
-const SMALL: usize = 4;
+const MAX_ONE_BY_ONE: usize = 4;
 
 /// Maximum number of public values whose products are cheaper one by one than together.
-const FEW_INPUTS: usize = 8;
+const MAX_SEPARATE_PRODUCTS: usize = 8;
 
 /// A prepared verification key: the pairing e(α, β) and the line functions of −γ and −δ are computed once.
 pub struct Verifier {
@@ -77,7 +77,7 @@ impl Verifier {
         };
         if all {
             which.iter().for_each(|i| good[*i] = true);
-        } else if which.len() <= SMALL {
+        } else if which.len() <= MAX_ONE_BY_ONE {
             self.one_by_one(proofs, which, good);
         } else {
             let (left, right) = which.split_at(which.len() / 2);
@@ -142,7 +142,7 @@ impl Verifier {
     /// Computes IC₀ + Σ xᵢ·ICᵢ.
     fn inputs(&self, public: &PublicInputs) -> G1 {
         let ic = &self.key.vk.gamma_abc_g1;
-        if public.0.len() > FEW_INPUTS {
+        if public.0.len() > MAX_SEPARATE_PRODUCTS {
             let scalars: Vec<Fr> = std::iter::once(Fr::one()).chain(public.0.iter().copied()).collect();
             return G1::msm_unchecked(ic, &scalars);
         }

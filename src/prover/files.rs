@@ -62,7 +62,7 @@ pub fn on_stdout(outputs: &[&Path]) -> bool {
 }
 
 /// Maximum number of symbolic links to follow in a row, as on Linux.
-const MOST_LINKS: usize = 40;
+const MAX_LINKS: usize = 40;
 /// The path of standard output.
 pub const STDOUT: &str = "/dev/stdout";
 
@@ -104,7 +104,7 @@ fn resolved(path: &Path) -> io::Result<PathBuf> {
         return Ok(there);
     }
     let mut at = path.to_path_buf();
-    for _ in 0..MOST_LINKS {
+    for _ in 0..MAX_LINKS {
         match fs::read_link(&at) {
             Ok(to) => at = at.parent().unwrap_or(Path::new("")).join(to),
             Err(_) => return Ok(at),

@@ -31,7 +31,7 @@ pub use host_memory::host_keys;
 /// How long content that was imported is kept without a circuit: longer than any registration takes.
 const UNREGISTERED_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// Number of concurrent removals that a registration recovers from.
-const MOST_CROSSED: usize = 5;
+const MAX_CROSSED: usize = 5;
 /// How long a key that was read again from its file is trusted.
 const TRUSTED: Duration = Duration::from_secs(600);
 /// Witness programs loaded at the same time, each of which may have to be compiled.
@@ -208,7 +208,7 @@ impl Registry {
                 Ok(circuit) => break circuit,
                 // The same content, of a circuit that another process registered, was removed meanwhile: import it
                 // again.
-                Err(RegistryError::Artifact(ArtifactError::Missing { .. })) if crossed < MOST_CROSSED => {
+                Err(RegistryError::Artifact(ArtifactError::Missing { .. })) if crossed < MAX_CROSSED => {
                     crossed += 1;
                     content = self.import(&name, zkey, wasm).await?;
                 }

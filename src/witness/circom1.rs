@@ -82,7 +82,7 @@ pub(super) fn generate(run: &mut Run, inputs: &Inputs, size: u32) -> Result<Witn
             number::write(run, scratch, value)?;
             let at = (0, 0, offset.wrapping_add(i as i32), scratch as i32);
             let set = run.try_call(&set, at);
-            let began = run.progress().0;
+            let began = run.has_begun();
             set.map_err(|f| match f {
                 // The running circuit finds an input in the place of one of its own signals.
                 Failure::Exception(Exception { code: ASSIGNED_TWICE }, _) if began => InputError::Surplus.into(),
@@ -93,7 +93,7 @@ pub(super) fn generate(run: &mut Run, inputs: &Inputs, size: u32) -> Result<Witn
             })?;
         }
     }
-    if !run.progress().1 {
+    if !run.has_ended() {
         return Err(InputError::Unset { set: inputs.len() }.into());
     }
 

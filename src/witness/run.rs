@@ -25,7 +25,7 @@ const MAX_TRACE: usize = 8 * 1024;
 /// Bytes of a page of linear memory.
 const PAGE: u64 = 1 << 16;
 /// Values of a witness read between two checks of the stop token.
-const LOOK: u32 = 1 << 12;
+const VALUES_PER_CHECK: u32 = 1 << 12;
 /// Memory size from which huge pages are requested, bytes. Smaller memories may be touched only sparsely.
 const LARGE: usize = 16 << 20;
 /// Pages that circom 1's programs get, limit permitting: as many as snarkjs gives. They are only address space until
@@ -363,9 +363,14 @@ impl Run {
         Ok(self.call(&f, ())? as u32)
     }
 
-    /// Whether circom 1's main component began, and whether it ended.
-    pub(super) fn progress(&self) -> (bool, bool) {
-        (self.store.data().began, self.store.data().ended)
+    /// Whether circom 1's main component has begun.
+    pub(super) fn has_begun(&self) -> bool {
+        self.store.data().began
+    }
+
+    /// Whether circom 1's main component has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.store.data().ended
     }
 
     /// The program's memory; empty if it exports none.
@@ -414,7 +419,7 @@ impl Run {
         self.check_size(n)?;
         let mut values = Vec::with_capacity(n as usize);
         for i in 0..n {
-            let stopped = (i % LOOK == 0).then(|| self.store.data().stop.stopped()).flatten();
+            let stopped = (i % VALUES_PER_CHECK == 0).then(|| self.store.data().stop.stopped()).flatten();
             let wrong = match stopped.map_or_else(|| value(self, i), |why| Err(WitnessError::Stopped(why))) {
                 Ok(v) if v >= Fr::MODULUS => WitnessError::Trap(format!("witness value {i} is not below r")),
                 Ok(v) if i == 0 && v != BigInteger256::from(1u64) => {
@@ -572,14 +577,14 @@ mod tests {
         let program = Program { module, rewritten: None };
         let mut run = Run::start(&sandbox, &program, 1 << 30, stop.clone()).unwrap();
         let mut read = 0;
-        let e = run.witness(5 * LOOK, |_, i| {
+        let e = run.witness(5 * VALUES_PER_CHECK, |_, i| {
             read = i;
-            if i == LOOK + 1 {
+            if i == VALUES_PER_CHECK + 1 {
                 stop.stop(StopReason::Cancelled);
             }
             Ok(BigInteger256::from(1u64))
         });
         assert_eq!(e.unwrap_err(), WitnessError::Stopped(StopReason::Cancelled));
-        assert!(read < 3 * LOOK);
+        assert!(read < 3 * VALUES_PER_CHECK);
     }
 }

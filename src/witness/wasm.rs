@@ -28,8 +28,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The most memory a program can have: all that its 32-bit addresses reach.
-    pub const MOST_MEMORY: u64 = 4 << 30;
+    /// Maximum memory of a program: all that its 32-bit addresses reach.
+    pub const MAX_MEMORY: u64 = 4 << 30;
 }
 
 /// Maximum time for a program to describe itself: a few calls that return constants.

@@ -59,7 +59,7 @@ impl From<WitnessError> for Outcome {
         match e {
             WitnessError::Stopped(why) => Self::Stopped(why),
             // No worker may give a program more memory than this.
-            WitnessError::Memory { limit } if limit >= witness::Limits::MOST_MEMORY => {
+            WitnessError::Memory { limit } if limit >= witness::Limits::MAX_MEMORY => {
                 Self::failed(FailureClass::BadInput, e)
             }
             // Compilation is bounded in time and memory, and another moment or machine may have more of both. The
@@ -167,7 +167,7 @@ mod tests {
     /// Every attempt would end like this.
     #[test]
     fn a_program_that_asks_for_more_than_there_can_be_is_never_tried_again() {
-        let ended = Outcome::from(WitnessError::Memory { limit: witness::Limits::MOST_MEMORY });
+        let ended = Outcome::from(WitnessError::Memory { limit: witness::Limits::MAX_MEMORY });
         assert!(matches!(ended, Outcome::Failed(JobError { class: FailureClass::BadInput, .. })), "{ended:?}");
     }
 

@@ -15,7 +15,7 @@ use prover_worker::model::{ProvingKey, StopToken, Witness};
 use super::{key, squarings, witness};
 
 /// Larger domains take minutes here. benches/gpu runs them on a GPU.
-const LARGEST_DOMAIN: u32 = 1 << 13;
+const MAX_DOMAIN: u32 = 1 << 13;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -84,7 +84,7 @@ fn circuits_of_others() {
         let read = |name: &str| fs::read(folder.join(name)).ok();
         let (Some(file), Some(w)) = (read("circuit.zkey"), read("witness.wtns")) else { continue };
         let key = Arc::new(zkey::parse(file.into()).unwrap());
-        if key.header.domain_size > LARGEST_DOMAIN {
+        if key.header.domain_size > MAX_DOMAIN {
             eprintln!("SKIPPED: {} has a domain of {}", folder.display(), key.header.domain_size);
             continue;
         }

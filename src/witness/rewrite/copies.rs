@@ -14,16 +14,16 @@ use super::emit::at;
 use super::runtime::NUMBER;
 
 /// Fewest copies that are merged into one call.
-const FEWEST: usize = 3;
+const MIN_COPIES: usize = 3;
 /// Fewest copies of one number that are worth a separate call.
-const FEWEST_SAME: usize = 6;
+const MIN_SAME: usize = 6;
 /// Fewest copies from consecutive places that are worth a separate call.
-const FEWEST_NEIGHBOURS: usize = 24;
+const MIN_NEIGHBOURS: usize = 24;
 /// Most copies in a row, so that its size in bytes fits into 32 bits with a wide margin.
-const MOST: usize = 1 << 20;
+const MAX_COPIES: usize = 1 << 20;
 
 /// Most calls, over all functions, that are replaced by the copy itself: each costs compile time.
-const MOST_INLINED: usize = 1 << 15;
+const MAX_INLINED: usize = 1 << 15;
 
 /// Consecutive copies to consecutive elements.
 struct Row {
@@ -129,7 +129,7 @@ pub(super) fn merge(
         let before = gone.partition_point(|range: &Range<usize>| range.end <= call.start);
         gone.get(before).is_none_or(|range| range.start >= call.end)
     });
-    calls.truncate(MOST_INLINED.saturating_sub(merged.inlined as usize));
+    calls.truncate(MAX_INLINED.saturating_sub(merged.inlined as usize));
     if calls.is_empty() {
         return Some(());
     }
@@ -169,15 +169,15 @@ fn parts(from: &[i32]) -> Vec<(Range<usize>, Kind)> {
     let (mut scattered, mut i) = (0, 0);
     let flush = |parts: &mut Vec<_>, range: Range<usize>| match range.len() {
         0 => {}
-        1..FEWEST => parts.push((range, Kind::Left)),
+        1..MIN_COPIES => parts.push((range, Kind::Left)),
         _ => parts.push((range, Kind::Scattered)),
     };
     while i < from.len() {
         let length = |step: i32| 1 + from[i..].windows(2).take_while(|w| w[1] == w[0].wrapping_add(step)).count();
         let (same, neighbours) = (length(0), length(NUMBER as i32));
         let (length, kind) = match () {
-            () if same >= FEWEST_SAME => (same, Kind::Same),
-            () if neighbours >= FEWEST_NEIGHBOURS => (neighbours, Kind::Neighbours),
+            () if same >= MIN_SAME => (same, Kind::Same),
+            () if neighbours >= MIN_NEIGHBOURS => (neighbours, Kind::Neighbours),
             // A run that is too short for either kind stays too short when started later.
             () => {
                 i += same.max(neighbours - 1).max(1);
@@ -213,7 +213,7 @@ fn rows(body: &FunctionBody<'_>, copy: u32) -> Option<(Vec<Row>, Vec<Range<usize
                 if row.sites.last().is_some_and(|last| last.end == range.start)
                     && row.local == local
                     && row.index.wrapping_add(row.from.len() as i32) == index
-                    && row.from.len() < MOST =>
+                    && row.from.len() < MAX_COPIES =>
             {
                 row.sites.push(range);
                 row.from.push(from);
