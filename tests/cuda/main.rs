@@ -6,7 +6,11 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "../support/circuits.rs"]
+mod circuits;
 mod program;
+#[path = "../support/run.rs"]
+mod run;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -95,7 +99,7 @@ struct Case {
 /// The project's circuit of this name, with a new key. Commitments are defined for any values, so there may be several
 /// witnesses: all but the first have their values in another order.
 fn case(name: &str, count: usize) -> Case {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits").join(name);
+    let file = circuits::circuits().join(name);
     let circuit = r1cs::parse(&fs::read(file.with_extension("r1cs")).unwrap()).unwrap();
     let witness = wtns::parse(&fs::read(file.with_extension("wtns")).unwrap()).unwrap();
     let key = Arc::new(setup::generate(&circuit, &|_| {}).unwrap());

@@ -2,25 +2,17 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 
 use prover_worker::formats::{snarkjs, zkey};
 use prover_worker::groth16::Verifier;
-use serde_json::Value;
 
+use super::circuits::circuits;
+use super::run::{in_home, json};
 use super::{PROGRAM, Twin, case};
 
 fn program(home: &Path, twin: &Twin, backend: &str) -> Command {
-    let mut command = twin.command(Path::new(PROGRAM));
-    prover_worker::config::CATALOGUE.iter().for_each(|v| drop(command.env_remove(v.name).get_envs()));
-    command.env("PROVER_DATA_DIR", home.join("data")).env("PROVER_BACKEND", backend);
-    command.env("METRICS_PORT", "off").env("PROVER_API_ADDR", "off").current_dir(home).stdin(Stdio::null());
-    command
-}
-
-fn json(done: &Output) -> Value {
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    serde_json::from_slice(&done.stdout).unwrap()
+    in_home(twin.command(Path::new(PROGRAM)), home, backend)
 }
 
 fn status(home: &Path, twin: &Twin) -> (bool, String) {
@@ -68,7 +60,7 @@ fn prove_proves_on_it_and_on_the_processor_where_it_fails() {
     let mut key = Vec::new();
     zkey::write(&case.key, &mut key).unwrap();
     fs::write(home.path().join("k.zkey"), key).unwrap();
-    let witness = Path::new(env!("CARGO_MANIFEST_DIR")).join("circuits/multiplier.wtns");
+    let witness = circuits().join("multiplier.wtns");
     let verifier = Verifier::new(&case.key.header.vk);
     // The self-test downloads ten results, of three proofs and seven trials, and uses 60 to 70 allocations.
     for (fault, device) in

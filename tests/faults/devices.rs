@@ -4,7 +4,6 @@
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -16,8 +15,8 @@ use prover_worker::backend::{
     Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress, Quiet,
 };
 use prover_worker::config::{Config, ExitOnDead};
-use prover_worker::formats::{r1cs, snarkjs, wtns, zkey};
-use prover_worker::groth16::{Verifier, setup};
+use prover_worker::formats::{snarkjs, wtns};
+use prover_worker::groth16::Verifier;
 use prover_worker::model::{
     ContentHash, FailureClass, G1, Job, JobId, JobState, Priority, ProvingKey, Stage, StopToken, Tries, Witness,
 };
@@ -32,6 +31,7 @@ use prover_worker::worker::{
 use zeroize::Zeroizing;
 
 use crate::circuits::{circuit_file, circuits};
+use crate::harness::multiplier_key;
 use crate::queues::{self, Odd};
 use crate::wait::{HANG, until_async, until_async_ok};
 
@@ -201,15 +201,6 @@ pub fn registry(store: &Arc<dyn Store>, artifacts: &Artifacts) -> Registry {
     let limits = RegistryLimits::for_witness(Duration::from_secs(60), 1 << 30);
     let modules = ModuleCache { dir: None, compiler: None, rewrite: true };
     Registry::new(store.clone(), artifacts.clone(), modules, limits)
-}
-
-/// Writes a new key of the multiplier to a file.
-pub fn multiplier_key(dir: &Path) -> (PathBuf, ProvingKey) {
-    let key = setup::generate(&r1cs::parse(&circuit_file("multiplier.r1cs")).unwrap(), &|_| {}).unwrap();
-    let (file, mut bytes) = (dir.join("key.zkey"), Vec::new());
-    zkey::write(&key, &mut bytes).unwrap();
-    fs::write(&file, bytes).unwrap();
-    (file, key)
 }
 
 impl Site {

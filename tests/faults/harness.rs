@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use prover_worker::formats::{r1cs, snarkjs, zkey};
 use prover_worker::groth16::{Verifier, setup};
+use prover_worker::model::ProvingKey;
 use prover_worker::store::{SqliteStore, Store, StoreSettings};
 use serde_json::Value;
 
@@ -34,23 +35,23 @@ pub fn program(args: &[&str]) -> Command {
     command
 }
 
-/// Writes a key for the circuit `multiplier` (c = a·b) to a file in `dir`; returns it with the verifier of its proofs.
-pub fn multiplier_key(dir: &Path) -> (PathBuf, Verifier) {
+/// Writes a key for the circuit `multiplier` (c = a·b) to a file in `dir`; returns both.
+pub fn multiplier_key(dir: &Path) -> (PathBuf, ProvingKey) {
     let circuit = r1cs::parse(&circuit_file("multiplier.r1cs")).unwrap();
     let key = setup::generate(&circuit, &|_| {}).unwrap();
     let file = dir.join("multiplier.zkey");
     let mut bytes = Vec::new();
     zkey::write(&key, &mut bytes).unwrap();
     fs::write(&file, bytes).unwrap();
-    (file, Verifier::new(&key.header.vk))
+    (file, key)
 }
 
 impl Site {
     /// Registers the circuit `multiplier` (c = a·b) with a fresh key.
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (file, verifier) = multiplier_key(dir.path());
-        let site = Self { dir, verifier };
+        let (file, key) = multiplier_key(dir.path());
+        let site = Self { dir, verifier: Verifier::new(&key.header.vk) };
         let (zkey, wasm) = (file.to_str().unwrap(), circuits().join("multiplier.wasm"));
         site.json(&["circuits", "add", "multiplier", "--zkey", zkey, "--wasm", wasm.to_str().unwrap()]);
         site

@@ -19,8 +19,9 @@ use prover_worker::worker::{JobService, Rooms, ServiceOptions, SubmitRequest, Wo
 use zeroize::Zeroizing;
 
 use crate::circuits::circuit_file;
-use crate::devices::{multiplier_key, registry};
+use crate::devices::registry;
 use crate::harness::Site;
+use crate::harness::multiplier_key;
 use crate::queues::{Behaviour, Odd};
 use crate::wait::{until_async, until_async_ok};
 

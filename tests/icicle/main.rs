@@ -8,6 +8,8 @@ mod faults;
 mod installation;
 mod program;
 mod proofs;
+#[path = "../support/run.rs"]
+mod run;
 #[path = "../support/wait.rs"]
 mod wait;
 

@@ -2,30 +2,21 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use prover_worker::formats::{snarkjs, zkey};
 use prover_worker::groth16::Verifier;
-use serde_json::Value;
 
+use super::run::{in_home, json};
 use super::wait::HANG;
 use super::{Case, PROGRAM, Twin, squarings};
 
 /// The program with the twin as its installation, and with none of its variables in the environment.
 fn program(home: &Path, twin: &Twin, backend: &str) -> Command {
-    let mut command = Command::new(PROGRAM);
-    prover_worker::config::CATALOGUE.iter().for_each(|v| drop(command.env_remove(v.name).get_envs()));
-    command.env("PROVER_DATA_DIR", home.join("data")).env("ICICLE_LIB_DIR", twin.libraries());
-    command.env("PROVER_BACKEND", backend).env("METRICS_PORT", "off").env("PROVER_API_ADDR", "off");
-    command.current_dir(home).stdin(Stdio::null());
+    let mut command = in_home(Command::new(PROGRAM), home, backend);
+    command.env("ICICLE_LIB_DIR", twin.libraries());
     command
-}
-
-/// Returns its result as JSON; it must have succeeded.
-fn json(done: &Output) -> Value {
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    serde_json::from_slice(&done.stdout).unwrap()
 }
 
 /// Writes a case to files.

@@ -81,8 +81,8 @@ impl Fleet {
             let direct = open(&environment(dir.path(), postgres.port, redis.port, more), "test").await.unwrap();
             (direct, open(&env, "submitter").await.unwrap())
         });
-        let (key, verifier) = multiplier_key(dir.path());
-        let logs = Mutex::default();
+        let (file, key) = multiplier_key(dir.path());
+        let (verifier, logs) = (Verifier::new(&key.header.vk), Mutex::default());
         let fleet = Self { through, direct, runtime, doors, postgres, redis, verifier, env, logs, dir };
         let wasm = circuits().join("multiplier.wasm");
         fleet.json(&[
@@ -90,7 +90,7 @@ impl Fleet {
             "add",
             "multiplier",
             "--zkey",
-            key.to_str().unwrap(),
+            file.to_str().unwrap(),
             "--wasm",
             wasm.to_str().unwrap(),
         ]);
