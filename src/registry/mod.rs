@@ -166,7 +166,7 @@ pub struct Registry {
     /// Keys that were read again from their files, and when.
     read_again: Arc<Mutex<HashMap<ContentHash, Instant>>>,
     /// Held while keys are evicted to load another.
-    making_room: Arc<tokio::sync::Mutex<()>>,
+    evicting: Arc<tokio::sync::Mutex<()>>,
     /// Limits concurrent compilations of witness programs, each in a child process with memory of its own.
     compiling: Arc<Semaphore>,
     /// Whether keys without a contribution are registered.
@@ -177,10 +177,10 @@ impl Registry {
     /// Creates a registry over a store and its artifacts.
     pub fn new(store: Arc<dyn Store>, artifacts: Artifacts, modules: ModuleCache, limits: RegistryLimits) -> Self {
         let host = host_keys(limits.key_cache_bytes);
-        let (loaded, read_again, making_room) = Default::default();
+        let (loaded, read_again, evicting) = Default::default();
         let compiling = Arc::new(Semaphore::new(COMPILED_AT_ONCE));
         let (open, development) = (Cache::new(host), false);
-        Self { store, artifacts, modules, limits, open, loaded, read_again, making_room, compiling, development }
+        Self { store, artifacts, modules, limits, open, loaded, read_again, evicting, compiling, development }
     }
 
     /// Registers keys without a contribution as well, for which anyone can make false proofs.
@@ -200,7 +200,7 @@ impl Registry {
     ) -> Result<Circuit, RegistryError> {
         on("copy", 0.0);
         let (key_file, program_file, development) = (zkey.to_path_buf(), wasm.map(Path::to_path_buf), self.development);
-        blocking(move || glance(&key_file, program_file.as_deref(), development)).await?;
+        blocking(move || precheck(&key_file, program_file.as_deref(), development)).await?;
         let mut content = self.import(&name, zkey, wasm).await?;
         let mut crossed = 0;
         let circuit = loop {
@@ -360,7 +360,7 @@ impl Registry {
         if matches!(loaded, Err(RegistryError::Backend(BackendError::OutOfMemory { .. }))) {
             // One at a time: of the callers that got the same failure, the first evicts and loads, and the others find
             // the key loaded.
-            let _room = self.making_room.lock().await;
+            let _evicting = self.evicting.lock().await;
             if cache.has(&circuit.content.zkey) || cache.forget_idle().await {
                 loaded = load_into(&cache, device, circuit).await;
             }
@@ -527,7 +527,7 @@ async fn fetch(artifacts: &Artifacts, kind: Kind, hash: ContentHash) -> Result<B
 
 /// Refuses files that are obviously something else, and keys without a contribution, before they are imported, because
 /// they may be of any size.
-fn glance(key: &Path, program: Option<&Path>, development: bool) -> Result<(), RegistryError> {
+fn precheck(key: &Path, program: Option<&Path>, development: bool) -> Result<(), RegistryError> {
     let map = |file: &Path| map_file(file).map_err(|why| ArtifactError::Io { what: file.display().to_string(), why });
     let key = zkey::parse(map(key)?)?;
     if !development && !key.header.vk.is_contributed() {

@@ -50,8 +50,8 @@ pub(super) fn program(
 ) -> Result<Program, WitnessError> {
     // A deadline beyond what the clock can represent is no limit.
     let deadline = Instant::now().checked_add(limits.compile_time);
-    let compile = |module: &Made| match module {
-        Made::Plain => {
+    let compile = |form: &Form| match form {
+        Form::Plain => {
             let module = compile_here(&sandbox.plain.engine, wasm, limits, deadline).map_err(|e| {
                 match validate(sandbox, wasm) {
                     Err(invalid) => invalid,
@@ -60,18 +60,18 @@ pub(super) fn program(
             })?;
             Ok(Program { module, rewritten: None })
         }
-        Made::Rewritten(bytes, rewritten) => {
+        Form::Rewritten(bytes, rewritten) => {
             let module = compile_here(&sandbox.rewritten.engine, bytes, limits, deadline)?;
             Ok(Program { module, rewritten: Some(*rewritten) })
         }
     };
     let in_time = || deadline.is_none_or(|d| Instant::now() < d);
-    if let (Some(kept), Some(compiler)) = (&sandbox.cache, &cache.compiler) {
-        let entry = Entry::of(sandbox, &kept.dir, wasm, cache.rewrite);
+    if let (Some(dir), Some(compiler)) = (&sandbox.cache_dir, &cache.compiler) {
+        let entry = Entry::of(sandbox, dir, wasm, cache.rewrite);
         if let Some(found) = entry.find() {
             match compile(&found) {
                 // The file is damaged; a child creates it again.
-                Err(e) if matches!(found, Made::Rewritten(..)) && in_time() => {
+                Err(e) if matches!(found, Form::Rewritten(..)) && in_time() => {
                     tracing::warn!(error = %e, "a rewritten witness program does not compile");
                 }
                 done => return done,
@@ -79,8 +79,8 @@ pub(super) fn program(
         }
         outline::check_nesting(wasm)?;
         validate(sandbox, wasm)?;
-        compile_by_child(compiler, &kept.dir, wasm, limits, cache.rewrite, deadline)?;
-        return compile(&entry.made()?);
+        compile_by_child(compiler, dir, wasm, limits, cache.rewrite, deadline)?;
+        return compile(&entry.record()?);
     }
     if outline.longest_function > MAX_FUNCTION {
         return Err(WitnessError::Compile(format!(
@@ -90,13 +90,13 @@ pub(super) fn program(
     }
     outline::check_nesting(wasm)?;
     match cache.rewrite.then(|| rewrite::rewrite(wasm)).flatten() {
-        Some((bytes, rewritten)) => compile(&Made::Rewritten(bytes, rewritten)),
-        None => compile(&Made::Plain),
+        Some((bytes, rewritten)) => compile(&Form::Rewritten(bytes, rewritten)),
+        None => compile(&Form::Plain),
     }
 }
 
 /// The form of a module that is compiled.
-enum Made {
+enum Form {
     /// The original module.
     Plain,
     /// The rewritten module.
@@ -114,7 +114,7 @@ struct Entry {
 /// Content of the marker of a rewritten module.
 const REWRITTEN: &[u8] = b"rewritten\n";
 /// How long a rewritten module is kept before it is written again.
-const KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
+const MAX_REWRITTEN_AGE: Duration = Duration::from_secs(90 * 24 * 3600);
 
 impl Entry {
     /// The names are a hash of the module and of everything that its compiled form depends on.
@@ -131,34 +131,34 @@ impl Entry {
     }
 
     /// Returns `None` if the module has not been compiled here, or if its rewritten form is missing or damaged.
-    fn find(&self) -> Option<Made> {
+    fn find(&self) -> Option<Form> {
         match std::fs::read(&self.marker).ok()?.as_slice() {
             REWRITTEN => {
                 let bytes = std::fs::read(&self.module).ok()?;
                 let rewritten = Rewritten::read(&bytes)?;
-                Some(Made::Rewritten(bytes, rewritten))
+                Some(Form::Rewritten(bytes, rewritten))
             }
-            _ => Some(Made::Plain),
+            _ => Some(Form::Plain),
         }
     }
 
     /// Returns what a child has just compiled, and writes the marker. Without a marker, the next load merely compiles
     /// again.
-    fn made(&self) -> Result<Made, WitnessError> {
-        let made = match std::fs::read(&self.module) {
-            Ok(bytes) => Rewritten::read(&bytes).map(|rewritten| Made::Rewritten(bytes, rewritten)),
-            Err(e) if e.kind() == ErrorKind::NotFound => Some(Made::Plain),
+    fn record(&self) -> Result<Form, WitnessError> {
+        let form = match std::fs::read(&self.module) {
+            Ok(bytes) => Rewritten::read(&bytes).map(|rewritten| Form::Rewritten(bytes, rewritten)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Some(Form::Plain),
             Err(_) => None,
         };
-        let made = made.ok_or_else(|| WitnessError::Compile("the rewritten module could not be read".into()))?;
-        let _ = std::fs::write(&self.marker, if matches!(made, Made::Plain) { &[] } else { REWRITTEN });
-        Ok(made)
+        let form = form.ok_or_else(|| WitnessError::Compile("the rewritten module could not be read".into()))?;
+        let _ = std::fs::write(&self.marker, if matches!(form, Form::Plain) { &[] } else { REWRITTEN });
+        Ok(form)
     }
 
     /// Writes the rewritten module atomically.
     fn put(&self, bytes: &[u8]) -> std::io::Result<()> {
         let dir = self.module.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::Builder::new().prefix(HANDED).tempfile_in(dir)?;
+        let mut file = tempfile::Builder::new().prefix(TEMP_PREFIX).tempfile_in(dir)?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(&self.module)?;
@@ -211,11 +211,11 @@ impl Drop for Guarded {
 }
 
 /// Prefix of module files being handed to a child.
-const HANDED: &str = ".compiling-";
+const TEMP_PREFIX: &str = ".compiling-";
 /// Bytes written to a cache folder to check that it is writable.
 const PROBE: usize = 64 << 10;
 /// Age at which a handed-over module is abandoned: no compile takes that long.
-const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+const MAX_TEMP_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// Removes modules left behind by parents that were killed, and rewritten modules past their age limit.
 fn sweep(dir: &Path) {
@@ -224,8 +224,8 @@ fn sweep(dir: &Path) {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let limit = match () {
-            () if name.starts_with(HANDED) => ABANDONED,
-            () if name.ends_with(".wasm") => KEPT,
+            () if name.starts_with(TEMP_PREFIX) => MAX_TEMP_AGE,
+            () if name.ends_with(".wasm") => MAX_REWRITTEN_AGE,
             () => continue,
         };
         if age().is_some_and(|age| age > limit) {
@@ -247,7 +247,7 @@ fn compile_by_child(
     let handing = |e: std::io::Error| {
         WitnessError::Compile(format!("the module could not be handed to the compiler: {}", io_reason(&e)))
     };
-    let mut file = tempfile::Builder::new().prefix(HANDED).tempfile_in(dir).map_err(handing)?;
+    let mut file = tempfile::Builder::new().prefix(TEMP_PREFIX).tempfile_in(dir).map_err(handing)?;
     file.write_all(wasm).and_then(|()| file.flush()).map_err(handing)?;
 
     let spawned = Command::new(compiler)
@@ -269,7 +269,7 @@ fn compile_by_child(
 
     // On a thread, so that a child that fills the pipe cannot delay the deadline. The thread ends when the pipe does.
     let pipe = child.0.stderr.take();
-    let (send, complaint) = mpsc::channel();
+    let (send, error_output) = mpsc::channel();
     let reader = thread::Builder::new().name("witness-stderr".into()).spawn(move || {
         let Some(mut pipe) = pipe else { return };
         let mut text = Vec::new();
@@ -292,7 +292,7 @@ fn compile_by_child(
         return Ok(());
     }
     // A grandchild may keep the pipe open, so limit the wait.
-    let text = complaint.recv_timeout(Duration::from_millis(200)).unwrap_or_default();
+    let text = error_output.recv_timeout(Duration::from_millis(200)).unwrap_or_default();
     Err(WitnessError::Compile(explain(status, &text, limits.compile_memory)))
 }
 
@@ -350,7 +350,7 @@ pub fn compile_into_cache(wasm: &Path, cache_dir: &Path, memory_limit: u64, rewr
         .build()
         .map_err(|e| WitnessError::Compile(format!("could not start threads to compile on: {e}")))?;
     let compile = |engine, bytes: &[u8]| pool.install(|| Module::new(engine, bytes));
-    let entry = sandbox.cache.as_ref().map(|kept| Entry::of(&sandbox, &kept.dir, &bytes, rewrite));
+    let entry = sandbox.cache_dir.as_ref().map(|dir| Entry::of(&sandbox, dir, &bytes, rewrite));
     if let (Some((rewritten, _)), Some(entry)) = (rewrite.then(|| rewrite::rewrite(&bytes)).flatten(), entry) {
         let done = compile(&sandbox.rewritten.engine, &rewritten);
         done.map_err(|e| WitnessError::Compile(clip(&e.to_string())))?;
@@ -394,7 +394,7 @@ pub(super) fn usable_folder(dir: &Path) -> Result<(), String> {
         WitnessError::Compile(why) => why,
         e => e.to_string(),
     })?;
-    let probe = tempfile::Builder::new().prefix(HANDED).tempfile_in(real);
+    let probe = tempfile::Builder::new().prefix(TEMP_PREFIX).tempfile_in(real);
     // An empty file can be created even on a full disk.
     let written = probe.and_then(|mut file| file.write_all(&[0; PROBE]).and_then(|()| file.flush()));
     written.map_err(|e| format!("the cache folder {}: {}", dir.display(), io_reason(&e)))

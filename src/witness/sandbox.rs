@@ -19,12 +19,6 @@ const STACK: usize = 512 << 10;
 /// Bytes of compiled code kept in a cache folder before the oldest are removed.
 const CACHE_BYTES: u64 = 4 << 30;
 
-/// A folder of compiled modules.
-pub(super) struct Kept {
-    /// The folder for our own files: modules being compiled, and markers of those that compiled.
-    pub dir: PathBuf,
-}
-
 /// wasmtime's part of that folder. Its cleaner deletes every file there that is not its own.
 const CACHE_FOLDER: &str = "cache";
 
@@ -41,7 +35,8 @@ pub(super) struct Sandbox {
     /// For rewritten modules: these use instructions and a second memory that no other module may use, and check the
     /// time themselves.
     pub rewritten: Machine,
-    pub cache: Option<Kept>,
+    /// The cache folder, for our own files: modules being compiled, and markers of those that compiled.
+    pub cache_dir: Option<PathBuf>,
     clock: Arc<Clock>,
 }
 
@@ -77,8 +72,7 @@ impl Sandbox {
         let (ticking, ticked) = (clock.clone(), plain.engine.clone());
         // One thread, asleep unless an unmodified program runs; it lives as long as the process.
         std::thread::Builder::new().name("witness-clock".into()).spawn(move || ticking.run(&ticked))?;
-        let cache = dir.map(|dir| Kept { dir: dir.to_owned() });
-        Ok(Self { plain, rewritten, cache, clock })
+        Ok(Self { plain, rewritten, cache_dir: dir.map(Path::to_path_buf), clock })
     }
 
     /// Keeps the clock ticking until the guard is dropped.
