@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::Verifier;
 use crate::backend::{BackendError, Commitments, LoadedKey, Progress};
-use crate::model::{Fr, G1, KeyHeader, Proof, PublicInputs, StopToken, Witness};
+use crate::model::{Fr, G1, KeyHeader, Proof, PublicInputs, StopToken, Witness, limb_bytes};
 
 /// Error of a proof.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -161,15 +161,7 @@ fn public_inputs(header: &KeyHeader, witness: &Witness) -> Result<PublicInputs, 
         return Err(ProveError::WitnessOne);
     }
     let public = w.iter().skip(1).take(header.n_public as usize);
-    Ok(PublicInputs(public.map(|v| Fr::from_le_bytes_mod_order(&bytes(v))).collect()))
-}
-
-fn bytes(v: &BigInteger256) -> [u8; 32] {
-    let mut out = [0; 32];
-    for (to, limb) in out.chunks_exact_mut(8).zip(v.0) {
-        to.copy_from_slice(&limb.to_le_bytes());
-    }
-    out
+    Ok(PublicInputs(public.map(|v| Fr::from_le_bytes_mod_order(&limb_bytes(v))).collect()))
 }
 
 /// Assembles a proof with blinding from the operating system.

@@ -150,6 +150,15 @@ pub(crate) fn limbs(b: &[u8]) -> BigInteger256 {
     BigInt(out)
 }
 
+/// Encodes four limbs as 32 little-endian bytes.
+pub(crate) fn limb_bytes(v: &BigInteger256) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    for (to, limb) in bytes.chunks_exact_mut(8).zip(v.0) {
+        to.copy_from_slice(&limb.to_le_bytes());
+    }
+    bytes
+}
+
 /// Decodes a base field element from 32 bytes in Montgomery form, which the caller must know to be below q.
 pub(crate) fn fq_raw(b: &[u8]) -> Fq {
     Fq::new_unchecked(limbs(b))

@@ -26,7 +26,7 @@ pub use job::{
     StageTimes, Tries, WorkerId,
 };
 pub use key::{CoefficientEntry, KeyHeader, KeySections, ProvingKey, g1_raw, g2_raw};
-pub(crate) use key::{ENTRY_BYTES, G1_BYTES, G2_BYTES, PointSection, entry, limbs};
+pub(crate) use key::{ENTRY_BYTES, G1_BYTES, G2_BYTES, PointSection, entry, limb_bytes, limbs};
 pub use proof::{Proof, PublicInputs, VerificationKey};
 pub use reason::io_reason;
 pub use stop::{StopReason, StopToken};

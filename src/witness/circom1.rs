@@ -5,10 +5,10 @@
 
 use super::circom2::hash;
 use super::number;
-use super::run::{Exception, Failure, Interface, Run, check_field, element};
+use super::run::{Exception, Failure, Interface, Run, check_field};
 use super::wasm::Abi;
 use super::{InputError, Inputs, WitnessError};
-use crate::model::Witness;
+use crate::model::{Witness, limbs};
 
 pub(super) const INTERFACE: Interface = Interface {
     name: "circom 1",
@@ -105,7 +105,7 @@ pub(super) fn generate(run: &mut Run, inputs: &Inputs, size: u32) -> Result<Witn
         let start = run.try_call(&buffer, ()).map_err(unset)? as u32;
         return run.witness(size, |run, i| {
             let at = u64::from(start) + u64::from(i) * 32;
-            Ok(element(run.bytes(u32::try_from(at).unwrap_or(u32::MAX))?))
+            Ok(limbs(&run.bytes::<32>(u32::try_from(at).unwrap_or(u32::MAX))?))
         });
     }
     let get = run.function::<i32, i32>("getPWitness")?;

@@ -9,10 +9,10 @@ use zeroize::Zeroize;
 
 use super::number;
 use super::rewrite::WitnessPlace;
-use super::run::{Exception, Failure, Interface, Run, check_field, element, element_bytes};
+use super::run::{Exception, Failure, Interface, Run, check_field};
 use super::wasm::Abi;
 use super::{InputError, Inputs, WitnessError};
-use crate::model::Witness;
+use crate::model::{Witness, limb_bytes, limbs};
 
 pub(super) const INTERFACE: Interface = Interface {
     name: "circom 2",
@@ -100,7 +100,7 @@ impl Window {
     }
 
     fn put(&self, run: &mut Run, value: &BigInteger256) -> Result<(), WitnessError> {
-        let mut bytes = element_bytes(value);
+        let mut bytes = limb_bytes(value);
         let done = match self.start {
             Some(at) => run.write(at, &bytes),
             None => (0..)
@@ -206,7 +206,7 @@ pub(super) fn generate(
             return Ok(value);
         }
         run.call(&get, i as i32)?;
-        Ok(element(window.get(run)?))
+        Ok(limbs(&window.get(run)?))
     })
 }
 

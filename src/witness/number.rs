@@ -7,8 +7,8 @@ use ark_ff::{BigInteger, BigInteger256, PrimeField};
 use zeroize::Zeroize;
 
 use super::WitnessError;
-use super::run::{Run, element, element_bytes};
-use crate::model::Fr;
+use super::run::Run;
+use crate::model::{Fr, limb_bytes, limbs};
 
 /// Size of a number, bytes.
 pub(super) const BYTES: u32 = 40;
@@ -26,7 +26,7 @@ pub(super) fn write(run: &mut Run, at: u32, value: &BigInteger256) -> Result<(),
         (_, Some(v)) if v <= 1 << 31 => bytes[..4].copy_from_slice(&v.wrapping_neg().to_le_bytes()),
         _ => {
             bytes[4..8].copy_from_slice(&LONG.to_le_bytes());
-            bytes[8..].copy_from_slice(&element_bytes(value));
+            bytes[8..].copy_from_slice(&limb_bytes(value));
         }
     }
     let done = run.write(at, &bytes);
@@ -55,9 +55,7 @@ pub(super) fn read(run: &Run, at: u32) -> Result<BigInteger256, WitnessError> {
         }
         return Ok(value);
     }
-    let mut long = [0; 32];
-    long.copy_from_slice(&bytes[8..]);
-    let value = element(long);
+    let value = limbs(&bytes[8..]);
     if kind & MONTGOMERY == 0 {
         return Ok(value);
     }

@@ -473,21 +473,6 @@ fn circuits_part(trap: Trap) -> &'static str {
     }
 }
 
-/// Converts 32 little-endian bytes to a field element.
-pub(super) fn element(bytes: [u8; 32]) -> BigInteger256 {
-    let (words, _) = bytes.as_chunks::<8>();
-    BigInteger256::new(std::array::from_fn(|i| u64::from_le_bytes(words[i])))
-}
-
-/// Converts a field element to 32 little-endian bytes.
-pub(super) fn element_bytes(v: &BigInteger256) -> [u8; 32] {
-    let mut bytes = [0; 32];
-    for (place, limb) in bytes.chunks_exact_mut(8).zip(v.0) {
-        place.copy_from_slice(&limb.to_le_bytes());
-    }
-    bytes
-}
-
 /// Checks that a program computes in BN254's scalar field; names other fields where known.
 pub(super) fn check_field(words: u32, prime: Option<[u8; 32]>) -> std::result::Result<(), WitnessError> {
     let expected = format!("expected BN254's scalar field, r = {FR_MODULUS_DEC}");
