@@ -18,7 +18,7 @@ use bytes::Bytes;
 use super::{Backend, BackendError, Commitments, DeviceKind, Quiet};
 use crate::model::{
     ENTRY_BYTES, Fr, G1_BYTES, G1Affine, G2_BYTES, G2Affine, KeyHeader, KeySections, ProvingKey, StopToken,
-    VerificationKey, Witness, entry, g1_raw, g2_raw, limbs,
+    VerificationKey, Witness, entry, g1_raw, g2_raw, limb_bytes, limbs,
 };
 
 /// Sizes of the key: wires, public wires, points of the domain, and matrix entries.
@@ -99,7 +99,7 @@ fn with_long_row(entries: &[u8]) -> Bytes {
     let mut negated = Fr::MODULUS;
     negated.sub_with_borrow(&entry(first).value);
     let mut opposite = first[..ENTRY_BYTES - 32].to_vec();
-    opposite.extend(negated.0.iter().flat_map(|limb| limb.to_le_bytes()));
+    opposite.extend(limb_bytes(&negated));
     [entries, &first.repeat(LONG), &opposite.repeat(LONG)].concat().into()
 }
 

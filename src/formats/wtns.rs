@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::FormatError;
 use super::container::{Format, Sections, mismatch, write_preamble, write_section};
-use crate::model::{FR_MODULUS_DEC, Fr, Witness, limbs};
+use crate::model::{FR_MODULUS_DEC, Fr, Witness, limb_bytes, limbs};
 
 static WTNS: Format = Format { magic: "wtns", version: 2, sections: &[(1, "header"), (2, "values")] };
 
@@ -75,6 +75,6 @@ pub fn write(witness: &Witness, out: &mut dyn io::Write) -> io::Result<()> {
 /// Returns the values as little-endian bytes, which are wiped when dropped because they may be a witness.
 fn bytes_of(values: &[BigInteger256]) -> zeroize::Zeroizing<Vec<u8>> {
     let mut out = Vec::with_capacity(values.len() * 32);
-    values.iter().flat_map(|v| v.0).for_each(|limb| out.extend(limb.to_le_bytes()));
+    values.iter().for_each(|v| out.extend_from_slice(&limb_bytes(v)));
     zeroize::Zeroizing::new(out)
 }

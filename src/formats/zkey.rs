@@ -33,7 +33,7 @@ use super::FormatError;
 use super::container::{Cursor, Format, Sections, mismatch, section_name, write_preamble, write_section};
 use crate::model::{
     CoefficientEntry, ENTRY_BYTES, FQ_MODULUS_DEC, FR_MODULUS_DEC, Fq, Fr, G1_BYTES, G1Affine, G2, G2_BYTES, G2Affine,
-    KeyHeader, KeySections, PointSection, ProvingKey, VerificationKey, entry, g1_raw, g2_raw, limbs,
+    KeyHeader, KeySections, PointSection, ProvingKey, VerificationKey, entry, g1_raw, g2_raw, limb_bytes, limbs,
 };
 
 static ZKEY: Format = Format {
@@ -576,7 +576,7 @@ fn encode<P: Sync>(points: &[P], size: usize, push: fn(&mut Vec<u8>, &P)) -> Vec
 }
 
 fn push_limbs(out: &mut Vec<u8>, v: BigInteger256) {
-    v.0.iter().for_each(|limb| out.extend(limb.to_le_bytes()));
+    out.extend_from_slice(&limb_bytes(&v));
 }
 
 fn push_g1(out: &mut Vec<u8>, p: &G1Affine) {

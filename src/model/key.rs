@@ -1,9 +1,9 @@
 //! The proving key, over the bytes of a zkey.
 
-use ark_ff::{BigInt, BigInteger256};
+use ark_ff::BigInteger256;
 use bytes::Bytes;
 
-use super::{Fq, Fq2, G1Affine, G2Affine, VerificationKey};
+use super::{Fq, Fq2, G1Affine, G2Affine, VerificationKey, limbs};
 
 /// Numbers and fixed points of a proving key.
 #[derive(Clone, Debug)]
@@ -137,26 +137,6 @@ fn word32(b: &[u8]) -> u32 {
     let mut w = [0; 4];
     w.copy_from_slice(&b[..4]);
     u32::from_le_bytes(w)
-}
-
-/// Decodes four limbs from 32 little-endian bytes, without reduction.
-pub(crate) fn limbs(b: &[u8]) -> BigInteger256 {
-    let mut out = [0u64; 4];
-    for (limb, bytes) in out.iter_mut().zip(b.chunks_exact(8)) {
-        let mut w = [0; 8];
-        w.copy_from_slice(bytes);
-        *limb = u64::from_le_bytes(w);
-    }
-    BigInt(out)
-}
-
-/// Encodes four limbs as 32 little-endian bytes.
-pub(crate) fn limb_bytes(v: &BigInteger256) -> [u8; 32] {
-    let mut bytes = [0; 32];
-    for (to, limb) in bytes.chunks_exact_mut(8).zip(v.0) {
-        to.copy_from_slice(&limb.to_le_bytes());
-    }
-    bytes
 }
 
 /// Decodes a base field element from 32 bytes in Montgomery form, which the caller must know to be below q.

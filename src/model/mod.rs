@@ -8,6 +8,7 @@ mod hash;
 mod idempotency;
 mod job;
 mod key;
+mod limbs;
 mod proof;
 mod reason;
 mod stop;
@@ -26,7 +27,8 @@ pub use job::{
     StageTimes, Tries, WorkerId,
 };
 pub use key::{CoefficientEntry, KeyHeader, KeySections, ProvingKey, g1_raw, g2_raw};
-pub(crate) use key::{ENTRY_BYTES, G1_BYTES, G2_BYTES, PointSection, entry, limb_bytes, limbs};
+pub(crate) use key::{ENTRY_BYTES, G1_BYTES, G2_BYTES, PointSection, entry};
+pub(crate) use limbs::{limb_bytes, limbs, reduced};
 pub use proof::{Proof, PublicInputs, VerificationKey};
 pub use reason::io_reason;
 pub use stop::{StopReason, StopToken};

@@ -12,7 +12,7 @@
 
 use std::mem::MaybeUninit;
 
-use ark_ff::{BigInteger, BigInteger256, FftField, Field as _, PrimeField};
+use ark_ff::{BigInteger256, FftField, Field as _};
 use ark_poly::{EvaluationDomain, Radix2EvaluationDomain};
 use rayon::prelude::*;
 use zeroize::{Zeroize, Zeroizing};
@@ -24,7 +24,7 @@ use super::ntt::Plan;
 use super::scattered::Scattered;
 use super::sparse::Matrices;
 use crate::backend::pages;
-use crate::model::{Fr, ProvingKey};
+use crate::model::{Fr, ProvingKey, reduced};
 
 /// What the quotient needs of a key: the rows of A and B, and the domain.
 pub(super) struct Constraints<I: Isa> {
@@ -236,22 +236,13 @@ impl<I: Isa> Kernel<I> for Evaluate<'_, I> {
             for (half, i) in [i, j].into_iter().enumerate() {
                 let first = plan.position(leaf * plan.leaf() + i) * I::LANES;
                 for (k, pair) in pairs.iter().enumerate() {
+                    let scalar = reduced::<Fr>(BigInteger256::new(pair.0[half]));
                     // SAFETY: no other task has this position, nor its scalars.
-                    unsafe { to.write(first + k, MaybeUninit::new(least(pair.0[half]))) };
+                    unsafe { to.write(first + k, MaybeUninit::new(scalar)) };
                 }
             }
         }
     }
-}
-
-/// Returns the least representative mod r.
-#[inline(always)]
-fn least(limbs: [u64; 4]) -> BigInteger256 {
-    let mut x = BigInteger256::new(limbs);
-    while x >= Fr::MODULUS {
-        x.sub_with_borrow(&Fr::MODULUS);
-    }
-    x
 }
 
 #[cfg(test)]
@@ -264,7 +255,7 @@ mod tests {
     use super::*;
     use crate::model::{G1Affine, G2Affine, KeyHeader, KeySections, VerificationKey};
     use ark_ec::AffineRepr;
-    use ark_ff::UniformRand;
+    use ark_ff::{PrimeField as _, UniformRand};
     use ark_std::rand::{Rng, SeedableRng, rngs::StdRng};
 
     /// A matrix entry: matrix (0 A, 1 B), row, wire, value.

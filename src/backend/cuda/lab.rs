@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex};
 
 use ark_ec::short_weierstrass::Projective;
-use ark_ff::{BigInteger256, PrimeField};
+use ark_ff::BigInteger256;
 
 use super::super::BackendError;
 use super::driver::{Address, Argument, Driver, Event, Graph, GraphCounts, Launch, Properties, Stream};
@@ -14,7 +14,7 @@ use super::msm::{self, Bases, Index, Needs, Scratch, Sums};
 pub use super::msm::{Group, InG1, InG2, Plan};
 use super::ntt::{Domain, ELEMENT, Points, Radix};
 use super::sort::Sorter;
-use crate::model::{Fr, locked};
+use crate::model::{Fr, limbs, locked, reduced};
 
 /// A device on which to try kernels.
 pub struct Lab {
@@ -364,13 +364,7 @@ impl Transforms {
     pub fn download(&self) -> Result<Vec<Fr>, BackendError> {
         let mut bytes = vec![0; self.data.bytes() as usize];
         self.data.download(self.stream.id, 0, &mut bytes)?;
-        let element = |bytes: &[u8]| {
-            let mut words = crate::model::limbs(bytes);
-            while words >= Fr::MODULUS {
-                ark_ff::BigInteger::sub_with_borrow(&mut words, &Fr::MODULUS);
-            }
-            Fr::new_unchecked(words)
-        };
+        let element = |bytes: &[u8]| Fr::new_unchecked(reduced::<Fr>(limbs(bytes)));
         Ok(bytes.chunks_exact(ELEMENT as usize).map(element).collect())
     }
 }

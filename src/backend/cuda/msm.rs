@@ -25,7 +25,7 @@ use super::super::BackendError;
 use super::driver::{Argument, Driver, Launch, Stream};
 use super::memory::{Arena, Buffer, padded_total};
 use super::sort::{self, Sorted};
-use crate::model::{Fq, Fq2, G1_BYTES, G2_BYTES, limbs};
+use crate::model::{Fq, Fq2, G1_BYTES, G2_BYTES, limbs, reduced};
 
 /// Bits of all digits of a scalar together: those of (r − 1)/2, and one for the last carry.
 const SCALAR_BITS: u32 = 254;
@@ -101,11 +101,7 @@ pub struct InG1;
 pub struct InG2;
 
 fn coordinate(bytes: &[u8]) -> Fq {
-    let mut words = limbs(bytes);
-    while words >= Fq::MODULUS {
-        ark_ff::BigInteger::sub_with_borrow(&mut words, &Fq::MODULUS);
-    }
-    Fq::new_unchecked(words)
+    Fq::new_unchecked(reduced::<Fq>(limbs(bytes)))
 }
 
 impl Group for InG1 {

@@ -12,7 +12,7 @@ use ark_ff::{FftField, Field};
 use super::super::BackendError;
 use super::driver::{Argument, Driver, Launch, Stream};
 use super::memory::Buffer;
-use crate::model::Fr;
+use crate::model::{Fr, limb_bytes};
 
 /// Bytes of an element.
 pub(super) const ELEMENT: u64 = 32;
@@ -268,11 +268,7 @@ fn roots(driver: &Arc<dyn Driver>, stream: Stream, order: u32) -> Result<Buffer,
 
 /// Returns an element as it lies in device memory: in Montgomery form, little-endian.
 pub(super) fn bytes_of(x: &Fr) -> [u8; ELEMENT as usize] {
-    let mut bytes = [0; ELEMENT as usize];
-    for (bytes, limb) in bytes.chunks_exact_mut(8).zip(x.0.0) {
-        bytes.copy_from_slice(&limb.to_le_bytes());
-    }
-    bytes
+    limb_bytes(&x.0)
 }
 
 /// Returns the number of bits of each pass, from the lowest up: the fewest passes, then the fewest groups of `radix`

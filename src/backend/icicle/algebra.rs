@@ -8,7 +8,7 @@ use ark_ff::{BigInteger256, PrimeField, Zero};
 use zeroize::Zeroizing;
 
 use super::super::BackendError;
-use crate::model::{Fq, Fq2, Fr, G1_BYTES, G1Affine, G2_BYTES, G2Affine, g1_raw, g2_raw, limbs};
+use crate::model::{Fq, Fq2, Fr, G1_BYTES, G1Affine, G2_BYTES, G2Affine, g1_raw, g2_raw, limb_bytes, limbs};
 
 /// Size of an element of either field, bytes.
 pub(super) const ELEMENT: usize = 32;
@@ -34,7 +34,7 @@ pub(super) trait Group: CurveGroup<ScalarField = Fr> {
 
 /// Appends the canonical form of an element.
 fn write_fq(x: &Fq, out: &mut Vec<u8>) {
-    out.extend(x.into_bigint().0.iter().flat_map(|limb| limb.to_le_bytes()));
+    out.extend(limb_bytes(&x.into_bigint()));
 }
 
 /// Reads an element in canonical form; `None` if it is not canonical.

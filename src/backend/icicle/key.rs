@@ -4,14 +4,14 @@
 //! a, b and c = a∘b are interpolated there, evaluated on the odd coset, and combined to a·b − c, the scalars of H
 //! (`cpu::quotient` has the mathematics).
 
-use ark_ff::{BigInteger, BigInteger256, FftField, PrimeField};
+use ark_ff::{BigInteger256, FftField};
 use rayon::prelude::*;
 use zeroize::Zeroizing;
 
 use super::super::cpu::sparse::Matrices;
 use super::super::{BackendError, Commitments};
 use super::algebra::{Algebra, Group, Scalars};
-use crate::model::{Fr, G1, G2, KeySections, ProvingKey};
+use crate::model::{Fr, G1, G2, KeySections, ProvingKey, reduced};
 
 /// The largest domain: the field has roots of unity up to this order.
 pub(super) const LARGEST_DOMAIN: u32 = 1 << 28;
@@ -221,7 +221,7 @@ fn rows(matrices: &Matrices, domain: usize, w: &[BigInteger256]) -> (Secret, Sec
     let blocks = a.par_chunks_mut(a_block).zip(b.par_chunks_mut(a_block)).enumerate();
     blocks.for_each(|(block, (a, b))| {
         for (row, (a, b)) in a.iter_mut().zip(b).enumerate() {
-            [*a, *b] = matrices.row(block, row, w).map(reduced);
+            [*a, *b] = matrices.row(block, row, w).map(|sum| reduced::<Fr>(BigInteger256::new(sum)));
         }
     });
     (a, b)
@@ -229,15 +229,6 @@ fn rows(matrices: &Matrices, domain: usize, w: &[BigInteger256]) -> (Secret, Sec
 
 /// Values that are overwritten when dropped.
 type Secret = Zeroizing<Vec<BigInteger256>>;
-
-/// Reduces an integer below 2^256 modulo r: it is at most six times r.
-fn reduced(value: [u64; 4]) -> BigInteger256 {
-    let mut value = BigInteger256::new(value);
-    while value >= Fr::MODULUS {
-        value.sub_with_borrow(&Fr::MODULUS);
-    }
-    value
-}
 
 /// Checks that the sections have the number of points that the header implies, and that transforms support the domain's
 /// size.
@@ -262,6 +253,7 @@ mod tests {
     use std::sync::Arc;
 
     use ark_ec::AffineRepr;
+    use ark_ff::PrimeField as _;
     use ark_poly::{EvaluationDomain, Radix2EvaluationDomain};
 
     use super::super::super::cpu::CpuBackend;
@@ -379,13 +371,5 @@ mod tests {
         assert_eq!(steps.into_inner(), expected);
         let short = on_device.commit(&device, &w[1..], &|_, _| Ok(()));
         assert!(matches!(short, Err(BackendError::Shape { what: "witness values", .. })));
-    }
-
-    #[test]
-    fn integers_are_reduced() {
-        for value in [[0; 4], [u64::MAX; 4], Fr::MODULUS.0, (-Fr::from(1u64)).into_bigint().0] {
-            let expected = Fr::from_le_bytes_mod_order(&value.map(u64::to_le_bytes).concat());
-            assert_eq!(reduced(value), expected.into_bigint());
-        }
     }
 }
