@@ -10,10 +10,12 @@ pub mod cuda;
 mod discover;
 #[cfg(feature = "icicle")]
 pub mod icicle;
+mod key;
 pub mod mapped;
 pub mod pages;
 pub mod selftest;
 
+use std::fmt;
 use std::sync::Arc;
 
 pub use discover::{DeviceReport, Discovery, IcicleOptions, ProcessorOptions, discover};
@@ -99,7 +101,8 @@ pub struct Commitments {
     pub h: G1,
 }
 
-/// What can go wrong on a device. Only `Shape` is the caller's fault; any other error may be retried on another device.
+/// What can go wrong on a device. Any error that is not the caller's fault ([`BackendError::is_callers_fault`]) may be
+/// retried on another device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BackendError {
     /// The device cannot be used.
@@ -136,6 +139,16 @@ pub enum BackendError {
         /// Actual size.
         got: u64,
     },
+    /// A number is out of range.
+    #[error("{what}: expected {bound}, got {got}")]
+    OutOfRange {
+        /// What is out of range.
+        what: &'static str,
+        /// The range.
+        bound: Bound,
+        /// Actual number.
+        got: u64,
+    },
     /// A buffer, scratch memory or another resource of the device is too small for the work. The caller is not at
     /// fault: the sizes are this program's.
     #[error("{what}: {needed} needed, {available} available")]
@@ -152,32 +165,41 @@ pub enum BackendError {
     Stopped(StopReason),
 }
 
-/// Checks that the sections have the number of points that the header implies, for devices that take the points as
-/// they are.
-///
-/// # Errors
-/// `Shape` for the first section with another size.
-#[cfg(any(feature = "cuda", feature = "kernels-on-host", feature = "icicle"))]
-fn check_lengths(key: &ProvingKey) -> Result<(), BackendError> {
-    let h = &key.header;
-    if h.n_public >= h.n_vars {
-        let (what, expected) = ("wires of a key, at least", u64::from(h.n_public) + 1);
-        return Err(BackendError::Shape { what, expected, got: h.n_vars.into() });
+impl BackendError {
+    /// Whether the key or the witness is at fault, so that no other device would do better.
+    pub fn is_callers_fault(&self) -> bool {
+        matches!(self, Self::Shape { .. } | Self::OutOfRange { .. })
     }
-    let names = [
-        "bytes of A's points",
-        "bytes of B's points in G1",
-        "bytes of B's points in G2",
-        "bytes of C's points",
-        "bytes of H's points",
-    ];
-    for (what, section) in names.into_iter().zip(key.sections.points(h.n_vars, h.n_public, h.domain_size)) {
-        let (expected, got) = (section.expected(), section.bytes as u64);
-        if got != expected {
-            return Err(BackendError::Shape { what, expected, got });
+}
+
+/// The range of a number in an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// Less than this.
+    Below(u64),
+    /// This or less.
+    AtMost(u64),
+    /// This or more.
+    AtLeast(u64),
+    /// A multiple of this.
+    MultipleOf(u64),
+    /// 2^k with k of at most `max_log2`.
+    PowerOfTwo {
+        /// Log2 of the largest.
+        max_log2: u32,
+    },
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Below(n) => write!(f, "less than {n}"),
+            Self::AtMost(n) => write!(f, "at most {n}"),
+            Self::AtLeast(n) => write!(f, "at least {n}"),
+            Self::MultipleOf(n) => write!(f, "a multiple of {n}"),
+            Self::PowerOfTwo { max_log2 } => write!(f, "a power of two of at most 2^{max_log2}"),
         }
     }
-    Ok(())
 }
 
 /// Checks that each witness of a batch has a stop token.

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_witness_of_another_length_and_indices_out_of_range_are_shape_errors() {
+    fn a_witness_of_another_length_and_indices_out_of_range_are_the_callers_fault() {
         let backend = CpuBackend::new(1).expect("a pool");
         let case = Case::new(9, 1, 8);
         let loaded = backend.load(Arc::new(case.key())).expect("loads");
@@ -196,7 +196,7 @@ mod tests {
             let mut entries = key.sections.coefficients.to_vec();
             entries[at..at + 4].copy_from_slice(&value.to_le_bytes());
             key.sections.coefficients = entries.into();
-            assert!(matches!(backend.load(Arc::new(key)), Err(BackendError::Shape { .. })));
+            assert!(matches!(backend.load(Arc::new(key)), Err(BackendError::OutOfRange { .. })));
         }
     }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::files::{self, about};
 use super::{CliError, Output, session, witness};
-use crate::backend::{Backend, BackendError, Progress};
+use crate::backend::{Backend, Progress};
 use crate::formats::snarkjs;
 use crate::groth16::{self, ProveError, Proved, Verifier};
 use crate::model::{ProvingKey, StopToken, Witness};
@@ -173,7 +173,7 @@ fn prove_on<'a>(
             loaded.and_then(|loaded| groth16::prove(loaded.as_ref(), verifier, witness, &StopToken::new(), &Bar(bar)));
         match proved {
             Ok(proved) => return Ok((device.as_ref(), load_time, proved)),
-            Err(ProveError::Backend(e @ BackendError::Shape { .. })) => return Err(about(zkey, e)),
+            Err(ProveError::Backend(e)) if e.is_callers_fault() => return Err(about(zkey, e)),
             // An error that may be the device's fault is retried on the next device; the CPU is the last.
             Err(e @ (ProveError::Backend(_) | ProveError::Invalid)) if devices.peek().is_some() => {
                 out.note(format!("{}: {e}; trying the next device", device.device().label()));

@@ -33,7 +33,8 @@ use super::FormatError;
 use super::container::{Cursor, Format, Sections, mismatch, section_name, write_preamble, write_section};
 use crate::model::{
     CoefficientEntry, ENTRY_BYTES, FQ_MODULUS_DEC, FR_MODULUS_DEC, Fq, Fr, G1_BYTES, G1Affine, G2, G2_BYTES, G2Affine,
-    KeyHeader, KeySections, PointSection, ProvingKey, VerificationKey, entry, g1_raw, g2_raw, limb_bytes, limbs,
+    KeyHeader, KeySections, MAX_DOMAIN, PointSection, ProvingKey, VerificationKey, entry, g1_raw, g2_raw, limb_bytes,
+    limbs,
 };
 
 static ZKEY: Format = Format {
@@ -49,9 +50,6 @@ const B1: (u32, &str) = (6, "B1");
 const B2: (u32, &str) = (7, "B2");
 const C: (u32, &str) = (8, "C");
 const H: (u32, &str) = (9, "H");
-
-/// Maximum size of the evaluation domain: r − 1 is divisible by 2^28 and no higher power of two.
-const MAX_DOMAIN: u32 = 1 << 28;
 
 /// Parses a key: decodes and checks the header, finds the sections, and checks that their lengths match the header. The
 /// content of sections 4 to 9 is not checked: see [`check`].

@@ -5,6 +5,10 @@ use bytes::Bytes;
 
 use super::{Fq, Fq2, G1Affine, G2Affine, VerificationKey, limbs};
 
+/// Maximum size of the evaluation domain: r − 1 is divisible by 2^28 and no higher power of two, so Fr has no roots of
+/// unity of a higher such order.
+pub const MAX_DOMAIN: u32 = 1 << 28;
+
 /// Numbers and fixed points of a proving key.
 #[derive(Clone, Debug)]
 pub struct KeyHeader {
@@ -12,7 +16,7 @@ pub struct KeyHeader {
     pub n_vars: u32,
     /// Number of public outputs and inputs.
     pub n_public: u32,
-    /// Size of the evaluation domain, a power of two of at most 2^28.
+    /// Size of the evaluation domain, a power of two of at most [`MAX_DOMAIN`].
     pub domain_size: u32,
     /// \[β\]₁
     pub beta_g1: G1Affine,

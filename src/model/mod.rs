@@ -26,7 +26,7 @@ pub use job::{
     Attempt, FailedAttempt, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Priority, Stage,
     StageTimes, Tries, WorkerId,
 };
-pub use key::{CoefficientEntry, KeyHeader, KeySections, ProvingKey, g1_raw, g2_raw};
+pub use key::{CoefficientEntry, KeyHeader, KeySections, MAX_DOMAIN, ProvingKey, g1_raw, g2_raw};
 pub(crate) use key::{ENTRY_BYTES, G1_BYTES, G2_BYTES, PointSection, entry};
 pub(crate) use limbs::{limb_bytes, limbs, reduced};
 pub use proof::{Proof, PublicInputs, VerificationKey};

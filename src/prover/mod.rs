@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, BackendError, Quiet, selftest};
+use crate::backend::{Backend, Quiet, selftest};
 use crate::config::Processor;
 use crate::formats::snarkjs;
 use crate::groth16::{self, ProveError, Proved, Verifier};
@@ -84,7 +84,7 @@ fn prove(device: &CpuBackend, zkey: &Path, witness: &Path) -> Result<Proved, Fil
     let loaded = device.load(Arc::new(key)).map_err(|e| about(zkey, e))?;
     let proved = groth16::prove(loaded.as_ref(), &verifier, &values, &StopToken::new(), &Quiet);
     proved.map_err(|e| match e {
-        ProveError::Backend(e @ BackendError::Shape { .. }) => about(zkey, e),
+        ProveError::Backend(e) if e.is_callers_fault() => about(zkey, e),
         e => failed(e),
     })
 }

@@ -86,7 +86,7 @@ impl From<BackendError> for Outcome {
     fn from(e: BackendError) -> Self {
         match e {
             BackendError::Stopped(why) => Self::Stopped(why),
-            BackendError::Shape { .. } => Self::failed(FailureClass::BadInput, e),
+            BackendError::Shape { .. } | BackendError::OutOfRange { .. } => Self::failed(FailureClass::BadInput, e),
             BackendError::Unavailable { .. }
             | BackendError::OutOfMemory { .. }
             | BackendError::Device { .. }

@@ -96,8 +96,11 @@ fn keys_that_do_not_hold_what_they_say_are_told_from_devices_that_fail() {
     assert_eq!(refused(|k| k.sections.a.truncate(64)), "bytes of A's points: expected 704, got 64");
     assert_eq!(refused(|k| k.sections.b2.truncate(0)), "bytes of B's points in G2: expected 1408, got 0");
     assert!(refused(|k| k.header.domain_size = 15).starts_with("domain size"));
-    assert!(refused(|k| k.header.n_public = 99).starts_with("wires of a key, at least: expected 100, got 11"));
-    assert!(refused(|k| k.sections.coefficients.truncate(43)).starts_with("bytes of matrix entries"));
+    assert!(refused(|k| k.header.n_public = 99).starts_with("wires of a key: expected at least 100, got 11"));
+    assert!(
+        refused(|k| k.sections.coefficients.truncate(43))
+            .starts_with("bytes of matrix entries: expected a multiple of 44")
+    );
     let rows = |k: &mut prover_worker::model::ProvingKey| {
         let mut entries = k.sections.coefficients.to_vec();
         entries[4..8].copy_from_slice(&u32::MAX.to_le_bytes());

@@ -6,6 +6,7 @@ use ark_ec::short_weierstrass::Projective;
 use ark_ff::BigInteger256;
 use rayon::ThreadPool;
 
+use super::super::Bound;
 use super::digits::{MAX_WINDOW, Multiples};
 use super::lanes::{Field, Isa, Kernel, Lanes};
 use super::msm::{Bases, Curve, InG1, InG2, Pool, Sorted};
@@ -104,8 +105,8 @@ fn product<I: Isa, C: Curve<I>>(
     let mut multiples = Multiples::at_load(count);
     let mut bases = pool.install(|| Bases::<I, C>::new(isa, section, 0, count))?;
     if let Some(bits) = window {
-        let what = "bits of a window for which there can be multiples, at most";
-        let wrong = BackendError::Shape { what, expected: MAX_WINDOW as u64, got: bits as u64 };
+        let (what, bound) = ("bits of a window for which there can be multiples", Bound::AtMost(MAX_WINDOW as u64));
+        let wrong = BackendError::OutOfRange { what, bound, got: bits as u64 };
         multiples = Multiples::windows(bits, count).ok_or(wrong)?;
         bases = bases.with_capacity_for(multiples);
         let made = pool.install(|| (1..multiples.of_each()).all(|window| bases.fill(window)));

@@ -12,12 +12,13 @@
 
 use std::mem::MaybeUninit;
 
-use ark_ff::{BigInteger256, FftField, Field as _};
+use ark_ff::{BigInteger256, Field as _};
 use ark_poly::{EvaluationDomain, Radix2EvaluationDomain};
 use rayon::prelude::*;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::super::BackendError;
+use super::super::key::{bad_domain, check_domain, odd_coset_shift};
 use super::lanes::portable::Portable;
 use super::lanes::{Field, Isa, Kernel, Lanes, Pair};
 use super::ntt::Plan;
@@ -60,24 +61,16 @@ impl<I: Isa> Constraints<I> {
     /// Checks and sorts the matrix entries, and plans the transforms.
     ///
     /// # Errors
-    /// `Shape` if the domain size is not a power of two of at most 2^28, or a matrix entry is out of range.
+    /// As for [`check_domain`] and [`Matrices::new`].
     pub(super) fn index(isa: I, key: &ProvingKey) -> Result<Self, BackendError> {
+        check_domain(key)?;
         let n = key.header.domain_size;
-        let bad_domain = || BackendError::Shape {
-            what: "domain size (a power of two of at most 2^28)",
-            expected: 1 << 28,
-            got: u64::from(n),
-        };
-        let domain = Radix2EvaluationDomain::<Fr>::new(n as usize).ok_or_else(bad_domain)?;
-        if domain.size() != n as usize {
-            return Err(bad_domain());
-        }
+        let domain = Radix2EvaluationDomain::<Fr>::new(n as usize).ok_or_else(|| bad_domain(n))?;
         let matrices = Matrices::new(key)?;
-        // A domain of 2^28 has no double in this field; snarkjs shifts by the square of its non-residue 5 there.
-        let shift = Fr::get_root_of_unity(2 * u64::from(n)).unwrap_or_else(|| Fr::from(25u64));
+        let shift = odd_coset_shift(n);
         let plan = match Plan::new(isa, &domain, shift) {
             Some(plan) => Plans::Wide(plan),
-            None => Plans::Narrow(Plan::new(Portable, &domain, shift).ok_or_else(bad_domain)?),
+            None => Plans::Narrow(Plan::new(Portable, &domain, shift).ok_or_else(|| bad_domain(n))?),
         };
         Ok(Self { matrices, plan })
     }
@@ -255,7 +248,7 @@ mod tests {
     use super::*;
     use crate::model::{G1Affine, G2Affine, KeyHeader, KeySections, VerificationKey};
     use ark_ec::AffineRepr;
-    use ark_ff::{PrimeField as _, UniformRand};
+    use ark_ff::{FftField as _, PrimeField as _, UniformRand};
     use ark_std::rand::{Rng, SeedableRng, rngs::StdRng};
 
     /// A matrix entry: matrix (0 A, 1 B), row, wire, value.
@@ -375,7 +368,7 @@ mod tests {
     #[test]
     fn the_index_looks_at_every_entry() {
         let refused = |n, n_vars, entries: &[Entry]| match Constraints::index(Portable, &key(n, n_vars, entries)) {
-            Err(BackendError::Shape { what, .. }) => what,
+            Err(e @ BackendError::OutOfRange { .. }) => e.to_string(),
             _ => panic!("taken"),
         };
         let one = Fr::from(1u64);
@@ -385,11 +378,16 @@ mod tests {
             all
         };
         assert!(Constraints::index(Portable, &key(64, 9, &with((1, 63, 8, -one)))).is_ok());
-        assert!(refused(64, 9, &with((2, 0, 0, one))).contains("matrix number"));
-        assert!(refused(64, 9, &with((0, 64, 0, one))).contains("row"));
-        assert!(refused(64, 9, &with((0, 0, 9, one))).contains("wire"));
+        for (bad, says) in [
+            ((2, 0, 0, one), "matrix number of an entry: expected less than 2, got 2"),
+            ((0, 64, 0, one), "row of a matrix entry: expected less than 64, got 64"),
+            ((0, 0, 9, one), "wire of a matrix entry: expected less than 9, got 9"),
+        ] {
+            assert_eq!(refused(64, 9, &with(bad)), says);
+        }
         for n in [0, 3, 63, (1 << 28) + 1, 1 << 29] {
-            assert!(refused(n, 1, &[]).contains("domain size"), "{n}");
+            let says = format!("domain size: expected a power of two of at most 2^28, got {n}");
+            assert_eq!(refused(n, 1, &[]), says);
         }
         let good = key(64, 9, &with((0, 0, 0, one)));
         let mut bytes = good.sections.coefficients.to_vec();

@@ -13,6 +13,7 @@ use ark_ff::{BigInteger256, MontConfig, PrimeField};
 use rayon::prelude::*;
 
 use super::super::BackendError;
+use super::super::key::check_entries;
 use crate::model::{CoefficientEntry, ENTRY_BYTES, Fr, ProvingKey, entry};
 
 /// r
@@ -21,9 +22,6 @@ const MODULUS: [u64; 4] = Fr::MODULUS.0;
 const INV: u64 = <ark_bn254::FrConfig as MontConfig<4>>::INV;
 /// The minimum number of rows of a block, if the matrices have as many, and the maximum.
 const BLOCK_ROWS: Range<usize> = 1 << 6..1 << 12;
-
-/// Matrix entries per task of [`check`].
-const CHECKED: usize = 1 << 14;
 
 /// Marks a full factor; the other bits are its index in [`Block::values`].
 const FULL: u32 = 1 << 31;
@@ -52,60 +50,18 @@ pub(in crate::backend) struct Matrices {
     rows_a_block: usize,
 }
 
-fn too_large(what: &'static str, below: u32, got: u32) -> BackendError {
-    BackendError::Shape { what, expected: u64::from(below), got: u64::from(got) }
-}
-
-/// Checks that the matrix, row, wire and value of every entry are in range. Returns whether rows ascend within each
-/// [`CHECKED`] entries.
-///
-/// # Errors
-/// `Shape` if an entry is out of range.
-pub(in crate::backend) fn check(key: &ProvingKey) -> Result<bool, BackendError> {
-    let n = key.header.domain_size;
-    key.sections
-        .coefficients
-        .par_chunks(ENTRY_BYTES * CHECKED)
-        .map(|chunk| {
-            let (mut sorted, mut last) = (true, 0);
-            for e in chunk.chunks_exact(ENTRY_BYTES).map(entry) {
-                if e.matrix > 1 {
-                    return Err(too_large("matrix number of an entry (0 or 1; at least 2 here)", 1, e.matrix));
-                }
-                if e.row >= n {
-                    return Err(too_large("row of a matrix entry (below the domain size)", n, e.row));
-                }
-                if e.signal >= key.header.n_vars {
-                    return Err(too_large("wire of a matrix entry (below nVars)", key.header.n_vars, e.signal));
-                }
-                if e.value >= Fr::MODULUS {
-                    return Err(BackendError::Shape {
-                        what: "values of matrix entries not below r",
-                        expected: 0,
-                        got: 1,
-                    });
-                }
-                sorted &= e.row >= last;
-                last = e.row;
-            }
-            Ok(sorted)
-        })
-        .try_reduce(|| true, |a, b| Ok(a && b))
-}
-
 impl Matrices {
     /// Checks that the matrix entries are in range, and sorts them by row.
     ///
     /// # Errors
-    /// `Shape` if a matrix, row, wire or value is out of range.
+    /// As for [`check_entries`].
     pub(in crate::backend) fn new(key: &ProvingKey) -> Result<Self, BackendError> {
         let bytes = &key.sections.coefficients;
-        let sorted = check(key)?;
+        let sorted = check_entries(key)?;
         let at = |i: usize| entry(&bytes[i * ENTRY_BYTES..]);
         let total = key.n_coefficients();
-        let borders_sorted = (1..total.div_ceil(CHECKED)).all(|k| at(k * CHECKED).row >= at(k * CHECKED - 1).row);
         // Sorts the entries by row, unless the file has them in that order already, as snarkjs writes it.
-        let order = (!sorted || !borders_sorted).then(|| {
+        let order = (!sorted).then(|| {
             let mut order: Vec<u32> = (0..total as u32).collect();
             order.par_sort_by_key(|&i| at(i as usize).row);
             order

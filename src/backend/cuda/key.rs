@@ -95,7 +95,7 @@ impl Resident {
     /// Uploads the key, with plans that take no more memory than `all`, the plans that `footprint` assumes, and with
     /// the MSMs apart or not as in `all`.
     fn new(driver: &Arc<dyn Driver>, stream: Stream, key: &ProvingKey, all: &Plans) -> Result<Self, BackendError> {
-        super::super::check_lengths(key)?;
+        super::super::key::check_points(key)?;
         let s = &key.sections;
         let private = key.header.n_public + 1;
         let constraints = Constraints::index(driver, stream, key)?;

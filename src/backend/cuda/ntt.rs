@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ark_ff::{FftField, Field};
 
-use super::super::BackendError;
+use super::super::{BackendError, Bound};
 use super::driver::{Argument, Driver, Launch, Stream};
 use super::memory::Buffer;
 use crate::model::{Fr, limb_bytes};
@@ -115,7 +115,7 @@ impl Domain {
     /// Computes the twiddle factors for NTTs of 2^log elements.
     ///
     /// # Errors
-    /// `Shape` if `log` is above 27.
+    /// `OutOfRange` if `log` is above 27.
     pub(super) fn new(driver: &Arc<dyn Driver>, stream: Stream, log: u32) -> Result<Self, BackendError> {
         Self::with(driver, stream, log, Radix::of(log))
     }
@@ -123,8 +123,8 @@ impl Domain {
     /// Like [`Domain::new`], with the given radix.
     pub(super) fn with(driver: &Arc<dyn Driver>, stream: Stream, log: u32, radix: Radix) -> Result<Self, BackendError> {
         if log > MAX_LOG {
-            let (what, expected) = ("log of the elements of a transform, at most", u64::from(MAX_LOG));
-            return Err(BackendError::Shape { what, expected, got: u64::from(log) });
+            let (what, bound) = ("log of the elements of a transform", Bound::AtMost(MAX_LOG.into()));
+            return Err(BackendError::OutOfRange { what, bound, got: log.into() });
         }
         let shared = driver.properties().shared_per_block;
         let max_tile = radix.max_tile().min((shared / ELEMENT as u32).max(1).ilog2());
@@ -244,9 +244,9 @@ impl Domain {
 /// Computes the twiddle factors ω^i for 0 ≤ i ≤ 2^order, where ω^(2^order) = −1.
 fn roots(driver: &Arc<dyn Driver>, stream: Stream, order: u32) -> Result<Buffer, BackendError> {
     let count = (1u32 << order) + 1;
-    let root = Fr::get_root_of_unity(2 << order).ok_or(BackendError::Shape {
-        what: "log of a root's order, at most",
-        expected: u64::from(Fr::TWO_ADICITY),
+    let root = Fr::get_root_of_unity(2 << order).ok_or(BackendError::OutOfRange {
+        what: "log of a root's order",
+        bound: Bound::AtMost(Fr::TWO_ADICITY.into()),
         got: u64::from(order) + 1,
     })?;
     let powers = std::iter::successors(Some(root), |root| Some(root.square()));
@@ -483,8 +483,8 @@ mod tests {
     fn sizes_that_do_not_fit() {
         let (driver, stream) = device(HostDriver::new(Order::Ascending));
         let error = Domain::new(&driver, stream, 28).err();
-        let what = "log of the elements of a transform, at most";
-        assert_eq!(error, Some(BackendError::Shape { what, expected: 27, got: 28 }));
+        let (what, bound) = ("log of the elements of a transform", Bound::AtMost(27));
+        assert_eq!(error, Some(BackendError::OutOfRange { what, bound, got: 28 }));
         let domain = Domain::new(&driver, stream, 4).unwrap();
         let data = Buffer::new(&driver, 32 * 16 * 2).unwrap();
         let error = domain.inverse(stream, &data, 3).err();

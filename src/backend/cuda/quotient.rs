@@ -15,7 +15,7 @@ use ark_ff::{BigInteger256, Field, PrimeField};
 use rayon::prelude::*;
 
 use super::super::BackendError;
-use super::super::cpu::sparse;
+use super::super::key::{check_domain, check_entries};
 use super::driver::{Argument, Driver, Launch, Stream};
 use super::memory::{Arena, Buffer, padded_total};
 use super::ntt::{Domain, ELEMENT, MAX_LOG};
@@ -106,19 +106,15 @@ impl Constraints {
     /// Checks the matrix entries, every index in particular, and uploads them.
     ///
     /// # Errors
-    /// `Shape` if the domain size is not a power of two, or if a matrix entry is out of range; `Unavailable` if the
-    /// domain is larger than 2^27.
+    /// As for [`check_domain`] and [`check_entries`]; `Unavailable` if the domain is larger than 2^27.
     pub(super) fn index(driver: &Arc<dyn Driver>, stream: Stream, key: &ProvingKey) -> Result<Self, BackendError> {
         let n = key.header.domain_size;
-        if !n.is_power_of_two() {
-            let what = "domain size (a power of two)";
-            return Err(BackendError::Shape { what, expected: u64::from(n).next_power_of_two(), got: u64::from(n) });
-        }
+        check_domain(key)?;
         if n > 1 << MAX_LOG {
             let why = format!("its NTTs have at most 2^{MAX_LOG} elements, and the key's domain has {n}");
             return Err(BackendError::Unavailable { device: driver.properties().label(), why });
         }
-        sparse::check(key)?;
+        check_entries(key)?;
         let rows = Rows::of(key);
         let factors = Factors::of(key);
         let (short_terms, long_terms) = rows.terms(key, &factors);
@@ -437,6 +433,7 @@ mod tests {
     use ark_std::rand::{Rng, SeedableRng, rngs::StdRng};
     use bytes::Bytes;
 
+    use super::super::super::Bound;
     use super::super::driver::host::{HostDriver, Order};
     use super::*;
     use crate::model::{G1Affine, G2Affine, KeyHeader, KeySections, VerificationKey, limbs};
@@ -610,18 +607,18 @@ mod tests {
             let mut entries = key.sections.coefficients.to_vec();
             entries[at..at + 4].copy_from_slice(&value.to_le_bytes());
             key.sections.coefficients = entries.into();
-            assert!(matches!(Constraints::index(&driver, stream, &key), Err(BackendError::Shape { .. })));
+            assert!(Constraints::index(&driver, stream, &key).is_err_and(|e| e.is_callers_fault()));
         }
         let with = |domain| {
             let mut key = case.key();
             key.header.domain_size = domain;
             Constraints::index(&driver, stream, &key).err()
         };
-        for (domain, expected) in [(0, 1), (3, 4)] {
-            let what = "domain size (a power of two)";
-            assert_eq!(with(domain), Some(BackendError::Shape { what, expected, got: u64::from(domain) }));
+        for domain in [0, 3, 1 << 29] {
+            let (what, bound) = ("domain size", Bound::PowerOfTwo { max_log2: 28 });
+            assert_eq!(with(domain), Some(BackendError::OutOfRange { what, bound, got: domain.into() }));
         }
-        // Not `Shape`, because other devices may support it.
+        // Not the caller's fault, because other devices may support it.
         let unavailable = with(1 << 28);
         assert!(matches!(&unavailable, Some(BackendError::Unavailable { device, .. }) if device == "cuda:0"));
         let constraints = Constraints::index(&driver, stream, &case.key()).unwrap();

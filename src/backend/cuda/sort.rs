@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use super::super::BackendError;
+use super::super::{BackendError, Bound};
 use super::driver::{Argument, Driver, Launch, Stream};
 use super::memory::{Arena, Buffer, padded_total};
 use super::msm::{Index, Plan};
@@ -209,7 +209,7 @@ impl Sorter {
     /// Sorts the digits of the scalars of the wires in `index`. Scalars are plain values below r.
     ///
     /// # Errors
-    /// `TooSmall` if this memory is, or if there are more digits than kernels can count; `Shape` if the plan has
+    /// `TooSmall` if this memory is, or if there are more digits than kernels can count; `OutOfRange` if the plan has
     /// bundles of too few buckets.
     pub(super) fn sort(
         &self,
@@ -230,8 +230,8 @@ impl Sorter {
         let bins = Bins::of(plan);
         let two_steps = bins.low_bits > 0;
         if plan.rounds > 0 && !two_steps {
-            let (what, got) = ("buckets whose entries are bundled, at least", plan.buckets().into());
-            return Err(BackendError::Shape { what, expected: u64::from(MAX_ONE_STEP) + 1, got });
+            let (what, got) = ("buckets whose entries are bundled", plan.buckets().into());
+            return Err(BackendError::OutOfRange { what, bound: Bound::AtLeast(u64::from(MAX_ONE_STEP) + 1), got });
         }
         let keys = 1 << bins.low_bits;
         let counted = if two_steps { plan.buckets() } else { 0 };
@@ -479,8 +479,8 @@ mod tests {
         let sorter = Sorter::new(&driver, Needs::of(10, &plan)).unwrap();
         let bundled = Plan { window: 4, rounds: 1, ..plan };
         let error = sorter.sort(stream, &scalars, &Index::new(&driver, stream, &[], 0).unwrap(), &bundled).err();
-        let what = "buckets whose entries are bundled, at least";
-        assert_eq!(error, Some(BackendError::Shape { what, expected: 2049, got: 8 }));
+        let (what, bound) = ("buckets whose entries are bundled", Bound::AtLeast(2049));
+        assert_eq!(error, Some(BackendError::OutOfRange { what, bound, got: 8 }));
         let error = sorter.sort(stream, &scalars, &index, &plan).err();
         let [available, needed] = [10, 11].map(|n| Needs::of(n, &plan).bytes());
         assert_eq!(error, Some(BackendError::TooSmall { what: "bytes to sort digits", needed, available }));

@@ -4,17 +4,15 @@
 //! a, b and c = a∘b are interpolated there, evaluated on the odd coset, and combined to a·b − c, the scalars of H
 //! (`cpu::quotient` has the mathematics).
 
-use ark_ff::{BigInteger256, FftField};
+use ark_ff::BigInteger256;
 use rayon::prelude::*;
 use zeroize::Zeroizing;
 
 use super::super::cpu::sparse::Matrices;
+use super::super::key::{check_domain, check_points, odd_coset_shift};
 use super::super::{BackendError, Commitments};
 use super::algebra::{Algebra, Group, Scalars};
 use crate::model::{Fr, G1, G2, KeySections, ProvingKey, reduced};
-
-/// The largest domain: the field has roots of unity up to this order.
-pub(super) const LARGEST_DOMAIN: u32 = 1 << 28;
 
 /// The current step of the computation, for messages about a child that does not answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -149,9 +147,10 @@ impl<A: Algebra> Key<A> {
     /// Copies a key to the device, section by section; each section is dropped once its points are there.
     ///
     /// # Errors
-    /// `Shape` if the key's sizes are inconsistent.
+    /// `Shape` or `OutOfRange` if the key's sizes are inconsistent.
     pub(super) fn new(algebra: &A, key: ProvingKey) -> Result<Self, BackendError> {
-        check(&key)?;
+        check_domain(&key)?;
+        check_points(&key)?;
         let matrices = Matrices::new(&key)?;
         let (wires, domain) = (key.header.n_vars as usize, key.header.domain_size as usize);
         let private = key.header.n_public + 1;
@@ -163,9 +162,7 @@ impl<A: Algebra> Key<A> {
         let a = Section::new(algebra, &{ a }, 0)?;
         let c = Section::new(algebra, &{ c }, private)?;
         let h = Section::new(algebra, &{ h }, 0)?;
-        // A domain of 2^28 has no double in this field; snarkjs uses the square of its non-residue 5 as the shift
-        // there.
-        let shift = Fr::get_root_of_unity(2 * domain as u64).unwrap_or_else(|| Fr::from(25u64));
+        let shift = odd_coset_shift(key.header.domain_size);
         Ok(Self { wires, matrices, domain, shift, a, b1, b2, c, h })
     }
 
@@ -229,21 +226,6 @@ fn rows(matrices: &Matrices, domain: usize, w: &[BigInteger256]) -> (Secret, Sec
 
 /// Values that are overwritten when dropped.
 type Secret = Zeroizing<Vec<BigInteger256>>;
-
-/// Checks that the sections have the number of points that the header implies, and that transforms support the domain's
-/// size.
-pub(super) fn check(key: &ProvingKey) -> Result<(), BackendError> {
-    let header = &key.header;
-    if !header.domain_size.is_power_of_two() || header.domain_size > LARGEST_DOMAIN {
-        let what = "domain size (a power of two of at most 2^28)";
-        return Err(BackendError::Shape {
-            what,
-            expected: u64::from(LARGEST_DOMAIN),
-            got: u64::from(header.domain_size),
-        });
-    }
-    super::super::check_lengths(key)
-}
 
 #[cfg(test)]
 mod tests {

@@ -16,14 +16,13 @@ use std::rc::Rc;
 use ark_ff::{BigInteger256, FftField, One, PrimeField};
 use zeroize::Zeroizing;
 
-use super::super::BackendError;
+use super::super::{BackendError, Bound};
 use super::algebra::{Algebra, ELEMENT, Group, Scalars};
-use super::key::LARGEST_DOMAIN;
 use super::sys::{
     self, Device, FORWARD, Functions, INVERSE, MsmConfig, NttConfig, NttInitDomainConfig, Release, TYPE_BYTES,
     VecOpsConfig,
 };
-use crate::model::Fr;
+use crate::model::{Fr, MAX_DOMAIN};
 
 /// Types of devices in order of preference, for when none is requested. The CPU is not among them: the program's own
 /// backend is many times faster there.
@@ -170,8 +169,11 @@ impl Icicle {
     fn transform(&self, vector: &mut Vector, direction: c_int, shift: Fr) -> Result<(), BackendError> {
         let size = vector.len;
         if size > self.domain.get() || !size.is_power_of_two() {
-            let (expected, got) = (self.domain.get() as u64, size as u64);
-            return Err(BackendError::Shape { what: "values of a transform", expected, got });
+            let bound = match size.is_power_of_two() {
+                true => Bound::AtMost(self.domain.get() as u64),
+                false => Bound::PowerOfTwo { max_log2: MAX_DOMAIN.ilog2() },
+            };
+            return Err(BackendError::OutOfRange { what: "values of a transform", bound, got: size as u64 });
         }
         let config = NttConfig {
             stream: self.stream,
@@ -209,8 +211,9 @@ impl Icicle {
         };
         unequal("scalars of a sum", count, from_first)?;
         unequal("points of a sum", count, bases.len.saturating_sub(first).min(count))?;
-        let (what, expected, got) = ("points of a sum, at most", c_int::MAX as u64, count as u64);
-        let size = c_int::try_from(count).map_err(|_| BackendError::Shape { what, expected, got })?;
+        let (bound, got) = (Bound::AtMost(c_int::MAX as u64), count as u64);
+        let size = c_int::try_from(count);
+        let size = size.map_err(|_| BackendError::OutOfRange { what: "points of a sum", bound, got })?;
         let config = MsmConfig {
             stream: self.stream,
             precompute_factor: 1,
@@ -396,7 +399,7 @@ impl Algebra for Rc<Icicle> {
 
     fn prepare(&self, size: usize) -> Result<(), BackendError> {
         // With the coset's generator among the roots, devices need not compute its powers for each transform.
-        let wanted = (2 * size).min(LARGEST_DOMAIN as usize).max(4);
+        let wanted = (2 * size).min(MAX_DOMAIN as usize).max(4);
         if wanted <= self.domain.get() {
             return Ok(());
         }
@@ -405,8 +408,9 @@ impl Algebra for Rc<Icicle> {
             // SAFETY: no transform is in progress.
             done("bn254_ntt_release_domain", unsafe { (self.f.bn254_ntt_release_domain)() })?;
         }
-        let (what, expected, got) = ("values of a transform, at most", u64::from(LARGEST_DOMAIN), size as u64);
-        let root = Fr::get_root_of_unity(wanted as u64).ok_or(BackendError::Shape { what, expected, got })?;
+        let (bound, got) = (Bound::AtMost(MAX_DOMAIN.into()), size as u64);
+        let root = Fr::get_root_of_unity(wanted as u64);
+        let root = root.ok_or(BackendError::OutOfRange { what: "values of a transform", bound, got })?;
         let root = root.into_bigint().0;
         let config = NttInitDomainConfig { stream: self.stream, is_async: false, ext: ptr::null_mut() };
         // SAFETY: the root and the configuration are valid, and only read during the call.

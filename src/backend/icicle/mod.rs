@@ -27,9 +27,9 @@ use std::time::{Duration, Instant};
 pub use child::{Task, serve};
 
 use self::process::{Process, Trouble};
-use super::cpu::sparse;
 use super::discover::{Found, IcicleOptions};
-use super::{Backend, BackendError, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress};
+use super::key::{check_domain, check_entries, check_points};
+use super::{Backend, BackendError, Bound, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress};
 use crate::model::{ENTRY_BYTES, ProvingKey, StopToken, Witness, locked};
 
 /// Where ICICLE's installer puts its libraries.
@@ -182,13 +182,14 @@ impl Backend for IcicleBackend {
 
     fn load(&self, key: Arc<ProvingKey>) -> Result<Arc<dyn LoadedKey>, BackendError> {
         // The caller's mistakes are found here, where they can be reported in full.
-        key::check(&key)?;
-        let (what, expected) = ("bytes of matrix entries, a multiple of", ENTRY_BYTES as u64);
-        let got = key.sections.coefficients.len() as u64;
-        if !got.is_multiple_of(expected) {
-            return Err(BackendError::Shape { what, expected, got });
+        check_domain(&key)?;
+        check_points(&key)?;
+        let (entry, got) = (ENTRY_BYTES as u64, key.sections.coefficients.len() as u64);
+        if !got.is_multiple_of(entry) {
+            let bound = Bound::MultipleOf(entry);
+            return Err(BackendError::OutOfRange { what: "bytes of matrix entries", bound, got });
         }
-        sparse::check(&key)?;
+        check_entries(&key)?;
         let id = self.device.keys.fetch_add(1, Ordering::Relaxed);
         self.device.with_child(None, |child| child.load(id, &key))?;
         Ok(Arc::new(IcicleKey { device: self.device.clone(), key, id }))

@@ -278,7 +278,9 @@ impl From<BackendError> for Failure {
             BackendError::OutOfMemory { needed, free } => Self::OutOfMemory { needed, free },
             BackendError::Stopped(_) => Self::Stopped,
             BackendError::Unavailable { why, .. } => Self::Says(why),
-            size @ (BackendError::Shape { .. } | BackendError::TooSmall { .. }) => Self::Says(size.to_string()),
+            e @ (BackendError::Shape { .. } | BackendError::OutOfRange { .. } | BackendError::TooSmall { .. }) => {
+                Self::Says(e.to_string())
+            }
         }
     }
 }

@@ -28,7 +28,7 @@ use ark_ff::{AdditiveGroup, PrimeField, Zero};
 use rayon::prelude::*;
 use std::sync::Arc;
 
-use super::super::BackendError;
+use super::super::{BackendError, Bound};
 use super::digits::{INDEX_BITS, Multiples};
 use super::lanes::{Isa, Kernel, Pair};
 use crate::model::{Fq, StopToken, limbs};
@@ -115,8 +115,8 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
         let section = &section[..count * C::BYTES];
         let wires = scalars.max(first + count);
         if wires > 1 << INDEX_BITS {
-            let what = "wires that an index has room for, at most";
-            return Err(BackendError::Shape { what, expected: 1 << INDEX_BITS, got: wires as u64 });
+            let bound = Bound::AtMost(1 << INDEX_BITS);
+            return Err(BackendError::OutOfRange { what: "wires of a key", bound, got: wires as u64 });
         }
         let look = |bytes: &[u8]| {
             let wrong = bytes.chunks_exact(32).filter(|coordinate| limbs(coordinate) >= Fq::MODULUS).count();

@@ -297,7 +297,7 @@ fn wires_without_an_index_are_refused() {
     let section = [0; 3 * crate::model::G1_BYTES];
     let new = |first| Bases::<_, InG1>::new(super::super::lanes::portable::Portable, &section, first, first + 3);
     assert!(new((1 << 30) - 3).is_ok());
-    assert!(matches!(new((1 << 30) - 2), Err(BackendError::Shape { got, .. }) if got == (1 << 30) + 1));
+    assert!(matches!(new((1 << 30) - 2), Err(BackendError::OutOfRange { got, .. }) if got == (1 << 30) + 1));
 }
 
 #[test]
