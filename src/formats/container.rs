@@ -13,6 +13,7 @@ use std::ops::Range;
 use num_bigint::BigUint;
 
 use super::{FileKind, FormatError};
+use crate::model::named_prime;
 
 /// Size of what precedes the first section, in bytes.
 const PREAMBLE: usize = 12;
@@ -207,8 +208,7 @@ impl<'a> Cursor<'a> {
         }
         let got = BigUint::from_bytes_le(self.take(n8 as usize, what)?).to_string();
         if got != expected {
-            let named = |p: &str| curve_name(p).map_or(p.to_owned(), |name| format!("{p} ({name})"));
-            return Err(mismatch(self.place(what), named(expected), named(&got)));
+            return Err(mismatch(self.place(what), named_prime(expected), named_prime(&got)));
         }
         if n8 != 32 {
             return Err(mismatch(self.place(&format!("bytes of {what}")), 32, n8));
@@ -224,33 +224,6 @@ impl<'a> Cursor<'a> {
         let left = self.remaining();
         Err(mismatch(format!("{}, length", self.section), "no byte after its last field", format!("{left} more")))
     }
-}
-
-/// Returns the name of a prime's field, among the fields that circom and snarkjs know.
-fn curve_name(prime: &str) -> Option<&'static str> {
-    Some(match prime {
-        crate::model::FQ_MODULUS_DEC => "the base field of BN254",
-        crate::model::FR_MODULUS_DEC => "the scalar field of BN254",
-        "4002409555221667393417789825735904156556882819939007885332058136124031650490837864442687629129015664037894272559787" => {
-            "the base field of BLS12-381"
-        }
-        "52435875175126190479447740508185965837690552500527637822603658699938581184513" => {
-            "the scalar field of BLS12-381"
-        }
-        "258664426012969094010652733694893533536393512754914660539884262666720468348340822774968888139573360124440321458177" => {
-            "the base field of BLS12-377"
-        }
-        "8444461749428370424248824938781546531375899335154063827935233455917409239041" => {
-            "the scalar field of BLS12-377"
-        }
-        "28948022309329048855892746252171976963363056481941560715954676764349967630337" => "the base field of Pallas",
-        "28948022309329048855892746252171976963363056481941647379679742748393362948097" => "the base field of Vesta",
-        "115792089210356248762697446949407573530086143415290314195533631308867097853951" => {
-            "the base field of secp256r1"
-        }
-        "18446744069414584321" => "Goldilocks",
-        _ => return None,
-    })
 }
 
 /// Creates the most common error.

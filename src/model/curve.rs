@@ -23,3 +23,35 @@ pub type G2 = ark_bn254::G2Projective;
 pub const FQ_MODULUS_DEC: &str = "21888242871839275222246405745257275088696311157297823662689037894645226208583";
 /// r in decimal, for messages.
 pub const FR_MODULUS_DEC: &str = "21888242871839275222246405745257275088548364400416034343698204186575808495617";
+
+/// Returns the name of a prime's field, given in decimal, among the fields that circom and snarkjs know.
+fn field_name(prime: &str) -> Option<&'static str> {
+    Some(match prime {
+        FQ_MODULUS_DEC => "the base field of BN254, the scalar field of Grumpkin",
+        FR_MODULUS_DEC => "the scalar field of BN254",
+        "4002409555221667393417789825735904156556882819939007885332058136124031650490837864442687629129015664037894272559787" => {
+            "the base field of BLS12-381"
+        }
+        "52435875175126190479447740508185965837690552500527637822603658699938581184513" => {
+            "the scalar field of BLS12-381"
+        }
+        "258664426012969094010652733694893533536393512754914660539884262666720468348340822774968888139573360124440321458177" => {
+            "the base field of BLS12-377"
+        }
+        "8444461749428370424248824938781546531375899335154063827935233455917409239041" => {
+            "the scalar field of BLS12-377"
+        }
+        "28948022309329048855892746252171976963363056481941560715954676764349967630337" => "the base field of Pallas",
+        "28948022309329048855892746252171976963363056481941647379679742748393362948097" => "the base field of Vesta",
+        "115792089210356248762697446949407573530086143415290314195533631308867097853951" => {
+            "the base field of secp256r1"
+        }
+        "18446744069414584321" => "Goldilocks",
+        _ => return None,
+    })
+}
+
+/// Formats a prime, given in decimal, with the name of its field, if circom and snarkjs know that field.
+pub(crate) fn named_prime(prime: &str) -> String {
+    field_name(prime).map_or_else(|| prime.to_owned(), |name| format!("{prime} ({name})"))
+}

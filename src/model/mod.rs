@@ -19,6 +19,7 @@ mod witness;
 pub use choice::{BackendChoice, Instructions};
 pub use circuit::{Circuit, CircuitContent, CircuitName, InvalidName};
 pub use cloud::Cloud;
+pub(crate) use curve::named_prime;
 pub use curve::{FQ_MODULUS_DEC, FR_MODULUS_DEC, Fq, Fq2, Fr, G1, G1Affine, G2, G2Affine};
 pub use hash::ContentHash;
 pub use idempotency::{IdempotencyKey, InvalidKey};

@@ -12,7 +12,7 @@ use super::sandbox::{Machine, Sandbox};
 use super::wasm::Program;
 use super::{WitnessError, rewrite};
 use crate::backend::pages;
-use crate::model::{FR_MODULUS_DEC, Fr, StopReason, StopToken, Witness};
+use crate::model::{FR_MODULUS_DEC, Fr, StopReason, StopToken, Witness, named_prime};
 
 /// Most elements of all tables together; circom's programs have one table, with an entry for each template.
 const MAX_TABLE: usize = 1 << 20;
@@ -485,19 +485,10 @@ pub(super) fn check_field(words: u32, prime: Option<[u8; 32]>) -> std::result::R
         return Err(WitnessError::Module(format!("{expected}, got a field of {words} 32-bit words{field}")));
     };
     let prime = BigUint::from_bytes_le(&prime).to_string();
-    let known = match prime.as_str() {
-        FR_MODULUS_DEC => return Ok(()),
-        "52435875175126190479447740508185965837690552500527637822603658699938581184513" => "BLS12-381's, r = ",
-        "21888242871839275222246405745257275088696311157297823662689037894645226208583" => {
-            "Grumpkin's (BN254's base field), r = "
-        }
-        "28948022309329048855892746252171976963363056481941560715954676764349967630337" => "Pallas's, r = ",
-        "28948022309329048855892746252171976963363056481941647379679742748393362948097" => "Vesta's, r = ",
-        "115792089210356248762697446949407573530086143415290314195533631308867097853951" => "secp256r1's base field, ",
-        "18446744069414584321" => "Goldilocks, ",
-        _ => "",
-    };
-    Err(WitnessError::Module(format!("{expected}, got {known}{prime}")))
+    if prime == FR_MODULUS_DEC {
+        return Ok(());
+    }
+    Err(WitnessError::Module(format!("{expected}, got {}", named_prime(&prime))))
 }
 
 /// The functions that make up an interface.

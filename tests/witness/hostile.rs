@@ -355,7 +355,7 @@ fn the_version_and_the_field_are_checked() {
     let q: num_bigint::BigUint =
         "52435875175126190479447740508185965837690552500527637822603658699938581184513".parse().unwrap();
     other.prime = q.to_bytes_le().iter().map(|b| format!("\\{b:02x}")).collect();
-    is_module(&other.error(), "got BLS12-381's");
+    is_module(&other.error(), "(the scalar field of BLS12-381)");
     is_module(&Program::new().with("getRawPrime", "").error(), "got 0");
 }
 
