@@ -14,9 +14,9 @@ use crate::model::{BackendChoice, Instructions};
 /// Time limit for the driver to list its GPUs, and then for opening them: for a GPU newer than this build, the driver
 /// assembles the kernels, which takes minutes.
 #[cfg(feature = "cuda")]
-const LONGEST_LOOK: Duration = Duration::from_secs(600);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(600);
 /// Time limit for the self-test of a GPU, which normally takes milliseconds: a longer one hangs.
-const LONGEST_TEST: Duration = Duration::from_secs(60);
+const SELF_TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 const NOT_COMPILED: &str = "not compiled in";
 const NOT_REQUESTED: &str = "not probed because another kind was requested";
@@ -34,6 +34,19 @@ pub struct IcicleOptions {
     pub kind: Option<String>,
     /// Environment variables to withhold from the device processes.
     pub withheld: Vec<&'static str>,
+}
+
+/// How to compute proofs on NVIDIA GPUs.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaOptions {
+    /// Whether the work of a small proof may be launched as one CUDA graph.
+    pub graphs: bool,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        Self { graphs: true }
+    }
 }
 
 /// How to compute proofs on the CPU.
@@ -78,22 +91,22 @@ pub(super) type Found = Result<Vec<Opened>, String>;
 
 /// Finds devices and tests those the choice permits.
 ///
-/// `cuda_graphs` says whether the work of a proof may be a single launch on an NVIDIA GPU. Fails if the requested kind
-/// cannot be used, if the CPU lacks the requested instructions, or if the CPU fails its self-test.
+/// Fails if the requested kind cannot be used, if the CPU lacks the requested instructions, or if the CPU fails its
+/// self-test.
 pub fn discover(
     choice: BackendChoice,
     cpu: &ProcessorOptions,
-    cuda_graphs: bool,
+    cuda: &CudaOptions,
     icicle: &IcicleOptions,
 ) -> Result<Discovery, BackendError> {
     let processor = processor(cpu)?;
     let gpus = match choice {
-        BackendChoice::Auto | BackendChoice::Cuda => gpus(cuda_graphs),
+        BackendChoice::Auto | BackendChoice::Cuda => gpus(cuda),
         // Starting a driver takes time and memory.
         BackendChoice::Icicle | BackendChoice::Cpu if cfg!(feature = "cuda") => Err(NOT_REQUESTED.into()),
         BackendChoice::Icicle | BackendChoice::Cpu => Err(NOT_COMPILED.into()),
     };
-    choose(choice, gpus, || by_icicle(icicle), processor, LONGEST_TEST)
+    choose(choice, gpus, || by_icicle(icicle), processor, SELF_TEST_TIMEOUT)
 }
 
 /// Tests the devices and puts them in order. ICICLE is only probed if its devices would be used: next to `cuda`, they
@@ -153,25 +166,26 @@ fn summary(devices: &[Arc<dyn Backend>], report: &[DeviceReport]) -> String {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn gpus(_: bool) -> Found {
+fn gpus(_: &CudaOptions) -> Found {
     Err(NOT_COMPILED.into())
 }
 
 /// The GPUs that NVIDIA's driver lists.
 #[cfg(feature = "cuda")]
-fn gpus(graphs: bool) -> Found {
+fn gpus(options: &CudaOptions) -> Found {
     use super::cuda::CudaBackend;
     use super::cuda::driver::nvidia::NvidiaDriver;
 
-    let listed = wait_for(spawn_detached(NvidiaDriver::list), LONGEST_LOOK);
+    let listed = wait_for(spawn_detached(NvidiaDriver::list), OPEN_TIMEOUT);
     let listed = listed.map_err(|why| format!("looking for GPUs {why}"))??;
+    let graphs = options.graphs;
     let open = listed.into_iter().map(|gpu| {
         move || -> Opened {
             let gpu = CudaBackend::new(Arc::new(gpu.open()?));
             Ok(Arc::new(if graphs { gpu } else { gpu.without_graphs() }))
         }
     });
-    Ok(opened(open, LONGEST_LOOK))
+    Ok(opened(open, OPEN_TIMEOUT))
 }
 
 /// Opens devices concurrently, each on its own thread, so that one that hangs does not affect the others.
@@ -511,7 +525,7 @@ mod tests {
     #[test]
     fn a_kind_that_is_not_there_is_refused_and_the_processor_is_not() {
         let nowhere = IcicleOptions { libraries: Some("/nowhere".into()), ..IcicleOptions::default() };
-        let portable = |choice| discover(choice, &PORTABLE, true, &nowhere);
+        let portable = |choice| discover(choice, &PORTABLE, &CudaOptions::default(), &nowhere);
         let refused = portable(BackendChoice::Icicle).map(|_| ()).unwrap_err().to_string();
         let why = if cfg!(feature = "icicle") { "the program's own file" } else { NOT_COMPILED };
         assert!(refused.starts_with(&format!("icicle cannot be used: {why}")), "{refused}");

@@ -78,9 +78,17 @@ fn key(wires: usize, public: usize, domain: usize, sections: KeySections) -> Pro
     ProvingKey { header, sections }
 }
 
-/// Loads the small key on the device and compares each product: of one proof on the CPU, and of three on other devices,
-/// which reuse the memory of one proof for the next and may then take another code path. Those devices also get a long
-/// row, and run [`Backend::trial`] for what no small key exercises.
+/// Returns the number of proofs that show whether a device can prove: one on the CPU, and three on other devices, which
+/// reuse the memory of one proof for the next and may then take another code path.
+pub fn proofs_per_test(kind: DeviceKind) -> usize {
+    match kind {
+        DeviceKind::Cpu => 1,
+        DeviceKind::Cuda | DeviceKind::Icicle => 3,
+    }
+}
+
+/// Loads the small key on the device and compares each product of [`proofs_per_test`] proofs. Devices other than the CPU
+/// also get a long row, and run [`Backend::trial`] for what no small key exercises.
 pub fn run(backend: &dyn Backend) -> Result<(), BackendError> {
     let Known { mut key, witness, answers } = Known::new();
     if backend.device().kind != DeviceKind::Cpu {
@@ -123,8 +131,7 @@ fn compare(
     expected: &Commitments,
 ) -> Result<(), BackendError> {
     let loaded = backend.load(Arc::new(key))?;
-    let proofs = if backend.device().kind == DeviceKind::Cpu { 1 } else { 3 };
-    for i in 0..proofs {
+    for i in 0..proofs_per_test(backend.device().kind) {
         let got = loaded.commit(witness, &StopToken::new(), &Quiet)?;
         let wrong = [
             ("A in G1", got.a != expected.a),

@@ -3,7 +3,7 @@
 use std::future::Future;
 
 use super::CliError;
-use crate::backend::{Discovery, IcicleOptions, ProcessorOptions, discover};
+use crate::backend::{CudaOptions, Discovery, IcicleOptions, ProcessorOptions, discover};
 use crate::config::{CATALOGUE, Config};
 use crate::model::{CircuitName, JobId};
 use crate::registry::host_keys;
@@ -48,7 +48,8 @@ pub fn devices(config: &Config) -> Result<Discovery, CliError> {
         // Some of them contain passwords, and the libraries are third-party code.
         withheld: CATALOGUE.iter().map(|v| v.name).collect(),
     };
-    discover(config.backend, &cpu, config.cuda_graphs, &icicle).map_err(CliError::failed)
+    let cuda = CudaOptions { graphs: config.cuda_graphs };
+    discover(config.backend, &cpu, &cuda, &icicle).map_err(CliError::failed)
 }
 
 /// Parses a circuit's name from the command line.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ark_ff::{Field, One, PrimeField};
 
-use crate::backend::{Backend, DeviceKind, Quiet, selftest};
+use crate::backend::{Backend, Quiet, selftest};
 use crate::formats::r1cs::{Constraints, R1cs};
 use crate::groth16::{Verifier, prove, setup};
 use crate::model::{Fr, ProvingKey, StopToken, Witness};
@@ -43,9 +43,7 @@ impl Canary {
         let (x2, x4) = (x.square(), x.square().square());
         let values = [Fr::ONE, x4.square(), x, x2, x4].map(|v| v.into_bigint());
         let witness = Witness::from_canonical(values.to_vec());
-        // As in the self-test: devices other than the CPU may compute later proofs in a different way.
-        let proofs = if device.device().kind == DeviceKind::Cpu { 1 } else { 3 };
-        for _ in 0..proofs {
+        for _ in 0..selftest::proofs_per_test(device.device().kind) {
             let proved = prove(loaded.as_ref(), &self.verifier, &witness, &StopToken::new(), &Quiet);
             let proved = proved.map_err(|e| e.to_string())?;
             if !self.verifier.verify(&proved.proof, &proved.public) {
