@@ -44,6 +44,11 @@ impl DeviceKind {
             Self::Icicle => "icicle",
         }
     }
+
+    /// Returns the label of a device of this kind, such as `cpu:0`.
+    pub fn label(self, ordinal: u32) -> String {
+        format!("{}:{ordinal}", self.as_str())
+    }
 }
 
 /// A device as found at startup.
@@ -64,7 +69,7 @@ pub struct DeviceInfo {
 impl DeviceInfo {
     /// Returns a short label, such as `cpu:0`.
     pub fn label(&self) -> String {
-        format!("{}:{}", self.kind.as_str(), self.ordinal)
+        self.kind.label(self.ordinal)
     }
 }
 
@@ -108,7 +113,7 @@ pub enum BackendError {
     /// The device cannot be used.
     #[error("{device} cannot be used: {why}")]
     Unavailable {
-        /// Label of the device.
+        /// Label of the device; the name of a kind if none of its devices can be used.
         device: String,
         /// Why.
         why: String,
@@ -128,6 +133,14 @@ pub enum BackendError {
         op: &'static str,
         /// Error code.
         code: i64,
+    },
+    /// The device returned another number of results than it got witnesses.
+    #[error("expected {expected} results from a batch, got {got}")]
+    BatchResults {
+        /// Number of witnesses.
+        expected: usize,
+        /// Number of results.
+        got: usize,
     },
     /// Sizes are inconsistent.
     #[error("{what}: expected {expected}, got {got}")]

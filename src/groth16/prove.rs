@@ -108,8 +108,7 @@ pub fn prove_batch(key: &dyn LoadedKey, verifier: &Verifier, jobs: &[BatchJob<'_
     let commit_time = share(start.elapsed(), admitted.len());
     if commitments.len() != admitted.len() {
         // This is a fault of the device's code, not of the witnesses. Results cannot be assigned to jobs.
-        let why = format!("expected {} results from a batch, got {}", admitted.len(), commitments.len());
-        let error = BackendError::Unavailable { device: "the device".into(), why };
+        let error = BackendError::BatchResults { expected: admitted.len(), got: commitments.len() };
         return results.into_iter().map(|r| r.and(Err(error.clone().into()))).collect();
     }
 

@@ -90,7 +90,8 @@ impl From<BackendError> for Outcome {
             BackendError::Unavailable { .. }
             | BackendError::OutOfMemory { .. }
             | BackendError::Device { .. }
-            | BackendError::TooSmall { .. } => Self::failed(FailureClass::Device, e),
+            | BackendError::TooSmall { .. }
+            | BackendError::BatchResults { .. } => Self::failed(FailureClass::Device, e),
         }
     }
 }

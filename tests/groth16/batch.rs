@@ -318,8 +318,7 @@ fn a_device_that_loses_a_result_proves_nothing() {
     });
     let (w, short, on) = (witness(&values(3)), witness(&values(3)[..2]), StopToken::new());
     let results = bench.prove(&[(&w, &on), (&short, &on), (&w, &on)]);
-    let why = "expected 2 results from a batch, got 1".to_owned();
-    let fault = BackendError::Unavailable { device: "the device".into(), why };
+    let fault = BackendError::BatchResults { expected: 2, got: 1 };
     for i in [0, 2] {
         assert_eq!(results[i].as_ref().err(), Some(&ProveError::Backend(fault.clone())));
     }

@@ -84,7 +84,7 @@ impl CpuBackend {
         let most = if threads == 1 { "one thread".to_owned() } else { format!("up to {threads} threads") };
         let info = DeviceInfo {
             kind: DeviceKind::Cpu,
-            name: format!("{}, {} ({most} a proof)", std::env::consts::ARCH, engine.name()),
+            name: format!("{}, {} ({most} per proof)", std::env::consts::ARCH, engine.name()),
             ordinal: 0,
             threads,
             memory: 0,

@@ -155,7 +155,7 @@ impl<I: Isa> Kernel<I> for Products<'_, I> {
 
     #[inline(always)]
     fn run(self, isa: I) {
-        let rows = self.matrices.rows_a_block();
+        let rows = self.matrices.rows_per_block();
         let mut pairs = Zeroizing::new([Pair::default(); 16]);
         let pairs = &mut pairs[..I::LANES];
         let at: [u32; 16] = std::array::from_fn(|k| k as u32);

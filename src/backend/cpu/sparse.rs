@@ -47,7 +47,7 @@ struct Block {
 /// The matrices of a key, checked and sorted by row.
 pub(in crate::backend) struct Matrices {
     blocks: Vec<Block>,
-    rows_a_block: usize,
+    rows_per_block: usize,
 }
 
 impl Matrices {
@@ -69,9 +69,9 @@ impl Matrices {
         let nth = |i: usize| at(order.as_ref().map_or(i, |o| o[i] as usize));
 
         let n = key.header.domain_size as usize;
-        let rows_a_block = (n / 64).clamp(BLOCK_ROWS.start, BLOCK_ROWS.end).min(n);
+        let rows_per_block = (n / 64).clamp(BLOCK_ROWS.start, BLOCK_ROWS.end).min(n);
         let borders: Vec<usize> = (0..=n)
-            .step_by(rows_a_block)
+            .step_by(rows_per_block)
             .map(|row| {
                 // Binary search for the first entry of this row or a later one.
                 let (mut lo, mut hi) = (0, total);
@@ -82,16 +82,16 @@ impl Matrices {
                 lo
             })
             .collect();
-        let blocks = (0..n / rows_a_block)
+        let blocks = (0..n / rows_per_block)
             .into_par_iter()
-            .map(|i| Block::new(i * rows_a_block, rows_a_block, || (borders[i]..borders[i + 1]).map(nth)))
+            .map(|i| Block::new(i * rows_per_block, rows_per_block, || (borders[i]..borders[i + 1]).map(nth)))
             .collect();
-        Ok(Self { blocks, rows_a_block })
+        Ok(Self { blocks, rows_per_block })
     }
 
     /// Returns the number of rows of a block: a power of two that divides the number of rows.
-    pub(in crate::backend) fn rows_a_block(&self) -> usize {
-        self.rows_a_block
+    pub(in crate::backend) fn rows_per_block(&self) -> usize {
+        self.rows_per_block
     }
 
     /// Returns the number of blocks.

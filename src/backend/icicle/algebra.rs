@@ -128,7 +128,7 @@ pub(super) trait Algebra {
     type Bases<G: Group>;
 
     /// The most points to sum at once, given the device's current free memory.
-    fn most_points(&self) -> usize;
+    fn max_points(&self) -> usize;
     /// Copies points to the device. None of them is infinity.
     fn bases<G: Group>(&self, points: &[G::Affine]) -> Result<Self::Bases<G>, BackendError>;
     /// Computes Σ scalarsᵢ·basesᵢ over `count` points from `first` on; `count` is at least one.

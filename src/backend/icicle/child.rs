@@ -25,7 +25,7 @@ use super::algebra::ELEMENT;
 use super::answers;
 use super::key::{Key, Step};
 use super::library::Icicle;
-use super::protocol::{self, Failure, Hello, Load, Message, Nonsense, Parts, SECTIONS, from_child, to_child};
+use super::protocol::{self, Decoder, Failure, Hello, Load, Message, ProtocolError, SECTIONS, from_child, to_child};
 use crate::model::{Fr, G1Affine, G2Affine, KeyHeader, KeySections, ProvingKey, StopReason, VerificationKey, limbs};
 
 /// The device a child drives.
@@ -66,7 +66,7 @@ pub fn serve(task: &Task) -> Result<(), String> {
             Child { icicle, keys: HashMap::new(), parent, messages, stopped }.run()
         }
         Err(why) => {
-            parent.answer(from_child::FAILED, &Failure::Says(why.clone()).body());
+            parent.answer(from_child::FAILED, &Failure::Other(why.clone()).body());
             Err(why)
         }
     }
@@ -80,7 +80,7 @@ fn begin(task: &Task) -> Result<(Rc<Icicle>, Vec<u8>), String> {
 }
 
 /// Ends the process without running the cleanup of libraries that may be active.
-fn end() -> ! {
+fn exit_now() -> ! {
     let _ = kill_process(getpid(), Signal::KILL);
     std::process::abort()
 }
@@ -92,15 +92,15 @@ fn listen(mut socket: UnixStream, stopped: Arc<AtomicU64>) -> io::Result<Receive
     thread::Builder::new().name("parent".into()).spawn(move || {
         while let Ok(message) = protocol::read(&mut socket) {
             if message.kind == to_child::STOP {
-                let mut parts = Parts(&message.body);
-                if let Ok(number) = parts.u64() {
+                let mut decoder = Decoder(&message.body);
+                if let Ok(number) = decoder.u64() {
                     stopped.fetch_max(number, Ordering::Release);
                 }
             } else if send.send(message).is_err() {
                 break;
             }
         }
-        end()
+        exit_now()
     })?;
     Ok(messages)
 }
@@ -119,7 +119,7 @@ impl Parent {
     /// Sends an answer; if that fails, the parent is gone.
     fn answer(&mut self, kind: u8, body: &[u8]) {
         if self.try_answer(kind, body).is_err() {
-            end()
+            exit_now()
         }
     }
 
@@ -138,21 +138,21 @@ struct Child {
 }
 
 /// Why a message was not handled.
-enum Failed {
+enum RequestError {
     /// The work failed.
     Work(BackendError),
     /// The message is invalid, so the next may be too.
-    Message(Nonsense),
+    Message(ProtocolError),
 }
 
-impl From<BackendError> for Failed {
+impl From<BackendError> for RequestError {
     fn from(e: BackendError) -> Self {
         Self::Work(e)
     }
 }
 
-impl From<Nonsense> for Failed {
-    fn from(e: Nonsense) -> Self {
+impl From<ProtocolError> for RequestError {
+    fn from(e: ProtocolError) -> Self {
         Self::Message(e)
     }
 }
@@ -164,31 +164,33 @@ impl Child {
             let failed = match message.kind {
                 to_child::LOAD => self.load(&message.body),
                 to_child::COMMIT => self.commit(Zeroizing::new(message.body)),
-                to_child::FORGET => self.forget(&message.body),
-                kind => Err(Failed::Message(Nonsense(format!("expected a message of kind 1, 3 or 4, got {kind}")))),
+                to_child::UNLOAD => self.unload(&message.body),
+                kind => Err(RequestError::Message(ProtocolError(format!(
+                    "expected a message of kind 1, 3 or 4, got {kind}"
+                )))),
             };
             match failed {
                 Ok(()) => {}
-                Err(Failed::Work(e)) => self.parent.answer(from_child::FAILED, &Failure::from(e).body()),
-                Err(Failed::Message(Nonsense(why))) => {
-                    self.parent.answer(from_child::FAILED, &Failure::Says(why).body());
-                    end()
+                Err(RequestError::Work(e)) => self.parent.answer(from_child::FAILED, &Failure::from(e).body()),
+                Err(RequestError::Message(ProtocolError(why))) => {
+                    self.parent.answer(from_child::FAILED, &Failure::Other(why).body());
+                    exit_now()
                 }
             }
         }
     }
 
     fn next(&self) -> Message {
-        self.messages.recv().unwrap_or_else(|_| end())
+        self.messages.recv().unwrap_or_else(|_| exit_now())
     }
 
-    fn load(&mut self, body: &[u8]) -> Result<(), Failed> {
+    fn load(&mut self, body: &[u8]) -> Result<(), RequestError> {
         let load = Load::read(body)?;
         let mut sections = [const { Bytes::new() }; SECTIONS];
         for section in &mut sections {
             let message = self.next();
             if message.kind != to_child::SECTION {
-                return Err(Nonsense(format!("expected a section of a key, got kind {}", message.kind)).into());
+                return Err(ProtocolError(format!("expected a section of a key, got kind {}", message.kind)).into());
             }
             *section = message.body.into();
         }
@@ -199,36 +201,36 @@ impl Child {
         Ok(())
     }
 
-    fn commit(&mut self, body: Zeroizing<Vec<u8>>) -> Result<(), Failed> {
-        let mut parts = Parts(&body);
-        let (number, id) = (parts.u64()?, parts.u64()?);
-        let key = self.keys.get(&id).ok_or_else(|| Nonsense(format!("expected a loaded key, got number {id}")))?;
-        let bytes = parts.0;
+    fn commit(&mut self, body: Zeroizing<Vec<u8>>) -> Result<(), RequestError> {
+        let mut decoder = Decoder(&body);
+        let (number, id) = (decoder.u64()?, decoder.u64()?);
+        let key = self.keys.get(&id).ok_or_else(|| ProtocolError(format!("expected a loaded key, got number {id}")))?;
+        let bytes = decoder.0;
         if bytes.len() != key.wires() * ELEMENT {
             let (expected, got) = (key.wires() * ELEMENT, bytes.len());
-            return Err(Nonsense(format!("expected {expected} bytes of a witness, got {got}")).into());
+            return Err(ProtocolError(format!("expected {expected} bytes of a witness, got {got}")).into());
         }
         let w: Zeroizing<Vec<BigInteger256>> = Zeroizing::new(bytes.chunks_exact(ELEMENT).map(limbs).collect());
         drop(body);
         if w.iter().any(|value| *value >= Fr::MODULUS) {
-            return Err(Nonsense("expected values of a witness below r, got a larger one".into()).into());
+            return Err(ProtocolError("expected values of a witness below r, got a larger one".into()).into());
         }
         let parent = std::cell::RefCell::new(&mut self.parent);
-        let hear = |step, percent| {
+        let on_step = |step, percent| {
             parent.borrow_mut().answer(from_child::STEP, &protocol::step(step, percent));
             // The parent has the token and knows the reason.
             let stops = self.stopped.load(Ordering::Acquire) >= number;
             if stops { Err(BackendError::Stopped(StopReason::Cancelled)) } else { Ok(()) }
         };
-        let commitments = key.commit(&self.icicle, &w, &hear)?;
+        let commitments = key.commit(&self.icicle, &w, &on_step)?;
         self.parent.answer(from_child::COMMITMENTS, &protocol::commitments(&commitments));
         Ok(())
     }
 
-    fn forget(&mut self, body: &[u8]) -> Result<(), Failed> {
-        let mut parts = Parts(body);
-        let key = parts.u64()?;
-        parts.end()?;
+    fn unload(&mut self, body: &[u8]) -> Result<(), RequestError> {
+        let mut decoder = Decoder(body);
+        let key = decoder.u64()?;
+        decoder.end()?;
         self.keys.remove(&key);
         Ok(())
     }

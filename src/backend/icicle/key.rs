@@ -68,13 +68,13 @@ impl Step {
 }
 
 /// Receives the step that begins and the percentage of the proof that is done; an error ends the proof.
-pub(super) type Hear<'a> = &'a dyn Fn(Step, u8) -> Result<(), BackendError>;
+pub(super) type OnStep<'a> = &'a dyn Fn(Step, u8) -> Result<(), BackendError>;
 
 /// The points of a section on a device, except those at infinity.
 struct Section<A: Algebra, G: Group> {
     bases: Option<A::Bases<G>>,
     /// Index of each point's scalar.
-    places: Vec<u32>,
+    scalar_indices: Vec<u32>,
     /// Whether every scalar has a point, so that scalars and points have the same indices.
     whole: bool,
 }
@@ -84,45 +84,45 @@ impl<A: Algebra, G: Group> Section<A, G> {
     fn new(algebra: &A, bytes: &[u8], first: u32) -> Result<Self, BackendError> {
         let points = bytes.par_chunks_exact(G::BYTES).enumerate();
         let present = points.filter(|(_, bytes)| bytes.iter().any(|b| *b != 0));
-        let (places, points): (Vec<u32>, Vec<G::Affine>) =
+        let (scalar_indices, points): (Vec<u32>, Vec<G::Affine>) =
             present.map(|(i, bytes)| (first + i as u32, G::of_key(bytes))).unzip();
         let whole = first == 0 && points.len() * G::BYTES == bytes.len();
         let bases = if points.is_empty() { None } else { Some(algebra.bases::<G>(&points)?) };
-        Ok(Self { bases, places, whole })
+        Ok(Self { bases, scalar_indices, whole })
     }
 
     /// Computes Σ scalarsᵢ·pointsᵢ, in pieces that fit the device's free memory.
-    fn sum(&self, algebra: &A, scalars: &[BigInteger256], step: Step, hear: Hear<'_>) -> Result<G, BackendError> {
-        self.pieces(algebra, step, hear, |bases, first, count| {
-            let places = &self.places[first..first + count];
-            let scalars: Vec<BigInteger256> = places.par_iter().map(|place| scalars[*place as usize]).collect();
+    fn sum(&self, algebra: &A, scalars: &[BigInteger256], step: Step, on_step: OnStep<'_>) -> Result<G, BackendError> {
+        self.in_chunks(algebra, step, on_step, |bases, first, count| {
+            let scalar_indices = &self.scalar_indices[first..first + count];
+            let scalars: Vec<BigInteger256> = scalar_indices.par_iter().map(|index| scalars[*index as usize]).collect();
             algebra.sum(bases, first, count, Scalars::Host(&Zeroizing::new(scalars)))
         })
     }
 
     /// Like [`Self::sum`], with scalars on the device.
-    fn sum_on(&self, algebra: &A, scalars: &A::Vector, step: Step, hear: Hear<'_>) -> Result<G, BackendError> {
+    fn sum_on(&self, algebra: &A, scalars: &A::Vector, step: Step, on_step: OnStep<'_>) -> Result<G, BackendError> {
         if !self.whole {
-            return self.sum(algebra, &algebra.download(scalars)?, step, hear);
+            return self.sum(algebra, &algebra.download(scalars)?, step, on_step);
         }
-        self.pieces(algebra, step, hear, |bases, first, count| {
+        self.in_chunks(algebra, step, on_step, |bases, first, count| {
             algebra.sum(bases, first, count, Scalars::Device(scalars, first))
         })
     }
 
-    fn pieces(
+    fn in_chunks(
         &self,
         algebra: &A,
         step: Step,
-        hear: Hear<'_>,
+        on_step: OnStep<'_>,
         sum: impl Fn(&A::Bases<G>, usize, usize) -> Result<G, BackendError>,
     ) -> Result<G, BackendError> {
         let mut total = G::zero();
         let Some(bases) = &self.bases else { return Ok(total) };
-        let (mut first, all) = (0, self.places.len());
+        let (mut first, all) = (0, self.scalar_indices.len());
         while first < all {
-            hear(step, step.percent())?;
-            let count = algebra.most_points().max(1).min(all - first);
+            on_step(step, step.percent())?;
+            let count = algebra.max_points().max(1).min(all - first);
             total += sum(bases, first, count)?;
             first += count;
         }
@@ -172,21 +172,26 @@ impl<A: Algebra> Key<A> {
     }
 
     /// Computes the five products for a witness, which must have a value for each wire of the key.
-    pub(super) fn commit(&self, algebra: &A, w: &[BigInteger256], hear: Hear<'_>) -> Result<Commitments, BackendError> {
+    pub(super) fn commit(
+        &self,
+        algebra: &A,
+        w: &[BigInteger256],
+        on_step: OnStep<'_>,
+    ) -> Result<Commitments, BackendError> {
         if w.len() != self.wires {
             let (expected, got) = (self.wires as u64, w.len() as u64);
             return Err(BackendError::Shape { what: "witness values", expected, got });
         }
-        hear(Step::Quotient, Step::Quotient.percent())?;
+        on_step(Step::Quotient, Step::Quotient.percent())?;
         let scalars = self.quotient(algebra, w)?;
-        let h = self.h.sum_on(algebra, &scalars, Step::H, hear)?;
+        let h = self.h.sum_on(algebra, &scalars, Step::H, on_step)?;
         drop(scalars);
         Ok(Commitments {
             h,
-            b2: self.b2.sum(algebra, w, Step::B2, hear)?,
-            b1: self.b1.sum(algebra, w, Step::B1, hear)?,
-            a: self.a.sum(algebra, w, Step::A, hear)?,
-            c: self.c.sum(algebra, w, Step::C, hear)?,
+            b2: self.b2.sum(algebra, w, Step::B2, on_step)?,
+            b1: self.b1.sum(algebra, w, Step::B1, on_step)?,
+            a: self.a.sum(algebra, w, Step::A, on_step)?,
+            c: self.c.sum(algebra, w, Step::C, on_step)?,
         })
     }
 
@@ -212,10 +217,10 @@ impl<A: Algebra> Key<A> {
 
 /// Computes A·w and B·w, below r and not in Montgomery form.
 fn rows(matrices: &Matrices, domain: usize, w: &[BigInteger256]) -> (Secret, Secret) {
-    let a_block = matrices.rows_a_block();
+    let rows_per_block = matrices.rows_per_block();
     let mut a = Zeroizing::new(vec![BigInteger256::zero(); domain]);
     let mut b = a.clone();
-    let blocks = a.par_chunks_mut(a_block).zip(b.par_chunks_mut(a_block)).enumerate();
+    let blocks = a.par_chunks_mut(rows_per_block).zip(b.par_chunks_mut(rows_per_block)).enumerate();
     blocks.for_each(|(block, (a, b))| {
         for (row, (a, b)) in a.iter_mut().zip(b).enumerate() {
             [*a, *b] = matrices.row(block, row, w).map(|sum| reduced::<Fr>(BigInteger256::new(sum)));
@@ -251,7 +256,7 @@ mod tests {
         type Vector = Vec<Fr>;
         type Bases<G: Group> = Vec<G::Affine>;
 
-        fn most_points(&self) -> usize {
+        fn max_points(&self) -> usize {
             self.0
         }
 
@@ -343,11 +348,11 @@ mod tests {
         let (device, w) = (Naive(usize::MAX), witness(&key));
         let on_device = Key::new(&device, key).unwrap();
         let steps = RefCell::new(Vec::new());
-        let hear = |step: Step, percent: u8| {
+        let on_step = |step: Step, percent: u8| {
             steps.borrow_mut().push((step, percent));
             if step == Step::B1 { Err(BackendError::Stopped(StopReason::Cancelled)) } else { Ok(()) }
         };
-        let ended = on_device.commit(&device, &w, &hear);
+        let ended = on_device.commit(&device, &w, &on_step);
         assert_eq!(ended, Err(BackendError::Stopped(StopReason::Cancelled)));
         let expected = [(Step::Quotient, 0), (Step::H, 20), (Step::B2, 40), (Step::B1, 65)];
         assert_eq!(steps.into_inner(), expected);

@@ -27,8 +27,8 @@ impl Algebra for Montgomery {
     type Vector = Vector;
     type Bases<G: Group> = Bases<G>;
 
-    fn most_points(&self) -> usize {
-        self.0.most_points()
+    fn max_points(&self) -> usize {
+        self.0.max_points()
     }
 
     fn bases<G: Group>(&self, points: &[G::Affine]) -> Result<Bases<G>, BackendError> {

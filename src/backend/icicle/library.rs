@@ -16,7 +16,7 @@ use std::rc::Rc;
 use ark_ff::{BigInteger256, FftField, One, PrimeField};
 use zeroize::Zeroizing;
 
-use super::super::{BackendError, Bound};
+use super::super::{BackendError, Bound, DeviceKind};
 use super::algebra::{Algebra, ELEMENT, Group, Scalars};
 use super::sys::{
     self, Device, FORWARD, Functions, INVERSE, MsmConfig, NttConfig, NttInitDomainConfig, Release, TYPE_BYTES,
@@ -30,15 +30,15 @@ const PREFERRED: [&str; 3] = ["CUDA", "METAL", "VULKAN"];
 
 /// Memory that a sum takes per point, bytes: ICICLE sorts seven words for each window of a scalar, of which there are
 /// up to 22, and processes two chunks at a time.
-pub(super) const BYTES_A_POINT: u64 = 2 * (32 + 7 * 4 * 22);
+pub(super) const BYTES_PER_POINT: u64 = 2 * (32 + 7 * 4 * 22);
 /// Upper bound on points summed at once: a device takes well below a second for this many, so that a stop request is
 /// noticed.
-pub(super) const MOST_POINTS: u64 = 1 << 22;
+pub(super) const MAX_POINTS: u64 = 1 << 22;
 /// Lower bound on points summed at once.
-const LEAST_POINTS: u64 = 1 << 12;
+const MIN_POINTS: u64 = 1 << 12;
 
 /// What a library reports about a device.
-pub(super) struct Found {
+pub(super) struct DeviceProperties {
     /// Type, such as `CUDA`.
     pub kind: String,
     /// Number of devices of that type.
@@ -52,6 +52,7 @@ pub(super) struct Found {
 /// A device driven by ICICLE.
 pub(super) struct Icicle {
     f: Functions,
+    label: String,
     stream: *mut c_void,
     /// Size of the largest transform in the current domain; 0 if there is no domain.
     domain: Cell<usize>,
@@ -60,13 +61,13 @@ pub(super) struct Icicle {
 }
 
 /// Converts a call's code to a result.
-fn done(op: &'static str, code: c_int) -> Result<(), BackendError> {
+fn check(op: &'static str, code: c_int) -> Result<(), BackendError> {
     if code == 0 { Ok(()) } else { Err(BackendError::Device { op, code: i64::from(code) }) }
 }
 
-/// Like [`done`], with the error as a sentence, for calls made before there is a device.
-fn said(op: &'static str, code: c_int) -> Result<(), String> {
-    done(op, code).map_err(|e| format!("{e} ({})", sys::code_name(i64::from(code))))
+/// Like [`check`], with the error as a sentence, for calls made before there is a device.
+fn check_early(op: &'static str, code: c_int) -> Result<(), String> {
+    check(op, code).map_err(|e| format!("{e} ({})", sys::code_name(i64::from(code))))
 }
 
 impl Device {
@@ -94,7 +95,7 @@ impl Icicle {
         backends: &Path,
         kind: Option<&str>,
         ordinal: u32,
-    ) -> Result<(Rc<Self>, Found), String> {
+    ) -> Result<(Rc<Self>, DeviceProperties), String> {
         let (f, release) = sys::open(libraries)?;
         if backends.is_dir() {
             let path = CString::new(backends.as_os_str().as_bytes())
@@ -103,7 +104,7 @@ impl Icicle {
             for _ in 0..2 {
                 // SAFETY: the path ends in a zero. The libraries found there run their initialisers, which is their
                 // purpose.
-                said("icicle_load_backend", unsafe { (f.icicle_load_backend)(path.as_ptr(), true) })?;
+                check_early("icicle_load_backend", unsafe { (f.icicle_load_backend)(path.as_ptr(), true) })?;
             }
         }
         let registered = registered(&f)?;
@@ -122,13 +123,14 @@ impl Icicle {
             |kind| format!("a device of type {kind}"),
         ));
         for kind in kinds {
-            match take(&f, kind, ordinal) {
+            match select_device(&f, kind, ordinal) {
                 Ok(count) => {
                     let memory = memory(&f).unwrap_or_default();
                     let stream = stream(&f)?;
+                    let label = DeviceKind::Icicle.label(ordinal);
                     let (domain, on_one_thread) = (Cell::new(0), PhantomData);
-                    let found = Found { kind: kind.to_owned(), count, memory, release };
-                    return Ok((Rc::new(Self { f, stream, domain, on_one_thread }), found));
+                    let found = DeviceProperties { kind: kind.to_owned(), count, memory, release };
+                    return Ok((Rc::new(Self { f, label, stream, domain, on_one_thread }), found));
                 }
                 Err(e) => why = e,
             }
@@ -139,6 +141,11 @@ impl Icicle {
     /// Free memory, if the device reports it.
     fn free(&self) -> Option<u64> {
         memory(&self.f).map(|(_, free)| free)
+    }
+
+    /// The error of a device that returns what no correct one would.
+    fn invalid_result(&self, why: String) -> BackendError {
+        BackendError::Unavailable { device: self.label.clone(), why }
     }
 
     fn buffer(self: &Rc<Self>, bytes: usize, secret: bool) -> Result<Buffer, BackendError> {
@@ -153,17 +160,17 @@ impl Icicle {
     }
 
     /// Allocates a buffer and fills it with these bytes.
-    fn with(self: &Rc<Self>, bytes: &[u8], secret: bool) -> Result<Buffer, BackendError> {
+    fn upload_bytes(self: &Rc<Self>, bytes: &[u8], secret: bool) -> Result<Buffer, BackendError> {
         let buffer = self.buffer(bytes.len(), secret)?;
         // SAFETY: both places have this many bytes, one on the device and one in host memory.
         let code = unsafe { (self.f.icicle_copy_to_device)(buffer.at, bytes.as_ptr().cast(), bytes.len()) };
-        done("icicle_copy_to_device", code)?;
+        check("icicle_copy_to_device", code)?;
         Ok(buffer)
     }
 
     /// Copies points, given as bytes, to the device.
     pub(super) fn bases_of<G: Group>(self: &Rc<Self>, bytes: &[u8]) -> Result<Bases<G>, BackendError> {
-        Ok(Bases { buffer: self.with(bytes, false)?, len: bytes.len() / G::BYTES, of: PhantomData })
+        Ok(Bases { buffer: self.upload_bytes(bytes, false)?, len: bytes.len() / G::BYTES, of: PhantomData })
     }
 
     fn transform(&self, vector: &mut Vector, direction: c_int, shift: Fr) -> Result<(), BackendError> {
@@ -190,7 +197,7 @@ impl Icicle {
         let size = c_int::try_from(size).unwrap_or(c_int::MAX);
         // SAFETY: the vector has `size` elements, on the device; transforms may be in place; the domain is large
         // enough.
-        done("bn254_ntt", unsafe { (self.f.bn254_ntt)(at, size, direction, &raw const config, at) })
+        check("bn254_ntt", unsafe { (self.f.bn254_ntt)(at, size, direction, &raw const config, at) })
     }
 
     /// Computes a sum of points; `montgomery` says whether they are in Montgomery form.
@@ -209,8 +216,8 @@ impl Icicle {
                 (vector.buffer.at.cast_const().wrapping_byte_add(at * ELEMENT), true, left)
             }
         };
-        unequal("scalars of a sum", count, from_first)?;
-        unequal("points of a sum", count, bases.len.saturating_sub(first).min(count))?;
+        check_len("scalars of a sum", count, from_first)?;
+        check_len("points of a sum", count, bases.len.saturating_sub(first).min(count))?;
         let (bound, got) = (Bound::AtMost(c_int::MAX as u64), count as u64);
         let size = c_int::try_from(count);
         let size = size.map_err(|_| BackendError::OutOfRange { what: "points of a sum", bound, got })?;
@@ -237,14 +244,12 @@ impl Icicle {
         let mut sum = Zeroizing::new([0u8; 6 * ELEMENT]);
         // SAFETY: `count` scalars and points are at the given places, and the result, three coordinates, fits.
         let code = unsafe { function(scalars, points, size, &raw const config, sum.as_mut_ptr().cast()) };
-        done(op, code)?;
-        G::read_homogeneous(&sum[..]).ok_or_else(|| BackendError::Unavailable {
-            device: "ICICLE".into(),
-            why: format!("{op}: expected a point on the curve, got none"),
-        })
+        check(op, code)?;
+        G::read_homogeneous(&sum[..])
+            .ok_or_else(|| self.invalid_result(format!("{op}: expected a point on the curve, got none")))
     }
 
-    fn on_vectors(&self) -> VecOpsConfig {
+    fn vector_config(&self) -> VecOpsConfig {
         VecOpsConfig {
             stream: self.stream,
             is_a_on_device: true,
@@ -263,24 +268,24 @@ fn registered(f: &Functions) -> Result<Vec<String>, String> {
     let mut names = [0u8; 1024];
     // SAFETY: the buffer has at least the given size; one byte always remains zero.
     let code = unsafe { (f.icicle_get_registered_devices)(names.as_mut_ptr().cast(), names.len() - 1) };
-    said("icicle_get_registered_devices", code)?;
+    check_early("icicle_get_registered_devices", code)?;
     let end = names.iter().position(|b| *b == 0).unwrap_or(0);
     let names = String::from_utf8_lossy(&names[..end]).into_owned();
     Ok(names.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect())
 }
 
 /// Selects a device of a registered type on this thread; returns the number of such devices.
-fn take(f: &Functions, kind: &str, ordinal: u32) -> Result<u32, String> {
+fn select_device(f: &Functions, kind: &str, ordinal: u32) -> Result<u32, String> {
     let device = Device::new(kind, ordinal)
         .ok_or_else(|| format!("expected a device type of less than {TYPE_BYTES} bytes, got {}", kind.len()))?;
     // SAFETY: the device is valid, with a zero at the end of its type, and `count` is valid for writing.
     let (available, taken) =
         unsafe { ((f.icicle_is_device_available)(&raw const device), (f.icicle_set_device)(&raw const device)) };
-    said("icicle_is_device_available", available)?;
-    said("icicle_set_device", taken).map_err(|e| format!("{kind} {ordinal}: {e}"))?;
+    check_early("icicle_is_device_available", available)?;
+    check_early("icicle_set_device", taken).map_err(|e| format!("{kind} {ordinal}: {e}"))?;
     let mut count: c_int = 0;
     // SAFETY: a device was selected on this thread, and `count` is valid for writing.
-    said("icicle_get_device_count", unsafe { (f.icicle_get_device_count)(&raw mut count) })?;
+    check_early("icicle_get_device_count", unsafe { (f.icicle_get_device_count)(&raw mut count) })?;
     u32::try_from(count)
         .ok()
         .filter(|count| *count > ordinal)
@@ -298,9 +303,9 @@ fn memory(f: &Functions) -> Option<(u64, u64)> {
 fn stream(f: &Functions) -> Result<*mut c_void, String> {
     let mut stream = ptr::null_mut();
     // SAFETY: a device was selected on this thread, and `stream` is valid for writing. It becomes null on the CPU.
-    said("icicle_create_stream", unsafe { (f.icicle_create_stream)(&raw mut stream) })?;
+    check_early("icicle_create_stream", unsafe { (f.icicle_create_stream)(&raw mut stream) })?;
     // SAFETY: the stream was just created.
-    said("icicle_stream_synchronize", unsafe { (f.icicle_stream_synchronize)(stream) })?;
+    check_early("icicle_stream_synchronize", unsafe { (f.icicle_stream_synchronize)(stream) })?;
     Ok(stream)
 }
 
@@ -348,7 +353,7 @@ pub(super) fn bytes_of(values: &[BigInteger256]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
-fn unequal(what: &'static str, expected: usize, got: usize) -> Result<(), BackendError> {
+fn check_len(what: &'static str, expected: usize, got: usize) -> Result<(), BackendError> {
     let (expected, got) = (expected as u64, got as u64);
     if expected == got { Ok(()) } else { Err(BackendError::Shape { what, expected, got }) }
 }
@@ -357,9 +362,9 @@ impl Algebra for Rc<Icicle> {
     type Vector = Vector;
     type Bases<G: Group> = Bases<G>;
 
-    fn most_points(&self) -> usize {
-        let fit = self.free().map_or(MOST_POINTS, |free| free / 2 / BYTES_A_POINT);
-        fit.clamp(LEAST_POINTS, MOST_POINTS) as usize
+    fn max_points(&self) -> usize {
+        let fit = self.free().map_or(MAX_POINTS, |free| free / 2 / BYTES_PER_POINT);
+        fit.clamp(MIN_POINTS, MAX_POINTS) as usize
     }
 
     fn bases<G: Group>(&self, points: &[G::Affine]) -> Result<Bases<G>, BackendError> {
@@ -381,7 +386,7 @@ impl Algebra for Rc<Icicle> {
     }
 
     fn upload(&self, values: &[BigInteger256]) -> Result<Vector, BackendError> {
-        Ok(Vector { buffer: self.with(bytes_of(values), true)?, len: values.len() })
+        Ok(Vector { buffer: self.upload_bytes(bytes_of(values), true)?, len: values.len() })
     }
 
     fn download(&self, vector: &Vector) -> Result<Zeroizing<Vec<BigInteger256>>, BackendError> {
@@ -389,10 +394,9 @@ impl Algebra for Rc<Icicle> {
         // SAFETY: both places have this many elements, and any bytes are valid for them.
         let code =
             unsafe { (self.f.icicle_copy_to_host)(values.as_mut_ptr().cast(), vector.buffer.at, vector.len * ELEMENT) };
-        done("icicle_copy_to_host", code)?;
+        check("icicle_copy_to_host", code)?;
         if values.iter().any(|value| *value >= Fr::MODULUS) {
-            let why = "a vector: expected elements below r, got a larger one".into();
-            return Err(BackendError::Unavailable { device: "ICICLE".into(), why });
+            return Err(self.invalid_result("a vector: expected elements below r, got a larger one".into()));
         }
         Ok(values)
     }
@@ -406,7 +410,7 @@ impl Algebra for Rc<Icicle> {
         // Initialising a domain over an existing one silently does nothing.
         if self.domain.replace(0) > 0 {
             // SAFETY: no transform is in progress.
-            done("bn254_ntt_release_domain", unsafe { (self.f.bn254_ntt_release_domain)() })?;
+            check("bn254_ntt_release_domain", unsafe { (self.f.bn254_ntt_release_domain)() })?;
         }
         let (bound, got) = (Bound::AtMost(MAX_DOMAIN.into()), size as u64);
         let root = Fr::get_root_of_unity(wanted as u64);
@@ -415,7 +419,7 @@ impl Algebra for Rc<Icicle> {
         let config = NttInitDomainConfig { stream: self.stream, is_async: false, ext: ptr::null_mut() };
         // SAFETY: the root and the configuration are valid, and only read during the call.
         let code = unsafe { (self.f.bn254_ntt_init_domain)(&raw const root, &raw const config) };
-        done("bn254_ntt_init_domain", code)?;
+        check("bn254_ntt_init_domain", code)?;
         self.domain.set(wanted);
         Ok(())
     }
@@ -429,21 +433,21 @@ impl Algebra for Rc<Icicle> {
     }
 
     fn multiply(&self, a: &Vector, b: &Vector) -> Result<Vector, BackendError> {
-        unequal("elements of a product", a.len, b.len)?;
+        check_len("elements of a product", a.len, b.len)?;
         let product = Vector { buffer: self.buffer(a.buffer.bytes, true)?, len: a.len };
         let (a, b, len, to) = (a.buffer.at, b.buffer.at, a.len as u64, product.buffer.at);
-        let config = self.on_vectors();
+        let config = self.vector_config();
         // SAFETY: all three vectors have this many elements, on the device.
-        done("bn254_vector_mul", unsafe { (self.f.bn254_vector_mul)(a, b, len, &raw const config, to) })?;
+        check("bn254_vector_mul", unsafe { (self.f.bn254_vector_mul)(a, b, len, &raw const config, to) })?;
         Ok(product)
     }
 
     fn subtract(&self, a: &mut Vector, b: &Vector) -> Result<(), BackendError> {
-        unequal("elements of a difference", a.len, b.len)?;
+        check_len("elements of a difference", a.len, b.len)?;
         let (at, b, len) = (a.buffer.at, b.buffer.at, a.len as u64);
-        let config = self.on_vectors();
+        let config = self.vector_config();
         // SAFETY: both vectors have this many elements, on the device; the operation is element-wise, so the result may
         // replace a.
-        done("bn254_vector_sub", unsafe { (self.f.bn254_vector_sub)(at, b, len, &raw const config, at) })
+        check("bn254_vector_sub", unsafe { (self.f.bn254_vector_sub)(at, b, len, &raw const config, at) })
     }
 }

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 pub use child::{Task, serve};
 
-use self::process::{Process, Trouble};
+use self::process::{ChildError, Process};
 use super::discover::{Found, IcicleOptions};
 use super::key::{check_domain, check_entries, check_points};
 use super::{Backend, BackendError, Bound, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress};
@@ -35,7 +35,7 @@ use crate::model::{ENTRY_BYTES, ProvingKey, StopToken, Witness, locked};
 /// Where ICICLE's installer puts its libraries.
 const DEFAULT_LIBRARIES: &str = "/opt/icicle/lib";
 /// How often a thread that waits for a device checks its stop token.
-const TICK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Time limits for a child.
 #[derive(Debug, Clone, Copy)]
@@ -129,18 +129,18 @@ struct Device {
     options: Options,
     ordinal: u32,
     label: String,
-    place: Mutex<Place>,
-    left: Condvar,
-    keys: AtomicU64,
+    slot: Mutex<ChildSlot>,
+    released: Condvar,
+    next_key: AtomicU64,
 }
 
 #[derive(Default)]
-struct Place {
+struct ChildSlot {
     /// Whether some thread is talking to the child.
-    taken: bool,
+    busy: bool,
     child: Option<Process>,
-    /// Keys to be dropped by the child.
-    dropped: Vec<u64>,
+    /// Keys that the child may unload.
+    unused_keys: Vec<u64>,
 }
 
 impl IcicleBackend {
@@ -149,7 +149,7 @@ impl IcicleBackend {
     /// # Errors
     /// `Unavailable`, with one sentence.
     pub fn start(options: &Options, ordinal: u32) -> Result<(Self, u32), BackendError> {
-        let label = format!("{}:{ordinal}", DeviceKind::Icicle.as_str());
+        let label = DeviceKind::Icicle.label(ordinal);
         let (child, hello) = Process::start(options, &label, ordinal)?;
         let info = DeviceInfo {
             kind: DeviceKind::Icicle,
@@ -160,8 +160,8 @@ impl IcicleBackend {
         };
         // Later children drive the type that was found.
         let options = Options { kind: Some(hello.kind), ..options.clone() };
-        let place = Mutex::new(Place { child: Some(child), ..Place::default() });
-        let device = Device { options, ordinal, label, place, left: Condvar::new(), keys: AtomicU64::new(0) };
+        let slot = Mutex::new(ChildSlot { child: Some(child), ..ChildSlot::default() });
+        let device = Device { options, ordinal, label, slot, released: Condvar::new(), next_key: AtomicU64::new(0) };
         Ok((Self { info, device: Arc::new(device) }, hello.count))
     }
 }
@@ -175,8 +175,8 @@ impl Backend for IcicleBackend {
         // The domain of transforms has twice as many roots as points; a proof has four vectors and one sum at a time.
         let domain = u64::from(key.header.domain_size);
         let points = (key.size() - key.sections.coefficients.len()) as u64;
-        let summed = domain.max(u64::from(key.header.n_vars)).min(library::MOST_POINTS);
-        let per_proof = 4 * 32 * domain + summed * library::BYTES_A_POINT;
+        let summed = domain.max(u64::from(key.header.n_vars)).min(library::MAX_POINTS);
+        let per_proof = 4 * 32 * domain + summed * library::BYTES_PER_POINT;
         Footprint { resident: points + 2 * 32 * domain, per_proof, proof_buffers_kept: 1 }
     }
 
@@ -190,7 +190,7 @@ impl Backend for IcicleBackend {
             return Err(BackendError::OutOfRange { what: "bytes of matrix entries", bound, got });
         }
         check_entries(&key)?;
-        let id = self.device.keys.fetch_add(1, Ordering::Relaxed);
+        let id = self.device.next_key.fetch_add(1, Ordering::Relaxed);
         self.device.with_child(None, |child| child.load(id, &key))?;
         Ok(Arc::new(IcicleKey { device: self.device.clone(), key, id }))
     }
@@ -227,34 +227,34 @@ impl LoadedKey for IcicleKey {
 
 impl Drop for IcicleKey {
     fn drop(&mut self) {
-        self.device.lock().dropped.push(self.id);
+        self.device.lock().unused_keys.push(self.id);
         // Its memory is wanted now, if the child is idle; otherwise when the current work is done.
-        if let Some(mut turn) = self.device.try_take() {
-            turn.forget();
+        if let Some(mut guard) = self.device.try_acquire() {
+            guard.unload_unused();
         }
     }
 }
 
 /// The exclusive right to talk to a device's child, until dropped.
-struct Turn<'a> {
+struct ChildGuard<'a> {
     device: &'a Device,
     child: Option<Process>,
 }
 
-impl Drop for Turn<'_> {
+impl Drop for ChildGuard<'_> {
     fn drop(&mut self) {
-        let mut place = self.device.lock();
-        (place.taken, place.child) = (false, self.child.take());
-        self.device.left.notify_one();
+        let mut slot = self.device.lock();
+        (slot.busy, slot.child) = (false, self.child.take());
+        self.device.released.notify_one();
     }
 }
 
-impl Turn<'_> {
+impl ChildGuard<'_> {
     /// Tells the child which keys are no longer needed.
-    fn forget(&mut self) {
-        let dropped = std::mem::take(&mut self.device.lock().dropped);
-        for id in dropped {
-            if let Some(Err(Trouble::Fatal(_))) = self.child.as_mut().map(|child| child.forget(id)) {
+    fn unload_unused(&mut self) {
+        let keys = std::mem::take(&mut self.device.lock().unused_keys);
+        for id in keys {
+            if let Some(Err(ChildError::Fatal(_))) = self.child.as_mut().map(|child| child.unload(id)) {
                 self.child = None;
             }
         }
@@ -262,30 +262,30 @@ impl Turn<'_> {
 }
 
 impl Device {
-    fn lock(&self) -> MutexGuard<'_, Place> {
-        locked(&self.place)
+    fn lock(&self) -> MutexGuard<'_, ChildSlot> {
+        locked(&self.slot)
     }
 
-    fn try_take(&self) -> Option<Turn<'_>> {
-        let mut place = self.lock();
-        if std::mem::replace(&mut place.taken, true) {
+    fn try_acquire(&self) -> Option<ChildGuard<'_>> {
+        let mut slot = self.lock();
+        if std::mem::replace(&mut slot.busy, true) {
             return None;
         }
-        Some(Turn { device: self, child: place.child.take() })
+        Some(ChildGuard { device: self, child: slot.child.take() })
     }
 
     /// Waits for the exclusive right to the child.
-    fn take(&self, stop: Option<&StopToken>) -> Result<Turn<'_>, BackendError> {
+    fn acquire(&self, stop: Option<&StopToken>) -> Result<ChildGuard<'_>, BackendError> {
         loop {
             if let Some(why) = stop.and_then(StopToken::stopped) {
                 return Err(BackendError::Stopped(why));
             }
-            if let Some(turn) = self.try_take() {
-                return Ok(turn);
+            if let Some(guard) = self.try_acquire() {
+                return Ok(guard);
             }
-            let place = self.lock();
-            if place.taken {
-                drop(self.left.wait_timeout(place, TICK));
+            let slot = self.lock();
+            if slot.busy {
+                drop(self.released.wait_timeout(slot, POLL_INTERVAL));
             }
         }
     }
@@ -294,15 +294,15 @@ impl Device {
     fn with_child<T>(
         &self,
         stop: Option<&StopToken>,
-        talk: impl FnOnce(&mut Process) -> Result<T, Trouble>,
+        talk: impl FnOnce(&mut Process) -> Result<T, ChildError>,
     ) -> Result<T, BackendError> {
-        let mut turn = self.take(stop)?;
-        if turn.child.as_mut().is_some_and(Process::has_ended) {
+        let mut guard = self.acquire(stop)?;
+        if guard.child.as_mut().is_some_and(Process::has_ended) {
             // It ended while idle, so no work was lost.
-            turn.child = None;
+            guard.child = None;
         }
-        turn.forget();
-        let child = match &mut turn.child {
+        guard.unload_unused();
+        let child = match &mut guard.child {
             Some(child) => child,
             none => {
                 let begun = Instant::now();
@@ -313,10 +313,10 @@ impl Device {
         };
         match talk(child) {
             Ok(done) => Ok(done),
-            Err(Trouble::Harmless(e)) => Err(e),
-            Err(Trouble::Fatal(e)) => {
+            Err(ChildError::Recoverable(e)) => Err(e),
+            Err(ChildError::Fatal(e)) => {
                 tracing::warn!(device = %self.label, error = %e, "ending the process of the device");
-                turn.child = None;
+                guard.child = None;
                 Err(e)
             }
         }

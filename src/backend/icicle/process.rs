@@ -14,42 +14,42 @@ use super::super::{BackendError, Commitments, Progress};
 use super::key::Step;
 use super::library;
 use super::protocol::{
-    self, Body, Failure, HEAD, Hello, LONGEST_ANSWER, Load, Message, Nonsense, from_child, to_child,
+    self, Encoder, Failure, HEADER_BYTES, Hello, Load, MAX_ANSWER_BYTES, Message, ProtocolError, from_child, to_child,
 };
 use super::{Limits, Options};
 use crate::model::{ProvingKey, StopReason, StopToken, Witness, locked};
 
 /// How often a wait is checked for its limits.
-const TICK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a child that closed its socket may take to exit.
-const LAST_BREATH: Duration = Duration::from_secs(2);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes kept of a line of the child's output.
-const LONGEST_LINE: usize = 300;
+const MAX_LINE_BYTES: usize = 300;
 
 /// Why a message failed, and whether the child is still usable.
 #[derive(Debug, PartialEq)]
-pub(super) enum Trouble {
+pub(super) enum ChildError {
     /// The child is unaffected: the key, the witness or a lack of memory is at fault, or the work was asked to stop.
-    Harmless(BackendError),
+    Recoverable(BackendError),
     /// The child must not be used again.
     Fatal(BackendError),
 }
 
-impl Trouble {
+impl ChildError {
     pub(super) fn into_error(self) -> BackendError {
         match self {
-            Self::Harmless(e) | Self::Fatal(e) => e,
+            Self::Recoverable(e) | Self::Fatal(e) => e,
         }
     }
 }
 
 /// A child that is killed when dropped, whatever it is doing.
-struct Guarded(Option<Child>);
+struct KillOnDrop(Option<Child>);
 
-impl Guarded {
+impl KillOnDrop {
     /// Returns the exit status, if the child exits soon.
     fn ended(&mut self) -> Option<ExitStatus> {
-        let until = Instant::now() + LAST_BREATH;
+        let until = Instant::now() + EXIT_TIMEOUT;
         loop {
             match self.0.as_mut()?.try_wait() {
                 Ok(Some(status)) => return Some(status),
@@ -60,7 +60,7 @@ impl Guarded {
     }
 }
 
-impl Drop for Guarded {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         let Some(mut child) = self.0.take() else { return };
         let _ = child.kill();
@@ -76,7 +76,7 @@ impl Drop for Guarded {
 type LastLine = Arc<Mutex<String>>;
 
 /// Reads the child's output: logs each line and remembers the last. Ends with the child.
-fn listen(from: impl Read + Send + 'static, label: String, last: LastLine) -> io::Result<JoinHandle<()>> {
+fn log_output(from: impl Read + Send + 'static, label: String, last: LastLine) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("icicle-log".into()).spawn(move || {
         let mut from = io::BufReader::new(from);
         let mut line = Vec::new();
@@ -85,7 +85,7 @@ fn listen(from: impl Read + Send + 'static, label: String, last: LastLine) -> io
             let text = String::from_utf8_lossy(&line).trim().to_owned();
             if !text.is_empty() {
                 tracing::debug!(device = %label, line = %text, "output of the icicle process");
-                let end = text.floor_char_boundary(LONGEST_LINE);
+                let end = text.floor_char_boundary(MAX_LINE_BYTES);
                 text[..end].clone_into(&mut locked(&last));
             }
             line.clear();
@@ -94,18 +94,18 @@ fn listen(from: impl Read + Send + 'static, label: String, last: LastLine) -> io
 }
 
 /// What to wait for, and for how long.
-struct Patience<'a> {
+struct Deadlines<'a> {
     stop: Option<&'a StopToken>,
     /// How long the child may be silent.
-    silence: Duration,
-    heard: Instant,
+    max_silence: Duration,
+    last_heard: Instant,
     /// When a child that was asked to stop is killed.
-    until: Option<Instant>,
+    kill_at: Option<Instant>,
 }
 
 /// A child that drives a device.
 pub(super) struct Process {
-    child: Guarded,
+    child: KillOnDrop,
     socket: UnixStream,
     label: String,
     limits: Limits,
@@ -141,28 +141,31 @@ impl Process {
         let (prints, printed) = io::pipe().map_err(cannot)?;
         let stdout = printed.try_clone().map_err(cannot)?;
         command.stdin(OwnedFd::from(theirs)).stdout(stdout).stderr(printed);
-        let child = Guarded(Some(command.spawn().map_err(cannot)?));
+        let child = KillOnDrop(Some(command.spawn().map_err(cannot)?));
         // This drops this process's copies of the child's ends; while they exist, the child's end would go unnoticed.
         drop(command);
         let last = LastLine::default();
-        let listener = listen(prints, label.to_owned(), last.clone()).map_err(cannot)?;
-        socket.set_read_timeout(Some(TICK)).and_then(|()| socket.set_write_timeout(Some(TICK))).map_err(cannot)?;
+        let listener = log_output(prints, label.to_owned(), last.clone()).map_err(cannot)?;
+        socket
+            .set_read_timeout(Some(POLL_INTERVAL))
+            .and_then(|()| socket.set_write_timeout(Some(POLL_INTERVAL)))
+            .map_err(cannot)?;
         let (received, loaded) = (Vec::new(), HashSet::new());
         let (label, limits, step) = (label.to_owned(), options.limits, Step::Start);
         let mut process = Self { child, socket, label, limits, received, step, last, listener, loaded, number: 0 };
-        let hello = process.greet().map_err(Trouble::into_error)?;
+        let hello = process.handshake().map_err(ChildError::into_error)?;
         Ok((process, hello))
     }
 
-    fn greet(&mut self) -> Result<Hello, Trouble> {
-        let mut patience = self.patience(None, self.limits.start);
+    fn handshake(&mut self) -> Result<Hello, ChildError> {
+        let mut deadlines = self.deadlines(None, self.limits.start);
         loop {
-            let message = self.next(&mut patience)?;
+            let message = self.next(&mut deadlines)?;
             match message.kind {
-                from_child::HELLO => return Hello::read(&message.body).map_err(|e| self.nonsense(&e)),
+                from_child::HELLO => return Hello::read(&message.body).map_err(|e| self.invalid_message(&e)),
                 from_child::STEP => self.step = self.read_step(&message)?.0,
                 from_child::FAILED => return Err(self.failed(&message)),
-                kind => return Err(self.out_of_turn(kind)),
+                kind => return Err(self.unexpected_message(kind)),
             }
         }
     }
@@ -173,24 +176,24 @@ impl Process {
     }
 
     /// Sends a key to the child.
-    pub(super) fn load(&mut self, id: u64, key: &ProvingKey) -> Result<(), Trouble> {
+    pub(super) fn load(&mut self, id: u64, key: &ProvingKey) -> Result<(), ChildError> {
         let (header, s) = (&key.header, &key.sections);
         let (n_vars, n_public, domain_size) = (header.n_vars, header.n_public, header.domain_size);
         let load = Load { key: id, n_vars, n_public, domain_size };
-        let mut patience = self.patience(None, self.limits.step);
+        let mut deadlines = self.deadlines(None, self.limits.step);
         self.step = Step::Load;
-        self.send(to_child::LOAD, &[&load.body()], &mut patience)?;
+        self.send(to_child::LOAD, &[&load.body()], &mut deadlines)?;
         for section in [&s.coefficients, &s.a, &s.b1, &s.b2, &s.c, &s.h] {
-            self.send(to_child::SECTION, &[section], &mut patience)?;
+            self.send(to_child::SECTION, &[section], &mut deadlines)?;
             super::super::mapped::release(section);
         }
         loop {
-            let message = self.next(&mut patience)?;
+            let message = self.next(&mut deadlines)?;
             match message.kind {
                 from_child::STEP => self.step = self.read_step(&message)?.0,
                 from_child::LOADED => break,
                 from_child::FAILED => return Err(self.failed(&message)),
-                kind => return Err(self.out_of_turn(kind)),
+                kind => return Err(self.unexpected_message(kind)),
             }
         }
         self.loaded.insert(id);
@@ -204,13 +207,13 @@ impl Process {
         witness: &Witness,
         stop: &StopToken,
         on: &dyn Progress,
-    ) -> Result<Commitments, Trouble> {
+    ) -> Result<Commitments, ChildError> {
         self.number += 1;
-        let begin = Body::default().u64(self.number).u64(id).0;
-        let mut patience = self.patience(Some(stop), self.limits.step);
-        self.send(to_child::COMMIT, &[&begin, library::bytes_of(witness.values())], &mut patience)?;
+        let begin = Encoder::default().u64(self.number).u64(id).0;
+        let mut deadlines = self.deadlines(Some(stop), self.limits.step);
+        self.send(to_child::COMMIT, &[&begin, library::bytes_of(witness.values())], &mut deadlines)?;
         loop {
-            let message = self.next(&mut patience)?;
+            let message = self.next(&mut deadlines)?;
             match message.kind {
                 from_child::STEP => {
                     let (step, percent) = self.read_step(&message)?;
@@ -218,87 +221,88 @@ impl Process {
                     on.report(f32::from(percent) / 100.0);
                 }
                 from_child::COMMITMENTS => {
-                    let commitments = protocol::read_commitments(&message.body).map_err(|e| self.nonsense(&e))?;
+                    let commitments =
+                        protocol::read_commitments(&message.body).map_err(|e| self.invalid_message(&e))?;
                     // The request to stop came too late.
                     return match stop.stopped() {
-                        Some(why) => Err(Trouble::Harmless(BackendError::Stopped(why))),
+                        Some(why) => Err(ChildError::Recoverable(BackendError::Stopped(why))),
                         None => Ok(commitments),
                     };
                 }
                 from_child::FAILED => {
                     let failed = self.failed(&message);
                     return Err(match (failed, stop.stopped()) {
-                        (Trouble::Harmless(BackendError::Stopped(_)), Some(why)) => {
-                            Trouble::Harmless(BackendError::Stopped(why))
+                        (ChildError::Recoverable(BackendError::Stopped(_)), Some(why)) => {
+                            ChildError::Recoverable(BackendError::Stopped(why))
                         }
                         (failed, _) => failed,
                     });
                 }
-                kind => return Err(self.out_of_turn(kind)),
+                kind => return Err(self.unexpected_message(kind)),
             }
         }
     }
 
     /// Tells the child that a key is no longer needed.
-    pub(super) fn forget(&mut self, id: u64) -> Result<(), Trouble> {
+    pub(super) fn unload(&mut self, id: u64) -> Result<(), ChildError> {
         if !self.loaded.remove(&id) {
             return Ok(());
         }
-        let mut patience = self.patience(None, self.limits.step);
-        self.send(to_child::FORGET, &[&id.to_le_bytes()], &mut patience)
+        let mut deadlines = self.deadlines(None, self.limits.step);
+        self.send(to_child::UNLOAD, &[&id.to_le_bytes()], &mut deadlines)
     }
 
-    fn patience<'a>(&self, stop: Option<&'a StopToken>, silence: Duration) -> Patience<'a> {
-        Patience { stop, silence, heard: Instant::now(), until: None }
+    fn deadlines<'a>(&self, stop: Option<&'a StopToken>, max_silence: Duration) -> Deadlines<'a> {
+        Deadlines { stop, max_silence, last_heard: Instant::now(), kill_at: None }
     }
 
     /// Checks whether to keep waiting. Sends a stop request, once, if the child should stop.
-    fn wait_on(&mut self, patience: &mut Patience<'_>) -> Result<(), Trouble> {
+    fn check_deadlines(&mut self, deadlines: &mut Deadlines<'_>) -> Result<(), ChildError> {
         let now = Instant::now();
-        if let Some(why) = patience.stop.and_then(StopToken::stopped) {
-            match patience.until {
+        if let Some(why) = deadlines.stop.and_then(StopToken::stopped) {
+            match deadlines.kill_at {
                 // A proof that ran out of time is not necessarily to blame for that: report the device.
-                Some(until) if now >= until && why == StopReason::TimedOut => {
+                Some(kill_at) if now >= kill_at && why == StopReason::TimedOut => {
                     let (seconds, step) = (self.limits.stop.as_secs_f64(), self.step.as_str());
                     let why = format!("its process was still in {step} {seconds} s after the deadline of the proof");
                     return Err(self.fatal(why));
                 }
-                Some(until) if now >= until => return Err(Trouble::Fatal(BackendError::Stopped(why))),
+                Some(kill_at) if now >= kill_at => return Err(ChildError::Fatal(BackendError::Stopped(why))),
                 Some(_) => {}
                 None => {
-                    patience.until = Some(now + self.limits.stop);
+                    deadlines.kill_at = Some(now + self.limits.stop);
                     let message = self.number.to_le_bytes();
                     // Small enough to be sent at once; if not, the child does not read, and is killed soon.
                     let _ = protocol::write(&mut self.socket, to_child::STOP, &message);
                 }
             }
         }
-        if now.saturating_duration_since(patience.heard) >= patience.silence {
-            let (seconds, step) = (patience.silence.as_secs_f64(), self.step.as_str());
+        if now.saturating_duration_since(deadlines.last_heard) >= deadlines.max_silence {
+            let (seconds, step) = (deadlines.max_silence.as_secs_f64(), self.step.as_str());
             return Err(self.fatal(format!("its process was silent for {seconds:.0} s in {step}")));
         }
         Ok(())
     }
 
     /// Sends a message with these parts.
-    fn send(&mut self, kind: u8, parts: &[&[u8]], patience: &mut Patience<'_>) -> Result<(), Trouble> {
+    fn send(&mut self, kind: u8, parts: &[&[u8]], deadlines: &mut Deadlines<'_>) -> Result<(), ChildError> {
         let length = parts.iter().map(|part| part.len() as u64).sum();
-        let head = protocol::head(kind, length);
-        for mut part in std::iter::once(&head[..]).chain(parts.iter().copied()) {
+        let header = protocol::encode_header(kind, length);
+        for mut part in std::iter::once(&header[..]).chain(parts.iter().copied()) {
             while !part.is_empty() {
                 match self.socket.write(part) {
-                    Ok(0) => return Err(self.lost()),
+                    Ok(0) => return Err(self.disconnected()),
                     Ok(n) => {
                         part = &part[n..];
                         // Reading is a sign of life.
-                        patience.heard = Instant::now();
+                        deadlines.last_heard = Instant::now();
                     }
-                    Err(e) if is_a_tick(&e) => {
+                    Err(e) if is_timeout(&e) => {
                         // Stopping in the middle of a message would leave the child with half of it.
-                        let waits = Patience { stop: None, until: None, ..*patience };
-                        self.wait_on(&mut { waits })?;
+                        let waits = Deadlines { stop: None, kill_at: None, ..*deadlines };
+                        self.check_deadlines(&mut { waits })?;
                     }
-                    Err(_) => return Err(self.lost()),
+                    Err(_) => return Err(self.disconnected()),
                 }
             }
         }
@@ -306,67 +310,69 @@ impl Process {
     }
 
     /// Returns the child's next message.
-    fn next(&mut self, patience: &mut Patience<'_>) -> Result<Message, Trouble> {
+    fn next(&mut self, deadlines: &mut Deadlines<'_>) -> Result<Message, ChildError> {
         let mut piece = [0; 4096];
         loop {
             if let Some(message) = self.take()? {
-                patience.heard = Instant::now();
+                deadlines.last_heard = Instant::now();
                 return Ok(message);
             }
             match self.socket.read(&mut piece) {
-                Ok(0) => return Err(self.lost()),
+                Ok(0) => return Err(self.disconnected()),
                 Ok(n) => self.received.extend_from_slice(&piece[..n]),
-                Err(e) if is_a_tick(&e) => {}
-                Err(_) => return Err(self.lost()),
+                Err(e) if is_timeout(&e) => {}
+                Err(_) => return Err(self.disconnected()),
             }
-            self.wait_on(patience)?;
+            self.check_deadlines(deadlines)?;
         }
     }
 
     /// Takes a complete message from the received bytes.
-    fn take(&mut self) -> Result<Option<Message>, Trouble> {
-        let Some((head, rest)) = self.received.split_first_chunk::<HEAD>() else { return Ok(None) };
-        let (kind, length) = protocol::read_head(head);
-        if length > LONGEST_ANSWER {
-            return Err(self.nonsense(&Nonsense(format!(
-                "expected messages of at most {LONGEST_ANSWER} bytes, got one of {length}"
+    fn take(&mut self) -> Result<Option<Message>, ChildError> {
+        let Some((header, rest)) = self.received.split_first_chunk::<HEADER_BYTES>() else { return Ok(None) };
+        let (kind, length) = protocol::decode_header(header);
+        if length > MAX_ANSWER_BYTES {
+            return Err(self.invalid_message(&ProtocolError(format!(
+                "expected messages of at most {MAX_ANSWER_BYTES} bytes, got one of {length}"
             ))));
         }
         let Some(body) = rest.get(..length as usize) else { return Ok(None) };
         let body = body.to_vec();
-        self.received.drain(..HEAD + body.len());
+        self.received.drain(..HEADER_BYTES + body.len());
         Ok(Some(Message { kind, body }))
     }
 
-    fn read_step(&self, message: &Message) -> Result<(Step, u8), Trouble> {
-        protocol::read_step(&message.body).map_err(|e| self.nonsense(&e))
+    fn read_step(&self, message: &Message) -> Result<(Step, u8), ChildError> {
+        protocol::read_step(&message.body).map_err(|e| self.invalid_message(&e))
     }
 
-    fn fatal(&self, why: String) -> Trouble {
-        Trouble::Fatal(BackendError::Unavailable { device: self.label.clone(), why })
+    fn fatal(&self, why: String) -> ChildError {
+        ChildError::Fatal(BackendError::Unavailable { device: self.label.clone(), why })
     }
 
-    fn nonsense(&self, Nonsense(why): &Nonsense) -> Trouble {
+    fn invalid_message(&self, ProtocolError(why): &ProtocolError) -> ChildError {
         self.fatal(format!("its process sent an invalid message in {}: {why}", self.step.as_str()))
     }
 
-    fn out_of_turn(&self, kind: u8) -> Trouble {
-        self.nonsense(&Nonsense(format!("expected another kind of message than {kind}")))
+    fn unexpected_message(&self, kind: u8) -> ChildError {
+        self.invalid_message(&ProtocolError(format!("expected another kind of message than {kind}")))
     }
 
     /// Converts a failure that the child reports. After an error code of the device, none of its results is trusted.
-    fn failed(&self, message: &Message) -> Trouble {
+    fn failed(&self, message: &Message) -> ChildError {
         match Failure::read(&message.body) {
-            Ok(Failure::Says(why)) => self.fatal(why),
-            Ok(Failure::Code { op, code }) => Trouble::Fatal(BackendError::Device { op, code }),
-            Ok(Failure::OutOfMemory { needed, free }) => Trouble::Harmless(BackendError::OutOfMemory { needed, free }),
-            Ok(Failure::Stopped) => Trouble::Harmless(BackendError::Stopped(StopReason::Cancelled)),
-            Err(e) => self.nonsense(&e),
+            Ok(Failure::Other(why)) => self.fatal(why),
+            Ok(Failure::Code { op, code }) => ChildError::Fatal(BackendError::Device { op, code }),
+            Ok(Failure::OutOfMemory { needed, free }) => {
+                ChildError::Recoverable(BackendError::OutOfMemory { needed, free })
+            }
+            Ok(Failure::Stopped) => ChildError::Recoverable(BackendError::Stopped(StopReason::Cancelled)),
+            Err(e) => self.invalid_message(&e),
         }
     }
 
     /// Describes how a child that closed its socket ended.
-    fn lost(&mut self) -> Trouble {
+    fn disconnected(&mut self) -> ChildError {
         let step = self.step.as_str();
         let how = match self.child.ended() {
             Some(status) => match (status.signal(), status.code()) {
@@ -376,7 +382,7 @@ impl Process {
             None => "closed its socket".to_owned(),
         };
         // Its last output may still be on its way.
-        let until = Instant::now() + LAST_BREATH;
+        let until = Instant::now() + EXIT_TIMEOUT;
         while !self.listener.is_finished() && Instant::now() < until {
             thread::sleep(Duration::from_millis(5));
         }
@@ -400,6 +406,6 @@ fn signal_name(signal: i32) -> &'static str {
 }
 
 /// Whether a socket operation timed out after one tick.
-fn is_a_tick(e: &io::Error) -> bool {
+fn is_timeout(e: &io::Error) -> bool {
     matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }

@@ -8,16 +8,16 @@ use std::io::{self, Read, Write};
 use super::super::{BackendError, Commitments};
 use super::algebra::Group;
 use super::key::Step;
-use super::library::Found;
+use super::library::DeviceProperties;
 use super::sys::NAMES;
 use crate::model::{G1, G2};
 
 /// Must change with any message. A program that is replaced while it runs may start a child of another version.
 pub(super) const VERSION: u32 = 1;
 /// Size of a message's header, bytes: kind and length.
-pub(super) const HEAD: usize = 9;
+pub(super) const HEADER_BYTES: usize = 9;
 /// Maximum length of the child's answers, bytes.
-pub(super) const LONGEST_ANSWER: u64 = 1 << 16;
+pub(super) const MAX_ANSWER_BYTES: u64 = 1 << 16;
 /// Number of sections of a key.
 pub(super) const SECTIONS: usize = 6;
 
@@ -30,7 +30,7 @@ pub(super) mod to_child {
     /// A witness for a key.
     pub const COMMIT: u8 = 3;
     /// A key is no longer needed.
-    pub const FORGET: u8 = 4;
+    pub const UNLOAD: u8 = 4;
     /// The proof with this number should stop.
     pub const STOP: u8 = 5;
 }
@@ -57,29 +57,29 @@ pub(super) struct Message {
 }
 
 /// Encodes the header of a message.
-pub(super) fn head(kind: u8, length: u64) -> [u8; HEAD] {
-    let mut head = [kind; HEAD];
-    head[1..].copy_from_slice(&length.to_le_bytes());
-    head
+pub(super) fn encode_header(kind: u8, length: u64) -> [u8; HEADER_BYTES] {
+    let mut header = [kind; HEADER_BYTES];
+    header[1..].copy_from_slice(&length.to_le_bytes());
+    header
 }
 
 /// Decodes a header into kind and length.
-pub(super) fn read_head(head: &[u8; HEAD]) -> (u8, u64) {
-    let [kind, length @ ..] = *head;
+pub(super) fn decode_header(header: &[u8; HEADER_BYTES]) -> (u8, u64) {
+    let [kind, length @ ..] = *header;
     (kind, u64::from_le_bytes(length))
 }
 
 /// Writes a message.
 pub(super) fn write(to: &mut impl Write, kind: u8, body: &[u8]) -> io::Result<()> {
-    to.write_all(&head(kind, body.len() as u64))?;
+    to.write_all(&encode_header(kind, body.len() as u64))?;
     to.write_all(body)
 }
 
 /// Reads a message. Memory is allocated as bytes arrive, not by the announced length.
 pub(super) fn read(from: &mut impl Read) -> io::Result<Message> {
-    let mut head = [0; HEAD];
-    from.read_exact(&mut head)?;
-    let (kind, length) = read_head(&head);
+    let mut header = [0; HEADER_BYTES];
+    from.read_exact(&mut header)?;
+    let (kind, length) = decode_header(&header);
     let mut body = Vec::new();
     if from.by_ref().take(length).read_to_end(&mut body)? as u64 != length {
         return Err(io::ErrorKind::UnexpectedEof.into());
@@ -89,9 +89,9 @@ pub(super) fn read(from: &mut impl Read) -> io::Result<Message> {
 
 /// Encodes a body.
 #[derive(Default)]
-pub(super) struct Body(pub Vec<u8>);
+pub(super) struct Encoder(pub Vec<u8>);
 
-impl Body {
+impl Encoder {
     pub(super) fn u8(mut self, x: u8) -> Self {
         self.0.push(x);
         self
@@ -122,53 +122,54 @@ impl Body {
 }
 
 /// Decodes a body.
-pub(super) struct Parts<'a>(pub &'a [u8]);
+pub(super) struct Decoder<'a>(pub &'a [u8]);
 
-/// Why a message is invalid.
+/// Why a message is invalid, as one sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Nonsense(pub String);
+pub(super) struct ProtocolError(pub String);
 
-impl<'a> Parts<'a> {
-    fn bytes(&mut self, n: usize) -> Result<&'a [u8], Nonsense> {
+impl<'a> Decoder<'a> {
+    fn bytes(&mut self, n: usize) -> Result<&'a [u8], ProtocolError> {
         let (bytes, rest) = self
             .0
             .split_at_checked(n)
-            .ok_or_else(|| Nonsense(format!("expected {n} more bytes of a message, got {}", self.0.len())))?;
+            .ok_or_else(|| ProtocolError(format!("expected {n} more bytes of a message, got {}", self.0.len())))?;
         self.0 = rest;
         Ok(bytes)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Nonsense> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], ProtocolError> {
         let mut array = [0; N];
         array.copy_from_slice(self.bytes(N)?);
         Ok(array)
     }
 
-    pub(super) fn u8(&mut self) -> Result<u8, Nonsense> {
+    pub(super) fn u8(&mut self) -> Result<u8, ProtocolError> {
         self.array().map(|[x]| x)
     }
 
-    pub(super) fn u32(&mut self) -> Result<u32, Nonsense> {
+    pub(super) fn u32(&mut self) -> Result<u32, ProtocolError> {
         self.array().map(u32::from_le_bytes)
     }
 
-    pub(super) fn u64(&mut self) -> Result<u64, Nonsense> {
+    pub(super) fn u64(&mut self) -> Result<u64, ProtocolError> {
         self.array().map(u64::from_le_bytes)
     }
 
-    pub(super) fn text(&mut self) -> Result<String, Nonsense> {
+    pub(super) fn text(&mut self) -> Result<String, ProtocolError> {
         let n = self.u32()? as usize;
         Ok(String::from_utf8_lossy(self.bytes(n)?).into_owned())
     }
 
-    fn point<G: Group>(&mut self) -> Result<G, Nonsense> {
-        G::read_affine(self.bytes(G::BYTES)?).ok_or_else(|| Nonsense("expected a point on the curve, got none".into()))
+    fn point<G: Group>(&mut self) -> Result<G, ProtocolError> {
+        G::read_affine(self.bytes(G::BYTES)?)
+            .ok_or_else(|| ProtocolError("expected a point on the curve, got none".into()))
     }
 
-    pub(super) fn end(self) -> Result<(), Nonsense> {
+    pub(super) fn end(self) -> Result<(), ProtocolError> {
         match self.0.len() {
             0 => Ok(()),
-            n => Err(Nonsense(format!("expected the end of a message, got {n} more bytes"))),
+            n => Err(ProtocolError(format!("expected the end of a message, got {n} more bytes"))),
         }
     }
 }
@@ -187,19 +188,20 @@ pub(super) struct Hello {
 }
 
 impl Hello {
-    pub(super) fn body(found: &Found) -> Vec<u8> {
-        let body = Body::default().u32(VERSION).text(&found.kind).u32(found.count);
+    pub(super) fn body(found: &DeviceProperties) -> Vec<u8> {
+        let body = Encoder::default().u32(VERSION).text(&found.kind).u32(found.count);
         body.text(found.release.as_str()).u64(found.memory.0).0
     }
 
-    pub(super) fn read(body: &[u8]) -> Result<Self, Nonsense> {
-        let mut parts = Parts(body);
-        let version = parts.u32()?;
+    pub(super) fn read(body: &[u8]) -> Result<Self, ProtocolError> {
+        let mut decoder = Decoder(body);
+        let version = decoder.u32()?;
         if version != VERSION {
-            return Err(Nonsense(format!("expected version {VERSION} of the program's messages, got {version}")));
+            return Err(ProtocolError(format!("expected version {VERSION} of the program's messages, got {version}")));
         }
-        let hello = Self { kind: parts.text()?, count: parts.u32()?, release: parts.text()?, memory: parts.u64()? };
-        parts.end()?;
+        let hello =
+            Self { kind: decoder.text()?, count: decoder.u32()?, release: decoder.text()?, memory: decoder.u64()? };
+        decoder.end()?;
         Ok(hello)
     }
 }
@@ -215,13 +217,14 @@ pub(super) struct Load {
 
 impl Load {
     pub(super) fn body(&self) -> Vec<u8> {
-        Body::default().u64(self.key).u32(self.n_vars).u32(self.n_public).u32(self.domain_size).0
+        Encoder::default().u64(self.key).u32(self.n_vars).u32(self.n_public).u32(self.domain_size).0
     }
 
-    pub(super) fn read(body: &[u8]) -> Result<Self, Nonsense> {
-        let mut parts = Parts(body);
-        let load = Self { key: parts.u64()?, n_vars: parts.u32()?, n_public: parts.u32()?, domain_size: parts.u32()? };
-        parts.end()?;
+    pub(super) fn read(body: &[u8]) -> Result<Self, ProtocolError> {
+        let mut decoder = Decoder(body);
+        let load =
+            Self { key: decoder.u64()?, n_vars: decoder.u32()?, n_public: decoder.u32()?, domain_size: decoder.u32()? };
+        decoder.end()?;
         Ok(load)
     }
 }
@@ -229,32 +232,32 @@ impl Load {
 /// Encodes a step that begins, and the percentage done.
 pub(super) fn step(step: Step, percent: u8) -> Vec<u8> {
     let number = Step::ALL.iter().position(|s| *s == step).unwrap_or_default();
-    Body::default().u8(number as u8).u8(percent).0
+    Encoder::default().u8(number as u8).u8(percent).0
 }
 
-pub(super) fn read_step(body: &[u8]) -> Result<(Step, u8), Nonsense> {
-    let mut parts = Parts(body);
-    let (number, percent) = (parts.u8()?, parts.u8()?);
-    parts.end()?;
+pub(super) fn read_step(body: &[u8]) -> Result<(Step, u8), ProtocolError> {
+    let mut decoder = Decoder(body);
+    let (number, percent) = (decoder.u8()?, decoder.u8()?);
+    decoder.end()?;
     let step = Step::ALL.get(usize::from(number)).copied();
-    let step = step.ok_or_else(|| Nonsense(format!("expected a step below {}, got {number}", Step::ALL.len())))?;
+    let step = step.ok_or_else(|| ProtocolError(format!("expected a step below {}, got {number}", Step::ALL.len())))?;
     Ok((step, percent.min(100)))
 }
 
 pub(super) fn commitments(c: &Commitments) -> Vec<u8> {
-    Body::default().point(&c.a).point(&c.b1).point(&c.b2).point(&c.c).point(&c.h).0
+    Encoder::default().point(&c.a).point(&c.b1).point(&c.b2).point(&c.c).point(&c.h).0
 }
 
-pub(super) fn read_commitments(body: &[u8]) -> Result<Commitments, Nonsense> {
-    let mut parts = Parts(body);
+pub(super) fn read_commitments(body: &[u8]) -> Result<Commitments, ProtocolError> {
+    let mut decoder = Decoder(body);
     let read = Commitments {
-        a: parts.point::<G1>()?,
-        b1: parts.point::<G1>()?,
-        b2: parts.point::<G2>()?,
-        c: parts.point::<G1>()?,
-        h: parts.point::<G1>()?,
+        a: decoder.point::<G1>()?,
+        b1: decoder.point::<G1>()?,
+        b2: decoder.point::<G2>()?,
+        c: decoder.point::<G1>()?,
+        h: decoder.point::<G1>()?,
     };
-    parts.end()?;
+    decoder.end()?;
     Ok(read)
 }
 
@@ -262,7 +265,7 @@ pub(super) fn read_commitments(body: &[u8]) -> Result<Commitments, Nonsense> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Failure {
     /// As one sentence.
-    Says(String),
+    Other(String),
     /// A call returned an error code.
     Code { op: &'static str, code: i64 },
     /// The device does not have enough memory.
@@ -277,9 +280,12 @@ impl From<BackendError> for Failure {
             BackendError::Device { op, code } => Self::Code { op, code },
             BackendError::OutOfMemory { needed, free } => Self::OutOfMemory { needed, free },
             BackendError::Stopped(_) => Self::Stopped,
-            BackendError::Unavailable { why, .. } => Self::Says(why),
-            e @ (BackendError::Shape { .. } | BackendError::OutOfRange { .. } | BackendError::TooSmall { .. }) => {
-                Self::Says(e.to_string())
+            BackendError::Unavailable { why, .. } => Self::Other(why),
+            e @ (BackendError::Shape { .. }
+            | BackendError::OutOfRange { .. }
+            | BackendError::TooSmall { .. }
+            | BackendError::BatchResults { .. }) => {
+                Self::Other(e.to_string())
             }
         }
     }
@@ -287,9 +293,9 @@ impl From<BackendError> for Failure {
 
 impl Failure {
     pub(super) fn body(&self) -> Vec<u8> {
-        let body = Body::default();
+        let body = Encoder::default();
         match self {
-            Self::Says(why) => body.u8(0).text(why).0,
+            Self::Other(why) => body.u8(0).text(why).0,
             Self::Code { op, code } => {
                 let number = NAMES.iter().position(|name| name == op).unwrap_or(NAMES.len());
                 body.u8(1).u8(number as u8).u64(code.cast_unsigned()).0
@@ -299,22 +305,22 @@ impl Failure {
         }
     }
 
-    pub(super) fn read(body: &[u8]) -> Result<Self, Nonsense> {
-        let mut parts = Parts(body);
-        let failure = match parts.u8()? {
-            0 => Self::Says(parts.text()?),
+    pub(super) fn read(body: &[u8]) -> Result<Self, ProtocolError> {
+        let mut decoder = Decoder(body);
+        let failure = match decoder.u8()? {
+            0 => Self::Other(decoder.text()?),
             1 => {
-                let number = parts.u8()?;
+                let number = decoder.u8()?;
                 let op = NAMES.get(usize::from(number)).copied();
-                let op =
-                    op.ok_or_else(|| Nonsense(format!("expected a function below {}, got {number}", NAMES.len())))?;
-                Self::Code { op, code: parts.u64()?.cast_signed() }
+                let op = op
+                    .ok_or_else(|| ProtocolError(format!("expected a function below {}, got {number}", NAMES.len())))?;
+                Self::Code { op, code: decoder.u64()?.cast_signed() }
             }
-            2 => Self::OutOfMemory { needed: parts.u64()?, free: parts.u64()? },
+            2 => Self::OutOfMemory { needed: decoder.u64()?, free: decoder.u64()? },
             3 => Self::Stopped,
-            kind => return Err(Nonsense(format!("expected a failure of kind 0 to 3, got {kind}"))),
+            kind => return Err(ProtocolError(format!("expected a failure of kind 0 to 3, got {kind}"))),
         };
-        parts.end()?;
+        decoder.end()?;
         Ok(failure)
     }
 }
@@ -344,14 +350,14 @@ mod tests {
 
     #[test]
     fn a_length_that_nothing_follows_takes_no_memory() {
-        let mut bytes = head(1, u64::MAX).to_vec();
+        let mut bytes = encode_header(1, u64::MAX).to_vec();
         bytes.extend([0; 100]);
         assert_eq!(read(&mut bytes.as_slice()).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]
     fn bodies_come_out_as_they_went_in() {
-        let found = Found { kind: "CUDA".into(), count: 2, memory: (80 << 30, 1), release: Release::Four };
+        let found = DeviceProperties { kind: "CUDA".into(), count: 2, memory: (80 << 30, 1), release: Release::Four };
         let hello = Hello::read(&Hello::body(&found)).unwrap();
         let same = Hello { kind: "CUDA".into(), count: 2, release: "4.0 or later".into(), memory: 80 << 30 };
         assert_eq!(hello, same);
@@ -361,7 +367,7 @@ mod tests {
             assert_eq!(read_step(&step(s, 12)), Ok((s, 12)));
         }
         let failures = [
-            Failure::Says("it is broken".into()),
+            Failure::Other("it is broken".into()),
             Failure::Code { op: "bn254_g2_msm", code: -1 },
             Failure::OutOfMemory { needed: 2, free: 1 },
             Failure::Stopped,
@@ -381,8 +387,8 @@ mod tests {
 
     #[test]
     fn a_child_of_another_version_is_told_from_this_one() {
-        let body = Body::default().u32(VERSION + 1).0;
-        let why = Nonsense(format!("expected version {VERSION} of the program's messages, got {}", VERSION + 1));
+        let body = Encoder::default().u32(VERSION + 1).0;
+        let why = ProtocolError(format!("expected version {VERSION} of the program's messages, got {}", VERSION + 1));
         assert_eq!(Hello::read(&body), Err(why));
     }
 
