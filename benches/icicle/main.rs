@@ -13,7 +13,7 @@ use ark_ff::{Field, PrimeField};
 use prover_worker::backend::icicle::{IcicleBackend, Limits, Options};
 use prover_worker::backend::mapped::map_file;
 use prover_worker::backend::{
-    Backend, BackendChoice, CudaOptions, Discovery, IcicleOptions, ProcessorOptions, Quiet, discover, selftest,
+    Backend, BackendChoice, CpuOptions, CudaOptions, Discovery, IcicleOptions, Quiet, discover, selftest,
 };
 use prover_worker::formats::r1cs::{Constraints, R1cs};
 use prover_worker::formats::{wtns, zkey};
@@ -103,7 +103,7 @@ fn read(folder: &Path) -> Result<Case, String> {
 
 /// The CPU, and GPUs with our own kernels if there are any.
 fn others() -> Result<Discovery, String> {
-    let (cpu, icicle) = (ProcessorOptions::default(), IcicleOptions::default());
+    let (cpu, icicle) = (CpuOptions::default(), IcicleOptions::default());
     discover(BackendChoice::Auto, &cpu, &CudaOptions::default(), &icicle).map_err(|e| e.to_string())
 }
 

@@ -51,7 +51,7 @@ impl Default for CudaOptions {
 
 /// How to compute proofs on the CPU.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct ProcessorOptions {
+pub struct CpuOptions {
     /// Threads that a proof may use; by default, the number of cores.
     pub threads: Option<usize>,
     /// Instruction set.
@@ -84,10 +84,10 @@ pub struct Discovery {
 }
 
 /// A device, or one sentence on why it cannot be used.
-pub(super) type Opened = Result<Arc<dyn Backend>, String>;
+pub(super) type OpenedDevice = Result<Arc<dyn Backend>, String>;
 
 /// Devices of a kind in their driver's order; or one sentence that applies to all of them.
-pub(super) type Found = Result<Vec<Opened>, String>;
+pub(super) type ProbeResult = Result<Vec<OpenedDevice>, String>;
 
 /// Finds devices and tests those the choice permits.
 ///
@@ -95,43 +95,43 @@ pub(super) type Found = Result<Vec<Opened>, String>;
 /// self-test.
 pub fn discover(
     choice: BackendChoice,
-    cpu: &ProcessorOptions,
+    cpu: &CpuOptions,
     cuda: &CudaOptions,
     icicle: &IcicleOptions,
 ) -> Result<Discovery, BackendError> {
-    let processor = processor(cpu)?;
+    let processor = cpu_device(cpu)?;
     let gpus = match choice {
-        BackendChoice::Auto | BackendChoice::Cuda => gpus(cuda),
+        BackendChoice::Auto | BackendChoice::Cuda => cuda_devices(cuda),
         // Starting a driver takes time and memory.
         BackendChoice::Icicle | BackendChoice::Cpu if cfg!(feature = "cuda") => Err(NOT_REQUESTED.into()),
         BackendChoice::Icicle | BackendChoice::Cpu => Err(NOT_COMPILED.into()),
     };
-    choose(choice, gpus, || by_icicle(icicle), processor, SELF_TEST_TIMEOUT)
+    choose(choice, gpus, || icicle_devices(icicle), processor, SELF_TEST_TIMEOUT)
 }
 
 /// Tests the devices and puts them in order. ICICLE is only probed if its devices would be used: next to `cuda`, they
 /// would be the same GPUs again.
 fn choose(
     choice: BackendChoice,
-    gpus: Found,
-    icicle: impl FnOnce() -> Found,
+    gpus: ProbeResult,
+    icicle: impl FnOnce() -> ProbeResult,
     (cpu, status): (Arc<dyn Backend>, String),
     limit: Duration,
 ) -> Result<Discovery, BackendError> {
     let none = |kind, status| DeviceReport { kind, device: None, used: false, status };
-    let looked_at = |kind, found, nothing: &str| match found {
+    let test_kind = |kind, found, nothing: &str| match found {
         Ok(found) if Vec::is_empty(&found) => (Vec::new(), vec![none(kind, nothing.to_owned())]),
-        Ok(found) => tested(kind, found, limit),
+        Ok(found) => self_test_all(kind, found, limit),
         Err(why) => (Vec::new(), vec![none(kind, why)]),
     };
-    let (mut devices, mut report) = looked_at(DeviceKind::Cuda, gpus, "no GPU found");
+    let (mut devices, mut report) = test_kind(DeviceKind::Cuda, gpus, "no GPU found");
     let icicle = match choice {
         _ if !cfg!(feature = "icicle") => Err(NOT_COMPILED.into()),
         BackendChoice::Auto if !devices.is_empty() => Err("not probed because cuda takes precedence".into()),
         BackendChoice::Auto | BackendChoice::Icicle => icicle(),
         BackendChoice::Cuda | BackendChoice::Cpu => Err(NOT_REQUESTED.into()),
     };
-    let (fit, told) = looked_at(DeviceKind::Icicle, icicle, "no device found");
+    let (fit, told) = test_kind(DeviceKind::Icicle, icicle, "no device found");
     devices.extend(fit);
     report.extend(told);
     for (kind, asked) in [(DeviceKind::Cuda, BackendChoice::Cuda), (DeviceKind::Icicle, BackendChoice::Icicle)] {
@@ -166,13 +166,13 @@ fn summary(devices: &[Arc<dyn Backend>], report: &[DeviceReport]) -> String {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn gpus(_: &CudaOptions) -> Found {
+fn cuda_devices(_: &CudaOptions) -> ProbeResult {
     Err(NOT_COMPILED.into())
 }
 
 /// The GPUs that NVIDIA's driver lists.
 #[cfg(feature = "cuda")]
-fn gpus(options: &CudaOptions) -> Found {
+fn cuda_devices(options: &CudaOptions) -> ProbeResult {
     use super::cuda::CudaBackend;
     use super::cuda::driver::nvidia::NvidiaDriver;
 
@@ -180,19 +180,19 @@ fn gpus(options: &CudaOptions) -> Found {
     let listed = listed.map_err(|why| format!("looking for GPUs {why}"))??;
     let graphs = options.graphs;
     let open = listed.into_iter().map(|gpu| {
-        move || -> Opened {
+        move || -> OpenedDevice {
             let gpu = CudaBackend::new(Arc::new(gpu.open()?));
             Ok(Arc::new(if graphs { gpu } else { gpu.without_graphs() }))
         }
     });
-    Ok(opened(open, OPEN_TIMEOUT))
+    Ok(open_all(open, OPEN_TIMEOUT))
 }
 
 /// Opens devices concurrently, each on its own thread, so that one that hangs does not affect the others.
 #[cfg(any(test, feature = "cuda"))]
-fn opened<F>(open: impl Iterator<Item = F>, limit: Duration) -> Vec<Opened>
+fn open_all<F>(open: impl Iterator<Item = F>, limit: Duration) -> Vec<OpenedDevice>
 where
-    F: FnOnce() -> Opened + Send + 'static,
+    F: FnOnce() -> OpenedDevice + Send + 'static,
 {
     let begun: Vec<_> = open.map(spawn_detached).collect();
     let until = Instant::now() + limit;
@@ -205,25 +205,29 @@ where
 
 /// ICICLE's devices.
 #[cfg(feature = "icicle")]
-fn by_icicle(wanted: &IcicleOptions) -> Found {
+fn icicle_devices(wanted: &IcicleOptions) -> ProbeResult {
     super::icicle::devices(&super::icicle::Options::find(wanted)?)
 }
 
 #[cfg(not(feature = "icicle"))]
-fn by_icicle(_: &IcicleOptions) -> Found {
+fn icicle_devices(_: &IcicleOptions) -> ProbeResult {
     Err(NOT_COMPILED.into())
 }
 
 /// Returns the devices of a kind that pass their self-test, and a report on all of them. They are tested concurrently,
 /// each on its own thread, so that one that fails, kills its context or hangs does not affect the others.
-fn tested(kind: DeviceKind, gpus: Vec<Opened>, limit: Duration) -> (Vec<Arc<dyn Backend>>, Vec<DeviceReport>) {
+fn self_test_all(
+    kind: DeviceKind,
+    gpus: Vec<OpenedDevice>,
+    limit: Duration,
+) -> (Vec<Arc<dyn Backend>>, Vec<DeviceReport>) {
     let test = |gpu: Arc<dyn Backend>| {
         let (info, plainer) = (info(&gpu), gpu.plainer());
         // The advanced features may be what kills or hangs the device, after which this process cannot try the plainer
         // mode.
         let advice = plainer.map_or_else(String::new, |plainer| format!("; it may pass with {}", plainer.setting));
         // A device that fails is also closed on that thread: closing may hang like any other operation.
-        (info, advice, spawn_detached(move || passing(gpu)))
+        (info, advice, spawn_detached(move || self_test(gpu)))
     };
     let begun: Vec<_> = gpus.into_iter().map(|gpu| gpu.map(test)).collect();
     let until = Instant::now() + limit;
@@ -254,7 +258,7 @@ fn tested(kind: DeviceKind, gpus: Vec<Opened>, limit: Duration) -> (Vec<Arc<dyn 
 }
 
 /// Returns the device or its plainer form, whichever passes the self-test, and one line about it.
-fn passing(gpu: Arc<dyn Backend>) -> Result<(Arc<dyn Backend>, String), BackendError> {
+fn self_test(gpu: Arc<dyn Backend>) -> Result<(Arc<dyn Backend>, String), BackendError> {
     let Err(why) = selftest::run(gpu.as_ref()) else { return Ok((gpu, "self-test passed".into())) };
     let Some(Plainer { backend, without, .. }) = gpu.plainer() else { return Err(why) };
     // The first failure tells more than the second.
@@ -292,7 +296,7 @@ fn wait_for<T>(result: mpsc::Receiver<T>, within: Duration) -> Result<T, String>
 
 /// Returns the CPU, with the fastest instructions that pass the self-test or with the requested ones, and one line
 /// about it.
-fn processor(options: &ProcessorOptions) -> Result<(Arc<dyn Backend>, String), BackendError> {
+fn cpu_device(options: &CpuOptions) -> Result<(Arc<dyn Backend>, String), BackendError> {
     let threads = options.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, |n| n.get()));
     let sets = match options.instructions {
         Instructions::Auto => Instructions::available(),
@@ -323,8 +327,7 @@ mod tests {
     use crate::backend::{Footprint, LoadedKey};
     use crate::model::ProvingKey;
 
-    const PORTABLE: ProcessorOptions =
-        ProcessorOptions { threads: Some(1), instructions: Instructions::Portable, multiples: 0 };
+    const PORTABLE: CpuOptions = CpuOptions { threads: Some(1), instructions: Instructions::Portable, multiples: 0 };
 
     #[derive(Clone, Copy)]
     enum Manner {
@@ -346,7 +349,7 @@ mod tests {
         manner: Manner,
     }
 
-    fn gpu(ordinal: u32, manner: Manner) -> Opened {
+    fn gpu(ordinal: u32, manner: Manner) -> OpenedDevice {
         let info = DeviceInfo { kind: DeviceKind::Cuda, name: "pretended".into(), ordinal, threads: 1, memory: 0 };
         Ok(Arc::new(Gpu { cpu: CpuBackend::new(1).unwrap(), info, manner }))
     }
@@ -384,8 +387,8 @@ mod tests {
         }
     }
 
-    fn chosen(choice: BackendChoice, gpus: Found) -> Result<Discovery, BackendError> {
-        let cpu = processor(&PORTABLE).unwrap();
+    fn chosen(choice: BackendChoice, gpus: ProbeResult) -> Result<Discovery, BackendError> {
+        let cpu = cpu_device(&PORTABLE).unwrap();
         choose(choice, gpus, || Err("ICICLE is not there".into()), cpu, Duration::from_secs(5))
     }
 
@@ -432,7 +435,7 @@ mod tests {
 
     #[test]
     fn a_gpu_that_does_not_open_takes_nothing_from_the_others() {
-        let open: [fn() -> Opened; 4] = [
+        let open: [fn() -> OpenedDevice; 4] = [
             || gpu(0, Manner::Sound),
             || loop {
                 thread::park();
@@ -440,7 +443,7 @@ mod tests {
             || gpu(2, Manner::Sound),
             || panic!("a pretended bug"),
         ];
-        let found = chosen(BackendChoice::Auto, Ok(opened(open.into_iter(), Duration::from_secs(5)))).unwrap();
+        let found = chosen(BackendChoice::Auto, Ok(open_all(open.into_iter(), Duration::from_secs(5)))).unwrap();
         assert_eq!(labels(&found), ["cuda:0", "cuda:2", "cpu:0"]);
         let told: Vec<_> = found.report.iter().map(|r| r.status.as_str()).collect();
         assert_eq!(
@@ -488,14 +491,14 @@ mod tests {
     #[cfg(feature = "icicle")]
     #[test]
     fn auto_takes_cuda_then_icicle_then_the_processor() {
-        let by_icicle = |manner| {
+        let icicle_gpu = |manner| {
             let info =
                 DeviceInfo { kind: DeviceKind::Icicle, name: "pretended".into(), ordinal: 0, threads: 1, memory: 0 };
             let gpu: Arc<dyn Backend> = Arc::new(Gpu { cpu: CpuBackend::new(1).unwrap(), info, manner });
             gpu
         };
-        let found = |choice, gpus: Found, icicle: Found| {
-            let cpu = processor(&PORTABLE).unwrap();
+        let found = |choice, gpus: ProbeResult, icicle: ProbeResult| {
+            let cpu = cpu_device(&PORTABLE).unwrap();
             choose(choice, gpus, || icicle, cpu, Duration::from_secs(5))
         };
         let both =
@@ -503,7 +506,7 @@ mod tests {
         assert_eq!(labels(&both), ["cuda:0", "cpu:0"]);
         assert!(both.summary.ends_with("icicle: not probed because cuda takes precedence"), "{}", both.summary);
 
-        let icicle = Ok(vec![Ok(by_icicle(Manner::Sound)), Ok(by_icicle(Manner::Fails))]);
+        let icicle = Ok(vec![Ok(icicle_gpu(Manner::Sound)), Ok(icicle_gpu(Manner::Fails))]);
         let second = found(BackendChoice::Auto, Ok(vec![gpu(0, Manner::Fails)]), icicle).unwrap();
         assert_eq!(labels(&second), ["icicle:0", "cpu:0"]);
         let says = "proving on icicle:0, pretended; cpu:0 is the fallback; cuda:0: its self-test failed: ";
@@ -514,7 +517,7 @@ mod tests {
         assert!(none.summary.ends_with("; cuda: no NVIDIA driver; icicle: not installed"), "{}", none.summary);
 
         let refused =
-            found(BackendChoice::Icicle, Err("not looked for".into()), Ok(vec![Ok(by_icicle(Manner::Fails))]));
+            found(BackendChoice::Icicle, Err("not looked for".into()), Ok(vec![Ok(icicle_gpu(Manner::Fails))]));
         let why = "its self-test failed: launch failed on the device with code 719".to_owned();
         assert_eq!(refused.map(|_| ()).unwrap_err(), BackendError::Unavailable { device: "icicle".into(), why });
         let asked =

@@ -3,7 +3,7 @@
 use std::future::Future;
 
 use super::CliError;
-use crate::backend::{CudaOptions, Discovery, IcicleOptions, ProcessorOptions, discover};
+use crate::backend::{CpuOptions, CudaOptions, Discovery, IcicleOptions, discover};
 use crate::config::{CATALOGUE, Config};
 use crate::model::{CircuitName, JobId};
 use crate::registry::host_keys;
@@ -34,7 +34,7 @@ where
 
 /// Finds the devices that the configuration permits.
 pub fn devices(config: &Config) -> Result<Discovery, CliError> {
-    let cpu = ProcessorOptions {
+    let cpu = CpuOptions {
         threads: config.processor.threads,
         instructions: config.processor.instructions,
         // In addition to the keys themselves.

@@ -59,12 +59,12 @@ impl Multiples {
     pub(super) fn windows(bits: usize, scalars: usize) -> Option<Self> {
         let wire = scalars.max(1).next_power_of_two().ilog2();
         let multiples = Self::Windows { bits, wire };
-        let last = (multiples.of_each() - 1).checked_ilog2().map_or(0, |last| last + 1);
+        let last = (multiples.per_point() - 1).checked_ilog2().map_or(0, |last| last + 1);
         (bits <= MAX_WINDOW && wire + last <= INDEX_BITS).then_some(multiples)
     }
 
     /// Returns the number of multiples of each point, itself included.
-    pub(super) fn of_each(self) -> usize {
+    pub(super) fn per_point(self) -> usize {
         match self {
             Self::None => 1,
             Self::Image => 2,
@@ -221,7 +221,7 @@ fn recode(limbs: &[u64; 4], negative: bool, bits_in_all: usize, window: usize, m
     let mask = (1u64 << window) - 1;
     let half = 1i32 << (window - 1);
     // Of half a window's range and its negative, only the latter fits in 16 bits.
-    let most = if negative { half } else { half - 1 };
+    let max_digit = if negative { half } else { half - 1 };
     let mut carry = 0i32;
     for (w, bit) in (0..=bits_in_all).step_by(window).enumerate() {
         let (limb, shift) = (bit / 64, bit % 64);
@@ -230,7 +230,7 @@ fn recode(limbs: &[u64; 4], negative: bool, bits_in_all: usize, window: usize, m
             bits |= limbs[limb + 1] << (64 - shift);
         }
         let mut digit = (bits & mask) as i32 + carry;
-        carry = i32::from(digit > most);
+        carry = i32::from(digit > max_digit);
         digit -= carry << window;
         if digit != 0 {
             let digit = if negative { -digit } else { digit };
@@ -248,11 +248,11 @@ fn best_window(n: usize, bits: usize) -> usize {
     (3..=MAX_WINDOW).min_by_key(|c| cost(*c)).unwrap_or(MAX_WINDOW)
 }
 
-/// Returns the best window where all windows share their buckets, of at least `least` bits: the widest of those whose
-/// cost is within a fiftieth of the lowest, since wide windows take fewer multiples.
-pub(super) fn best_shared_window(n: usize, least: usize) -> usize {
+/// Returns the best window where all windows share their buckets, of at least `min_window` bits: the widest of those
+/// whose cost is within a fiftieth of the lowest, since wide windows take fewer multiples.
+pub(super) fn best_shared_window(n: usize, min_window: usize) -> usize {
     let cost = |c: usize| windows(BITS, c) * 6 * n + 24 * (1 << (c - 1));
-    let candidates = least.clamp(3, MAX_WINDOW)..=MAX_WINDOW;
+    let candidates = min_window.clamp(3, MAX_WINDOW)..=MAX_WINDOW;
     let best = candidates.clone().map(cost).min().unwrap_or(0);
     candidates.rev().find(|c| cost(*c) <= best + best / 50).unwrap_or(MAX_WINDOW)
 }
@@ -295,7 +295,7 @@ mod tests {
         }
         assert_eq!(got, values, "with windows of {}", d.window);
         if let Multiples::Windows { bits, .. } = multiples {
-            assert_eq!((d.window, d.rows.len()), (bits, multiples.of_each()));
+            assert_eq!((d.window, d.rows.len()), (bits, multiples.per_point()));
         }
         let plain = values.iter().filter(|v| v.is_zero() || v.is_one() || (-**v).is_one()).count();
         assert_eq!(d.wires.len(), parts * (values.len() - plain), "only scalars that need digits have any");

@@ -12,7 +12,7 @@ use super::lanes::{Field, Isa, Kernel, Lanes};
 use super::msm::{Bases, Curve, InG1, InG2, Pool, Sorted};
 use super::quotient::Constraints;
 use super::threads::pool;
-use super::{BackendError, Engine, Instructions, On, engine};
+use super::{BackendError, Engine, EngineFor, Instructions, engine};
 use crate::model::{Fq, G1, G2, ProvingKey, StopToken};
 
 /// A kernel that is ready to run, any number of times.
@@ -69,7 +69,7 @@ pub(super) trait Bench {
     fn quotient(&self, key: &ProvingKey, w: Vec<BigInteger256>, pool: Arc<ThreadPool>) -> Result<Run, BackendError>;
 }
 
-impl<I: Isa> Bench for On<I> {
+impl<I: Isa> Bench for EngineFor<I> {
     fn products(&self, a: &[Fq], b: &[Fq]) -> Run {
         let isa = self.0;
         let vectors = |x: &[Fq]| x.chunks_exact(I::LANES).map(|x| I::Fq::encode(isa, x)).collect::<Vec<_>>();
@@ -109,7 +109,7 @@ fn product<I: Isa, C: Curve<I>>(
         let wrong = BackendError::OutOfRange { what, bound, got: bits as u64 };
         multiples = Multiples::windows(bits, count).ok_or(wrong)?;
         bases = bases.with_capacity_for(multiples);
-        let made = pool.install(|| (1..multiples.of_each()).all(|window| bases.fill(window)));
+        let made = pool.install(|| (1..multiples.per_point()).all(|window| bases.fill(window)));
         if !made {
             return Err(BackendError::Shape { what: "multiples at infinity", expected: 0, got: 1 });
         }

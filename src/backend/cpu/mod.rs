@@ -57,7 +57,7 @@ use lanes::portable::Portable;
 use lanes::{avx2::Avx2, ifma::Avx512Ifma};
 use msm::{Bases, InG1, Pool, Sorted};
 use quotient::Constraints;
-use sections::{Budget, Growing, Sections};
+use sections::{Budget, Precomputation, Sections};
 use threads::Threads;
 
 /// The CPU as a device.
@@ -127,24 +127,24 @@ fn engine(instructions: Instructions) -> Result<Box<dyn Engine>, BackendError> {
     match set {
         Instructions::Avx512Ifma => {
             if let Some(isa) = Avx512Ifma::detect() {
-                return Ok(Box::new(On(isa)));
+                return Ok(Box::new(EngineFor(isa)));
             }
         }
         Instructions::Avx2 => {
             if let Some(isa) = Avx2::detect() {
-                return Ok(Box::new(On(isa)));
+                return Ok(Box::new(EngineFor(isa)));
             }
         }
         Instructions::Auto | Instructions::Portable => {}
     }
     debug_assert_eq!(set, Instructions::Portable, "the only set that every processor has");
-    Ok(Box::new(On(Portable)))
+    Ok(Box::new(EngineFor(Portable)))
 }
 
 /// The engine for an instruction set that this CPU has.
-struct On<I>(I);
+struct EngineFor<I>(I);
 
-impl<I: Isa> Engine for On<I> {
+impl<I: Isa> Engine for EngineFor<I> {
     fn name(&self) -> &'static str {
         I::NAME
     }
@@ -156,7 +156,7 @@ impl<I: Isa> Engine for On<I> {
         // 4 afterwards. H's scalars are sorted when the vectors are gone.
         let (wires, domain) = (u64::from(key.header.n_vars), u64::from(key.header.domain_size));
         let at_load = |scalars: u64| Multiples::at_load(scalars as usize);
-        let points = |bytes: usize, scalars: u64| bytes as u64 * at_load(scalars).of_each() as u64;
+        let points = |bytes: usize, scalars: u64| bytes as u64 * at_load(scalars).per_point() as u64;
         let h = key.sections.h.len();
         let others = key.size() - key.sections.coefficients.len() - h;
         let sorted = |scalars: u64| match scalars {
@@ -206,14 +206,14 @@ struct CpuKey<I: Isa> {
     key: Arc<ProvingKey>,
     threads: Arc<Threads>,
     constraints: Constraints<I>,
-    sections: Growing<I>,
+    sections: Precomputation<I>,
 }
 
 impl<I: Isa> CpuKey<I> {
     fn new(isa: I, key: Arc<ProvingKey>, threads: Arc<Threads>, multiples: Arc<Budget>) -> Result<Self, BackendError> {
         let constraints = Constraints::index(isa, &key)?;
         release(&key.sections.coefficients);
-        let sections = Growing::new(Sections::convert(isa, &key)?, &key, multiples);
+        let sections = Precomputation::new(Sections::convert(isa, &key)?, &key, multiples);
         Ok(Self { isa, key, threads, constraints, sections })
     }
 
@@ -260,8 +260,8 @@ impl<I: Isa> CpuKey<I> {
     /// Makes some multiples of the points after a proof and, once all are there, adopts them if they give the same
     /// products as the points alone. Both are computed for scalars with nearly all digits nonzero (half of those in the
     /// topmost window): the scalars of a witness may be 0 and 1, which use no multiples.
-    fn grow(&self, dense: [usize; 2]) {
-        let Some(grown) = self.sections.proved(dense, &self.key) else { return };
+    fn precompute(&self, dense: [usize; 2]) {
+        let Some(precomputed) = self.sections.proved(dense, &self.key) else { return };
         let mut state = Fr::from(0x6d75_6c74_6970u64);
         let next = || {
             state = state.square() + Fr::from(7u64);
@@ -272,8 +272,8 @@ impl<I: Isa> CpuKey<I> {
             let steps = Steps { done: AtomicU32::new(0), stop: &StopToken::new(), on: &Quiet };
             self.products(sections, &any, &steps).map(|(products, _)| products)
         };
-        if by(&grown.sections) == by(&self.sections.sections()) {
-            grown.adopt();
+        if by(&precomputed.sections) == by(&self.sections.sections()) {
+            precomputed.adopt();
         } else {
             tracing::error!("multiples of a key's points do not come to what they should; proofs do without them");
         }
@@ -319,7 +319,7 @@ impl<I: Isa> LoadedKey for CpuKey<I> {
         let threads = self.threads.lend(self.threads.share(self.key.header.domain_size as usize));
         threads.pool().install(|| {
             let (proved, dense) = self.products(&self.sections.sections(), w, &steps)?;
-            self.grow(dense);
+            self.precompute(dense);
             Ok(proved)
         })
     }

@@ -22,9 +22,9 @@ const PROOFS_BEFORE_MULTIPLES: u32 = 16;
 /// caches that reading them costs as much as they save (docs/benchmarks.md).
 const MAX_ROWS: u32 = 1 << 15;
 
-/// Multiples may take [`MAX_OF_EACH`] times the bytes of the points and [`SPARE`] bytes more. Windows of 11 bits make
+/// Multiples may take [`MAX_PER_POINT`] times the bytes of the points and [`SPARE`] bytes more. Windows of 11 bits make
 /// 24 multiples of each point; keys so small that narrower windows are better have some more.
-const MAX_OF_EACH: u64 = 24;
+const MAX_PER_POINT: u64 = 24;
 const SPARE: u64 = 1 << 20;
 
 /// The memory budget for the multiples of all keys of a device.
@@ -119,7 +119,7 @@ impl<I: Isa> Sections<I> {
     /// and `None` if there is no such step.
     fn fill(&mut self, step: usize) -> Option<bool> {
         // The first multiples, the points themselves, are already there.
-        let (wires, domain) = (self.wires.of_each() - 1, self.domain.of_each() - 1);
+        let (wires, domain) = (self.wires.per_point() - 1, self.domain.per_point() - 1);
         let window = step % wires + 1;
         Some(match step / wires {
             0 => self.a.fill(window),
@@ -143,9 +143,9 @@ fn bytes(key: &ProvingKey) -> u64 {
     [&s.a, &s.b1, &s.b2, &s.c, &s.h].map(|section| section.len() as u64).iter().sum()
 }
 
-/// The sections of a key while their multiples are made.
-pub(super) struct Growing<I: Isa> {
-    now: RwLock<Arc<Sections<I>>>,
+/// The sections of a key, and how far the precomputation of their multiples is.
+pub(super) struct Precomputation<I: Isa> {
+    current: RwLock<Arc<Sections<I>>>,
     state: Mutex<State<I>>,
     budget: Arc<Budget>,
     /// Minimum bits of a window, by the memory that multiples may take.
@@ -156,39 +156,39 @@ enum State<I: Isa> {
     /// The number of proofs so far.
     Waiting(u32),
     /// The sections being filled, and the number of steps done.
-    Making(Box<Sections<I>>, usize),
+    Computing(Box<Sections<I>>, usize),
     /// The multiples are complete, or there will be none.
     Done,
 }
 
 /// Completed multiples, which the caller verifies before it adopts them.
-pub(super) struct Grown<'a, I: Isa> {
-    growing: &'a Growing<I>,
+pub(super) struct Precomputed<'a, I: Isa> {
+    precomputation: &'a Precomputation<I>,
     state: MutexGuard<'a, State<I>>,
     /// The sections with their multiples.
     pub(super) sections: Sections<I>,
 }
 
-impl<I: Isa> Growing<I> {
+impl<I: Isa> Precomputation<I> {
     /// Creates sections that get multiples once the key has proved often, if it is small and the budget has room then.
     pub(super) fn new(sections: Sections<I>, key: &ProvingKey, budget: Arc<Budget>) -> Self {
         let small = key.header.domain_size <= MAX_ROWS;
         let state = if small { State::Waiting(0) } else { State::Done };
-        let of_each = MAX_OF_EACH + SPARE / bytes(key).max(1);
-        let fits = |bits: &usize| Multiples::Windows { bits: *bits, wire: 0 }.of_each() as u64 <= of_each;
+        let per_point = MAX_PER_POINT + SPARE / bytes(key).max(1);
+        let fits = |bits: &usize| Multiples::Windows { bits: *bits, wire: 0 }.per_point() as u64 <= per_point;
         let min_window = (1..MAX_WINDOW).find(fits).unwrap_or(MAX_WINDOW);
-        Self { now: RwLock::new(Arc::new(sections)), state: Mutex::new(state), budget, min_window }
+        Self { current: RwLock::new(Arc::new(sections)), state: Mutex::new(state), budget, min_window }
     }
 
     /// Returns the current sections.
     pub(super) fn sections(&self) -> Arc<Sections<I>> {
-        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Called after a proof with the numbers of scalars of the wires and of H that are not 0, 1 or −1. Makes some
     /// multiples on the threads of the caller's pool, if it is time and no other thread is doing so. Returns the result
     /// of the last step.
-    pub(super) fn proved(&self, [wires, domain]: [usize; 2], key: &ProvingKey) -> Option<Grown<'_, I>> {
+    pub(super) fn proved(&self, [wires, domain]: [usize; 2], key: &ProvingKey) -> Option<Precomputed<'_, I>> {
         let mut state = self.state.try_lock().ok()?;
         match &mut *state {
             State::Done => return None,
@@ -206,15 +206,15 @@ impl<I: Isa> Growing<I> {
                 };
                 // If there is no room now, there may be some once other keys are gone.
                 if let Some(sections) = self.sections().with_capacity_for(wires, domain, &self.budget) {
-                    *state = State::Making(Box::new(sections), 0);
+                    *state = State::Computing(Box::new(sections), 0);
                 }
             }
-            State::Making(sections, step) => match sections.fill(*step) {
+            State::Computing(sections, step) => match sections.fill(*step) {
                 Some(true) => *step += 1,
                 Some(false) => *state = State::Done,
                 None => {
-                    if let State::Making(sections, _) = std::mem::replace(&mut *state, State::Done) {
-                        return Some(Grown { growing: self, state, sections: *sections });
+                    if let State::Computing(sections, _) = std::mem::replace(&mut *state, State::Done) {
+                        return Some(Precomputed { precomputation: self, state, sections: *sections });
                     }
                 }
             },
@@ -223,11 +223,11 @@ impl<I: Isa> Growing<I> {
     }
 }
 
-impl<I: Isa> Grown<'_, I> {
+impl<I: Isa> Precomputed<'_, I> {
     /// Uses the multiples for all proofs from now on.
     pub(super) fn adopt(self) {
-        let Self { growing, state, sections } = self;
-        *growing.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(sections);
+        let Self { precomputation, state, sections } = self;
+        *precomputation.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(sections);
         drop(state);
     }
 }
@@ -283,39 +283,39 @@ mod tests {
     fn a_key_that_proves_often_has_multiples_and_proves_the_same() {
         let (key, witness, expected) = selftest::example(WIRES, 5, 64);
         let key = Arc::new(key);
-        let (plain, growing) = (load(&key, 0), load(&key, 1 << 30));
+        let (plain, loaded) = (load(&key, 0), load(&key, 1 << 30));
         for _ in 0..=PROOFS_BEFORE_MULTIPLES {
-            assert_eq!(commit(&growing, &witness), expected);
-            assert!(matches!(*growing.sections.state.lock().unwrap(), State::Waiting(_) | State::Making(_, 0)));
+            assert_eq!(commit(&loaded, &witness), expected);
+            assert!(matches!(*loaded.sections.state.lock().unwrap(), State::Waiting(_) | State::Computing(_, 0)));
         }
-        let proofs = prove_often(&growing, &witness, &expected);
-        assert!(has_multiples(&growing));
-        let sections = growing.sections.sections();
-        let steps = 4 * (sections.wires.of_each() - 1) + sections.domain.of_each() - 1;
+        let proofs = prove_often(&loaded, &witness, &expected);
+        assert!(has_multiples(&loaded));
+        let sections = loaded.sections.sections();
+        let steps = 4 * (sections.wires.per_point() - 1) + sections.domain.per_point() - 1;
         assert_eq!(proofs as usize, steps + 1, "a step beside each proof, and then the end");
         for seed in 0..20 {
             let any = any_witness(seed);
-            assert_eq!(commit(&growing, &any), commit(&plain, &any));
+            assert_eq!(commit(&loaded, &any), commit(&plain, &any));
         }
-        let free = *growing.sections.budget.free();
+        let free = *loaded.sections.budget.free();
         assert!(free < 1 << 30, "they are counted");
-        let budget = growing.sections.budget.clone();
-        drop((sections, growing));
+        let budget = loaded.sections.budget.clone();
+        drop((sections, loaded));
         assert_eq!(*budget.free(), 1 << 30, "and no longer, once the key is gone");
     }
 
     #[test]
     fn a_key_without_room_waits_for_some() {
         let (key, witness, expected) = selftest::example(WIRES, 5, 64);
-        let growing = load(&Arc::new(key), 1000);
+        let loaded = load(&Arc::new(key), 1000);
         for _ in 0..2 * PROOFS_BEFORE_MULTIPLES {
-            assert_eq!(commit(&growing, &witness), expected);
+            assert_eq!(commit(&loaded, &witness), expected);
         }
-        assert!(matches!(*growing.sections.state.lock().unwrap(), State::Waiting(PROOFS_BEFORE_MULTIPLES)));
-        assert_eq!(*growing.sections.budget.free(), 1000);
-        *growing.sections.budget.free() = 1 << 30;
-        commit(&growing, &witness);
-        assert!(matches!(*growing.sections.state.lock().unwrap(), State::Making(_, 0)));
+        assert!(matches!(*loaded.sections.state.lock().unwrap(), State::Waiting(PROOFS_BEFORE_MULTIPLES)));
+        assert_eq!(*loaded.sections.budget.free(), 1000);
+        *loaded.sections.budget.free() = 1 << 30;
+        commit(&loaded, &witness);
+        assert!(matches!(*loaded.sections.state.lock().unwrap(), State::Computing(_, 0)));
     }
 
     /// All multiples of the key's points, made at once.
@@ -332,8 +332,8 @@ mod tests {
         let (key, witness, expected) = selftest::example(WIRES, 5, 64);
         let key = Arc::new(key);
         for wrong in 0..6 {
-            let growing = load(&key, 1 << 30);
-            let (mut sections, steps) = made(&growing);
+            let loaded = load(&key, 1 << 30);
+            let (mut sections, steps) = made(&loaded);
             // As if memory had failed: swaps two points of a window, in one section after another.
             match wrong {
                 0 => sections.a.corrupt(3),
@@ -343,11 +343,11 @@ mod tests {
                 4 => sections.h.corrupt(20),
                 _ => {}
             }
-            *growing.sections.state.lock().unwrap() = State::Making(Box::new(sections), steps);
-            assert_eq!(commit(&growing, &witness), expected);
-            assert!(is_done(&growing));
-            assert_eq!(has_multiples(&growing), wrong == 5, "section {wrong}");
-            assert_eq!(commit(&growing, &witness), expected);
+            *loaded.sections.state.lock().unwrap() = State::Computing(Box::new(sections), steps);
+            assert_eq!(commit(&loaded, &witness), expected);
+            assert!(is_done(&loaded));
+            assert_eq!(has_multiples(&loaded), wrong == 5, "section {wrong}");
+            assert_eq!(commit(&loaded, &witness), expected);
         }
     }
 
@@ -359,11 +359,11 @@ mod tests {
         let y = h.len() - 32..;
         h[y].fill(0);
         let key = Arc::new(ProvingKey { sections: crate::model::KeySections { h: h.into(), ..key.sections }, ..key });
-        let growing = load(&key, 1 << 30);
-        let expected = commit(&growing, &witness);
-        prove_often(&growing, &witness, &expected);
-        assert!(!has_multiples(&growing));
-        assert_eq!(*growing.sections.budget.free(), 1 << 30);
+        let loaded = load(&key, 1 << 30);
+        let expected = commit(&loaded, &witness);
+        prove_often(&loaded, &witness, &expected);
+        assert!(!has_multiples(&loaded));
+        assert_eq!(*loaded.sections.budget.free(), 1 << 30);
     }
 
     fn keeps_to_its_bounds<I: Isa>(isa: I) {
@@ -371,15 +371,15 @@ mod tests {
             let key = selftest::example(wires, public, domain).0;
             for dense in [0, 1, wires] {
                 let budget = Budget::new(1 << 40);
-                let growing = Growing::new(Sections::convert(isa, &key).unwrap(), &key, budget.clone());
-                *growing.state.lock().unwrap() = State::Waiting(PROOFS_BEFORE_MULTIPLES);
-                assert!(growing.proved([dense, domain], &key).is_none());
-                let State::Making(sections, 0) = &*growing.state.lock().unwrap() else { panic!("not begun") };
+                let precomputation = Precomputation::new(Sections::convert(isa, &key).unwrap(), &key, budget.clone());
+                *precomputation.state.lock().unwrap() = State::Waiting(PROOFS_BEFORE_MULTIPLES);
+                assert!(precomputation.proved([dense, domain], &key).is_none());
+                let State::Computing(sections, 0) = &*precomputation.state.lock().unwrap() else { panic!("not begun") };
                 let in_g1 = [&sections.a, &sections.b1, &sections.c, &sections.h].map(Bases::taken);
                 let bytes = in_g1.iter().sum::<usize>() + sections.b2.taken();
                 assert_eq!((1 << 40) - *budget.free(), bytes as u64, "what is counted is what is taken");
                 // Sections are filled up to whole vectors.
-                let most = MAX_OF_EACH * (super::bytes(&key) + 6 * 16 * 64) + 2 * SPARE;
+                let most = MAX_PER_POINT * (super::bytes(&key) + 6 * 16 * 64) + 2 * SPARE;
                 assert!(bytes as u64 <= most, "{bytes} for {wires} wires, {dense} of them dense, {}", I::NAME);
             }
         }
@@ -401,8 +401,8 @@ mod tests {
         let sections = || Sections::convert(Portable, &key).unwrap();
         let (small, large) = (sections(), sections());
         let is_done = |sections, key: &ProvingKey| {
-            let growing = Growing::new(sections, key, Budget::new(1 << 40));
-            matches!(*growing.state.lock().unwrap(), State::Done)
+            let precomputation = Precomputation::new(sections, key, Budget::new(1 << 40));
+            matches!(*precomputation.state.lock().unwrap(), State::Done)
         };
         key.header.domain_size = MAX_ROWS;
         assert!(!is_done(small, &key));

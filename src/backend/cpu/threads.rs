@@ -35,15 +35,15 @@ struct State {
 }
 
 impl Threads {
-    /// Creates threads of which a proof may have `most`, at least one, and all proofs together as many as there are
-    /// cores, or `most` if that is more.
-    pub(super) fn new(most: usize) -> Result<Self, BackendError> {
-        Self::among(most, available_parallelism().map_or(1, |n| n.get()))
+    /// Creates threads of which a proof may have `max_per_proof`, at least one, and all proofs together as many as
+    /// there are cores, or `max_per_proof` if that is more.
+    pub(super) fn new(max_per_proof: usize) -> Result<Self, BackendError> {
+        Self::among(max_per_proof, available_parallelism().map_or(1, |n| n.get()))
     }
 
-    fn among(most: usize, cores: usize) -> Result<Self, BackendError> {
-        let most = most.max(1);
-        Ok(Self { all: pool(most)?, total: most.max(cores), state: Mutex::default() })
+    fn among(max_per_proof: usize, cores: usize) -> Result<Self, BackendError> {
+        let max_per_proof = max_per_proof.max(1);
+        Ok(Self { all: pool(max_per_proof)?, total: max_per_proof.max(cores), state: Mutex::default() })
     }
 
     /// Returns the pool for work that runs alone.

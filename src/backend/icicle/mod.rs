@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 pub use child::{Task, serve};
 
 use self::process::{ChildError, Process};
-use super::discover::{Found, IcicleOptions};
+use super::discover::{IcicleOptions, ProbeResult};
 use super::key::{check_domain, check_entries, check_points};
 use super::{Backend, BackendError, Bound, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress};
 use crate::model::{ENTRY_BYTES, ProvingKey, StopToken, Witness, locked};
@@ -100,7 +100,7 @@ impl Options {
 ///
 /// # Errors
 /// One sentence if there are no devices.
-pub fn devices(options: &Options) -> Found {
+pub fn devices(options: &Options) -> ProbeResult {
     let backend = |found: Result<(IcicleBackend, u32), BackendError>| match found {
         Ok((backend, count)) => Ok((Arc::new(backend) as Arc<dyn Backend>, count)),
         Err(BackendError::Unavailable { why, .. }) => Err(why),

@@ -129,14 +129,14 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
         let kept: Vec<usize> = section.par_chunks(CHUNK * C::BYTES).map(look).collect::<Result<_, _>>()?;
         let total: usize = kept.iter().sum();
         let multiples = Multiples::at_load(scalars);
-        let mut points = Points::infinities::<I, C>(multiples.of_each() * total);
+        let mut points = Points::infinities::<I, C>(multiples.per_point() * total);
         let mut runs = (total < count).then(|| vec![Run::default(); count.div_ceil(64)]);
 
         // Each task owns a piece of the points and of the runs.
         let [mut x, mut y] = points.halves.each_mut().map(Vec::as_mut_slice);
         let mut runs_left = runs.as_deref_mut().unwrap_or_default();
         let mut tasks = Vec::with_capacity(2 * kept.len());
-        for image in [false, true].into_iter().take(multiples.of_each()) {
+        for image in [false, true].into_iter().take(multiples.per_point()) {
             let mut from = 0;
             for (raw, kept) in section.chunks(CHUNK * C::BYTES).zip(&kept) {
                 let to = [&mut x, &mut y].map(|half| half.split_off_mut(..*kept.min(&half.len())).unwrap_or_default());

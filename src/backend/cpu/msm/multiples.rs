@@ -21,7 +21,7 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
     pub(in crate::backend::cpu) fn with_capacity_for(&self, multiples: Multiples) -> Self {
         let kept = self.places.kept as usize;
         let stride = kept.next_multiple_of(I::LANES);
-        let mut points = Points::infinities::<I, C>(multiples.of_each() * stride);
+        let mut points = Points::infinities::<I, C>(multiples.per_point() * stride);
         if let Some(last) = kept.checked_sub(1) {
             for (to, from) in points.halves.iter_mut().zip(&self.points.halves[..C::HALVES]) {
                 to[..kept].copy_from_slice(&from[..kept]);
@@ -37,7 +37,7 @@ impl<I: Isa, C: Curve<I>> Bases<I, C> {
 
     /// Returns the bytes that the points would take with these multiples.
     pub(in crate::backend::cpu) fn bytes(&self, multiples: Multiples) -> usize {
-        multiples.of_each() * (self.places.kept as usize).next_multiple_of(I::LANES) * C::HALVES * size_of::<Pair>()
+        multiples.per_point() * (self.places.kept as usize).next_multiple_of(I::LANES) * C::HALVES * size_of::<Pair>()
     }
 
     /// Returns the bytes that the points take.

@@ -62,7 +62,7 @@ fn check_with_multiples<I: Isa, C: Curve<I>>(isa: I, points: &[Affine<C::Config>
     let got = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap().install(|| {
         let mut bases =
             Bases::<I, C>::new(isa, &section::<I, C>(points), 0, points.len()).unwrap().with_capacity_for(multiples);
-        for window in 1..multiples.of_each() {
+        for window in 1..multiples.per_point() {
             assert!(bases.fill(window), "window {window} of {bits} bits");
         }
         bases.msm(&Sorted::new(&plain, multiples), &Pool::new(), &StopToken::new())
@@ -269,7 +269,7 @@ fn private_wires_of<I: Isa, C: Curve<I>>(isa: I, n: usize) {
                 continue;
             }
             let mut with_multiples = bases.with_capacity_for(multiples);
-            assert!((1..multiples.of_each()).all(|window| with_multiples.fill(window)));
+            assert!((1..multiples.per_point()).all(|window| with_multiples.fill(window)));
             let got = with_multiples.msm(&sorted_for_multiples, &Pool::new(), &StopToken::new());
             assert!(got == expected, "with multiples, from wire {first} on");
         }
