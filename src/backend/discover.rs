@@ -315,7 +315,7 @@ fn cpu_device(options: &CpuOptions) -> Result<(Arc<dyn Backend>, String), Backen
     }
     let why = failed.pop().map(|(_, why)| why);
     Err(why.unwrap_or_else(|| BackendError::Unavailable {
-        device: "cpu:0".into(),
+        device: DeviceKind::Cpu.label(0),
         why: "no instruction set is available".into(),
     }))
 }

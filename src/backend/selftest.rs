@@ -99,7 +99,7 @@ pub fn run(backend: &dyn Backend) -> Result<(), BackendError> {
 }
 
 /// How often a long row repeats an entry, and then its negation: enough for several blocks to share one sum.
-const LONG: usize = 1100;
+const LONG_ROW_REPEATS: usize = 1100;
 
 /// Makes the first entry's row long without changing its sum.
 fn with_long_row(entries: &[u8]) -> Bytes {
@@ -108,7 +108,7 @@ fn with_long_row(entries: &[u8]) -> Bytes {
     negated.sub_with_borrow(&entry(first).value);
     let mut opposite = first[..ENTRY_BYTES - 32].to_vec();
     opposite.extend(limb_bytes(&negated));
-    [entries, &first.repeat(LONG), &opposite.repeat(LONG)].concat().into()
+    [entries, &first.repeat(LONG_ROW_REPEATS), &opposite.repeat(LONG_ROW_REPEATS)].concat().into()
 }
 
 /// The key of the self-test.

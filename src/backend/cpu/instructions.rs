@@ -1,6 +1,6 @@
 //! The instruction set of the CPU's field arithmetic, chosen at run time.
 
-use super::super::BackendError;
+use super::super::{BackendError, DeviceKind};
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{avx2::Avx2, ifma::Avx512Ifma};
 pub use crate::model::Instructions;
@@ -32,7 +32,7 @@ impl Instructions {
             set => {
                 let available: Vec<_> = available.into_iter().map(Self::as_str).collect();
                 let why = format!("this processor has no {}: it has {}", set.as_str(), available.join(", "));
-                Err(BackendError::Unavailable { device: "cpu:0".into(), why })
+                Err(BackendError::Unavailable { device: DeviceKind::Cpu.label(0), why })
             }
         }
     }

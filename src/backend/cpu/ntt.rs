@@ -90,16 +90,16 @@ impl<I: Isa> Plan<I> {
         let log_vectors = (n / lanes).ilog2();
         let size = size_of::<I::Fr>();
         let log_width = (ROW / size).max(1).ilog2();
-        let log_leaf_most = (tile / size).max(2).ilog2();
-        let log_rows_most = (tile / (size << log_width)).max(2).ilog2();
+        let max_log_leaf = (tile / size).max(2).ilog2();
+        let max_log_rows = (tile / (size << log_width)).max(2).ilog2();
 
         // The levels of the leaves, then those of the passes over columns, as even as possible.
-        let log_leaf = log_vectors.div_ceil(2).max(log_vectors.saturating_sub(log_rows_most)).min(log_leaf_most);
+        let log_leaf = log_vectors.div_ceil(2).max(log_vectors.saturating_sub(max_log_rows)).min(max_log_leaf);
         let above = log_vectors - log_leaf;
-        let columns = above.div_ceil(log_rows_most).max(1);
+        let columns = above.div_ceil(max_log_rows).max(1);
         let mut rows = vec![log_leaf];
         rows.extend((0..columns).map(|i| above * (i + 1) / columns - above * i / columns));
-        let most = rows.iter().copied().max().unwrap_or(0);
+        let highest_log_rows = rows.iter().copied().max().unwrap_or(0);
         let mut log_stride = 0;
         let passes: Vec<Pass<I>> = rows
             .iter()
@@ -116,7 +116,7 @@ impl<I: Isa> Plan<I> {
         let generators = [domain.group_gen_inv(), domain.group_gen()];
         let local = generators.map(|root| {
             let mut zeta = vec![Fr::ONE];
-            while 2 * zeta.len() < 1 << most {
+            while 2 * zeta.len() < 1 << highest_log_rows {
                 let step = root.pow([(n / (4 * zeta.len())) as u64]);
                 zeta.extend_from_within(..);
                 let half = zeta.len() / 2;

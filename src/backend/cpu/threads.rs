@@ -9,7 +9,7 @@ use std::thread::available_parallelism;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::super::BackendError;
+use super::super::{BackendError, DeviceKind};
 use crate::model::locked;
 
 /// Rows of a circuit per thread: some 30 ms of work with AVX-512 IFMA.
@@ -118,7 +118,7 @@ impl Drop for Lent<'_> {
 /// Creates a pool of threads for proofs.
 pub(super) fn pool(threads: usize) -> Result<ThreadPool, BackendError> {
     let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("prove-{i}")).build();
-    pool.map_err(|e| BackendError::Unavailable { device: "cpu:0".into(), why: e.to_string() })
+    pool.map_err(|e| BackendError::Unavailable { device: DeviceKind::Cpu.label(0), why: e.to_string() })
 }
 
 #[cfg(test)]

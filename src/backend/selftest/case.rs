@@ -5,7 +5,7 @@ use ark_ff::{BigInteger256, FftField, Field, One, PrimeField, Zero, serial_batch
 use bytes::Bytes;
 
 use super::Commitments;
-use crate::model::{Fq, Fr, G1, G1Affine, G2, G2Affine, KeySections, ProvingKey, Witness};
+use crate::model::{Fq, Fr, G1, G1Affine, G2, G2Affine, KeySections, ProvingKey, Witness, limb_bytes};
 
 /// A matrix entry: matrix (0 A, 1 B), row, wire, value.
 type Entry = (u32, u32, u32, Fr);
@@ -119,7 +119,7 @@ impl Case {
 }
 
 fn put(out: &mut Vec<u8>, v: &BigInteger256) {
-    out.extend(v.0.iter().flat_map(|l| l.to_le_bytes()));
+    out.extend(limb_bytes(v));
 }
 
 fn put_fq(out: &mut Vec<u8>, v: &Fq) {

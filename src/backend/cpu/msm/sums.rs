@@ -305,12 +305,12 @@ const STEP: usize = 4;
 /// Spare capacity at the end of a list, for excess pairs that are written and then ignored.
 const SLACK: usize = 2 * STEP;
 
-/// Clears a list and ensures capacity for `most` entries: a list that grew would leave a copy behind. Not for as many
+/// Clears a list and ensures a capacity of at least `capacity`: a list that grew would leave a copy behind. Not for as many
 /// as any group may have, because the whole capacity is overwritten in the end, and small proofs need little.
-fn clear_with_capacity(list: &mut Zeroizing<Vec<u32>>, most: usize) {
+fn clear_with_capacity(list: &mut Zeroizing<Vec<u32>>, capacity: usize) {
     list.clear();
-    if list.capacity() < most {
-        *list = Zeroizing::new(Vec::with_capacity(most.next_multiple_of(1 << 10)));
+    if list.capacity() < capacity {
+        *list = Zeroizing::new(Vec::with_capacity(capacity.next_multiple_of(1 << 10)));
     }
 }
 
