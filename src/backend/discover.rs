@@ -131,9 +131,9 @@ fn choose(
         BackendChoice::Auto | BackendChoice::Icicle => icicle(),
         BackendChoice::Cuda | BackendChoice::Cpu => Err(NOT_REQUESTED.into()),
     };
-    let (fit, told) = test_kind(DeviceKind::Icicle, icicle, "no device found");
-    devices.extend(fit);
-    report.extend(told);
+    let (usable, tested) = test_kind(DeviceKind::Icicle, icicle, "no device found");
+    devices.extend(usable);
+    report.extend(tested);
     for (kind, asked) in [(DeviceKind::Cuda, BackendChoice::Cuda), (DeviceKind::Icicle, BackendChoice::Icicle)] {
         if choice == asked && report.iter().all(|r| r.kind != kind || !r.used) {
             let why: Vec<_> = report.iter().filter(|r| r.kind == kind).map(|r| r.status.as_str()).collect();
@@ -194,10 +194,10 @@ fn open_all<F>(open: impl Iterator<Item = F>, limit: Duration) -> Vec<OpenedDevi
 where
     F: FnOnce() -> OpenedDevice + Send + 'static,
 {
-    let begun: Vec<_> = open.map(spawn_detached).collect();
-    let until = Instant::now() + limit;
-    let each = begun.into_iter().map(|opening| {
-        let opened = wait_for(opening, until.saturating_duration_since(Instant::now()));
+    let started: Vec<_> = open.map(spawn_detached).collect();
+    let deadline = Instant::now() + limit;
+    let each = started.into_iter().map(|opening| {
+        let opened = wait_for(opening, deadline.saturating_duration_since(Instant::now()));
         opened.unwrap_or_else(|why| Err(format!("opening it {why}")))
     });
     each.collect()
@@ -229,14 +229,14 @@ fn self_test_all(
         // A device that fails is also closed on that thread: closing may hang like any other operation.
         (info, advice, spawn_detached(move || self_test(gpu)))
     };
-    let begun: Vec<_> = gpus.into_iter().map(|gpu| gpu.map(test)).collect();
-    let until = Instant::now() + limit;
-    let mut fit = Vec::new();
+    let started: Vec<_> = gpus.into_iter().map(|gpu| gpu.map(test)).collect();
+    let deadline = Instant::now() + limit;
+    let mut usable = Vec::new();
     let mut report = Vec::new();
-    for (ordinal, gpu) in begun.into_iter().enumerate() {
+    for (ordinal, gpu) in started.into_iter().enumerate() {
         let (device, passed) = match gpu {
             Ok((info, advice, test)) => {
-                let passed = match wait_for(test, until.saturating_duration_since(Instant::now())) {
+                let passed = match wait_for(test, deadline.saturating_duration_since(Instant::now())) {
                     Ok(Ok(gpu)) => Ok(gpu),
                     Ok(Err(BackendError::Unavailable { why, .. })) => Err(why),
                     Ok(Err(why)) => Err(format!("its self-test failed: {why}{advice}")),
@@ -247,14 +247,14 @@ fn self_test_all(
             Err(why) => (None, Err(format!("GPU {ordinal}: {why}"))),
         };
         let used = passed.is_ok();
-        let (device_fit, status) = match passed {
+        let (backend, status) = match passed {
             Ok((gpu, status)) => (Some(gpu), status),
             Err(why) => (None, why),
         };
-        fit.extend(device_fit);
+        usable.extend(backend);
         report.push(DeviceReport { kind, device, used, status });
     }
-    (fit, report)
+    (usable, report)
 }
 
 /// Returns the device or its plainer form, whichever passes the self-test, and one line about it.
@@ -410,9 +410,9 @@ mod tests {
         ];
         let found = chosen(BackendChoice::Auto, Ok(gpus)).unwrap();
         assert_eq!(labels(&found), ["cuda:1", "cuda:5", "cpu:0"]);
-        let told: Vec<_> = found.report.iter().map(|r| (r.kind.as_str(), r.used, r.status.as_str())).collect();
+        let statuses: Vec<_> = found.report.iter().map(|r| (r.kind.as_str(), r.used, r.status.as_str())).collect();
         assert_eq!(
-            told[..8],
+            statuses[..8],
             [
                 ("cuda", false, "its self-test did not finish in time"),
                 ("cuda", true, "self-test passed"),
@@ -445,9 +445,9 @@ mod tests {
         ];
         let found = chosen(BackendChoice::Auto, Ok(open_all(open.into_iter(), Duration::from_secs(5)))).unwrap();
         assert_eq!(labels(&found), ["cuda:0", "cuda:2", "cpu:0"]);
-        let told: Vec<_> = found.report.iter().map(|r| r.status.as_str()).collect();
+        let statuses: Vec<_> = found.report.iter().map(|r| r.status.as_str()).collect();
         assert_eq!(
-            told[..4],
+            statuses[..4],
             [
                 "self-test passed",
                 "GPU 1: opening it did not finish in time",

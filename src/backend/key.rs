@@ -87,8 +87,8 @@ fn below(what: &'static str, limit: u32, got: u32) -> Result<(), BackendError> {
 }
 
 /// Returns the factor that shifts a domain of `n` points to its odd coset: a root of unity of order 2·n, so that domain
-/// and coset make up the domain of twice the size. [`MAX_DOMAIN`] has no double in this field; snarkjs shifts by 25, the
-/// square of its non-residue 5, in that case.
+/// and coset make up the domain of twice the size. The largest domain has no double in this field; snarkjs shifts by
+/// 25, the square of its non-residue 5, in that case.
 pub(super) fn odd_coset_shift(n: u32) -> Fr {
     Fr::get_root_of_unity(2 * u64::from(n)).unwrap_or_else(|| Fr::from(25u64))
 }

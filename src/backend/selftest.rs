@@ -87,8 +87,8 @@ pub fn proofs_per_test(kind: DeviceKind) -> usize {
     }
 }
 
-/// Loads the small key on the device and compares each product of [`proofs_per_test`] proofs. Devices other than the CPU
-/// also get a long row, and run [`Backend::trial`] for what no small key exercises.
+/// Loads the small key on the device and compares each product of [`proofs_per_test`] proofs. Devices other than the
+/// CPU also get a long row, and run [`Backend::trial`] for what no small key exercises.
 pub fn run(backend: &dyn Backend) -> Result<(), BackendError> {
     let Known { mut key, witness, answers } = Known::new();
     if backend.device().kind != DeviceKind::Cpu {

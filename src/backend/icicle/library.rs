@@ -110,8 +110,8 @@ impl Icicle {
         let registered = registered(&f)?;
         let lacks = |what: &str| {
             let types = registered.join(", ");
-            let there = if backends.is_dir() { "has no suitable backend" } else { "does not exist" };
-            format!("expected {what}, got only {types}: {} {there}", backends.display())
+            let problem = if backends.is_dir() { "has no suitable backend" } else { "does not exist" };
+            format!("expected {what}, got only {types}: {} {problem}", backends.display())
         };
         let kinds: Vec<&str> = match kind {
             Some(kind) => vec![kind],
@@ -209,14 +209,14 @@ impl Icicle {
         scalars: Scalars<'_, Vector>,
         montgomery: bool,
     ) -> Result<G, BackendError> {
-        let (scalars, there, from_first) = match scalars {
+        let (scalars, on_device, available) = match scalars {
             Scalars::Host(values) => (values.as_ptr().cast::<c_void>(), false, values.len()),
             Scalars::Device(vector, at) => {
                 let left = vector.len.saturating_sub(at).min(count);
                 (vector.buffer.at.cast_const().wrapping_byte_add(at * ELEMENT), true, left)
             }
         };
-        check_len("scalars of a sum", count, from_first)?;
+        check_len("scalars of a sum", count, available)?;
         check_len("points of a sum", count, bases.len.saturating_sub(first).min(count))?;
         let (bound, got) = (Bound::AtMost(c_int::MAX as u64), count as u64);
         let size = c_int::try_from(count);
@@ -228,7 +228,7 @@ impl Icicle {
             bitsize: 0,
             batch_size: 1,
             are_points_shared_in_batch: true,
-            are_scalars_on_device: there,
+            are_scalars_on_device: on_device,
             are_scalars_montgomery_form: false,
             are_points_on_device: true,
             are_points_montgomery_form: montgomery,

@@ -98,9 +98,16 @@ struct Deadlines<'a> {
     stop: Option<&'a StopToken>,
     /// How long the child may be silent.
     max_silence: Duration,
+    /// When it last sent or read anything.
     last_heard: Instant,
     /// When a child that was asked to stop is killed.
     kill_at: Option<Instant>,
+}
+
+impl<'a> Deadlines<'a> {
+    fn new(stop: Option<&'a StopToken>, max_silence: Duration) -> Self {
+        Self { stop, max_silence, last_heard: Instant::now(), kill_at: None }
+    }
 }
 
 /// A child that drives a device.
@@ -119,7 +126,7 @@ pub(super) struct Process {
     /// Keys that it has loaded.
     pub(super) loaded: HashSet<u64>,
     /// Number of the latest proof requested.
-    number: u64,
+    proof_number: u64,
 }
 
 impl Process {
@@ -152,13 +159,14 @@ impl Process {
             .map_err(cannot)?;
         let (received, loaded) = (Vec::new(), HashSet::new());
         let (label, limits, step) = (label.to_owned(), options.limits, Step::Start);
-        let mut process = Self { child, socket, label, limits, received, step, last, listener, loaded, number: 0 };
+        let mut process =
+            Self { child, socket, label, limits, received, step, last, listener, loaded, proof_number: 0 };
         let hello = process.handshake().map_err(ChildError::into_error)?;
         Ok((process, hello))
     }
 
     fn handshake(&mut self) -> Result<Hello, ChildError> {
-        let mut deadlines = self.deadlines(None, self.limits.start);
+        let mut deadlines = Deadlines::new(None, self.limits.start);
         loop {
             let message = self.next(&mut deadlines)?;
             match message.kind {
@@ -180,7 +188,7 @@ impl Process {
         let (header, s) = (&key.header, &key.sections);
         let (n_vars, n_public, domain_size) = (header.n_vars, header.n_public, header.domain_size);
         let load = Load { key: id, n_vars, n_public, domain_size };
-        let mut deadlines = self.deadlines(None, self.limits.step);
+        let mut deadlines = Deadlines::new(None, self.limits.step);
         self.step = Step::Load;
         self.send(to_child::LOAD, &[&load.body()], &mut deadlines)?;
         for section in [&s.coefficients, &s.a, &s.b1, &s.b2, &s.c, &s.h] {
@@ -208,9 +216,9 @@ impl Process {
         stop: &StopToken,
         on: &dyn Progress,
     ) -> Result<Commitments, ChildError> {
-        self.number += 1;
-        let begin = Encoder::default().u64(self.number).u64(id).0;
-        let mut deadlines = self.deadlines(Some(stop), self.limits.step);
+        self.proof_number += 1;
+        let begin = Encoder::default().u64(self.proof_number).u64(id).0;
+        let mut deadlines = Deadlines::new(Some(stop), self.limits.step);
         self.send(to_child::COMMIT, &[&begin, library::bytes_of(witness.values())], &mut deadlines)?;
         loop {
             let message = self.next(&mut deadlines)?;
@@ -248,12 +256,8 @@ impl Process {
         if !self.loaded.remove(&id) {
             return Ok(());
         }
-        let mut deadlines = self.deadlines(None, self.limits.step);
+        let mut deadlines = Deadlines::new(None, self.limits.step);
         self.send(to_child::UNLOAD, &[&id.to_le_bytes()], &mut deadlines)
-    }
-
-    fn deadlines<'a>(&self, stop: Option<&'a StopToken>, max_silence: Duration) -> Deadlines<'a> {
-        Deadlines { stop, max_silence, last_heard: Instant::now(), kill_at: None }
     }
 
     /// Checks whether to keep waiting. Sends a stop request, once, if the child should stop.
@@ -271,7 +275,7 @@ impl Process {
                 Some(_) => {}
                 None => {
                     deadlines.kill_at = Some(now + self.limits.stop);
-                    let message = self.number.to_le_bytes();
+                    let message = self.proof_number.to_le_bytes();
                     // Small enough to be sent at once; if not, the child does not read, and is killed soon.
                     let _ = protocol::write(&mut self.socket, to_child::STOP, &message);
                 }

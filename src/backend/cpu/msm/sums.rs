@@ -305,8 +305,8 @@ const STEP: usize = 4;
 /// Spare capacity at the end of a list, for excess pairs that are written and then ignored.
 const SLACK: usize = 2 * STEP;
 
-/// Clears a list and ensures a capacity of at least `capacity`: a list that grew would leave a copy behind. Not for as many
-/// as any group may have, because the whole capacity is overwritten in the end, and small proofs need little.
+/// Clears a list and ensures a capacity of at least `capacity`: a list that grew would leave a copy behind. Not for as
+/// many as any group may have, because the whole capacity is overwritten in the end, and small proofs need little.
 fn clear_with_capacity(list: &mut Zeroizing<Vec<u32>>, capacity: usize) {
     list.clear();
     if list.capacity() < capacity {
