@@ -284,9 +284,7 @@ impl From<BackendError> for Failure {
             e @ (BackendError::Shape { .. }
             | BackendError::OutOfRange { .. }
             | BackendError::TooSmall { .. }
-            | BackendError::BatchResults { .. }) => {
-                Self::Other(e.to_string())
-            }
+            | BackendError::BatchResults { .. }) => Self::Other(e.to_string()),
         }
     }
 }

@@ -58,7 +58,7 @@ pub struct Properties {
 impl Properties {
     /// Returns the label of the device, such as `cuda:0`.
     pub fn label(&self) -> String {
-        format!("{}:{}", DeviceKind::Cuda.as_str(), self.ordinal)
+        DeviceKind::Cuda.label(self.ordinal)
     }
 }
 
