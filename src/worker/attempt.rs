@@ -19,7 +19,7 @@ use metrics::{counter, histogram};
 use zeroize::Zeroizing;
 
 use super::device::Device;
-use super::failure::{Blame, Outcome};
+use super::failure::{AttemptError, Blame};
 use super::faults::Point;
 use super::fleet::Placement;
 use super::lease::Hold;
@@ -35,7 +35,7 @@ use crate::model::{
 };
 use crate::queue::Precedence;
 use crate::registry::ReadyCircuit;
-use crate::store::{Claim, Held, Retry, StoreError};
+use crate::store::{Held, Retry, StoreError};
 use crate::telemetry;
 use crate::witness::Inputs;
 
@@ -69,60 +69,288 @@ impl End {
     }
 }
 
-/// Processes a claimed job and records how it ended. Returns the job and its end, unless it gets another attempt or the
-/// lease was lost.
-///
-/// If `alone`, first waits until no other job is in progress.
-pub(super) async fn run(ctx: &Context, place: &Placement, claim: Claim, alone: bool) -> Option<(Job, End)> {
-    let (Claim { job, input, input_key }, device) = (claim, &place.device);
-    let held = StopToken::new();
-    let lease = ctx.keeper.hold(job.id, job.attempt, held.clone());
-    if alone {
-        others_ended(ctx, &held).await;
-    }
-    let started = Instant::now();
-    let stop = held.with_deadline(started + ctx.options.job_timeout);
-    if reclaimed(&job) {
-        counter!(telemetry::JOBS_RECLAIMED).increment(1);
-    }
-    tracing::info!(job = %job.id, circuit = %job.circuit, attempt = job.attempt.number, "job claimed");
-    let outcome = match poisoned(&job) {
-        Some(error) => Err(Outcome::Failed(error)),
-        None => match unseal(ctx, &job, input_key, input).await {
-            Ok(input) => work(ctx, place, &job, input, &lease, &stop).await,
-            Err(ended) => Err(ended),
-        },
-    };
-    let by_device = matches!(&outcome, Err(Outcome::Failed(e)) if e.class == FailureClass::Device);
-    ctx.fleet.remember(job.id, by_device.then_some(device));
-    let witness = outcome.as_ref().map(|result| Duration::from_secs_f64(result.times.witness_ms / 1e3));
-    let (witness, since) = (witness.ok(), Instant::now());
-    let end = conclude(ctx, &job, lease, outcome, &stop, started).await;
-    let wrote = since.elapsed();
-    if let Some(witness) = witness.filter(|_| wrote < LONG_WRITE) {
-        device.capacity.note_beside(witness + wrote);
-    }
-    end.map(|end| (job, end))
+/// An attempt in progress at a claimed job. Its lease is renewed until this is dropped.
+pub(super) struct JobRun<'a> {
+    ctx: &'a Context,
+    place: &'a Placement,
+    job: &'a Job,
+    lease: Hold,
+    /// Asks the job to stop, at the latest when its time is over.
+    stop: StopToken,
+    started: Instant,
 }
 
-/// Waits until no other job is in progress, or until this one is told to stop.
-async fn others_ended(ctx: &Context, stop: &StopToken) {
-    while ctx.fleet.in_hand() > 1 && stop.stopped().is_none() {
-        tokio::time::sleep(POLL_EVERY).await;
+impl<'a> JobRun<'a> {
+    pub(super) fn new(ctx: &'a Context, place: &'a Placement, job: &'a Job) -> Self {
+        let (stop, started) = (StopToken::new(), Instant::now());
+        let lease = ctx.keeper.hold(job.id, job.attempt, stop.clone());
+        let stop = stop.with_deadline(started + ctx.options.job_timeout);
+        Self { ctx, place, job, lease, stop, started }
     }
-}
 
-async fn unseal(
-    ctx: &Context,
-    job: &Job,
-    key: String,
-    input: Zeroizing<Vec<u8>>,
-) -> Result<Zeroizing<Vec<u8>>, Outcome> {
-    if input.len() < LARGE {
-        return Ok(ctx.keyring.open(job.id, &key, input)?);
+    /// Waits until no other job is in progress, or until this one is told to stop. The job's time starts after that.
+    pub(super) async fn others_ended(&mut self) {
+        let stop = self.stop.without_deadline();
+        while self.ctx.fleet.in_hand() > 1 && stop.stopped().is_none() {
+            tokio::time::sleep(POLL_EVERY).await;
+        }
+        self.started = Instant::now();
+        self.stop = stop.with_deadline(self.started + self.ctx.options.job_timeout);
     }
-    let (keyring, id) = (ctx.keyring.clone(), job.id);
-    offload(move || Ok(keyring.open(id, &key, input)?)).await
+
+    /// Processes the job, whose input is sealed with `input_key`, and records how it ended. Returns its end, unless it
+    /// gets another attempt or the lease was lost.
+    pub(super) async fn complete(self, input: Zeroizing<Vec<u8>>, input_key: String) -> Option<End> {
+        let (ctx, job, device) = (self.ctx, self.job, &self.place.device);
+        if reclaimed(job) {
+            counter!(telemetry::JOBS_RECLAIMED).increment(1);
+        }
+        tracing::info!(job = %job.id, circuit = %job.circuit, attempt = job.attempt.number, "job claimed");
+        let result = match poisoned(job) {
+            Some(error) => Err(AttemptError::Failed(error)),
+            None => match self.unseal(input, input_key).await {
+                Ok(input) => self.make_result(input).await,
+                Err(error) => Err(error),
+            },
+        };
+        let by_device = matches!(&result, Err(AttemptError::Failed(e)) if e.class == FailureClass::Device);
+        ctx.fleet.remember(job.id, by_device.then_some(device));
+        let witness = result.as_ref().map(|result| Duration::from_secs_f64(result.times.witness_ms / 1e3));
+        let (witness, since) = (witness.ok(), Instant::now());
+        let end = self.conclude(result).await;
+        let wrote = since.elapsed();
+        if let Some(witness) = witness.filter(|_| wrote < LONG_WRITE) {
+            device.capacity.note_beside(witness + wrote);
+        }
+        end
+    }
+
+    async fn unseal(&self, input: Zeroizing<Vec<u8>>, key: String) -> Result<Zeroizing<Vec<u8>>, AttemptError> {
+        let (keyring, id) = (&self.ctx.keyring, self.job.id);
+        if input.len() < LARGE {
+            return Ok(keyring.open(id, &key, input)?);
+        }
+        let keyring = keyring.clone();
+        offload(move || Ok(keyring.open(id, &key, input)?)).await
+    }
+
+    /// Takes the job from its input to a verified proof.
+    async fn make_result(&self, input: Zeroizing<Vec<u8>>) -> Result<JobResult, AttemptError> {
+        let (ctx, place, job, stop) = (self.ctx, self.place, self.job, &self.stop);
+        let device = &place.device;
+        ctx.pass(Point::AfterClaim, stop).await;
+        if let Some(work) = &ctx.work {
+            return unless_stopped(stop, work.make(job, &input)).await;
+        }
+        let mut times = StageTimes::default();
+
+        let load = async {
+            let circuit = unless_stopped(stop, lend_until(place, ctx.registry.open(job.content()))).await??;
+            let admission = tokio::time::timeout(JOB_ROOM_WAIT, device.capacity.job_room(&circuit.key));
+            let admission = unless_stopped(stop, admission).await?.map_err(|_| {
+                device.capacity.note_crowded(&circuit.key);
+                AttemptError::NoCapacity
+            })?;
+            let loaded = loading::load(&ctx.registry, device, &circuit, ctx.options.load_patience);
+            let loaded = unless_stopped(stop, lend_until(place, loaded)).await??;
+            Ok((circuit, loaded, admission))
+        };
+        let (circuit, loaded, _admission) = self.timed(Stage::Load, &mut times.load_ms, load).await?;
+
+        let allowed = ctx.options.witness_timeout;
+        let witness = generate(circuit.clone(), input, stop.with_deadline(Instant::now() + allowed));
+        let witness = self.timed(Stage::Witness, &mut times.witness_ms, witness).await;
+        if matches!(witness, Ok(_) | Err(AttemptError::Failed(_))) {
+            ctx.surroundings.served();
+        }
+        let witness = witness.map_err(|e| e.within(stop, "the witness", allowed))?;
+        ctx.pass(Point::AfterWitness, stop).await;
+
+        let mut stage_ms = 0.0;
+        let proving = self.prove_or_judge(&circuit, &loaded, Arc::new(witness));
+        let proved = self.timed(Stage::Prove, &mut stage_ms, proving).await?;
+        times.prove_ms = proved.commit_time.as_secs_f64() * 1e3;
+        times.verify_ms = proved.verify_time.as_secs_f64() * 1e3;
+        histogram!(telemetry::JOB_STAGE_DURATION, "stage" => Stage::Verify.as_str())
+            .record(proved.verify_time.as_secs_f64());
+        ctx.pass(Point::AfterProve, stop).await;
+        Ok(JobResult {
+            proof_json: snarkjs::proof_to_json(&proved.proof),
+            public_json: snarkjs::public_to_json(&proved.public),
+            device: device.label.clone(),
+            times,
+        })
+    }
+
+    /// Enters a stage and records its duration.
+    async fn timed<T>(
+        &self,
+        stage: Stage,
+        ms: &mut f64,
+        work: impl Future<Output = Result<T, AttemptError>>,
+    ) -> Result<T, AttemptError> {
+        self.lease.enter(stage);
+        let since = Instant::now();
+        let done = work.await;
+        let took = since.elapsed().as_secs_f64();
+        *ms = took * 1e3;
+        histogram!(telemetry::JOB_STAGE_DURATION, "stage" => stage.as_str()).record(took);
+        done
+    }
+
+    /// Proves. If the CPU's proof does not verify, finds out whether the input or the key in memory is at fault.
+    async fn prove_or_judge(
+        &self,
+        circuit: &Arc<ReadyCircuit>,
+        loaded: &Arc<dyn LoadedKey>,
+        witness: Arc<Witness>,
+    ) -> Result<Proved, AttemptError> {
+        match self.prove(circuit.clone(), loaded.clone(), witness.clone()).await {
+            Err(AttemptError::Failed(error))
+                if error.class == FailureClass::InvalidProof && self.place.device.is_cpu() =>
+            {
+                let blame = JobError { class: FailureClass::BadInput, ..error };
+                self.prove_from_file(circuit, loaded, witness, blame).await
+            }
+            proved => proved,
+        }
+    }
+
+    /// Proves once more on the CPU, with the key read again from its file and verified by its hash. Only if that proof
+    /// does not verify either is the witness at fault, and with it the input, which is then not retried (`blame`); the
+    /// key in memory may be damaged.
+    async fn prove_from_file(
+        &self,
+        circuit: &Arc<ReadyCircuit>,
+        loaded: &Arc<dyn LoadedKey>,
+        witness: Arc<Witness>,
+        blame: JobError,
+    ) -> Result<Proved, AttemptError> {
+        let (ctx, device, stop) = (self.ctx, &self.place.device, &self.stop);
+        let again = ctx.registry.second_opinion(device.backend.as_ref(), circuit, loaded);
+        let Some(circuit) = unless_stopped(stop, again).await?? else { return Err(AttemptError::Failed(blame)) };
+        let zkey = circuit.content.zkey;
+        let loaded = loading::load(&ctx.registry, device, &circuit, ctx.options.load_patience);
+        let loaded = unless_stopped(stop, loaded).await??;
+        match self.prove(circuit, loaded, witness).await {
+            Err(AttemptError::Failed(error)) if error.class == FailureClass::InvalidProof => {
+                Err(AttemptError::Failed(blame))
+            }
+            Ok(proved) => {
+                tracing::error!(%zkey, "the key was damaged in memory; it has been read again from its file");
+                Ok(proved)
+            }
+            failed => failed,
+        }
+    }
+
+    /// Leaves the witness on the device's desk and waits for the proof.
+    async fn prove(
+        &self,
+        circuit: Arc<ReadyCircuit>,
+        loaded: Arc<dyn LoadedKey>,
+        witness: Arc<Witness>,
+    ) -> Result<Proved, AttemptError> {
+        let device = &self.place.device;
+        let answered = device.desk.leave(loaded, circuit, witness, &self.stop, Arc::clone(&self.lease));
+        // The desk checks the token between the steps of a proof, but not while the order waits behind others, so it is
+        // checked here. The deadline is left to the desk, which knows when the wait is over.
+        match unless_stopped(&self.stop.without_deadline(), answered).await? {
+            Ok(done) => done,
+            Err(_) => {
+                device.failed(FailureClass::Device, Duration::ZERO);
+                Err(panicked())
+            }
+        }
+    }
+
+    /// Records how the attempt ended. Returns the end of the job, if it was recorded.
+    ///
+    /// The lease on a job that gets another attempt is dropped before the job is offered: a worker ignores offers of
+    /// jobs it holds, and the offer may arrive before the queue has replied.
+    async fn conclude(self, result: Result<JobResult, AttemptError>) -> Option<End> {
+        let (ctx, job) = (self.ctx, self.job);
+        match result {
+            Ok(result) => self.commit(result).await,
+            Err(AttemptError::Stopped(StopReason::LeaseLost)) => {
+                lease_lost(job);
+                None
+            }
+            Err(AttemptError::Stopped(StopReason::Cancelled)) => {
+                let held = persist(ctx, &self.stop, || ctx.store.confirm_cancel(job.id, job.attempt)).await;
+                note_held(job, held)?;
+                Some(cancelled(job))
+            }
+            Err(AttemptError::Stopped(StopReason::Draining) | AttemptError::NoCapacity) => {
+                give_back(ctx, job, Some(self.lease), &self.stop).await
+            }
+            Err(AttemptError::Stopped(StopReason::TimedOut)) => {
+                let allowed = ctx.options.job_timeout.as_secs();
+                let message = format!("the attempt took longer than {allowed} s");
+                self.fail(JobError { class: FailureClass::Timeout, message }).await
+            }
+            Err(AttemptError::Failed(error)) => self.fail(error).await,
+            Err(AttemptError::Environment(error, blame)) => {
+                // A job that failed transiently before tells nothing new, and may be the only one affected.
+                if blame == Blame::Worker || job.tries.transient == 0 {
+                    ctx.surroundings.failed(Instant::now(), &error.message, blame);
+                }
+                self.fail(error).await
+            }
+        }
+    }
+
+    /// Writes the result to the store.
+    async fn commit(self, result: JobResult) -> Option<End> {
+        let (ctx, job, since) = (self.ctx, self.job, Instant::now());
+        ctx.pass(Point::BeforeCommit, &self.stop).await;
+        let write = || ctx.store.finish(job.id, job.attempt, &result);
+        let held = persist_for(ctx, PROOF_KEPT, &self.stop, write).await;
+        note_held(job, held)?;
+        ctx.pass(Point::AfterCommit, &self.stop).await;
+        histogram!(telemetry::JOB_STAGE_DURATION, "stage" => Stage::Store.as_str())
+            .record(since.elapsed().as_secs_f64());
+        processed(self.started);
+        tracing::info!(job = %job.id, device = %result.device, ms = ms(self.started), "job done");
+        Some(End::Done(result))
+    }
+
+    /// Writes the failure to the store, with the time of the retry if the job gets one.
+    async fn fail(self, error: JobError) -> Option<End> {
+        let (ctx, job) = (self.ctx, self.job);
+        let retry = match retry::decide(error.class, job.tries, retry::jitter()) {
+            Retry::After(wait) if ctx.fleet.falls_to_processor(job, error.class) => {
+                Retry::After(wait.max(ctx.fleet.book_retrial(Instant::now())))
+            }
+            other => other,
+        };
+        let held = persist(ctx, &self.stop, || ctx.store.fail(job.id, job.attempt, &error, retry)).await;
+        let cancel = note_held(job, held)?;
+        drop(self.lease);
+        let class = error.class.as_str();
+        match retry {
+            Retry::After(_) if cancel => Some(cancelled(job)),
+            Retry::After(wait) => {
+                let passing = matches!(error.class, FailureClass::Transient | FailureClass::Timeout);
+                // If this fails, or this was not the first transient failure, the reconciler finds the job when it is
+                // due. A job that keeps failing then waits its turn.
+                if !passing || job.tries.transient == 0 {
+                    let (queue, id, priority) = (ctx.queue.clone(), job.id, job.priority);
+                    let _ = briefly(async move { queue.push_after(id, priority, wait).await }).await;
+                }
+                counter!(telemetry::JOB_RETRIES, "class" => class).increment(1);
+                let ms = wait.as_millis() as u64;
+                tracing::warn!(job = %job.id, class, error = %error.message, retry_in_ms = ms, "attempt failed");
+                None
+            }
+            Retry::Never => {
+                counter!(telemetry::JOB_FAILURES, "class" => class).increment(1);
+                processed(self.started);
+                tracing::warn!(job = %job.id, class, error = %error.message, "job failed");
+                Some(End::Failed)
+            }
+        }
+    }
 }
 
 /// Whether the previous attempt ended because its lease lapsed.
@@ -144,69 +372,6 @@ fn poisoned(job: &Job) -> Option<JobError> {
     })
 }
 
-async fn work(
-    ctx: &Context,
-    place: &Placement,
-    job: &Job,
-    input: Zeroizing<Vec<u8>>,
-    lease: &Hold,
-    stop: &StopToken,
-) -> Result<JobResult, Outcome> {
-    let device = &place.device;
-    ctx.pass(Point::AfterClaim, stop).await;
-    if let Some(work) = &ctx.work {
-        return unless_stopped(stop, work.make(job, &input)).await;
-    }
-    let mut times = StageTimes::default();
-
-    let load = async {
-        let circuit = unless_stopped(stop, lend_until(place, ctx.registry.open(job.content()))).await??;
-        let room = tokio::time::timeout(JOB_ROOM_WAIT, device.capacity.job_room(&circuit.key));
-        let room = unless_stopped(stop, room).await?.map_err(|_| {
-            device.capacity.note_crowded(&circuit.key);
-            Outcome::NoRoom
-        })?;
-        let loaded = loading::load(&ctx.registry, device, &circuit, ctx.options.load_patience);
-        let loaded = unless_stopped(stop, lend_until(place, loaded)).await??;
-        Ok((circuit, loaded, room))
-    };
-    let (circuit, loaded, _room) = timed(lease, Stage::Load, &mut times.load_ms, load).await?;
-
-    let allowed = ctx.options.witness_timeout;
-    let witness = generate(circuit.clone(), input, stop.with_deadline(Instant::now() + allowed));
-    let witness = timed(lease, Stage::Witness, &mut times.witness_ms, witness).await;
-    if matches!(witness, Ok(_) | Err(Outcome::Failed(_))) {
-        ctx.surroundings.served();
-    }
-    let witness = witness.map_err(|e| e.within(stop, "the witness", allowed))?;
-    ctx.pass(Point::AfterWitness, stop).await;
-
-    let witness = Arc::new(witness);
-    let proving = async {
-        let proved = prove(device, circuit.clone(), loaded.clone(), witness.clone(), lease, stop).await;
-        match proved {
-            Err(Outcome::Failed(error)) if error.class == FailureClass::InvalidProof && device.is_cpu() => {
-                let error = JobError { class: FailureClass::BadInput, ..error };
-                prove_from_file(ctx, device, (&circuit, &loaded), witness, lease, stop, error).await
-            }
-            proved => proved,
-        }
-    };
-    let mut stage_ms = 0.0;
-    let proved = timed(lease, Stage::Prove, &mut stage_ms, proving).await?;
-    times.prove_ms = proved.commit_time.as_secs_f64() * 1e3;
-    times.verify_ms = proved.verify_time.as_secs_f64() * 1e3;
-    histogram!(telemetry::JOB_STAGE_DURATION, "stage" => Stage::Verify.as_str())
-        .record(proved.verify_time.as_secs_f64());
-    ctx.pass(Point::AfterProve, stop).await;
-    Ok(JobResult {
-        proof_json: snarkjs::proof_to_json(&proved.proof),
-        public_json: snarkjs::public_to_json(&proved.public),
-        device: device.label.clone(),
-        times,
-    })
-}
-
 /// Waits for a circuit, whose files may have to be downloaded. Soon lends the slot to another job, whose circuit may be
 /// ready.
 async fn lend_until<T>(place: &Placement, ready: impl Future<Output = T>) -> T {
@@ -225,11 +390,15 @@ async fn lend_until<T>(place: &Placement, ready: impl Future<Output = T>) -> T {
 }
 
 /// Returns the witness: made by the circuit's program, or supplied with the job.
-async fn generate(circuit: Arc<ReadyCircuit>, input: Zeroizing<Vec<u8>>, stop: StopToken) -> Result<Witness, Outcome> {
+async fn generate(
+    circuit: Arc<ReadyCircuit>,
+    input: Zeroizing<Vec<u8>>,
+    stop: StopToken,
+) -> Result<Witness, AttemptError> {
     offload(move || match &circuit.witness {
-        None => wtns::parse(&input).map_err(|e| Outcome::failed(FailureClass::BadInput, e)),
+        None => wtns::parse(&input).map_err(|e| AttemptError::failed(FailureClass::BadInput, e)),
         Some(program) => {
-            let inputs = Inputs::parse(&input).map_err(|e| Outcome::failed(FailureClass::BadInput, e))?;
+            let inputs = Inputs::parse(&input).map_err(|e| AttemptError::failed(FailureClass::BadInput, e))?;
             drop(input);
             Ok(program.generate(&inputs, &stop)?)
         }
@@ -237,87 +406,25 @@ async fn generate(circuit: Arc<ReadyCircuit>, input: Zeroizing<Vec<u8>>, stop: S
     .await
 }
 
-/// Proves once more on the CPU, with the key read again from its file and verified by its hash. Only if that proof
-/// does not verify either is the witness at fault, and with it the input, which is then not retried (`blame`); the
-/// key in memory may be damaged.
-async fn prove_from_file(
-    ctx: &Context,
-    device: &Arc<Device>,
-    (circuit, loaded): (&Arc<ReadyCircuit>, &Arc<dyn LoadedKey>),
-    witness: Arc<Witness>,
-    lease: &Hold,
-    stop: &StopToken,
-    blame: JobError,
-) -> Result<Proved, Outcome> {
-    let again = ctx.registry.second_opinion(device.backend.as_ref(), circuit, loaded);
-    let Some(circuit) = unless_stopped(stop, again).await?? else { return Err(Outcome::Failed(blame)) };
-    let zkey = circuit.content.zkey;
-    let loaded = loading::load(&ctx.registry, device, &circuit, ctx.options.load_patience);
-    let loaded = unless_stopped(stop, loaded).await??;
-    match prove(device, circuit, loaded, witness, lease, stop).await {
-        Err(Outcome::Failed(error)) if error.class == FailureClass::InvalidProof => Err(Outcome::Failed(blame)),
-        Ok(proved) => {
-            tracing::error!(%zkey, "the key was damaged in memory; it has been read again from its file");
-            Ok(proved)
-        }
-        failed => failed,
-    }
-}
-
-/// Leaves the witness on the device's desk and waits for the proof.
-async fn prove(
-    device: &Arc<Device>,
-    circuit: Arc<ReadyCircuit>,
-    loaded: Arc<dyn LoadedKey>,
-    witness: Arc<Witness>,
-    lease: &Hold,
-    stop: &StopToken,
-) -> Result<Proved, Outcome> {
-    let answered = device.desk.leave(loaded, circuit, witness, stop, Arc::clone(lease));
-    // The desk checks the token between the steps of a proof, but not while the order waits behind others, so it is
-    // checked here. The deadline is left to the desk, which knows when the wait is over.
-    match unless_stopped(&stop.without_deadline(), answered).await? {
-        Ok(done) => done,
-        Err(_) => {
-            device.failed(FailureClass::Device, Duration::ZERO);
-            Err(panicked())
-        }
-    }
-}
-
-/// The outcome of a panic. It is a bug of this program, but is charged to the budget of devices: another device or the
+/// The error of a panic. It is a bug of this program, but is charged to the budget of devices: another device or the
 /// CPU may avoid it.
-fn panicked() -> Outcome {
-    Outcome::failed(FailureClass::Device, "the worker panicked; see its log")
-}
-
-/// Enters a stage and records its duration.
-async fn timed<T>(
-    lease: &Hold,
-    stage: Stage,
-    ms: &mut f64,
-    work: impl Future<Output = Result<T, Outcome>>,
-) -> Result<T, Outcome> {
-    lease.enter(stage);
-    let since = Instant::now();
-    let done = work.await;
-    let took = since.elapsed().as_secs_f64();
-    *ms = took * 1e3;
-    histogram!(telemetry::JOB_STAGE_DURATION, "stage" => stage.as_str()).record(took);
-    done
+fn panicked() -> AttemptError {
+    AttemptError::failed(FailureClass::Device, "the worker panicked; see its log")
 }
 
 /// Runs CPU-bound work on a blocking thread, so that the runtime stays responsive.
-async fn offload<T: Send + 'static>(work: impl FnOnce() -> Result<T, Outcome> + Send + 'static) -> Result<T, Outcome> {
+async fn offload<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, AttemptError> + Send + 'static,
+) -> Result<T, AttemptError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(e) if e.is_panic() => Err(panicked()),
-        Err(_) => Err(Outcome::Stopped(StopReason::Draining)),
+        Err(_) => Err(AttemptError::Stopped(StopReason::Draining)),
     }
 }
 
 /// Waits for `work`, or until the token says to stop.
-async fn unless_stopped<T>(stop: &StopToken, work: impl Future<Output = T>) -> Result<T, Outcome> {
+async fn unless_stopped<T>(stop: &StopToken, work: impl Future<Output = T>) -> Result<T, AttemptError> {
     let stopped = async {
         loop {
             if let Some(why) = stop.stopped() {
@@ -328,65 +435,12 @@ async fn unless_stopped<T>(stop: &StopToken, work: impl Future<Output = T>) -> R
     };
     tokio::select! {
         biased;
-        why = stopped => Err(Outcome::Stopped(why)),
+        why = stopped => Err(AttemptError::Stopped(why)),
         done = work => Ok(done),
     }
 }
 
-/// Records how the attempt ended. Returns the end of the job, if it was recorded.
-///
-/// The lease on a job that gets another attempt is dropped before the job is offered: a worker ignores offers of jobs
-/// it holds, and the offer may arrive before the queue has replied.
-async fn conclude(
-    ctx: &Context,
-    job: &Job,
-    lease: Hold,
-    outcome: Result<JobResult, Outcome>,
-    stop: &StopToken,
-    started: Instant,
-) -> Option<End> {
-    let (id, attempt) = (job.id, job.attempt);
-    match outcome {
-        Ok(result) => {
-            let since = Instant::now();
-            ctx.pass(Point::BeforeCommit, stop).await;
-            let held = persist_for(ctx, PROOF_KEPT, stop, || ctx.store.finish(id, attempt, &result)).await;
-            note_held(job, held)?;
-            ctx.pass(Point::AfterCommit, stop).await;
-            histogram!(telemetry::JOB_STAGE_DURATION, "stage" => Stage::Store.as_str())
-                .record(since.elapsed().as_secs_f64());
-            processed(started);
-            tracing::info!(job = %id, device = %result.device, ms = ms(started), "job done");
-            return Some(End::Done(result));
-        }
-        Err(Outcome::Stopped(StopReason::LeaseLost)) => lease_lost(job),
-        Err(Outcome::Stopped(StopReason::Cancelled)) => {
-            if note_held(job, persist(ctx, stop, || ctx.store.confirm_cancel(id, attempt)).await).is_some() {
-                return Some(cancelled(job));
-            }
-        }
-        Err(Outcome::Stopped(StopReason::Draining) | Outcome::NoRoom) => {
-            return give_back(ctx, job, Some(lease), stop).await;
-        }
-        Err(Outcome::Stopped(StopReason::TimedOut)) => {
-            let allowed = ctx.options.job_timeout.as_secs();
-            let message = format!("the attempt took longer than {allowed} s");
-            let error = JobError { class: FailureClass::Timeout, message };
-            return failed(ctx, job, lease, error, stop, started).await;
-        }
-        Err(Outcome::Failed(error)) => return failed(ctx, job, lease, error, stop, started).await,
-        Err(Outcome::Environment(error, blame)) => {
-            // A job that failed transiently before tells nothing new, and may be the only one affected.
-            if blame == Blame::Worker || job.tries.transient == 0 {
-                ctx.surroundings.failed(Instant::now(), &error.message, blame);
-            }
-            return failed(ctx, job, lease, error, stop, started).await;
-        }
-    }
-    None
-}
-
-/// Releases a claimed job without working on it. Returns its end if its cancellation was requested, as [`run`] does.
+/// Releases a claimed job without working on it. Returns its end if its cancellation was requested, as [`JobRun::complete`] does.
 pub(super) async fn hand_back(ctx: &Context, job: &Job) -> Option<End> {
     give_back(ctx, job, None, &StopToken::new()).await
 }
@@ -410,48 +464,6 @@ fn cancelled(job: &Job) -> End {
     counter!(telemetry::JOBS_CANCELLED).increment(1);
     tracing::info!(job = %job.id, "job cancelled");
     End::Cancelled
-}
-
-async fn failed(
-    ctx: &Context,
-    job: &Job,
-    lease: Hold,
-    error: JobError,
-    stop: &StopToken,
-    started: Instant,
-) -> Option<End> {
-    let retry = match retry::decide(error.class, job.tries, retry::jitter()) {
-        Retry::After(wait) if ctx.fleet.falls_to_processor(job, error.class) => {
-            Retry::After(wait.max(ctx.fleet.book_retrial(Instant::now())))
-        }
-        other => other,
-    };
-    let held = persist(ctx, stop, || ctx.store.fail(job.id, job.attempt, &error, retry)).await;
-    let cancel = note_held(job, held)?;
-    drop(lease);
-    let class = error.class.as_str();
-    match retry {
-        Retry::After(_) if cancel => Some(cancelled(job)),
-        Retry::After(wait) => {
-            let passing = matches!(error.class, FailureClass::Transient | FailureClass::Timeout);
-            // If this fails, or this was not the first transient failure, the reconciler finds the job when it is due.
-            // A job that keeps failing then waits its turn.
-            if !passing || job.tries.transient == 0 {
-                let (queue, id, priority) = (ctx.queue.clone(), job.id, job.priority);
-                let _ = briefly(async move { queue.push_after(id, priority, wait).await }).await;
-            }
-            counter!(telemetry::JOB_RETRIES, "class" => class).increment(1);
-            let ms = wait.as_millis() as u64;
-            tracing::warn!(job = %job.id, class, error = %error.message, retry_in_ms = ms, "attempt failed");
-            None
-        }
-        Retry::Never => {
-            counter!(telemetry::JOB_FAILURES, "class" => class).increment(1);
-            processed(started);
-            tracing::warn!(job = %job.id, class, error = %error.message, "job failed");
-            Some(End::Failed)
-        }
-    }
 }
 
 fn processed(started: Instant) {

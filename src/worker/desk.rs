@@ -9,7 +9,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::capacity::Room;
 use super::device::Device;
-use super::failure::Outcome;
+use super::failure::AttemptError;
 use super::lease::Lease;
 use crate::backend::{BackendError, LoadedKey};
 use crate::groth16::{self, BatchJob, ProveError, Proved};
@@ -22,7 +22,7 @@ use crate::telemetry;
 const LONGEST_STEP: Duration = Duration::from_secs(30);
 
 /// Receives the result of an order.
-type Answer = oneshot::Sender<Result<Proved, Outcome>>;
+type Answer = oneshot::Sender<Result<Proved, AttemptError>>;
 
 /// How batches are formed.
 #[derive(Debug, Clone, Copy)]
@@ -116,7 +116,7 @@ impl Desk {
         witness: Arc<Witness>,
         stop: &StopToken,
         lease: Arc<Lease>,
-    ) -> oneshot::Receiver<Result<Proved, Outcome>> {
+    ) -> oneshot::Receiver<Result<Proved, AttemptError>> {
         let (answer, answered) = oneshot::channel();
         let mut waiting = self.lock();
         match waiting.closed.last() {
@@ -188,7 +188,7 @@ fn gather(orders: &mut VecDeque<(Order, Answer)>, batch: &mut Vec<(Order, Answer
 
 fn refuse(answers: impl IntoIterator<Item = Answer>, why: &str) {
     for answer in answers {
-        let _ = answer.send(Err(Outcome::failed(FailureClass::Device, why)));
+        let _ = answer.send(Err(AttemptError::failed(FailureClass::Device, why)));
     }
 }
 
@@ -254,7 +254,12 @@ fn turns_of(proofs: usize, at_once: usize) -> u32 {
 
 /// Proves a batch and returns one result per order. Each order gets the time of the whole batch, because all wait for
 /// each other.
-fn prove(device: &Device, batch: Vec<Order>, room: Option<&Room>, allowed: Duration) -> Vec<Result<Proved, Outcome>> {
+fn prove(
+    device: &Device,
+    batch: Vec<Order>,
+    room: Option<&Room>,
+    allowed: Duration,
+) -> Vec<Result<Proved, AttemptError>> {
     let n = u32::try_from(batch.len()).unwrap_or(u32::MAX);
     let begun = Instant::now();
     let until = begun + allowed * turns(&batch);
@@ -289,13 +294,13 @@ fn judge(
     error: ProveError,
     (took, share): (Duration, Duration),
     allowed: Duration,
-) -> Outcome {
+) -> AttemptError {
     if let ProveError::Backend(e @ BackendError::OutOfMemory { .. }) = error {
         device.lacked_memory(share);
         return e.into();
     }
-    match Outcome::from(error).within(job, "the proof", allowed) {
-        Outcome::Failed(error) => {
+    match AttemptError::from(error).within(job, "the proof", allowed) {
+        AttemptError::Failed(error) => {
             let mut class = error.class;
             if class == FailureClass::InvalidProof && device.is_cpu() {
                 // The CPU is not at fault: either the witness does not satisfy the circuit, or the key in memory is
@@ -304,7 +309,7 @@ fn judge(
                 device.capacity.note_proof(took, share, None);
             }
             device.failed(class, share);
-            Outcome::Failed(error)
+            AttemptError::Failed(error)
         }
         stopped => stopped,
     }

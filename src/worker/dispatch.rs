@@ -8,7 +8,7 @@ use metrics::{counter, gauge, histogram};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::attempt::End;
+use super::attempt::{End, JobRun};
 use super::fleet::Reservation;
 use super::outage::say;
 use super::{Context, attempt, ingest, proof_files, retry};
@@ -308,11 +308,16 @@ fn begin(
     let ctx = ctx.clone();
     tasks.spawn(async move {
         let trial = Trial(ctx.clone());
-        let ended = attempt::run(&ctx, &place, claim, alone.is_some()).await;
+        let Claim { job, input, input_key } = claim;
+        let mut run = JobRun::new(&ctx, &place, &job);
+        if alone.is_some() {
+            run.others_ended().await;
+        }
+        let ended = run.complete(input, input_key).await;
         drop(trial);
         drop(alone);
         drop(place);
-        if let Some((job, end)) = ended {
+        if let Some(end) = ended {
             ctx.service.has_ended(job.id);
             if let End::Done(result) = &end {
                 proof_files::copy(&ctx, job.id, result).await;

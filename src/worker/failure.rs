@@ -1,4 +1,4 @@
-//! The outcome of an attempt that made no proof.
+//! Why an attempt made no proof.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use crate::registry::RegistryError;
 use crate::seal::SealError;
 use crate::witness::{self, WitnessError};
 
-/// The outcome of an attempt that made no proof.
+/// Why an attempt made no proof.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum AttemptError {
     /// It failed.
     Failed(JobError),
     /// It failed because of this worker's environment, which says nothing about the job: it may succeed on another
@@ -20,8 +20,8 @@ pub(super) enum Outcome {
     Environment(JobError, Blame),
     /// It was stopped.
     Stopped(StopReason),
-    /// There is no room for the job on this worker for now.
-    NoRoom,
+    /// The job does not fit beside the others on this worker for now.
+    NoCapacity,
 }
 
 /// What may be at fault when something is missing.
@@ -33,7 +33,7 @@ pub(super) enum Blame {
     Either,
 }
 
-impl Outcome {
+impl AttemptError {
     pub(super) fn failed(class: FailureClass, why: impl ToString) -> Self {
         Self::Failed(JobError { class, message: why.to_string() })
     }
@@ -54,7 +54,7 @@ impl Outcome {
     }
 }
 
-impl From<WitnessError> for Outcome {
+impl From<WitnessError> for AttemptError {
     fn from(e: WitnessError) -> Self {
         match e {
             WitnessError::Stopped(why) => Self::Stopped(why),
@@ -74,7 +74,7 @@ impl From<WitnessError> for Outcome {
     }
 }
 
-impl From<SealError> for Outcome {
+impl From<SealError> for AttemptError {
     fn from(e: SealError) -> Self {
         // Another worker may have the key, or the right key by that name, and this one may after a restart. As bad
         // input it would be deleted, for what may be a mistake in one worker's settings.
@@ -82,7 +82,7 @@ impl From<SealError> for Outcome {
     }
 }
 
-impl From<BackendError> for Outcome {
+impl From<BackendError> for AttemptError {
     fn from(e: BackendError) -> Self {
         match e {
             BackendError::Stopped(why) => Self::Stopped(why),
@@ -96,7 +96,7 @@ impl From<BackendError> for Outcome {
     }
 }
 
-impl From<ProveError> for Outcome {
+impl From<ProveError> for AttemptError {
     fn from(e: ProveError) -> Self {
         match e {
             ProveError::Backend(e) => e.into(),
@@ -107,7 +107,7 @@ impl From<ProveError> for Outcome {
     }
 }
 
-impl From<RegistryError> for Outcome {
+impl From<RegistryError> for AttemptError {
     fn from(e: RegistryError) -> Self {
         match e {
             RegistryError::Backend(e) => e.into(),
@@ -138,22 +138,27 @@ mod tests {
 
     #[test]
     fn an_input_that_does_not_open_here_is_not_bad_input() {
-        let ended = Outcome::from(SealError::Damaged);
-        assert!(matches!(ended, Outcome::Environment(JobError { class: FailureClass::Transient, .. }, _)), "{ended:?}");
+        let ended = AttemptError::from(SealError::Damaged);
+        assert!(
+            matches!(ended, AttemptError::Environment(JobError { class: FailureClass::Transient, .. }, _)),
+            "{ended:?}"
+        );
     }
 
     #[test]
     fn what_the_circuit_or_the_host_is_at_fault_for_does_not_cost_the_input() {
         let module = || WitnessError::Module("no getWitness".to_owned());
         let ended = [
-            Outcome::from(RegistryError::Mismatch { wasm: 3, zkey: 4 }),
-            Outcome::from(RegistryError::Witness(module())),
-            Outcome::from(WitnessError::Host("mmap failed".to_owned())),
-            Outcome::from(WitnessError::Memory { limit: 1 << 30 }),
-            Outcome::from(RegistryError::Witness(WitnessError::Memory { limit: 1 << 30 })),
+            AttemptError::from(RegistryError::Mismatch { wasm: 3, zkey: 4 }),
+            AttemptError::from(RegistryError::Witness(module())),
+            AttemptError::from(WitnessError::Host("mmap failed".to_owned())),
+            AttemptError::from(WitnessError::Memory { limit: 1 << 30 }),
+            AttemptError::from(RegistryError::Witness(WitnessError::Memory { limit: 1 << 30 })),
         ];
         for ended in ended {
-            let (Outcome::Failed(error) | Outcome::Environment(error, _)) = ended else { panic!("{ended:?}") };
+            let (AttemptError::Failed(error) | AttemptError::Environment(error, _)) = ended else {
+                panic!("{ended:?}")
+            };
             assert_eq!(error.class, FailureClass::Transient, "{}", error.message);
         }
     }
@@ -168,14 +173,14 @@ mod tests {
     /// Every attempt would end like this.
     #[test]
     fn a_program_that_asks_for_more_than_there_can_be_is_never_tried_again() {
-        let ended = Outcome::from(WitnessError::Memory { limit: witness::Limits::MAX_MEMORY });
-        assert!(matches!(ended, Outcome::Failed(JobError { class: FailureClass::BadInput, .. })), "{ended:?}");
+        let ended = AttemptError::from(WitnessError::Memory { limit: witness::Limits::MAX_MEMORY });
+        assert!(matches!(ended, AttemptError::Failed(JobError { class: FailureClass::BadInput, .. })), "{ended:?}");
     }
 
     /// The worker has all it needs, and the jobs of other circuits are not delayed.
     #[test]
     fn a_limit_on_memory_is_named_and_casts_no_doubt_on_the_worker() {
-        let Outcome::Failed(error) = Outcome::from(WitnessError::Memory { limit: 1 << 30 }) else {
+        let AttemptError::Failed(error) = AttemptError::from(WitnessError::Memory { limit: 1 << 30 }) else {
             panic!("it is of this job alone");
         };
         for words in ["1073741824 bytes", "PROVER_WITNESS_MEMORY_BYTES", "more"] {

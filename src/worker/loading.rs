@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::device::Device;
-use super::failure::Outcome;
+use super::failure::AttemptError;
 use crate::backend::{BackendError, LoadedKey};
 use crate::model::FailureClass;
 use crate::registry::{ReadyCircuit, Registry, RegistryError};
@@ -22,7 +22,7 @@ pub(super) async fn load(
     device: &Arc<Device>,
     circuit: &Arc<ReadyCircuit>,
     patience: Duration,
-) -> Result<Arc<dyn LoadedKey>, Outcome> {
+) -> Result<Arc<dyn LoadedKey>, AttemptError> {
     if device.is_cpu() {
         // The CPU may be slow, but does not hang.
         return judge(device, circuit, registry.load(&device.backend, circuit).await);
@@ -46,7 +46,7 @@ pub(super) async fn load(
                 let why =
                     format!("{} hangs: a key was not loaded within {:.0} s", device.label, patience.as_secs_f64());
                 device.take_out_of_use(&why, patience);
-                let _ = answer.send(Err(Outcome::failed(FailureClass::Device, why)));
+                let _ = answer.send(Err(AttemptError::failed(FailureClass::Device, why)));
                 let _ = loading.await;
                 device.desk.open();
             }
@@ -55,10 +55,10 @@ pub(super) async fn load(
     tokio::select! {
         biased;
         answered = answered => answered.unwrap_or_else(|_| {
-            Err(Outcome::failed(FailureClass::Device, "the load of a key ended without an answer; see the log"))
+            Err(AttemptError::failed(FailureClass::Device, "the load of a key ended without an answer; see the log"))
         }),
         // Another call found that the device hangs.
-        why = asked.desk.closed() => Err(Outcome::failed(FailureClass::Device, why)),
+        why = asked.desk.closed() => Err(AttemptError::failed(FailureClass::Device, why)),
     }
 }
 
@@ -67,7 +67,7 @@ fn judge(
     device: &Device,
     circuit: &ReadyCircuit,
     loaded: Result<Arc<dyn LoadedKey>, RegistryError>,
-) -> Result<Arc<dyn LoadedKey>, Outcome> {
+) -> Result<Arc<dyn LoadedKey>, AttemptError> {
     let ended = match loaded {
         Ok(loaded) => return Ok(loaded),
         Err(e @ (RegistryError::Backend(BackendError::OutOfMemory { .. }) | RegistryError::TooLarge { .. })) => {
@@ -77,9 +77,9 @@ fn judge(
             }
             return Err(e.into());
         }
-        Err(e) => Outcome::from(e),
+        Err(e) => AttemptError::from(e),
     };
-    if let Outcome::Failed(error) = &ended {
+    if let AttemptError::Failed(error) = &ended {
         device.failed(error.class, Duration::ZERO);
     }
     Err(ended)

@@ -50,7 +50,7 @@ pub use service::{JobService, ServiceError, ServiceOptions, SubmitRequest};
 pub use view::{DeviceView, View, WorkerView};
 pub use workspace::{OpenError, Workspace, module_cache, open_queue, running_program};
 
-use self::failure::Outcome;
+use self::failure::AttemptError;
 use crate::artifacts::Artifacts;
 use crate::backend::{Backend, DeviceKind};
 use crate::config::{Config, ExitOnDead};
@@ -485,8 +485,9 @@ async fn open_ahead(ctx: &Context, device: Option<&Arc<Device>>, circuit: &Circu
         Err(error) => return tracing::warn!(circuit = %circuit.name, %error, "a registered circuit cannot be opened"),
     };
     if let Some(device) = device
-        && let Err(Outcome::Failed(JobError { message, .. }) | Outcome::Environment(JobError { message, .. }, _)) =
-            loading::load(&ctx.registry, device, &open, ctx.options.load_patience).await
+        && let Err(
+            AttemptError::Failed(JobError { message, .. }) | AttemptError::Environment(JobError { message, .. }, _),
+        ) = loading::load(&ctx.registry, device, &open, ctx.options.load_patience).await
     {
         tracing::warn!(circuit = %circuit.name, error = message, "could not load a key ahead of its first job");
     }
