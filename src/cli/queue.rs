@@ -74,7 +74,8 @@ pub async fn set_paused(
     paused: bool,
     out: &Output,
 ) -> Result<(), CliError> {
-    let changed = service.set_paused(scope, paused).await.map_err(CliError::failed)?;
+    let changed = if paused { service.pause(scope).await } else { service.resume(scope).await };
+    let changed = changed.map_err(CliError::failed)?;
     let state = if paused { "paused" } else { "running" };
     let already = if changed { "" } else { "already " };
     out.result(&serde_json::json!({ "paused": paused, "changed": changed }), || format!("{what} is {already}{state}"));

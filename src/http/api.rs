@@ -37,8 +37,8 @@ pub(super) fn routes(app: &App) -> Router<App> {
         .route("/v1/jobs/{id}/proof", get(proof))
         .route("/v1/jobs/{id}/requeue", post(requeue))
         .route("/v1/queue", get(queue))
-        .route("/v1/queue/{act}", post(pause_queue))
-        .route("/v1/circuits/{name}/{act}", post(pause_circuit))
+        .route("/v1/queue/{act}", post(act_on_queue))
+        .route("/v1/circuits/{name}/{act}", post(act_on_circuit))
         .route("/v1/circuits", get(circuits))
         .route("/v1/worker", get(worker))
         .route("/v1/openapi.json", get(description))
@@ -258,29 +258,28 @@ async fn queue(State(app): State<App>, _: NoQuery) -> Result<Response, Problem> 
     json(StatusCode::OK, &serde_json::json!({ "counts": counts, "load": load, "paused": paused }))
 }
 
-async fn pause_queue(State(app): State<App>, Path(act): Path<String>, _: NoQuery) -> Result<Response, Problem> {
-    set_paused(&app, &Scope::Queue, &act).await
+async fn act_on_queue(State(app): State<App>, Path(act): Path<String>, _: NoQuery) -> Result<Response, Problem> {
+    pause_or_resume(&app, &Scope::Queue, &act).await
 }
 
-async fn pause_circuit(
+async fn act_on_circuit(
     State(app): State<App>,
     Path((name, act)): Path<(String, String)>,
     _: NoQuery,
 ) -> Result<Response, Problem> {
     let name = name.parse().map_err(|e| Problem::new(StatusCode::NOT_FOUND, e))?;
-    set_paused(&app, &Scope::Circuit(name), &act).await
+    pause_or_resume(&app, &Scope::Circuit(name), &act).await
 }
 
-async fn set_paused(app: &App, scope: &Scope, act: &str) -> Result<Response, Problem> {
-    let paused = match act {
-        "pause" => true,
-        "resume" => false,
+async fn pause_or_resume(app: &App, scope: &Scope, act: &str) -> Result<Response, Problem> {
+    let (paused, changed) = match act {
+        "pause" => (true, app.jobs.pause(scope).await?),
+        "resume" => (false, app.jobs.resume(scope).await?),
         _ => {
             let why = format!("expected pause or resume, got {:?}", clip(act, LONGEST_GOT));
             return Err(Problem::new(StatusCode::NOT_FOUND, why));
         }
     };
-    let changed = app.jobs.set_paused(scope, paused).await?;
     json(StatusCode::OK, &serde_json::json!({ "paused": paused, "changed": changed }))
 }
 

@@ -46,16 +46,36 @@ impl From<ServiceError> for Problem {
             ServiceError::Store(_) | ServiceError::Queue(_) | ServiceError::Artifact(_) | ServiceError::Seal(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
+            ServiceError::Interrupted(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if status.is_server_error() {
             // Paths and queries are logged, not sent to the client. The worker logs an outage once for all requests.
             if matches!(&e, ServiceError::Store(error) if error.is_outage()) {
                 tracing::debug!(error = %e, "request failed");
             } else {
                 tracing::error!(error = %e, "request failed");
             }
-            return Self::new(status, "the store does not respond as expected; see the server's log");
+            return Self::new(status, "the request could not be completed; see the worker's log");
         }
         Self::new(status, e)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use axum::body::to_bytes;
+
+    use super::*;
+
+    /// It is no fault of the client, and the text of a panic may quote the input.
+    #[tokio::test]
+    async fn a_check_that_was_interrupted_is_answered_with_500_and_without_its_cause() {
+        let check = tokio::spawn(std::future::pending::<()>());
+        check.abort();
+        let answer = Problem::from(ServiceError::from(check.await.unwrap_err())).into_response();
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let text = String::from_utf8(to_bytes(answer.into_body(), 4096).await.unwrap().to_vec()).unwrap();
+        assert!(text.contains("see the worker's log"), "{text}");
     }
 }

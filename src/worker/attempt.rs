@@ -440,7 +440,7 @@ async fn unless_stopped<T>(stop: &StopToken, work: impl Future<Output = T>) -> R
     }
 }
 
-/// Releases a claimed job without working on it. Returns its end if its cancellation was requested, as [`JobRun::complete`] does.
+/// Releases a claimed job without working on it. Returns its end if its cancellation was requested.
 pub(super) async fn hand_back(ctx: &Context, job: &Job) -> Option<End> {
     give_back(ctx, job, None, &StopToken::new()).await
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::task::JoinError;
 use zeroize::Zeroizing;
 
 use super::outage::{Outage, say};
@@ -15,7 +16,7 @@ use crate::formats::wtns;
 use crate::model::{
     Circuit, CircuitName, ContentHash, IdempotencyKey, Job, JobError, JobId, JobResult, JobState, NewJob, Priority,
 };
-use crate::queue::{EndNotice, Precedence, Queue, SetAside};
+use crate::queue::{EndNotice, Precedence, Queue, QueueError, SetAside};
 use crate::seal::{Keyring, SealError};
 use crate::store::{
     Cancelled, Counts, Input, JobFilter, Load, Purge, Replacement, Requeued, Scope, Store, StoreError, Submitted,
@@ -99,11 +100,15 @@ pub enum ServiceError {
     #[error(transparent)]
     Store(StoreError),
     /// The queue failed.
-    #[error("{0}")]
-    Queue(String),
+    #[error(transparent)]
+    Queue(#[from] QueueError),
     /// An artifact could not be written.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
+    /// The check of the input panicked or was cancelled. The text leaves out the panic's message, which may quote the
+    /// input.
+    #[error("the check of the input was interrupted")]
+    Interrupted(#[from] JoinError),
 }
 
 /// The parts of a request that identify it, for hashing.
@@ -260,20 +265,30 @@ impl JobService {
         Ok(proof_files::purge(&*self.store, &self.artifacts, &Purge { states, older_than }).await?)
     }
 
-    /// Pauses or resumes the queue or a circuit. Returns whether that changed anything.
-    pub async fn set_paused(&self, scope: &Scope, paused: bool) -> Result<bool, ServiceError> {
+    /// Pauses the queue or a circuit: no job of it is claimed. Returns whether that changed anything.
+    pub async fn pause(&self, scope: &Scope) -> Result<bool, ServiceError> {
         if let Scope::Circuit(name) = scope
-            && paused
             && self.store.circuit(name).await?.is_none()
         {
             return Err(ServiceError::UnknownCircuit(name.clone()));
         }
-        let changed = self.store.set_paused(scope, paused).await?;
-        if changed {
-            match scope {
-                Scope::Queue => tracing::info!(paused, "queue paused or resumed"),
-                Scope::Circuit(circuit) => tracing::info!(%circuit, paused, "circuit paused or resumed"),
-            }
+        let changed = self.store.set_paused(scope, true).await?;
+        match scope {
+            Scope::Queue if changed => tracing::info!("queue paused"),
+            Scope::Circuit(circuit) if changed => tracing::info!(%circuit, "circuit paused"),
+            _ => {}
+        }
+        Ok(changed)
+    }
+
+    /// Ends a pause of the queue or a circuit, which need not be registered any more. Returns whether that changed
+    /// anything.
+    pub async fn resume(&self, scope: &Scope) -> Result<bool, ServiceError> {
+        let changed = self.store.set_paused(scope, false).await?;
+        match scope {
+            Scope::Queue if changed => tracing::info!("queue resumed"),
+            Scope::Circuit(circuit) if changed => tracing::info!(%circuit, "circuit resumed"),
+            _ => {}
         }
         Ok(changed)
     }
@@ -291,7 +306,7 @@ impl JobService {
     /// Returns unusable messages of producers, newest first.
     pub async fn aside(&self, limit: usize) -> Result<Vec<SetAside>, ServiceError> {
         match &self.queue {
-            Some(queue) => queue.aside(limit).await.map_err(|e| ServiceError::Queue(e.to_string())),
+            Some(queue) => Ok(queue.aside(limit).await?),
             None => Ok(Vec::new()),
         }
     }
@@ -459,7 +474,7 @@ async fn check_input(takes: Takes, input: Zeroizing<Vec<u8>>) -> Result<Zeroizin
         }
         Ok(input)
     });
-    checked.await.unwrap_or_else(|_| Err(ServiceError::Invalid("the input could not be read".to_owned())))
+    checked.await?
 }
 
 /// Creates a job that is refused before it was queued, for [`Store::reject`]: the same refusal gives the same job.
