@@ -59,28 +59,31 @@ pub(super) async fn take(ctx: &Context, delivery: Delivery) {
     if ctx.outage.lasts() {
         return put_back(ctx, delivery).await;
     }
-    let (fate, outcome) = match record(ctx, message).await {
-        MessageFate::Later => return,
-        MessageFate::Back => return put_back(ctx, delivery).await,
-        fate @ MessageFate::Recorded(..) => (fate, "recorded"),
-        fate @ MessageFate::Rejected => (fate, "rejected"),
-        fate @ MessageFate::SetAside(_) => (fate, "set_aside"),
-    };
-    counter!(telemetry::MESSAGES, "outcome" => outcome).increment(1);
-    match fate {
+    match record(ctx, message).await {
         MessageFate::Recorded(id, priority) => {
+            count("recorded");
             // If this fails, the reconciler offers the job.
             let _ = ctx.queue.push(&[(id, priority)], Precedence::New).await;
             acknowledge(ctx, &[delivery]).await;
         }
+        MessageFate::Rejected => {
+            count("rejected");
+            acknowledge(ctx, &[delivery]).await;
+        }
         MessageFate::SetAside(why) => {
+            count("set_aside");
             tracing::warn!(source = %message.source, why, "message set aside");
             if let Err(error) = ctx.queue.set_aside(delivery, &why).await {
                 tracing::warn!(%error, "a message could not be set aside; it will be offered again");
             }
         }
-        MessageFate::Rejected | MessageFate::Back | MessageFate::Later => acknowledge(ctx, &[delivery]).await,
+        MessageFate::Back => put_back(ctx, delivery).await,
+        MessageFate::Later => {}
     }
+}
+
+fn count(outcome: &'static str) {
+    counter!(telemetry::MESSAGES, "outcome" => outcome).increment(1);
 }
 
 async fn put_back(ctx: &Context, delivery: Delivery) {
@@ -125,6 +128,9 @@ async fn record(ctx: &Context, message: &Message) -> MessageFate {
                     say!(covered, warn, source = %message.source, error = %e, "a message could not be recorded yet");
                     return if covered { MessageFate::Back } else { MessageFate::Later };
                 }
+                // The process ends.
+                Err(ServiceError::Interrupted(e)) if e.is_cancelled() => return MessageFate::Later,
+                // Also a check that panicked: it would do so each time.
                 Err(e) => e.to_string(),
             }
         }
