@@ -43,8 +43,8 @@ use crate::witness::Inputs;
 const LARGE: usize = 256 << 10;
 /// How long a job that waits for its circuit keeps its slot to itself.
 const LEND_AFTER: Duration = Duration::from_secs(1);
-/// How long a job waits for room alongside the running ones. After that it is left to other workers, or for later.
-const JOB_ROOM_WAIT: Duration = Duration::from_secs(10);
+/// How long a job waits until it fits beside the running ones. After that it is left to other workers, or for later.
+const ADMISSION_WAIT: Duration = Duration::from_secs(10);
 /// A write that takes longer reflects the state of the database and says nothing about the pace of jobs.
 const LONG_WRITE: Duration = Duration::from_secs(5);
 /// How long writing a proof is retried while the store is unavailable: without it, another worker would have to make
@@ -146,7 +146,7 @@ impl<'a> JobRun<'a> {
 
         let load = async {
             let circuit = unless_stopped(stop, lend_until(place, ctx.registry.open(job.content()))).await??;
-            let admission = tokio::time::timeout(JOB_ROOM_WAIT, device.capacity.job_room(&circuit.key));
+            let admission = tokio::time::timeout(ADMISSION_WAIT, device.capacity.admit_job(&circuit.key));
             let admission = unless_stopped(stop, admission).await?.map_err(|_| {
                 device.capacity.note_crowded(&circuit.key);
                 AttemptError::NoCapacity

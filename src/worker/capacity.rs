@@ -1,4 +1,4 @@
-//! A device's capacity: the jobs it takes, and the proofs it has room for at the same time.
+//! A device's capacity: the jobs it takes, and the proofs it makes at the same time.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -61,11 +61,66 @@ struct Pace {
 }
 
 /// A batch's share of a device, until dropped.
-pub(super) struct Room {
+pub(super) struct Share {
     /// The part of the elapsed time that counts as device time: less than one where other batches run at the same time,
     /// each on its own threads.
-    pub(super) share: f64,
-    _taken: OwnedSemaphorePermit,
+    pub(super) of_time: f64,
+    _permits: OwnedSemaphorePermit,
+}
+
+/// What running proofs share.
+enum Sharing {
+    /// The threads of the CPU.
+    Threads {
+        threads: Permits,
+        /// Limits jobs with their keys and witnesses, counted in threads of their proofs, to twice what running proofs
+        /// have: whatever the pace that jobs of small circuits left behind, only two large ones are in progress. `None`
+        /// where the number of jobs is configured.
+        jobs: Option<Arc<Semaphore>>,
+    },
+    /// The memory of another device, in units.
+    Memory(Permits),
+    /// Nothing is known to be short: the device does not tell its memory.
+    Unbounded,
+}
+
+impl Sharing {
+    fn of(device: &DeviceInfo, size: Size) -> Self {
+        match device.kind {
+            DeviceKind::Cpu => Self::Threads {
+                threads: Permits::new(u32::try_from(size.threads).unwrap_or(u32::MAX)),
+                jobs: match size.slots {
+                    Slots::Fixed(_) => None,
+                    Slots::ByPace { .. } => Some(Arc::new(Semaphore::new(2 * size.threads))),
+                },
+            },
+            DeviceKind::Cuda | DeviceKind::Icicle => {
+                memory_of_proofs(device).map_or(Self::Unbounded, |units| Self::Memory(Permits::new(units)))
+            }
+        }
+    }
+}
+
+/// Permits that running proofs share.
+struct Permits {
+    free: Arc<Semaphore>,
+    total: u32,
+}
+
+impl Permits {
+    fn new(total: u32) -> Self {
+        Self { free: Arc::new(Semaphore::new(total as usize)), total }
+    }
+
+    fn all_free(&self) -> bool {
+        self.free.available_permits() == self.total as usize
+    }
+
+    /// Waits for this many permits, or for all where there are fewer.
+    async fn acquire(&self, wanted: u64) -> Option<OwnedSemaphorePermit> {
+        let permits = wanted.min(u64::from(self.total)) as u32;
+        self.free.clone().acquire_many_owned(permits).await.ok()
+    }
 }
 
 pub(super) struct Capacity {
@@ -73,12 +128,7 @@ pub(super) struct Capacity {
     size: Size,
     /// Admits one call at a time, in order of arrival; `None` where the device takes several.
     turns: Option<Arc<Semaphore>>,
-    /// What running proofs share, with its total: threads of the CPU, or memory of another device in units. `None`
-    /// where the memory is unknown: unbounded.
-    common: Option<(Arc<Semaphore>, u32)>,
-    /// On the CPU, room for jobs with their keys and witnesses, counted in threads of their proofs: twice what running
-    /// proofs have. Whatever the pace that jobs of small circuits left behind, only two large ones are in progress.
-    job_room: Arc<Semaphore>,
+    sharing: Sharing,
     pace: Mutex<Pace>,
     in_hand: AtomicUsize,
 }
@@ -87,23 +137,8 @@ impl Capacity {
     pub(super) fn new(backend: Arc<dyn Backend>, size: Size) -> Self {
         let kind = backend.device().kind;
         let turns = (kind == DeviceKind::Icicle).then(|| Arc::new(Semaphore::new(1)));
-        let units = match kind {
-            DeviceKind::Cpu => u32::try_from(size.threads).ok(),
-            DeviceKind::Cuda | DeviceKind::Icicle => memory_of_proofs(backend.device()),
-        };
-        Self {
-            backend,
-            size,
-            turns,
-            common: units.map(|units| (Arc::new(Semaphore::new(units as usize)), units)),
-            job_room: Arc::new(Semaphore::new(2 * size.threads)),
-            pace: Mutex::default(),
-            in_hand: AtomicUsize::new(0),
-        }
-    }
-
-    fn is_cpu(&self) -> bool {
-        self.backend.device().kind == DeviceKind::Cpu
+        let sharing = Sharing::of(backend.device(), size);
+        Self { backend, size, turns, sharing, pace: Mutex::default(), in_hand: AtomicUsize::new(0) }
     }
 
     /// The exclusive right to call the device, where it takes one call at a time. Timeouts start only once it is
@@ -117,25 +152,28 @@ impl Capacity {
         self.size.proofs.max(self.size.threads)
     }
 
-    /// Waits for room for a batch alongside the running proofs. A batch that needs more than the device has gets all of
-    /// it once nothing else runs, and is still tried.
-    pub(super) async fn room_for(&self, batch: &[Order]) -> Option<Room> {
-        let (free, all) = self.common.as_ref()?;
+    /// Waits for a batch's share of what the running proofs leave. A batch that needs more than the device has gets all
+    /// of it once nothing else runs, and is still tried. `None` where nothing is shared.
+    pub(super) async fn share_for(&self, batch: &[Order]) -> Option<Share> {
         let key = &batch.first()?.key;
-        let units = if self.is_cpu() {
-            self.threads(key.key()) as u64
-        } else {
-            let each = self.backend.footprint(key.key()).per_proof;
-            // The device works on no more of them at the same time than it prefers.
-            let at_once = batch.len().min(key.preferred_batch().max(1)) as u64;
-            each.saturating_mul(at_once).div_ceil(UNIT)
-        };
-        let units = units.min(u64::from(*all)) as u32;
-        let alone = free.available_permits() == *all as usize;
-        let taken = free.clone().acquire_many_owned(units).await.ok()?;
-        let has = if alone { self.backend.device().threads.max(units as usize) as f64 } else { f64::from(units) };
-        let share = if self.is_cpu() { (has / f64::from(*all)).min(1.0) } else { 1.0 };
-        Some(Room { share, _taken: taken })
+        match &self.sharing {
+            Sharing::Threads { threads, .. } => {
+                let wanted = self.threads(key.key());
+                // A proof that starts while no other runs gets all threads.
+                let has = if threads.all_free() { self.backend.device().threads.max(wanted) } else { wanted };
+                let permits = threads.acquire(wanted as u64).await?;
+                let of_time = (has as f64 / f64::from(threads.total)).min(1.0);
+                Some(Share { of_time, _permits: permits })
+            }
+            Sharing::Memory(memory) => {
+                let each = self.backend.footprint(key.key()).per_proof;
+                // The device works on no more of them at the same time than it prefers.
+                let at_once = batch.len().min(key.preferred_batch().max(1)) as u64;
+                let permits = memory.acquire(each.saturating_mul(at_once).div_ceil(UNIT)).await?;
+                Some(Share { of_time: 1.0, _permits: permits })
+            }
+            Sharing::Unbounded => None,
+        }
     }
 
     /// Threads that a proof of this key gets on the CPU while others run.
@@ -143,18 +181,26 @@ impl Capacity {
         self.backend.threads(key).clamp(1, self.size.threads.max(1))
     }
 
-    /// Waits for room for a job of this circuit, with its key and its witness. `None` where there is no limit: on a
-    /// GPU, and where the number of jobs is configured.
-    pub(super) async fn job_room(&self, key: &ProvingKey) -> Option<OwnedSemaphorePermit> {
-        if !self.is_cpu() || matches!(self.size.slots, Slots::Fixed(_)) {
-            return None;
+    /// What limits the jobs in progress by their size; `None` where nothing does: on a GPU, and where the number of
+    /// jobs is configured.
+    fn job_permits(&self) -> Option<&Arc<Semaphore>> {
+        match &self.sharing {
+            Sharing::Threads { jobs, .. } => jobs.as_ref(),
+            Sharing::Memory(_) | Sharing::Unbounded => None,
         }
-        // Noted now and not when the proof is made, so that large jobs that follow small ones are taken no further.
-        self.pace().batch.note(self.side_by_side(key) as f64);
-        self.job_room.clone().acquire_many_owned(self.threads(key) as u32).await.ok()
     }
 
-    /// Notes that a job of this circuit found no room: from now on only as many are taken as if all were like it.
+    /// Waits until a job of this circuit, with its key and its witness, fits beside the others. `None` where there is
+    /// no such limit.
+    pub(super) async fn admit_job(&self, key: &ProvingKey) -> Option<OwnedSemaphorePermit> {
+        let permits = self.job_permits()?;
+        // Noted now and not when the proof is made, so that large jobs that follow small ones are taken no further.
+        self.pace().batch.note(self.side_by_side(key) as f64);
+        permits.clone().acquire_many_owned(self.threads(key) as u32).await.ok()
+    }
+
+    /// Notes that a job of this circuit was not admitted in time: from now on only as many are taken as if all jobs were
+    /// like it.
     pub(super) fn note_crowded(&self, key: &ProvingKey) {
         self.pace().batch = Mean(Some(self.side_by_side(key) as f64));
     }
@@ -192,11 +238,10 @@ impl Capacity {
         }
     }
 
-    /// Number of jobs that the device could take now: 0 while those it has leave no room for another, whatever its
-    /// pace. A job that found no room would be handed back, only to be taken again.
+    /// Number of jobs that the device could take now: 0 while those it has are too large for another beside them,
+    /// whatever its pace. A job that was not admitted would be handed back, only to be taken again.
     pub(super) fn free(&self) -> usize {
-        let by_pace = self.is_cpu() && matches!(self.size.slots, Slots::ByPace { .. });
-        if by_pace && self.job_room.available_permits() == 0 {
+        if self.job_permits().is_some_and(|jobs| jobs.available_permits() == 0) {
             return 0;
         }
         self.slots().saturating_sub(self.in_hand())
@@ -226,17 +271,18 @@ impl Capacity {
     }
 }
 
-/// Units of memory that all proofs on a device may take: the half that the registry does not fill with keys.
+/// Units of memory that all proofs on a GPU may take: the half that the registry does not fill with keys. `None` if its
+/// memory is unknown.
 fn memory_of_proofs(device: &DeviceInfo) -> Option<u32> {
     let units = u32::try_from(device.memory / 2 / UNIT).unwrap_or(u32::MAX >> 3);
-    (device.kind != DeviceKind::Cpu && units > 0).then_some(units)
+    (units > 0).then_some(units)
 }
 
 /// The jobs and simultaneous proofs that suit a device on a machine with `cores` cores and `gpus` GPUs.
 ///
 /// Proofs on the CPU share its cores, each with the number of threads that its circuit is worth ([`Backend::threads`]):
 /// all of them where it is large. Two proofs at the same time keep a GPU busy, where its memory holds both
-/// ([`Capacity::room_for`]). How many jobs a device takes in addition depends on the jobs: at most one per core over
+/// ([`Capacity::share_for`]). How many jobs a device takes in addition depends on the jobs: at most one per core over
 /// all GPUs, and always at least one, whose witness is made meanwhile.
 pub(super) fn size(device: &DeviceInfo, cores: usize, gpus: usize) -> Size {
     let slots = Slots::ByPace { beside: cores.div_ceil(gpus.max(1)) };
@@ -324,11 +370,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_taken_while_what_is_in_hand_leaves_no_room() {
+    fn nothing_is_taken_while_what_is_in_hand_is_too_large_for_more() {
         let size = Size { slots: Slots::ByPace { beside: 2 }, proofs: 1, threads: 2 };
         let capacity = Capacity::new(Arc::new(CpuBackend::new(1).unwrap()), size);
         assert_eq!(capacity.free(), 2, "before the first proof");
-        let large = [0, 1].map(|_| capacity.job_room.clone().try_acquire_many_owned(2).unwrap());
+        let jobs = capacity.job_permits().unwrap();
+        let large = [0, 1].map(|_| jobs.clone().try_acquire_many_owned(2).unwrap());
         assert_eq!(capacity.free(), 0, "though its pace would have it take two");
         drop(large);
         assert_eq!(capacity.free(), 2);
@@ -340,6 +387,5 @@ mod tests {
         assert_eq!(with(DeviceKind::Cuda, 80 << 30), Some(40 << 10));
         assert_eq!(with(DeviceKind::Cuda, u64::MAX), Some(u32::MAX >> 3));
         assert_eq!(with(DeviceKind::Cuda, 0), None);
-        assert_eq!(with(DeviceKind::Cpu, 80 << 30), None);
     }
 }

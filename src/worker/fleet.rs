@@ -283,8 +283,8 @@ impl Fleet {
         let own = self.choose(resident, |device| device.may_take(job.zkey));
         let at = self.after_failures(own, job);
         // Only the dispatcher places jobs, so the count does not change between this check and the increment.
-        let room = self.retrials.load(Ordering::Relaxed) < RETRIALS;
-        self.placed(at, at != own && self.devices[at].is_cpu() && room)
+        let one_more = self.retrials.load(Ordering::Relaxed) < RETRIALS;
+        self.placed(at, at != own && self.devices[at].is_cpu() && one_more)
     }
 
     fn placed(self: &Arc<Self>, at: usize, retrial: bool) -> Placement {
@@ -301,12 +301,12 @@ impl Fleet {
     }
 
     fn choose(&self, resident: impl Fn(&Device) -> bool, may_take: impl Fn(&Device) -> bool) -> usize {
-        let room = |i: usize| self.devices[i].capacity.free();
+        let free = |i: usize| self.devices[i].capacity.free();
         // The CPU takes only the overflow of the others.
-        let better = self.fit_workers().filter(|i| room(*i) > 0).max_by_key(|i| {
+        let better = self.fit_workers().filter(|i| free(*i) > 0).max_by_key(|i| {
             let device = &self.devices[*i];
             let cpu_last = self.workers.len() == 1 || !device.is_cpu();
-            (may_take(device), cpu_last, resident(device), room(*i), std::cmp::Reverse(*i))
+            (may_take(device), cpu_last, resident(device), free(*i), std::cmp::Reverse(*i))
         });
         better.or_else(|| self.stand_in()).or(self.workers.first().copied()).unwrap_or(0)
     }
