@@ -244,7 +244,7 @@ impl<'a> JobRun<'a> {
         }
     }
 
-    /// Leaves the witness on the device's desk and waits for the proof.
+    /// Gives the witness to the device's batcher and waits for the proof.
     async fn prove(
         &self,
         circuit: Arc<ReadyCircuit>,
@@ -252,9 +252,9 @@ impl<'a> JobRun<'a> {
         witness: Arc<Witness>,
     ) -> Result<Proved, AttemptError> {
         let device = &self.place.device;
-        let answered = device.desk.leave(loaded, circuit, witness, &self.stop, Arc::clone(&self.lease));
-        // The desk checks the token between the steps of a proof, but not while the order waits behind others, so it is
-        // checked here. The deadline is left to the desk, which knows when the wait is over.
+        let answered = device.batcher.submit(loaded, circuit, witness, &self.stop, Arc::clone(&self.lease));
+        // The batcher checks the token between the steps of a proof, but not while the order waits behind others, so it
+        // is checked here. The deadline is left to the batcher, which knows when the wait is over.
         match unless_stopped(&self.stop.without_deadline(), answered).await? {
             Ok(done) => done,
             Err(_) => {

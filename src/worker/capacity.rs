@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::desk::Order;
+use super::batcher::Order;
 use crate::backend::{Backend, DeviceInfo, DeviceKind};
 use crate::model::{ProvingKey, locked};
 

@@ -1,4 +1,4 @@
-//! One device of a worker: its desk, capacity and health, and what it has done so far.
+//! One device of a worker: its batcher, capacity and health, and what it has done so far.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,9 +8,9 @@ use std::time::Duration;
 use metrics::{counter, histogram};
 
 use super::MOST_REMEMBERED;
+use super::batcher::{Batcher, Batching, Order};
 use super::canary::Canary;
 use super::capacity::{Capacity, Size};
-use super::desk::{Batching, Desk, Order};
 use super::health::Health;
 use super::view::DeviceView;
 use crate::backend::{Backend, DeviceInfo, DeviceKind};
@@ -21,7 +21,7 @@ pub(super) struct Device {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) label: String,
     /// Where witnesses wait for the device.
-    pub(super) desk: Desk,
+    pub(super) batcher: Batcher,
     pub(super) capacity: Capacity,
     pub(super) health: Health,
     busy_micros: AtomicU64,
@@ -34,13 +34,13 @@ impl Device {
     pub(super) fn new(backend: Arc<dyn Backend>, size: Size, batching: Batching) -> Self {
         let label = backend.device().label();
         telemetry::start_device(&label);
-        let most = match backend.device().kind {
+        let max = match backend.device().kind {
             // The proofs of a batch would be made one by one, with the threads of one.
             DeviceKind::Cpu => Some(1),
-            DeviceKind::Cuda | DeviceKind::Icicle => batching.most,
+            DeviceKind::Cuda | DeviceKind::Icicle => batching.max,
         };
         Self {
-            desk: Desk::new(Batching { most, ..batching }),
+            batcher: Batcher::new(Batching { max, ..batching }),
             capacity: Capacity::new(backend.clone(), size),
             health: Health::new(label.clone()),
             backend,
@@ -57,7 +57,7 @@ impl Device {
 
     /// Proofs of an order's circuit that the device makes at the same time, provided there are enough of them.
     pub(super) fn at_once(&self, order: &Order) -> usize {
-        if self.is_cpu() { self.capacity.side_by_side(order.key.key()) } else { self.desk.at_once(order) }
+        if self.is_cpu() { self.capacity.side_by_side(order.key.key()) } else { self.batcher.at_once(order) }
     }
 
     /// Takes the device out of use because a call to it does not return: jobs that wait for it fail, and it must pass
@@ -66,7 +66,7 @@ impl Device {
         tracing::error!(device = %self.label, why, "device quarantined: it hangs");
         self.failed(FailureClass::Device, busy);
         self.health.quarantine(why);
-        self.desk.close(why);
+        self.batcher.close(why);
     }
 
     /// Notes a verified proof: the time it took, the part of it that was device time, and how many of its circuit the
@@ -145,13 +145,13 @@ impl Device {
 
     /// Whether the device gets jobs. After several failures in a row it must pass its canary first.
     pub(super) fn is_fit(&self) -> bool {
-        self.health.is_trusted() && !self.desk.is_closed()
+        self.health.is_trusted() && !self.batcher.is_closed()
     }
 
     /// Starts the canary of an unfit device once it is due. Does not wait for it: a device may take long to fail.
     pub(super) fn look_after(self: &Arc<Self>, canary: &Arc<Canary>) {
         // A device that hangs would only block the canary too.
-        if self.is_fit() || self.desk.is_closed() || !self.health.begin_canary() {
+        if self.is_fit() || self.batcher.is_closed() || !self.health.begin_canary() {
             return;
         }
         let (device, canary) = (self.clone(), canary.clone());

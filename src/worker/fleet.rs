@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use metrics::gauge;
 use tokio::sync::Notify;
 
+use super::batcher::Batching;
 use super::canary::Canary;
 use super::capacity::{Size, Slots, size};
-use super::desk::Batching;
 use super::device::Device;
 use super::{MOST_REMEMBERED, POLL_EVERY};
 use crate::backend::{Backend, DeviceKind};
@@ -383,7 +383,7 @@ mod tests {
     #[test]
     fn doubtful_jobs_come_to_the_processor_as_fast_as_it_judges() {
         let cpu = CpuBackend::new(1).unwrap();
-        let batching = Batching { most: None, linger: Duration::ZERO };
+        let batching = Batching { max: None, linger: Duration::ZERO };
         let fleet = Fleet::new(vec![Arc::new(cpu)], Sizing { jobs: None, cpu_overflow: false, batching });
         let now = Instant::now() + Duration::from_secs(1);
         assert_eq!([0, 1].map(|_| fleet.book_retrial(now)), [Duration::ZERO; 2], "none is known to take long");
@@ -407,7 +407,7 @@ mod tests {
     #[test]
     fn a_job_goes_to_the_second_device_while_the_first_is_unfit() {
         let devices = (0..2).map(|_| Arc::new(CpuBackend::new(1).unwrap()) as Arc<dyn Backend>).collect();
-        let batching = Batching { most: None, linger: Duration::ZERO };
+        let batching = Batching { max: None, linger: Duration::ZERO };
         let fleet = Fleet::new(devices, Sizing { jobs: Some(1), cpu_overflow: false, batching });
         assert_eq!((fleet.slots(), fleet.free()), (1, 1));
         fleet.devices[0].health.quarantine("made up");
@@ -417,7 +417,7 @@ mod tests {
     #[test]
     fn a_job_goes_to_a_device_that_is_not_known_to_be_too_small_for_its_key() {
         let devices = (0..2).map(|_| Arc::new(CpuBackend::new(1).unwrap()) as Arc<dyn Backend>).collect();
-        let batching = Batching { most: None, linger: Duration::ZERO };
+        let batching = Batching { max: None, linger: Duration::ZERO };
         let fleet = Fleet::new(devices, Sizing { jobs: Some(4), cpu_overflow: false, batching });
         let (large, small) = (ContentHash::of(b"large"), ContentHash::of(b"small"));
         let choose = |zkey| fleet.choose(|_| false, |device| device.may_take(zkey));
@@ -432,7 +432,7 @@ mod tests {
     #[test]
     fn a_job_that_failed_goes_to_another_device_that_may_take_its_key() {
         let devices = (0..3).map(|_| Arc::new(CpuBackend::new(1).unwrap()) as Arc<dyn Backend>).collect();
-        let batching = Batching { most: None, linger: Duration::ZERO };
+        let batching = Batching { max: None, linger: Duration::ZERO };
         let fleet = Fleet::new(devices, Sizing { jobs: Some(4), cpu_overflow: false, batching });
         let (large, small) = (ContentHash::of(b"large"), ContentHash::of(b"small"));
         fleet.devices[1].note_too_large(large);
@@ -443,7 +443,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_job_that_waits_for_its_key_lends_its_place_to_another() {
-        let batching = Batching { most: None, linger: Duration::ZERO };
+        let batching = Batching { max: None, linger: Duration::ZERO };
         let device = Arc::new(CpuBackend::new(1).unwrap());
         let fleet = Arc::new(Fleet::new(vec![device], Sizing { jobs: Some(1), cpu_overflow: false, batching }));
         let place = || fleet.placed(0, false);
@@ -467,7 +467,7 @@ mod tests {
     /// That one waits for this one to end.
     #[tokio::test]
     async fn a_lent_place_comes_back_although_a_job_that_is_to_run_alone_has_taken_it() {
-        let batching = Batching { most: None, linger: Duration::ZERO };
+        let batching = Batching { max: None, linger: Duration::ZERO };
         let device = Arc::new(CpuBackend::new(1).unwrap());
         let fleet = Arc::new(Fleet::new(vec![device], Sizing { jobs: Some(1), cpu_overflow: false, batching }));
         let first = fleet.placed(0, false);

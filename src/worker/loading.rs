@@ -48,7 +48,7 @@ pub(super) async fn load(
                 device.take_out_of_use(&why, patience);
                 let _ = answer.send(Err(AttemptError::failed(FailureClass::Device, why)));
                 let _ = loading.await;
-                device.desk.open();
+                device.batcher.open();
             }
         }
     });
@@ -58,7 +58,7 @@ pub(super) async fn load(
             Err(AttemptError::failed(FailureClass::Device, "the load of a key ended without an answer; see the log"))
         }),
         // Another call found that the device hangs.
-        why = asked.desk.closed() => Err(AttemptError::failed(FailureClass::Device, why)),
+        why = asked.batcher.closed() => Err(AttemptError::failed(FailureClass::Device, why)),
     }
 }
 

@@ -1,14 +1,14 @@
 //! The worker: takes jobs from the queue through witness and proof to the store.
 //!
 //! A [`Worker`] consists of a dispatcher that takes as many jobs from the queue as it has capacity for; devices, each
-//! with slots and a desk where witnesses wait for it; a heartbeat thread that renews the leases; and a reconciler that
-//! offers jobs the queue has lost. [`JobService`] is the submitters' side: submit, inspect, cancel. [`Workspace`] opens
-//! the store, queue and artifacts that both use.
+//! with slots and a batcher in which witnesses wait for it; a heartbeat thread that renews the leases; and a reconciler
+//! that offers jobs the queue has lost. [`JobService`] is the submitters' side: submit, inspect, cancel. [`Workspace`]
+//! opens the store, queue and artifacts that both use.
 
 mod attempt;
+mod batcher;
 mod canary;
 mod capacity;
-mod desk;
 mod device;
 mod dispatch;
 mod failure;
@@ -60,7 +60,7 @@ use crate::registry::Registry;
 use crate::seal::Keyring;
 use crate::store::{Held, Store};
 use crate::telemetry;
-use desk::Batching;
+use batcher::Batching;
 use device::Device;
 use fleet::{Fleet, Sizing};
 use lease::Keeper;
@@ -259,7 +259,7 @@ impl Worker {
         let canary = tokio::task::spawn_blocking(Canary::new).await??;
         let canary = Arc::new(canary);
         let (devices, lost) = fit(devices, &canary).await?;
-        let batching = Batching { most: options.batch_max, linger: options.batch_linger };
+        let batching = Batching { max: options.batch_max, linger: options.batch_linger };
         let sizing = Sizing { jobs: options.concurrency, cpu_overflow: options.cpu_overflow, batching };
         let fleet = Arc::new(Fleet::new(devices, sizing));
         let Rooms { store, heartbeat, queue, artifacts, registry, service, keyring } = rooms;
@@ -306,7 +306,7 @@ impl Worker {
         for device in ctx.fleet.devices() {
             for _ in 0..device.capacity.calls() {
                 let (device, allowed) = (device.clone(), ctx.options.prove_timeout);
-                others.spawn(supervised("desk", move || desk::serve(device.clone(), allowed)));
+                others.spawn(supervised("batcher", move || batcher::serve(device.clone(), allowed)));
             }
         }
         let (draining, _) = watch::channel(false);

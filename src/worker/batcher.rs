@@ -1,4 +1,4 @@
-//! A device's desk, where witnesses wait for the device and those of the same circuit are batched.
+//! A device's batcher: witnesses wait in it for the device, and those of the same circuit are proved as a batch.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use metrics::histogram;
 use tokio::sync::{Notify, oneshot};
 
-use super::capacity::Room;
+use super::capacity::Share;
 use super::device::Device;
 use super::failure::AttemptError;
 use super::lease::Lease;
@@ -19,7 +19,7 @@ use crate::telemetry;
 
 /// A proof on a GPU checks its timeout between steps. Beyond that it has as long again to finish its step, up to this;
 /// then it counts as hanging.
-const LONGEST_STEP: Duration = Duration::from_secs(30);
+const MAX_STEP: Duration = Duration::from_secs(30);
 
 /// Receives the result of an order.
 type Answer = oneshot::Sender<Result<Proved, AttemptError>>;
@@ -28,7 +28,7 @@ type Answer = oneshot::Sender<Result<Proved, AttemptError>>;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Batching {
     /// Most proofs in a batch; the number the device prefers when unset.
-    pub(super) most: Option<usize>,
+    pub(super) max: Option<usize>,
     /// How long a batch that is not full waits for more orders.
     pub(super) linger: Duration,
 }
@@ -38,7 +38,7 @@ pub(super) struct Order {
     pub(super) key: Arc<dyn LoadedKey>,
     circuit: Arc<ReadyCircuit>,
     witness: Arc<Witness>,
-    /// The job's token, without its deadline: the wait on the desk does not count as the job's time.
+    /// The job's token, without its deadline: the wait in the batcher does not count as the job's time.
     stop: StopToken,
     /// What is left of the job's time when its proof starts.
     left: Duration,
@@ -47,12 +47,12 @@ pub(super) struct Order {
 
 impl Order {
     /// Returns the job's token, with the deadline for work that starts now.
-    fn job(&self, now: Instant) -> StopToken {
+    fn stop_token(&self, now: Instant) -> StopToken {
         now.checked_add(self.left).map_or_else(|| self.stop.clone(), |at| self.stop.with_deadline(at))
     }
 }
 
-/// Orders that wait.
+/// The queue of a [`Batcher`].
 #[derive(Default)]
 struct Waiting {
     orders: VecDeque<(Order, Answer)>,
@@ -60,24 +60,24 @@ struct Waiting {
     closed: Vec<String>,
 }
 
-/// Orders that wait for a device.
-pub(super) struct Desk {
+/// Gathers the orders that wait for a device into batches.
+pub(super) struct Batcher {
     waiting: Mutex<Waiting>,
-    came: Notify,
+    submitted: Notify,
     closing: Notify,
     batching: Batching,
 }
 
-impl Desk {
+impl Batcher {
     pub(super) fn new(batching: Batching) -> Self {
-        Self { waiting: Mutex::default(), came: Notify::new(), closing: Notify::new(), batching }
+        Self { waiting: Mutex::default(), submitted: Notify::new(), closing: Notify::new(), batching }
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         locked(&self.waiting)
     }
 
-    /// Refuses new orders and those that wait, until the desk is opened as often as it was closed.
+    /// Refuses new orders and those that wait, until the batcher is opened as often as it was closed.
     pub(super) fn close(&self, why: &str) {
         let refused = {
             let mut waiting = self.lock();
@@ -88,7 +88,7 @@ impl Desk {
         refuse(refused.into_iter().map(|(_, answer)| answer), why);
     }
 
-    /// Waits until the desk is closed, and returns the reason.
+    /// Waits until the batcher is closed, and returns the reason.
     pub(super) async fn closed(&self) -> String {
         loop {
             let closing = self.closing.notified();
@@ -107,9 +107,9 @@ impl Desk {
         !self.lock().closed.is_empty()
     }
 
-    /// Leaves an order. The result arrives when the device has processed it; the sender is dropped without one if the
+    /// Adds an order. The result arrives when the device has processed it; the sender is dropped without one if the
     /// worker panicked. `stop` has the job's deadline, which is extended by the time that the order waits here.
-    pub(super) fn leave(
+    pub(super) fn submit(
         &self,
         key: Arc<dyn LoadedKey>,
         circuit: Arc<ReadyCircuit>,
@@ -125,7 +125,7 @@ impl Desk {
                 let left = stop.deadline().map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
                 let order = Order { key, circuit, witness, stop: stop.without_deadline(), left, lease };
                 waiting.orders.push_back((order, answer));
-                self.came.notify_one();
+                self.submitted.notify_one();
             }
         }
         drop(waiting);
@@ -134,14 +134,14 @@ impl Desk {
 
     /// Waits for the oldest order, and returns it with others of its circuit, up to the batch size.
     async fn next(&self) -> Vec<(Order, Answer)> {
-        let (mut batch, most) = self.first().await;
+        let (mut batch, size) = self.first().await;
         let until = tokio::time::Instant::now() + self.batching.linger;
-        while batch.len() < most && tokio::time::timeout_at(until, self.came.notified()).await.is_ok() {
-            gather(&mut self.lock().orders, &mut batch, most);
+        while batch.len() < size && tokio::time::timeout_at(until, self.submitted.notified()).await.is_ok() {
+            gather(&mut self.lock().orders, &mut batch, size);
         }
-        // The notification of an order left for another batch may have been consumed here.
+        // The notification of an order that is for another batch may have been consumed here.
         if !self.lock().orders.is_empty() {
-            self.came.notify_one();
+            self.submitted.notify_one();
         }
         batch
     }
@@ -153,29 +153,34 @@ impl Desk {
             if let Some(begun) = self.begin() {
                 return begun;
             }
-            self.came.notified().await;
+            self.submitted.notified().await;
         }
-    }
-
-    /// Returns the batch size for an order's circuit: what the device prefers, up to the configured maximum.
-    pub(super) fn at_once(&self, order: &Order) -> usize {
-        let likes = order.key.preferred_batch().max(1);
-        self.batching.most.map_or(likes, |most| likes.min(most))
     }
 
     fn begin(&self) -> Option<(Vec<(Order, Answer)>, usize)> {
         let orders = &mut self.lock().orders;
         let mut batch = vec![orders.pop_front()?];
-        let most = self.batching.most.unwrap_or_else(|| batch[0].0.key.preferred_batch()).max(1);
-        gather(orders, &mut batch, most);
-        Some((batch, most))
+        let size = self.batch_size(&batch[0].0);
+        gather(orders, &mut batch, size);
+        Some((batch, size))
+    }
+
+    /// Returns the batch size for an order's circuit: the configured one, or else what the device prefers.
+    fn batch_size(&self, order: &Order) -> usize {
+        self.batching.max.unwrap_or_else(|| order.key.preferred_batch()).max(1)
+    }
+
+    /// Returns how many proofs of a full batch the device makes at the same time: as many as it prefers. It works on a
+    /// larger batch in several [rounds].
+    pub(super) fn at_once(&self, order: &Order) -> usize {
+        order.key.preferred_batch().max(1).min(self.batch_size(order))
     }
 }
 
-/// Moves orders of the batch's circuit to the batch, up to `most`.
-fn gather(orders: &mut VecDeque<(Order, Answer)>, batch: &mut Vec<(Order, Answer)>, most: usize) {
+/// Moves orders of the batch's circuit to the batch, up to `size`.
+fn gather(orders: &mut VecDeque<(Order, Answer)>, batch: &mut Vec<(Order, Answer)>, size: usize) {
     let mut at = 0;
-    while batch.len() < most
+    while batch.len() < size
         && let Some((order, _)) = orders.get(at)
     {
         if !Arc::ptr_eq(&order.key, &batch[0].0.key) {
@@ -192,29 +197,29 @@ fn refuse(answers: impl IntoIterator<Item = Answer>, why: &str) {
     }
 }
 
-/// Takes batches from a device's desk to the device, forever.
+/// Takes batches from a device's batcher to the device, forever.
 pub(super) async fn serve(device: Arc<Device>, allowed: Duration) {
     loop {
-        let (batch, answers): (Vec<_>, Vec<_>) = device.desk.next().await.into_iter().unzip();
+        let (batch, answers): (Vec<_>, Vec<_>) = device.batcher.next().await.into_iter().unzip();
         histogram!(telemetry::BATCH_SIZE, "device" => device.label.clone()).record(batch.len() as f64);
-        let room = async { (device.capacity.room_for(&batch).await, device.capacity.turn().await) };
-        let room = tokio::select! {
+        let ready = async { (device.capacity.share_for(&batch).await, device.capacity.turn().await) };
+        let (share, turn) = tokio::select! {
             biased;
-            why = device.desk.closed() => {
+            why = device.batcher.closed() => {
                 refuse(answers, &why);
                 continue;
             }
-            room = room => room,
+            ready = ready => ready,
         };
-        let within = allowed * turns(&batch);
+        let within = allowed * rounds(&batch);
         batch.iter().for_each(|order| order.lease.begin_proof());
         let at_work = device.clone();
         let mut proving = tokio::task::spawn_blocking(move || {
-            let (room, _turn) = room;
-            prove(&at_work, batch, room.as_ref(), allowed)
+            let _turn = turn;
+            prove(&at_work, batch, share.as_ref(), allowed)
         });
         // The CPU may be slow in a step, but does not hang.
-        let patience = (!device.is_cpu()).then(|| within + allowed.min(LONGEST_STEP));
+        let patience = (!device.is_cpu()).then(|| within + allowed.min(MAX_STEP));
         let proved = match patience {
             Some(patience) => tokio::time::timeout(patience, &mut proving).await,
             None => Ok((&mut proving).await),
@@ -236,7 +241,7 @@ pub(super) async fn serve(device: Arc<Device>, allowed: Duration) {
                 refuse(answers, &why);
                 // Nothing can end the call, and further calls would only hang too.
                 let _ = proving.await;
-                device.desk.open();
+                device.batcher.open();
             }
         }
     }
@@ -244,11 +249,11 @@ pub(super) async fn serve(device: Arc<Device>, allowed: Duration) {
 
 /// Returns the number of rounds a device needs for a batch, at the number of proofs it prefers at a time. Each takes as
 /// long as a proof.
-fn turns(batch: &[Order]) -> u32 {
-    turns_of(batch.len(), batch.first().map_or(1, |order| order.key.preferred_batch()))
+fn rounds(batch: &[Order]) -> u32 {
+    rounds_of(batch.len(), batch.first().map_or(1, |order| order.key.preferred_batch()))
 }
 
-fn turns_of(proofs: usize, at_once: usize) -> u32 {
+fn rounds_of(proofs: usize, at_once: usize) -> u32 {
     u32::try_from(proofs.div_ceil(at_once.max(1))).unwrap_or(u32::MAX)
 }
 
@@ -257,13 +262,13 @@ fn turns_of(proofs: usize, at_once: usize) -> u32 {
 fn prove(
     device: &Device,
     batch: Vec<Order>,
-    room: Option<&Room>,
+    share: Option<&Share>,
     allowed: Duration,
 ) -> Vec<Result<Proved, AttemptError>> {
     let n = u32::try_from(batch.len()).unwrap_or(u32::MAX);
     let begun = Instant::now();
-    let until = begun + allowed * turns(&batch);
-    let jobs: Vec<StopToken> = batch.iter().map(|o| o.job(begun)).collect();
+    let until = begun + allowed * rounds(&batch);
+    let jobs: Vec<StopToken> = batch.iter().map(|o| o.stop_token(begun)).collect();
     let bounded: Vec<StopToken> = jobs.iter().map(|job| job.with_deadline(until)).collect();
     let proved = match batch.as_slice() {
         [one] => {
@@ -275,14 +280,14 @@ fn prove(
         }
     };
     let took = begun.elapsed() / n.max(1);
-    let share = took.mul_f64(room.map_or(1.0, |room| room.share));
+    let busy = took.mul_f64(share.map_or(1.0, |share| share.of_time));
     let at_once = batch.first().map_or(1, |order| device.at_once(order));
     let judged = jobs.iter().zip(proved).map(|(job, proved)| match proved {
         Ok(proved) => {
-            device.succeeded(took, share, at_once);
+            device.succeeded(took, busy, at_once);
             Ok(proved)
         }
-        Err(error) => Err(judge(device, job, error, (took, share), allowed)),
+        Err(error) => Err(judge(device, job, error, (took, busy), allowed)),
     });
     judged.collect()
 }
@@ -292,11 +297,11 @@ fn judge(
     device: &Device,
     job: &StopToken,
     error: ProveError,
-    (took, share): (Duration, Duration),
+    (took, busy): (Duration, Duration),
     allowed: Duration,
 ) -> AttemptError {
     if let ProveError::Backend(e @ BackendError::OutOfMemory { .. }) = error {
-        device.lacked_memory(share);
+        device.lacked_memory(busy);
         return e.into();
     }
     match AttemptError::from(error).within(job, "the proof", allowed) {
@@ -306,9 +311,9 @@ fn judge(
                 // The CPU is not at fault: either the witness does not satisfy the circuit, or the key in memory is
                 // damaged. The attempt finds out which.
                 class = FailureClass::BadInput;
-                device.capacity.note_proof(took, share, None);
+                device.capacity.note_proof(took, busy, None);
             }
-            device.failed(class, share);
+            device.failed(class, busy);
             AttemptError::Failed(error)
         }
         stopped => stopped,
@@ -322,7 +327,7 @@ mod tests {
     #[test]
     fn proofs_that_are_made_at_once_take_the_time_of_one() {
         for (proofs, at_once, expected) in [(1, 1, 1), (3, 1, 3), (8, 8, 1), (9, 8, 2), (2, 0, 2), (1, 8, 1)] {
-            assert_eq!(turns_of(proofs, at_once), expected, "{proofs} by {at_once}");
+            assert_eq!(rounds_of(proofs, at_once), expected, "{proofs} by {at_once}");
         }
     }
 }
