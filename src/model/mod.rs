@@ -6,6 +6,8 @@ mod cloud;
 mod curve;
 mod hash;
 mod idempotency;
+#[cfg(feature = "worker")]
+mod jitter;
 mod job;
 mod key;
 mod limbs;
@@ -23,6 +25,8 @@ pub(crate) use curve::named_prime;
 pub use curve::{FQ_MODULUS_DEC, FR_MODULUS_DEC, Fq, Fq2, Fr, G1, G1Affine, G2, G2Affine};
 pub use hash::ContentHash;
 pub use idempotency::{IdempotencyKey, InvalidKey};
+#[cfg(feature = "worker")]
+pub(crate) use jitter::jitter;
 pub use job::{
     Attempt, FailedAttempt, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Priority, Stage,
     StageTimes, Tries, WorkerId,

@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 use metrics::{counter, histogram};
 use zeroize::Zeroizing;
 
-use super::device::Device;
 use super::failure::{AttemptError, Blame};
 use super::faults::Point;
 use super::fleet::Placement;
@@ -32,6 +31,7 @@ use crate::formats::{snarkjs, wtns};
 use crate::groth16::Proved;
 use crate::model::{
     FailedAttempt, FailureClass, Job, JobError, JobResult, JobState, Stage, StageTimes, StopReason, StopToken, Witness,
+    jitter,
 };
 use crate::queue::Precedence;
 use crate::registry::ReadyCircuit;
@@ -318,7 +318,7 @@ impl<'a> JobRun<'a> {
     /// Writes the failure to the store, with the time of the retry if the job gets one.
     async fn fail(self, error: JobError) -> Option<End> {
         let (ctx, job) = (self.ctx, self.job);
-        let retry = match retry::decide(error.class, job.tries, retry::jitter()) {
+        let retry = match retry::decide(error.class, job.tries, jitter()) {
             Retry::After(wait) if ctx.fleet.falls_to_processor(job, error.class) => {
                 Retry::After(wait.max(ctx.fleet.book_retrial(Instant::now())))
             }

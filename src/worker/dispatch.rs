@@ -12,7 +12,7 @@ use super::attempt::{End, JobRun};
 use super::fleet::Reservation;
 use super::outage::say;
 use super::{Context, attempt, ingest, proof_files, retry};
-use crate::model::{Job, JobId};
+use crate::model::{Job, JobId, jitter};
 use crate::queue::{Delivery, EndNotice, Offer, Queue, QueueError};
 use crate::store::{Claim, Due};
 use crate::telemetry;
@@ -178,7 +178,7 @@ async fn detour(ctx: &Arc<Context>, free: usize, rivals: &mut bool, tasks: &mut 
     let Ok(mut due) = ctx.store.due(limit).await else { return 0 };
     if std::mem::take(rivals) {
         let spare = due.len().saturating_sub(free);
-        due.rotate_left((spare as f64 * retry::jitter()) as usize);
+        due.rotate_left((spare as f64 * jitter()) as usize);
     }
     // A job whose lease lapsed while no heartbeat went through may be in progress here.
     let mut due = due.into_iter().filter(|due| !ctx.keeper.holds(due.id));

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
 
-use super::{Context, pauses, proof_files, retry};
-use crate::model::{FailureClass, JobState};
+use super::{Context, pauses, proof_files};
+use crate::model::{FailureClass, JobState, jitter};
 use crate::queue::{Precedence, Queue, QueueError};
 use crate::store::{Due, Load, Purge, Store, StoreError};
 use crate::telemetry;
@@ -68,7 +68,7 @@ pub(super) async fn run(ctx: Arc<Context>) {
         let looked = look(&ctx, &mut offered).await;
         failures.note(&looked, |error| ctx.outage.note_failure(error));
         // One change wakes every worker of a fleet without Redis: combine many changes into one query.
-        tokio::time::sleep(LEAST.mul_f64(1.0 + retry::jitter())).await;
+        tokio::time::sleep(LEAST.mul_f64(1.0 + jitter())).await;
         if ctx.store.changed(at_least).await.is_err() {
             tokio::time::sleep(at_least).await;
         }
@@ -197,7 +197,7 @@ pub(super) async fn remove_content(ctx: Arc<Context>) {
             }
             _ => {}
         }
-        tokio::time::sleep(FORGET_AGAIN.mul_f64(1.0 + retry::jitter())).await;
+        tokio::time::sleep(FORGET_AGAIN.mul_f64(1.0 + jitter())).await;
     }
 }
 

@@ -15,8 +15,8 @@ pub const DEVICE_ATTEMPTS: u32 = 3;
 /// Workers a job may take down. At the next claim it is failed as poison.
 pub const LOST_WORKERS: u32 = 5;
 
-/// Longest wait before a retry.
-const LONGEST: Duration = Duration::from_secs(600);
+/// Longest wait before a retry, without its jitter.
+const MAX_WAIT: Duration = Duration::from_secs(600);
 
 /// Decides whether a job is retried whose attempt failed with `class`, after `tries`, which do not count this failure.
 ///
@@ -36,14 +36,8 @@ pub fn decide(class: FailureClass, tries: Tries, jitter: f64) -> Retry {
 
 /// Returns `first`, doubled with each failure and varied by up to a half.
 fn back_off(first: Duration, failed: u32, jitter: f64) -> Duration {
-    let doubled = first.saturating_mul(1 << failed.min(16)).min(LONGEST);
+    let doubled = first.saturating_mul(1 << failed.min(16)).min(MAX_WAIT);
     doubled.mul_f64(0.5 + jitter.clamp(0.0, 1.0))
-}
-
-/// Returns a number from 0 to 1 for [`decide`]. Not random enough for anything else.
-pub(super) fn jitter() -> f64 {
-    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.subsec_nanos());
-    f64::from(nanos % 10_000) / 10_000.0
 }
 
 #[cfg(test)]
@@ -95,7 +89,6 @@ mod tests {
         };
         assert_eq!([wait(0, 0.5), wait(1, 0.5), wait(2, 0.5), wait(3, 0.5)], [500, 1000, 2000, 4000]);
         assert_eq!((wait(1, 0.0), wait(1, 1.0)), (500, 1500));
-        assert!(back_off(Duration::from_secs(1), 4_000_000, 1.0) <= LONGEST * 3 / 2);
-        assert!((0.0..=1.0).contains(&jitter()));
+        assert!(back_off(Duration::from_secs(1), 4_000_000, 1.0) <= MAX_WAIT * 3 / 2);
     }
 }

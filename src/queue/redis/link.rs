@@ -8,6 +8,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::QueueError;
+use crate::model::jitter;
 
 /// Maximum wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -151,10 +152,7 @@ async fn with_timeout<T>(limit: Duration, work: impl Future<Output = RedisResult
 /// Returns the delay after this number of consecutive failures: doubled each time, up to half of it random.
 pub(super) fn backoff(failures: u32) -> Duration {
     let whole = BACKOFF.0.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(BACKOFF.1);
-    let mut random = [0; 2];
-    // If the random generator fails, there is just no jitter.
-    let _ = getrandom::fill(&mut random);
-    whole / 2 + whole.mul_f64(f64::from(u16::from_ne_bytes(random)) / f64::from(u16::MAX) / 2.0)
+    whole.mul_f64(0.5 + jitter() / 2.0)
 }
 
 /// Returns an error for a reply that this program does not understand.
