@@ -81,6 +81,14 @@ enum HeartbeatState {
     Failing,
 }
 
+/// The jobs that are asked to stop when the worker drains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Drained {
+    /// Those whose proof has not started.
+    Unproved,
+    All,
+}
+
 /// Keeps a lease alive until dropped.
 pub(super) struct Hold {
     shared: Arc<Shared>,
@@ -173,11 +181,15 @@ impl Keeper {
         Hold { shared: self.shared.clone(), number, lease }
     }
 
-    /// Asks jobs to stop: all, or only those whose proof has not started. Returns how many had not been asked before.
-    pub(super) fn stop(&self, why: StopReason, all: bool) -> usize {
+    /// Asks jobs to stop, because the worker drains. Returns how many had not been asked before.
+    pub(super) fn drain(&self, which: Drained) -> usize {
         let leases = self.shared.all();
-        let chosen = leases.iter().filter(|l| all || !l.proof_begun.load(Ordering::Relaxed));
-        chosen.filter(|lease| lease.stop.stopped().is_none()).inspect(|lease| lease.stop.stop(why)).count()
+        let chosen = leases.iter().filter(|lease| match which {
+            Drained::All => true,
+            Drained::Unproved => !lease.proof_begun.load(Ordering::Relaxed),
+        });
+        let running = chosen.filter(|lease| lease.stop.stopped().is_none());
+        running.inspect(|lease| lease.stop.stop(StopReason::Draining)).count()
     }
 
     /// Suspends heartbeats while the guard lives, for an injected fault.

@@ -54,7 +54,7 @@ use self::failure::AttemptError;
 use crate::artifacts::Artifacts;
 use crate::backend::{Backend, DeviceKind};
 use crate::config::{Config, ExitOnDead};
-use crate::model::{Circuit, Job, JobError, JobResult, JobState, StopReason, StopToken, WorkerId};
+use crate::model::{Circuit, Job, JobError, JobResult, JobState, StopToken, WorkerId};
 use crate::queue::Queue;
 use crate::registry::Registry;
 use crate::seal::Keyring;
@@ -63,7 +63,7 @@ use crate::telemetry;
 use batcher::Batching;
 use device::Device;
 use fleet::{Fleet, Sizing};
-use lease::Keeper;
+use lease::{Drained, Keeper};
 use outage::Outage;
 use surroundings::Surroundings;
 
@@ -357,7 +357,8 @@ impl Worker {
         loop {
             tokio::select! {
                 _ = again.tick() => {
-                    left += self.ctx.keeper.stop(StopReason::Draining, hurried || begun.elapsed() >= grace);
+                    let in_grace = !hurried && begun.elapsed() < grace;
+                    left += self.ctx.keeper.drain(if in_grace { Drained::Unproved } else { Drained::All });
                 }
                 ended = self.dispatch.join_next() => if ended.is_none() { break },
                 () = &mut hurry, if !hurried => {
