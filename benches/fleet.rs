@@ -29,7 +29,7 @@ use prover_worker::registry::{Registry, RegistryLimits};
 use prover_worker::seal::Keyring;
 use prover_worker::store::{JobFilter, PostgresStore, Store, StoreSettings};
 use prover_worker::witness::{Inputs, ModuleCache, WasmWitness};
-use prover_worker::worker::{JobService, Rooms, ServiceOptions, SubmitRequest, Work, Worker, WorkerOptions};
+use prover_worker::worker::{JobService, ServiceOptions, SubmitRequest, Work, Worker, WorkerOptions, WorkerParts};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
@@ -165,7 +165,7 @@ impl Site {
     async fn work(&self, work: Option<Arc<dyn Work>>, concurrency: Option<usize>, files: bool) -> Worker {
         let config = Config::from_lookup(|n| (n == "PROVER_DATA_DIR").then(|| "unused".to_owned())).unwrap();
         let options = WorkerOptions { concurrency, ..WorkerOptions::from(&config) };
-        let rooms = Rooms {
+        let parts = WorkerParts {
             store: self.store.clone(),
             heartbeat: Arc::new(PostgresStore::open(&self.url, settings(&self.name)).await.unwrap()),
             // Its own queue, because it is closed when the worker drains.
@@ -177,7 +177,7 @@ impl Site {
         };
         let threads = std::thread::available_parallelism().unwrap().get();
         let devices: Vec<Arc<dyn Backend>> = vec![Arc::new(CpuBackend::new(threads).unwrap().with_multiples(u64::MAX))];
-        Worker::start_with(rooms, devices, work, options).await.unwrap()
+        Worker::start_with(parts, devices, work, options).await.unwrap()
     }
 
     async fn submit(&self, circuit: &str, input: &[u8]) -> JobId {

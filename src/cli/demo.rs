@@ -73,9 +73,9 @@ pub fn run(args: Args, out: &Output) -> Result<(), CliError> {
         register(&workspace, &name, out).await?;
         let found = session::devices(workspace.config())?;
         out.note(&found.summary);
-        let rooms = workspace.rooms().await.map_err(CliError::failed)?;
+        let parts = workspace.worker_parts().await.map_err(CliError::failed)?;
         let options = WorkerOptions::from(workspace.config());
-        let worker = Worker::start(rooms, found.devices, options).await.map_err(CliError::failed)?;
+        let worker = Worker::start(parts, found.devices, options).await.map_err(CliError::failed)?;
         let proved = prove_all(&workspace, &name, out).await;
         worker.drain().await;
         let report = Report { circuit: CIRCUIT, dir, proofs: proved? };

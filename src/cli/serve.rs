@@ -26,12 +26,12 @@ const DATABASE_WAIT: Duration = Duration::from_secs(300);
 const DATABASE_AGAIN: Duration = Duration::from_secs(2);
 /// Signals within this time of the first are the same request: `timeout` signals its child and then the child's process
 /// group, and so do some supervisors.
-const SAME_WISH: Duration = Duration::from_secs(1);
+const SAME_REQUEST: Duration = Duration::from_secs(1);
 /// Time limit for open HTTP requests to finish at shutdown.
 const HTTP_WAIT: Duration = Duration::from_secs(3);
 
 /// Time limit for the process to exit once all its jobs have ended or been handed back.
-const END_WAIT: Duration = Duration::from_secs(30);
+const EXIT_WAIT: Duration = Duration::from_secs(30);
 
 /// Arguments of `serve`.
 #[derive(clap::Args)]
@@ -65,7 +65,7 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
     let health = Health::new(metrics.clone(), readiness.clone());
     if let Some(addr) = config.metrics_addr {
         let router = http::ops_router(health.clone());
-        open_door(("metrics", addr, "METRICS_PORT"), router, &stopped, &mut tasks).await?;
+        listen_and_serve(("metrics", addr, "METRICS_PORT"), router, &stopped, &mut tasks).await?;
     }
     // In a set of its own, because it never ends.
     let mut upkeep = JoinSet::new();
@@ -80,7 +80,7 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
     if let Some(addr) = workspace.config().api_addr {
         let app = App { jobs: workspace.service(), metrics, readiness: readiness.clone(), worker: view.clone() };
         let router = api(app, addr, &workspace.config().api_tokens);
-        open_door(("api", addr, "PROVER_API_ADDR"), router, &stopped, &mut tasks).await?;
+        listen_and_serve(("api", addr, "PROVER_API_ADDR"), router, &stopped, &mut tasks).await?;
     }
 
     let worker = tokio::select! {
@@ -100,12 +100,12 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
     let (left, hurried) = drain(worker, &mut signals, dead.is_none()).await;
     stop_http.send_replace(true);
     let _ = tokio::time::timeout(HTTP_WAIT, async { while tasks.join_next().await.is_some() {} }).await;
-    tracing::info!(handed_back = left, "end");
-    end_within(END_WAIT, kill);
+    tracing::info!(handed_back = left, "worker process exits");
+    exit_within(EXIT_WAIT, kill);
     match dead {
         Some(why) => Err(CliError::failed(why)),
         None if hurried => {
-            Err(CliError::failed("hurried by a second signal: jobs in progress may have been handed back"))
+            Err(CliError::failed("a second signal ended the grace period: jobs in progress may have been handed back"))
         }
         None => Ok(()),
     }
@@ -122,7 +122,7 @@ async fn drain(worker: Worker, signals: &mut Signals, signalled: bool) -> (usize
             signals.next().await;
             match asked {
                 None => asked = Some(Instant::now()),
-                Some(asked) if asked.elapsed() >= SAME_WISH => break,
+                Some(asked) if asked.elapsed() >= SAME_REQUEST => break,
                 Some(_) => {}
             }
         }
@@ -150,13 +150,13 @@ fn api(app: App, addr: SocketAddr, tokens: &[Secret]) -> Router {
 /// Kills this process, by calling `by`, if it still exists after `wait`. A device that hangs may block the thread that
 /// frees its memory, or the driver's own cleanup, for ever; and no one else kills a worker that exits by itself because
 /// of lost devices.
-fn end_within(wait: Duration, by: fn()) {
+fn exit_within(wait: Duration, by: fn()) {
     let end = move || {
         std::thread::sleep(wait);
         by();
     };
     // If no thread can be started, the process ends without this safeguard.
-    let _ = std::thread::Builder::new().name("end".into()).spawn(end);
+    let _ = std::thread::Builder::new().name("exit".into()).spawn(end);
 }
 
 fn kill() {
@@ -197,12 +197,12 @@ async fn start(workspace: &Workspace, faults: Faults) -> Result<Worker, CliError
     tracing::info!("{}", found.summary);
     let devices: Vec<Arc<dyn Backend>> = found.devices;
     let options = WorkerOptions { faults, ..WorkerOptions::from(workspace.config()) };
-    let rooms = workspace.rooms().await.map_err(CliError::failed)?;
-    Worker::start(rooms, devices, options).await.map_err(CliError::failed)
+    let parts = workspace.worker_parts().await.map_err(CliError::failed)?;
+    Worker::start(parts, devices, options).await.map_err(CliError::failed)
 }
 
 /// Opens a listener and serves `router` on it. `what` is its name in the log, `variable` the setting of its address.
-async fn open_door(
+async fn listen_and_serve(
     (what, addr, variable): (&'static str, SocketAddr, &'static str),
     router: Router,
     stopped: &watch::Receiver<bool>,
@@ -245,7 +245,7 @@ mod tests {
     /// The blocked thread is not involved.
     #[test]
     fn a_process_that_a_device_keeps_is_ended_by_another_thread() {
-        end_within(Duration::ZERO, || _ = ENDED.wait());
+        exit_within(Duration::ZERO, || _ = ENDED.wait());
         ENDED.wait();
     }
 }

@@ -296,7 +296,8 @@ async fn worker(State(app): State<App>, _: NoQuery) -> Result<Response, Problem>
         Status::Draining => ("draining", None),
     };
     let version = env!("CARGO_PKG_VERSION");
-    let about = serde_json::json!({ "status": status, "why": why, "version": version, "worker": app.worker.look() });
+    let about =
+        serde_json::json!({ "status": status, "why": why, "version": version, "worker": app.worker.snapshot() });
     json(StatusCode::OK, &about)
 }
 

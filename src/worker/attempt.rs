@@ -23,7 +23,7 @@ use super::faults::Point;
 use super::fleet::Placement;
 use super::lease::Hold;
 use super::loading;
-use super::outage::say;
+use super::outage::log_unless;
 use super::retry::{self, LOST_WORKERS};
 use super::{Context, POLL_EVERY, briefly};
 use crate::backend::LoadedKey;
@@ -139,8 +139,8 @@ impl<'a> JobRun<'a> {
         let (ctx, place, job, stop) = (self.ctx, self.place, self.job, &self.stop);
         let device = &place.device;
         ctx.pass(Point::AfterClaim, stop).await;
-        if let Some(work) = &ctx.work {
-            return unless_stopped(stop, work.make(job, &input)).await;
+        if let Some(substitute) = &ctx.substitute {
+            return unless_stopped(stop, substitute.make(job, &input)).await;
         }
         let mut times = StageTimes::default();
 
@@ -161,7 +161,7 @@ impl<'a> JobRun<'a> {
         let witness = generate(circuit.clone(), input, stop.with_deadline(Instant::now() + allowed));
         let witness = self.timed(Stage::Witness, &mut times.witness_ms, witness).await;
         if matches!(witness, Ok(_) | Err(AttemptError::Failed(_))) {
-            ctx.surroundings.served();
+            ctx.environment.served();
         }
         let witness = witness.map_err(|e| e.within(stop, "the witness", allowed))?;
         ctx.pass(Point::AfterWitness, stop).await;
@@ -293,7 +293,7 @@ impl<'a> JobRun<'a> {
             Err(AttemptError::Environment(error, blame)) => {
                 // A job that failed transiently before tells nothing new, and may be the only one affected.
                 if blame == Blame::Worker || job.tries.transient == 0 {
-                    ctx.surroundings.failed(Instant::now(), &error.message, blame);
+                    ctx.environment.failed(Instant::now(), &error.message, blame);
                 }
                 self.fail(error).await
             }
@@ -509,7 +509,7 @@ where
             Err(error) => error,
         };
         let outage = ctx.outage.note_failure(&error);
-        say!(outage, warn, %error, "the store failed; trying again");
+        log_unless!(outage, warn, %error, "the store failed; trying again");
         // What the store rejects for its content it rejects every time.
         let patience = if outage { in_outage } else { Duration::ZERO };
         if stop.stopped() == Some(StopReason::LeaseLost) || since.elapsed() > patience.max(ctx.options.lease * 2) {

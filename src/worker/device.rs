@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use metrics::{counter, histogram};
 
-use super::MOST_REMEMBERED;
+use super::MAX_REMEMBERED;
 use super::batcher::{Batcher, Batching, Order};
 use super::canary::Canary;
 use super::capacity::{Capacity, Size};
@@ -97,7 +97,7 @@ impl Device {
     /// Notes that this key is too large for the device, as it will be at every further attempt.
     pub(super) fn note_too_large(&self, zkey: ContentHash) {
         let mut too_large = self.too_large();
-        if too_large.len() >= MOST_REMEMBERED {
+        if too_large.len() >= MAX_REMEMBERED {
             too_large.clear();
         }
         too_large.insert(zkey);

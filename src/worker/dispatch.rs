@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::attempt::{End, JobRun};
 use super::fleet::Reservation;
-use super::outage::say;
+use super::outage::log_unless;
 use super::{Context, attempt, ingest, proof_files, retry};
 use crate::model::{Job, JobId, jitter};
 use crate::queue::{Delivery, EndNotice, Offer, Queue, QueueError};
@@ -24,7 +24,7 @@ const POP_PATIENCE: Duration = Duration::from_secs(4);
 /// How often the store is asked instead of a failing queue, where it had nothing last time.
 const DETOUR: Duration = Duration::from_millis(250);
 /// Longest interval between two checks of a failing queue.
-const LONGEST_OUTAGE: Duration = Duration::from_secs(16);
+const MAX_CHECK_PAUSE: Duration = Duration::from_secs(16);
 /// Number of workers a job has taken down after which the next worker runs it alone, so that it takes no other jobs
 /// with it.
 const SUSPECT: u32 = 2;
@@ -43,7 +43,7 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
             report(done);
         }
         ctx.fleet.look_after(&ctx.canary);
-        let free = ctx.outage.room(ctx.surroundings.room(Instant::now(), ctx.fleet.free()));
+        let free = ctx.outage.limit(ctx.environment.limit(Instant::now(), ctx.fleet.free()));
         if free == 0 || !ctx.keeper.may_take() {
             // A device that has become fit again adds capacity without a notification.
             let _ = tokio::time::timeout(POP_WAIT / 10, ctx.fleet.freed()).await;
@@ -118,7 +118,7 @@ struct QueueOutage {
 
 impl QueueOutage {
     fn of(queue: Arc<dyn Queue>, pause: Duration) -> Self {
-        let pause = pause.min(LONGEST_OUTAGE);
+        let pause = pause.min(MAX_CHECK_PAUSE);
         let mut over = JoinSet::new();
         over.spawn(async move {
             loop {
@@ -241,7 +241,7 @@ async fn claim(ctx: &Arc<Context>, jobs: Vec<(JobId, Option<Delivery>)>, tasks: 
             }
             Err(error) => {
                 let outage = ctx.outage.note_failure(&error);
-                say!(outage, error, %job, %error, "could not claim");
+                log_unless!(outage, error, %job, %error, "could not claim");
                 if error.is_lock_timeout() {
                     ctx.keeper.met_a_lock();
                 }
@@ -274,8 +274,8 @@ fn begin_alone(ctx: &Arc<Context>, suspects: Vec<(Claim, Option<Delivery>)>, tas
             let ended = attempt::hand_back(&ctx, &claim.job).await;
             drop(place);
             if let Some(end) = ended {
-                ctx.service.has_ended(claim.job.id);
-                ctx.service.tell_ended(vec![EndNotice::of(&claim.job, end.state())]).await;
+                ctx.service.notify_waiters(claim.job.id);
+                ctx.service.announce_ended(vec![EndNotice::of(&claim.job, end.state())]).await;
             }
             acknowledge(&ctx, delivery.as_slice()).await;
         });
@@ -290,7 +290,7 @@ struct Trial(Arc<Context>);
 
 impl Drop for Trial {
     fn drop(&mut self) {
-        self.0.surroundings.ended();
+        self.0.environment.ended();
     }
 }
 
@@ -301,7 +301,7 @@ fn begin(
     alone: Option<Reservation>,
     tasks: &mut JoinSet<()>,
 ) {
-    ctx.surroundings.begun();
+    ctx.environment.begun();
     histogram!(telemetry::JOB_WAIT).record(waited(&claim.job, ctx.options.lease));
     let content = claim.job.zkey;
     let place = ctx.fleet.place(&claim.job, |device| ctx.registry.has_loaded(device.backend.as_ref(), content));
@@ -318,11 +318,11 @@ fn begin(
         drop(alone);
         drop(place);
         if let Some(end) = ended {
-            ctx.service.has_ended(job.id);
+            ctx.service.notify_waiters(job.id);
             if let End::Done(result) = &end {
                 proof_files::copy(&ctx, job.id, result).await;
             }
-            ctx.service.tell_ended(vec![EndNotice::of(&job, end.state())]).await;
+            ctx.service.announce_ended(vec![EndNotice::of(&job, end.state())]).await;
         }
         acknowledge(&ctx, delivery.as_slice()).await;
     });

@@ -12,7 +12,7 @@ use super::batcher::Batching;
 use super::canary::Canary;
 use super::capacity::{Size, Slots, size};
 use super::device::Device;
-use super::{MOST_REMEMBERED, POLL_EVERY};
+use super::{MAX_REMEMBERED, POLL_EVERY};
 use crate::backend::{Backend, DeviceKind};
 use crate::model::{ContentHash, FailureClass, Job, JobId, locked};
 use crate::telemetry;
@@ -368,7 +368,7 @@ impl Fleet {
         match at {
             None => drop(known.remove(&job)),
             // Jobs that end on other workers are never removed one by one.
-            Some(_) if known.len() > MOST_REMEMBERED => known.clear(),
+            Some(_) if known.len() > MAX_REMEMBERED => known.clear(),
             Some(at) => drop(known.insert(job, at)),
         }
     }

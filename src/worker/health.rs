@@ -13,7 +13,7 @@ use crate::telemetry;
 const SUSPICIOUS: u32 = 3;
 /// How long a device that failed its canary waits for the next one; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+const MAX_PAUSE: Duration = Duration::from_secs(300);
 
 pub(super) struct Health {
     /// The device's label.
@@ -105,7 +105,7 @@ impl Health {
     /// Starts a pause before the next canary, twice as long as the last one.
     pub(super) fn postpone_canary(&self) {
         let mut pause = locked(&self.pause);
-        let next = pause.map_or(FIRST_PAUSE, |(_, last)| (last * 2).min(LONGEST_PAUSE));
+        let next = pause.map_or(FIRST_PAUSE, |(_, last)| (last * 2).min(MAX_PAUSE));
         *pause = Some((Instant::now() + next, next));
     }
 }

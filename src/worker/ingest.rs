@@ -8,7 +8,7 @@ use metrics::counter;
 use uuid::Uuid;
 
 use super::dispatch::acknowledge;
-use super::outage::say;
+use super::outage::log_unless;
 use super::service::{ServiceError, SubmitRequest, refuse};
 use super::{Context, request};
 use crate::model::{CircuitName, FailureClass, IdempotencyKey, JobError, JobId, Priority};
@@ -125,7 +125,7 @@ async fn record(ctx: &Context, message: &Message) -> MessageFate {
                 Err(ServiceError::Conflict(why)) => return MessageFate::SetAside(why),
                 Err(e @ (ServiceError::Store(_) | ServiceError::Artifact(_) | ServiceError::Seal(_))) => {
                     let covered = matches!(&e, ServiceError::Store(error) if ctx.outage.note_failure(error));
-                    say!(covered, warn, source = %message.source, error = %e, "a message could not be recorded yet");
+                    log_unless!(covered, warn, source = %message.source, error = %e, "a message could not be recorded yet");
                     return if covered { MessageFate::Back } else { MessageFate::Later };
                 }
                 // The process ends.
@@ -153,7 +153,7 @@ async fn reject(ctx: &Context, id: Option<String>, circuit: Option<String>, why:
         Ok(rejected) => {
             tracing::warn!(job = %own.id, error = %error.message, "message rejected");
             if let Submitted::Created(job) = rejected {
-                ctx.service.tell_ended(vec![EndNotice::of(&job, job.state)]).await;
+                ctx.service.announce_ended(vec![EndNotice::of(&job, job.state)]).await;
             }
             MessageFate::Rejected
         }
@@ -163,7 +163,7 @@ async fn reject(ctx: &Context, id: Option<String>, circuit: Option<String>, why:
         }
         Err(error) => {
             let covered = ctx.outage.note_failure(&error);
-            say!(covered, warn, job = %own.id, %error, "a rejected message could not be recorded yet");
+            log_unless!(covered, warn, job = %own.id, %error, "a rejected message could not be recorded yet");
             if covered { MessageFate::Back } else { MessageFate::Later }
         }
     }

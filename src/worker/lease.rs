@@ -295,7 +295,7 @@ async fn beat(lease: &Lease, store: &dyn Store, length: Duration) -> Beat {
         failed => {
             metrics::counter!(telemetry::HEARTBEAT_ERRORS).increment(1);
             let Ok(Err(error)) = failed else { return Beat::Failed };
-            super::outage::say!(error.is_outage(), warn, job = %lease.job, %error, "heartbeat failed");
+            super::outage::log_unless!(error.is_outage(), warn, job = %lease.job, %error, "heartbeat failed");
             if error.is_outage() { Beat::Failed } else { Beat::Refused }
         }
     }

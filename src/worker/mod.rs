@@ -11,6 +11,7 @@ mod canary;
 mod capacity;
 mod device;
 mod dispatch;
+mod environment;
 mod failure;
 mod faults;
 mod fleet;
@@ -26,7 +27,6 @@ mod reconcile;
 pub mod request;
 pub mod retry;
 mod service;
-mod surroundings;
 mod view;
 mod waiting;
 mod workspace;
@@ -62,17 +62,17 @@ use crate::store::{Held, Store};
 use crate::telemetry;
 use batcher::Batching;
 use device::Device;
+use environment::Environment;
 use fleet::{Fleet, Sizing};
 use lease::{Drained, Keeper};
 use outage::Outage;
-use surroundings::Surroundings;
 
 /// Pause before a task that panicked is started again.
-const PAUSE: Duration = Duration::from_secs(1);
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// How long stopped jobs have to notice. They check between the steps of a proof.
 const STOP_WAIT: Duration = Duration::from_secs(10);
 /// The same after the grace period was ended early.
-const HURRY: Duration = Duration::from_secs(1);
+const HURRIED_STOP_WAIT: Duration = Duration::from_secs(1);
 /// How often jobs are asked to stop.
 const STOP_AGAIN: Duration = Duration::from_millis(100);
 /// How long the store has to take back the jobs that did not stop.
@@ -89,7 +89,7 @@ const WARM_EVERY: Duration = Duration::from_secs(15);
 /// Interval at which a stop token or a count of jobs is polled, neither of which notifies.
 const POLL_EVERY: Duration = Duration::from_millis(20);
 /// Most entries of a table of past failures, kept only to avoid attempts that would fail again.
-const MOST_REMEMBERED: usize = 10_000;
+const MAX_REMEMBERED: usize = 10_000;
 /// Circuits opened concurrently ahead of their jobs. The registry compiles fewer of their witness programs at a time.
 const OPENED_AT_ONCE: usize = 4;
 
@@ -165,7 +165,7 @@ pub enum StartError {
     Heartbeat(#[from] std::io::Error),
     /// A startup task panicked or was cancelled.
     #[error("startup was interrupted: {0}")]
-    Cut(#[from] tokio::task::JoinError),
+    Interrupted(#[from] tokio::task::JoinError),
 }
 
 /// State shared by all tasks of a worker.
@@ -176,7 +176,7 @@ struct Context {
     registry: Registry,
     service: JobService,
     keyring: Arc<Keyring>,
-    work: Option<Arc<dyn Work>>,
+    substitute: Option<Arc<dyn Work>>,
     fleet: Arc<Fleet>,
     keeper: Keeper,
     canary: Arc<Canary>,
@@ -186,7 +186,7 @@ struct Context {
     messages: Arc<Semaphore>,
     /// Limits the proofs whose files are written at the same time.
     copies: Semaphore,
-    surroundings: Surroundings,
+    environment: Environment,
     /// Set while the queue takes no offers: due jobs are then taken from the store.
     unoffered: AtomicBool,
     outage: Outage,
@@ -207,8 +207,8 @@ impl Context {
     }
 }
 
-/// The parts of the program that a worker uses.
-pub struct Rooms {
+/// What a worker uses.
+pub struct WorkerParts {
     /// Holds jobs and circuits.
     pub store: Arc<dyn Store>,
     /// The same store over a separate connection, for the heartbeat.
@@ -241,17 +241,17 @@ impl Worker {
     ///
     /// `devices` are in order of preference; the CPU should be among them, as the fallback.
     pub async fn start(
-        rooms: Rooms,
+        parts: WorkerParts,
         devices: Vec<Arc<dyn Backend>>,
         options: WorkerOptions,
     ) -> Result<Self, StartError> {
-        Self::start_with(rooms, devices, None, options).await
+        Self::start_with(parts, devices, None, options).await
     }
 
     /// Like [`Worker::start`], with `work` instead of the devices.
     #[doc(hidden)]
     pub async fn start_with(
-        rooms: Rooms,
+        parts: WorkerParts,
         devices: Vec<Arc<dyn Backend>>,
         work: Option<Arc<dyn Work>>,
         options: WorkerOptions,
@@ -262,7 +262,7 @@ impl Worker {
         let batching = Batching { max: options.batch_max, linger: options.batch_linger };
         let sizing = Sizing { jobs: options.concurrency, cpu_overflow: options.cpu_overflow, batching };
         let fleet = Arc::new(Fleet::new(devices, sizing));
-        let Rooms { store, heartbeat, queue, artifacts, registry, service, keyring } = rooms;
+        let WorkerParts { store, heartbeat, queue, artifacts, registry, service, keyring } = parts;
         let keeper = Keeper::start(heartbeat, options.lease)?;
         let id = WorkerId::of_this_process();
         let messages = Arc::new(Semaphore::new(dispatch::MESSAGES));
@@ -274,7 +274,7 @@ impl Worker {
             registry,
             service,
             keyring,
-            work,
+            substitute: work,
             fleet,
             keeper,
             canary,
@@ -282,7 +282,7 @@ impl Worker {
             id,
             messages,
             copies: Semaphore::new(proof_files::WRITTEN_AT_ONCE),
-            surroundings: Surroundings::default(),
+            environment: Environment::default(),
             unoffered: AtomicBool::new(false),
             outage,
         };
@@ -292,15 +292,16 @@ impl Worker {
         let mut others = JoinSet::new();
         let reconciler = ctx.clone();
         others.spawn(supervised("reconciler", move || reconcile::run(reconciler.clone())));
-        let tidier = ctx.clone();
-        others.spawn(supervised("tidying", move || reconcile::tidy(tidier.clone())));
-        let forgetter = ctx.clone();
-        others.spawn(supervised("forgetting", move || reconcile::forget(forgetter.clone())));
+        let expirer = ctx.clone();
+        others.spawn(supervised("expiry and metrics", move || reconcile::expire_and_measure(expirer.clone())));
+        let purger = ctx.clone();
+        others.spawn(supervised("retention", move || reconcile::purge_old_jobs(purger.clone())));
         let remover = ctx.clone();
-        others.spawn(supervised("removing content", move || reconcile::remove_content(remover.clone())));
-        let keeping = ctx.clone();
-        let keep = move || reconcile::keep_queue(keeping.queue.clone(), keeping.store.clone());
-        others.spawn(supervised("queue upkeep", keep));
+        let remove = move || reconcile::remove_unneeded_content(remover.clone());
+        others.spawn(supervised("removal of unneeded content", remove));
+        let (queue, store) = (ctx.queue.clone(), ctx.store.clone());
+        let upkeep = move || reconcile::keep_queue(queue.clone(), store.clone());
+        others.spawn(supervised("queue upkeep", upkeep));
         others.spawn(proof_files::restore_latest(ctx.clone()));
         others.spawn(warm(ctx.clone()));
         for device in ctx.fleet.devices() {
@@ -363,7 +364,7 @@ impl Worker {
                 ended = self.dispatch.join_next() => if ended.is_none() { break },
                 () = &mut hurry, if !hurried => {
                     hurried = true;
-                    let soon = tokio::time::Instant::now() + HURRY;
+                    let soon = tokio::time::Instant::now() + HURRIED_STOP_WAIT;
                     let deadline = late.deadline().min(soon);
                     late.as_mut().reset(deadline);
                 }
@@ -374,7 +375,7 @@ impl Worker {
             }
         }
         self.others.shutdown().await;
-        let patience = if hurried { HURRY } else { STOP_WAIT };
+        let patience = if hurried { HURRIED_STOP_WAIT } else { STOP_WAIT };
         let closed = tokio::time::timeout(patience, self.ctx.queue.close()).await;
         if !matches!(closed, Ok(Ok(()))) {
             tracing::warn!("the queue could not be told that this worker exits; other workers will notice");
@@ -391,11 +392,11 @@ impl Worker {
                 Ok(Ok(Held::Yes { cancel: false })) => tracing::warn!(%job, "job handed back while still running"),
                 Ok(Ok(Held::Yes { cancel: true })) => {
                     tracing::info!(%job, "job cancelled while still running");
-                    self.ctx.service.has_ended(job);
+                    self.ctx.service.notify_waiters(job);
                     let ended = [job];
-                    let told = self.ctx.service.tell_ended_by_id(&ended, JobState::Cancelled);
+                    let announced = self.ctx.service.announce_ended_by_id(&ended, JobState::Cancelled);
                     // Whoever waits looks at the store now and then, too.
-                    let _ = tokio::time::timeout(HAND_BACK, told).await;
+                    let _ = tokio::time::timeout(HAND_BACK, announced).await;
                 }
                 // The job's end was written; only the reply is missing.
                 Ok(Ok(Held::Lost)) => tracing::info!(%job, "job had ended, or another worker has it"),
@@ -451,7 +452,7 @@ where
             Some(Err(e)) if e.is_panic() => tracing::error!(what, "a task panicked; starting it again"),
             _ => return,
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(RESTART_PAUSE).await;
     }
 }
 

@@ -15,13 +15,13 @@ use crate::store::StoreError;
 const REMIND_EVERY: Duration = Duration::from_secs(60);
 
 /// Logs a failed call of the store: at debug level if `$covered`, because the lines about the outage stand for all
-/// calls.
-macro_rules! say {
+/// calls, and otherwise at `$level`.
+macro_rules! log_unless {
     ($covered:expr, $level:ident, $($line:tt)*) => {
         if $covered { tracing::debug!($($line)*) } else { tracing::$level!($($line)*) }
     };
 }
-pub(super) use say;
+pub(super) use log_unless;
 
 /// The state shared by all users of a worker's store.
 #[derive(Debug, Clone)]
@@ -30,22 +30,22 @@ pub(super) struct Outage(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     database: String,
-    now: Mutex<Option<Spell>>,
+    now: Mutex<Option<Ongoing>>,
 }
 
 /// The present outage.
 #[derive(Debug, Clone, Copy)]
-struct Spell {
+struct Ongoing {
     since: Instant,
-    said: Instant,
-    failed: u64,
+    logged: Instant,
+    failed_calls: u64,
 }
 
 /// What to log about a failed call.
 #[derive(Debug, PartialEq)]
-enum News {
-    Begins,
-    Lasts { since: Instant, failed: u64 },
+enum Notice {
+    Start,
+    Reminder { since: Instant, failed_calls: u64 },
     Nothing,
 }
 
@@ -55,7 +55,7 @@ impl Outage {
         Self(Arc::new(Shared { database, now: Mutex::default() }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Spell>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Ongoing>> {
         locked(&self.0.now)
     }
 
@@ -65,7 +65,7 @@ impl Outage {
     }
 
     /// Returns how many of `free` jobs to take from the queue.
-    pub(super) fn room(&self, free: usize) -> usize {
+    pub(super) fn limit(&self, free: usize) -> usize {
         if self.lasts() { 0 } else { free }
     }
 
@@ -77,39 +77,39 @@ impl Outage {
         let now = Instant::now();
         let database = self.0.database.as_str();
         match self.failed(now) {
-            News::Begins => tracing::error!(
+            Notice::Start => tracing::error!(
                 database,
                 %error,
                 "the database fails: jobs and messages wait, and nothing is lost; check the database"
             ),
-            News::Lasts { since, failed } => {
+            Notice::Reminder { since, failed_calls } => {
                 let for_s = now.duration_since(since).as_secs();
-                tracing::warn!(database, for_s, calls_failed = failed, %error, "the database still fails");
+                tracing::warn!(database, for_s, calls_failed = failed_calls, %error, "the database still fails");
             }
-            News::Nothing => {}
+            Notice::Nothing => {}
         }
         true
     }
 
-    fn failed(&self, now: Instant) -> News {
-        let mut spell = self.lock();
-        let Some(spell) = &mut *spell else {
-            *spell = Some(Spell { since: now, said: now, failed: 1 });
-            return News::Begins;
+    fn failed(&self, now: Instant) -> Notice {
+        let mut ongoing = self.lock();
+        let Some(ongoing) = &mut *ongoing else {
+            *ongoing = Some(Ongoing { since: now, logged: now, failed_calls: 1 });
+            return Notice::Start;
         };
-        spell.failed = spell.failed.saturating_add(1);
-        if now.duration_since(spell.said) < REMIND_EVERY {
-            return News::Nothing;
+        ongoing.failed_calls = ongoing.failed_calls.saturating_add(1);
+        if now.duration_since(ongoing.logged) < REMIND_EVERY {
+            return Notice::Nothing;
         }
-        spell.said = now;
-        News::Lasts { since: spell.since, failed: spell.failed }
+        ongoing.logged = now;
+        Notice::Reminder { since: ongoing.since, failed_calls: ongoing.failed_calls }
     }
 
     /// Notes that the database answers, which ends the outage.
     pub(super) fn answered(&self) {
-        if let Some(Spell { since, failed, .. }) = self.lock().take() {
+        if let Some(Ongoing { since, failed_calls, .. }) = self.lock().take() {
             let (database, for_s) = (self.0.database.as_str(), since.elapsed().as_secs_f64());
-            tracing::info!(database, for_s, calls_failed = failed, "the database answers again");
+            tracing::info!(database, for_s, calls_failed = failed_calls, "the database answers again");
         }
     }
 }
@@ -126,26 +126,26 @@ mod tests {
     fn the_log_says_that_it_begins_once_and_then_each_minute_that_it_lasts() {
         let (outage, begun) = (Outage::of("db".to_owned()), Instant::now());
         let after = |s| begun + Duration::from_secs(s);
-        assert_eq!(outage.failed(begun), News::Begins);
+        assert_eq!(outage.failed(begun), Notice::Start);
         for s in 1..60 {
-            assert_eq!(outage.failed(after(s)), News::Nothing);
+            assert_eq!(outage.failed(after(s)), Notice::Nothing);
         }
-        assert_eq!(outage.failed(after(60)), News::Lasts { since: begun, failed: 61 });
-        assert_eq!(outage.failed(after(61)), News::Nothing);
-        assert_eq!(outage.failed(after(120)), News::Lasts { since: begun, failed: 63 });
+        assert_eq!(outage.failed(after(60)), Notice::Reminder { since: begun, failed_calls: 61 });
+        assert_eq!(outage.failed(after(61)), Notice::Nothing);
+        assert_eq!(outage.failed(after(120)), Notice::Reminder { since: begun, failed_calls: 63 });
         outage.answered();
-        assert_eq!(outage.failed(after(121)), News::Begins, "of the next one");
+        assert_eq!(outage.failed(after(121)), Notice::Start, "of the next one");
     }
 
     #[test]
     fn nothing_is_taken_while_it_lasts() {
         let outage = Outage::of("db".to_owned());
-        assert_eq!(outage.room(7), 7);
+        assert_eq!(outage.limit(7), 7);
         assert!(outage.note_failure(&unreachable()), "the log has its own line for it");
-        assert_eq!((outage.lasts(), outage.room(7)), (true, 0));
+        assert_eq!((outage.lasts(), outage.limit(7)), (true, 0));
         // Through another handle to the same state.
         outage.clone().answered();
-        assert_eq!((outage.lasts(), outage.room(7)), (false, 7));
+        assert_eq!((outage.lasts(), outage.limit(7)), (false, 7));
     }
 
     #[test]

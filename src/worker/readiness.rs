@@ -8,7 +8,7 @@ use crate::config::ExitOnDead;
 use crate::model::locked;
 
 /// How often devices are checked.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// A worker's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +74,6 @@ pub(super) async fn watch(
             let minutes = dead_after.as_secs() / 60;
             return format!("{dead} of {all} devices did not come back in {minutes} min: {}", reasons.join("; "));
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(CHECK_EVERY).await;
     }
 }

@@ -13,26 +13,25 @@ use crate::queue::{Precedence, Queue, QueueError};
 use crate::store::{Due, Load, Purge, Store, StoreError};
 use crate::telemetry;
 
-/// How often overdue jobs are looked for and the load of the queue is measured.
-const TIDY_EVERY: Duration = Duration::from_secs(1);
+/// How often overdue jobs and jobs past their retention are looked for, and the load of the queue is measured.
+const EXPIRE_EVERY: Duration = Duration::from_secs(1);
 /// How long measuring the load may take before the store counts as down. Millions of jobs are counted in less.
 const UNANSWERED: Duration = Duration::from_secs(10);
 /// How often all due jobs are offered even though the queue holds as many.
 const OFFER_EVERY: Duration = Duration::from_secs(10);
 /// Shortest interval between two queries for due jobs.
-const LEAST: Duration = Duration::from_millis(20);
+const MIN_PAUSE: Duration = Duration::from_millis(20);
 /// Most jobs offered at a time: more than any worker starts before the next query.
-const AT_A_TIME: u32 = 1000;
-/// How long jobs whose proof files could not be removed are left alone, and content that jobs
-/// still need.
-const FORGET_AGAIN: Duration = Duration::from_secs(600);
+const MAX_OFFERED: u32 = 1000;
+/// How long jobs whose proof files could not be removed are left alone, and content that jobs still need.
+const REMOVE_AGAIN: Duration = Duration::from_secs(600);
 /// Most jobs expired at a time.
 const SWEEP_LIMIT: u32 = 1000;
 /// Interval of the queue's maintenance.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
-/// Number of such intervals after which the queue is told the identity of its database again, which changes where
+/// Number of such intervals after which the queue is identified the identity of its database again, which changes where
 /// another database replaces it.
-const TELL_EVERY: u32 = 12;
+const IDENTIFY_EVERY: u32 = 12;
 
 /// The failures of a task that retries every second: only the first of several in a row is logged.
 struct Failures {
@@ -65,10 +64,10 @@ pub(super) async fn run(ctx: Arc<Context>) {
     let mut failures = Failures::of("cannot look for due jobs");
     let mut offered = None;
     loop {
-        let looked = look(&ctx, &mut offered).await;
-        failures.note(&looked, |error| ctx.outage.note_failure(error));
+        let result = offer_due(&ctx, &mut offered).await;
+        failures.note(&result, |error| ctx.outage.note_failure(error));
         // One change wakes every worker of a fleet without Redis: combine many changes into one query.
-        tokio::time::sleep(LEAST.mul_f64(1.0 + jitter())).await;
+        tokio::time::sleep(MIN_PAUSE.mul_f64(1.0 + jitter())).await;
         if ctx.store.changed(at_least).await.is_err() {
             tokio::time::sleep(at_least).await;
         }
@@ -76,8 +75,8 @@ pub(super) async fn run(ctx: Arc<Context>) {
 }
 
 /// `offered` is the last time that all due jobs were offered, whether or not they were in the queue already.
-async fn look(ctx: &Context, offered: &mut Option<Instant>) -> Result<(), StoreError> {
-    let due = ctx.store.due(AT_A_TIME).await?;
+async fn offer_due(ctx: &Context, offered: &mut Option<Instant>) -> Result<(), StoreError> {
+    let due = ctx.store.due(MAX_OFFERED).await?;
     if due.is_empty() {
         return Ok(());
     }
@@ -112,30 +111,30 @@ async fn offer(queue: &dyn Queue, due: &[Due]) -> Result<(), QueueError> {
 }
 
 /// Fails overdue jobs and publishes the load of the queue, forever.
-pub(super) async fn tidy(ctx: Arc<Context>) {
-    let mut tick = tokio::time::interval(TIDY_EVERY);
+pub(super) async fn expire_and_measure(ctx: Arc<Context>) {
+    let mut tick = tokio::time::interval(EXPIRE_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut failures = Failures::of("cannot look for overdue jobs");
     loop {
         tick.tick().await;
-        let looked = async {
+        let work = async {
             ctx.store.ping().await?;
             sweep(&ctx).await?;
             Ok::<_, StoreError>((ctx.store.load().await?, ctx.store.paused().await?))
         };
-        let tidied = show_answers(looked, UNANSWERED, |up| gauge!(telemetry::STORE_UP).set(f64::from(up))).await;
-        if let Ok((load, paused)) = &tidied {
+        let done = show_answers(work, UNANSWERED, |up| gauge!(telemetry::STORE_UP).set(f64::from(up))).await;
+        if let Ok((load, paused)) = &done {
             show(load);
             pauses::show(paused);
         }
         // A query that fails by itself, for what it counts or because of a lock, does not keep the worker from its
         // jobs.
-        if !tidied.as_ref().is_err_and(StoreError::is_outage) {
+        if !done.as_ref().is_err_and(StoreError::is_outage) {
             ctx.outage.answered();
         }
         // Noted each time, so that an outage that lasts is logged again.
-        let covered = tidied.as_ref().is_err_and(|error| ctx.outage.note_failure(error));
-        failures.note(&tidied, |_| covered);
+        let covered = done.as_ref().is_err_and(|error| ctx.outage.note_failure(error));
+        failures.note(&done, |_| covered);
     }
 }
 
@@ -168,28 +167,28 @@ async fn sweep(ctx: &Context) -> Result<(), StoreError> {
     if !done.expired.is_empty() {
         // In a task of its own: there may be many, and each is looked up.
         let service = ctx.service.clone();
-        tokio::spawn(async move { service.tell_ended_by_id(&done.expired, JobState::Failed).await });
+        tokio::spawn(async move { service.announce_ended_by_id(&done.expired, JobState::Failed).await });
     }
     Ok(())
 }
 
 /// Purges jobs older than the retention forever, if one is set. A separate task, because removing many proofs from a
 /// remote store takes long, and neither expiry nor the metrics may wait for it.
-pub(super) async fn forget(ctx: Arc<Context>) {
+pub(super) async fn purge_old_jobs(ctx: Arc<Context>) {
     let Some(retention) = ctx.options.retention else { return std::future::pending().await };
-    let mut failures = Failures::of("cannot forget jobs beyond the retention");
+    let mut failures = Failures::of("cannot purge jobs past their retention");
     loop {
         let which = Purge { states: &JobState::ALL, older_than: retention };
         let purged = proof_files::purge(&*ctx.store, &ctx.artifacts, &which).await;
         failures.note(&purged, |error| ctx.outage.note_failure(error));
         let purged = purged.unwrap_or_default();
         counter!(telemetry::JOBS_PURGED).increment(purged.jobs);
-        tokio::time::sleep(if purged.kept == 0 { TIDY_EVERY } else { FORGET_AGAIN }).await;
+        tokio::time::sleep(if purged.kept == 0 { EXPIRE_EVERY } else { REMOVE_AGAIN }).await;
     }
 }
 
 /// Removes content that neither a circuit nor a job needs, forever.
-pub(super) async fn remove_content(ctx: Arc<Context>) {
+pub(super) async fn remove_unneeded_content(ctx: Arc<Context>) {
     loop {
         match ctx.registry.remove_unneeded().await {
             Err(error) if !ctx.outage.note_failure(&error) => {
@@ -197,7 +196,7 @@ pub(super) async fn remove_content(ctx: Arc<Context>) {
             }
             _ => {}
         }
-        tokio::time::sleep(FORGET_AGAIN.mul_f64(1.0 + jitter())).await;
+        tokio::time::sleep(REMOVE_AGAIN.mul_f64(1.0 + jitter())).await;
     }
 }
 
@@ -217,14 +216,14 @@ fn drain_seconds(load: &Load) -> f64 {
 pub(super) async fn keep_queue(queue: Arc<dyn Queue>, store: Arc<dyn Store>) {
     let mut tick = tokio::time::interval(UPKEEP_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut told: Option<u32> = None;
+    let mut identified: Option<u32> = None;
     for n in 0_u32.. {
         tick.tick().await;
         // Does not delay the maintenance for longer than the queue keeps its database's name without it.
-        if told.is_none_or(|at| n.wrapping_sub(at) >= TELL_EVERY) {
+        if identified.is_none_or(|at| n.wrapping_sub(at) >= IDENTIFY_EVERY) {
             match tokio::time::timeout(UPKEEP_EVERY, store.identity()).await {
                 Ok(Ok(identity)) => {
-                    told = Some(n);
+                    identified = Some(n);
                     // A store without an answer now is the same as before, as far as can be known.
                     if let Some(identity) = identity {
                         queue.belong_to(&identity);

@@ -6,7 +6,7 @@ use crate::model::{FailureClass, Tries};
 use crate::store::Retry;
 
 /// Attempts a job has in case of transient faults. The waits between them add up to about an hour and a half, in which
-/// someone may repair what is broken. A worker on which nothing works takes jobs seldom (`surroundings.rs`).
+/// someone may repair what is broken. A worker on which nothing works takes jobs seldom (`environment.rs`).
 pub const TRANSIENT_ATTEMPTS: u32 = 20;
 /// Attempts a job has in case of timeouts. Few, because what was too slow once tends to be too slow again.
 pub const TIMEOUT_ATTEMPTS: u32 = 2;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::task::JoinError;
 use zeroize::Zeroizing;
 
-use super::outage::{Outage, say};
+use super::outage::{Outage, log_unless};
 use super::waiting::Waiting;
 use super::{Purged, briefly, proof_files};
 use crate::artifacts::{ArtifactError, Artifacts};
@@ -24,7 +24,7 @@ use crate::store::{
 use crate::witness::Inputs;
 
 /// How long [`JobService::result`] waits for the files of a proof to be restored, which are only copies.
-const HEAL: Duration = Duration::from_secs(2);
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A job to submit.
 pub struct SubmitRequest {
@@ -147,7 +147,7 @@ pub struct JobService {
     waiting: Waiting,
     outage: Outage,
     /// Whether the queue failed to take the last job.
-    passed_over: Arc<AtomicBool>,
+    queue_failed: Arc<AtomicBool>,
 }
 
 impl JobService {
@@ -159,7 +159,7 @@ impl JobService {
         options: ServiceOptions,
     ) -> Self {
         let (waiting, outage) = (Waiting::new(store.clone()), Outage::of(store.address()));
-        Self { store, queue, artifacts, options, waiting, outage, passed_over: Arc::default() }
+        Self { store, queue, artifacts, options, waiting, outage, queue_failed: Arc::default() }
     }
 
     /// Returns the state of an outage of the store, shared by all clones of the service.
@@ -210,17 +210,17 @@ impl JobService {
         let offered = [(job.id, job.priority)];
         let pushed = briefly(async move { queue.push(&offered, Precedence::New).await }).await;
         // The start and end of an outage are logged, not each job in between.
-        let before = self.passed_over.swap(!matches!(pushed, Some(Ok(()))), Ordering::Relaxed);
+        let before = self.queue_failed.swap(!matches!(pushed, Some(Ok(()))), Ordering::Relaxed);
         match pushed {
             Some(Ok(())) if before => tracing::info!("the queue takes submitted jobs again"),
             Some(Ok(())) => {}
             Some(Err(error)) => {
                 let job = job.id;
-                say!(before, warn, %job, %error, "the queue takes no submitted jobs; workers find them in the store instead");
+                log_unless!(before, warn, %job, %error, "the queue takes no submitted jobs; workers find them in the store instead");
             }
             None => {
                 let job = job.id;
-                say!(before, warn, %job, "the queue is slow to take submitted jobs; workers may find them in the store first");
+                log_unless!(before, warn, %job, "the queue is slow to take submitted jobs; workers may find them in the store first");
             }
         }
     }
@@ -348,20 +348,20 @@ impl JobService {
     }
 
     /// Notifies waiters in this process that a job has ended.
-    pub(super) fn has_ended(&self, id: JobId) {
-        self.waiting.tell(id);
+    pub(super) fn notify_waiters(&self, id: JobId) {
+        self.waiting.notify(id);
     }
 
     /// Announces through the queue that jobs have ended.
-    pub(super) async fn tell_ended(&self, ended: Vec<EndNotice>) {
+    pub(super) async fn announce_ended(&self, ended: Vec<EndNotice>) {
         let Some(queue) = self.queue.clone() else { return };
         if let Some(Err(error)) = briefly(async move { queue.announce_ended(&ended).await }).await {
             tracing::debug!(%error, "the end of jobs could not be announced through the queue");
         }
     }
 
-    /// Like [`JobService::tell_ended`], for jobs of which only the ids are known.
-    pub(super) async fn tell_ended_by_id(&self, ids: &[JobId], state: JobState) {
+    /// Like [`JobService::announce_ended`], for jobs of which only the ids are known.
+    pub(super) async fn announce_ended_by_id(&self, ids: &[JobId], state: JobState) {
         let mut ended = Vec::new();
         for &id in ids {
             match self.store.job(id).await.ok().flatten() {
@@ -370,7 +370,7 @@ impl JobService {
                 None => ended.push(EndNotice { id, queue: self.store.queue_name().to_owned(), key: None, state }),
             }
         }
-        self.tell_ended(ended).await;
+        self.announce_ended(ended).await;
     }
 
     /// Returns jobs, newest first, without their results and histories.
@@ -393,7 +393,7 @@ impl JobService {
             None => Err(ServiceError::UnknownJob(id)),
             Some(Cancelled::Now) => {
                 tracing::info!(job = %id, "job cancelled before a worker claimed it");
-                self.tell_ended_by_id(&[id], JobState::Cancelled).await;
+                self.announce_ended_by_id(&[id], JobState::Cancelled).await;
                 Ok(Cancelled::Now)
             }
             Some(cancelled) => Ok(cancelled),
@@ -405,11 +405,13 @@ impl JobService {
     pub async fn result(&self, id: JobId) -> Result<JobResult, ServiceError> {
         let job = self.job(id).await?;
         let result = job.result.ok_or(ServiceError::NoProof { id, state: job.state })?;
-        match tokio::time::timeout(HEAL, proof_files::restore(&*self.store, &self.artifacts, id, &result)).await {
+        match tokio::time::timeout(RESTORE_TIMEOUT, proof_files::restore(&*self.store, &self.artifacts, id, &result))
+            .await
+        {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(job = %id, %error, "the proof files could not be checked or restored"),
             Err(_) => {
-                tracing::warn!(job = %id, "the proof files could not be checked or restored within {} s", HEAL.as_secs())
+                tracing::warn!(job = %id, "the proof files could not be checked or restored within {} s", RESTORE_TIMEOUT.as_secs())
             }
         }
         Ok(result)

@@ -59,7 +59,7 @@ struct Shown {
 
 impl View {
     /// Returns a snapshot of the worker, if it is running.
-    pub fn look(&self) -> Option<WorkerView> {
+    pub fn snapshot(&self) -> Option<WorkerView> {
         let Shown { id, queue, lost, fleet } = self.0.get()?;
         let fleet = fleet.upgrade()?;
         Some(WorkerView {

@@ -10,7 +10,7 @@ use crate::model::{JobId, locked};
 use crate::store::Store;
 
 /// Interval between queries while anything waits: of the order of the smallest proofs.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const POLL_EVERY: Duration = Duration::from_millis(20);
 /// The store spends one part in this many of its time on queries for waiters, as long as it is quick.
 const SHARE: u32 = 10;
 /// Interval between queries while the store fails.
@@ -28,7 +28,7 @@ struct Waiters {
     /// Dropped when the job has ended, which notifies the receivers.
     by_job: HashMap<JobId, Vec<oneshot::Sender<()>>>,
     /// Whether a task is polling.
-    looking: bool,
+    polling: bool,
 }
 
 impl Waiting {
@@ -44,17 +44,17 @@ impl Waiting {
 
     /// Adds a waiter and makes sure that a task polls. The returned receiver completes when the job has ended.
     fn enter(&self, job: JobId) -> oneshot::Receiver<()> {
-        let (waiter, told) = oneshot::channel();
+        let (waiter, notified) = oneshot::channel();
         let mut waiters = self.waiters();
         waiters.by_job.entry(job).or_default().push(waiter);
-        if !std::mem::replace(&mut waiters.looking, true) {
-            tokio::spawn(self.clone().look());
+        if !std::mem::replace(&mut waiters.polling, true) {
+            tokio::spawn(self.clone().poll());
         }
-        told
+        notified
     }
 
     /// Notifies those that wait for this job that it has ended. Jobs that others end are found by the next query.
-    pub(super) fn tell(&self, job: JobId) {
+    pub(super) fn notify(&self, job: JobId) {
         self.waiters().by_job.remove(&job);
     }
 
@@ -63,8 +63,8 @@ impl Waiting {
     }
 
     /// Polls the store until nothing waits any more.
-    async fn look(self) {
-        let mut pause = LOOK_EVERY;
+    async fn poll(self) {
+        let mut pause = POLL_EVERY;
         loop {
             tokio::time::sleep(pause).await;
             let Some(jobs) = self.waited_for() else { return };
@@ -77,7 +77,7 @@ impl Waiting {
                     for ended in jobs.iter().filter(|job| !unfinished.contains(job)) {
                         waiters.by_job.remove(ended);
                     }
-                    (began.elapsed() * SHARE).clamp(LOOK_EVERY, AFTER_FAILURE)
+                    (began.elapsed() * SHARE).clamp(POLL_EVERY, AFTER_FAILURE)
                 }
                 Err(error) => {
                     tracing::debug!(%error, "cannot poll the jobs that are waited for");
@@ -94,7 +94,7 @@ impl Waiting {
             waiting.retain(|waiter| !waiter.is_closed());
             !waiting.is_empty()
         });
-        waiters.looking = !waiters.by_job.is_empty();
-        waiters.looking.then(|| waiters.by_job.keys().copied().collect())
+        waiters.polling = !waiters.by_job.is_empty();
+        waiters.polling.then(|| waiters.by_job.keys().copied().collect())
     }
 }

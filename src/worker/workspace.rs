@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::request::ENVELOPE;
-use super::{JobService, Rooms, ServiceOptions};
+use super::{JobService, ServiceOptions, WorkerParts};
 use crate::artifacts::{ArtifactError, Artifacts, BucketSpec, private_dir};
 use crate::config::{ArtifactsUrl, Config, Database};
 use crate::model::WorkerId;
@@ -122,8 +122,8 @@ impl Workspace {
     }
 
     /// Returns what a worker needs, with a separate store connection for its heartbeat.
-    pub async fn rooms(&self) -> Result<Rooms, OpenError> {
-        Ok(Rooms {
+    pub async fn worker_parts(&self) -> Result<WorkerParts, OpenError> {
+        Ok(WorkerParts {
             store: self.store.clone(),
             heartbeat: open_store(&self.config).await?,
             queue: self.queue.clone(),

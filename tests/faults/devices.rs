@@ -26,7 +26,7 @@ use prover_worker::seal::Keyring;
 use prover_worker::store::{SqliteStore, Store, StoreSettings};
 use prover_worker::witness::ModuleCache;
 use prover_worker::worker::{
-    JobService, Readiness, Rooms, ServiceOptions, Status, SubmitRequest, Worker, WorkerOptions,
+    JobService, Readiness, ServiceOptions, Status, SubmitRequest, Worker, WorkerOptions, WorkerParts,
 };
 use zeroize::Zeroizing;
 
@@ -236,7 +236,7 @@ impl Site {
         let cpu = FakeDevice::new(DeviceKind::Cpu);
         let devices: Vec<Arc<dyn Backend>> = vec![Arc::new(gpu.clone()), Arc::new(cpu.clone())];
         let (store_of_worker, service_of_worker) = (store.clone(), service.clone());
-        let rooms = Rooms {
+        let parts = WorkerParts {
             store: store_of_worker,
             heartbeat,
             queue,
@@ -245,7 +245,7 @@ impl Site {
             service: service_of_worker,
             keyring,
         };
-        let worker = Worker::start(rooms, devices, chosen).await.unwrap();
+        let worker = Worker::start(parts, devices, chosen).await.unwrap();
         let verifier = Verifier::new(&key.header.vk);
         Self { dir, registry, artifacts, service, worker, gpu, cpu, verifier, store }
     }

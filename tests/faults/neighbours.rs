@@ -15,7 +15,7 @@ use prover_worker::model::{FailureClass, Job, JobError, JobId, JobResult, JobSta
 use prover_worker::queue::{Delivery, MemoryQueue, Precedence, Queue, QueueError, SetAside};
 use prover_worker::seal::Keyring;
 use prover_worker::store::{Retry, SqliteStore, Store, StoreSettings};
-use prover_worker::worker::{JobService, Rooms, ServiceOptions, SubmitRequest, Work, Worker, WorkerOptions};
+use prover_worker::worker::{JobService, ServiceOptions, SubmitRequest, Work, Worker, WorkerOptions, WorkerParts};
 use zeroize::Zeroizing;
 
 use crate::circuits::circuit_file;
@@ -217,9 +217,9 @@ impl Idle {
         let service = JobService::new(store.clone(), Some(queue.clone()), artifacts.clone(), treatment);
         let config = Config::from_lookup(|n| (n == "PROVER_DATA_DIR").then(|| "unused".to_owned())).unwrap();
         let options = WorkerOptions { concurrency: Some(2), ..WorkerOptions::from(&config) };
-        let rooms = Rooms { store, heartbeat, queue, artifacts, registry, service: service.clone(), keyring };
+        let parts = WorkerParts { store, heartbeat, queue, artifacts, registry, service: service.clone(), keyring };
         let devices: Vec<Arc<dyn Backend>> = vec![Arc::new(CpuBackend::new(1).unwrap())];
-        let worker = Worker::start_with(rooms, devices, Some(Arc::new(Nothing)), options).await.unwrap();
+        let worker = Worker::start_with(parts, devices, Some(Arc::new(Nothing)), options).await.unwrap();
         Self { dir, service, worker }
     }
 

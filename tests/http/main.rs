@@ -36,7 +36,7 @@ use prover_worker::seal::Keyring;
 use prover_worker::store::{SqliteStore, Store, StoreSettings};
 use prover_worker::telemetry::Metrics;
 use prover_worker::witness::ModuleCache;
-use prover_worker::worker::{JobService, Readiness, Rooms, ServiceOptions, Status, View, Worker, WorkerOptions};
+use prover_worker::worker::{JobService, Readiness, ServiceOptions, Status, View, Worker, WorkerOptions, WorkerParts};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use wait::{HANG, until_async_ok};
@@ -49,7 +49,7 @@ const START_WITHIN: Duration = Duration::from_secs(7200);
 /// without.
 struct Site {
     _dir: tempfile::TempDir,
-    rooms: Option<Rooms>,
+    parts: Option<WorkerParts>,
     readiness: Readiness,
     view: View,
     verifier: Verifier,
@@ -100,15 +100,15 @@ impl Site {
             addresses.push(listener.local_addr().unwrap());
             tokio::spawn(http::serve(listener, router, stopped.clone()));
         }
-        let rooms = Some(Rooms { store, heartbeat, queue, artifacts, registry, service, keyring });
+        let parts = Some(WorkerParts { store, heartbeat, queue, artifacts, registry, service, keyring });
         let verifier = Verifier::new(&key.header.vk);
-        Self { _dir: dir, rooms, readiness, view, verifier, api: addresses[0], ops: addresses[1], stop }
+        Self { _dir: dir, parts, readiness, view, verifier, api: addresses[0], ops: addresses[1], stop }
     }
 
     async fn work(&mut self) -> Worker {
         let config = Config::from_lookup(|n| (n == "PROVER_DATA_DIR").then(|| "unused".to_owned())).unwrap();
         let devices: Vec<Arc<dyn Backend>> = vec![Arc::new(CpuBackend::new(2).unwrap())];
-        let worker = Worker::start(self.rooms.take().unwrap(), devices, WorkerOptions::from(&config)).await.unwrap();
+        let worker = Worker::start(self.parts.take().unwrap(), devices, WorkerOptions::from(&config)).await.unwrap();
         worker.show(&self.view);
         worker
     }
@@ -365,7 +365,7 @@ async fn a_submit_is_repeated_though_its_circuit_is_gone() {
     let first = site.api("POST", "/v1/jobs", &body("k")).await;
     let id = first.json()["id"].as_str().unwrap().to_owned();
     assert_eq!(site.api("DELETE", &format!("/v1/jobs/{id}"), &Value::Null).await.status, 200);
-    let store = &site.rooms.as_ref().unwrap().store;
+    let store = &site.parts.as_ref().unwrap().store;
     assert!(store.remove_circuit(&"multiplier".parse().unwrap()).await.unwrap());
     let again = site.api("POST", "/v1/jobs", &body("k")).await;
     assert_eq!((again.status, &again.json()["id"]), (200, &json!(id)), "{again:?}");
@@ -393,7 +393,7 @@ async fn media_types_mean_the_same_in_any_letters() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_queued_again_is_proved_with_its_own_content_or_not_at_all() {
     let site = Site::open().await;
-    let store = site.rooms.as_ref().unwrap().store.clone();
+    let store = site.parts.as_ref().unwrap().store.clone();
     let witness = circuit_file("multiplier.wtns");
     let bytes = [("content-type", "application/octet-stream")];
     let bare = request(site.api, "POST", "/v1/jobs?circuit=bare", &bytes, &witness).await.json();
@@ -425,7 +425,7 @@ async fn a_job_queued_again_is_proved_with_its_own_content_or_not_at_all() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_submit_with_the_id_of_a_rejected_job_is_taken() {
     let site = Site::open().await;
-    let store = site.rooms.as_ref().unwrap().store.clone();
+    let store = site.parts.as_ref().unwrap().store.clone();
     let id = JobId::new();
     let rejected = NewJob {
         id,

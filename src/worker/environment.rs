@@ -18,11 +18,11 @@ const SUSPICIOUS: u32 = 3;
 /// Pauses between the jobs that probe the environment. They double each time, except where the jobs may be at fault:
 /// that would delay all the jobs behind them.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// What recent jobs showed about a worker's environment.
 #[derive(Debug, Default)]
-pub(super) struct Surroundings(Mutex<Doubt>);
+pub(super) struct Environment(Mutex<Doubt>);
 
 #[derive(Debug, Default)]
 struct Doubt {
@@ -39,7 +39,7 @@ struct Pause {
     trying: bool,
 }
 
-impl Surroundings {
+impl Environment {
     fn lock(&self) -> MutexGuard<'_, Doubt> {
         locked(&self.0)
     }
@@ -54,7 +54,7 @@ impl Surroundings {
             // A job that was already in progress when the pause started.
             Some(pause) if now < pause.until => return,
             Some(pause) if blame == Blame::Either => pause.length,
-            Some(pause) => (pause.length * 2).min(LONGEST_PAUSE),
+            Some(pause) => (pause.length * 2).min(MAX_PAUSE),
         };
         doubt.pause = Some(Pause { until: now + length, length, trying: false });
         gauge!(telemetry::WORKER_DOUBTED).set(1.0);
@@ -78,7 +78,7 @@ impl Surroundings {
     }
 
     /// Returns how many of `free` jobs to take.
-    pub(super) fn room(&self, now: Instant, free: usize) -> usize {
+    pub(super) fn limit(&self, now: Instant, free: usize) -> usize {
         match self.lock().pause {
             None => free,
             Some(pause) if now < pause.until || pause.trying => 0,
@@ -107,31 +107,31 @@ mod tests {
     use super::*;
 
     fn pauses(blame: Blame) -> Vec<u64> {
-        let (around, mut now) = (Surroundings::default(), Instant::now());
+        let (environment, mut now) = (Environment::default(), Instant::now());
         for left in [9, 8] {
-            around.failed(now, "no such bucket", blame);
-            assert_eq!(around.room(now, left), left, "two failures may be chance");
+            environment.failed(now, "no such bucket", blame);
+            assert_eq!(environment.limit(now, left), left, "two failures may be chance");
         }
         for _ in 0..5 {
-            around.failed(now, "no such bucket", blame);
+            environment.failed(now, "no such bucket", blame);
         }
         let mut pauses = Vec::new();
         for _ in 0..8 {
             let second = Duration::from_secs(1);
-            let pause = (1..100).find(|n| around.room(now + second * *n, 9) > 0).unwrap();
+            let pause = (1..100).find(|n| environment.limit(now + second * *n, 9) > 0).unwrap();
             pauses.push(u64::from(pause));
             now += second * pause;
-            assert_eq!((around.room(now, 9), around.room(now, 0)), (1, 0));
-            around.begun();
-            assert_eq!(around.room(now, 9), 0, "one at a time");
-            around.ended();
-            assert_eq!(around.room(now, 9), 1, "one that was stopped has told nothing");
-            around.begun();
-            around.failed(now, "no such bucket", blame);
-            around.ended();
+            assert_eq!((environment.limit(now, 9), environment.limit(now, 0)), (1, 0));
+            environment.begun();
+            assert_eq!(environment.limit(now, 9), 0, "one at a time");
+            environment.ended();
+            assert_eq!(environment.limit(now, 9), 1, "one that was stopped has told nothing");
+            environment.begun();
+            environment.failed(now, "no such bucket", blame);
+            environment.ended();
         }
-        around.served();
-        assert_eq!(around.room(now, 9), 9);
+        environment.served();
+        assert_eq!(environment.limit(now, 9), 9);
         pauses
     }
 
@@ -143,12 +143,12 @@ mod tests {
 
     #[test]
     fn failures_with_a_success_between_are_the_jobs_own() {
-        let (around, now) = (Surroundings::default(), Instant::now());
+        let (environment, now) = (Environment::default(), Instant::now());
         for _ in 0..20 {
-            around.failed(now, "not this one", Blame::Worker);
-            around.failed(now, "not this one", Blame::Worker);
-            around.served();
+            environment.failed(now, "not this one", Blame::Worker);
+            environment.failed(now, "not this one", Blame::Worker);
+            environment.served();
         }
-        assert_eq!(around.room(now, 9), 9);
+        assert_eq!(environment.limit(now, 9), 9);
     }
 }
