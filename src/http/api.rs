@@ -17,17 +17,17 @@ use zeroize::Zeroizing;
 
 use super::App;
 use super::problem::Problem;
-use super::server::{Body, Room, Stopping, body};
+use super::server::{Body, BodyBudget, Stopping, body};
 use crate::model::{Circuit, CircuitName, IdempotencyKey, Job, JobId, JobState, Priority, clip};
 use crate::store::{Cancelled, JobFilter, Scope, Submitted};
 use crate::worker::{Status, SubmitRequest, request};
 
 /// Maximum number of jobs in a list.
-const MOST: u32 = 1000;
+const MAX_LISTED: u32 = 1000;
 /// Maximum time that a request may wait for a job, in seconds.
-const LONGEST_WAIT: u64 = 300;
+const MAX_WAIT_SECS: u64 = 300;
 /// Maximum length of a client's text that a problem repeats, in characters.
-const LONGEST_GOT: usize = 60;
+const MAX_QUOTED: usize = 60;
 
 pub(super) fn routes(app: &App) -> Router<App> {
     let largest = app.jobs.max_input().saturating_add(request::ENVELOPE);
@@ -42,7 +42,7 @@ pub(super) fn routes(app: &App) -> Router<App> {
         .route("/v1/circuits", get(circuits))
         .route("/v1/worker", get(worker))
         .route("/v1/openapi.json", get(description))
-        .layer(Extension(Room::for_bodies_of(largest)))
+        .layer(Extension(BodyBudget::for_bodies_of(largest)))
 }
 
 fn json(status: StatusCode, value: &impl Serialize) -> Result<Response, Problem> {
@@ -57,12 +57,12 @@ fn invalid(why: impl ToString) -> Problem {
 async fn submit(
     State(app): State<App>,
     Extension(stopping): Extension<Stopping>,
-    Extension(room): Extension<Room>,
+    Extension(budget): Extension<BodyBudget>,
     uri: Uri,
     headers: HeaderMap,
     request: Request,
 ) -> Result<Response, Problem> {
-    let Body { bytes, room } = body(&room, request, app.jobs.max_input()).await?;
+    let Body { bytes, share } = body(&budget, request, app.jobs.max_input()).await?;
     let (parts, at_most) = parts_of(bytes, &uri, &headers)?;
     let idempotency_key = idempotency_key(&headers, parts.idempotency_key)?;
     let circuit: CircuitName = parts.circuit.parse().map_err(invalid)?;
@@ -70,8 +70,8 @@ async fn submit(
     let request =
         SubmitRequest { id, circuit, input: parts.input, idempotency_key, priority: Priority(parts.priority) };
     let submitted = app.jobs.submit(request).await?;
-    // There are no more copies of the input in memory, so its capacity is released before the wait.
-    drop(room);
+    // There are no more copies of the input in memory, so its share is released before the wait.
+    drop(share);
     let status = match &submitted {
         Submitted::Created(_) => StatusCode::CREATED,
         Submitted::Existing(_) => StatusCode::OK,
@@ -102,7 +102,7 @@ fn parts_of(bytes: Zeroizing<Vec<u8>>, uri: &Uri, headers: &HeaderMap) -> Result
             let priority = match query.get("priority") {
                 None => 0,
                 Some(p) => p.parse().map_err(|_| {
-                    invalid(format!("priority: expected -32768 to 32767, got {:?}", clip(p, LONGEST_GOT)))
+                    invalid(format!("priority: expected -32768 to 32767, got {:?}", clip(p, MAX_QUOTED)))
                 })?,
             };
             let idempotency_key = query.get("idempotency_key").map(str::to_owned);
@@ -122,7 +122,7 @@ fn idempotency_key(headers: &HeaderMap, among_parts: Option<String>) -> Result<O
         }
         (Some(v), None) => {
             let key = v.to_str().map_err(|_| {
-                let got = clip(&String::from_utf8_lossy(v.as_bytes()), LONGEST_GOT);
+                let got = clip(&String::from_utf8_lossy(v.as_bytes()), MAX_QUOTED);
                 invalid(format!("Idempotency-Key: expected visible ASCII characters, got {got:?}"))
             })?;
             Some(key.to_owned())
@@ -166,7 +166,7 @@ async fn wait(app: &App, stopping: Stopping, id: JobId, at_most: Duration) -> Re
 fn content_type(headers: &HeaderMap) -> Result<String, Problem> {
     for coding in headers.get_all(header::CONTENT_ENCODING) {
         if !coding.as_bytes().eq_ignore_ascii_case(b"identity") {
-            let got = clip(&String::from_utf8_lossy(coding.as_bytes()), LONGEST_GOT);
+            let got = clip(&String::from_utf8_lossy(coding.as_bytes()), MAX_QUOTED);
             return Err(unsupported(format!("expected a body without Content-Encoding, got {got:?}")));
         }
     }
@@ -177,14 +177,13 @@ fn content_type(headers: &HeaderMap) -> Result<String, Problem> {
 async fn list(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
     let query = Query::of(&uri, &["state", "circuit", "idempotency_key", "limit", "before"])?;
     let state = query.get("state").map(str::parse::<JobState>).transpose().map_err(invalid)?;
-    let limit = match query.get("limit") {
-        None => 100,
-        Some(text) => text
-            .parse()
-            .ok()
-            .filter(|n| (1..=MOST).contains(n))
-            .ok_or_else(|| invalid(format!("limit: expected 1 to {MOST}, got {:?}", clip(text, LONGEST_GOT))))?,
-    };
+    let limit =
+        match query.get("limit") {
+            None => 100,
+            Some(text) => text.parse().ok().filter(|n| (1..=MAX_LISTED).contains(n)).ok_or_else(|| {
+                invalid(format!("limit: expected 1 to {MAX_LISTED}, got {:?}", clip(text, MAX_QUOTED)))
+            })?,
+        };
     let circuit = query.get("circuit").map(str::parse::<CircuitName>).transpose().map_err(invalid)?;
     let before = query.get("before").map(str::parse::<JobId>).transpose().map_err(invalid)?;
     let idempotency_key = query.get("idempotency_key").map(parse_key).transpose()?;
@@ -232,14 +231,14 @@ async fn cancel(State(app): State<App>, Path(id): Path<String>, _: NoQuery) -> R
 
 async fn requeue(
     State(app): State<App>,
-    Extension(room): Extension<Room>,
+    Extension(budget): Extension<BodyBudget>,
     Path(id): Path<String>,
     _: NoQuery,
     headers: HeaderMap,
     request: Request,
 ) -> Result<Response, Problem> {
-    // Its share of the capacity is held until the job is stored.
-    let Body { bytes, room: _room } = body(&room, request, app.jobs.max_input()).await?;
+    // Its share of the budget is held until the job is stored.
+    let Body { bytes, share: _share } = body(&budget, request, app.jobs.max_input()).await?;
     // A browser sends these two types to another site only if that site permits it.
     let kind = content_type(&headers)?;
     if !bytes.is_empty() && !matches!(kind.as_str(), "application/json" | "application/octet-stream") {
@@ -276,7 +275,7 @@ async fn pause_or_resume(app: &App, scope: &Scope, act: &str) -> Result<Response
         "pause" => (true, app.jobs.pause(scope).await?),
         "resume" => (false, app.jobs.resume(scope).await?),
         _ => {
-            let why = format!("expected pause or resume, got {:?}", clip(act, LONGEST_GOT));
+            let why = format!("expected pause or resume, got {:?}", clip(act, MAX_QUOTED));
             return Err(Problem::new(StatusCode::NOT_FOUND, why));
         }
     };
@@ -346,7 +345,7 @@ impl Query {
         for parameter in uri.query().unwrap_or_default().split('&').filter(|p| !p.is_empty()) {
             let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
             let Some(name) = known.iter().copied().find(|k| *k == name) else {
-                let got = clip(name, LONGEST_GOT);
+                let got = clip(name, MAX_QUOTED);
                 let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
                 return Err(refuse(format!("unknown query parameter {got:?}; known here: {known}")));
             };
@@ -369,8 +368,8 @@ impl Query {
     /// Returns how long the request is willing to wait for its job: `?wait=`.
     fn patience(&self) -> Result<Duration, Problem> {
         let Some(text) = self.get("wait") else { return Ok(Duration::ZERO) };
-        let seconds = text.parse().ok().filter(|n| *n <= LONGEST_WAIT).ok_or_else(|| {
-            invalid(format!("wait: expected seconds, 0 to {LONGEST_WAIT}, got {:?}", clip(text, LONGEST_GOT)))
+        let seconds = text.parse().ok().filter(|n| *n <= MAX_WAIT_SECS).ok_or_else(|| {
+            invalid(format!("wait: expected seconds, 0 to {MAX_WAIT_SECS}, got {:?}", clip(text, MAX_QUOTED)))
         })?;
         Ok(Duration::from_secs(seconds))
     }
@@ -415,7 +414,7 @@ mod tests {
     use crate::worker::{JobService, Readiness, ServiceOptions, View};
 
     #[tokio::test]
-    async fn a_large_input_holds_its_room_until_its_job_is_written_down_and_not_while_somebody_waits() {
+    async fn a_large_input_holds_its_share_until_its_job_is_written_down_and_not_while_somebody_waits() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("jobs.db");
         let store = SqliteStore::open(&file, StoreSettings::default()).await.unwrap();
@@ -433,8 +432,8 @@ mod tests {
         let jobs = JobService::new(Arc::new(store), None, Artifacts::memory(), options);
         let (metrics, readiness) = (Metrics::install("prove"), Readiness::starting("testing devices"));
         let app = App { jobs: jobs.clone(), metrics, readiness, worker: View::default() };
-        let room = Room::for_bodies_of(1 << 20);
-        let all = room.free();
+        let budget = BodyBudget::for_bodies_of(1 << 20);
+        let all = budget.free();
         let (stop, stopped) = watch::channel(false);
 
         // Nothing can be written until another connection's transaction ends.
@@ -444,15 +443,15 @@ mod tests {
         let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
         let text = format!(r#"{{"circuit": "c", "input": {{"a": 1}}{}}}"#, " ".repeat(100 << 10));
         let request = Request::post(uri.clone()).body(text.into()).unwrap();
-        let (stopping, shared) = (Extension(Stopping(stopped)), Extension(room.clone()));
+        let (stopping, shared) = (Extension(Stopping(stopped)), Extension(budget.clone()));
         let answer = submit(State(app), stopping, shared, uri, headers, request);
         tokio::pin!(answer);
         assert!(tokio::time::timeout(Duration::from_millis(200), &mut answer).await.is_err(), "not written down");
-        assert!(room.free() < all, "given back before the job was written down");
+        assert!(budget.free() < all, "given back before the job was written down");
         sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
 
         let given_back = async {
-            while room.free() < all {
+            while budget.free() < all {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };

@@ -4,8 +4,8 @@
 //! its database, queue and keys. Therefore, the number of connections is limited, and so is the time that the head of a
 //! request may take to arrive (this limit also closes idle connections), that a response may wait to be read and, in
 //! [`body`], that a request's body may take to arrive. Large bodies also occupy memory, which is limited as well: they
-//! share a capacity ([`Room`]), and a body that arrives too slowly loses its share, so that a few clients cannot block
-//! all others.
+//! share a budget ([`BodyBudget`]), and a body that arrives too slowly loses its share, so that a few clients cannot
+//! block all others.
 
 use std::io;
 use std::sync::Arc;
@@ -38,14 +38,14 @@ const WRITE_TIME: Duration = Duration::from_secs(30);
 const PACE: Pace = Pace { total: Duration::from_secs(300), grace: Duration::from_secs(10), rate: 64 << 10 };
 /// Maximum number of open connections of a listener, if the limit on open files is at least four times that.
 const CONNECTIONS: usize = 4096;
-/// Bodies of up to this size, in bytes, are read without a share of the capacity.
+/// Bodies of up to this size, in bytes, are read without a share of the budget.
 const SMALL: usize = 64 << 10;
-/// Minimum capacity for larger bodies, in bytes; it is larger if four bodies of the maximum size need more.
-const LARGE_BYTES: usize = 256 << 20;
-/// Maximum time that a large body waits for capacity.
-const TURN: Duration = Duration::from_secs(10);
+/// Minimum budget of larger bodies, in bytes; it is larger if four bodies of the maximum size need more.
+const MIN_BUDGET: usize = 256 << 20;
+/// Maximum time that a large body waits for its share of the budget.
+const BUDGET_WAIT: Duration = Duration::from_secs(10);
 /// Pause after a failure to accept a connection.
-const REST: Duration = Duration::from_secs(1);
+const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 
 /// Notifies handlers that the server is stopping.
 #[derive(Clone)]
@@ -64,16 +64,16 @@ impl Stopping {
 struct Pace {
     /// Maximum time for any body.
     total: Duration,
-    /// Time before the minimum rate applies to a body that holds capacity.
+    /// Time before the minimum rate applies to a body that has a share of the budget.
     grace: Duration,
-    /// Minimum rate after that in bytes per second, on average since the body got its capacity.
+    /// Minimum rate after that in bytes per second, on average since the body got its share.
     rate: u32,
 }
 
 impl Pace {
     /// Returns the deadline for more of a body, counted from its start, when `arrived` bytes have arrived.
-    fn patience(self, arrived: usize, holds_room: bool) -> Duration {
-        if !holds_room {
+    fn patience(self, arrived: usize, has_share: bool) -> Duration {
+        if !has_share {
             return self.total;
         }
         (Duration::from_secs(arrived as u64) / self.rate).max(self.grace).min(self.total)
@@ -96,17 +96,17 @@ impl Pace {
     }
 }
 
-/// The capacity for large bodies, in units of [`SMALL`], and the pace at which they must arrive.
+/// The memory for large bodies, in units of [`SMALL`], and the pace at which they must arrive.
 #[derive(Clone)]
-pub(super) struct Room {
+pub(super) struct BodyBudget {
     units: Arc<Semaphore>,
     pace: Pace,
 }
 
-impl Room {
-    /// Creates capacity for four bodies of up to `most` bytes, and at least [`LARGE_BYTES`].
+impl BodyBudget {
+    /// Creates a budget for four bodies of up to `most` bytes, and at least [`MIN_BUDGET`].
     pub(super) fn for_bodies_of(most: usize) -> Self {
-        let bytes = most.saturating_mul(4).max(LARGE_BYTES);
+        let bytes = most.saturating_mul(4).max(MIN_BUDGET);
         Self { units: Arc::new(Semaphore::new(bytes.div_ceil(SMALL).min(Semaphore::MAX_PERMITS))), pace: PACE }
     }
 
@@ -121,8 +121,8 @@ impl Room {
 pub(super) struct Body {
     /// Its content, which may be secret.
     pub(super) bytes: Zeroizing<Vec<u8>>,
-    /// Its share of the capacity, to be held as long as a copy of the content is in memory.
-    pub(super) room: Option<OwnedSemaphorePermit>,
+    /// Its share of the budget, to be held as long as a copy of the content is in memory.
+    pub(super) share: Option<OwnedSemaphorePermit>,
 }
 
 /// Limits of a server on its clients.
@@ -179,7 +179,7 @@ async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> (TcpStream, 
             Err(e) if is_of_connection(&e) => {}
             Err(error) => {
                 tracing::error!(%error, "connections cannot be accepted; trying again in a second");
-                tokio::time::sleep(REST).await;
+                tokio::time::sleep(ACCEPT_AGAIN).await;
             }
         }
     }
@@ -192,45 +192,45 @@ fn is_of_connection(e: &io::Error) -> bool {
 }
 
 /// Reads the body of a request whose input may have up to `most` bytes.
-pub(super) async fn body(room: &Room, request: Request, most: usize) -> Result<Body, Problem> {
+pub(super) async fn body(budget: &BodyBudget, request: Request, most: usize) -> Result<Body, Problem> {
     let size = request.body().size_hint();
-    // Checked before it waits for capacity, and before any of it has arrived.
+    // Checked before it waits for its share, and before any of it has arrived.
     if size.lower() > most.saturating_add(ENVELOPE) as u64 {
         return Err(too_large(most));
     }
     let (arrives, largest) = (size.exact().unwrap_or(u64::MAX), most as u64);
-    let part = if arrives <= SMALL as u64 {
+    let share = if arrives <= SMALL as u64 {
         None
     } else {
         // A body that turns out to be too large is rejected before it has filled this share.
         let units = arrives.min(largest).div_ceil(SMALL as u64).max(1);
-        Some(turn(room, u32::try_from(units).unwrap_or(u32::MAX)).await?)
+        Some(acquire(budget, u32::try_from(units).unwrap_or(u32::MAX)).await?)
     };
-    let bytes = arrived(room.pace, request, most, part.is_some()).await?;
-    Ok(Body { bytes: Zeroizing::new(bytes), room: part })
+    let bytes = arrived(budget.pace, request, most, share.is_some()).await?;
+    Ok(Body { bytes: Zeroizing::new(bytes), share })
 }
 
 fn too_large(most: usize) -> Problem {
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the input may have at most {most} bytes"))
 }
 
-async fn turn(room: &Room, units: u32) -> Result<OwnedSemaphorePermit, Problem> {
+async fn acquire(budget: &BodyBudget, units: u32) -> Result<OwnedSemaphorePermit, Problem> {
     let late = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many large inputs are arriving; try again");
-    match tokio::time::timeout(TURN, room.units.clone().acquire_many_owned(units)).await {
+    match tokio::time::timeout(BUDGET_WAIT, budget.units.clone().acquire_many_owned(units)).await {
         Ok(Ok(permit)) => Ok(permit),
         _ => Err(late()),
     }
 }
 
 /// Reads the bytes of a body, as long as it keeps the pace.
-async fn arrived(pace: Pace, request: Request, most: usize, holds_room: bool) -> Result<Vec<u8>, Problem> {
+async fn arrived(pace: Pace, request: Request, most: usize, has_share: bool) -> Result<Vec<u8>, Problem> {
     let begun = Instant::now();
     let limit = most.saturating_add(ENVELOPE);
     let announced = usize::try_from(request.body().size_hint().lower()).unwrap_or(limit);
     let mut bytes = Vec::with_capacity(announced.min(limit));
     let mut pieces = request.into_body().into_data_stream();
     loop {
-        let patience = pace.patience(bytes.len(), holds_room);
+        let patience = pace.patience(bytes.len(), has_share);
         match tokio::time::timeout_at(begun + patience, pieces.next()).await {
             Ok(None) => return Ok(bytes),
             Ok(Some(Ok(piece))) if piece.len() > limit - bytes.len() => return Err(too_large(most)),
@@ -386,45 +386,47 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_does_not_end_is_given_up() {
         let pace = Pace { total: Duration::from_millis(10), grace: LONG, rate: 1 };
-        let room = Room { units: Arc::new(Semaphore::new(1)), pace };
-        let (status, why) = refusal(body(&room, post(3, None), 9).await).await;
+        let budget = BodyBudget { units: Arc::new(Semaphore::new(1)), pace };
+        let (status, why) = refusal(body(&budget, post(3, None), 9).await).await;
         assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
         assert!(why.contains("within 0 s, got 3 bytes"), "{why}");
     }
 
     #[tokio::test]
-    async fn a_body_that_arrives_too_slowly_loses_its_room() {
+    async fn a_body_that_arrives_too_slowly_loses_its_share() {
         let pace = Pace { total: LONG, grace: Duration::from_millis(10), rate: 64 << 10 };
-        let room = Room { units: Arc::new(Semaphore::new(16)), pace };
-        let (status, why) = refusal(body(&room, post(3, None), 1 << 20).await).await;
+        let budget = BodyBudget { units: Arc::new(Semaphore::new(16)), pace };
+        let (status, why) = refusal(body(&budget, post(3, None), 1 << 20).await).await;
         assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
         assert!(why.contains("expected 65536 bytes a second") && why.contains("got 3 bytes in 0.0 s"), "{why}");
-        assert_eq!(room.free(), 16);
+        assert_eq!(budget.free(), 16);
     }
 
     #[tokio::test]
-    async fn a_body_that_is_ahead_may_pause_and_so_may_one_that_holds_no_room() {
+    async fn a_body_that_is_ahead_may_pause_and_so_may_one_that_has_no_share() {
         // 600 bytes are ten minutes' worth.
-        let room =
-            Room { units: Arc::new(Semaphore::new(16)), pace: Pace { total: LONG, grace: Duration::ZERO, rate: 1 } };
-        let arrived = body(&room, post(600, Some(5)), 1 << 20).await.unwrap();
-        assert_eq!((arrived.bytes.len(), arrived.room.unwrap().num_permits()), (605, 16));
-        assert_eq!(super::arrived(room.pace, post(0, Some(5)), 1 << 20, false).await.unwrap().len(), 5);
+        let budget = BodyBudget {
+            units: Arc::new(Semaphore::new(16)),
+            pace: Pace { total: LONG, grace: Duration::ZERO, rate: 1 },
+        };
+        let arrived = body(&budget, post(600, Some(5)), 1 << 20).await.unwrap();
+        assert_eq!((arrived.bytes.len(), arrived.share.unwrap().num_permits()), (605, 16));
+        assert_eq!(super::arrived(budget.pace, post(0, Some(5)), 1 << 20, false).await.unwrap().len(), 5);
     }
 
     #[test]
     fn the_pace_is_64_kib_a_second_after_ten_seconds_and_five_minutes_in_all() {
-        let seconds = |arrived: usize, holds_room| PACE.patience(arrived, holds_room).as_secs_f64();
+        let seconds = |arrived: usize, has_share| PACE.patience(arrived, has_share).as_secs_f64();
         assert_eq!([0, 640 << 10, 672 << 10, 1 << 20].map(|n| seconds(n, true)), [10., 10., 10.5, 16.]);
         assert_eq!((seconds(64 << 20, true), seconds(0, false)), (300., 300.));
     }
 
     #[tokio::test]
     async fn a_body_that_was_not_announced_is_refused_once_it_is_too_large() {
-        let room = Room::for_bodies_of(9);
-        let most = body(&room, post(9, Some(ENVELOPE)), 9).await.unwrap();
+        let budget = BodyBudget::for_bodies_of(9);
+        let most = body(&budget, post(9, Some(ENVELOPE)), 9).await.unwrap();
         assert_eq!(most.bytes.len(), 9 + ENVELOPE);
-        let (status, why) = refusal(body(&room, post(10, Some(ENVELOPE)), 9).await).await;
+        let (status, why) = refusal(body(&budget, post(10, Some(ENVELOPE)), 9).await).await;
         assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{why}");
     }
 
@@ -444,30 +446,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_that_is_announced_as_too_large_is_refused_before_it_takes_room_or_time() {
+    async fn a_body_that_is_announced_as_too_large_is_refused_before_it_takes_memory_or_time() {
         let most = 1 << 20;
-        let room = Room { units: Arc::new(Semaphore::new(0)), pace: PACE };
+        let budget = BodyBudget { units: Arc::new(Semaphore::new(0)), pace: PACE };
         let post = |bytes: usize| Request::post("/").body(Body::new(Announced(bytes as u64))).unwrap();
-        let answer = body(&room, post(most + ENVELOPE + 1), most).await.err().unwrap().into_response();
+        let answer = body(&budget, post(most + ENVELOPE + 1), most).await.err().unwrap().into_response();
         assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
-        let within = body(&room, post(most + ENVELOPE), most);
-        assert!(tokio::time::timeout(Duration::from_millis(50), within).await.is_err(), "waits for capacity");
+        let within = body(&budget, post(most + ENVELOPE), most);
+        assert!(tokio::time::timeout(Duration::from_millis(50), within).await.is_err(), "waits for its share");
     }
 
     #[tokio::test]
-    async fn large_bodies_share_a_bounded_room_and_small_ones_do_not_wait() {
+    async fn large_bodies_share_a_budget_and_small_ones_do_not_wait() {
         let most = 1 << 20;
-        let room = Room { units: Arc::new(Semaphore::new(most / SMALL)), pace: PACE };
+        let budget = BodyBudget { units: Arc::new(Semaphore::new(most / SMALL)), pace: PACE };
         let post = |bytes: usize| Request::post("/").body(Body::from(vec![0; bytes])).unwrap();
-        let first = body(&room, post(most), most).await.unwrap();
+        let first = body(&budget, post(most), most).await.unwrap();
         assert_eq!(first.bytes.len(), most);
-        let second = body(&room, post(SMALL + 1), most);
+        let second = body(&budget, post(SMALL + 1), most);
         tokio::pin!(second);
         assert!(tokio::time::timeout(Duration::from_millis(50), &mut second).await.is_err(), "alongside the first");
-        assert_eq!(body(&room, post(SMALL), most).await.unwrap().bytes.len(), SMALL);
+        assert_eq!(body(&budget, post(SMALL), most).await.unwrap().bytes.len(), SMALL);
         drop(first);
         assert_eq!(second.await.unwrap().bytes.len(), SMALL + 1);
-        assert_eq!(Room::for_bodies_of(64 << 20).free() * SMALL, 256 << 20);
-        assert_eq!(Room::for_bodies_of(1 << 30).free() * SMALL, 4 << 30);
+        assert_eq!(BodyBudget::for_bodies_of(64 << 20).free() * SMALL, 256 << 20);
+        assert_eq!(BodyBudget::for_bodies_of(1 << 30).free() * SMALL, 4 << 30);
     }
 }
