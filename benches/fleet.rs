@@ -8,6 +8,9 @@
 //! otherwise a chain of as many squares as tx14 has constraints, whose jobs carry their whole witness.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "../tests/support/no_work.rs"]
+mod no_work;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +26,7 @@ use prover_worker::config::Config;
 use prover_worker::formats::r1cs::{self, Constraints, R1cs};
 use prover_worker::formats::{wtns, zkey};
 use prover_worker::groth16::{self, Verifier, setup};
-use prover_worker::model::{Fr, Job, JobId, JobResult, JobState, Priority, StageTimes, StopToken, Witness};
+use prover_worker::model::{Fr, JobId, JobState, Priority, StopToken, Witness};
 use prover_worker::queue::{Queue, RedisQueue, RedisSettings};
 use prover_worker::registry::{Registry, RegistryLimits};
 use prover_worker::seal::Keyring;
@@ -34,6 +37,8 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
+
+use no_work::NoWork;
 
 /// Multiplications of the proved circuit: as many as a transfer with two Merkle paths has (tx14).
 const CONSTRAINTS: u32 = 14_906;
@@ -106,21 +111,6 @@ fn chain() -> (R1cs, Witness) {
     let n_wires = CONSTRAINTS + 2;
     let circuit = R1cs { n_wires, n_pub_out: 1, n_pub_in: 0, n_prv_in: 1, n_labels: u64::from(n_wires), constraints };
     (circuit, Witness::from_canonical(values.iter().map(|v| v.into_bigint()).collect()))
-}
-
-struct Nothing;
-
-#[async_trait::async_trait]
-impl Work for Nothing {
-    async fn make(&self, _: &Job, _: &[u8]) -> JobResult {
-        let field = "\"1234567890123456789012345678901234567890123456789012345678901234567890123456\",";
-        JobResult {
-            proof_json: field.repeat(9),
-            public_json: field.into(),
-            device: "none".into(),
-            times: StageTimes::default(),
-        }
-    }
 }
 
 /// A database, a queue, a registered circuit.
@@ -274,7 +264,7 @@ fn fleet(c: &mut Criterion) {
     // First without files, as if PROVER_PROOF_FILES were off: right after many files were removed, as at the end of
     // this bench, ext4 creates new ones slowly.
     for (files, name) in [(false, "proving nothing, without files"), (true, "proving nothing")] {
-        let worker = runtime.block_on(site.work(Some(Arc::new(Nothing)), Some(128), files));
+        let worker = runtime.block_on(site.work(Some(Arc::new(NoWork)), Some(128), files));
         group.bench_function(format!("a job from submit to done, 128 abreast, {name}"), |b| {
             b.iter_custom(|n| {
                 // Long enough that the start and the end do not matter.
@@ -284,7 +274,7 @@ fn fleet(c: &mut Criterion) {
         });
         runtime.block_on(worker.drain());
     }
-    let worker = runtime.block_on(site.work(Some(Arc::new(Nothing)), Some(128), true));
+    let worker = runtime.block_on(site.work(Some(Arc::new(NoWork)), Some(128), true));
     group.bench_function("submit to start on an idle worker", |b| {
         b.iter_custom(|n| {
             runtime.block_on(async {

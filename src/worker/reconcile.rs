@@ -29,7 +29,7 @@ const REMOVE_AGAIN: Duration = Duration::from_secs(600);
 const SWEEP_LIMIT: u32 = 1000;
 /// Interval of the queue's maintenance.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
-/// Number of such intervals after which the queue is identified the identity of its database again, which changes where
+/// Number of such intervals after which the queue is given the identity of its database again, which changes where
 /// another database replaces it.
 const IDENTIFY_EVERY: u32 = 12;
 
@@ -216,14 +216,14 @@ fn drain_seconds(load: &Load) -> f64 {
 pub(super) async fn keep_queue(queue: Arc<dyn Queue>, store: Arc<dyn Store>) {
     let mut tick = tokio::time::interval(UPKEEP_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut identified: Option<u32> = None;
+    let mut given_at: Option<u32> = None;
     for n in 0_u32.. {
         tick.tick().await;
         // Does not delay the maintenance for longer than the queue keeps its database's name without it.
-        if identified.is_none_or(|at| n.wrapping_sub(at) >= IDENTIFY_EVERY) {
+        if given_at.is_none_or(|at| n.wrapping_sub(at) >= IDENTIFY_EVERY) {
             match tokio::time::timeout(UPKEEP_EVERY, store.identity()).await {
                 Ok(Ok(identity)) => {
-                    identified = Some(n);
+                    given_at = Some(n);
                     // A store without an answer now is the same as before, as far as can be known.
                     if let Some(identity) = identity {
                         queue.belong_to(&identity);

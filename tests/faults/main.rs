@@ -16,6 +16,8 @@ mod fleet;
 mod harness;
 mod lease;
 mod neighbours;
+#[path = "../support/no_work.rs"]
+mod no_work;
 mod queues;
 #[path = "../support/wait.rs"]
 mod wait;

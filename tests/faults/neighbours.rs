@@ -11,17 +11,18 @@ use prover_worker::artifacts::Artifacts;
 use prover_worker::backend::Backend;
 use prover_worker::backend::cpu::CpuBackend;
 use prover_worker::config::Config;
-use prover_worker::model::{FailureClass, Job, JobError, JobId, JobResult, JobState, Priority, StageTimes, WorkerId};
+use prover_worker::model::{FailureClass, JobError, JobId, JobState, Priority, WorkerId};
 use prover_worker::queue::{Delivery, MemoryQueue, Precedence, Queue, QueueError, SetAside};
 use prover_worker::seal::Keyring;
 use prover_worker::store::{Retry, SqliteStore, Store, StoreSettings};
-use prover_worker::worker::{JobService, ServiceOptions, SubmitRequest, Work, Worker, WorkerOptions, WorkerParts};
+use prover_worker::worker::{JobService, ServiceOptions, SubmitRequest, Worker, WorkerOptions, WorkerParts};
 use zeroize::Zeroizing;
 
 use crate::circuits::circuit_file;
 use crate::devices::registry;
 use crate::harness::Site;
 use crate::harness::multiplier_key;
+use crate::no_work::{self, NoWork};
 use crate::queues::{Behaviour, Odd};
 use crate::wait::{until_async, until_async_ok};
 
@@ -177,20 +178,6 @@ impl Queue for Deaf {
     }
 }
 
-struct Nothing;
-
-#[async_trait]
-impl Work for Nothing {
-    async fn make(&self, _: &Job, _: &[u8]) -> JobResult {
-        JobResult {
-            proof_json: "{}".into(),
-            public_json: "[]".into(),
-            device: "none".into(),
-            times: StageTimes::default(),
-        }
-    }
-}
-
 /// A worker in this process that does no work for its jobs.
 struct Idle {
     dir: tempfile::TempDir,
@@ -219,7 +206,7 @@ impl Idle {
         let options = WorkerOptions { concurrency: Some(2), ..WorkerOptions::from(&config) };
         let parts = WorkerParts { store, heartbeat, queue, artifacts, registry, service: service.clone(), keyring };
         let devices: Vec<Arc<dyn Backend>> = vec![Arc::new(CpuBackend::new(1).unwrap())];
-        let worker = Worker::start_with(parts, devices, Some(Arc::new(Nothing)), options).await.unwrap();
+        let worker = Worker::start_with(parts, devices, Some(Arc::new(NoWork)), options).await.unwrap();
         Self { dir, service, worker }
     }
 
@@ -302,10 +289,10 @@ async fn a_proof_can_be_had_while_its_files_cannot_be_written() {
     fs::write(&proofs, "in the way").unwrap();
     let id = site.submit().await;
     site.until_done(id).await;
-    assert_eq!(site.service.result(id).await.unwrap().proof_json, "{}");
+    assert_eq!(site.service.result(id).await.unwrap().proof_json, no_work::result().proof_json);
 
     fs::remove_file(&proofs).unwrap();
-    assert_eq!(site.service.result(id).await.unwrap().proof_json, "{}");
+    assert_eq!(site.service.result(id).await.unwrap().proof_json, no_work::result().proof_json);
     let copy = proofs.join(id.to_string()).join("proof.json");
     assert_eq!(fs::read_to_string(copy).unwrap(), "{}", "put back once there is a place");
     site.worker.drain().await;
