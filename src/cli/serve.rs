@@ -136,12 +136,11 @@ async fn drain(worker: Worker, signals: &mut Signals, signalled: bool) -> (usize
 /// Returns the API's routes, and warns if other machines can use them without a token.
 fn api(app: App, addr: SocketAddr, tokens: &[Secret]) -> Router {
     let access = Access::new(addr.ip().is_loopback(), tokens.iter().map(Secret::reveal));
-    if access.is_everybodys() {
+    if access.is_open() {
         tracing::warn!(
             %addr,
             "the API is open to other machines and requires no token: set PROVER_API_TOKENS, or put it behind a proxy \
-             that \
-             authenticates its users"
+             that authenticates its users"
         );
     }
     http::api_router(app, access)

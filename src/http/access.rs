@@ -42,7 +42,7 @@ impl Access {
     }
 
     /// Whether other machines can reach the API without a token.
-    pub fn is_everybodys(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         !self.loopback && self.tokens.is_empty()
     }
 
@@ -201,7 +201,7 @@ mod tests {
             // A browser sends a remembered password.
             assert_eq!(ask(access, "POST", &[named, known, page]), Some(403));
         }
-        assert_eq!([&open, &local].map(Access::is_everybodys), [true, false]);
-        assert!(with_tokens.iter().all(|a| !a.is_everybodys()));
+        assert_eq!([&open, &local].map(Access::is_open), [true, false]);
+        assert!(with_tokens.iter().all(|a| !a.is_open()));
     }
 }

@@ -22,14 +22,14 @@ const POP_WAIT: Duration = Duration::from_secs(1);
 /// How long a queue may take to answer such a call before it counts as failing.
 const POP_PATIENCE: Duration = Duration::from_secs(4);
 /// How often the store is asked instead of a failing queue, where it had nothing last time.
-const DETOUR: Duration = Duration::from_millis(250);
+const ASK_STORE_EVERY: Duration = Duration::from_millis(250);
 /// Longest interval between two checks of a failing queue.
 const MAX_CHECK_PAUSE: Duration = Duration::from_secs(16);
 /// Number of workers a job has taken down after which the next worker runs it alone, so that it takes no other jobs
 /// with it.
 const SUSPECT: u32 = 2;
 /// Jobs requested from the store beyond the free capacity.
-const SPARE: usize = 64;
+const MORE_DUE: usize = 64;
 /// Most messages recorded at the same time, in addition to jobs.
 pub(super) const MESSAGES: usize = 16;
 
@@ -52,15 +52,15 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
         if let Some(out) = &mut queue_outage
             && !out.is_over()
         {
-            let begun = detour(&ctx, free, &mut out.rivals, &mut tasks).await;
+            let begun = take_from_store(&ctx, free, &mut out.rivals, &mut tasks).await;
             if begun == 0 {
-                let _ = tokio::time::timeout(DETOUR, draining.changed()).await;
+                let _ = tokio::time::timeout(ASK_STORE_EVERY, draining.changed()).await;
             }
             continue;
         }
         // A queue that takes no offers still delivers what it has.
-        let full = ctx.unoffered.load(Ordering::Relaxed);
-        let wait = if full { wait_for_full(in_vain) } else { POP_WAIT };
+        let unoffered = ctx.unoffered.load(Ordering::Relaxed);
+        let wait = if unoffered { pop_wait(in_vain) } else { POP_WAIT };
         let popped = tokio::select! {
             biased;
             _ = draining.changed() => break,
@@ -76,8 +76,8 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
                     tracing::info!("the queue answers again");
                 }
                 let popped = deliveries.len();
-                deal_out(&ctx, deliveries, &mut tasks).await;
-                let vain = full && popped == 0 && detour(&ctx, free, &mut rivals, &mut tasks).await == 0;
+                process(&ctx, deliveries, &mut tasks).await;
+                let vain = unoffered && popped == 0 && take_from_store(&ctx, free, &mut rivals, &mut tasks).await == 0;
                 in_vain = if vain { in_vain.saturating_add(1) } else { 0 };
             }
             Err(error) => {
@@ -100,10 +100,10 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
 /// which both had nothing. At first not at all, because the jobs are in the store then. But nothing shows that the
 /// queue has recovered until the next job is offered, and until then the store is asked no more often than alongside a
 /// healthy queue.
-fn wait_for_full(in_vain: u32) -> Duration {
+fn pop_wait(in_vain: u32) -> Duration {
     match in_vain.checked_sub(1) {
         None => Duration::ZERO,
-        Some(doublings) => DETOUR.saturating_mul(1 << doublings.min(16)).min(POP_WAIT),
+        Some(doublings) => ASK_STORE_EVERY.saturating_mul(1 << doublings.min(16)).min(POP_WAIT),
     }
 }
 
@@ -144,7 +144,7 @@ fn report(done: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn deal_out(ctx: &Arc<Context>, deliveries: Vec<Delivery>, tasks: &mut JoinSet<()>) {
+async fn process(ctx: &Arc<Context>, deliveries: Vec<Delivery>, tasks: &mut JoinSet<()>) {
     let (mut jobs, mut messages, mut over) = (Vec::new(), Vec::new(), Vec::new());
     for delivery in deliveries {
         match &delivery.offer {
@@ -173,8 +173,8 @@ async fn deal_out(ctx: &Arc<Context>, deliveries: Vec<Delivery>, tasks: &mut Joi
 
 /// Takes jobs directly from the store while the queue fails, and returns how many. Every worker gets the same list, so
 /// more is requested than needed, and workers that meet others there start at different positions.
-async fn detour(ctx: &Arc<Context>, free: usize, rivals: &mut bool, tasks: &mut JoinSet<()>) -> usize {
-    let limit = u32::try_from(free.saturating_add(SPARE)).unwrap_or(u32::MAX);
+async fn take_from_store(ctx: &Arc<Context>, free: usize, rivals: &mut bool, tasks: &mut JoinSet<()>) -> usize {
+    let limit = u32::try_from(free.saturating_add(MORE_DUE)).unwrap_or(u32::MAX);
     let Ok(mut due) = ctx.store.due(limit).await else { return 0 };
     if std::mem::take(rivals) {
         let spare = due.len().saturating_sub(free);
@@ -350,8 +350,8 @@ mod tests {
 
     #[test]
     fn a_queue_that_took_no_offers_is_asked_no_more_often_than_a_sound_one_while_there_is_nothing() {
-        let waits: Vec<u128> = (0..6).map(|in_vain| wait_for_full(in_vain).as_millis()).collect();
+        let waits: Vec<u128> = (0..6).map(|in_vain| pop_wait(in_vain).as_millis()).collect();
         assert_eq!(waits, [0, 250, 500, 1000, 1000, 1000]);
-        assert_eq!(wait_for_full(u32::MAX), POP_WAIT);
+        assert_eq!(pop_wait(u32::MAX), POP_WAIT);
     }
 }
