@@ -65,8 +65,8 @@ catalogue! {
     QUEUE_DRAIN "queue_drain_seconds" Gauge, [], "Predicted time until all waiting jobs are done, at the rate of all workers in the last minute; +Inf while jobs wait and none was done. Includes paused jobs.";
     QUEUE_PAUSED "queue_paused" Gauge, [], "1 while the queue is paused (`queue pause`). Its jobs wait, and `queue_oldest_seconds` does not include them.";
     CIRCUITS_PAUSED "circuits_paused" Gauge, [], "Paused circuits (`circuits pause`), in any queue. `queue_oldest_seconds` does not include their jobs.";
-    STORE_UP "store_up" Gauge, [], "1 while the store answers and accepts writes, checked every second. While 0, `queue_depth`, `queue_oldest_seconds`, `queue_drain_seconds` and `jobs_running` keep their last values.";
-    QUEUE_UP "queue_up" Gauge, [], "1 while the queue answers; 0 after a call that it did not answer, or refused because it serves workers of another database, until it answers again. Jobs are then taken from the store, and messages of producers wait.";
+    STORE_UP "store_up" Gauge, [], "1 while the store answers and accepts writes, checked every second; absent until it has been asked. While 0, `queue_depth`, `queue_oldest_seconds`, `queue_drain_seconds` and `jobs_running` keep their last values.";
+    QUEUE_UP "queue_up" Gauge, [], "1 while the queue answers; absent until it has been asked; 0 after a call that it did not answer, or refused because it serves workers of another database, until it answers again. Jobs are then taken from the store, and messages of producers wait.";
     QUEUE_ERRORS "queue_errors_total" Counter, [], "Calls the queue did not answer. It is called seldom during an outage, so watch `queue_up` for those.";
     MESSAGES "messages_total" Counter, ["outcome"], "Messages of producers taken from the queue: recorded as a job, rejected under their id, or set aside.";
     JOBS_EXPIRED "jobs_expired_total" Counter, [], "Jobs that failed because no worker claimed them in time; also counted in `job_failures_total` with class timeout.";
@@ -203,6 +203,8 @@ fn start_at_zero() {
                     counter!(m.name, "outcome" => outcome).increment(0);
                 }
             }
+            // An alert would take 0 for an outage, before the first look.
+            (Gauge, []) if matches!(m.name, STORE_UP | QUEUE_UP) => {}
             (Gauge, []) => gauge!(m.name).set(0.0),
             // A histogram appears when it is registered, even without a sample.
             (Histogram(_), []) => drop(metrics::histogram!(m.name)),

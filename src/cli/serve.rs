@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use metrics::gauge;
 use rustix::process::{self, Resource, Rlimit, getpid, getrlimit, kill_process, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -169,9 +170,13 @@ async fn open(config: Config) -> Result<Workspace, CliError> {
     loop {
         match Workspace::open(config.clone()).await {
             Err(OpenError::Store(error @ StoreError::Unreachable { .. })) if begun.elapsed() < DATABASE_WAIT => {
+                gauge!(telemetry::STORE_UP).set(0.0);
                 tracing::warn!(%error, "the worker starts once its database is available");
             }
-            opened => return opened.map_err(CliError::failed),
+            opened => {
+                gauge!(telemetry::STORE_UP).set(f64::from(opened.is_ok()));
+                return opened.map_err(CliError::failed);
+            }
         }
         tokio::time::sleep(DATABASE_AGAIN).await;
     }

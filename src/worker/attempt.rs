@@ -278,8 +278,11 @@ impl<'a> JobRun<'a> {
             }
             Err(AttemptError::Stopped(StopReason::Cancelled)) => {
                 let held = persist(ctx, &self.stop, || ctx.store.confirm_cancel(job.id, job.attempt)).await;
-                note_held(job, held)?;
-                Some(cancelled(job))
+                if note_held(job, held)? {
+                    return Some(cancelled(job));
+                }
+                // The request is gone, for example with commits that a failover of the database lost.
+                give_back(ctx, job, Some(self.lease), &self.stop).await
             }
             Err(AttemptError::Stopped(StopReason::Draining) | AttemptError::NoCapacity) => {
                 give_back(ctx, job, Some(self.lease), &self.stop).await

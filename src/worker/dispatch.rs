@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use metrics::{counter, gauge, histogram};
+use metrics::{counter, histogram};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -71,7 +71,7 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
         };
         match popped {
             Ok(deliveries) => {
-                gauge!(telemetry::QUEUE_UP).set(1.0);
+                ctx.queue_health.note_pop(true);
                 if queue_outage.take().is_some() {
                     tracing::info!("the queue answers again");
                 }
@@ -82,7 +82,7 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
             }
             Err(error) => {
                 counter!(telemetry::QUEUE_ERRORS).increment(1);
-                gauge!(telemetry::QUEUE_UP).set(0.0);
+                ctx.queue_health.note_pop(false);
                 if queue_outage.is_none() {
                     tracing::error!(%error, "the queue fails; jobs are taken from the store meanwhile");
                 }

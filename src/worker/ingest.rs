@@ -11,14 +11,14 @@ use super::dispatch::acknowledge;
 use super::outage::log_unless;
 use super::service::{ServiceError, SubmitRequest, refuse};
 use super::{Context, request};
-use crate::model::{CircuitName, FailureClass, IdempotencyKey, JobError, JobId, Priority};
-use crate::queue::{Delivery, EndNotice, Message, Offer, Precedence};
+use crate::model::{CircuitName, FailureClass, IdempotencyKey, Job, JobError, JobId, Priority};
+use crate::queue::{Delivery, EndNotice, Message, Offer};
 use crate::store::{StoreError, Submitted};
 use crate::telemetry;
 
 /// What happens to a message.
 enum MessageFate {
-    Recorded(JobId, Priority),
+    Recorded(Box<Job>),
     /// It is unusable, but has an id under which its sender finds the reason.
     Rejected,
     SetAside(String),
@@ -60,10 +60,9 @@ pub(super) async fn take(ctx: &Context, delivery: Delivery) {
         return put_back(ctx, delivery).await;
     }
     match record(ctx, message).await {
-        MessageFate::Recorded(id, priority) => {
+        MessageFate::Recorded(job) => {
             count("recorded");
-            // If this fails, the reconciler offers the job.
-            let _ = ctx.queue.push(&[(id, priority)], Precedence::New).await;
+            ctx.service.offer(&job).await;
             acknowledge(ctx, &[delivery]).await;
         }
         MessageFate::Rejected => {
@@ -121,7 +120,7 @@ async fn record(ctx: &Context, message: &Message) -> MessageFate {
                 priority: Priority(parts.priority),
             };
             match ctx.service.record(request).await {
-                Ok(submitted) => return MessageFate::Recorded(submitted.job().id, submitted.job().priority),
+                Ok(Submitted::Created(job) | Submitted::Existing(job)) => return MessageFate::Recorded(Box::new(job)),
                 Err(ServiceError::Conflict(why)) => return MessageFate::SetAside(why),
                 Err(e @ (ServiceError::Store(_) | ServiceError::Artifact(_) | ServiceError::Seal(_))) => {
                     let covered = matches!(&e, ServiceError::Store(error) if ctx.outage.note_failure(error));

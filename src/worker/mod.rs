@@ -22,6 +22,7 @@ mod loading;
 mod outage;
 mod pauses;
 mod proof_files;
+mod queue_health;
 mod readiness;
 mod reconcile;
 pub mod request;
@@ -66,11 +67,12 @@ use environment::Environment;
 use fleet::{Fleet, Sizing};
 use lease::{Drained, Keeper};
 use outage::Outage;
+use queue_health::QueueHealth;
 
 /// Pause before a task that panicked is started again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// How long stopped jobs have to notice. They check between the steps of a proof.
-const STOP_WAIT: Duration = Duration::from_secs(10);
+const STOP_WAIT: Duration = Duration::from_secs(4);
 /// The same after the grace period was ended early.
 const HURRIED_STOP_WAIT: Duration = Duration::from_secs(1);
 /// How often jobs are asked to stop.
@@ -187,6 +189,7 @@ struct Context {
     /// Limits the proofs whose files are written at the same time.
     copies: Semaphore,
     environment: Environment,
+    queue_health: QueueHealth,
     /// Set while the queue takes no offers: due jobs are then taken from the store.
     unoffered: AtomicBool,
     outage: Outage,
@@ -283,6 +286,7 @@ impl Worker {
             messages,
             copies: Semaphore::new(proof_files::WRITTEN_AT_ONCE),
             environment: Environment::default(),
+            queue_health: QueueHealth::default(),
             unoffered: AtomicBool::new(false),
             outage,
         };
@@ -299,8 +303,8 @@ impl Worker {
         let remover = ctx.clone();
         let remove = move || reconcile::remove_unneeded_content(remover.clone());
         others.spawn(supervised("removal of unneeded content", remove));
-        let (queue, store) = (ctx.queue.clone(), ctx.store.clone());
-        let upkeep = move || reconcile::keep_queue(queue.clone(), store.clone());
+        let keeping = ctx.clone();
+        let upkeep = move || reconcile::keep_queue(keeping.clone());
         others.spawn(supervised("queue upkeep", upkeep));
         others.spawn(proof_files::restore_latest(ctx.clone()));
         others.spawn(warm(ctx.clone()));

@@ -213,7 +213,7 @@ fn drain_seconds(load: &Load) -> f64 {
 }
 
 /// Maintains the queue, forever.
-pub(super) async fn keep_queue(queue: Arc<dyn Queue>, store: Arc<dyn Store>) {
+pub(super) async fn keep_queue(ctx: Arc<Context>) {
     let mut tick = tokio::time::interval(UPKEEP_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut given_at: Option<u32> = None;
@@ -221,19 +221,21 @@ pub(super) async fn keep_queue(queue: Arc<dyn Queue>, store: Arc<dyn Store>) {
         tick.tick().await;
         // Does not delay the maintenance for longer than the queue keeps its database's name without it.
         if given_at.is_none_or(|at| n.wrapping_sub(at) >= IDENTIFY_EVERY) {
-            match tokio::time::timeout(UPKEEP_EVERY, store.identity()).await {
+            match tokio::time::timeout(UPKEEP_EVERY, ctx.store.identity()).await {
                 Ok(Ok(identity)) => {
                     given_at = Some(n);
                     // A store without an answer now is the same as before, as far as can be known.
                     if let Some(identity) = identity {
-                        queue.belong_to(&identity);
+                        ctx.queue.belong_to(&identity);
                     }
                 }
                 Ok(Err(error)) => tracing::debug!(%error, "the store's identity could not be read"),
                 Err(_) => tracing::debug!("the store's identity could not be read in time"),
             }
         }
-        if let Err(error) = queue.upkeep().await {
+        let done = ctx.queue.upkeep().await;
+        ctx.queue_health.note_upkeep(done.is_ok());
+        if let Err(error) = done {
             tracing::debug!(%error, "the queue's maintenance failed");
         }
     }

@@ -205,8 +205,9 @@ impl JobService {
 
     /// Wakes a worker. If that fails, the reconciler finds the job. A job that belongs to another queue, where it was
     /// first submitted, is left to that queue's reconcilers.
-    async fn offer(&self, job: &Job) {
-        let Some(queue) = self.queue.clone().filter(|_| job.queue == self.store.queue_name()) else { return };
+    pub(super) async fn offer(&self, job: &Job) {
+        let own = job.state == JobState::Queued && job.queue == self.store.queue_name();
+        let Some(queue) = self.queue.clone().filter(|_| own) else { return };
         let offered = [(job.id, job.priority)];
         let pushed = briefly(async move { queue.push(&offered, Precedence::New).await }).await;
         // The start and end of an outage are logged, not each job in between.

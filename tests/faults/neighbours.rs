@@ -20,8 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::circuits::circuit_file;
 use crate::devices::registry;
-use crate::harness::Site;
-use crate::harness::multiplier_key;
+use crate::harness::{Site, multiplier_key};
 use crate::no_work::{self, NoWork};
 use crate::queues::{Behaviour, Odd};
 use crate::wait::{until_async, until_async_ok};
