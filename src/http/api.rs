@@ -23,7 +23,7 @@ use crate::store::{Cancelled, JobFilter, Scope, Submitted};
 use crate::worker::{Status, SubmitRequest, request};
 
 /// Maximum number of jobs in a list.
-const MAX_LISTED: u32 = 1000;
+const MAX_JOBS: u32 = 1000;
 /// Maximum time that a request may wait for a job, in seconds.
 const MAX_WAIT_SECS: u64 = 300;
 /// Maximum length of a client's text that a problem repeats, in characters.
@@ -177,13 +177,14 @@ fn content_type(headers: &HeaderMap) -> Result<String, Problem> {
 async fn list(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
     let query = Query::of(&uri, &["state", "circuit", "idempotency_key", "limit", "before"])?;
     let state = query.get("state").map(str::parse::<JobState>).transpose().map_err(invalid)?;
-    let limit =
-        match query.get("limit") {
-            None => 100,
-            Some(text) => text.parse().ok().filter(|n| (1..=MAX_LISTED).contains(n)).ok_or_else(|| {
-                invalid(format!("limit: expected 1 to {MAX_LISTED}, got {:?}", clip(text, MAX_QUOTED)))
-            })?,
-        };
+    let limit = match query.get("limit") {
+        None => 100,
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|n| (1..=MAX_JOBS).contains(n))
+            .ok_or_else(|| invalid(format!("limit: expected 1 to {MAX_JOBS}, got {:?}", clip(text, MAX_QUOTED))))?,
+    };
     let circuit = query.get("circuit").map(str::parse::<CircuitName>).transpose().map_err(invalid)?;
     let before = query.get("before").map(str::parse::<JobId>).transpose().map_err(invalid)?;
     let idempotency_key = query.get("idempotency_key").map(parse_key).transpose()?;

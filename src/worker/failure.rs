@@ -166,8 +166,8 @@ mod tests {
     #[test]
     fn memory_that_a_device_backend_made_too_small_does_not_cost_the_input() {
         let small = BackendError::TooSmall { what: "bytes to sort digits", needed: 2, available: 1 };
-        let ended = Outcome::from(ProveError::Backend(small));
-        assert!(matches!(ended, Outcome::Failed(JobError { class: FailureClass::Device, .. })), "{ended:?}");
+        let ended = AttemptError::from(ProveError::Backend(small));
+        assert!(matches!(ended, AttemptError::Failed(JobError { class: FailureClass::Device, .. })), "{ended:?}");
     }
 
     /// Every attempt would end like this.
