@@ -199,7 +199,7 @@ impl Capacity {
         permits.clone().acquire_many_owned(self.threads(key) as u32).await.ok()
     }
 
-    /// Notes that a job of this circuit was not admitted in time: from now on only as many are taken as if all jobs were
+    /// Notes that a job of this circuit was not admitted in time: from now on only as many are taken as if all were
     /// like it.
     pub(super) fn note_crowded(&self, key: &ProvingKey) {
         self.pace().batch = Mean(Some(self.side_by_side(key) as f64));

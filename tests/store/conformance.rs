@@ -153,7 +153,7 @@ macro_rules! suite {
                 the_load_counts_what_waits_runs_and_has_ended,
                 the_load_tells_how_long_the_oldest_has_waited,
                 content_in_use_is_that_of_jobs_that_may_run_yet,
-                former_content_is_known_until_it_is_forgotten,
+                removable_content_is_known_until_it_is_forgotten,
                 a_change_by_any_handle_ends_every_wait,
                 a_wait_ends_after_its_time,
                 a_change_before_a_wait_is_not_missed,
