@@ -231,12 +231,55 @@ async fn a_full_server_still_gives_what_it_has() {
     server.run(&["LPUSH", "prove:inbox", "{}"]).await;
     queue.push_after(ids[2], Priority(0), Duration::ZERO).await.unwrap();
     server.run(&["CONFIG", "SET", "maxmemory", "1"]).await;
-    assert!(push_all(&queue, &ids).await.is_err());
-    assert_eq!(drain(&queue).await, ids[..2]);
-    // What could not be moved is not lost.
-    server.run(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    assert!(push_all(&queue, &[JobId::new()]).await.is_err());
+    assert!(queue.push_after(ids[0], Priority(0), Duration::ZERO).await.is_err());
+    // What is there moves: out of the delayed ones, out of the inbox, and back.
     assert_eq!(pop_soon(&queue).await, ids[2]);
+    assert_eq!([pop_soon(&queue).await, pop_soon(&queue).await], ids[..2]);
+    let held = take_soon(&queue).await;
+    queue.put_back(held).await.unwrap();
     assert_eq!(body_soon(&queue).await, "{}");
+    assert_eq!(queue.depth().await.unwrap(), 0);
+}
+
+/// Only workers can free the memory of a server that producers filled, also when none was there for a while.
+#[tokio::test]
+async fn a_full_inbox_is_emptied_by_workers_that_come_back() {
+    let server = Private::start(&[]).await;
+    let (former, queue) = (server.open("prove").await, server.open("prove").await);
+    for queue in [&former, &queue] {
+        queue.belong_to("one");
+    }
+    assert!(take(&former).await.is_none());
+    assert_eq!(server.raw::<u64>(&["DEL", "prove:database"]).await, 1, "as when it expires");
+    server.run(&["LPUSH", "prove:inbox", "first"]).await;
+    server.run(&["LPUSH", "prove:inbox", "second"]).await;
+    server.run(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    for body in ["first", "second"] {
+        assert_eq!(body_soon(&queue).await, body);
+    }
+    assert_eq!(server.raw::<String>(&["GET", "prove:database"]).await, "one");
+    // Nor is the queue nobody's where its workers are too busy to read.
+    server.run(&["DEL", "prove:database"]).await;
+    queue.upkeep().await.unwrap();
+    assert_eq!(server.raw::<String>(&["GET", "prove:database"]).await, "one");
+    former.close().await.unwrap();
+    queue.close().await.unwrap();
+    assert!(!server.raw::<bool>(&["EXISTS", "prove:database"]).await);
+}
+
+#[tokio::test]
+async fn a_server_that_was_full_before_its_first_worker_is_read() {
+    let server = Private::start(&[]).await;
+    for (stream, body) in [("prove", "second"), ("prove:high", "first")] {
+        server.run(&["XADD", stream, "*", "job", body]).await;
+    }
+    server.run(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    let queue = server.open("prove").await;
+    for body in ["first", "second"] {
+        assert_eq!(body_soon(&queue).await, body);
+    }
+    assert_eq!(server.raw::<u64>(&["XLEN", "prove"]).await, 0);
 }
 
 // Other workers.
@@ -708,29 +751,34 @@ async fn ends_of_jobs_are_told_to_whoever_listens() {
 }
 
 #[tokio::test]
-async fn a_full_server_keeps_a_message_that_it_cannot_note() {
+async fn a_full_server_is_freed_of_messages_that_cannot_be_used() {
     let server = Private::start(&[]).await;
     let queue = server.open("prove").await;
     server.run(&["XADD", "prove", "*", "job", "not json"]).await;
-    let held = take_soon(&queue).await;
+    server.run(&["XADD", "prove", "*", "payload", "of another shape"]).await;
     server.run(&["CONFIG", "SET", "maxmemory", "1"]).await;
-    assert!(queue.set_aside(held, "expected JSON").await.is_err());
-    server.run(&["CONFIG", "SET", "maxmemory", "0"]).await;
-    assert_eq!(server.raw::<u64>(&["XLEN", "prove"]).await, 1, "it is there still");
-
-    // It is noted only once, even if it is delivered again.
-    server.run(&["XGROUP", "SETID", "prove", "workers", "0"]).await;
-    let (held, again) =
-        (take_soon(&queue).await, server.raw::<Vec<(String, Vec<String>)>>(&["XRANGE", "prove", "-", "+"]));
-    let receipt = format!("n {}", again.await[0].0);
-    let offer = Offer::Message(Message {
-        body: message_of(&held).body.clone(),
-        size: 8,
-        source: message_of(&held).source.clone(),
-    });
+    let held = take_soon(&queue).await;
+    // Delivered twice, it is noted once.
+    let Message { body, size, source } = message_of(&held);
+    let offer = Offer::Message(Message { body: body.clone(), size: *size, source: source.clone() });
+    let again = Delivery { offer, receipt: held.receipt.clone() };
     queue.set_aside(held, "expected JSON").await.unwrap();
-    queue.set_aside(Delivery { offer, receipt }, "expected JSON").await.unwrap();
-    assert_eq!(queue.aside(10).await.unwrap().len(), 1);
+    queue.set_aside(again, "expected JSON").await.unwrap();
+    assert!(take(&queue).await.is_none());
+    until_async("two messages to be noted", async || queue.aside(10).await.unwrap().len() == 2).await;
+    assert_eq!(queue.aside(10).await.unwrap().iter().filter(|noted| noted.why == "expected JSON").count(), 1);
+    assert_eq!(server.raw::<u64>(&["XLEN", "prove"]).await, 0);
+}
+
+#[tokio::test]
+async fn a_message_that_cannot_be_noted_stays() {
+    let server = Private::start(&[]).await;
+    let queue = server.open("prove").await;
+    server.run(&["SET", "prove:aside", "somebody else's"]).await;
+    server.run(&["XADD", "prove", "*", "job", "not json"]).await;
+    let held = take_soon(&queue).await;
+    assert!(queue.set_aside(held, "expected JSON").await.is_err());
+    assert_eq!(server.raw::<u64>(&["XLEN", "prove"]).await, 1);
 }
 
 #[tokio::test]

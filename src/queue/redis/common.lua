@@ -6,6 +6,11 @@ local BANDS = { 'H', 'h', 'N', 'n', 'L', 'l' }
 local IDS, DELAYED, DELAYED_BANDS = KEYS[7], KEYS[8], KEYS[9]
 local INBOX, ASIDE, WAKE, DATABASE = KEYS[10], KEYS[11], KEYS[12], KEYS[13]
 
+-- Lets this script write though the server's memory is full. Redis then refuses what may take memory, but only until a
+-- script's first write; this one changes nothing, and is not refused. For scripts that free what they take, or take
+-- little: if they were refused, nothing would ever free the memory. Where it fails, so does what follows.
+local function write_when_full() redis.pcall('HDEL', IDS, '') end
+
 -- The error for whoever is of another database than the workers that this queue has; nil where there are none such, and
 -- for who does not say (an empty name).
 local function foreign(database)
@@ -15,7 +20,7 @@ local function foreign(database)
     database .. '): give each database a QUEUE_NAME or a Redis of its own')
 end
 
--- Has this queue belong to the database for so many milliseconds. Without memory left nobody's stays nobody's.
+-- Has this queue belong to the database for so many milliseconds. Where that fails, nobody's stays nobody's.
 local function keep(database, lasts)
   if database == '' then return end
   if redis.call('GET', DATABASE) == database then

@@ -37,6 +37,9 @@
 //! * While workers of one database use the queue, it accepts and delivers nothing for those of another (staging next to
 //!   production, say): they would take each other's messages, and run jobs that nobody there asked for. Workers may
 //!   finish the deliveries they hold when that begins.
+//! * A server whose memory is full (`maxmemory-policy noeviction`) takes nothing new: pushes, delays and producers'
+//!   messages are refused. Whatever moves, delivers or ends an entry still works, because nothing else would free the
+//!   memory (`write_when_full` in `common.lua`).
 //!
 //! Every change is one script, so no crash leaves half of one. A missing group is created again, from the stream's
 //! beginning: if the server's data is wiped at any moment, the next call continues.

@@ -7,6 +7,7 @@ local out, bytes = {}, 0
 
 local refusal = foreign(ARGV[7])
 if refusal then return refusal end
+write_when_full()
 keep(ARGV[7], ARGV[8])
 
 local function full() return #out >= wanted or bytes >= budget end
@@ -47,18 +48,12 @@ local function superseded(band, entry, fields)
   return STREAMS[b] and #redis.call('XRANGE', STREAMS[b], other, other) > 0
 end
 
--- Where the server has no memory left, what cannot be moved stays where it is, and what is in the streams is still
--- given.
-local readable = {}
 for _, band in ipairs(BANDS) do
   local _, refused = last_delivered(STREAMS[band])
-  if not refused then
-    readable[#readable + 1] = band
-  elseif not string.find(refused.err, 'OOM', 1, true) then
-    return refused
-  end
+  if refused then return refused end
 end
 
+-- What the server refuses to move stays where it is.
 local time = now()
 local due = redis.call('ZRANGEBYSCORE', DELAYED, '-inf', string.format('%.0f', time), 'LIMIT', 0, 500)
 for _, id in ipairs(due) do
@@ -77,7 +72,7 @@ end
 
 local again = 0
 if idle > 0 then
-  for _, band in ipairs(readable) do
+  for _, band in ipairs(BANDS) do
     local stream, cursor = STREAMS[band], '0-0'
     repeat
       if full() then
@@ -101,7 +96,7 @@ if idle > 0 then
   end
 end
 
-for _, band in ipairs(readable) do
+for _, band in ipairs(BANDS) do
   while not full() do
     local read = redis.call('XREADGROUP', 'GROUP', GROUP, consumer, 'COUNT', 1, 'STREAMS', STREAMS[band], '>')
     if not read then break end

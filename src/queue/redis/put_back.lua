@@ -1,5 +1,6 @@
 -- ARGV: band, entry, id (empty for a message), and source, for each delivery.
 -- Returns which messages (1, 2, …) are no longer in their stream.
+write_when_full()
 local gone, added = {}, 0
 for i = 1, #ARGV, 4 do
   local band, entry, id, source = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]

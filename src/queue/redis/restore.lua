@@ -1,4 +1,6 @@
 -- ARGV: band, source, body: a message whose entry is gone.
+-- It had been accepted, and is in no other place.
+write_when_full()
 local stream = STREAMS[string.upper(ARGV[1])]
 local _, refused = last_delivered(stream)
 if refused then return refused end

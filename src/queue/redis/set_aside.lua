@@ -1,8 +1,7 @@
 -- ARGV: band, entry, source, why, size, sha256, records kept.
--- The note before the end of the entry: if the server refuses it, the delivery stays pending.
-local note =
-  redis.call('XADD', ASIDE, 'MAXLEN', ARGV[7], '*', 'source', ARGV[3], 'why', ARGV[4], 'size', ARGV[5], 'sha256', ARGV[6])
-if forget(ARGV[1], ARGV[2], '') > 0 then return 1 end
+-- As `write_when_full`; and where the notes' key is of another kind, the entry stays.
+redis.call('XDEL', ASIDE, '0-0')
 -- An entry that somebody else has dealt with is not noted twice.
-redis.call('XDEL', ASIDE, note)
-return 0
+if forget(ARGV[1], ARGV[2], '') == 0 then return 0 end
+redis.call('XADD', ASIDE, 'MAXLEN', ARGV[7], '*', 'source', ARGV[3], 'why', ARGV[4], 'size', ARGV[5], 'sha256', ARGV[6])
+return 1

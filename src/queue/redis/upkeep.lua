@@ -3,6 +3,7 @@
 -- Returns where to go on.
 local refusal = foreign(ARGV[4])
 if refusal then return refusal end
+write_when_full()
 -- A worker that is busy looks for nothing, and the queue is its database's still.
 keep(ARGV[4], ARGV[5])
 -- A live consumer that was given nothing for so long may be taken for dead (before Redis 7.2, looking in vain does not
