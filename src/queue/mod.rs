@@ -140,7 +140,8 @@ pub trait Queue: Send + Sync + 'static {
     fn belong_to(&self, _database: &str) {}
     /// Returns the number of waiting ids and messages, without those whose delay has not passed.
     async fn depth(&self) -> Result<u64, QueueError>;
-    /// Checks that the queue answers and is not in use by workers of another database.
+    /// Checks that the queue answers and is not in use by workers of another database, and that calls of `pop` are
+    /// still served.
     async fn ping(&self) -> Result<(), QueueError>;
     /// Performs regular maintenance: offers what dead workers held to others, and forgets those workers. Cheap; call it
     /// every few seconds.

@@ -282,6 +282,32 @@ async fn a_server_that_was_full_before_its_first_worker_is_read() {
     assert_eq!(server.raw::<u64>(&["XLEN", "prove"]).await, 0);
 }
 
+/// The task that reads ends with its runtime here, as it would by a fault of its own.
+#[tokio::test]
+async fn a_queue_that_nobody_reads_says_so() {
+    let server = Private::start(&[]).await;
+    let elsewhere = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (url, handle) = (server.url(), elsewhere.handle().clone());
+    let opened = handle.spawn(async move { RedisQueue::open(settings(&url, "prove")).await });
+    let queue = Arc::new(opened.await.unwrap().unwrap());
+    queue.ping().await.unwrap();
+    let waiting = tokio::spawn({
+        let queue = queue.clone();
+        async move { queue.pop(1, HANG * 10).await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    elsewhere.shutdown_background();
+    let waited = tokio::time::timeout(HANG, waiting).await.unwrap().unwrap().map(|_| ());
+    for refused in [waited, queue.pop(1, HANG * 10).await.map(|_| ()), queue.ping().await] {
+        let Err(QueueError::Unavailable(why)) = refused else { panic!("expected an error, got {refused:?}") };
+        assert!(why.contains("the task that reads the queue has ended"), "{why}");
+    }
+    // The rest of the queue works.
+    push(&*queue, JobId::new(), 0).await;
+    assert_eq!(queue.depth().await.unwrap(), 1);
+    queue.close().await.unwrap();
+}
+
 // Other workers.
 
 #[tokio::test]

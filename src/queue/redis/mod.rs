@@ -155,7 +155,7 @@ struct Shared {
     buffer: Mutex<Buffer>,
     /// Signals that a caller of `pop` waits.
     asked: Notify,
-    /// Signals that the reader has deliveries or an error.
+    /// Signals that the reader has deliveries or an error, or has ended.
     arrived: Notify,
     closing: Notify,
 }
@@ -368,7 +368,7 @@ impl RedisQueue {
             }
             checked => checked?,
         }
-        let reader = tokio::spawn(reader::read(shared.clone()));
+        let reader = reader::spawn(shared.clone());
         Ok(Self { shared, reader: Mutex::new(Some(reader)), scan: Mutex::new("0".into()) })
     }
 
@@ -475,6 +475,7 @@ impl Queue for RedisQueue {
     }
 
     async fn ping(&self) -> Result<(), QueueError> {
+        self.shared.lock().check_reader()?;
         let mut invocation = self.shared.prepare(&self.shared.scripts.check);
         invocation.arg(self.shared.database());
         self.shared.commands.script(&invocation).await

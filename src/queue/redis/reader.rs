@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{RedisResult, Value};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::link::{backoff, invalid};
@@ -35,6 +36,8 @@ pub(super) struct Buffer {
     /// Whether the reader pauses: after a failure, until the next round.
     paused: bool,
     closed: bool,
+    /// Whether the reader has ended, for whatever reason.
+    unread: bool,
 }
 
 impl Buffer {
@@ -45,6 +48,15 @@ impl Buffer {
     pub(super) fn take(&mut self, max: usize) -> Vec<Delivery> {
         let n = self.ready.len().min(max);
         self.ready.drain(..n).collect()
+    }
+
+    /// Fails if the queue is open and nobody reads it: then no delivery would ever come.
+    pub(super) fn check_reader(&self) -> Result<(), QueueError> {
+        if self.unread && !self.closed {
+            let why = "the task that reads the queue has ended, which only a restart of this program repairs";
+            return Err(QueueError::Unavailable(why.into()));
+        }
+        Ok(())
     }
 }
 
@@ -82,6 +94,7 @@ pub(super) async fn pop(shared: &Shared, max: usize, wait: Duration) -> Result<V
             if !taken.is_empty() {
                 return Ok(taken);
             }
+            buffer.check_reader()?;
             // While the reader pauses after a failure, no caller waits longer than it asked to.
             if let Some((failed, error)) = &buffer.failed
                 && (*failed >= round || (late && buffer.paused))
@@ -111,8 +124,27 @@ struct Round {
     more: bool,
 }
 
-/// Reads while the queue is open.
-pub(super) async fn read(shared: Arc<Shared>) {
+/// Starts the task that reads while the queue is open.
+pub(super) fn spawn(shared: Arc<Shared>) -> JoinHandle<()> {
+    let end = End(shared.clone());
+    tokio::spawn(async move {
+        // Dropped with the task, even if that never runs.
+        let _end = end;
+        read(shared).await;
+    })
+}
+
+/// Tells those who wait for deliveries, when dropped, that the reader has ended: also by a panic or with its runtime.
+struct End(Arc<Shared>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.lock().unread = true;
+        self.0.arrived.notify_waiters();
+    }
+}
+
+async fn read(shared: Arc<Shared>) {
     let mut failures = 0;
     let mut reclaim_at = Instant::now();
     let mut blocked = None;
