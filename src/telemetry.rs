@@ -85,7 +85,7 @@ catalogue! {
     BATCH_SIZE "device_batch_size" Histogram(COUNTS), ["device"], "Proofs given to a device at once.";
     DEVICE_BUSY "device_busy_seconds_total" Counter, ["device"], "Whole seconds a device spent on proofs, including failed ones; for concurrent proofs on the CPU, in proportion to their share of its threads.";
     DEVICE_FAILURES "device_failures_total" Counter, ["device", "class"], "Proofs that failed on a device, by class of error.";
-    DEVICE_QUARANTINED "device_quarantined" Gauge, ["device"], "1 while a device gets no jobs because it hangs or failed its canary proof.";
+    DEVICE_QUARANTINED "device_quarantined" Gauge, ["device"], "1 while a device gets no jobs because it hangs, failed its canary proof, or could not be used from the start; `device` is `cuda` where the driver itself fails.";
     WORKER_SLOTS "worker_slots" Gauge, [], "Jobs this worker can have in progress at the same time.";
     WORKER_SLOTS_BUSY "worker_slots_busy" Gauge, [], "Jobs in progress on this worker.";
     WORKER_DOUBTED "worker_doubted" Gauge, [], "1 while this worker takes jobs one at a time, with pauses, because several in a row failed due to its environment.";

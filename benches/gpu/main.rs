@@ -657,7 +657,7 @@ fn time(run: &Run, options: &Options, results: &mut Results) -> std::io::Result<
 
 /// Opens the requested device. No other is opened: it may hang, or be in use by others.
 fn device(ordinal: usize) -> Result<NvidiaDriver, String> {
-    let mut listed = NvidiaDriver::list()?;
+    let mut listed = NvidiaDriver::list().map_err(|why| why.to_string())?;
     let count = listed.len();
     if ordinal >= count {
         return Err(format!("--device: expected a number below {count}, got {ordinal}"));

@@ -73,12 +73,46 @@ pub struct DeviceReport {
     pub status: String,
 }
 
+/// Why a kind has no devices.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoDevices {
+    /// There are none here, or they were not looked for.
+    #[error("{0}")]
+    None(String),
+    /// There may be some, but their driver fails.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<&str> for NoDevices {
+    fn from(why: &str) -> Self {
+        Self::None(why.to_owned())
+    }
+}
+
+impl From<String> for NoDevices {
+    fn from(why: String) -> Self {
+        Self::None(why)
+    }
+}
+
+/// A device that is there and cannot be used, or all devices of a kind, if their driver fails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostDevice {
+    /// Its label, such as `cuda:0`; that of its kind, if nothing is known of single devices.
+    pub label: String,
+    /// Why it cannot be used.
+    pub why: String,
+}
+
 /// The devices to use, best first; the CPU is always among them, last, as the fallback.
 pub struct Discovery {
     /// Devices that passed their self-test.
     pub devices: Vec<Arc<dyn Backend>>,
     /// Everything that was considered, for display.
     pub report: Vec<DeviceReport>,
+    /// Devices that are there and were asked for, but do not work.
+    pub lost: Vec<LostDevice>,
     /// One line: what was found and chosen.
     pub summary: String,
 }
@@ -86,8 +120,8 @@ pub struct Discovery {
 /// A device, or one sentence on why it cannot be used.
 pub(super) type OpenedDevice = Result<Arc<dyn Backend>, String>;
 
-/// Devices of a kind in their driver's order; or one sentence that applies to all of them.
-pub(super) type ProbeResult = Result<Vec<OpenedDevice>, String>;
+/// Devices of a kind in their driver's order; or why there are none.
+pub(super) type ProbeResult = Result<Vec<OpenedDevice>, NoDevices>;
 
 /// Finds devices and tests those the choice permits.
 ///
@@ -119,10 +153,20 @@ fn choose(
     limit: Duration,
 ) -> Result<Discovery, BackendError> {
     let none = |kind, status| DeviceReport { kind, device: None, used: false, status };
-    let test_kind = |kind, found, nothing: &str| match found {
-        Ok(found) if Vec::is_empty(&found) => (Vec::new(), vec![none(kind, nothing.to_owned())]),
-        Ok(found) => self_test_all(kind, found, limit),
-        Err(why) => (Vec::new(), vec![none(kind, why)]),
+    let mut lost = Vec::new();
+    let mut test_kind = |kind: DeviceKind, found: ProbeResult, nothing: &str| match found {
+        Ok(found) if found.is_empty() => (Vec::new(), vec![none(kind, nothing.to_owned())]),
+        Ok(found) => {
+            let (usable, report) = self_test_all(kind, found, limit);
+            let unusable = (0..).zip(&report).filter(|(_, device)| !device.used);
+            lost.extend(unusable.map(|(ordinal, r)| LostDevice { label: kind.label(ordinal), why: r.status.clone() }));
+            (usable, report)
+        }
+        Err(NoDevices::None(why)) => (Vec::new(), vec![none(kind, why)]),
+        Err(NoDevices::Failed(why)) => {
+            lost.push(LostDevice { label: kind.as_str().to_owned(), why: why.clone() });
+            (Vec::new(), vec![none(kind, why)])
+        }
     };
     let (mut devices, mut report) = test_kind(DeviceKind::Cuda, gpus, "no GPU found");
     let icicle = match choice {
@@ -142,7 +186,7 @@ fn choose(
     }
     devices.push(cpu);
     report.push(DeviceReport { kind: DeviceKind::Cpu, device: devices.last().map(info), used: true, status });
-    Ok(Discovery { summary: summary(&devices, &report), devices, report })
+    Ok(Discovery { summary: summary(&devices, &report), devices, report, lost })
 }
 
 fn info(device: &Arc<dyn Backend>) -> DeviceInfo {
@@ -177,7 +221,7 @@ fn cuda_devices(options: &CudaOptions) -> ProbeResult {
     use super::cuda::driver::nvidia::NvidiaDriver;
 
     let listed = wait_for(spawn_detached(NvidiaDriver::list), OPEN_TIMEOUT);
-    let listed = listed.map_err(|why| format!("looking for GPUs {why}"))??;
+    let listed = listed.map_err(|why| NoDevices::Failed(format!("looking for GPUs {why}")))??;
     let graphs = options.graphs;
     let open = listed.into_iter().map(|gpu| {
         move || -> OpenedDevice {
@@ -410,6 +454,8 @@ mod tests {
         ];
         let found = chosen(BackendChoice::Auto, Ok(gpus)).unwrap();
         assert_eq!(labels(&found), ["cuda:1", "cuda:5", "cpu:0"]);
+        let lost: Vec<_> = found.lost.iter().map(|device| device.label.as_str()).collect();
+        assert_eq!(lost, ["cuda:0", "cuda:2", "cuda:3", "cuda:4", "cuda:6", "cuda:7"]);
         let statuses: Vec<_> = found.report.iter().map(|r| (r.kind.as_str(), r.used, r.status.as_str())).collect();
         assert_eq!(
             statuses[..8],
@@ -466,9 +512,15 @@ mod tests {
 
     #[test]
     fn without_a_gpu_the_processor_proves_unless_one_was_asked_for() {
-        for gpus in [Err("no NVIDIA driver".to_owned()), Ok(vec![gpu(0, Manner::Fails)]), Ok(Vec::new())] {
+        let failed = NoDevices::Failed("the NVIDIA driver did not start".to_owned());
+        for (gpus, lost) in [
+            (Err("no NVIDIA driver".into()), None),
+            (Err(failed), Some("cuda")),
+            (Ok(vec![gpu(0, Manner::Fails)]), Some("cuda:0")),
+            (Ok(Vec::new()), None),
+        ] {
             let why = match &gpus {
-                Err(why) => why.clone(),
+                Err(why) => why.to_string(),
                 Ok(none) if none.is_empty() => "no GPU found".into(),
                 Ok(_) => "its self-test failed: launch failed on the device with code 719".into(),
             };
@@ -478,6 +530,8 @@ mod tests {
             };
             let found = chosen(BackendChoice::Auto, gpus).unwrap();
             assert_eq!(labels(&found), ["cpu:0"]);
+            let lost = lost.map(|label| LostDevice { label: label.to_owned(), why: why.clone() });
+            assert_eq!(found.lost, lost.into_iter().collect::<Vec<_>>());
             assert!(
                 found.summary.starts_with("proving on cpu:0, ") && found.summary.contains(&why),
                 "{}",

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::session;
 use super::{CliError, Output};
-use crate::backend::Backend;
+use crate::backend::{Backend, LostDevice};
 use crate::config::{Config, Secret};
 use crate::http::{self, Access, App, Health};
 use crate::store::StoreError;
@@ -199,8 +199,11 @@ async fn start(workspace: &Workspace, faults: Faults) -> Result<Worker, CliError
     let found = tokio::task::spawn_blocking(move || session::devices(&config));
     let found = found.await.map_err(CliError::failed)??;
     tracing::info!("{}", found.summary);
+    for LostDevice { label, why } in &found.lost {
+        tracing::warn!(device = %label, why, "device not used");
+    }
     let devices: Vec<Arc<dyn Backend>> = found.devices;
-    let options = WorkerOptions { faults, ..WorkerOptions::from(workspace.config()) };
+    let options = WorkerOptions { lost: found.lost, faults, ..WorkerOptions::from(workspace.config()) };
     let parts = workspace.worker_parts().await.map_err(CliError::failed)?;
     Worker::start(parts, devices, options).await.map_err(CliError::failed)
 }

@@ -53,7 +53,7 @@ pub use workspace::{OpenError, Workspace, module_cache, open_queue, running_prog
 
 use self::failure::AttemptError;
 use crate::artifacts::Artifacts;
-use crate::backend::{Backend, DeviceKind};
+use crate::backend::{Backend, DeviceKind, LostDevice};
 use crate::config::{Config, ExitOnDead};
 use crate::model::{Circuit, Job, JobError, JobResult, JobState, StopToken, WorkerId};
 use crate::queue::Queue;
@@ -127,6 +127,8 @@ pub struct WorkerOptions {
     pub dead_after: Duration,
     /// Time that proofs already started have to finish when draining.
     pub grace: Duration,
+    /// Devices that are there, but could not be used from the start.
+    pub lost: Vec<LostDevice>,
     /// Injected fault, for tests.
     pub faults: Faults,
 }
@@ -148,6 +150,7 @@ impl From<&Config> for WorkerOptions {
             exit_on_dead: c.exit_on_dead,
             dead_after: DEAD_AFTER,
             grace: c.grace,
+            lost: Vec::new(),
             faults: Faults::default(),
         }
     }
@@ -235,7 +238,7 @@ pub struct Worker {
     others: JoinSet<()>,
     draining: watch::Sender<bool>,
     /// Why devices other than the CPU were unusable from the start.
-    lost: Vec<String>,
+    lost: Vec<LostDevice>,
 }
 
 impl Worker {
@@ -261,7 +264,11 @@ impl Worker {
     ) -> Result<Self, StartError> {
         let canary = tokio::task::spawn_blocking(Canary::new).await??;
         let canary = Arc::new(canary);
-        let (devices, lost) = fit(devices, &canary).await?;
+        let (devices, unfit) = fit(devices, &canary).await?;
+        let lost = [options.lost.as_slice(), &unfit].concat();
+        for device in &lost {
+            gauge!(telemetry::DEVICE_QUARANTINED, "device" => device.label.clone()).set(1.0);
+        }
         let batching = Batching { max: options.batch_max, linger: options.batch_linger };
         let sizing = Sizing { jobs: options.concurrency, cpu_overflow: options.cpu_overflow, batching };
         let fleet = Arc::new(Fleet::new(devices, sizing));
@@ -330,14 +337,18 @@ impl Worker {
     /// Publishes the worker's state in `view`.
     pub fn show(&self, view: &View) {
         let Context { id, fleet, options, .. } = &*self.ctx;
-        view.show(id.clone(), options.queue.clone(), self.lost.clone(), fleet);
+        view.show(id.clone(), options.queue.clone(), self.reasons_of_lost(), fleet);
     }
 
     /// Updates `readiness` while the worker is of use. Returns the reason once it no longer is: devices that only a new
     /// process may get back.
     pub async fn watch(&self, readiness: &Readiness) -> String {
         let WorkerOptions { exit_on_dead, dead_after, .. } = &self.ctx.options;
-        readiness::watch(&self.ctx.fleet, &self.lost, readiness, *exit_on_dead, *dead_after).await
+        readiness::watch(&self.ctx.fleet, &self.reasons_of_lost(), readiness, *exit_on_dead, *dead_after).await
+    }
+
+    fn reasons_of_lost(&self) -> Vec<String> {
+        self.lost.iter().map(|device| format!("{}: {}", device.label, device.why)).collect()
     }
 
     /// Stops claiming jobs, hands back those whose proof has not started, gives the others the grace period to finish,
@@ -420,7 +431,7 @@ async fn briefly<T: Send + 'static>(call: impl Future<Output = T> + Send + 'stat
 async fn fit(
     devices: Vec<Arc<dyn Backend>>,
     canary: &Arc<Canary>,
-) -> Result<(Vec<Arc<dyn Backend>>, Vec<String>), StartError> {
+) -> Result<(Vec<Arc<dyn Backend>>, Vec<LostDevice>), StartError> {
     let canary = canary.clone();
     tokio::task::spawn_blocking(move || {
         let (mut fit, mut why, mut lost) = (Vec::new(), Vec::new(), Vec::new());
@@ -431,7 +442,8 @@ async fn fit(
                 Err(e) => {
                     tracing::error!(device = %label, error = %e, "device not used: its canary fails");
                     if device.device().kind != DeviceKind::Cpu {
-                        lost.push(format!("the canary of {label} failed at the start: {e}"));
+                        let why = format!("its canary failed at the start: {e}");
+                        lost.push(LostDevice { label: label.clone(), why });
                     }
                     why.push(format!("{label}: {e}"));
                 }

@@ -10,7 +10,7 @@ use metrics::{counter, gauge};
 use super::{Context, pauses, proof_files};
 use crate::model::{FailureClass, JobState, jitter};
 use crate::queue::{Precedence, Queue, QueueError};
-use crate::store::{Due, Load, Purge, Store, StoreError};
+use crate::store::{Due, Load, Purge, StoreError};
 use crate::telemetry;
 
 /// How often overdue jobs and jobs past their retention are looked for, and the load of the queue is measured.

@@ -20,7 +20,7 @@ pub struct WorkerView {
     pub in_hand: usize,
     /// Its devices, in order of preference.
     pub devices: Vec<DeviceView>,
-    /// Why other devices it found are not used: their canary failed at the start.
+    /// Why other devices that are there are not used: they could not be opened, or failed their self-test or canary.
     pub lost: Vec<String>,
 }
 

@@ -8,6 +8,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
 use super::super::Properties;
 use super::{Card, NvidiaDriver};
+use crate::backend::NoDevices;
 
 /// Output of build.rs for `kernels/`: `FATBIN`, which has machine code for the architectures `ARCHS`
 /// and PTX of the oldest.
@@ -136,16 +137,16 @@ impl ListedGpu {
 impl NvidiaDriver {
     /// Returns every GPU that the driver lists, in its order, or a one-sentence reason if there is no driver, no
     /// GPU or no device code.
-    pub fn list() -> Result<Vec<ListedGpu>, String> {
+    pub fn list() -> Result<Vec<ListedGpu>, NoDevices> {
         Self::list_for(thread::available_parallelism().map_or(1, |n| n.get()))
     }
 
     /// Like [`NvidiaDriver::list`], for a process that has `cores` cores.
-    pub fn list_for(cores: usize) -> Result<Vec<ListedGpu>, String> {
-        let elapsed = library()?;
+    pub fn list_for(cores: usize) -> Result<Vec<ListedGpu>, NoDevices> {
+        let elapsed = library().map_err(NoDevices::None)?;
         let count = init()?;
         let sleeps = sleeps(cores, count);
-        let cuda = driver_version()?;
+        let cuda = driver_version().map_err(NoDevices::Failed)?;
         let Some(fatbin) = kernels::FATBIN else {
             return Err("this build has no device code (it was built with CUDA_ARCHS=none)".into());
         };
@@ -153,7 +154,7 @@ impl NvidiaDriver {
     }
 
     /// Like [`NvidiaDriver::list`], but opens the GPUs, one after another.
-    pub fn all() -> Result<Vec<Result<Self, String>>, String> {
+    pub fn all() -> Result<Vec<Result<Self, String>>, NoDevices> {
         Ok(Self::list()?.into_iter().map(ListedGpu::open).collect())
     }
 }
@@ -201,8 +202,10 @@ fn library() -> Result<Elapsed, String> {
 }
 
 /// Starts the driver, and returns the number of devices, which is not zero.
-fn init() -> Result<u32, String> {
-    let none = || "the NVIDIA driver shows no GPU".to_owned();
+fn init() -> Result<u32, NoDevices> {
+    let none = || NoDevices::from("the NVIDIA driver shows no GPU");
+    let failed =
+        |what: &'static str| move |why: String| NoDevices::Failed(format!("the NVIDIA driver did not {what}: {why}"));
     // SAFETY: the call takes no pointers.
     let code = unsafe { sys::cuInit(0) };
     match code {
@@ -210,12 +213,11 @@ fn init() -> Result<u32, String> {
         CUresult::CUDA_ERROR_STUB_LIBRARY => {
             return Err("the libcuda.so found is the CUDA toolkit's stub, not an NVIDIA driver's".into());
         }
-        code => explained(code).map_err(|why| format!("the NVIDIA driver did not start: {why}"))?,
+        code => explained(code).map_err(failed("start"))?,
     }
     let mut count = 0;
     // SAFETY: `count` is a place for the result.
-    explained(unsafe { sys::cuDeviceGetCount(&mut count) })
-        .map_err(|why| format!("the NVIDIA driver did not count its GPUs: {why}"))?;
+    explained(unsafe { sys::cuDeviceGetCount(&mut count) }).map_err(failed("count its GPUs"))?;
     u32::try_from(count).ok().filter(|count| *count > 0).ok_or_else(none)
 }
 
@@ -336,7 +338,7 @@ mod tests {
         let present = unsafe { sys::is_culib_present() };
         let found = NvidiaDriver::all().map(|devices| devices.len());
         if present {
-            assert!(found.as_ref().map_or_else(|why| !why.is_empty(), |devices| *devices > 0), "{found:?}");
+            assert!(found.as_ref().map_or_else(|why| !why.to_string().is_empty(), |devices| *devices > 0), "{found:?}");
         } else {
             assert_eq!(found, Err("no NVIDIA driver: its library, libcuda.so.1, was not found".into()));
         }
