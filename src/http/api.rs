@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::App;
 use super::problem::Problem;
-use super::server::{Body, BodyBudget, Stopping, body};
+use super::server::{Body, BodyBudget, Waits, body};
 use crate::model::{Circuit, CircuitName, IdempotencyKey, Job, JobId, JobState, Priority, clip};
 use crate::store::{Cancelled, JobFilter, Scope, Submitted};
 use crate::worker::{Status, SubmitRequest, request};
@@ -56,7 +56,7 @@ fn invalid(why: impl ToString) -> Problem {
 
 async fn submit(
     State(app): State<App>,
-    Extension(stopping): Extension<Stopping>,
+    Extension(waits): Extension<Waits>,
     Extension(budget): Extension<BodyBudget>,
     uri: Uri,
     headers: HeaderMap,
@@ -78,7 +78,7 @@ async fn submit(
     };
     let job = submitted.job();
     // The job is stored: the client is told about it even if the wait fails.
-    let waited = if at_most.is_zero() { None } else { wait(&app, stopping, job.id, at_most).await.ok() };
+    let waited = if at_most.is_zero() { None } else { wait(&app, waits, job.id, at_most).await.ok() };
     let mut answer = json(status, waited.as_ref().unwrap_or(job))?;
     if status == StatusCode::CREATED
         && let Ok(at) = format!("/v1/jobs/{}", job.id).parse()
@@ -153,13 +153,16 @@ fn patience(uri: &Uri) -> Result<Duration, Problem> {
     Query::of(uri, &["wait"])?.patience()
 }
 
-/// Returns the job once it has ended, or as it is after `at_most` or when the server is about to stop.
-async fn wait(app: &App, stopping: Stopping, id: JobId, at_most: Duration) -> Result<Job, Problem> {
-    let job = tokio::select! {
-        job = app.jobs.wait(id, at_most) => job,
-        () = stopping.now() => app.jobs.job(id).await,
-    };
-    Ok(job?)
+/// Returns the job once it has ended, or as it is after `at_most`, when the server is about to stop, or at once if too
+/// many requests wait already.
+async fn wait(app: &App, waits: Waits, id: JobId, at_most: Duration) -> Result<Job, Problem> {
+    if at_most.is_zero() {
+        return Ok(app.jobs.job(id).await?);
+    }
+    match waits.until(app.jobs.wait(id, at_most)).await {
+        Some(job) => Ok(job?),
+        None => Ok(app.jobs.job(id).await?),
+    }
 }
 
 /// Returns the media type of a body in lower case: media types are case-insensitive. Bodies must come uncompressed.
@@ -194,23 +197,23 @@ async fn list(State(app): State<App>, uri: Uri) -> Result<Response, Problem> {
 
 async fn show(
     State(app): State<App>,
-    Extension(stopping): Extension<Stopping>,
+    Extension(waits): Extension<Waits>,
     Path(id): Path<String>,
     uri: Uri,
 ) -> Result<Response, Problem> {
-    json(StatusCode::OK, &wait(&app, stopping, job_id(&id)?, patience(&uri)?).await?)
+    json(StatusCode::OK, &wait(&app, waits, job_id(&id)?, patience(&uri)?).await?)
 }
 
 async fn proof(
     State(app): State<App>,
-    Extension(stopping): Extension<Stopping>,
+    Extension(waits): Extension<Waits>,
     Path(id): Path<String>,
     uri: Uri,
 ) -> Result<Response, Problem> {
     let id = job_id(&id)?;
     let at_most = patience(&uri)?;
     if !at_most.is_zero() {
-        wait(&app, stopping, id, at_most).await?;
+        wait(&app, waits, id, at_most).await?;
     }
     let result = app.jobs.result(id).await?;
     // Both are JSON already, with their members in snarkjs's order.
@@ -444,8 +447,8 @@ mod tests {
         let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
         let text = format!(r#"{{"circuit": "c", "input": {{"a": 1}}{}}}"#, " ".repeat(100 << 10));
         let request = Request::post(uri.clone()).body(text.into()).unwrap();
-        let (stopping, shared) = (Extension(Stopping(stopped)), Extension(budget.clone()));
-        let answer = submit(State(app), stopping, shared, uri, headers, request);
+        let (waits, shared) = (Extension(Waits::new(stopped, 2)), Extension(budget.clone()));
+        let answer = submit(State(app), waits, shared, uri, headers, request);
         tokio::pin!(answer);
         assert!(tokio::time::timeout(Duration::from_millis(200), &mut answer).await.is_err(), "not written down");
         assert!(budget.free() < all, "given back before the job was written down");

@@ -47,16 +47,35 @@ const BUDGET_WAIT: Duration = Duration::from_secs(10);
 /// Pause after a failure to accept a connection.
 const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 
-/// Notifies handlers that the server is stopping.
+/// Lets requests wait for a job, while the server is not stopping, and as long as most of its connections are free: a
+/// client that is gone is noticed only if it sent nothing after its request, and otherwise keeps its place to the end of
+/// its wait.
 #[derive(Clone)]
-pub(super) struct Stopping(pub(super) watch::Receiver<bool>);
+pub(super) struct Waits {
+    stop: watch::Receiver<bool>,
+    places: Arc<Semaphore>,
+}
 
-impl Stopping {
-    /// Waits until the server is stopping.
-    pub(super) async fn now(mut self) {
-        // An error means that the sender is gone.
-        let _ = self.0.wait_for(|stop| *stop).await;
+impl Waits {
+    /// Lets half of so many connections wait at the same time.
+    pub(super) fn new(stop: watch::Receiver<bool>, connections: usize) -> Self {
+        Self { stop, places: Arc::new(Semaphore::new(connections / 2)) }
     }
+
+    /// Returns the result of `wait`, or `None` if the server stops before, or if too many wait already.
+    pub(super) async fn until<T>(self, wait: impl Future<Output = T>) -> Option<T> {
+        let _place = self.places.try_acquire().ok()?;
+        tokio::select! {
+            done = wait => Some(done),
+            () = stopping(self.stop.clone()) => None,
+        }
+    }
+}
+
+/// Waits until the server is stopping.
+async fn stopping(mut stop: watch::Receiver<bool>) {
+    // An error means that the sender is gone.
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// The minimum pace at which bodies must arrive.
@@ -142,13 +161,13 @@ pub async fn serve(listener: TcpListener, router: Router, stop: watch::Receiver<
 }
 
 async fn serve_within(limits: Limits, listener: TcpListener, router: Router, stop: watch::Receiver<bool>) {
-    let stopping = Stopping(stop);
-    let service = TowerToHyperService::new(router.layer(Extension(stopping.clone())));
+    let waits = Waits::new(stop.clone(), limits.connections);
+    let service = TowerToHyperService::new(router.layer(Extension(waits)));
     let places = Arc::new(Semaphore::new(limits.connections));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.head_time);
     let graceful = GracefulShutdown::new();
-    let end = stopping.now();
+    let end = stopping(stop);
     tokio::pin!(end);
     loop {
         let (stream, place) = tokio::select! {
@@ -350,6 +369,23 @@ mod tests {
         assert!(early.is_err(), "served alongside the first");
         drop(first);
         answer(&mut second).await;
+    }
+
+    #[tokio::test]
+    async fn half_of_the_connections_may_wait_until_the_server_stops() {
+        let (stop, stopped) = watch::channel(false);
+        let waits = Waits::new(stopped, 4);
+        let wait = || tokio::spawn(waits.clone().until(std::future::pending::<()>()));
+        let first = [wait(), wait()];
+        while waits.places.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(waits.clone().until(async { 3 }).await, None, "a third is not made to wait");
+        stop.send_replace(true);
+        for waiter in first {
+            assert_eq!(waiter.await.unwrap(), None);
+        }
+        assert_eq!(waits.places.available_permits(), 2);
     }
 
     #[tokio::test]
