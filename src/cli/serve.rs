@@ -86,7 +86,10 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
 
     let worker = tokio::select! {
         started = start(&workspace, faults) => started?,
-        () = signals.next() => return Ok(()),
+        () = signals.next() => {
+            finish_requests(&stop_http, &mut tasks).await;
+            return Ok(());
+        }
     };
     worker.show(&view);
     let dead = tokio::select! {
@@ -99,8 +102,7 @@ async fn serve(config: Config, faults: Faults, metrics: Metrics) -> Result<(), C
 
     readiness.set(Status::Draining);
     let (left, hurried) = drain(worker, &mut signals, dead.is_none()).await;
-    stop_http.send_replace(true);
-    let _ = tokio::time::timeout(HTTP_WAIT, async { while tasks.join_next().await.is_some() {} }).await;
+    finish_requests(&stop_http, &mut tasks).await;
     tracing::info!(handed_back = left, "worker process exits");
     exit_within(EXIT_WAIT, kill);
     match dead {
@@ -206,6 +208,12 @@ async fn start(workspace: &Workspace, faults: Faults) -> Result<Worker, CliError
     let options = WorkerOptions { lost: found.lost, faults, ..WorkerOptions::from(workspace.config()) };
     let parts = workspace.worker_parts().await.map_err(CliError::failed)?;
     Worker::start(parts, devices, options).await.map_err(CliError::failed)
+}
+
+/// Closes the listeners, and lets open requests finish for a moment.
+async fn finish_requests(stop: &watch::Sender<bool>, servers: &mut JoinSet<()>) {
+    stop.send_replace(true);
+    let _ = tokio::time::timeout(HTTP_WAIT, async { while servers.join_next().await.is_some() {} }).await;
 }
 
 /// Opens a listener and serves `router` on it. `what` is its name in the log, `variable` the setting of its address.
