@@ -17,6 +17,8 @@ pub use inputs::{InputError, Inputs};
 pub use rewrite::Rewritten;
 pub use wasm::{Abi, Limits, ModuleCache, WasmInfo, WasmWitness};
 
+use std::time::Duration;
+
 use crate::model::StopReason;
 
 /// Why a witness could not be computed. Messages name signals and counts, never values.
@@ -47,6 +49,12 @@ pub enum WitnessError {
     /// This machine could not set the program up, for example for lack of address space.
     #[error("the witness program could not be set up here: {0}")]
     Host(String),
+    /// The program does not start and report its sizes in time.
+    #[error("the witness program took longer than {limit:?} to start and report its sizes")]
+    Silent {
+        /// Time allowed.
+        limit: Duration,
+    },
     /// The program took too long or was asked to stop.
     #[error("the witness program was stopped: {0}")]
     Stopped(StopReason),

@@ -12,7 +12,7 @@ use super::rewrite::Rewritten;
 use super::run::Run;
 use super::sandbox::Sandbox;
 use super::{Inputs, WitnessError, circom1, circom2, compile};
-use crate::model::{StopToken, Witness};
+use crate::model::{StopReason, StopToken, Witness};
 
 /// Limits on generating one witness and on compiling.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +32,7 @@ impl Limits {
     pub const MAX_MEMORY: u64 = 4 << 30;
 }
 
-/// Maximum time for a program to describe itself: a few calls that return constants.
+/// Maximum time for a program to start and describe itself: a few calls that return constants.
 const INTRODUCTION: Duration = Duration::from_secs(4);
 
 /// Where compiled modules are cached, and which program compiles them.
@@ -136,7 +136,7 @@ impl WasmWitness {
     /// Checks and compiles a module, or loads it from the cache, and queries its sizes.
     ///
     /// Errors: `Module` for anything that is not a witness program of a circom circuit on BN254, before compiling where
-    /// possible; `Compile` if the limits do not suffice or the cache folder is unusable; `Stopped` for a program that
+    /// possible; `Compile` if the limits do not suffice or the cache folder is unusable; `Silent` for a program that
     /// takes longer than 4 s to start and report its sizes, whatever time `limits` give a witness.
     pub fn load(wasm: &[u8], limits: Limits, cache: &ModuleCache) -> Result<Self, WitnessError> {
         let outline = Outline::read(wasm)?;
@@ -150,6 +150,11 @@ impl WasmWitness {
             let (abi, inputs, witness_size) =
                 if outline.circom1() { circom1::describe(run)? } else { circom2::describe(run)? };
             Ok(WasmInfo { abi, inputs, witness_size, wasm_bytes: wasm.len() as u64, rewritten: program.rewritten })
+        })
+        // Not `Stopped`: that would blame the job whose first use of the program this is for its own time.
+        .map_err(|e| match e {
+            WitnessError::Stopped(StopReason::TimedOut) => WitnessError::Silent { limit: brief.time },
+            e => e,
         })?;
         Ok(Self { sandbox, program, limits, info })
     }

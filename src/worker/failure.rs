@@ -65,7 +65,9 @@ impl From<WitnessError> for AttemptError {
             // Compilation is bounded in time and memory, and another moment or machine may have more of both. The
             // memory limit of a run is a setting of this worker and no fault of the input: another worker may have a
             // higher one, or this one after a restart. The job can then be queued again, because its input is kept.
-            WitnessError::Compile(_) | WitnessError::Memory { .. } => Self::failed(FailureClass::Transient, e),
+            WitnessError::Compile(_) | WitnessError::Memory { .. } | WitnessError::Silent { .. } => {
+                Self::failed(FailureClass::Transient, e)
+            }
             WitnessError::Host(_) => Self::environment(e, Blame::Worker),
             WitnessError::Input(_) | WitnessError::Module(_) | WitnessError::Assert(_) | WitnessError::Trap(_) => {
                 Self::failed(FailureClass::BadInput, e)
