@@ -93,6 +93,9 @@ fn config(cache: Option<Cache>, rewritten: bool) -> Config {
     // circom emits WebAssembly of 2019; later features only add attack surface.
     c.wasm_memory64(false).wasm_multi_memory(rewritten).wasm_tail_call(false).wasm_relaxed_simd(false);
     c.wasm_extended_const(false).wasm_wide_arithmetic(rewritten).wasm_custom_page_sizes(false);
+    // With blocks of many results, validating a module takes time in the square of its length: the types of all results
+    // are compared for each target of a `br_table`.
+    c.wasm_multi_value(rewritten);
     c
 }
 

@@ -388,6 +388,18 @@ fn features_that_circom_does_not_use_are_refused() {
     is_module(&Program::new().memory("(memory (export \"memory\") i64 1)").load(SMALL).unwrap_err(), invalid);
     is_module(&Program::new().memory("(memory (export \"memory\") 1 2 shared)").load(SMALL).unwrap_err(), invalid);
     is_module(&Program::new().more("(memory 1)").load(SMALL).unwrap_err(), invalid);
+    let results = "(func $two (result i32 i32) i32.const 1 i32.const 2)";
+    is_module(&Program::new().more(results).load(SMALL).unwrap_err(), "multi-value");
+}
+
+/// Each target of a `br_table` would be checked against all the results of its block: minutes for a module of 8 MB.
+#[test]
+fn a_table_of_branches_with_many_results_is_refused_at_once() {
+    let (results, targets) = ("i32 ".repeat(1000), "0 ".repeat(100_000));
+    let body = format!("(func (result {results}) {} (br_table {targets}))", "i32.const 0 ".repeat(1001));
+    let begun = Instant::now();
+    is_module(&Program::new().more(&body).load(SMALL).unwrap_err(), "multi-value");
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
 #[test]
