@@ -4,7 +4,8 @@
 //! running. A thread cannot be ended and its memory cannot be limited, so if there is a folder through which to hand
 //! over the result, a child process compiles: the child fills wasmtime's own cache, and the parent loads from there. A
 //! marker file records that a module has compiled within its limits here; if it exists, the parent only queries the
-//! cache, and compiles again itself (at a known cost) if the cached file is missing or damaged.
+//! cache, and compiles again itself (at a known cost) if the cached file is missing. The child validates the module too:
+//! an invalid one can be slow to refuse.
 
 use std::fs::{DirBuilder, File, Metadata};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -50,35 +51,27 @@ pub(super) fn program(
 ) -> Result<Program, WitnessError> {
     // A deadline beyond what the clock can represent is no limit.
     let deadline = Instant::now().checked_add(limits.compile_time);
-    let compile = |form: &Form| match form {
-        Form::Plain => {
-            let module = compile_here(&sandbox.plain.engine, wasm, limits, deadline).map_err(|e| {
-                match validate(sandbox, wasm) {
-                    Err(invalid) => invalid,
-                    Ok(()) => e,
-                }
-            })?;
-            Ok(Program { module, rewritten: None })
-        }
-        Form::Rewritten(bytes, rewritten) => {
-            let module = compile_here(&sandbox.rewritten.engine, bytes, limits, deadline)?;
-            Ok(Program { module, rewritten: Some(*rewritten) })
-        }
+    let compile = |form: &Form| {
+        let (engine, bytes, rewritten) = match form {
+            Form::Plain => (&sandbox.plain.engine, wasm, None),
+            Form::Rewritten(bytes, rewritten) => (&sandbox.rewritten.engine, &bytes[..], Some(*rewritten)),
+        };
+        Ok(Program { module: compile_here(engine, bytes, limits, deadline)?, rewritten })
     };
     let in_time = || deadline.is_none_or(|d| Instant::now() < d);
     if let (Some(dir), Some(compiler)) = (&sandbox.cache_dir, &cache.compiler) {
         let entry = Entry::of(sandbox, dir, wasm, cache.rewrite);
         if let Some(found) = entry.find() {
             match compile(&found) {
-                // The file is damaged; a child creates it again.
-                Err(e) if matches!(found, Form::Rewritten(..)) && in_time() => {
-                    tracing::warn!(error = %e, "a rewritten witness program does not compile");
+                // It has compiled before, so its machine code in the cache is damaged. The child must not find it.
+                Err(e) if in_time() => {
+                    tracing::warn!(error = %e, "a cached witness program is damaged; all are compiled again");
+                    sandbox.remove_machine_code();
                 }
                 done => return done,
             }
         }
         outline::check_nesting(wasm)?;
-        validate(sandbox, wasm)?;
         compile_by_child(compiler, dir, wasm, limits, cache.rewrite, deadline)?;
         return compile(&entry.record()?);
     }
@@ -103,16 +96,24 @@ enum Form {
     Rewritten(Vec<u8>, Rewritten),
 }
 
+impl Form {
+    /// Content of the marker.
+    fn marker(&self) -> String {
+        match self {
+            Self::Plain => "plain\n".into(),
+            Self::Rewritten(bytes, _) => format!("rewritten {}\n", hex::encode(Sha256::digest(bytes))),
+        }
+    }
+}
+
 /// A module's files in a cache folder.
 struct Entry {
-    /// Records that the module compiled within its limits, and whether it was rewritten.
+    /// Records that the module compiled within its limits, and the SHA-256 of the rewritten module if there is one.
     marker: PathBuf,
     /// The rewritten module.
     module: PathBuf,
 }
 
-/// Content of the marker of a rewritten module.
-const REWRITTEN: &[u8] = b"rewritten\n";
 /// How long a rewritten module is kept before it is written again.
 const MAX_REWRITTEN_AGE: Duration = Duration::from_secs(90 * 24 * 3600);
 
@@ -130,16 +131,18 @@ impl Entry {
         Self { marker: dir.join(format!("{name}.compiled")), module: dir.join(format!("{name}.wasm")) }
     }
 
-    /// Returns `None` if the module has not been compiled here, or if its rewritten form is missing or damaged.
+    /// Returns `None` if the module has not been compiled here, or if its marker or its rewritten form is missing or
+    /// damaged.
     fn find(&self) -> Option<Form> {
-        match std::fs::read(&self.marker).ok()?.as_slice() {
-            REWRITTEN => {
-                let bytes = std::fs::read(&self.module).ok()?;
-                let rewritten = Rewritten::read(&bytes)?;
-                Some(Form::Rewritten(bytes, rewritten))
-            }
-            _ => Some(Form::Plain),
-        }
+        let marker = std::fs::read(&self.marker).ok()?;
+        let form = if marker == Form::Plain.marker().as_bytes() {
+            Form::Plain
+        } else {
+            let bytes = std::fs::read(&self.module).ok()?;
+            let rewritten = Rewritten::read(&bytes)?;
+            Form::Rewritten(bytes, rewritten)
+        };
+        (form.marker().as_bytes() == marker).then_some(form)
     }
 
     /// Returns what a child has just compiled, and writes the marker. Without a marker, the next load merely compiles
@@ -151,7 +154,7 @@ impl Entry {
             Err(_) => None,
         };
         let form = form.ok_or_else(|| WitnessError::Compile("the rewritten module could not be read".into()))?;
-        let _ = std::fs::write(&self.marker, if matches!(form, Form::Plain) { &[] } else { REWRITTEN });
+        let _ = std::fs::write(&self.marker, form.marker());
         Ok(form)
     }
 
@@ -166,9 +169,19 @@ impl Entry {
     }
 }
 
-fn validate(sandbox: &Sandbox, wasm: &[u8]) -> Result<(), WitnessError> {
-    Module::validate(&sandbox.plain.engine, wasm)
-        .map_err(|e| WitnessError::Module(format!("the module is not valid: {}", clip(&e.to_string()))))
+/// Compiles a module without limits. If that fails, finds out whether the module is at fault.
+fn compile(engine: &Engine, wasm: &[u8]) -> Result<Module, WitnessError> {
+    Module::new(engine, wasm).map_err(|e| match Module::validate(engine, wasm) {
+        Err(e) => invalid(&e.to_string()),
+        Ok(()) => WitnessError::Compile(clip(&e.to_string())),
+    })
+}
+
+/// What is said of an invalid module, by a child to its parent too.
+const INVALID: &str = "the module is not valid: ";
+
+fn invalid(why: &str) -> WitnessError {
+    WitnessError::Module(format!("{INVALID}{}", clip(why)))
 }
 
 /// Compiles on a thread, which is abandoned when the time is over.
@@ -184,13 +197,12 @@ fn compile_here(
         .name("witness-compile".into())
         .spawn(move || {
             // If the time is over, the receiver is gone.
-            let _ = done.send(Module::new(&engine, &bytes));
+            let _ = done.send(compile(&engine, &bytes));
         })
         .map_err(|e| WitnessError::Compile(format!("could not start a thread to compile on: {e}")))?;
     let left = deadline.map_or(Duration::MAX, |d| d.saturating_duration_since(Instant::now()));
     match result.recv_timeout(left) {
-        Ok(Ok(module)) => Ok(module),
-        Ok(Err(e)) => Err(WitnessError::Compile(clip(&e.to_string()))),
+        Ok(compiled) => compiled,
         Err(RecvTimeoutError::Timeout) => Err(too_slow(limits)),
         Err(RecvTimeoutError::Disconnected) => Err(WitnessError::Compile("the compiler panicked".into())),
     }
@@ -293,26 +305,29 @@ fn compile_by_child(
     }
     // A grandchild may keep the pipe open, so limit the wait.
     let text = error_output.recv_timeout(Duration::from_millis(200)).unwrap_or_default();
-    Err(WitnessError::Compile(explain(status, &text, limits.compile_memory)))
+    Err(explain(status, &text, limits.compile_memory))
 }
 
 /// Describes in one sentence how a child failed.
-fn explain(status: ExitStatus, stderr: &str, memory: u64) -> String {
+fn explain(status: ExitStatus, stderr: &str, memory: u64) -> WitnessError {
     // The messages of Rust's allocator when it gives up, and of a failure to allocate a thread's stack.
     if stderr.contains("memory allocation of") || stderr.contains("Cannot allocate memory") {
-        return format!("it takes more than {memory} bytes of memory");
+        return WitnessError::Compile(format!("it takes more than {memory} bytes of memory"));
     }
     let lines = || stderr.lines().map(str::trim).filter(|l| !l.is_empty());
     let said = lines().find_map(|l| l.strip_prefix("error: ")).or(lines().next_back());
     // The child's message starts with the prefix that this message will get too.
-    let prefix = WitnessError::Compile(String::new()).to_string();
-    let said = said.map(|l| clip(l.strip_prefix(&prefix).unwrap_or(l)));
-    match (said, status.signal()) {
+    let after = |prefix: WitnessError| said?.strip_prefix(&prefix.to_string());
+    if let (Some(why), None) = (after(WitnessError::Module(INVALID.into())), status.signal()) {
+        return invalid(why);
+    }
+    let said = after(WitnessError::Compile(String::new())).or(said).map(clip);
+    WitnessError::Compile(match (said, status.signal()) {
         (Some(said), None) => said,
         (Some(said), Some(signal)) => format!("its compiler was ended by signal {signal}: {said}"),
         (None, Some(signal)) => format!("its compiler was ended by signal {signal}"),
         (None, None) => format!("its compiler failed with {status}"),
-    }
+    })
 }
 
 /// Compiles a module into a cache folder, under a memory limit that it sets for the whole process: meant for a child
@@ -349,22 +364,14 @@ pub fn compile_into_cache(wasm: &Path, cache_dir: &Path, memory_limit: u64, rewr
         .num_threads(threads)
         .build()
         .map_err(|e| WitnessError::Compile(format!("could not start threads to compile on: {e}")))?;
-    let compile = |engine, bytes: &[u8]| pool.install(|| Module::new(engine, bytes));
     let entry = sandbox.cache_dir.as_ref().map(|dir| Entry::of(&sandbox, dir, &bytes, rewrite));
     if let (Some((rewritten, _)), Some(entry)) = (rewrite.then(|| rewrite::rewrite(&bytes)).flatten(), entry) {
-        let done = compile(&sandbox.rewritten.engine, &rewritten);
-        done.map_err(|e| WitnessError::Compile(clip(&e.to_string())))?;
+        pool.install(|| compile(&sandbox.rewritten.engine, &rewritten))?;
         return entry.put(&rewritten).map_err(|e| {
             WitnessError::Compile(format!("the rewritten module could not be written: {}", io_reason(&e)))
         });
     }
-    match compile(&sandbox.plain.engine, &bytes) {
-        Ok(_) => Ok(()),
-        Err(e) => {
-            validate(&sandbox, &bytes)?;
-            Err(WitnessError::Compile(clip(&e.to_string())))
-        }
-    }
+    pool.install(|| compile(&sandbox.plain.engine, &bytes)).map(drop)
 }
 
 /// Reads at most one byte more than allowed, so that a file that grows meanwhile is refused rather than read.
@@ -421,4 +428,95 @@ pub(super) fn private_folder(dir: &Path) -> Result<PathBuf, WitnessError> {
         return Err(refuse(format!("expected that only its owner can write to it (mode 0700), got mode {mode:04o}")));
     }
     Ok(real)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// Returns machine code whose description of the module is cut off, as wasmtime writes it into its cache.
+    fn damaged(mut elf: Vec<u8>) -> Vec<u8> {
+        let word = |elf: &[u8], at: usize| u64::from_le_bytes(*elf[at..].first_chunk().unwrap()) as usize;
+        let half = |elf: &[u8], at: usize| usize::from(u16::from_le_bytes(*elf[at..].first_chunk().unwrap()));
+        // The section headers of an ELF file: 64 bytes each, with the place of the name at 0, of the content at 24 and
+        // its size at 32.
+        let (headers, count, names) = (word(&elf, 40), half(&elf, 60), half(&elf, 62));
+        let names = word(&elf, headers + 64 * names + 24);
+        let header = |i: usize| headers + 64 * i;
+        let found = (0..count).map(header).find(|at| {
+            let name = names + u32::from_le_bytes(*elf[*at..].first_chunk().unwrap()) as usize;
+            elf[name..].starts_with(b".wasmtime.info\0")
+        });
+        let size = found.unwrap() + 32;
+        let less = word(&elf, size) as u64 / 2;
+        elf[size..size + 8].copy_from_slice(&less.to_le_bytes());
+
+        // A zstd frame with a window of 1 MiB, of blocks that are not compressed.
+        let mut file = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 0x50];
+        let last = elf.len().div_ceil(PROBE) - 1;
+        for (i, block) in elf.chunks(PROBE).enumerate() {
+            let header = (block.len() as u32) << 3 | u32::from(i == last);
+            file.extend_from_slice(&header.to_le_bytes()[..3]);
+            file.extend_from_slice(block);
+        }
+        file
+    }
+
+    fn machine_code(folder: &Path) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(folder).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                found.extend(machine_code(&path));
+            } else if path.extension().is_none() {
+                found.push(path);
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn damaged_machine_code_is_removed_before_a_child_compiles_again() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let dir = folder.path().join("modules");
+        let calls = folder.path().join("calls");
+        // A child that only notes how many files of machine code it finds. The parent then compiles itself.
+        let compiler = folder.path().join("compiler");
+        let count = "find \"$5/cache\" -type f ! -name '*.*' | wc -l";
+        std::fs::write(&compiler, format!("#!/bin/sh\n{count} >> '{}'\n", calls.display())).unwrap();
+        std::fs::set_permissions(&compiler, std::fs::Permissions::from_mode(0o700)).unwrap();
+
+        let wasm = include_bytes!("../../circuits/multiplier.wasm");
+        let outline = Outline::read(wasm).unwrap();
+        let sandbox = Sandbox::get(Some(&dir)).unwrap();
+        let minute = Duration::from_secs(60);
+        let limits = Limits { time: minute, memory: 1 << 30, compile_time: 5 * minute, compile_memory: 1 << 30 };
+        for rewrite in [true, false] {
+            let cache = ModuleCache { dir: Some(dir.clone()), compiler: Some(compiler.clone()), rewrite };
+            let load = || program(&sandbox, wasm, &outline, &limits, &cache).unwrap().rewritten.is_some();
+            let (engine, bytes) = match rewrite.then(|| rewrite::rewrite(wasm).unwrap()) {
+                Some((bytes, _)) => {
+                    Entry::of(&sandbox, &dir, wasm, rewrite).put(&bytes).unwrap();
+                    (&sandbox.rewritten.engine, bytes)
+                }
+                None => (&sandbox.plain.engine, wasm.to_vec()),
+            };
+            let _ = std::fs::remove_file(&calls);
+            sandbox.remove_machine_code();
+            let told = || std::fs::read_to_string(&calls).unwrap_or_default().split_whitespace().collect::<String>();
+            assert_eq!((load(), told().as_str()), (rewrite, "0"));
+            let code = machine_code(&dir.join("cache"));
+            let [file] = &code[..] else { panic!("{code:?}") };
+            assert_eq!((load(), told().as_str()), (rewrite, "0"), "it is found");
+
+            std::fs::write(file, damaged(engine.precompile_module(&bytes).unwrap())).unwrap();
+            let e = compile(engine, &bytes).unwrap_err();
+            assert!(e.to_string().contains("Hit the end of buffer"), "{e}");
+            assert_eq!((load(), told().as_str()), (rewrite, "00"), "the child found the damaged file");
+            assert_eq!((load(), told().as_str()), (rewrite, "00"), "it is found again");
+        }
+    }
 }

@@ -75,6 +75,21 @@ impl Sandbox {
         Ok(Self { plain, rewritten, cache_dir: dir.map(Path::to_path_buf), clock })
     }
 
+    /// Removes all machine code from the cache folder. wasmtime names its files by a hash that it does not tell, so one of
+    /// them cannot be picked. The folders stay, because others may be writing to them.
+    pub(super) fn remove_machine_code(&self) {
+        let mut folders: Vec<PathBuf> = self.cache_dir.iter().map(|dir| dir.join(CACHE_FOLDER)).collect();
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                match entry.file_type() {
+                    Ok(kind) if kind.is_dir() => folders.push(entry.path()),
+                    // A file that cannot be removed is found to be damaged again.
+                    _ => drop(std::fs::remove_file(entry.path())),
+                }
+            }
+        }
+    }
+
     /// Keeps the clock ticking until the guard is dropped.
     pub(super) fn tick(&self) -> Ticking<'_> {
         *locked(&self.clock.running) += 1;

@@ -163,14 +163,30 @@ fn the_rewritten_module_is_kept_and_made_again_if_it_is_lost() {
     let mut invalid = whole.clone();
     // The type of the first function, which is after the frame, the section's number and its length.
     invalid[12] ^= 0x40;
-    for (damaged, calls) in [&b""[..], &whole[..whole.len() / 2], b"\0asm\x01\0\0\0", &invalid].into_iter().zip(3..) {
+    // One bit of a constant of the field, with which everything is multiplied: the module is as valid as before.
+    let mut wrong = whole.clone();
+    let r2 = 0x1bb8_e645_ae21_6da7_u64.to_le_bytes();
+    let at = whole.windows(8).rposition(|bytes| bytes == r2).unwrap();
+    wrong[at] ^= 1;
+    for (damaged, calls) in
+        [&b""[..], &whole[..whole.len() / 2], b"\0asm\x01\0\0\0", &invalid, &wrong].into_iter().zip(3..)
+    {
         std::fs::write(&module, damaged).unwrap();
         assert_eq!((load(&cache), fixture.calls()), (Some(rewritten), calls));
+        assert!(std::fs::read(&module).unwrap() == whole, "it is made again");
+    }
+    // So is the marker.
+    let marker = module.with_extension("compiled");
+    let whole = std::fs::read(&marker).unwrap();
+    for (damaged, calls) in [&b""[..], &whole[..20], b"plain", b"rewritten\n"].into_iter().zip(8..) {
+        std::fs::write(&marker, damaged).unwrap();
+        assert_eq!((load(&cache), fixture.calls()), (Some(rewritten), calls));
+        assert!(std::fs::read(&marker).unwrap() == whole);
     }
     // Without rewriting: an entry of its own.
     let plain = ModuleCache { rewrite: false, ..cache.clone() };
-    assert_eq!((load(&plain), fixture.calls()), (None, 7));
-    assert_eq!((load(&plain), fixture.calls()), (None, 7));
+    assert_eq!((load(&plain), fixture.calls()), (None, 12));
+    assert_eq!((load(&plain), fixture.calls()), (None, 12));
 }
 
 #[test]
@@ -262,15 +278,22 @@ fn a_compile_that_wants_too_much_memory_is_ended() {
     right(&WasmWitness::load(&circuit_file("mimc_preimage.wasm"), limits, &cache).unwrap());
 }
 
+/// The parent does not validate modules, because that can take long, and it has no limits.
 #[test]
-fn an_invalid_module_never_reaches_the_child() {
+fn an_invalid_module_is_told_by_the_child() {
     let fixture = Fixture::new();
     let cache = fixture.cache(fixture.real());
     let wasm = circuit_file("multiplier.wasm");
     let truncated = &wasm[..wasm.len() - 1];
     assert!(matches!(WasmWitness::load(truncated, AMPLE, &cache), Err(WitnessError::Module(_))));
-    let untyped = wat::parse_str("(module (func (export \"getVersion\") (result i64) i32.const 0))").unwrap();
-    let e = WasmWitness::load(&untyped, AMPLE, &cache).unwrap_err().to_string();
-    assert!(e.contains("the module is not valid: type mismatch"), "{e}");
     assert_eq!(fixture.calls(), 0);
+    let untyped = wat::parse_str("(module (func (export \"getVersion\") (result i64) i32.const 0))").unwrap();
+    let e = WasmWitness::load(&untyped, AMPLE, &cache).unwrap_err();
+    assert!(
+        matches!(&e, WitnessError::Module(why) if why.starts_with("the module is not valid: type mismatch")),
+        "{e}"
+    );
+    assert_eq!(fixture.calls(), 1);
+    // The same without a child.
+    assert_eq!(WasmWitness::load(&untyped, AMPLE, &NO_CACHE).unwrap_err(), e);
 }
