@@ -6,6 +6,7 @@
 use super::circom2::hash;
 use super::number;
 use super::run::{Exception, Failure, Interface, Run, check_field};
+use super::signals::{self, Signals};
 use super::wasm::Abi;
 use super::{InputError, Inputs, WitnessError};
 use crate::model::{Witness, limbs};
@@ -58,8 +59,14 @@ pub(super) fn describe(run: &mut Run) -> Result<(Abi, Option<u32>, u32), Witness
     Ok((Abi::Circom1, None, size))
 }
 
-/// Sets the inputs and reads the witness.
-pub(super) fn generate(run: &mut Run, inputs: &Inputs, size: u32) -> Result<Witness, WitnessError> {
+/// Sets the inputs and reads the witness. `signals` are the program's, if its module shows them.
+pub(super) fn generate(
+    run: &mut Run,
+    inputs: &Inputs,
+    size: u32,
+    signals: Option<&Signals>,
+) -> Result<Witness, WitnessError> {
+    signals::check(signals, inputs)?;
     // The flag turns on the checks of constraints.
     let init = run.function::<i32, ()>("init")?;
     run.try_call(&init, 1).map_err(outside_input)?;

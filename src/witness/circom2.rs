@@ -10,9 +10,13 @@ use zeroize::Zeroize;
 use super::number;
 use super::rewrite::WitnessPlace;
 use super::run::{Exception, Failure, Interface, Run, check_field};
+use super::signals::{self, Signals};
 use super::wasm::Abi;
 use super::{InputError, Inputs, WitnessError};
 use crate::model::{Witness, limb_bytes, limbs};
+
+/// Reports how many elements an input signal has, since circom 2.0.4.
+pub(super) const SIZE_OF_SIGNAL: &str = "getInputSignalSize";
 
 pub(super) const INTERFACE: Interface = Interface {
     name: "circom 2",
@@ -25,7 +29,7 @@ pub(super) const INTERFACE: Interface = Interface {
         ("writeSharedRWMemory", 2, 0, true),
         ("init", 1, 0, true),
         ("setInputSignal", 3, 0, true),
-        ("getInputSignalSize", 2, 1, false),
+        (SIZE_OF_SIGNAL, 2, 1, false),
         ("getRawPrime", 0, 0, true),
         ("getFieldNumLen32", 0, 1, true),
         ("getWitnessSize", 0, 1, true),
@@ -138,12 +142,14 @@ pub(super) fn describe(run: &mut Run) -> Result<(Abi, Option<u32>, u32), Witness
     Ok((Abi::Circom2 { version }, Some(inputs), size))
 }
 
-/// Sets the inputs and reads the witness, directly from the program's memory if `place` says where it is.
+/// Sets the inputs and reads the witness, directly from the program's memory if `place` says where it is. `signals` are
+/// the inputs of a program that does not report their sizes, if its module shows them.
 pub(super) fn generate(
     run: &mut Run,
     inputs: &Inputs,
     size: u32,
     place: Option<WitnessPlace>,
+    signals: Option<&Signals>,
 ) -> Result<Witness, WitnessError> {
     // The flag requests checks that were optional in circom 1; circom 2 always makes them.
     let init = run.function::<i32, ()>("init")?;
@@ -151,23 +157,24 @@ pub(super) fn generate(
     let total = run.number("getInputSize")? as usize;
     let set = run.function::<(i32, i32, i32), ()>("setInputSignal")?;
 
-    // No value is set for an empty signal, and a size of 0 does not tell it from an unknown one, so look the name up. A
-    // program without inputs answers alike for every name.
-    for (name, _) in inputs.signals().filter(|(_, values)| values.is_empty() && total > 0) {
-        if !is_known(run, &set, name)? {
-            return Err(InputError::Unknown { signal: name.to_owned() }.into());
-        }
-    }
     // Check all signals first, so that the circuit does not run on part of a wrong input.
-    let sizes = run.optional::<(i32, i32), i32>("getInputSignalSize");
-    if let Some(sizes) = &sizes {
+    if let Some(sizes) = run.optional::<(i32, i32), i32>(SIZE_OF_SIGNAL) {
+        // No value is set for an empty signal, and a size of 0 does not tell it from an unknown one, so look the name
+        // up. A program without inputs answers alike for every name.
+        for (name, _) in inputs.signals().filter(|(_, values)| values.is_empty() && total > 0) {
+            if !is_known(run, &set, name)? {
+                return Err(InputError::Unknown { signal: name.to_owned() }.into());
+            }
+        }
         for (name, values) in inputs.signals() {
             let (high, low) = hash(name);
-            let expected = run.call(sizes, (high, low))?;
+            let expected = run.call(&sizes, (high, low))?;
             if usize::try_from(expected) != Ok(values.len()) {
                 return Err(mismatch(run, &set, name, expected, values.len(), total)?.into());
             }
         }
+    } else {
+        signals::check(signals, inputs)?;
     }
     if inputs.len() < total {
         return Err(InputError::Incomplete { set: inputs.len(), total }.into());

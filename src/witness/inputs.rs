@@ -71,6 +71,18 @@ pub enum InputError {
         /// Values given.
         got: usize,
     },
+    /// An array, for a program that neither reports how many elements a signal has nor shows it in its module.
+    #[error(
+        "input signal {}: expected a single value, got {got} in an array, because this witness program does not tell \
+         how many elements its signals have; compile the circuit with circom 2.0.4 or later",
+        name(.signal)
+    )]
+    Unsized {
+        /// Name of the signal.
+        signal: String,
+        /// Values given.
+        got: usize,
+    },
     /// A value for an element that is already set or does not exist, in a program too old to report how many elements a
     /// signal has.
     #[error("input signal {}: value {index} is one too many, or the signal is already set", name(.signal))]

@@ -10,6 +10,7 @@ mod outline;
 mod rewrite;
 mod run;
 mod sandbox;
+mod signals;
 mod wasm;
 
 pub use compile::compile_into_cache;

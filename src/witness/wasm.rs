@@ -11,6 +11,7 @@ use super::outline::Outline;
 use super::rewrite::Rewritten;
 use super::run::Run;
 use super::sandbox::Sandbox;
+use super::signals::Signals;
 use super::{Inputs, WitnessError, circom1, circom2, compile};
 use crate::model::{StopReason, StopToken, Witness};
 
@@ -119,6 +120,8 @@ pub struct WasmWitness {
     program: Program,
     limits: Limits,
     info: WasmInfo,
+    /// The signals of a program that does not report their sizes, if its module shows them.
+    signals: Option<Signals>,
 }
 
 impl fmt::Debug for WasmWitness {
@@ -156,7 +159,12 @@ impl WasmWitness {
             WitnessError::Stopped(StopReason::TimedOut) => WitnessError::Silent { limit: brief.time },
             e => e,
         })?;
-        Ok(Self { sandbox, program, limits, info })
+        let signals = match info.abi {
+            Abi::Circom1 => Signals::of_circom1(wasm),
+            Abi::Circom2 { .. } if program.module.get_export(circom2::SIZE_OF_SIGNAL).is_some() => None,
+            Abi::Circom2 { .. } => Signals::of_circom2(wasm, info.inputs.unwrap_or(0)),
+        };
+        Ok(Self { sandbox, program, limits, info, signals })
     }
 
     /// The program's description of itself.
@@ -167,10 +175,10 @@ impl WasmWitness {
     /// Computes the witness for these inputs in a fresh instance. Ends soon after `stop` is triggered.
     pub fn generate(&self, inputs: &Inputs, stop: &StopToken) -> Result<Witness, WitnessError> {
         Self::run(&self.sandbox, &self.program, &self.limits, stop, |run| match self.info.abi {
-            Abi::Circom1 => circom1::generate(run, inputs, self.info.witness_size),
+            Abi::Circom1 => circom1::generate(run, inputs, self.info.witness_size, self.signals.as_ref()),
             Abi::Circom2 { .. } => {
                 let place = self.program.rewritten.and_then(|r| r.witness);
-                circom2::generate(run, inputs, self.info.witness_size, place)
+                circom2::generate(run, inputs, self.info.witness_size, place, self.signals.as_ref())
             }
         })
     }

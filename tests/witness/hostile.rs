@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use prover_worker::model::StopReason;
+use prover_worker::witness::InputError;
 
 use super::*;
 
@@ -486,4 +487,19 @@ fn a_running_program_can_be_cancelled() {
 fn an_older_program_that_hides_its_sizes_is_served() {
     let old = Program::new().without("getInputSignalSize").without("getMessageChar");
     assert_eq!(old.run(SMALL).unwrap().len(), 2);
+}
+
+#[test]
+fn an_older_program_that_hides_its_signals_gets_no_arrays() {
+    let old = Program::new().without("getInputSignalSize").load(SMALL).unwrap();
+    for (input, got) in [("[7]", None), ("[7, 8]", Some(2)), ("[]", Some(0)), ("[[], []]", Some(0))] {
+        match (generate(&old, &format!(r#"{{"a": {input}}}"#)), got) {
+            (Ok(_), None) => {}
+            (Err(WitnessError::Input(e)), Some(got)) => {
+                assert_eq!(e, InputError::Unsized { signal: "a".into(), got });
+                assert!(e.to_string().contains("compile the circuit with circom 2.0.4 or later"), "{e}");
+            }
+            (other, _) => panic!("{input}: {other:?}"),
+        }
+    }
 }

@@ -29,17 +29,18 @@ fn an_unknown_signal_is_named() {
             assert_eq!(e, InputError::Unknown { signal: "nope".into() }, "{wasm} {input}");
         }
     }
-    assert_eq!(
-        refused("multiplier_v1.wasm", r#"{"a": 1, "b": 1, "k": [1, 1, 1], "nope": 1}"#),
-        InputError::Unknown { signal: "nope".into() }
-    );
+    // The last two are signals of the first circom's program, but no inputs.
+    for signal in ["nope", "c", "weight"] {
+        let input = format!(r#"{{"a": 1, "b": 1, "k": [1, 1, 1], "{signal}": 1}}"#);
+        assert_eq!(refused("multiplier_v1.wasm", &input), InputError::Unknown { signal: signal.into() });
+    }
     let text = refused("multiplier.wasm", r#"{"a": 1, "b": 1, "c": 1}"#).to_string();
     assert_eq!(text, "signal not found: the circuit has no input signal c");
 }
 
 #[test]
 fn the_wrong_number_of_values_is_told() {
-    for wasm in ["range_check.wasm", "range_check.circom-2.0.5.wasm"] {
+    for wasm in ["range_check.wasm", "range_check.circom-2.0.5.wasm", "range_check.circom-2.0.3.wasm"] {
         let few = refused(wasm, r#"{"amount": [[0,1,2,3],[4,5,6,7],[8,9,10]], "ceiling": 70}"#);
         assert_eq!(few, InputError::NotEnough { signal: "amount".into(), expected: 12, got: 11 });
         assert_eq!(few.to_string(), "not enough values for input signal amount: expected 12, got 11");
@@ -48,7 +49,20 @@ fn the_wrong_number_of_values_is_told() {
         assert_eq!(many.to_string(), "too many values for input signal ceiling: expected 1, got 2");
         let none = refused(wasm, &format!(r#"{{{AMOUNT}, "ceiling": []}}"#));
         assert_eq!(none, InputError::NotEnough { signal: "ceiling".into(), expected: 1, got: 0 });
+        // As many values as the circuit takes, but some beyond the end of a signal or none for another.
+        let shifted = refused(wasm, r#"{"amount": [1,2,3,4,5,6,7,8,9,10,11], "ceiling": [1000, 7]}"#);
+        assert_eq!(shifted, InputError::NotEnough { signal: "amount".into(), expected: 12, got: 11 });
+        let shifted = refused(wasm, r#"{"ceiling": [1000, 7], "amount": [1,2,3,4,5,6,7,8,9,10,11]}"#);
+        assert_eq!(shifted, InputError::TooMany { signal: "ceiling".into(), expected: 1, got: 2 });
+        let alone = refused(wasm, r#"{"ceiling": [1000,0,1,2,3,4,5,6,7,8,9,10,11]}"#);
+        assert_eq!(alone, InputError::TooMany { signal: "ceiling".into(), expected: 1, got: 13 });
+        let empty = refused(wasm, r#"{"amount": [], "ceiling": [1000]}"#);
+        assert_eq!(empty, InputError::NotEnough { signal: "amount".into(), expected: 12, got: 0 });
     }
+    let one = refused("multiplier_v1.wasm", r#"{"a": [3, 5], "k": [1, 0, 1]}"#);
+    assert_eq!(one, InputError::TooMany { signal: "a".into(), expected: 1, got: 2 });
+    let one = refused("multiplier_v1.wasm", r#"{"a": 3, "b": 5, "k": [1, 0]}"#);
+    assert_eq!(one, InputError::NotEnough { signal: "k".into(), expected: 3, got: 2 });
 }
 
 #[test]
@@ -65,10 +79,11 @@ fn a_missing_signal_is_counted() {
 #[test]
 fn old_programs_refuse_values_in_taken_places() {
     let e = refused("range_check.circom-2.0.3.wasm", &format!(r#"{{"ceiling": [70, 1], {AMOUNT}}}"#));
-    assert!(matches!(e, InputError::Misplaced { .. }), "{e:?}");
+    assert_eq!(e, InputError::TooMany { signal: "ceiling".into(), expected: 1, got: 2 });
     let e = refused("multiplier_v1.wasm", r#"{"a": [1, 2], "b": 1, "k": [1, 1, 1]}"#);
-    assert!(matches!(e, InputError::Misplaced { .. }), "{e:?}");
-    assert_eq!(refused("multiplier_v1.wasm", r#"{"k": [1, 1, 1, 9], "a": 2, "b": 1}"#), InputError::Surplus);
+    assert_eq!(e, InputError::TooMany { signal: "a".into(), expected: 1, got: 2 });
+    let e = refused("multiplier_v1.wasm", r#"{"k": [1, 1, 1, 9], "a": 2, "b": 1}"#);
+    assert_eq!(e, InputError::TooMany { signal: "k".into(), expected: 3, got: 4 });
 }
 
 #[test]
