@@ -283,12 +283,16 @@ fn purge(args: PurgeArgs, out: &Output) -> Result<(), CliError> {
         return Err(CliError::Usage(format!("--state: expected done, failed or cancelled, got {state}")));
     }
     with_workspace(|w| async move {
-        let Purged { jobs, kept } = w.service().purge(&states, args.older_than).await.map_err(CliError::failed)?;
-        out.result(&serde_json::json!({ "purged": jobs, "kept": kept }), || format!("{jobs} jobs are deleted"));
-        if kept == 0 {
+        let Purged { jobs, kept, locked } =
+            w.service().purge(&states, args.older_than).await.map_err(CliError::failed)?;
+        let left = kept + locked;
+        out.result(&serde_json::json!({ "purged": jobs, "kept": left }), || format!("{jobs} jobs are deleted"));
+        if left == 0 {
             return Ok(());
         }
-        Err(CliError::failed(format!("{kept} jobs are kept, because their proof files could not be removed")))
+        Err(CliError::failed(format!(
+            "{left} jobs are kept: the proof files of {kept} could not be removed, and {locked} are locked by others"
+        )))
     })
 }
 

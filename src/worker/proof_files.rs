@@ -1,5 +1,6 @@
 //! The files of proofs among the artifacts: copies for people. The store has the authoritative proofs.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,21 +80,31 @@ pub struct Purged {
     pub jobs: u64,
     /// Jobs kept, because their proof files could not be removed.
     pub kept: u64,
+    /// Jobs left, because somebody else had their rows locked.
+    pub locked: u64,
 }
 
 /// Deletes the jobs that a purge is for, each few of them after their proof files: nothing would come back for the
-/// files of jobs that are gone. A job whose files cannot be removed is kept.
+/// files of jobs that are gone. A job whose files cannot be removed is kept, and one whose row is locked left to the
+/// next purge.
 pub(super) async fn purge(store: &dyn Store, artifacts: &Artifacts, which: &Purge<'_>) -> Result<Purged, StoreError> {
     let mut purged = Purged::default();
     let mut first_error = None;
     loop {
-        let skip = u32::try_from(purged.kept).unwrap_or(u32::MAX);
+        let skip = u32::try_from(purged.kept + purged.locked).unwrap_or(u32::MAX);
         let old = store.purgeable(which, REMOVED_AT_ONCE as u32, skip).await?;
         let (cleared, errors) = many_at_once(&old, |job| artifacts.remove_proof(job)).await;
         purged.kept += errors.len() as u64;
         first_error = first_error.or(errors.into_iter().next());
         if !cleared.is_empty() {
-            purged.jobs += store.purge(which, &cleared).await?.len() as u64;
+            let deleted: HashSet<JobId> = store.purge(which, &cleared).await?.into_iter().collect();
+            purged.jobs += deleted.len() as u64;
+            for job in cleared.iter().filter(|job| !deleted.contains(job)) {
+                // Another purge may have deleted it, or it was queued again.
+                if store.job(*job).await?.is_some_and(|job| which.states.contains(&job.state)) {
+                    purged.locked += 1;
+                }
+            }
         }
         if old.len() < REMOVED_AT_ONCE {
             break;
@@ -177,10 +188,10 @@ mod tests {
         std::fs::create_dir_all(files.join("odd")).unwrap();
         let which = Purge { states: &JobState::ALL, older_than: Duration::ZERO };
         let purge = async || super::purge(&*store, &artifacts, &which).await.unwrap();
-        assert_eq!(purge().await, Purged { jobs: 0, kept: 1 });
+        assert_eq!(purge().await, Purged { kept: 1, ..Purged::default() });
         assert!(store.job(id).await.unwrap().is_some());
         std::fs::remove_dir_all(files).unwrap();
-        assert_eq!(purge().await, Purged { jobs: 1, kept: 0 });
+        assert_eq!(purge().await, Purged { jobs: 1, ..Purged::default() });
         assert!(store.job(id).await.unwrap().is_none());
     }
 

@@ -18,6 +18,7 @@ mod lease;
 mod neighbours;
 #[path = "../support/no_work.rs"]
 mod no_work;
+mod purge;
 mod queues;
 #[path = "../support/wait.rs"]
 mod wait;
