@@ -4,6 +4,13 @@
 //! the answer is [`Held::Lost`]. All times come from the database's clock. The queue is disposable: [`Store::due`]
 //! finds whatever the queue loses.
 //!
+//! A caller that got no answer repeats the call. The four changes that end an attempt ([`Store::finish`],
+//! [`Store::fail`], [`Store::release`], [`Store::confirm_cancel`]) recognise their own work: a repeat with the same
+//! arguments changes nothing and is answered as the first call was, however much later it comes. A finish is known by
+//! its result and a failure by its error in the history (the last 50 failures). The other two leave nothing of their
+//! own, and are known by the state of the job, until it is claimed again: it waits or is cancelled, and the attempt did
+//! not fail. So both are also answered with `cancel` where another worker's claim has cancelled the job.
+//!
 //! Cancelling a running job leaves a request. The job's holder learns of it from the answer to any guarded change and
 //! confirms it. A job with such a request never runs again: a retry, a release, or a claim after its lease lapsed
 //! cancels it instead. A proof that is finished nevertheless is kept, since the work is done.

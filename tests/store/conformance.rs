@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prover_worker::model::{Attempt, ContentHash, FailureClass, Job, JobId, JobState, NewJob, Priority, Stage, Tries};
+use prover_worker::model::{
+    Attempt, ContentHash, FailureClass, Job, JobError, JobId, JobResult, JobState, NewJob, Priority, Stage, Tries,
+};
 use prover_worker::store::{
     Cancelled, Counts, Due, Held, JobFilter, Retry, Store, StoreError, StoreSettings, Submitted,
 };
@@ -66,15 +68,18 @@ macro_rules! suite {
                 a_finish_after_a_lapse_that_nobody_used_counts,
                 a_finish_of_an_older_attempt_changes_nothing,
                 a_redelivery_after_done_does_nothing,
+                a_finish_that_is_repeated_is_answered_alike,
                 a_failure_is_charged_to_the_budget_of_its_class,
                 a_retry_waits_for_its_time_and_then_runs,
                 a_failure_for_good_ends_the_input,
                 a_stale_workers_failure_does_not_hit_the_new_lease,
+                a_failure_that_is_repeated_is_answered_alike,
                 the_error_stays_while_it_is_retried_and_goes_with_success,
                 a_release_is_no_failed_attempt_and_is_due_at_once,
                 the_token_grows_on_every_claim_even_after_a_release,
                 a_token_of_a_purged_job_does_not_hold_the_next_one_with_its_id,
                 a_release_of_an_older_attempt_changes_nothing,
+                a_release_that_is_repeated_is_answered_alike,
                 a_queued_job_is_cancelled_at_once,
                 a_delayed_retry_is_cancelled_at_once,
                 a_running_job_is_cancelled_by_its_holder,
@@ -554,7 +559,10 @@ pub async fn a_final_job_cannot_be_claimed_or_changed(p: impl Place) {
         let before = job(&store, id).await;
         assert_eq!(before.state, state);
         assert!(claim(&store, id, LONG).await.is_none());
-        assert_all_lost(&store, id, attempt).await;
+        match state {
+            JobState::Cancelled => assert_does_not_hold(&store, id, attempt).await,
+            _ => assert_all_lost(&store, id, attempt).await,
+        }
         assert_eq!(store.cancel(id).await.unwrap(), Some(Cancelled::TooLate(state)));
         assert_eq!(job(&store, id).await, before);
         assert_eq!(due_ids(&store).await, []);
@@ -688,8 +696,28 @@ pub async fn a_redelivery_after_done_does_nothing(p: impl Place) {
     store.finish(id, attempt, &result()).await.unwrap();
     let before = job(&store, id).await;
     assert!(claim(&store, id, LONG).await.is_none(), "no error about a missing input, no second run");
-    assert_eq!(store.finish(id, attempt, &result()).await.unwrap(), Held::Lost);
+    assert_eq!(store.finish(id, attempt, &other_result()).await.unwrap(), Held::Lost);
     assert_eq!(job(&store, id).await, before);
+}
+
+/// Otherwise a done job would be taken for lost after a failover: no files, and nobody is told.
+pub async fn a_finish_that_is_repeated_is_answered_alike(p: impl Place) {
+    let (store, other) = (p.open().await, p.open().await);
+    for answer in [HELD, HELD_AND_CANCELLED] {
+        let (id, attempt) = claimed(&store, LONG).await;
+        if answer == HELD_AND_CANCELLED {
+            store.cancel(id).await.unwrap();
+        }
+        assert_eq!(store.finish(id, attempt, &result()).await.unwrap(), answer);
+        let before = job(&store, id).await;
+        for store in [&store, &other] {
+            assert_eq!(store.finish(id, attempt, &result()).await.unwrap(), answer);
+            assert_eq!(store.finish(id, attempt, &other_result()).await.unwrap(), Held::Lost, "another result");
+            let next = attempt.numbered(attempt.number + 1);
+            assert_eq!(store.finish(id, next, &result()).await.unwrap(), Held::Lost, "another attempt");
+        }
+        assert_eq!(job(&store, id).await, before);
+    }
 }
 
 // Failing.
@@ -766,6 +794,41 @@ pub async fn a_stale_workers_failure_does_not_hit_the_new_lease(p: impl Place) {
     assert_eq!(store.finish(id, new, &result()).await.unwrap(), HELD);
 }
 
+pub async fn a_failure_that_is_repeated_is_answered_alike(p: impl Place) {
+    let (store, other) = (p.open().await, p.open().await);
+    let why =
+        JobError { class: FailureClass::Device, message: "it's \"odd\": \\ {\"a\": 1}\n\t–ünï $[#] %s".to_owned() };
+    for retry in [Retry::Never, Retry::After(NONE), Retry::After(LONG)] {
+        for answer in [HELD, HELD_AND_CANCELLED] {
+            let (id, attempt) = claimed(&store, LONG).await;
+            if answer == HELD_AND_CANCELLED {
+                store.cancel(id).await.unwrap();
+            }
+            assert_eq!(store.fail(id, attempt, &why, retry).await.unwrap(), answer);
+            let before = job(&store, id).await;
+            for store in [&store, &other] {
+                assert_eq!(store.fail(id, attempt, &why, retry).await.unwrap(), answer, "{retry:?}");
+                for error in [
+                    JobError { class: FailureClass::Timeout, ..why.clone() },
+                    JobError { message: "something else".to_owned(), ..why.clone() },
+                ] {
+                    assert_eq!(store.fail(id, attempt, &error, retry).await.unwrap(), Held::Lost, "another error");
+                }
+            }
+            assert_eq!(job(&store, id).await, before);
+        }
+    }
+    // Later attempts and requests to cancel them are another matter.
+    let (id, first) = claimed(&store, LONG).await;
+    store.fail(id, first, &why, Retry::After(NONE)).await.unwrap();
+    let second = claim(&store, id, LONG).await.unwrap().job.attempt;
+    store.cancel(id).await.unwrap();
+    assert_eq!(store.fail(id, first, &why, Retry::After(NONE)).await.unwrap(), HELD);
+    assert_eq!(store.confirm_cancel(id, second).await.unwrap(), HELD_AND_CANCELLED);
+    assert_eq!(store.fail(id, first, &why, Retry::After(NONE)).await.unwrap(), HELD);
+    assert_eq!(store.fail(id, second, &why, Retry::After(NONE)).await.unwrap(), Held::Lost);
+}
+
 pub async fn the_error_stays_while_it_is_retried_and_goes_with_success(p: impl Place) {
     let store = p.open().await;
     let (id, attempt) = claimed(&store, LONG).await;
@@ -813,8 +876,37 @@ pub async fn the_token_grows_on_every_claim_even_after_a_release(p: impl Place) 
         let attempt = claim(&store, id, LONG).await.unwrap().job.attempt;
         assert_eq!(attempt.number, n);
         assert_eq!(store.release(id, attempt).await.unwrap(), HELD);
-        assert_all_lost(&store, id, attempt).await;
+        assert_does_not_hold(&store, id, attempt).await;
+        assert_eq!(store.confirm_cancel(id, attempt).await.unwrap(), Held::Lost);
     }
+}
+
+/// It leaves nothing of its own, so it is recognised only until the job goes on.
+pub async fn a_release_that_is_repeated_is_answered_alike(p: impl Place) {
+    let store = p.open().await;
+    let (id, attempt) = claimed(&store, LONG).await;
+    assert_eq!(store.release(id, attempt).await.unwrap(), HELD);
+    let before = job(&store, id).await;
+    assert_eq!(store.release(id, attempt).await.unwrap(), HELD);
+    assert_eq!(job(&store, id).await, before);
+    let next = claim(&store, id, LONG).await.unwrap().job.attempt;
+    assert_eq!(store.release(id, attempt).await.unwrap(), Held::Lost);
+    assert_eq!(store.release(id, next).await.unwrap(), HELD);
+    assert_eq!(store.cancel(id).await.unwrap(), Some(Cancelled::Now));
+    assert_eq!(store.release(id, next).await.unwrap(), HELD, "cancelled only since");
+
+    let (id, attempt) = claimed(&store, LONG).await;
+    store.cancel(id).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(store.release(id, attempt).await.unwrap(), HELD_AND_CANCELLED);
+    }
+    // What has failed or was done was not released.
+    let (id, attempt) = claimed(&store, LONG).await;
+    store.fail(id, attempt, &error(FailureClass::Device), Retry::After(NONE)).await.unwrap();
+    assert_eq!(store.release(id, attempt).await.unwrap(), Held::Lost);
+    let attempt = claim(&store, id, LONG).await.unwrap().job.attempt;
+    store.finish(id, attempt, &result()).await.unwrap();
+    assert_eq!(store.release(id, attempt).await.unwrap(), Held::Lost);
 }
 
 pub async fn a_release_of_an_older_attempt_changes_nothing(p: impl Place) {
@@ -862,7 +954,8 @@ pub async fn a_running_job_is_cancelled_by_its_holder(p: impl Place) {
     assert_eq!(ended.state, JobState::Cancelled);
     assert_eq!((ended.stage, ended.lease_expires_at, ended.finished_at.is_some()), (None, None, true));
     assert_eq!(inputs(&store).await, 0);
-    assert_eq!(store.confirm_cancel(id, attempt).await.unwrap(), Held::Lost);
+    assert_eq!(store.confirm_cancel(id, attempt).await.unwrap(), HELD_AND_CANCELLED, "as before");
+    assert_eq!(job(&store, id).await, ended);
 }
 
 pub async fn a_cancel_of_a_final_or_unknown_job_says_so(p: impl Place) {
@@ -958,7 +1051,11 @@ pub async fn a_lapsed_job_to_be_cancelled_is_cancelled_by_the_next_claim(p: impl
     assert!(job.finished_at.is_some());
     assert_eq!(inputs(&store).await, 0);
     assert_eq!(due_ids(&store).await, []);
-    assert_all_lost(&store, id, old).await;
+    assert_does_not_hold(&store, id, old).await;
+    // It ended as its holder was asked to end it, and nobody else tells of it.
+    assert_eq!(store.release(id, old).await.unwrap(), HELD_AND_CANCELLED);
+    assert_eq!(store.confirm_cancel(id, old).await.unwrap(), HELD_AND_CANCELLED);
+    assert_eq!(self::job(&store, id).await, job);
 }
 
 pub async fn a_heartbeat_still_saves_a_lapsed_job_to_be_cancelled(p: impl Place) {
@@ -1317,13 +1414,23 @@ async fn end(store: &impl Store, id: JobId, attempt: Attempt, state: JobState) {
     assert!(matches!(held.unwrap(), Held::Yes { .. }));
 }
 
-/// Asserts that every guarded change with a token that does not hold returns `Held::Lost`.
-async fn assert_all_lost(store: &impl Store, id: JobId, attempt: Attempt) {
-    let failure = error(FailureClass::Device);
+/// A result that no test stores.
+fn other_result() -> JobResult {
+    JobResult { device: "another".to_owned(), ..result() }
+}
+
+/// Asserts that a token does not hold: what only a holder can do returns `Held::Lost`.
+async fn assert_does_not_hold(store: &impl Store, id: JobId, attempt: Attempt) {
+    let failure = JobError { class: FailureClass::Device, message: "one that no test records".to_owned() };
     assert_eq!(store.heartbeat(id, attempt, LONG, Stage::Prove, 0.5).await.unwrap(), Held::Lost);
-    assert_eq!(store.finish(id, attempt, &result()).await.unwrap(), Held::Lost);
+    assert_eq!(store.finish(id, attempt, &other_result()).await.unwrap(), Held::Lost);
     assert_eq!(store.fail(id, attempt, &failure, Retry::Never).await.unwrap(), Held::Lost);
     assert_eq!(store.fail(id, attempt, &failure, Retry::After(NONE)).await.unwrap(), Held::Lost);
+}
+
+/// Asserts that a token does not hold, and did not hand the job back or confirm its cancellation before.
+async fn assert_all_lost(store: &impl Store, id: JobId, attempt: Attempt) {
+    assert_does_not_hold(store, id, attempt).await;
     assert_eq!(store.release(id, attempt).await.unwrap(), Held::Lost);
     assert_eq!(store.confirm_cancel(id, attempt).await.unwrap(), Held::Lost);
 }

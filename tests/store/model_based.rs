@@ -186,6 +186,8 @@ struct Entry {
     overdue: bool,
     /// The body from which its input is made, if that is held.
     input: Option<u8>,
+    /// The failures that holders recorded.
+    failures: BTreeSet<(u32, &'static str)>,
 }
 
 impl Entry {
@@ -200,6 +202,21 @@ impl Entry {
             JobState::Running => self.lapsed,
             _ => false,
         }
+    }
+
+    /// Returns the answer to an attempt that does not hold the job: that of an earlier change of the same kind.
+    fn recognises(&self, attempt: u32, change: &Change) -> Held {
+        let (job, last) = (&self.job, self.job.attempt == attempt);
+        let did_not_fail = last && job.history.iter().all(|(failed, ..)| *failed != attempt);
+        let cancel = last && job.cancel_requested;
+        let yes = match change {
+            Change::Heartbeat { .. } => false,
+            Change::Finish => last && job.state == JobState::Done,
+            Change::Fail { class, .. } => self.failures.contains(&(attempt, class.as_str())),
+            Change::Release => did_not_fail && matches!(job.state, JobState::Queued | JobState::Cancelled),
+            Change::ConfirmCancel => did_not_fail && job.state == JobState::Cancelled && cancel,
+        };
+        if yes { Held::Yes { cancel } } else { Held::Lost }
     }
 
     fn leave(&mut self, state: JobState) {
@@ -284,6 +301,7 @@ impl Model {
             later: false,
             overdue: new.start_within == Some(NONE),
             input: Some(body),
+            failures: BTreeSet::new(),
         };
         self.jobs.push(entry);
         self.jobs.last_mut().unwrap()
@@ -388,9 +406,10 @@ impl Model {
     }
 
     fn held(&mut self, id: JobId, (submission, attempt): (usize, u32), change: &Change) -> Held {
-        let holds =
-            |e: &&mut Entry| e.job.state == JobState::Running && (e.submission, e.job.attempt) == (submission, attempt);
-        let Some(entry) = self.entry(id).filter(holds) else { return Held::Lost };
+        let Some(entry) = self.entry(id).filter(|e| e.submission == submission) else { return Held::Lost };
+        if entry.job.state != JobState::Running || entry.job.attempt != attempt {
+            return entry.recognises(attempt, change);
+        }
         let cancel = entry.job.cancel_requested;
         let again = if cancel { JobState::Cancelled } else { JobState::Queued };
         match change {
@@ -408,6 +427,7 @@ impl Model {
             Change::Fail { class, retry } => {
                 entry.job.error = Some(error(*class));
                 entry.job.history.push((attempt, entry.job.worker.unwrap(), *class));
+                entry.failures.insert((attempt, class.as_str()));
                 match class {
                     FailureClass::BadInput | FailureClass::Unknown => {}
                     FailureClass::Transient | FailureClass::Timeout => entry.job.tries.transient += 1,

@@ -95,6 +95,16 @@ impl<'a, C: Call> Batch<'a, C> {
     }
 }
 
+impl<C: Call<Answer = Held>> Batch<'_, C> {
+    /// Answers the calls that the rows of a guarded change are about.
+    fn answer_held(&mut self, rows: &[PgRow]) -> Result<(), StoreError> {
+        for row in rows {
+            self.answer(place(row)?, held(Some(row))?);
+        }
+        Ok(())
+    }
+}
+
 impl Call for SubmitCall {
     type Answer = Result<Submitted, StoreError>;
 
@@ -172,7 +182,7 @@ impl Executor<ClaimCall> for Session {
     async fn run(&self, calls: Vec<Arc<ClaimCall>>) -> Result<Vec<Found>, StoreError> {
         let mut batch = Batch::new(&calls, |c| c.id);
         let these = batch.open();
-        let rows = self.joint_rows(calls.len(), Retries::IfUndone, |_| {
+        let rows = self.joint_rows(calls.len(), Retries::IfUndone, || {
             sqlx::query(statements::CLAIM)
                 .bind(these.iter().map(|c| c.id.to_string()).collect::<Vec<_>>())
                 .bind(these.iter().map(|c| c.worker.0.clone()).collect::<Vec<_>>())
@@ -213,9 +223,9 @@ impl Call for HeartbeatCall {
 
 impl Executor<HeartbeatCall> for Session {
     async fn run(&self, calls: Vec<Arc<HeartbeatCall>>) -> Result<Vec<Held>, StoreError> {
-        let batch = Batch::new(&calls, |c| c.id);
+        let mut batch = Batch::new(&calls, |c| c.id);
         let these = batch.open();
-        let rows = self.joint_rows(calls.len(), Retries::Always, |_| {
+        let rows = self.joint_rows(calls.len(), Retries::Always, || {
             sqlx::query(statements::HEARTBEAT)
                 .bind(these.iter().map(|c| c.id.to_string()).collect::<Vec<_>>())
                 .bind(these.iter().map(|c| i64::from(c.attempt.number)).collect::<Vec<_>>())
@@ -224,7 +234,8 @@ impl Executor<HeartbeatCall> for Session {
                 .bind(these.iter().map(|c| c.progress).collect::<Vec<_>>())
                 .bind(these.iter().map(|c| c.attempt.submission).collect::<Vec<_>>())
         });
-        all_held(&rows.await?, batch)
+        batch.answer_held(&rows.await?)?;
+        Ok(batch.finish(|_| Held::Lost))
     }
 }
 
@@ -242,24 +253,29 @@ impl Call for FinishCall {
 
 impl Executor<FinishCall> for Session {
     async fn run(&self, calls: Vec<Arc<FinishCall>>) -> Result<Vec<Held>, StoreError> {
-        let batch = Batch::new(&calls, |c| c.id);
-        let these = batch.open();
-        let rows = self.joint_rows(calls.len(), Retries::Always, |uncertain| {
-            sqlx::query(statements::FINISH)
-                .bind(these.iter().map(|c| c.id.to_string()).collect::<Vec<_>>())
-                .bind(these.iter().map(|c| i64::from(c.attempt.number)).collect::<Vec<_>>())
-                .bind(these.iter().map(|c| c.result.clone()).collect::<Vec<_>>())
-                .bind(uncertain)
-                .bind(these.iter().map(|c| c.attempt.submission).collect::<Vec<_>>())
-        });
-        all_held(&rows.await?, batch)
+        let mut batch = Batch::new(&calls, |c| c.id);
+        for sql in [statements::FINISH, statements::FINISHED] {
+            let these = batch.open();
+            let rows = self.joint_rows(these.len(), Retries::Always, || {
+                sqlx::query(sql)
+                    .bind(these.iter().map(|c| c.id.to_string()).collect::<Vec<_>>())
+                    .bind(these.iter().map(|c| i64::from(c.attempt.number)).collect::<Vec<_>>())
+                    .bind(these.iter().map(|c| c.result.clone()).collect::<Vec<_>>())
+                    .bind(these.iter().map(|c| c.attempt.submission).collect::<Vec<_>>())
+            });
+            batch.answer_held(&rows.await?)?;
+            if batch.all_answered() {
+                break;
+            }
+        }
+        Ok(batch.finish(|_| Held::Lost))
     }
 }
 
 impl Session {
     /// Stores those of these jobs that are new; returns each with the index of its call.
     async fn insert(&self, calls: &[&SubmitCall]) -> Result<Vec<(usize, Job)>, StoreError> {
-        let rows = self.joint_rows(calls.len(), Retries::Always, |_| {
+        let rows = self.joint_rows(calls.len(), Retries::Always, || {
             let column = |of: fn(&SubmitCall) -> String| calls.iter().map(|c| of(c)).collect::<Vec<_>>();
             sqlx::query(statements::SUBMIT)
                 .bind(self.queue())
@@ -278,7 +294,7 @@ impl Session {
 
     /// Returns those of these jobs that were stored before, each with its index.
     pub(super) async fn same(&self, new: &[&NewJob]) -> Result<Vec<(usize, Result<Repeat, StoreError>)>, StoreError> {
-        let rows = self.rows(Retries::Always, |_| {
+        let rows = self.rows(Retries::Always, || {
             sqlx::query(statements::SAME_JOBS)
                 .bind(self.queue())
                 .bind(new.iter().map(|n| n.id.to_string()).collect::<Vec<_>>())
@@ -297,7 +313,7 @@ impl Session {
     /// or the circuit has been removed.
     async fn replace_rejected(&self, call: &SubmitCall) -> Result<Option<Job>, StoreError> {
         let new = &call.new;
-        let row = self.row(Retries::Always, |_| {
+        let row = self.row(Retries::Always, || {
             sqlx::query(statements::REPLACE_REJECTED)
                 .bind(self.queue())
                 .bind(self.channel.clone())
@@ -318,22 +334,31 @@ impl Session {
         names: impl Iterator<Item = &'a CircuitName>,
     ) -> Result<HashSet<String>, StoreError> {
         let names: Vec<String> = names.map(|n| n.as_str().to_owned()).collect();
-        let rows = self.rows(Retries::Always, |_| sqlx::query(statements::KNOWN_CIRCUITS).bind(names.clone())).await?;
+        let rows = self.rows(Retries::Always, || sqlx::query(statements::KNOWN_CIRCUITS).bind(names.clone())).await?;
         rows.iter().map(|r| Ok(r.text("name")?.unwrap_or_default())).collect()
     }
 
     pub(super) async fn release(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
-        let row = self.row(Retries::Always, |uncertain| {
-            fenced(statements::RELEASE, job, attempt)
-                .bind(self.channel.clone())
-                .bind(uncertain)
-                .bind(attempt.submission)
-        });
-        held(row.await?.as_ref())
+        let release = || fenced(statements::RELEASE, job, attempt).bind(self.channel.clone()).bind(attempt.submission);
+        let released = || fenced(statements::RELEASED, job, attempt).bind(attempt.submission);
+        self.changed_or_recognised(release, released).await
+    }
+
+    /// Runs a guarded change and, if it found nothing to change, the statement that recognises an earlier one like it,
+    /// whose answer was lost.
+    pub(super) async fn changed_or_recognised(
+        &self,
+        change: impl Fn() -> Statement + Send + Sync,
+        recognise: impl Fn() -> Statement + Send + Sync,
+    ) -> Result<Held, StoreError> {
+        if let Some(row) = self.row(Retries::Always, change).await? {
+            return held(Some(&row));
+        }
+        held(self.row(Retries::Always, recognise).await?.as_ref())
     }
 }
 
-/// A statement whose first two parameters are the job and the number of the attempt. The last one is its submission.
+/// A statement whose first two parameters are the job and the number of the attempt. A later one is its submission.
 pub(super) fn fenced(sql: &'static str, job: JobId, attempt: Attempt) -> Statement {
     sqlx::query(sql).bind(job.to_string()).bind(i64::from(attempt.number))
 }
@@ -351,14 +376,6 @@ pub(super) fn held(row: Option<&PgRow>) -> Result<Held, StoreError> {
         None => Ok(Held::Lost),
         Some(r) => Ok(Held::Yes { cancel: r.flag("cancel_requested")?.unwrap_or_default() }),
     }
-}
-
-/// Answers the calls of `batch` with the rows of its statement.
-fn all_held<C: Call<Answer = Held>>(rows: &[PgRow], mut batch: Batch<'_, C>) -> Result<Vec<Held>, StoreError> {
-    for row in rows {
-        batch.answer(place(row)?, held(Some(row))?);
-    }
-    Ok(batch.finish(|_| Held::Lost))
 }
 
 /// Returns the index of the call that a row of a statement over arrays answers.

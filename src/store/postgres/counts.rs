@@ -13,7 +13,7 @@ impl Session {
     /// Counts ended jobs, or estimates their number if there are too many.
     pub(super) async fn count_ended(&self) -> Result<Counts, StoreError> {
         let bounded = |sql: &'static str| {
-            self.rows(Retries::Always, move |_| {
+            self.rows(Retries::Always, move || {
                 sqlx::query(sql).bind(self.settings.queue.clone()).bind(i64::from(COUNTED_ENDED) + 1)
             })
         };
@@ -35,11 +35,11 @@ impl Session {
 
     /// Returns the number of jobs of this queue in this state by the server's statistics, which its vacuum maintains.
     async fn estimate(&self, state: JobState) -> Result<u64, StoreError> {
-        let quoted = self.row(Retries::Always, |_| sqlx::query("SELECT quote_literal($1) AS queue").bind(self.queue()));
+        let quoted = self.row(Retries::Always, || sqlx::query("SELECT quote_literal($1) AS queue").bind(self.queue()));
         let queue = quoted.await?.map(|r| r.text("queue")).transpose()?.flatten().unwrap_or_default();
         let sql = statements::estimate(&queue, state.as_str());
         // Consists of constants and of what the server quoted.
-        let explain = |_| sqlx::query(sqlx::AssertSqlSafe(sql.clone())).persistent(false);
+        let explain = || sqlx::query(sqlx::AssertSqlSafe(sql.clone())).persistent(false);
         let plan = self.row(Retries::Always, explain).await?;
         let plan = plan.map(|r| r.text("QUERY PLAN")).transpose()?.flatten().unwrap_or_default();
         let rows = plan.split_once("rows=").and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok());
@@ -49,8 +49,8 @@ impl Session {
     /// Reads the load, counting at most this many queued jobs; `None` counts all.
     pub(super) async fn query_load(&self, at_most: Option<u64>) -> Result<Load, StoreError> {
         let at_most = at_most.map(|n| i64::try_from(n).unwrap_or(i64::MAX));
-        let row = self
-            .row(Retries::Always, |_| sqlx::query(statements::LOAD).bind(self.settings.queue.clone()).bind(at_most));
+        let row =
+            self.row(Retries::Always, || sqlx::query(statements::LOAD).bind(self.settings.queue.clone()).bind(at_most));
         rows::load(&row.await?.ok_or(sqlx::Error::RowNotFound)?)
     }
 }

@@ -12,9 +12,9 @@
 //! connect changed nothing, and the call is retried a few times. If a connection broke after the statement was sent, it
 //! is unknown whether it took effect. Calls that may be repeated are retried: reads, heartbeats, submits (the repeat of
 //! one that succeeded answers `Existing`); and a finish, a failure, a release or a confirmed cancellation, each of
-//! which recognises its own work in the row and answers as the first one would have. Other calls return the error. A
-//! claim whose answer was lost leaves a job running without a worker until its lease lapses; a caller that repeats a
-//! cancel may find it too late because the first one succeeded.
+//! which recognises its own work in the row. Other calls return the error. A claim whose answer was lost leaves a job
+//! running without a worker until its lease lapses; a caller that repeats a cancel may find it too late because the
+//! first one succeeded.
 //!
 //! **Sessions.** Plans are made once per session and use indexes (`pool.rs`). Pgbouncer works only in session mode,
 //! because prepared statements and LISTEN belong to a session.
@@ -203,7 +203,7 @@ impl Store for PostgresStore {
     }
 
     async fn identity(&self) -> Result<Option<String>, StoreError> {
-        match self.session.row(Retries::Always, |_| sqlx::query(statements::IDENTITY)).await {
+        match self.session.row(Retries::Always, || sqlx::query(statements::IDENTITY)).await {
             Ok(row) => row.map(|r| r.text("identity")).transpose().map(Option::flatten),
             // The role lacks the permission, or the server only speaks the protocol of Postgres.
             Err(StoreError::Database(sqlx::Error::Database(e)))
@@ -216,7 +216,7 @@ impl Store for PostgresStore {
     }
 
     async fn put_circuit(&self, circuit: &Circuit) -> Result<Circuit, StoreError> {
-        let row = self.session.row(Retries::Always, |_| {
+        let row = self.session.row(Retries::Always, || {
             sqlx::query(statements::PUT_CIRCUIT)
                 .bind(circuit.name.as_str().to_owned())
                 .bind(circuit.zkey.0.to_vec())
@@ -229,13 +229,12 @@ impl Store for PostgresStore {
     }
 
     async fn circuit(&self, name: &CircuitName) -> Result<Option<Circuit>, StoreError> {
-        let row =
-            self.session.row(Retries::Always, |_| sqlx::query(statements::CIRCUIT).bind(name.as_str().to_owned()));
+        let row = self.session.row(Retries::Always, || sqlx::query(statements::CIRCUIT).bind(name.as_str().to_owned()));
         row.await?.as_ref().map(rows::circuit).transpose()
     }
 
     async fn circuits(&self) -> Result<Vec<Circuit>, StoreError> {
-        let rows = self.session.rows(Retries::Always, |_| sqlx::query(statements::CIRCUITS)).await?;
+        let rows = self.session.rows(Retries::Always, || sqlx::query(statements::CIRCUITS)).await?;
         rows.iter().map(rows::circuit).collect()
     }
 
@@ -266,7 +265,7 @@ impl Store for PostgresStore {
         content: CircuitContent,
         keep: Duration,
     ) -> Result<(), StoreError> {
-        let note = |_| {
+        let note = || {
             sqlx::query(statements::NOTE_IMPORTED)
                 .bind(name.to_string())
                 .bind(content.zkey.0.to_vec())
@@ -277,12 +276,12 @@ impl Store for PostgresStore {
     }
 
     async fn removable_content(&self) -> Result<Vec<Removable>, StoreError> {
-        let rows = self.session.rows(Retries::Always, |_| sqlx::query(statements::REMOVABLE_CONTENT)).await?;
+        let rows = self.session.rows(Retries::Always, || sqlx::query(statements::REMOVABLE_CONTENT)).await?;
         rows.iter().map(rows::removable).collect()
     }
 
     async fn forget_removable(&self, record: &Removable) -> Result<(), StoreError> {
-        let forget = |_| sqlx::query(statements::FORGET_REMOVABLE).bind(record.number);
+        let forget = || sqlx::query(statements::FORGET_REMOVABLE).bind(record.number);
         self.session.row(Retries::Always, forget).await.map(|_| ())
     }
 
@@ -294,7 +293,7 @@ impl Store for PostgresStore {
 
     async fn reject(&self, new: &NewJob, error: &JobError) -> Result<Submitted, StoreError> {
         let write = |sql: &'static str| {
-            self.session.row(Retries::Always, move |_| {
+            self.session.row(Retries::Always, move || {
                 sqlx::query(sql)
                     .bind(self.session.queue())
                     .bind(new.id.to_string())
@@ -327,18 +326,18 @@ impl Store for PostgresStore {
     }
 
     async fn job(&self, job: JobId) -> Result<Option<Job>, StoreError> {
-        let row = self.session.row(Retries::Always, |_| sqlx::query(statements::JOB).bind(job.to_string()));
+        let row = self.session.row(Retries::Always, || sqlx::query(statements::JOB).bind(job.to_string()));
         row.await?.as_ref().map(rows::job).transpose()
     }
 
     async fn unfinished(&self, ids: &[JobId]) -> Result<Vec<JobId>, StoreError> {
         let ids: Vec<String> = ids.iter().map(JobId::to_string).collect();
-        let rows = self.session.rows(Retries::Always, |_| sqlx::query(statements::STILL_UNFINISHED).bind(ids.clone()));
+        let rows = self.session.rows(Retries::Always, || sqlx::query(statements::STILL_UNFINISHED).bind(ids.clone()));
         rows.await?.iter().map(rows::job_id).collect()
     }
 
     async fn jobs(&self, filter: JobFilter) -> Result<Vec<Job>, StoreError> {
-        let rows = self.session.rows(Retries::Always, |_| {
+        let rows = self.session.rows(Retries::Always, || {
             // Consists of constants only.
             let state = filter.state.map(JobState::as_str);
             let sql = statements::jobs(state, filter.circuit.is_some(), filter.idempotency_key.is_some());
@@ -394,7 +393,7 @@ impl Store for PostgresStore {
         };
         // A notice for a job that is not due yet would wake the workers for nothing.
         let notify = self.session.channel.clone().filter(|_| delay == Some(0));
-        let row = self.session.row(Retries::Always, |uncertain| {
+        let fail = || {
             fenced(statements::FAIL, job, attempt)
                 .bind(i64::from(charge.transient))
                 .bind(i64::from(charge.device))
@@ -404,10 +403,15 @@ impl Store for PostgresStore {
                 .bind(delay)
                 .bind(keep)
                 .bind(notify.clone())
-                .bind(uncertain)
                 .bind(attempt.submission)
-        });
-        held(row.await?.as_ref())
+        };
+        let failed = || {
+            fenced(statements::FAILED, job, attempt)
+                .bind(attempt.submission)
+                .bind(error.class.as_str())
+                .bind(clean(&error.message))
+        };
+        self.session.changed_or_recognised(fail, failed).await
     }
 
     async fn release(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
@@ -415,35 +419,33 @@ impl Store for PostgresStore {
     }
 
     async fn confirm_cancel(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
-        let confirm = || {
-            self.session.row(Retries::Always, |uncertain| {
-                fenced(statements::CONFIRM_CANCEL, job, attempt).bind(uncertain).bind(attempt.submission)
-            })
+        let run = |sql: &'static str| {
+            self.session.row(Retries::Always, move || fenced(sql, job, attempt).bind(attempt.submission))
         };
-        if let yes @ Held::Yes { .. } = held(confirm().await?.as_ref())? {
-            return Ok(yes);
+        for _ in 0..TRIES {
+            if let Some(row) = run(statements::CONFIRM_CANCEL).await? {
+                return held(Some(&row));
+            }
+            let Some(row) = run(statements::HELD_OR_CANCELLED).await? else { return Ok(Held::Lost) };
+            match held(Some(&row))? {
+                // Cancellation was requested between the two. A request stays until the attempt ends.
+                Held::Yes { cancel: true } if rows::state(&row)? == JobState::Running => {}
+                held => return Ok(held),
+            }
         }
-        let looked = self
-            .session
-            .row(Retries::Always, |_| fenced(statements::HOLDS, job, attempt).bind(attempt.submission))
-            .await?;
-        match held(looked.as_ref())? {
-            // Cancellation was requested between the two. A request stays until the attempt ends.
-            Held::Yes { cancel: true } => held(confirm().await?.as_ref()),
-            other => Ok(other),
-        }
+        Err(StoreError::Contended(job))
     }
 
     async fn cancel(&self, job: JobId) -> Result<Option<Cancelled>, StoreError> {
         for _ in 0..TRIES {
-            let row = self.session.row(Retries::IfUndone, |_| sqlx::query(statements::CANCEL).bind(job.to_string()));
+            let row = self.session.row(Retries::IfUndone, || sqlx::query(statements::CANCEL).bind(job.to_string()));
             if let Some(row) = row.await? {
                 return Ok(Some(match rows::state(&row)? {
                     JobState::Running => Cancelled::Requested,
                     _ => Cancelled::Now,
                 }));
             }
-            let row = self.session.row(Retries::Always, |_| sqlx::query(statements::JOB_STATE).bind(job.to_string()));
+            let row = self.session.row(Retries::Always, || sqlx::query(statements::JOB_STATE).bind(job.to_string()));
             match row.await?.as_ref().map(rows::state).transpose()? {
                 None => return Ok(None),
                 Some(state) if state.is_final() => return Ok(Some(Cancelled::TooLate(state))),
@@ -541,14 +543,14 @@ impl Store for PostgresStore {
 
     async fn paused(&self) -> Result<Vec<(Scope, i64)>, StoreError> {
         let rows =
-            self.session.rows(Retries::Always, |_| sqlx::query(statements::PAUSED).bind(self.session.queue())).await?;
+            self.session.rows(Retries::Always, || sqlx::query(statements::PAUSED).bind(self.session.queue())).await?;
         rows.iter().map(rows::pause).collect()
     }
 
     async fn due(&self, limit: u32) -> Result<Vec<Due>, StoreError> {
         let rows = self
             .session
-            .rows(Retries::Always, |_| sqlx::query(statements::DUE).bind(self.session.queue()).bind(i64::from(limit)));
+            .rows(Retries::Always, || sqlx::query(statements::DUE).bind(self.session.queue()).bind(i64::from(limit)));
         rows.await?.iter().map(rows::due).collect()
     }
 
@@ -563,18 +565,18 @@ impl Store for PostgresStore {
     async fn sweep(&self, limit: u32) -> Result<Swept, StoreError> {
         let limit = i64::from(limit);
         let keep = rows::keep_input(&self.session.settings, FailureClass::Timeout);
-        let expired = self.session.rows(Retries::IfUndone, |_| {
+        let expired = self.session.rows(Retries::IfUndone, || {
             sqlx::query(statements::EXPIRE).bind(self.session.queue()).bind(limit).bind(keep)
         });
         let expired = expired.await?.iter().map(rows::job_id).collect::<Result<_, _>>()?;
         let inputs =
-            self.session.rows(Retries::IfUndone, |_| sqlx::query(statements::END_INPUTS).bind(limit)).await?.len()
+            self.session.rows(Retries::IfUndone, || sqlx::query(statements::END_INPUTS).bind(limit)).await?.len()
                 as u64;
         Ok(Swept { expired, inputs })
     }
 
     async fn purgeable(&self, which: &Purge<'_>, limit: u32, skip: u32) -> Result<Vec<JobId>, StoreError> {
-        let rows = self.session.rows(Retries::Always, |_| {
+        let rows = self.session.rows(Retries::Always, || {
             sqlx::query(statements::PURGEABLE)
                 .bind(self.session.queue())
                 .bind(i64::from(limit))
@@ -586,7 +588,7 @@ impl Store for PostgresStore {
     }
 
     async fn purge(&self, which: &Purge<'_>, jobs: &[JobId]) -> Result<Vec<JobId>, StoreError> {
-        let rows = self.session.rows(Retries::IfUndone, |_| {
+        let rows = self.session.rows(Retries::IfUndone, || {
             sqlx::query(statements::PURGE)
                 .bind(jobs.iter().map(JobId::to_string).collect::<Vec<_>>())
                 .bind(rows::millis(which.older_than))
@@ -596,7 +598,7 @@ impl Store for PostgresStore {
     }
 
     async fn settle_circuit(&self, name: &CircuitName) -> Result<(), StoreError> {
-        let row = self.session.row(Retries::Always, |_| sqlx::query(statements::SETTLE_CIRCUIT).bind(name.to_string()));
+        let row = self.session.row(Retries::Always, || sqlx::query(statements::SETTLE_CIRCUIT).bind(name.to_string()));
         row.await.map(|_| ())
     }
 
@@ -605,7 +607,7 @@ impl Store for PostgresStore {
     }
 
     async fn content_in_use(&self) -> Result<Vec<ContentHash>, StoreError> {
-        let rows = self.session.rows(Retries::Always, |_| sqlx::query(statements::CONTENT_IN_USE)).await?;
+        let rows = self.session.rows(Retries::Always, || sqlx::query(statements::CONTENT_IN_USE)).await?;
         rows.iter().map(|r| rows::content_hash(r, "content")).collect()
     }
 
@@ -616,12 +618,12 @@ impl Store for PostgresStore {
     }
 
     async fn inputs_held(&self) -> Result<Vec<(String, u64)>, StoreError> {
-        let rows = self.session.rows(Retries::Always, |_| sqlx::query(statements::INPUTS_HELD)).await?;
+        let rows = self.session.rows(Retries::Always, || sqlx::query(statements::INPUTS_HELD)).await?;
         rows.iter().map(rows::inputs_of_key).collect()
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        let row = self.session.row(Retries::Always, |_| sqlx::query(statements::TAKES_WRITES)).await?;
+        let row = self.session.row(Retries::Always, || sqlx::query(statements::TAKES_WRITES)).await?;
         let row = row.ok_or(sqlx::Error::RowNotFound)?;
         let why = match (row.flag("standby")?, row.flag("read_only")?, row.flag("allowed")?) {
             (Some(true), ..) => "it is a standby, or became one",

@@ -61,11 +61,11 @@ struct RetryPolicy {
 
 impl Session {
     /// Runs a statement, retrying it where that is safe, and reads its answer to the end: Postgres commits after the
-    /// last row. The argument of `make` says whether an earlier try may have taken effect.
+    /// last row.
     pub(super) async fn rows(
         &self,
         retries: Retries,
-        make: impl Fn(bool) -> Statement + Send + Sync,
+        make: impl Fn() -> Statement + Send + Sync,
     ) -> Result<Vec<PgRow>, StoreError> {
         self.joint_rows(1, retries, make).await
     }
@@ -76,11 +76,11 @@ impl Session {
         &self,
         calls: usize,
         retries: Retries,
-        make: impl Fn(bool) -> Statement + Send + Sync,
+        make: impl Fn() -> Statement + Send + Sync,
     ) -> Result<Vec<PgRow>, StoreError> {
         let policy = RetryPolicy { retries, calls, reuse_after_error: true };
-        self.retried(policy, |mut pooled, uncertain| {
-            let statement = make(uncertain);
+        self.retried(policy, |mut pooled| {
+            let statement = make();
             async move {
                 let rows = statement.fetch_all(&mut pooled.connection).await;
                 (pooled, rows.map_err(StoreError::from))
@@ -90,23 +90,23 @@ impl Session {
     }
 
     /// Runs `work` on a connection, up to [`TRIES`] times where `policy` allows a retry, within [`ANSWER_TIMEOUT`]
-    /// each. `work` gets the connection, and whether an earlier try may have taken effect.
+    /// each.
     async fn retried<'s, T, F>(
         &'s self,
         policy: RetryPolicy,
-        work: impl Fn(PooledConnection<'s>, bool) -> F + Send + Sync,
+        work: impl Fn(PooledConnection<'s>) -> F + Send + Sync,
     ) -> Result<T, StoreError>
     where
         F: Future<Output = (PooledConnection<'s>, Result<T, StoreError>)> + Send,
     {
-        let (mut tries, mut uncertain) = (1, false);
+        let mut tries = 1;
         loop {
             let (error, repeat) = match self.pool.acquire().await {
                 Err(e) => {
                     let soon = is_temporary(&e);
                     (e, soon)
                 }
-                Ok(pooled) => match timeout(ANSWER_TIMEOUT, work(pooled, uncertain)).await {
+                Ok(pooled) => match timeout(ANSWER_TIMEOUT, work(pooled)).await {
                     Err(_) => return Err(timed_out("no answer", ANSWER_TIMEOUT).into()),
                     Ok((pooled, Ok(value))) => {
                         pooled.put_back();
@@ -121,7 +121,6 @@ impl Session {
                         };
                         if effect == Effect::Unknown {
                             self.pool.close_idle();
-                            uncertain = true;
                         } else if policy.reuse_after_error {
                             pooled.put_back();
                         }
@@ -144,7 +143,7 @@ impl Session {
     pub(super) async fn row(
         &self,
         retries: Retries,
-        make: impl Fn(bool) -> Statement + Send + Sync,
+        make: impl Fn() -> Statement + Send + Sync,
     ) -> Result<Option<PgRow>, StoreError> {
         Ok(self.rows(retries, make).await?.into_iter().next())
     }
@@ -157,7 +156,7 @@ impl Session {
         // A database error may be that of the rollback, so the connection is not reused after one.
         let policy = RetryPolicy { retries: Retries::IfUndone, calls: 1, reuse_after_error: false };
         let work = &work;
-        self.retried(policy, |mut pooled, _| async move {
+        self.retried(policy, |mut pooled| async move {
             let done = in_transaction(&mut pooled.connection, work).await;
             (pooled, done)
         })

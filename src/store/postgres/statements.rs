@@ -53,15 +53,34 @@ macro_rules! circuit_columns {
         "name, zkey, wasm, n_vars, n_public, domain_size, created_at"
     };
 }
-/// The fence: the job is running with the attempt that has number $2 and the submission `$submission`. A check of the
-/// table ensures that a job with a lease is running; given the state, the planner would search all running jobs. Given
-/// `seq` as it is, it would read through a whole index that contains it, hence `seq + 0`.
+/// The last attempt at the job has number $2 and the submission `$submission`. Given `seq` as it is, the planner would
+/// read through a whole index that contains it, hence `seq + 0`.
+macro_rules! last_attempt {
+    ($submission:literal) => {
+        concat!("WHERE id = $1::text::uuid AND attempt = $2 AND seq + 0 = ", $submission)
+    };
+}
+/// The fence: the job is running with this attempt. A check of the table ensures that a job with a lease is running;
+/// given the state, the planner would search all running jobs.
 macro_rules! held {
     ($submission:literal) => {
+        concat!(last_attempt!($submission), " AND lease_expires_at IS NOT NULL")
+    };
+}
+/// The attempt with number $2 is not in the history, which has those that failed.
+macro_rules! did_not_fail {
+    () => {
+        "NOT history @> jsonb_build_array(jsonb_build_object('attempt', $2::bigint))"
+    };
+}
+/// The calls of a finish.
+macro_rules! finish_calls {
+    () => {
         concat!(
-            "WHERE id = $1::text::uuid AND attempt = $2 AND seq + 0 = ",
-            $submission,
-            " AND lease_expires_at IS NOT NULL"
+            "q AS MATERIALIZED (SELECT * FROM unnest($1::text[]::uuid[], $2::bigint[], $3::text[], $4::bigint[]) ",
+            "WITH ORDINALITY AS q (id, attempt, result, seq, ord) ",
+            no_more_than!("$1::text[]"),
+            ") "
         )
     };
 }
@@ -352,26 +371,28 @@ pub(super) const HEARTBEAT: &str = concat!(
     " AND j.attempt = q.attempt AND j.seq + 0 = q.seq AND j.lease_expires_at IS NOT NULL ",
     "RETURNING q.ord, j.cancel_requested"
 );
-/// $4 says that the statement was sent before and its answer lost: then the answer is what it did at that time.
 pub(super) const FINISH: &str = concat!(
     clock!(),
-    ", q AS MATERIALIZED (SELECT * FROM unnest($1::text[]::uuid[], $2::bigint[], $3::text[], $5::bigint[]) ",
-    "WITH ORDINALITY AS q (id, attempt, result, seq, ord) ",
-    no_more_than!("$1::text[]"),
-    "), ",
-    "done AS (UPDATE jobs j SET state = 'done', result = q.result, error_class = NULL, error_message = NULL, ",
+    ", ",
+    finish_calls!(),
+    "UPDATE jobs j SET state = 'done', result = q.result, error_class = NULL, error_message = NULL, ",
     "stage = NULL, progress = 1, lease_expires_at = NULL, finished_at = ",
     now!(),
     " FROM q WHERE ",
     each_job!(),
     " AND j.attempt = q.attempt AND j.seq + 0 = q.seq AND j.lease_expires_at IS NOT NULL ",
-    "RETURNING q.ord, j.cancel_requested) ",
-    "SELECT ord, cancel_requested FROM done UNION ALL SELECT q.ord, j.cancel_requested FROM q CROSS JOIN LATERAL ",
-    "(SELECT * FROM jobs WHERE id = q.id OFFSET 0) j WHERE $4::boolean AND j.attempt = q.attempt AND j.seq + 0 = q.seq ",
-    "AND j.state = 'done' AND j.result = q.result"
+    "RETURNING q.ord, j.cancel_requested"
 );
-/// $8 is the delay, null to fail for good, $9 how long the input is kept, $10 the channel or null. $11 is like $4 of
-/// `FINISH`: the history shows whether the failure was recorded.
+/// Recognises what an earlier `FINISH` did, of those that found nothing to change. Not part of that statement, whose
+/// snapshot may be older: it may have waited for the earlier one, which was still in progress.
+pub(super) const FINISHED: &str = concat!(
+    "WITH ",
+    finish_calls!(),
+    "SELECT q.ord, j.cancel_requested FROM q CROSS JOIN LATERAL ",
+    "(SELECT attempt, seq, state, result, cancel_requested FROM jobs WHERE id = q.id OFFSET 0) j ",
+    "WHERE j.attempt = q.attempt AND j.seq = q.seq AND j.state = 'done' AND j.result = q.result"
+);
+/// $8 is the delay, null to fail for good, $9 how long the input is kept, $10 the channel or null.
 pub(super) const FAIL: &str = concat!(
     clock!(),
     ", f AS (UPDATE jobs SET tries_transient = tries_transient + $3, tries_device = tries_device + $4, ",
@@ -386,16 +407,17 @@ pub(super) const FAIL: &str = concat!(
     "keep_input_until = CASE WHEN $8::bigint IS NULL THEN ",
     now!(),
     " + $9::bigint END, stage = NULL, lease_expires_at = NULL ",
-    held!("$12"),
+    held!("$11"),
     " RETURNING state, cancel_requested) SELECT cancel_requested, ",
-    "CASE WHEN state = 'queued' AND $10::text IS NOT NULL THEN pg_notify($10::text, '')::text END AS notified FROM f ",
-    "UNION ALL SELECT cancel_requested AND state = 'cancelled', NULL FROM jobs WHERE $11::boolean AND id = $1::text::uuid AND seq + 0 = $12 ",
-    "AND history @> ",
-    "jsonb_build_array(jsonb_build_object('attempt', $2::bigint, ",
-    "'error', jsonb_build_object('class', $6::text, 'message', $7::text)))"
+    "CASE WHEN state = 'queued' AND $10::text IS NOT NULL THEN pg_notify($10::text, '')::text END AS notified FROM f"
 );
-/// $3 is the channel or null. $4 is like $4 of `FINISH`: only a release queues a job that has this attempt without
-/// adding it to the history.
+/// Recognises an earlier `FAIL` by the history. A request to cancel that came after it was for a later attempt.
+pub(super) const FAILED: &str = concat!(
+    "SELECT cancel_requested AND attempt = $2 AS cancel_requested FROM jobs WHERE id = $1::text::uuid AND seq + 0 = $3 ",
+    "AND history @> jsonb_build_array(jsonb_build_object('attempt', $2::bigint, ",
+    "'error', jsonb_build_object('class', $4::text, 'message', $5::text)))"
+);
+/// $3 is the channel or null.
 pub(super) const RELEASE: &str = concat!(
     clock!(),
     ", r AS (UPDATE jobs SET state = CASE WHEN cancel_requested THEN 'cancelled' ELSE 'queued' END, ",
@@ -404,25 +426,34 @@ pub(super) const RELEASE: &str = concat!(
     " END, run_at = CASE WHEN cancel_requested THEN run_at ELSE ",
     now!(),
     " END, progress = CASE WHEN cancel_requested THEN progress ELSE 0 END, stage = NULL, lease_expires_at = NULL ",
-    held!("$5"),
+    held!("$4"),
     " RETURNING state, cancel_requested) SELECT cancel_requested, ",
-    "CASE WHEN state = 'queued' AND $3::text IS NOT NULL THEN pg_notify($3::text, '')::text END AS notified FROM r ",
-    "UNION ALL SELECT cancel_requested, NULL FROM jobs WHERE $4::boolean AND id = $1::text::uuid AND attempt = $2 ",
-    "AND seq + 0 = $5 AND (state = 'queued' OR (state = 'cancelled' AND cancel_requested)) ",
-    "AND NOT history @> jsonb_build_array(jsonb_build_object('attempt', $2::bigint))"
+    "CASE WHEN state = 'queued' AND $3::text IS NOT NULL THEN pg_notify($3::text, '')::text END AS notified FROM r"
 );
-/// Returns no row if no cancellation was requested; the caller then runs [`HOLDS`]. $3 is like $4 of `FINISH`.
+/// Recognises an earlier `RELEASE`, after which the job may have been cancelled.
+pub(super) const RELEASED: &str = concat!(
+    "SELECT cancel_requested FROM jobs ",
+    last_attempt!("$3"),
+    " AND state IN ('queued', 'cancelled') AND ",
+    did_not_fail!()
+);
+/// Returns no row if no cancellation was requested; the caller then runs [`HELD_OR_CANCELLED`].
 pub(super) const CONFIRM_CANCEL: &str = concat!(
     clock!(),
-    ", c AS (UPDATE jobs SET state = 'cancelled', finished_at = ",
+    "UPDATE jobs SET state = 'cancelled', finished_at = ",
     now!(),
     ", stage = NULL, lease_expires_at = NULL ",
-    held!("$4"),
-    " AND cancel_requested RETURNING cancel_requested) SELECT cancel_requested FROM c UNION ALL ",
-    "SELECT cancel_requested FROM jobs WHERE $3::boolean AND id = $1::text::uuid AND attempt = $2 ",
-    "AND seq + 0 = $4 AND state = 'cancelled' AND cancel_requested"
+    held!("$3"),
+    " AND cancel_requested RETURNING cancel_requested"
 );
-pub(super) const HOLDS: &str = concat!("SELECT cancel_requested FROM jobs ", held!("$3"));
+/// Whether the attempt holds the job, or an earlier `CONFIRM_CANCEL` is recognised.
+pub(super) const HELD_OR_CANCELLED: &str = concat!(
+    "SELECT state, cancel_requested FROM jobs ",
+    last_attempt!("$3"),
+    " AND (lease_expires_at IS NOT NULL OR (state = 'cancelled' AND cancel_requested AND ",
+    did_not_fail!(),
+    "))"
+);
 pub(super) const CANCEL: &str = concat!(
     clock!(),
     "UPDATE jobs SET cancel_requested = (state = 'running'), finished_at = CASE WHEN state = 'queued' THEN ",
@@ -610,7 +641,12 @@ pub(super) fn watched() -> Vec<(&'static str, String)> {
         ("claim", CLAIM),
         ("heartbeat", HEARTBEAT),
         ("finish", FINISH),
+        ("finished", FINISHED),
         ("fail", FAIL),
+        ("failed", FAILED),
+        ("release", RELEASE),
+        ("released", RELEASED),
+        ("held or cancelled", HELD_OR_CANCELLED),
         ("status", JOB),
         ("due", DUE),
         ("load", LOAD),

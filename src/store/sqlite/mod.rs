@@ -186,13 +186,18 @@ impl SqliteStore {
         held(self.change(make).await?)
     }
 
-    /// Runs a guarded change that may end the job.
-    async fn ending(&self, make: impl Fn() -> Statement + Send + Sync) -> Result<Held, StoreError> {
-        let held = self.guarded(make).await?;
-        if held != Held::Lost {
+    /// Runs a guarded change that may end the job and, if it found nothing to change, the statement that recognises an
+    /// earlier one like it, whose answer was lost.
+    async fn ending(
+        &self,
+        change: impl Fn() -> Statement + Send + Sync,
+        recognise: Statement,
+    ) -> Result<Held, StoreError> {
+        if let Some(row) = self.change(change).await? {
             self.note_end();
+            return held(Some(row));
         }
-        Ok(held)
+        held(recognise.fetch_optional(&self.writer).await?)
     }
 
     async fn rows(&self, statement: Statement) -> Result<Vec<SqliteRow>, StoreError> {
@@ -370,7 +375,8 @@ impl Store for SqliteStore {
 
     async fn finish(&self, job: JobId, attempt: Attempt, result: &JobResult) -> Result<Held, StoreError> {
         let json = serde_json::to_string(result).map_err(|e| corrupt("result", e))?;
-        self.ending(|| fenced(statements::FINISH, job, attempt).bind(json.clone())).await
+        let statement = |sql| fenced(sql, job, attempt).bind(json.clone());
+        self.ending(|| statement(statements::FINISH), statement(statements::FINISHED)).await
     }
 
     async fn fail(&self, job: JobId, attempt: Attempt, error: &JobError, retry: Retry) -> Result<Held, StoreError> {
@@ -383,29 +389,39 @@ impl Store for SqliteStore {
                 .bind(error.class.as_str())
                 .bind(error.message.clone())
         };
+        let failed = fenced(statements::FAILED, job, attempt).bind(error.class.as_str()).bind(error.message.clone());
         match retry {
             Retry::Never => {
-                self.ending(|| statement(statements::FAIL_FOR_GOOD).bind(rows::keep_input(&self.settings, error.class)))
-                    .await
+                let keep = rows::keep_input(&self.settings, error.class);
+                self.ending(|| statement(statements::FAIL_FOR_GOOD).bind(keep), failed).await
             }
-            Retry::After(delay) => self.ending(|| statement(statements::FAIL_RETRY).bind(rows::millis(delay))).await,
+            Retry::After(delay) => {
+                self.ending(|| statement(statements::FAIL_RETRY).bind(rows::millis(delay)), failed).await
+            }
         }
     }
 
     async fn release(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
-        self.ending(|| fenced(statements::RELEASE, job, attempt)).await
+        let statement = |sql| fenced(sql, job, attempt);
+        self.ending(|| statement(statements::RELEASE), statement(statements::RELEASED)).await
     }
 
     async fn confirm_cancel(&self, job: JobId, attempt: Attempt) -> Result<Held, StoreError> {
-        let confirm = || self.ending(|| fenced(statements::CONFIRM_CANCEL, job, attempt));
-        if let yes @ Held::Yes { .. } = confirm().await? {
-            return Ok(yes);
+        for _ in 0..TRIES {
+            if let Some(row) = self.change(|| fenced(statements::CONFIRM_CANCEL, job, attempt)).await? {
+                self.note_end();
+                return held(Some(row));
+            }
+            let look = fenced(statements::HELD_OR_CANCELLED, job, attempt);
+            let Some(row) = look.fetch_optional(&self.writer).await? else { return Ok(Held::Lost) };
+            let state = rows::state(&row)?;
+            match held(Some(row))? {
+                // Cancellation was requested between the two. A request stays until the attempt ends.
+                Held::Yes { cancel: true } if state == JobState::Running => {}
+                held => return Ok(held),
+            }
         }
-        match held(fenced(statements::HOLDS, job, attempt).fetch_optional(&self.writer).await?)? {
-            // Cancellation was requested between the two. A request stays until the attempt ends.
-            Held::Yes { cancel: true } => confirm().await,
-            other => Ok(other),
-        }
+        Err(StoreError::Contended(job))
     }
 
     async fn cancel(&self, job: JobId) -> Result<Option<Cancelled>, StoreError> {
@@ -622,6 +638,10 @@ mod tests {
             (statements::SAME_JOB, &["_jobs_1 (id=?)", "_jobs_2 (queue=? AND idempotency_key=?)"]),
             (statements::CLAIM, &["SEARCH jobs USING INDEX sqlite_autoindex_jobs_1 (id=?)"]),
             (statements::FINISH, &["SEARCH jobs USING INTEGER PRIMARY KEY (rowid=?)"]),
+            (statements::FINISHED, &["SEARCH jobs USING INTEGER PRIMARY KEY (rowid=?)"]),
+            (statements::FAILED, &["SEARCH jobs USING INTEGER PRIMARY KEY (rowid=?)"]),
+            (statements::RELEASED, &["SEARCH jobs USING INTEGER PRIMARY KEY (rowid=?)"]),
+            (statements::HELD_OR_CANCELLED, &["SEARCH jobs USING INTEGER PRIMARY KEY (rowid=?)"]),
             (statements::REQUEUEABLE, &["SEARCH jobs USING INDEX sqlite_autoindex_jobs_1 (id=?)"]),
         ] {
             let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));

@@ -23,11 +23,23 @@ macro_rules! circuit_columns {
         "name, zkey, wasm, n_vars, n_public, domain_size, created_at"
     };
 }
-/// The fence: the job of submission ?1, with id ?3, is running with the attempt that has number ?2. The submission
-/// alone would identify it, but not after a backup was restored in place.
+/// The last attempt at the job of submission ?1, with id ?3, has number ?2. The submission alone would identify the job,
+/// but not after a backup was restored in place.
+macro_rules! last_attempt {
+    () => {
+        "WHERE seq = ?1 AND attempt = ?2 AND id = ?3"
+    };
+}
+/// The fence: the job is running with this attempt.
 macro_rules! held {
     () => {
-        "WHERE seq = ?1 AND attempt = ?2 AND id = ?3 AND state = 'running'"
+        concat!(last_attempt!(), " AND state = 'running'")
+    };
+}
+/// The attempt with number ?2 is not in the history, which has those that failed.
+macro_rules! did_not_fail {
+    () => {
+        "NOT EXISTS (SELECT 1 FROM json_each(history) AS h WHERE h.value ->> 'attempt' = ?2)"
     };
 }
 
@@ -222,6 +234,9 @@ pub(super) const FINISH: &str = concat!(
     held!(),
     " RETURNING cancel_requested"
 );
+/// Recognises what an earlier `FINISH` did.
+pub(super) const FINISHED: &str =
+    concat!("SELECT cancel_requested FROM jobs ", last_attempt!(), " AND state = 'done' AND result = ?4");
 /// Queues the job again after a failure, unless its cancellation was requested. ?9 is the delay.
 pub(super) const FAIL_RETRY: &str = concat!(
     "UPDATE jobs SET tries_transient = tries_transient + ?4, tries_device = tries_device + ?5, ",
@@ -248,6 +263,11 @@ pub(super) const FAIL_FOR_GOOD: &str = concat!(
     held!(),
     " RETURNING cancel_requested"
 );
+/// Recognises an earlier failure by the history. A request to cancel that came after it was for a later attempt.
+pub(super) const FAILED: &str = "SELECT cancel_requested AND attempt = ?2 AS cancel_requested FROM jobs \
+                                WHERE seq = ?1 AND id = ?3 AND EXISTS (SELECT 1 FROM json_each(history) AS h \
+                                WHERE h.value ->> 'attempt' = ?2 AND h.value ->> '$.error.class' = ?4 \
+                                AND h.value ->> '$.error.message' = ?5)";
 pub(super) const RELEASE: &str = concat!(
     "UPDATE jobs SET state = iif(cancel_requested, 'cancelled', 'queued'), finished_at = iif(cancel_requested, ",
     now!(),
@@ -257,6 +277,13 @@ pub(super) const RELEASE: &str = concat!(
     held!(),
     " RETURNING cancel_requested"
 );
+/// Recognises an earlier `RELEASE`, after which the job may have been cancelled.
+pub(super) const RELEASED: &str = concat!(
+    "SELECT cancel_requested FROM jobs ",
+    last_attempt!(),
+    " AND state IN ('queued', 'cancelled') AND ",
+    did_not_fail!()
+);
 pub(super) const CONFIRM_CANCEL: &str = concat!(
     "UPDATE jobs SET state = 'cancelled', finished_at = ",
     now!(),
@@ -264,7 +291,14 @@ pub(super) const CONFIRM_CANCEL: &str = concat!(
     held!(),
     " AND cancel_requested RETURNING cancel_requested"
 );
-pub(super) const HOLDS: &str = concat!("SELECT cancel_requested FROM jobs ", held!());
+/// Whether the attempt holds the job, or an earlier `CONFIRM_CANCEL` is recognised.
+pub(super) const HELD_OR_CANCELLED: &str = concat!(
+    "SELECT state, cancel_requested FROM jobs ",
+    last_attempt!(),
+    " AND (state = 'running' OR (state = 'cancelled' AND cancel_requested AND ",
+    did_not_fail!(),
+    "))"
+);
 pub(super) const CANCEL: &str = concat!(
     "UPDATE jobs SET cancel_requested = (state = 'running'), finished_at = iif(state = 'queued', ",
     now!(),
