@@ -25,6 +25,7 @@ mod sqlite;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use zeroize::Zeroizing;
 
 pub use error::{Cause, StoreError};
 pub use postgres::PostgresStore;
@@ -100,12 +101,13 @@ pub struct Replacement<'a> {
     pub body: ContentHash,
 }
 
-/// A claimed job: a lease on it, and its input.
+/// A claimed job: a lease on it, and its input unless that is large.
 pub struct Claim {
     /// The job as claimed; `job.attempt` is the holder's fencing token.
     pub job: Job,
-    /// Input JSON, or a .wtns file where the circuit has no witness program, as it was submitted: sealed or not.
-    pub input: zeroize::Zeroizing<Vec<u8>>,
+    /// Input JSON, or a .wtns file where the circuit has no witness program, as it was submitted: sealed or not. `None`
+    /// if it is too large to be sent with the claim: [`Store::input`] reads it.
+    pub input: Option<Zeroizing<Vec<u8>>>,
     /// Name of the key the input is sealed with; empty if it is not sealed.
     pub input_key: String,
 }
@@ -313,6 +315,9 @@ pub trait Store: Send + Sync + 'static {
     /// and the lease lasts `lease` from now. A job with a lapsed lease whose cancellation was requested is cancelled
     /// instead, and `None` returned.
     async fn claim(&self, id: JobId, worker: &WorkerId, lease: Duration) -> Result<Option<Claim>, StoreError>;
+    /// Returns the whole input of a claimed job, of any size; `None` if the attempt no longer holds the job. This may
+    /// take as long as the connection needs for the input: the caller keeps the lease and sets the limit.
+    async fn input(&self, id: JobId, attempt: Attempt) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError>;
     /// Renews the lease and records how far the job is (`progress` is clamped to the range from 0 to 1). A lapsed lease
     /// is renewed if nobody has claimed the job since.
     async fn heartbeat(

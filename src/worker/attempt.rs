@@ -98,9 +98,10 @@ impl<'a> JobRun<'a> {
         self.stop = stop.with_deadline(self.started + self.ctx.options.job_timeout);
     }
 
-    /// Processes the job, whose input is sealed with `input_key`, and records how it ended. Returns its end, unless it
-    /// gets another attempt or the lease was lost.
-    pub(super) async fn complete(self, input: Zeroizing<Vec<u8>>, input_key: String) -> Option<End> {
+    /// Processes the job, whose input is sealed with `input_key`, and records how it ended. An input that did not come
+    /// with the claim is read from the store. Returns the job's end, unless it gets another attempt or the lease was
+    /// lost.
+    pub(super) async fn complete(self, input: Option<Zeroizing<Vec<u8>>>, input_key: String) -> Option<End> {
         let (ctx, job, device) = (self.ctx, self.job, &self.place.device);
         if reclaimed(job) {
             counter!(telemetry::JOBS_RECLAIMED).increment(1);
@@ -108,7 +109,7 @@ impl<'a> JobRun<'a> {
         tracing::info!(job = %job.id, circuit = %job.circuit, attempt = job.attempt.number, "job claimed");
         let result = match poisoned(job) {
             Some(error) => Err(AttemptError::Failed(error)),
-            None => match self.unseal(input, input_key).await {
+            None => match self.open_input(input, input_key).await {
                 Ok(input) => self.make_result(input).await,
                 Err(error) => Err(error),
             },
@@ -123,6 +124,32 @@ impl<'a> JobRun<'a> {
             device.capacity.note_beside(witness + wrote);
         }
         end
+    }
+
+    async fn open_input(
+        &self,
+        input: Option<Zeroizing<Vec<u8>>>,
+        key: String,
+    ) -> Result<Zeroizing<Vec<u8>>, AttemptError> {
+        let input = match input {
+            Some(input) => input,
+            None => self.read_input().await?,
+        };
+        self.unseal(input, key).await
+    }
+
+    /// Reads the input from the store. Soon lends the slot to another job, because this may take long.
+    async fn read_input(&self) -> Result<Zeroizing<Vec<u8>>, AttemptError> {
+        let (ctx, job) = (self.ctx, self.job);
+        let read = lend_until(self.place, ctx.store.input(job.id, job.attempt));
+        match unless_stopped(&self.stop, read).await? {
+            Ok(input) => input.ok_or(AttemptError::Stopped(StopReason::LeaseLost)),
+            Err(error) => {
+                let outage = ctx.outage.note_failure(&error);
+                log_unless!(outage, warn, job = %job.id, %error, "the input could not be read");
+                Err(error.into())
+            }
+        }
     }
 
     async fn unseal(&self, input: Zeroizing<Vec<u8>>, key: String) -> Result<Zeroizing<Vec<u8>>, AttemptError> {

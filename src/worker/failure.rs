@@ -8,6 +8,7 @@ use crate::groth16::ProveError;
 use crate::model::{FailureClass, JobError, StopReason, StopToken};
 use crate::registry::RegistryError;
 use crate::seal::SealError;
+use crate::store::StoreError;
 use crate::witness::{self, WitnessError};
 
 /// Why an attempt made no proof.
@@ -73,6 +74,12 @@ impl From<WitnessError> for AttemptError {
                 Self::failed(FailureClass::BadInput, e)
             }
         }
+    }
+}
+
+impl From<StoreError> for AttemptError {
+    fn from(e: StoreError) -> Self {
+        if e.is_outage() { Self::environment(e, Blame::Worker) } else { Self::failed(FailureClass::Transient, e) }
     }
 }
 

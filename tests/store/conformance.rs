@@ -54,6 +54,7 @@ macro_rules! suite {
                 a_job_is_found_by_its_idempotency_key,
                 a_claim_gives_the_job_and_its_input,
                 inputs_of_any_bytes_and_sizes_survive,
+                an_input_is_read_by_the_holder_only,
                 a_claimed_job_cannot_be_claimed_while_its_lease_lasts,
                 a_job_whose_time_has_not_come_cannot_be_claimed,
                 a_final_job_cannot_be_claimed_or_changed,
@@ -319,7 +320,7 @@ pub async fn the_same_id_with_another_body_is_a_conflict(p: impl Place) {
         }
         r => panic!("expected Conflict, got {r:?}"),
     }
-    assert_eq!(&*claim(&store, new.id, LONG).await.unwrap().input, INPUT, "the first input stays");
+    assert_eq!(sent(&claim(&store, new.id, LONG).await.unwrap()), INPUT, "the first input stays");
 }
 
 pub async fn the_same_key_and_body_is_the_same_job(p: impl Place) {
@@ -509,7 +510,7 @@ pub async fn a_claim_gives_the_job_and_its_input(p: impl Place) {
     let store = p.open().await;
     let id = submitted(&store).await;
     let claim = store.claim(id, &worker(7), LONG).await.unwrap().unwrap();
-    assert_eq!(&*claim.input, INPUT);
+    assert_eq!(sent(&claim), INPUT);
     assert_eq!(claim.job.state, JobState::Running);
     assert_eq!(claim.job.attempt.number, 1);
     assert_eq!(claim.job.worker, Some(worker(7)));
@@ -524,13 +525,39 @@ pub async fn a_claim_gives_the_job_and_its_input(p: impl Place) {
 pub async fn inputs_of_any_bytes_and_sizes_survive(p: impl Place) {
     let store = p.open().await;
     store.put_circuit(&circuit("c", 1)).await.unwrap();
-    for size in [0, 1, 255, 4096, 3_000_000] {
+    for size in [0, 1, 255, 4096, 16_384, 16_385, 262_144, 3_000_000] {
         let input: Vec<u8> = (0..size).map(|i: usize| (i * 31 + i / 256) as u8).collect();
         let new = new_job("c");
         store.submit(&new, plain(&input)).await.unwrap();
         let claim = claim(&store, new.id, LONG).await.unwrap();
-        assert!(*claim.input == input, "an input of {size} bytes comes back as it was");
+        let read = store.input(new.id, claim.job.attempt).await.unwrap().unwrap();
+        assert!(*read == input, "an input of {size} bytes comes back as it was");
+        assert!(claim.input.is_some() || size > 16_384, "one of {size} bytes comes with the claim");
+        assert!(claim.input.is_none_or(|sent| *sent == input), "{size}");
     }
+}
+
+pub async fn an_input_is_read_by_the_holder_only(p: impl Place) {
+    let store = p.open().await;
+    store.put_circuit(&circuit("c", 1)).await.unwrap();
+    let (new, input) = (new_job("c"), vec![7; 300_000]);
+    let id = new.id;
+    store.submit(&new, plain(&input)).await.unwrap();
+    let read = async |attempt| store.input(id, attempt).await.unwrap().map(|read| *read == input);
+    let first = claim(&store, id, NONE).await.unwrap().job.attempt;
+    assert_eq!(read(first).await, Some(true), "its lease has lapsed, but nobody has taken it");
+    assert_eq!(read(first.numbered(first.number + 1)).await, None);
+    assert_eq!(read(Attempt { submission: first.submission + 1, ..first }).await, None);
+    assert!(store.input(JobId::new(), first).await.unwrap().is_none());
+
+    let second = claim(&store, id, LONG).await.unwrap().job.attempt;
+    assert_eq!((read(first).await, read(second).await), (None, Some(true)));
+    store.release(id, second).await.unwrap();
+    assert_eq!(read(second).await, None);
+    let third = claim(&store, id, LONG).await.unwrap().job.attempt;
+    assert_eq!(read(third).await, Some(true));
+    store.finish(id, third, &result()).await.unwrap();
+    assert_eq!(read(third).await, None);
 }
 
 pub async fn a_claimed_job_cannot_be_claimed_while_its_lease_lasts(p: impl Place) {
@@ -580,7 +607,7 @@ pub async fn a_lapsed_job_can_be_claimed_and_counts_as_lost(p: impl Place) {
         assert_eq!(claim.job.tries, Tries { lost: n, ..Tries::default() });
         assert_eq!(claim.job.worker, Some(worker(2)));
         assert_eq!(claim.job.started_at, started, "first claimed then");
-        assert_eq!(&*claim.input, INPUT);
+        assert_eq!(sent(&claim), INPUT);
     }
 }
 
@@ -769,7 +796,7 @@ pub async fn a_retry_waits_for_its_time_and_then_runs(p: impl Place) {
     };
     assert!(now_ms() >= waiting.run_at, "not before its time");
     assert_eq!(claim.job.attempt.number, 2);
-    assert_eq!(&*claim.input, INPUT, "the input is still there");
+    assert_eq!(sent(&claim), INPUT, "the input is still there");
 }
 
 pub async fn a_failure_for_good_ends_the_input(p: impl Place) {
@@ -853,7 +880,7 @@ pub async fn a_release_is_no_failed_attempt_and_is_due_at_once(p: impl Place) {
     assert_eq!((job.tries, job.error), (Tries::default(), None));
     assert_eq!((job.stage, job.progress, job.lease_expires_at), (None, 0.0, None));
     assert_eq!(due_ids(&store).await, [id]);
-    assert_eq!(&*claim(&store, id, LONG).await.unwrap().input, INPUT);
+    assert_eq!(sent(&claim(&store, id, LONG).await.unwrap()), INPUT);
 }
 
 /// A worker that was frozen meanwhile would publish a proof of the former input.
@@ -1160,7 +1187,7 @@ pub async fn a_claim_that_races_the_stale_workers_finish_one_wins(p: impl Place)
         match (finished, claiming.await.unwrap()) {
             (HELD, None) => assert_eq!(job(&*a, id).await.state, JobState::Done),
             (Held::Lost, Some(claim)) => {
-                assert_eq!(&*claim.input, INPUT, "the new holder has all it needs");
+                assert_eq!(sent(&claim), INPUT, "the new holder has all it needs");
                 assert_eq!(b.finish(id, claim.job.attempt, &result()).await.unwrap(), HELD);
             }
             both => panic!("exactly one wins, got {both:?}"),
@@ -1318,7 +1345,7 @@ pub async fn reopening_keeps_everything(p: impl Place) {
     assert_eq!(store.circuits().await.unwrap(), circuits);
     assert_eq!(job(&store, done).await.result, Some(result()));
     assert_eq!(store.finish(running, attempt, &result()).await.unwrap(), HELD, "a lease outlives the handle");
-    assert_eq!(&*claim(&store, queued, LONG).await.unwrap().input, INPUT);
+    assert_eq!(sent(&claim(&store, queued, LONG).await.unwrap()), INPUT);
 }
 
 pub async fn two_handles_work_off_the_jobs_of_several_submitters(p: impl Place) {

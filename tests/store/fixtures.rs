@@ -109,6 +109,11 @@ pub async fn claim(store: &impl Store, id: JobId, lease: Duration) -> Option<Cla
     store.claim(id, &worker(1), lease).await.unwrap()
 }
 
+/// Returns the input that came with a claim.
+pub fn sent(claim: &Claim) -> &[u8] {
+    claim.input.as_ref().expect("a small input comes with the claim")
+}
+
 pub async fn job(store: &impl Store, id: JobId) -> Job {
     store.job(id).await.unwrap().expect("the job is there")
 }

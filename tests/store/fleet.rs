@@ -177,7 +177,7 @@ pub async fn an_input_keeps_the_name_of_its_key(p: impl Place) {
             let new = new_job("c");
             store.submit(&new, Input { bytes: INPUT, key }).await.unwrap();
             let claim = claim(&store, new.id, LONG).await.unwrap();
-            assert_eq!((&**claim.input, claim.input_key.as_str()), (INPUT, key));
+            assert_eq!((sent(&claim), claim.input_key.as_str()), (INPUT, key));
         }
     }
     let mut held = store.inputs_held().await.unwrap();
@@ -282,7 +282,7 @@ pub async fn a_submit_takes_the_place_of_a_rejected_job(p: impl Place) {
         assert!(matches!(a.submit(&other, plain(b"other")).await, Err(StoreError::Conflict { .. })));
         assert!(matches!(a.reject(&bad, &error(class)).await, Err(StoreError::Conflict { .. })));
         let claim = claim(&a, new.id, LONG).await.unwrap();
-        assert_eq!(&**claim.input, INPUT);
+        assert_eq!(sent(&claim), INPUT);
         // A job that was begun and failed does not count as rejected, whatever the reason.
         a.fail(new.id, claim.job.attempt, &error(class), Retry::Never).await.unwrap();
         assert!(matches!(a.submit(&new, plain(INPUT)).await.unwrap(), Submitted::Existing(_)));
@@ -376,7 +376,7 @@ pub async fn racing_submits_take_a_rejected_jobs_place_once(p: impl Place) {
         }
         assert_eq!(handles[0].counts().await.unwrap(), Counts { running: round - 1, queued: 1, ..Counts::default() });
         assert_eq!(inputs(&*handles[1]).await, round);
-        assert_eq!(*claim(&*handles[1], bad.id, LONG).await.unwrap().input, [won[0]; 9]);
+        assert_eq!(sent(&claim(&*handles[1], bad.id, LONG).await.unwrap()), [won[0]; 9]);
     }
 }
 
@@ -735,7 +735,7 @@ pub async fn an_input_is_deleted_once_its_time_is_over(p: impl Place) {
     assert_eq!(store.requeue(kept, None, None).await.unwrap(), Requeued::InputGone);
     assert_eq!(job(&store, kept).await.state, JobState::Failed);
     for id in [waiting, requeued_job] {
-        assert_eq!(&*claim(&store, id, LONG).await.unwrap().input, INPUT);
+        assert_eq!(sent(&claim(&store, id, LONG).await.unwrap()), INPUT);
     }
 }
 
@@ -783,7 +783,7 @@ pub async fn a_failed_job_can_be_queued_again(p: impl Place) {
     assert_eq!(due_ids(&store).await, [id]);
     assert_eq!(store.finish(id, last, &result()).await.unwrap(), Held::Lost, "the old token is void");
     let claim = claim(&store, id, LONG).await.unwrap();
-    assert_eq!((claim.job.attempt, &**claim.input), (last.numbered(last.number + 1), INPUT));
+    assert_eq!((claim.job.attempt, sent(&claim)), (last.numbered(last.number + 1), INPUT));
     assert_eq!(store.finish(id, claim.job.attempt, &result()).await.unwrap(), HELD);
     assert_eq!(inputs(&store).await, 0);
 }
@@ -803,7 +803,7 @@ pub async fn only_failed_and_cancelled_jobs_are_queued_again(p: impl Place) {
         assert_eq!(store.requeue(JobId::new(), input, None).await.unwrap(), Requeued::Unknown);
     }
     assert_eq!(inputs(&store).await, 2);
-    assert_eq!(&*claim(&store, queued, LONG).await.unwrap().input, INPUT);
+    assert_eq!(sent(&claim(&store, queued, LONG).await.unwrap()), INPUT);
 }
 
 pub async fn a_job_whose_input_is_gone_needs_another(p: impl Place) {
@@ -818,7 +818,7 @@ pub async fn a_job_whose_input_is_gone_needs_another(p: impl Place) {
         let again = requeued(&store, id, Some(instead(Input { bytes: b"another", key: "k2" }))).await;
         assert_eq!((again.state, again.cancel_requested), (JobState::Queued, false));
         let claim = claim(&store, id, LONG).await.unwrap();
-        assert_eq!((&**claim.input, claim.input_key.as_str()), (&b"another"[..], "k2"));
+        assert_eq!((sent(&claim), claim.input_key.as_str()), (&b"another"[..], "k2"));
     }
 }
 
@@ -829,7 +829,7 @@ pub async fn a_given_input_replaces_the_one_that_is_held(p: impl Place) {
     assert_eq!(store.inputs_held().await.unwrap(), [("k2".to_owned(), 1)]);
     tokio::time::sleep(Duration::from_millis(5)).await;
     assert_eq!(store.sweep(SWEEP).await.unwrap(), Swept::default(), "it lasts until the job ends");
-    assert_eq!(&**claim(&store, id, LONG).await.unwrap().input, b"another");
+    assert_eq!(sent(&claim(&store, id, LONG).await.unwrap()), b"another");
 }
 
 pub async fn a_job_is_what_its_given_input_asks_for(p: impl Place) {
@@ -882,7 +882,7 @@ pub async fn a_rejected_job_queued_again_takes_the_circuit_of_now(p: impl Place)
     let circuit = store.put_circuit(&circuit("c", 1)).await.unwrap();
     let again = requeued(&store, new.id, Some(instead(plain(INPUT)))).await;
     assert_eq!((again.zkey, again.wasm), (circuit.zkey, circuit.wasm));
-    assert_eq!(&*claim(&store, new.id, LONG).await.unwrap().input, INPUT);
+    assert_eq!(sent(&claim(&store, new.id, LONG).await.unwrap()), INPUT);
 }
 
 pub async fn a_job_queued_again_may_wait_as_long_as_a_new_one(p: impl Place) {
@@ -951,7 +951,7 @@ pub async fn racing_requeues_one_wins(p: impl Place) {
         let won: Vec<u8> = all.iter().filter(|(_, r)| matches!(r, Requeued::Yes(_))).map(|(n, _)| *n).collect();
         assert_eq!(won.len(), 1);
         assert!(all.iter().all(|(n, r)| won[0] == *n || *r == Requeued::Not(JobState::Queued)));
-        assert_eq!(*claim(&*handles[1], id, LONG).await.unwrap().input, [won[0]; 9]);
+        assert_eq!(sent(&claim(&*handles[1], id, LONG).await.unwrap()), [won[0]; 9]);
     }
 }
 
@@ -986,7 +986,7 @@ pub async fn ended_jobs_are_forgotten_by_state(p: impl Place) {
     let left: Vec<JobId> =
         store.jobs(JobFilter { limit: 10, ..JobFilter::default() }).await.unwrap().iter().map(|j| j.id).collect();
     assert_eq!(left, [running, queued]);
-    assert_eq!(&*claim(&store, queued, LONG).await.unwrap().input, INPUT);
+    assert_eq!(sent(&claim(&store, queued, LONG).await.unwrap()), INPUT);
 }
 
 pub async fn the_oldest_are_forgotten_first_and_a_bounded_number(p: impl Place) {
@@ -1025,7 +1025,7 @@ pub async fn a_forgotten_jobs_id_and_key_are_free_again(p: impl Place) {
     purge(&store, &JobState::ALL, NONE, 10).await.unwrap();
     new.body = ContentHash::of(b"something else");
     assert!(matches!(store.submit(&new, plain(b"else")).await.unwrap(), Submitted::Created(_)));
-    assert_eq!(&**claim(&store, new.id, LONG).await.unwrap().input, b"else");
+    assert_eq!(sent(&claim(&store, new.id, LONG).await.unwrap()), b"else");
 }
 
 // Load.

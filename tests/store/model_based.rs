@@ -611,7 +611,7 @@ impl<S: Store> Run<S> {
         if let Some(c) = claim {
             let entry = model.entry(id).unwrap();
             self.tokens[by][slot] = Some(Token { attempt: c.job.attempt, submission: entry.submission });
-            assert_eq!(*c.input, input(entry.input.unwrap()));
+            assert_eq!(sent(&c), input(entry.input.unwrap()));
             assert_eq!(seen(&c.job), entry.job);
         }
     }
@@ -633,6 +633,13 @@ impl<S: Store> Run<S> {
             Change::ConfirmCancel => store.confirm_cancel(id, attempt).await,
         };
         assert_eq!(held.unwrap(), self.model.held(id, (submission, attempt.number), change), "{at}");
+        let read = store.input(id, attempt).await.unwrap().map(|read| read.to_vec());
+        let holds = |e: &&Entry| {
+            let of = (e.job.id, e.submission, e.job.attempt, e.job.state);
+            of == (id, submission, attempt.number, JobState::Running)
+        };
+        let held = self.model.jobs.iter().find(holds).map(|e| input(e.input.unwrap()));
+        assert_eq!(read, held, "{at}");
     }
 }
 

@@ -211,7 +211,7 @@ async fn many_claimers_get_each_job_once() {
                 let id = ids[(k + n * 8) % JOBS];
                 if let Some(claim) = store.claim(id, &worker(n), LONG).await.unwrap() {
                     assert_eq!((claim.job.id, claim.job.attempt.number), (id, 1));
-                    assert_eq!(claim.input.as_slice(), INPUT);
+                    assert_eq!(sent(&claim), INPUT);
                     assert_eq!(claim.job.worker, Some(worker(n)));
                     got.push(id);
                 }
@@ -222,6 +222,28 @@ async fn many_claimers_get_each_job_once() {
     let got: Vec<JobId> = claimers.join_all().await.concat();
     assert_eq!(got.len(), JOBS);
     assert_eq!(got.into_iter().collect::<HashSet<_>>().len(), JOBS);
+}
+
+/// Large inputs would delay the claims that are made together with theirs, for longer than a statement may take.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn large_inputs_do_not_come_with_their_claims_and_are_read_many_at_once() {
+    const JOBS: usize = 20;
+    let database = PostgresDatabase::new();
+    let store = Arc::new(database.open().await);
+    store.put_circuit(&circuit("c", 1)).await.unwrap();
+    let mut reads = JoinSet::new();
+    for n in 0..JOBS {
+        let (new, input) = (new_job("c"), vec![n as u8; 16_385 + n * 50_000]);
+        store.submit(&new, plain(&input)).await.unwrap();
+        let store = store.clone();
+        reads.spawn(async move {
+            let claim = claim(&*store, new.id, LONG).await.unwrap();
+            assert!(claim.input.is_none());
+            let read = store.input(new.id, claim.job.attempt).await.unwrap().unwrap();
+            assert!(*read == input);
+        });
+    }
+    assert_eq!(reads.join_all().await.len(), JOBS);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -274,7 +296,7 @@ async fn a_claim_never_takes_an_input_that_was_replaced_meanwhile() {
     until_async("a session to wait", || async { database.number(waits).await == 1 }).await;
     tx.commit().await.unwrap();
     assert!(waiting.await.unwrap().is_none());
-    assert_eq!(claim(&*store, id, LONG).await.unwrap().input.as_slice(), b"new");
+    assert_eq!(sent(&claim(&*store, id, LONG).await.unwrap()), b"new");
 }
 
 /// A newer version in the same fleet may write classes and stages that this one does not know.
@@ -581,6 +603,15 @@ async fn changes_whose_answer_was_lost_are_recognised() {
     let again = store.submit(&new, plain(INPUT)).await.unwrap();
     assert!(cutter.has_cut() && matches!(again, Submitted::Existing(_)), "{again:?}");
 
+    // Of a large input, only the part that was lost is read again.
+    let (large, input) = (new_job("c"), vec![7; 1_000_000]);
+    direct.submit(&large, plain(&input)).await.unwrap();
+    let attempt = claim(&direct, large.id, LONG).await.unwrap().job.attempt;
+    store.input(large.id, attempt).await.unwrap().unwrap();
+    cutter.arm();
+    assert!(*store.input(large.id, attempt).await.unwrap().unwrap() == input);
+    assert!(cutter.has_cut());
+
     // A claim whose answer is lost is an error, and the job returns when its lease has lapsed.
     let id = submitted(&direct).await;
     assert!(claim(&store, id, LONG).await.is_some());
@@ -852,6 +883,8 @@ async fn off_their_indexes(store: &PostgresStore) -> Vec<String> {
     for (name, index) in [
         ("claim", "jobs_pkey"),
         ("claim", "job_inputs_pkey"),
+        ("input", "jobs_pkey"),
+        ("input", "job_inputs_pkey"),
         ("heartbeat", "jobs_pkey"),
         ("finish", "jobs_pkey"),
         ("finished", "jobs_pkey"),

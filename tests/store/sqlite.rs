@@ -175,7 +175,7 @@ async fn a_file_of_the_first_version_is_brought_up_to_date() {
 
     // The upgraded tables still work.
     let claim = claim(&store, id(2), LONG).await.unwrap();
-    assert_eq!((&**claim.input, claim.input_key.as_str()), (&b"the input of 2"[..], ""));
+    assert_eq!((sent(&claim), claim.input_key.as_str()), (&b"the input of 2"[..], ""));
     assert_eq!(store.finish(id(2), claim.job.attempt, &result()).await.unwrap(), HELD);
     assert!(store.claim(id(3), &worker(2), LONG).await.unwrap().is_none());
     assert_eq!(job(&store, id(3)).await.state, JobState::Cancelled);

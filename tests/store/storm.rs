@@ -175,7 +175,7 @@ impl<S: Store> Storm<S> {
         let lease = if dice.of(3) == 0 { Duration::from_millis(dice.of(10)) } else { LONG };
         let worker = worker(dice.of(9) as usize);
         let Some(claim) = store.claim(id, &worker, lease).await? else { return Ok(()) };
-        let text = String::from_utf8(claim.input.to_vec()).unwrap();
+        let text = String::from_utf8(sent(&claim).to_vec()).unwrap();
         let (of, n) = text.split_once(' ').unwrap();
         assert_eq!(of, id.to_string(), "the input is another job's");
         let token = (n.parse().unwrap(), claim.job.attempt.number);

@@ -173,8 +173,8 @@ impl Call for ClaimCall {
     }
 
     fn bytes(&self) -> usize {
-        // The size that matters is that of the answer, which includes the input.
-        64 << 10
+        // The size that matters is that of the answer: the input, if it is returned, and what a job has besides.
+        statements::SENT_WITH_CLAIM + (4 << 10)
     }
 }
 
@@ -365,9 +365,10 @@ pub(super) fn fenced(sql: &'static str, job: JobId, attempt: Attempt) -> Stateme
 
 fn found(row: &PgRow) -> Result<Found, StoreError> {
     let job = rows::job(row)?;
-    Ok(match (row.bytes("input")?, row.text("input_key")?) {
-        (Some(input), Some(input_key)) => Found::Job(Box::new(Claim { job, input: Zeroizing::new(input), input_key })),
-        _ => Found::NoInput(job.attempt),
+    let input = row.bytes("input")?.map(Zeroizing::new);
+    Ok(match row.text("input_key")? {
+        Some(input_key) => Found::Job(Box::new(Claim { job, input, input_key })),
+        None => Found::NoInput(job.attempt),
     })
 }
 

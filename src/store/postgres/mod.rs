@@ -8,13 +8,16 @@
 //! **Durability.** That of the server: with `synchronous_commit` on, which is the default, a confirmed change survives
 //! a crash.
 //!
-//! **Failures.** Every call ends within about half a minute, whatever happens to the server. A deadlock or a failure to
-//! connect changed nothing, and the call is retried a few times. If a connection broke after the statement was sent, it
-//! is unknown whether it took effect. Calls that may be repeated are retried: reads, heartbeats, submits (the repeat of
-//! one that succeeded answers `Existing`); and a finish, a failure, a release or a confirmed cancellation, each of
-//! which recognises its own work in the row. Other calls return the error. A claim whose answer was lost leaves a job
-//! running without a worker until its lease lapses; a caller that repeats a cancel may find it too late because the
-//! first one succeeded.
+//! **Failures.** Every call ends within about half a minute, whatever happens to the server; the read of a large input,
+//! each part of it. A deadlock or a failure to connect changed nothing, and the call is retried a few times. If a
+//! connection broke after the statement was sent, it is unknown whether it took effect. Calls that may be repeated are
+//! retried: reads, heartbeats, submits (the repeat of one that succeeded answers `Existing`); and a finish, a failure,
+//! a release or a confirmed cancellation, each of which recognises its own work in the row. Other calls return the
+//! error. A claim whose answer was lost leaves a job running without a worker until its lease lapses; a caller that
+//! repeats a cancel may find it too late because the first one succeeded.
+//!
+//! **Inputs.** A claim returns inputs of up to 16 KiB, so that what it returns is always sent soon. Larger ones are
+//! read in parts, each by a statement of its own (`input.rs`).
 //!
 //! **Sessions.** Plans are made once per session and use indexes (`pool.rs`). Pgbouncer works only in session mode,
 //! because prepared statements and LISTEN belong to a session.
@@ -26,6 +29,7 @@ mod address;
 mod calls;
 mod coalesce;
 mod counts;
+mod input;
 mod listen;
 mod migrate;
 mod pool;
@@ -38,6 +42,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
 use sqlx::{ConnectOptions, Connection, Row};
+use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
@@ -59,6 +64,8 @@ use crate::model::{
 
 /// Maximum number of connections, not counting the listener's.
 const CONNECTIONS: usize = 10;
+/// Most of these that read large inputs at the same time.
+const LARGE_READS: usize = 4;
 /// Limits of a joint statement.
 const BOUNDS: Bounds = Bounds { calls: 256, bytes: 8 << 20 };
 /// The limits over TLS: what fits one record. sqlx sends each record by itself and leaves Nagle's algorithm on, so that
@@ -143,8 +150,13 @@ impl PostgresStore {
 
         let channel = settings.notify.then(|| channel(&settings.queue));
         let listener = channel.clone().map(|c| Listener::new(options.clone(), c));
-        let session =
-            Arc::new(Session { pool: Pool::new(options, CONNECTIONS), settings, channel, load: LoadCache::default() });
+        let session = Arc::new(Session {
+            pool: Pool::new(options, CONNECTIONS),
+            settings,
+            channel,
+            load: LoadCache::default(),
+            large_reads: Semaphore::new(LARGE_READS),
+        });
         Ok(Self {
             what,
             listener,
@@ -366,6 +378,10 @@ impl Store for PostgresStore {
                 Ok(None)
             }
         }
+    }
+
+    async fn input(&self, job: JobId, attempt: Attempt) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
+        self.session.input(job, attempt).await
     }
 
     async fn heartbeat(

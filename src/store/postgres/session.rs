@@ -6,6 +6,7 @@ use futures::future::BoxFuture;
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{Connection, Postgres};
+use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use super::pool::{Pool, PooledConnection, timed_out};
@@ -27,6 +28,8 @@ pub(super) struct Session {
     /// The channel that workers listen on, if they are to be notified.
     pub(super) channel: Option<String>,
     pub(super) load: LoadCache,
+    /// Bounds the connections that read large inputs, so that these do not keep other calls waiting.
+    pub(super) large_reads: Semaphore,
 }
 
 /// The effect of a statement that failed.

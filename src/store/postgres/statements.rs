@@ -84,6 +84,14 @@ macro_rules! finish_calls {
         )
     };
 }
+/// Largest input that a claim returns, in bytes: almost all jobs then need one statement, and many claims together
+/// still return little. [`INPUT`] reads larger ones.
+macro_rules! sent_with_claim {
+    () => {
+        16384
+    };
+}
+pub(super) const SENT_WITH_CLAIM: usize = sent_with_claim!();
 /// The job's circuit is not paused.
 macro_rules! circuit_goes {
     () => {
@@ -312,11 +320,11 @@ pub(super) fn jobs(state: Option<&'static str>, of_circuit: bool, by_key: bool) 
     )
 }
 
-/// Claims jobs and reads their inputs. `o` is the job as the statement's snapshot has it, and the input read at the end
-/// belongs to that version; a job that was changed in between (`j.ctid`) is left to the next claim, since its input may
-/// be another. `j.xmin` says the same again: after waiting for the change of another transaction, Postgres checks the
-/// other conditions on the new version of the row, but servers older than 13.23, 14.20, 15.15, 16.11, 17.7 and 18.1 do
-/// not check `ctid`, and two claims at the same time would both get the job.
+/// Claims jobs and reads their inputs, unless they are large. `o` is the job as the statement's snapshot has it, and
+/// the input read at the end belongs to that version; a job that was changed in between (`j.ctid`) is left to the next
+/// claim, since its input may be another. `j.xmin` says the same again: after waiting for the change of another
+/// transaction, Postgres checks the other conditions on the new version of the row, but servers older than 13.23,
+/// 14.20, 15.15, 16.11, 17.7 and 18.1 do not check `ctid`, and two claims at the same time would both get the job.
 pub(super) const CLAIM: &str = concat!(
     clock!(),
     ", q AS MATERIALIZED (SELECT * FROM unnest($1::text[]::uuid[], $2::text[], $3::bigint[]) WITH ORDINALITY ",
@@ -353,7 +361,9 @@ pub(super) const CLAIM: &str = concat!(
     " AND NOT o.cancel_requested)) AND o.circuit NOT IN (SELECT name FROM pauses WHERE scope = 'circuit') ",
     "AND o.queue NOT IN (SELECT name FROM pauses WHERE scope = 'queue') ",
     // Not in the update itself, which would copy whole inputs once more.
-    "RETURNING q.ord, j.*) SELECT ord, i.input, i.key AS input_key, ",
+    "RETURNING q.ord, j.*) SELECT ord, CASE WHEN octet_length(i.input) <= ",
+    sent_with_claim!(),
+    " THEN i.input END AS input, i.key AS input_key, ",
     job_columns!(),
     " FROM taken LEFT JOIN LATERAL ",
     "(SELECT input, key FROM job_inputs WHERE job = taken.id OFFSET 0) i ON true"
@@ -370,6 +380,14 @@ pub(super) const HEARTBEAT: &str = concat!(
     each_job!(),
     " AND j.attempt = q.attempt AND j.seq + 0 = q.seq AND j.lease_expires_at IS NOT NULL ",
     "RETURNING q.ord, j.cancel_requested"
+);
+/// Part of a held job's input: $4 is the place of its first byte, counted from 1, and $5 its length. The server fetches
+/// no more than that, because inputs are stored outside the row and uncompressed.
+pub(super) const INPUT: &str = concat!(
+    "SELECT octet_length(input)::bigint AS length, substring(input FROM $4::int FOR $5::int) AS part FROM ",
+    "(SELECT id FROM jobs ",
+    held!("$3"),
+    " OFFSET 0) j CROSS JOIN LATERAL (SELECT input FROM job_inputs WHERE job = j.id OFFSET 0) i"
 );
 pub(super) const FINISH: &str = concat!(
     clock!(),
@@ -640,6 +658,7 @@ pub(super) fn watched() -> Vec<(&'static str, String)> {
         ("same jobs", SAME_JOBS),
         ("claim", CLAIM),
         ("heartbeat", HEARTBEAT),
+        ("input", INPUT),
         ("finish", FINISH),
         ("finished", FINISHED),
         ("fail", FAIL),

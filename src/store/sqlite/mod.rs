@@ -344,7 +344,7 @@ impl Store for SqliteStore {
             }
             return Ok(None);
         };
-        let (claimed, input) = (rows::job(&row)?, row.bytes("input")?);
+        let (claimed, input) = (rows::job(&row)?, row.bytes("input")?.map(Zeroizing::new));
         let (Some(input), Some(input_key)) = (input, row.text("input_key")?) else {
             // Damaged from outside: no transaction of this store leaves an unfinished job without its input. The job
             // fails here, because no worker could process it and its lease would lapse again and again.
@@ -353,7 +353,12 @@ impl Store for SqliteStore {
             self.fail(job, claimed.attempt, &error, Retry::Never).await?;
             return Ok(None);
         };
-        Ok(Some(Claim { job: claimed, input: Zeroizing::new(input), input_key }))
+        Ok(Some(Claim { job: claimed, input: Some(input), input_key }))
+    }
+
+    async fn input(&self, job: JobId, attempt: Attempt) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
+        let row = fenced(statements::INPUT, job, attempt).fetch_optional(&self.reader).await?;
+        Ok(row.map(|r| r.bytes("input")).transpose()?.flatten().map(Zeroizing::new))
     }
 
     async fn heartbeat(
@@ -637,6 +642,7 @@ mod tests {
             (statements::COUNTS, &["SEARCH jobs USING COVERING INDEX jobs_by_state (queue=?)"]),
             (statements::SAME_JOB, &["_jobs_1 (id=?)", "_jobs_2 (queue=? AND idempotency_key=?)"]),
             (statements::CLAIM, &["SEARCH jobs USING INDEX sqlite_autoindex_jobs_1 (id=?)"]),
+            (statements::INPUT, &["SEARCH job_inputs USING INTEGER PRIMARY KEY (rowid=?)"]),
             (statements::FINISH, &["SEARCH jobs USING INTEGER PRIMARY KEY (rowid=?)"]),
             (statements::FINISHED, &["SEARCH jobs USING INTEGER PRIMARY KEY (rowid=?)"]),
             (statements::FAILED, &["SEARCH jobs USING INTEGER PRIMARY KEY (rowid=?)"]),

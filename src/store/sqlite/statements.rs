@@ -23,8 +23,8 @@ macro_rules! circuit_columns {
         "name, zkey, wasm, n_vars, n_public, domain_size, created_at"
     };
 }
-/// The last attempt at the job of submission ?1, with id ?3, has number ?2. The submission alone would identify the job,
-/// but not after a backup was restored in place.
+/// The last attempt at the job of submission ?1, with id ?3, has number ?2. The submission alone would identify the
+/// job, but not after a backup was restored in place.
 macro_rules! last_attempt {
     () => {
         "WHERE seq = ?1 AND attempt = ?2 AND id = ?3"
@@ -226,6 +226,7 @@ pub(super) const HEARTBEAT: &str = concat!(
     held!(),
     " RETURNING cancel_requested"
 );
+pub(super) const INPUT: &str = concat!("SELECT input FROM job_inputs WHERE job = (SELECT seq FROM jobs ", held!(), ")");
 pub(super) const FINISH: &str = concat!(
     "UPDATE jobs SET state = 'done', result = ?4, error_class = NULL, error_message = NULL, stage = NULL, ",
     "progress = 1, lease_expires_at = NULL, finished_at = ",

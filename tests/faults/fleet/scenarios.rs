@@ -145,6 +145,19 @@ fn a_proof_outlives_an_outage_longer_than_its_lease() {
     fleet.assert_proved(&job, 42);
 }
 
+/// It is read apart from the claim, so that it does not delay the claims of others.
+#[test]
+fn a_job_with_a_large_input_is_proved() {
+    let fleet = Fleet::new();
+    let input = format!(r#"{{"a": "6",{} "b": 7}}"#, " ".repeat(600_000));
+    let id = fleet.block(fleet.service().submit(request(input))).unwrap().job().id;
+    let _worker = fleet.serve(0, &[], &[LONG]);
+    let job = fleet.end(id);
+    assert_eq!(job.attempt.number, 1);
+    fleet.assert_proved(&job, 42);
+    fleet.wait_settled();
+}
+
 /// Killed between commit and acknowledgement: the entry is delivered again, to another worker, and nothing is done
 /// again.
 #[test]
