@@ -48,8 +48,8 @@ const BUDGET_WAIT: Duration = Duration::from_secs(10);
 const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 
 /// Lets requests wait for a job, while the server is not stopping, and as long as most of its connections are free: a
-/// client that is gone is noticed only if it sent nothing after its request, and otherwise keeps its place to the end of
-/// its wait.
+/// client that is gone is noticed only if it sent nothing after its request, and otherwise keeps its place to the end
+/// of its wait.
 #[derive(Clone)]
 pub(super) struct Waits {
     stop: watch::Receiver<bool>,

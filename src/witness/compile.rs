@@ -4,8 +4,8 @@
 //! running. A thread cannot be ended and its memory cannot be limited, so if there is a folder through which to hand
 //! over the result, a child process compiles: the child fills wasmtime's own cache, and the parent loads from there. A
 //! marker file records that a module has compiled within its limits here; if it exists, the parent only queries the
-//! cache, and compiles again itself (at a known cost) if the cached file is missing. The child validates the module too:
-//! an invalid one can be slow to refuse.
+//! cache, and compiles again itself (at a known cost) if the cached file is missing. The child validates the module
+//! too: an invalid one can be slow to refuse.
 
 use std::fs::{DirBuilder, File, Metadata};
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -75,8 +75,8 @@ impl Sandbox {
         Ok(Self { plain, rewritten, cache_dir: dir.map(Path::to_path_buf), clock })
     }
 
-    /// Removes all machine code from the cache folder. wasmtime names its files by a hash that it does not tell, so one of
-    /// them cannot be picked. The folders stay, because others may be writing to them.
+    /// Removes all machine code from the cache folder. wasmtime names its files by a hash that it does not tell, so one
+    /// of them cannot be picked. The folders stay, because others may be writing to them.
     pub(super) fn remove_machine_code(&self) {
         let mut folders: Vec<PathBuf> = self.cache_dir.iter().map(|dir| dir.join(CACHE_FOLDER)).collect();
         while let Some(folder) = folders.pop() {

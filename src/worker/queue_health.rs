@@ -6,8 +6,8 @@ use metrics::gauge;
 
 use crate::telemetry;
 
-/// What the last calls of each kind came to. A worker whose devices are all busy asks the queue for no jobs, perhaps for
-/// hours, hence the regular maintenance counts, too.
+/// What the last calls of each kind came to. A worker whose devices are all busy asks the queue for no jobs, perhaps
+/// for hours, hence the regular maintenance counts, too.
 #[derive(Default)]
 pub(super) struct QueueHealth {
     pop_failed: AtomicBool,

@@ -259,8 +259,8 @@ impl JobService {
     }
 
     /// Deletes jobs in these final states that ended longer ago than `older_than`, and their proofs; those whose proof
-    /// files cannot be removed are kept, and so are those whose rows others have locked. Jobs that ended within the last
-    /// seconds are left: their files may still be being written, and would stay.
+    /// files cannot be removed are kept, and so are those whose rows others have locked. Jobs that ended within the
+    /// last seconds are left: their files may still be being written, and would stay.
     pub async fn purge(&self, states: &[JobState], older_than: Duration) -> Result<Purged, ServiceError> {
         let older_than = older_than.max(proof_files::WRITTEN_WITHIN);
         Ok(proof_files::purge(&*self.store, &self.artifacts, &Purge { states, older_than }).await?)

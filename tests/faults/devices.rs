@@ -736,8 +736,8 @@ async fn a_worker_whose_gpu_is_dead_at_its_start_is_not_ready() {
     let site = Site::on(gpu, |o| o.dead_after = Duration::ZERO).await;
     let readiness = Readiness::starting("a test");
     let why = tokio::time::timeout(HANG, site.worker.watch(&readiness)).await.unwrap();
-    assert!(why.contains("1 of 1 devices did not come back") && why.contains("canary of cuda:0"), "{why}");
-    assert!(matches!(readiness.get(), Status::StandIn(why) if why.contains("canary of cuda:0")));
+    assert!(why.contains("1 of 1 devices did not come back") && why.contains("cuda:0: its canary failed"), "{why}");
+    assert!(matches!(readiness.get(), Status::StandIn(why) if why.contains("cuda:0: its canary failed")));
     let job = site.end(site.submit(good()).await).await;
     site.assert_done_on(&job, "cpu:0");
     site.worker.drain().await;

@@ -29,8 +29,8 @@ const KNOWN: [&str; 18] = [
     "user",
 ];
 
-/// Parses `postgres://USER:PASSWORD@HOST:PORT/NAME?PARAMETER=VALUE`. Unknown parameters are ignored, with a warning that
-/// names them. sqlx would log their values as well, which may be secret, such as that of `sslpassword`.
+/// Parses `postgres://USER:PASSWORD@HOST:PORT/NAME?PARAMETER=VALUE`. Unknown parameters are ignored, with a warning
+/// that names them. sqlx would log their values as well, which may be secret, such as that of `sslpassword`.
 pub(super) fn options(url: &str) -> Result<PgConnectOptions, StoreError> {
     let options = with_default(NoSubscriber::new(), || PgConnectOptions::from_str(url));
     let options = options.map_err(StoreError::InvalidUrl)?;
