@@ -662,7 +662,7 @@ fn device(ordinal: usize) -> Result<NvidiaDriver, String> {
     if ordinal >= count {
         return Err(format!("--device: expected a number below {count}, got {ordinal}"));
     }
-    listed.swap_remove(ordinal).open()
+    listed.swap_remove(ordinal).open().map_err(|why| why.to_string())
 }
 
 fn main() -> ExitCode {

@@ -73,26 +73,27 @@ pub struct DeviceReport {
     pub status: String,
 }
 
-/// Why a kind has no devices.
+/// Why a device is not used, or why none of a kind is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoDevices {
-    /// There are none here, or they were not looked for.
+pub enum Unusable {
+    /// There is none that this program can use: no driver, no device, no code for it in this build; or it was not
+    /// looked for. A restart changes nothing.
     #[error("{0}")]
-    None(String),
-    /// There may be some, but their driver fails.
+    Absent(String),
+    /// There is one, or may be, but it or its driver fails.
     #[error("{0}")]
     Failed(String),
 }
 
-impl From<&str> for NoDevices {
+impl From<&str> for Unusable {
     fn from(why: &str) -> Self {
-        Self::None(why.to_owned())
+        Self::Absent(why.to_owned())
     }
 }
 
-impl From<String> for NoDevices {
+impl From<String> for Unusable {
     fn from(why: String) -> Self {
-        Self::None(why)
+        Self::Absent(why)
     }
 }
 
@@ -117,11 +118,11 @@ pub struct Discovery {
     pub summary: String,
 }
 
-/// A device, or one sentence on why it cannot be used.
-pub(super) type OpenedDevice = Result<Arc<dyn Backend>, String>;
+/// A device, or why it cannot be used.
+pub(super) type OpenedDevice = Result<Arc<dyn Backend>, Unusable>;
 
 /// Devices of a kind in their driver's order; or why there are none.
-pub(super) type ProbeResult = Result<Vec<OpenedDevice>, NoDevices>;
+pub(super) type ProbeResult = Result<Vec<OpenedDevice>, Unusable>;
 
 /// Finds devices and tests those the choice permits.
 ///
@@ -157,13 +158,12 @@ fn choose(
     let mut test_kind = |kind: DeviceKind, found: ProbeResult, nothing: &str| match found {
         Ok(found) if found.is_empty() => (Vec::new(), vec![none(kind, nothing.to_owned())]),
         Ok(found) => {
-            let (usable, report) = self_test_all(kind, found, limit);
-            let unusable = (0..).zip(&report).filter(|(_, device)| !device.used);
-            lost.extend(unusable.map(|(ordinal, r)| LostDevice { label: kind.label(ordinal), why: r.status.clone() }));
+            let (usable, report, failed) = self_test_all(kind, found, limit);
+            lost.extend(failed);
             (usable, report)
         }
-        Err(NoDevices::None(why)) => (Vec::new(), vec![none(kind, why)]),
-        Err(NoDevices::Failed(why)) => {
+        Err(Unusable::Absent(why)) => (Vec::new(), vec![none(kind, why)]),
+        Err(Unusable::Failed(why)) => {
             lost.push(LostDevice { label: kind.as_str().to_owned(), why: why.clone() });
             (Vec::new(), vec![none(kind, why)])
         }
@@ -176,6 +176,10 @@ fn choose(
         BackendChoice::Cuda | BackendChoice::Cpu => Err(NOT_REQUESTED.into()),
     };
     let (usable, tested) = test_kind(DeviceKind::Icicle, icicle, "no device found");
+    if !usable.is_empty() {
+        // They may be the same GPUs.
+        lost.retain(|device| device.label.starts_with(DeviceKind::Icicle.as_str()));
+    }
     devices.extend(usable);
     report.extend(tested);
     for (kind, asked) in [(DeviceKind::Cuda, BackendChoice::Cuda), (DeviceKind::Icicle, BackendChoice::Icicle)] {
@@ -221,7 +225,7 @@ fn cuda_devices(options: &CudaOptions) -> ProbeResult {
     use super::cuda::driver::nvidia::NvidiaDriver;
 
     let listed = wait_for(spawn_detached(NvidiaDriver::list), OPEN_TIMEOUT);
-    let listed = listed.map_err(|why| NoDevices::Failed(format!("looking for GPUs {why}")))??;
+    let listed = listed.map_err(|why| Unusable::Failed(format!("looking for GPUs {why}")))??;
     let graphs = options.graphs;
     let open = listed.into_iter().map(|gpu| {
         move || -> OpenedDevice {
@@ -242,7 +246,7 @@ where
     let deadline = Instant::now() + limit;
     let each = started.into_iter().map(|opening| {
         let opened = wait_for(opening, deadline.saturating_duration_since(Instant::now()));
-        opened.unwrap_or_else(|why| Err(format!("opening it {why}")))
+        opened.unwrap_or_else(|why| Err(Unusable::Failed(format!("opening it {why}"))))
     });
     each.collect()
 }
@@ -258,13 +262,14 @@ fn icicle_devices(_: &IcicleOptions) -> ProbeResult {
     Err(NOT_COMPILED.into())
 }
 
-/// Returns the devices of a kind that pass their self-test, and a report on all of them. They are tested concurrently,
-/// each on its own thread, so that one that fails, kills its context or hangs does not affect the others.
+/// Returns the devices of a kind that pass their self-test, a report on all of them, and those that fail. They are
+/// tested concurrently, each on its own thread, so that one that fails, kills its context or hangs does not affect the
+/// others.
 fn self_test_all(
     kind: DeviceKind,
     gpus: Vec<OpenedDevice>,
     limit: Duration,
-) -> (Vec<Arc<dyn Backend>>, Vec<DeviceReport>) {
+) -> (Vec<Arc<dyn Backend>>, Vec<DeviceReport>, Vec<LostDevice>) {
     let test = |gpu: Arc<dyn Backend>| {
         let (info, plainer) = (info(&gpu), gpu.plainer());
         // The advanced features may be what kills or hangs the device, after which this process cannot try the plainer
@@ -275,9 +280,9 @@ fn self_test_all(
     };
     let started: Vec<_> = gpus.into_iter().map(|gpu| gpu.map(test)).collect();
     let deadline = Instant::now() + limit;
-    let mut usable = Vec::new();
-    let mut report = Vec::new();
-    for (ordinal, gpu) in started.into_iter().enumerate() {
+    let (mut usable, mut report, mut lost) = (Vec::new(), Vec::new(), Vec::new());
+    for (ordinal, gpu) in (0..).zip(started) {
+        let absent = matches!(gpu, Err(Unusable::Absent(_)));
         let (device, passed) = match gpu {
             Ok((info, advice, test)) => {
                 let passed = match wait_for(test, deadline.saturating_duration_since(Instant::now())) {
@@ -295,10 +300,13 @@ fn self_test_all(
             Ok((gpu, status)) => (Some(gpu), status),
             Err(why) => (None, why),
         };
+        if !used && !absent {
+            lost.push(LostDevice { label: kind.label(ordinal), why: status.clone() });
+        }
         usable.extend(backend);
         report.push(DeviceReport { kind, device, used, status });
     }
-    (usable, report)
+    (usable, report, lost)
 }
 
 /// Returns the device or its plainer form, whichever passes the self-test, and one line about it.
@@ -455,7 +463,7 @@ mod tests {
         let found = chosen(BackendChoice::Auto, Ok(gpus)).unwrap();
         assert_eq!(labels(&found), ["cuda:1", "cuda:5", "cpu:0"]);
         let lost: Vec<_> = found.lost.iter().map(|device| device.label.as_str()).collect();
-        assert_eq!(lost, ["cuda:0", "cuda:2", "cuda:3", "cuda:4", "cuda:6", "cuda:7"]);
+        assert_eq!(lost, ["cuda:0", "cuda:2", "cuda:3", "cuda:6", "cuda:7"], "there is no code for 4");
         let statuses: Vec<_> = found.report.iter().map(|r| (r.kind.as_str(), r.used, r.status.as_str())).collect();
         assert_eq!(
             statuses[..8],
@@ -512,7 +520,7 @@ mod tests {
 
     #[test]
     fn without_a_gpu_the_processor_proves_unless_one_was_asked_for() {
-        let failed = NoDevices::Failed("the NVIDIA driver did not start".to_owned());
+        let failed = Unusable::Failed("the NVIDIA driver did not start".to_owned());
         for (gpus, lost) in [
             (Err("no NVIDIA driver".into()), None),
             (Err(failed), Some("cuda")),

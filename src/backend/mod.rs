@@ -18,7 +18,7 @@ pub mod selftest;
 use std::fmt;
 use std::sync::Arc;
 
-pub use discover::{CpuOptions, CudaOptions, DeviceReport, Discovery, IcicleOptions, LostDevice, NoDevices, discover};
+pub use discover::{CpuOptions, CudaOptions, DeviceReport, Discovery, IcicleOptions, LostDevice, Unusable, discover};
 
 pub use crate::model::BackendChoice;
 use crate::model::{G1, G2, ProvingKey, StopReason, StopToken, Witness};

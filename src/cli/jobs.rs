@@ -286,7 +286,8 @@ fn purge(args: PurgeArgs, out: &Output) -> Result<(), CliError> {
         let Purged { jobs, kept, locked } =
             w.service().purge(&states, args.older_than).await.map_err(CliError::failed)?;
         let left = kept + locked;
-        out.result(&serde_json::json!({ "purged": jobs, "kept": left }), || format!("{jobs} jobs are deleted"));
+        let report = serde_json::json!({ "purged": jobs, "kept": kept, "locked": locked });
+        out.result(&report, || format!("{jobs} jobs are deleted"));
         if left == 0 {
             return Ok(());
         }

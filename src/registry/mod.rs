@@ -234,6 +234,7 @@ impl Registry {
     }
 
     /// Imports the files of a circuit. They are noted as removable, for the case that the registration never ends.
+    /// (What a process leaves that is killed between a copy and its note, nothing removes.)
     async fn import(
         &self,
         name: &CircuitName,
@@ -412,12 +413,21 @@ impl Registry {
         if records.is_empty() {
             return Ok(());
         }
-        // Only then are jobs seen whose submission read a circuit before it was replaced.
+        // Only then are jobs seen whose submission read a circuit before it was replaced. Content of a circuit for
+        // which that takes too long, because many jobs are submitted for it, is left to a later call.
+        let mut unsettled = HashSet::new();
         for name in records.iter().map(|record| &record.name).collect::<BTreeSet<_>>() {
-            self.store.settle_circuit(name).await?;
+            match self.store.settle_circuit(name).await {
+                Err(error) if error.is_lock_timeout() => {
+                    unsettled.extend(records.iter().filter(|r| r.name == *name).flat_map(|r| r.content.files()));
+                }
+                settled => settled?,
+            }
         }
         let in_use: HashSet<_> = self.store.content_in_use().await?.into_iter().collect();
-        for record in &records {
+        for record in records.iter().filter(|record| !record.content.files().any(|hash| unsettled.contains(&hash))) {
+            // Read again: another process may have registered the content since.
+            let registered: HashSet<_> = registered.union(&self.registered().await?).copied().collect();
             let for_jobs_alone = |hash| in_use.contains(&hash) && !registered.contains(&hash);
             let gone = self.discard(record.content, |h| registered.contains(&h) || in_use.contains(&h)).await;
             if gone && !record.content.files().any(for_jobs_alone) {

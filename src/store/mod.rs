@@ -121,7 +121,7 @@ impl std::fmt::Debug for Claim {
 /// Whether a guarded change took effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {
-    /// The attempt holds the job.
+    /// The attempt holds the job, or held it when an earlier call did the same.
     Yes {
         /// Whether cancellation of the job was requested.
         cancel: bool,

@@ -220,9 +220,9 @@ impl<'a> Parts<'a> {
 
 /// The instructions of a function; `None` if it is longer than any that circom writes for this.
 fn instructions<'a>(body: &FunctionBody<'a>) -> Option<Vec<Operator<'a>>> {
-    const MOST: usize = 256;
-    let found: Vec<_> = body.get_operators_reader().ok()?.into_iter().take(MOST + 1).collect::<Result<_, _>>().ok()?;
-    (found.len() <= MOST).then_some(found)
+    const MAX: usize = 256;
+    let found: Vec<_> = body.get_operators_reader().ok()?.into_iter().take(MAX + 1).collect::<Result<_, _>>().ok()?;
+    (found.len() <= MAX).then_some(found)
 }
 
 /// The functions that a function calls, in order.

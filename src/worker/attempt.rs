@@ -41,8 +41,10 @@ use crate::witness::Inputs;
 
 /// Inputs of at least this many bytes are unsealed on a blocking thread.
 const LARGE: usize = 256 << 10;
-/// How long a job that waits for its circuit keeps its slot to itself.
+/// How long a job that waits for its circuit or its input keeps its slot to itself.
 const LEND_AFTER: Duration = Duration::from_secs(1);
+/// Pause before an input is read again in an outage of the database.
+const READ_AGAIN: Duration = Duration::from_secs(1);
 /// How long a job waits until it fits beside the running ones. After that it is left to other workers, or for later.
 const ADMISSION_WAIT: Duration = Duration::from_secs(10);
 /// A write that takes longer reflects the state of the database and says nothing about the pace of jobs.
@@ -138,15 +140,26 @@ impl<'a> JobRun<'a> {
         self.unseal(input, key).await
     }
 
-    /// Reads the input from the store. Soon lends the slot to another job, because this may take long.
+    /// Reads the input from the store. Soon lends the slot to another job, because this may take long. Outlasts outages
+    /// of the database, as a job does that has its input.
     async fn read_input(&self) -> Result<Zeroizing<Vec<u8>>, AttemptError> {
         let (ctx, job) = (self.ctx, self.job);
-        let read = lend_until(self.place, ctx.store.input(job.id, job.attempt));
-        match unless_stopped(&self.stop, read).await? {
+        let read = async {
+            loop {
+                match ctx.store.input(job.id, job.attempt).await {
+                    Err(error) if error.is_outage() => {
+                        let outage = ctx.outage.note_failure(&error);
+                        log_unless!(outage, warn, job = %job.id, %error, "the input cannot be read yet");
+                        tokio::time::sleep(READ_AGAIN).await;
+                    }
+                    read => return read,
+                }
+            }
+        };
+        match unless_stopped(&self.stop, lend_until(self.place, read)).await? {
             Ok(input) => input.ok_or(AttemptError::Stopped(StopReason::LeaseLost)),
             Err(error) => {
-                let outage = ctx.outage.note_failure(&error);
-                log_unless!(outage, warn, job = %job.id, %error, "the input could not be read");
+                tracing::warn!(job = %job.id, %error, "the input could not be read");
                 Err(error.into())
             }
         }
@@ -402,8 +415,8 @@ fn poisoned(job: &Job) -> Option<JobError> {
     })
 }
 
-/// Waits for a circuit, whose files may have to be downloaded. Soon lends the slot to another job, whose circuit may be
-/// ready.
+/// Waits for a circuit, whose files may have to be downloaded, or for a large input. Soon lends the slot to another
+/// job, which may have all that it needs.
 async fn lend_until<T>(place: &Placement, ready: impl Future<Output = T>) -> T {
     let (mut ready, mut lent) = (std::pin::pin!(ready), None);
     let ready = loop {

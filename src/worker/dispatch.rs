@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use super::attempt::{End, JobRun};
 use super::fleet::Reservation;
 use super::outage::log_unless;
+use super::queue_health::QueueHealth;
 use super::{Context, attempt, ingest, proof_files, retry};
 use crate::model::{Job, JobId, jitter};
 use crate::queue::{Delivery, EndNotice, Offer, Queue, QueueError};
@@ -86,8 +87,8 @@ pub(super) async fn run(ctx: Arc<Context>, mut draining: watch::Receiver<bool>) 
                 if queue_outage.is_none() {
                     tracing::error!(%error, "the queue fails; jobs are taken from the store meanwhile");
                 }
-                queue_outage =
-                    Some(QueueOutage::of(ctx.queue.clone(), queue_outage.map_or(POP_WAIT, |last| last.pause * 2)));
+                let pause = queue_outage.map_or(POP_WAIT, |last| last.pause * 2);
+                queue_outage = Some(QueueOutage::of(ctx.queue.clone(), ctx.queue_health.clone(), pause));
             }
         }
     }
@@ -117,13 +118,15 @@ struct QueueOutage {
 }
 
 impl QueueOutage {
-    fn of(queue: Arc<dyn Queue>, pause: Duration) -> Self {
+    fn of(queue: Arc<dyn Queue>, health: Arc<QueueHealth>, pause: Duration) -> Self {
         let pause = pause.min(MAX_CHECK_PAUSE);
         let mut over = JoinSet::new();
         over.spawn(async move {
             loop {
                 tokio::time::sleep(pause).await;
                 if let Ok(Ok(())) = tokio::time::timeout(POP_PATIENCE, queue.ping()).await {
+                    // Noted here, because it may be long until the worker has room for jobs and asks for some.
+                    health.note_pop(true);
                     return;
                 }
             }

@@ -192,7 +192,7 @@ struct Context {
     /// Limits the proofs whose files are written at the same time.
     copies: Semaphore,
     environment: Environment,
-    queue_health: QueueHealth,
+    queue_health: Arc<QueueHealth>,
     /// Set while the queue takes no offers: due jobs are then taken from the store.
     unoffered: AtomicBool,
     outage: Outage,
@@ -293,7 +293,7 @@ impl Worker {
             messages,
             copies: Semaphore::new(proof_files::WRITTEN_AT_ONCE),
             environment: Environment::default(),
-            queue_health: QueueHealth::default(),
+            queue_health: Arc::default(),
             unoffered: AtomicBool::new(false),
             outage,
         };
@@ -413,7 +413,7 @@ impl Worker {
                     // Whoever waits looks at the store now and then, too.
                     let _ = tokio::time::timeout(HAND_BACK, announced).await;
                 }
-                // The job's end was written; only the reply is missing.
+                // Its result or failure was written, and only the reply is missing.
                 Ok(Ok(Held::Lost)) => tracing::info!(%job, "job had ended, or another worker has it"),
                 _ => tracing::error!(%job, "job could not be handed back; its lease will lapse"),
             }

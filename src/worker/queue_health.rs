@@ -52,7 +52,7 @@ mod tests {
         assert!(!health.is_up());
         health.note_upkeep(true);
         assert!(health.is_up());
-        // It serves another database, say, so that only pops are refused.
+        // Only pops fail.
         health.note_pop(false);
         health.note_upkeep(true);
         assert!(!health.is_up());

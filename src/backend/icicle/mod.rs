@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 pub use child::{Task, serve};
 
 use self::process::{ChildError, Process};
-use super::discover::{IcicleOptions, ProbeResult};
+use super::discover::{IcicleOptions, ProbeResult, Unusable};
 use super::key::{check_domain, check_entries, check_points};
 use super::{Backend, BackendError, Bound, Commitments, DeviceInfo, DeviceKind, Footprint, LoadedKey, Progress};
 use crate::model::{ENTRY_BYTES, ProvingKey, StopToken, Witness, locked};
@@ -110,8 +110,8 @@ pub fn devices(options: &Options) -> ProbeResult {
     let others = std::thread::scope(|scope| {
         let begun: Vec<_> = (1..count).map(|i| scope.spawn(move || IcicleBackend::start(options, i))).collect();
         let ended = begun.into_iter().map(|thread| match thread.join() {
-            Ok(found) => backend(found).map(|(backend, _)| backend),
-            Err(_) => Err("its start panicked; see the log".into()),
+            Ok(found) => backend(found).map(|(backend, _)| backend).map_err(Unusable::Failed),
+            Err(_) => Err(Unusable::Failed("its start panicked; see the log".into())),
         });
         ended.collect::<Vec<_>>()
     });

@@ -8,7 +8,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
 use super::super::Properties;
 use super::{Card, NvidiaDriver};
-use crate::backend::NoDevices;
+use crate::backend::Unusable;
 
 /// Output of build.rs for `kernels/`: `FATBIN`, which has machine code for the architectures `ARCHS`
 /// and PTX of the oldest.
@@ -84,11 +84,11 @@ pub struct ListedGpu {
 }
 
 impl ListedGpu {
-    /// Opens the GPU, or returns a one-sentence reason why it cannot be used. Takes minutes if the driver has to
-    /// compile the kernels.
-    pub fn open(self) -> Result<NvidiaDriver, String> {
+    /// Opens the GPU, or returns why it cannot be used, in one sentence. Takes minutes if the driver has to compile the
+    /// kernels.
+    pub fn open(self) -> Result<NvidiaDriver, Unusable> {
         let Self { ordinal, cuda, fatbin, elapsed, sleeps } = self;
-        let (device, properties, mut card) = query(ordinal, cuda)?;
+        let (device, properties, mut card) = query(ordinal, cuda).map_err(Unusable::Failed)?;
         let name = properties.name.clone();
         if sleeps {
             let flags = sys::CUctx_flags_enum::CU_CTX_SCHED_BLOCKING_SYNC as u32;
@@ -99,10 +99,11 @@ impl ListedGpu {
         let mut context = ptr::null_mut();
         // SAFETY: `device` is a handle from the driver, and `context` is a place for the result.
         let retained = unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) };
-        explained(retained).map_err(|why| format!("{name} could not be opened: {why}"))?;
+        let not_opened = |why| Unusable::Failed(format!("{name} could not be opened: {why}"));
+        explained(retained).map_err(not_opened)?;
         // SAFETY: the context was retained above.
         let loaded = explained(unsafe { sys::cuCtxSetCurrent(context) })
-            .map_err(|why| format!("{name} could not be opened: {why}"))
+            .map_err(not_opened)
             .and_then(|()| load(fatbin, &properties, cuda));
         let module = loaded.inspect_err(|_| {
             // SAFETY: retained above, and released once.
@@ -129,7 +130,7 @@ impl ListedGpu {
         // the time limit of a self-test.
         match opened.kernel("no_op", 0) {
             Ok(_) => Ok(opened),
-            Err(why) => Err(format!("{name} did not load this build's device code: {why}")),
+            Err(why) => Err(Unusable::Failed(format!("{name} did not load this build's device code: {why}"))),
         }
     }
 }
@@ -137,16 +138,16 @@ impl ListedGpu {
 impl NvidiaDriver {
     /// Returns every GPU that the driver lists, in its order, or a one-sentence reason if there is no driver, no
     /// GPU or no device code.
-    pub fn list() -> Result<Vec<ListedGpu>, NoDevices> {
+    pub fn list() -> Result<Vec<ListedGpu>, Unusable> {
         Self::list_for(thread::available_parallelism().map_or(1, |n| n.get()))
     }
 
     /// Like [`NvidiaDriver::list`], for a process that has `cores` cores.
-    pub fn list_for(cores: usize) -> Result<Vec<ListedGpu>, NoDevices> {
-        let elapsed = library().map_err(NoDevices::None)?;
+    pub fn list_for(cores: usize) -> Result<Vec<ListedGpu>, Unusable> {
+        let elapsed = library().map_err(Unusable::Absent)?;
         let count = init()?;
         let sleeps = sleeps(cores, count);
-        let cuda = driver_version().map_err(NoDevices::Failed)?;
+        let cuda = driver_version().map_err(Unusable::Failed)?;
         let Some(fatbin) = kernels::FATBIN else {
             return Err("this build has no device code (it was built with CUDA_ARCHS=none)".into());
         };
@@ -154,7 +155,7 @@ impl NvidiaDriver {
     }
 
     /// Like [`NvidiaDriver::list`], but opens the GPUs, one after another.
-    pub fn all() -> Result<Vec<Result<Self, String>>, NoDevices> {
+    pub fn all() -> Result<Vec<Result<Self, Unusable>>, Unusable> {
         Ok(Self::list()?.into_iter().map(ListedGpu::open).collect())
     }
 }
@@ -202,10 +203,10 @@ fn library() -> Result<Elapsed, String> {
 }
 
 /// Starts the driver, and returns the number of devices, which is not zero.
-fn init() -> Result<u32, NoDevices> {
-    let none = || NoDevices::from("the NVIDIA driver shows no GPU");
+fn init() -> Result<u32, Unusable> {
+    let none = || Unusable::from("the NVIDIA driver shows no GPU");
     let failed =
-        |what: &'static str| move |why: String| NoDevices::Failed(format!("the NVIDIA driver did not {what}: {why}"));
+        |what: &'static str| move |why: String| Unusable::Failed(format!("the NVIDIA driver did not {what}: {why}"));
     // SAFETY: the call takes no pointers.
     let code = unsafe { sys::cuInit(0) };
     match code {
@@ -276,9 +277,9 @@ fn query(ordinal: u32, cuda: (u32, u32)) -> Result<(sys::CUdevice, Properties, C
 }
 
 /// Loads our kernels into the current context.
-fn load(fatbin: &[u8], properties: &Properties, cuda: (u32, u32)) -> Result<sys::CUmodule, String> {
+fn load(fatbin: &[u8], properties: &Properties, cuda: (u32, u32)) -> Result<sys::CUmodule, Unusable> {
     if !has_code(kernels::ARCHS, properties.capability) {
-        return Err(no_code(kernels::ARCHS, properties));
+        return Err(Unusable::Absent(no_code(kernels::ARCHS, properties)));
     }
     // Leaked, once per device: the driver may compile kernels as late as their first use, and nothing guarantees that
     // it does not write to the log then.
@@ -307,9 +308,11 @@ fn load(fatbin: &[u8], properties: &Properties, cuda: (u32, u32)) -> Result<sys:
         | CUresult::CUDA_ERROR_INVALID_IMAGE
         | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
             let (major, minor) = cuda;
-            format!("the driver of {name} (up to CUDA {major}.{minor}) is too old for this build's device code: {log}")
+            Unusable::Absent(format!(
+                "the driver of {name} (up to CUDA {major}.{minor}) is too old for this build's device code: {log}"
+            ))
         }
-        _ => format!("{name} did not load this build's device code: {log}"),
+        _ => Unusable::Failed(format!("{name} did not load this build's device code: {log}")),
     })
 }
 
