@@ -253,7 +253,7 @@ mod tests {
         assert!(text.contains("job_failures_total{queue=\"prove\",class=\"bad_input\"} 0"), "{text}");
         assert!(text.contains("device_failures_total{queue=\"prove\",device=\"cpu:0\",class=\"device\"} 0"), "{text}");
         assert!(text.contains("\nqueue_depth{queue=\"prove\"} 0"), "{text}");
-        assert!(!text.contains("store_up") && !text.contains("queue_up"), "an outage, to an alert: {text}");
+        assert!(!text.contains("\nstore_up{") && !text.contains("\nqueue_up{"), "an outage, to an alert: {text}");
     }
 
     #[test]

@@ -279,7 +279,7 @@ pub const CATALOGUE: &[Variable] = &[
         "PROVER_GRACE_SECS",
         "25",
         "how long proofs in progress may continue after SIGTERM before their jobs are handed back, in seconds: 0 to \
-         86400; all other jobs are handed back at once. Shutdown takes a second or two more, or 25 s more if a device \
+         86400; all other jobs are handed back at once. Shutdown takes a second or two more, or 15 s more if a device \
          or the database does not respond. Kubernetes kills after 30 s by default",
     ),
     var(
